@@ -1,0 +1,53 @@
+"""apply: a compressed copy of a network. The network itself is never touched."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from lowrank_core.cost import check_plan
+from lowrank_core.discover import Layer, ModelProfile, module_at
+from lowrank_core.factors import FactorStore
+from lowrank_core.layers import LayerSpec, build_part
+from lowrank_core.methods import METHODS
+from lowrank_core.plan import RankPlan
+
+
+def replacement_stages(layer: Layer, plan: RankPlan) -> tuple[LayerSpec, ...]:
+    """The chain that stands for a layer under a plan: one stage, the layer itself, where it stays dense."""
+    choice = plan.get(layer.name)
+    return (layer.spec,) if choice is None else METHODS[choice.method].stages(layer.spec, choice.rank)
+
+
+def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.Module:
+    """A copy of the network with the plan's chains in place, their weights not yet set.
+
+    Raises InvalidPlan where the plan does not fit.
+    """
+    check_plan(profile, plan)
+    memo: dict[int, nn.Module] = {}
+    for name, _ in plan.choices:
+        old = module_at(model, name)
+        weight = old.weight
+        stages = replacement_stages(profile.layer(name), plan)
+        parts = [build_part(s.op, s.arguments, device="meta", dtype=weight.dtype) for s in stages]
+        memo[id(old)] = nn.Sequential(*parts).to_empty(device=weight.device).train(old.training)
+    if id(model) in memo:
+        return memo[id(model)]
+    return copy.deepcopy(model, memo)  # type: ignore[arg-type]
+
+
+def apply(model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: FactorStore) -> nn.Module:
+    """A copy of the network with every layer of the plan replaced by its factors."""
+    compressed = restructure(model, profile, plan)
+    with torch.no_grad():
+        for name, choice in plan.choices:
+            dense = module_at(model, name)
+            chain = compressed if dense is model else compressed.get_submodule(name)
+            for part, weight in zip(chain.children(), factors(name, choice.method).weights(choice.rank), strict=True):
+                part.weight.copy_(weight)
+            if dense.bias is not None:
+                part.bias.copy_(dense.bias)
+    return compressed

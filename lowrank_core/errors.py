@@ -1,0 +1,29 @@
+"""What can go wrong, said once: where, what must hold, what came, what to do."""
+
+
+class LowRankError(Exception):
+    """A refusal that a person can act on; its text is shown as it is, without a traceback."""
+
+
+class InvalidModel(LowRankError):
+    """The model, its file or its weights cannot be used."""
+
+
+class InvalidData(LowRankError):
+    """The evaluation or training data cannot be used."""
+
+
+class InvalidPlan(LowRankError):
+    """A rank plan does not fit its model, or is not a plan at all."""
+
+
+class InvalidFile(LowRankError):
+    """A file that exists cannot be read, or must not be."""
+
+
+class Cancelled(LowRankError):
+    """The work was called off before it was done; nothing was changed."""
+
+
+class UnknownModel(LowRankError):
+    """Nothing goes by that name or path."""

@@ -1,0 +1,211 @@
+"""evaluate: the score of a compressed network, progressively and paired with the dense one on the same samples."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.data import Dataset, call, evaluating
+from lowrank_core.errors import Cancelled, InvalidData
+from lowrank_core.metrics import Metric
+
+Z95 = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A figure with its uncertainty. Intervals are 95 %; `drop` is positive when the network got worse.
+
+    low and high bound the value, drop_low and drop_high the paired drop; None where the metric allows no interval.
+    """
+
+    metric: str
+    value: float
+    dense: float
+    samples: int
+    higher_is_better: bool
+    low: float | None
+    high: float | None
+    drop: float
+    drop_low: float | None
+    drop_high: float | None
+
+
+class Reference:
+    """The evaluation samples in a seeded order, and the dense network's outputs on them, computed when first needed.
+
+    Every leading part of the order is a fair subset, so scores can grow sample by sample. Safe to share between threads.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Dataset, metric: Metric, *, seed: int = 0, batch: int = 64) -> None:
+        if len(dataset) == 0:
+            raise InvalidData("the evaluation set is empty; eval_data() must return at least one sample.")
+        self.model = model
+        self.metric = metric
+        self.batch = batch
+        self.seed = seed
+        self.dataset = dataset.shuffled(seed)
+        self._lock = threading.Lock()
+        self._outputs: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(self, samples: int | None = None) -> Iterator[tuple[Dataset, Tensor]]:
+        """(samples, dense outputs) batch by batch, up to `samples`."""
+        total = len(self) if samples is None else min(samples, len(self))
+        for index, start in enumerate(range(0, total, self.batch)):
+            part = self.dataset.pick(slice(start, min(start + self.batch, total)))
+            yield part, self._dense(index)[: len(part)]
+
+    def _dense(self, index: int) -> Tensor:
+        with self._lock:
+            while len(self._outputs) <= index:
+                start = len(self._outputs) * self.batch
+                with evaluating(self.model):
+                    self._outputs.append(run(self.model, self.dataset.pick(slice(start, start + self.batch))))
+            return self._outputs[index]
+
+
+def run(model: nn.Module, samples: Dataset) -> Tensor:
+    """The outputs of one batch; raises InvalidData when the network cannot take it."""
+    try:
+        return call(model, samples.inputs).detach()
+    except InvalidData:
+        raise
+    except Exception as error:
+        raise InvalidData(
+            f"the network failed on the evaluation inputs with {type(error).__name__}: {error}; "
+            "eval_data() must give inputs of the same form as example_inputs()."
+        ) from error
+
+
+def evaluate(
+    model: nn.Module,
+    reference: Reference,
+    *,
+    samples: int | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Score]:
+    """Yield the score on a growing number of samples, after every batch; the last one is on all of `samples`.
+
+    Raises Cancelled as soon as `cancelled()` is true between two batches.
+    """
+    metric = reference.metric
+    ours: list[Tensor] = []
+    dense: list[Tensor] = []
+    targets: list[Tensor] = []
+    with evaluating(model):
+        for part, dense_outputs in reference.batches(samples):
+            if cancelled():
+                raise Cancelled("the measurement was called off.")
+            outputs = run(model, part)
+            target = dense_outputs if metric.label_free or part.targets is None else part.targets
+            if metric.per_sample is not None:
+                ours.append(metric.per_sample(outputs, target))
+                dense.append(metric.per_sample(dense_outputs, target))
+                yield _paired(metric, torch.cat(ours), torch.cat(dense))
+            else:
+                ours.append(outputs)
+                dense.append(dense_outputs)
+                targets.append(target)
+                yield _whole(metric, torch.cat(ours), torch.cat(dense), torch.cat(targets))
+
+
+def final_score(scores: Iterator[Score]) -> Score:
+    """The last of a progressive evaluation."""
+    last = None
+    for last in scores:  # noqa: B007 - the last one is the answer
+        pass
+    if last is None:
+        raise InvalidData("there was nothing to evaluate; samples must be at least 1.")
+    return last
+
+
+def _paired(metric: Metric, ours: Tensor, dense: Tensor) -> Score:
+    sign = 1 if metric.higher_is_better else -1
+    n, value, base = len(ours), float(ours.mean()), float(dense.mean())
+    binary = bool(((ours == 0) | (ours == 1)).all() and ((dense == 0) | (dense == 1)).all())
+    if binary:
+        both = int(((ours == 1) & (dense == 1)).sum())
+        only_dense = int(((ours == 0) & (dense == 1)).sum())
+        only_ours = int(((ours == 1) & (dense == 0)).sum())
+        low, high = wilson_interval(value, n)
+        drop_low, drop_high = newcombe_interval(both, only_dense, only_ours, n - both - only_dense - only_ours)
+        if sign < 0:
+            drop_low, drop_high = -drop_high, -drop_low
+    else:
+        half = Z95 * float(ours.std(correction=1)) / sqrt(n) if n > 1 else float("inf")
+        low, high = value - half, value + half
+        difference = sign * (dense - ours)
+        half = Z95 * float(difference.std(correction=1)) / sqrt(n) if n > 1 else float("inf")
+        drop_low, drop_high = float(difference.mean()) - half, float(difference.mean()) + half
+    drop = sign * (base - value)
+    return Score(metric.name, value, base, n, metric.higher_is_better, low, high, drop, drop_low, drop_high)
+
+
+def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor, replicates: int = 200) -> Score:
+    """A metric of all samples at once: its interval is a paired bootstrap (Efron 1979), seeded."""
+    assert metric.value is not None
+    sign = 1 if metric.higher_is_better else -1
+    n = len(ours)
+    value, base = float(metric.value(ours, targets)), float(metric.value(dense, targets))
+    generator = torch.Generator().manual_seed(0)
+    values, drops = [], []
+    for _ in range(replicates if n > 1 else 0):
+        index = torch.randint(n, (n,), generator=generator)
+        resampled = float(metric.value(ours[index], targets[index]))
+        values.append(resampled)
+        drops.append(sign * (float(metric.value(dense[index], targets[index])) - resampled))
+    low, high = _middle(values)
+    drop_low, drop_high = _middle(drops)
+    drop = sign * (base - value)
+    return Score(metric.name, value, base, n, metric.higher_is_better, low, high, drop, drop_low, drop_high)
+
+
+def _middle(values: list[float]) -> tuple[float | None, float | None]:
+    if not values:
+        return None, None
+    low, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return float(low), float(high)
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927).
+
+    >>> tuple(round(x, 4) for x in wilson_interval(0.9, 100))
+    (0.8256, 0.9448)
+    """
+    z2 = Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return centre - half, centre + half
+
+
+def newcombe_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
+    """95 % interval of first minus second, two proportions on the same samples (Newcombe 1998, method 10).
+
+    Counts of samples: both right, only the first, only the second, neither.
+
+    >>> tuple(round(x, 4) for x in newcombe_interval(36, 12, 2, 0))    # example of the paper: 20/1998, 0.2000
+    (0.0569, 0.3404)
+    """
+    n = both + only_first + only_second + neither
+    p1, p2 = (both + only_first) / n, (both + only_second) / n
+    (l1, u1), (l2, u2) = wilson_interval(p1, n), wilson_interval(p2, n)
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    product = both * neither - only_first * only_second
+    if product > 0:
+        product = max(product - n / 2, 0)
+    phi = product / sqrt(margins) if margins else 0.0
+    difference = p1 - p2
+
+    def distance(a: float, b: float) -> float:
+        return sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    return difference - distance(p1 - l1, u2 - p2), difference + distance(u1 - p1, p2 - l2)

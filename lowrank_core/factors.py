@@ -1,0 +1,40 @@
+"""FactorStore: each layer is factorised once per method; any rank is then a slice."""
+
+from __future__ import annotations
+
+import threading
+
+from torch import nn
+
+from lowrank_core.discover import ModelProfile, module_at
+from lowrank_core.errors import InvalidModel
+from lowrank_core.methods import METHODS, Factorization
+
+
+class FactorStore:
+    """Factorisations of one network, computed when first asked for and kept; safe to share between threads.
+
+    >>> factors = FactorStore(model, profile)                # doctest: +SKIP
+    >>> factors("fc1", "svd").weights((64,))                 # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, profile: ModelProfile) -> None:
+        self._model = model
+        self._profile = profile
+        self._kept: dict[tuple[str, str], Factorization] = {}
+        self._locks: dict[tuple[str, str], threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def __call__(self, name: str, method: str) -> Factorization:
+        """The factorisation of a layer; raises InvalidModel naming the layer where the weight cannot be factorised."""
+        key = name, method
+        with self._guard:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._kept:
+                weight = module_at(self._model, name).weight
+                try:
+                    self._kept[key] = METHODS[method].factorize(self._profile.layer(name).spec, weight.detach())
+                except (InvalidModel, RuntimeError) as error:
+                    raise InvalidModel(f"layer {name!r} could not be factorised by {method}: {error}") from error
+            return self._kept[key]

@@ -1,0 +1,193 @@
+"""LayerSpec: one linear map as data. Its shapes, its cost and the module it stands for all follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, cast
+
+from torch import nn
+
+Size = tuple[int, ...]
+"""Spatial extent of a convolution's input, or the token axes in front of a Linear's features; () for one vector."""
+
+Rank = tuple[int, ...]
+"""One integer per axis of a method: (rank,) or (out, in)."""
+
+_MODULES: dict[str, Callable[..., nn.Module]] = {
+    "Linear": nn.Linear,
+    "Conv1d": nn.Conv1d,
+    "Conv2d": nn.Conv2d,
+    "Conv3d": nn.Conv3d,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """A Linear (`kernel == ()`) or a convolution, without its weights.
+
+    >>> conv = LayerSpec(3, 16, kernel=(3, 3), stride=(2, 1), padding=(1, 1), dilation=(1, 1))
+    >>> conv.weight_shape, conv.out_size((32, 32))
+    ((16, 3, 3, 3), (16, 32))
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: Size = ()
+    stride: Size = ()
+    padding: Size | str = ()
+    dilation: Size = ()
+    groups: int = 1
+    bias: bool = True
+    padding_mode: str = "zeros"
+
+    @classmethod
+    def of(cls, module: nn.Module) -> LayerSpec:
+        """The spec of an `nn.Linear` or an `nn.Conv1d/2d/3d`."""
+        if isinstance(module, nn.Linear):
+            return cls(module.in_features, module.out_features, bias=module.bias is not None)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            padding = module.padding
+            if padding == "valid":
+                padding = (0,) * len(module.kernel_size)
+            return cls(
+                in_channels=module.in_channels,
+                out_channels=module.out_channels,
+                kernel=tuple(module.kernel_size),
+                stride=tuple(module.stride),
+                padding=padding if isinstance(padding, str) else tuple(padding),
+                dilation=tuple(module.dilation),
+                groups=module.groups,
+                bias=module.bias is not None,
+                padding_mode=module.padding_mode,
+            )
+        raise TypeError(f"a LayerSpec describes Linear and Conv1d/2d/3d, but got {type(module).__name__}")
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(out, in) of a Linear, (out, in / groups, *kernel) of a convolution."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
+
+    @property
+    def weights(self) -> int:
+        """Elements of the weight alone."""
+        return prod(self.weight_shape)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of weight and bias."""
+        return self.weights + (self.out_channels if self.bias else 0)
+
+    def out_size(self, size: Size) -> Size:
+        """Extent of the output for an input of extent `size` (PyTorch's formula; a Linear keeps its tokens)."""
+        if not self.kernel:
+            return size
+        if isinstance(self.padding, str):
+            return size
+        return tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        )
+
+    def multiplies(self, size: Size) -> int:
+        """Multiplications for one sample of extent `size`: every weight once per output position.
+
+        >>> LayerSpec(4, 3).multiplies(())
+        12
+        """
+        return self.weights * prod(self.out_size(size))
+
+    def additions(self, size: Size) -> int:
+        """Additions for one sample: fan-in - 1 per output element, and one more where there is a bias.
+
+        >>> LayerSpec(4, 3, bias=False).additions(())
+        9
+        """
+        fan_in = self.weights // self.out_channels
+        return (fan_in - 1 + self.bias) * self.out_channels * prod(self.out_size(size))
+
+    @property
+    def op(self) -> str:
+        """Name of the `torch.nn` class."""
+        return f"Conv{len(self.kernel)}d" if self.kernel else "Linear"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the `torch.nn` class, plain enough for JSON."""
+        if not self.kernel:
+            return {"in_features": self.in_channels, "out_features": self.out_channels, "bias": self.bias}
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "kernel_size": list(self.kernel),
+            "stride": list(self.stride),
+            "padding": self.padding if isinstance(self.padding, str) else list(self.padding),
+            "dilation": list(self.dilation),
+            "groups": self.groups,
+            "bias": self.bias,
+            "padding_mode": self.padding_mode,
+        }
+
+    def build(self, **factory: Any) -> nn.Module:
+        """The module, freshly initialised; `factory` may give `device` and `dtype`."""
+        return build_part(self.op, self.arguments, **factory)
+
+    def pointwise(self, in_channels: int, out_channels: int, *, bias: bool = False) -> LayerSpec:
+        """A 1x1 layer of the same dimensionality and groups, stride 1 and no padding."""
+        ones = (1,) * len(self.kernel)
+        return replace(
+            self,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel=ones,
+            stride=ones,
+            padding=(0,) * len(ones),
+            dilation=ones,
+            bias=bias,
+            padding_mode="zeros",
+        )
+
+    def along(self, axis: int, in_channels: int, out_channels: int, *, bias: bool = False) -> LayerSpec:
+        """The layer's window on one axis alone: k x 1 for axis 0 of a k x k kernel, with its stride and padding."""
+
+        def only(values: Size, other: int) -> Size:
+            return tuple(v if i == axis else other for i, v in enumerate(values))
+
+        padding = self.padding if isinstance(self.padding, str) else only(self.padding, 0)
+        return replace(
+            self,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel=only(self.kernel, 1),
+            stride=only(self.stride, 1),
+            padding=padding,
+            dilation=only(self.dilation, 1),
+            bias=bias,
+        )
+
+
+def build_part(op: str, arguments: dict[str, Any], **factory: Any) -> nn.Module:
+    """One `torch.nn` layer from its name and keyword arguments; only the kinds a chain is made of are known."""
+    if op not in _MODULES:
+        raise ValueError(f"op must be one of {', '.join(_MODULES)}, but got {op!r}")
+    kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    return cast(nn.Module, _MODULES[op](**kwargs, **factory))
+
+
+def chain_multiplies(stages: tuple[LayerSpec, ...], size: Size) -> int:
+    """Multiplications of a chain for one sample: each stage sees the size the one before it leaves."""
+    total = 0
+    for stage in stages:
+        total += stage.multiplies(size)
+        size = stage.out_size(size)
+    return total
+
+
+def chain_additions(stages: tuple[LayerSpec, ...], size: Size) -> int:
+    """Additions of a chain for one sample."""
+    total = 0
+    for stage in stages:
+        total += stage.additions(size)
+        size = stage.out_size(size)
+    return total

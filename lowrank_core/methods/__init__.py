@@ -1,0 +1,97 @@
+"""Decompositions: each file of this package registers one way to replace a layer by a chain of thinner ones.
+
+A method answers with specs (`stages`), so cost, shapes, module and export of a replacement cannot disagree.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from lowrank_core.layers import LayerSpec, Rank
+
+
+@runtime_checkable
+class Factorization(Protocol):
+    """A factorised weight; for a nested method every rank is a slice of it."""
+
+    @property
+    def spectra(self) -> tuple[Tensor, ...]:
+        """One (k,) float64 spectrum per axis of the method, descending."""
+
+    def error(self, rank: Rank) -> float:
+        """Relative Frobenius distance to the weight: exact for one axis, an upper bound for two."""
+
+    def weights(self, rank: Rank) -> tuple[Tensor, ...]:
+        """One weight per stage, contiguous."""
+
+    def reconstruct(self, rank: Rank) -> Tensor:
+        """The weight that the chain stands for, in the shape of the original."""
+
+
+class Method(Protocol):
+    """One decomposition."""
+
+    @property
+    def name(self) -> str:
+        """The word plans use."""
+
+    @property
+    def label(self) -> str:
+        """The words people read."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """("rank",) or ("out", "in")."""
+
+    @property
+    def nested(self) -> bool:
+        """Whether the factors of a smaller rank are a slice of those of a larger one."""
+
+    @property
+    def reference(self) -> bool:
+        """True for a slow method kept to compare with: selectable, never chosen by itself."""
+
+    def obstacle(self, spec: LayerSpec) -> str | None:
+        """Why this layer cannot be replaced this way, or None."""
+
+    def max_rank(self, spec: LayerSpec) -> Rank:
+        """The largest useful rank of each axis."""
+
+    def stages(self, spec: LayerSpec, rank: Rank) -> tuple[LayerSpec, ...]:
+        """The chain that replaces the layer; only the last stage carries the bias."""
+
+    def factorize(self, spec: LayerSpec, weight: Tensor) -> Factorization:
+        """The expensive step, needed once per weight."""
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Make a method known by its name."""
+    if method.name in METHODS:
+        raise ValueError(f"method {method.name!r} is registered twice")
+    METHODS[method.name] = method
+    return method
+
+
+
+
+def depthwise_obstacle(spec: LayerSpec) -> str | None:
+    """Depthwise layers have no channels to share; only a large window can be split."""
+    if spec.kernel and spec.groups > 1 and spec.in_channels // spec.groups == 1:
+        return f"depthwise {kernel_text(spec)}: each filter sees one channel, so there is no channel rank to cut"
+    return None
+
+
+def kernel_text(spec: LayerSpec) -> str:
+    """'3x5' for a kernel of (3, 5)."""
+    return "x".join(map(str, spec.kernel))
+
+
+for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")

@@ -1,0 +1,52 @@
+"""Truncated SVD: a Linear becomes two; a convolution becomes k x k to `rank` channels, then 1 x 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+from torch import Tensor
+
+from lowrank_core.layers import LayerSpec, Rank
+from lowrank_core.linalg import MatrixFactorization, factorize_matrices
+from lowrank_core.methods import Factorization, depthwise_obstacle, register
+
+
+@dataclass(frozen=True, slots=True)
+class Svd:
+    """Channel SVD (Denton et al., arXiv 1404.0736; Zhang et al., arXiv 1505.06798)."""
+
+    name: str = "svd"
+    label: str = "SVD"
+    axes: tuple[str, ...] = ("rank",)
+    nested: bool = True
+    reference: bool = False
+
+    def obstacle(self, spec: LayerSpec) -> str | None:
+        """Everything but a depthwise convolution."""
+        return depthwise_obstacle(spec)
+
+    def max_rank(self, spec: LayerSpec) -> Rank:
+        """min(out, in * window), both per group."""
+        return (min(spec.out_channels // spec.groups, prod(spec.weight_shape[1:])),)
+
+    def stages(self, spec: LayerSpec, rank: Rank) -> tuple[LayerSpec, ...]:
+        """in -> (k x k) -> r -> (1 x 1) -> out"""
+        channels = spec.groups * rank[0]
+        return (
+            replace(spec, out_channels=channels, bias=False),
+            spec.pointwise(channels, spec.out_channels, bias=spec.bias),
+        )
+
+    def factorize(self, spec: LayerSpec, weight: Tensor) -> Factorization:
+        """One decomposition of the (out, in * window) matrix of each group."""
+        ones = (1,) * len(spec.kernel)
+
+        def to_stages(right: Tensor, left: Tensor) -> tuple[Tensor, ...]:
+            return right.reshape(-1, *spec.weight_shape[1:]), left.reshape(spec.out_channels, -1, *ones)
+
+        matrices = weight.reshape(spec.groups, spec.out_channels // spec.groups, -1)
+        return MatrixFactorization(factorize_matrices(matrices), to_stages, lambda m: m.reshape(spec.weight_shape))
+
+
+register(Svd())

@@ -1,0 +1,22 @@
+"""The networks that come with the product: trained, with real data, offline."""
+
+from __future__ import annotations
+
+import importlib
+
+from lowrank_core.builtin import BUILTIN
+from lowrank_core.errors import UnknownModel
+from lowrank_core.model_file import open_module
+from lowrank_core.sources import Opened, Source, register
+
+PREFIX = "builtin:"
+
+
+def _open(ref: str) -> Opened:
+    name = ref.removeprefix(PREFIX)
+    if name not in BUILTIN:
+        raise UnknownModel(f"there is no built-in model {name!r}; choose one of {', '.join(BUILTIN)}.")
+    return open_module(importlib.import_module(BUILTIN[name]), ref=ref, name=name)
+
+
+register(Source("builtin", lambda ref: ref.startswith(PREFIX), _open, "builtin:NAME"))

@@ -1,0 +1,43 @@
+"""A model in a Python file, or in a module that can be imported."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+from lowrank_core.errors import InvalidModel, UnknownModel
+from lowrank_core.model_file import load_file, open_module
+from lowrank_core.sources import Opened, Source, register
+
+
+def _accepts(ref: str) -> bool:
+    return ref.endswith(".py") or Path(ref).exists() or re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", ref) is not None
+
+
+def _open(ref: str) -> Opened:
+    path = Path(ref).expanduser()
+    if path.exists():
+        if path.suffix != ".py" or path.is_dir():
+            raise InvalidModel(f"{ref} is no model file: a model is opened from a Python file (.py) or a module.")
+        return open_module(load_file(path), ref=str(path.resolve()), name=path.stem)
+    if ref.endswith(".py"):
+        raise UnknownModel(f"there is no file {ref}; `python -m lowrank_core new {ref}` writes one to fill in.")
+    return open_module(_imported(ref), ref=ref, name=ref.rpartition(".")[2])
+
+
+def _imported(ref: str):  # type: ignore[no-untyped-def]
+    try:
+        if importlib.util.find_spec(ref) is None:
+            raise UnknownModel(f"there is no file or module {ref!r}.")
+        return importlib.import_module(ref)
+    except ModuleNotFoundError as error:
+        raise UnknownModel(f"there is no file or module {ref!r} ({error}).") from error
+    except UnknownModel:
+        raise
+    except Exception as error:
+        raise InvalidModel(f"module {ref} could not be imported: {type(error).__name__}: {error}") from error
+
+
+register(Source("python", _accepts, _open, "path/to/model.py or package.module"))

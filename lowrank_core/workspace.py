@@ -1,0 +1,95 @@
+"""Workspace: an opened model with everything that is computed once and shared by all who look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+from torch import nn
+
+from lowrank_core.apply import apply
+from lowrank_core.data import Dataset
+from lowrank_core.discover import ModelProfile, discover
+from lowrank_core.errors import InvalidModel
+from lowrank_core.evaluate import Reference, Score, evaluate
+from lowrank_core.factors import FactorStore
+from lowrank_core.metrics import Metric
+from lowrank_core.plan import RankPlan
+from lowrank_core.sources import Opened, open_source, sorted_by_class
+
+
+class Workspace:
+    """A model, its profile, its factors and its evaluation samples. Read-only: the model is never changed.
+
+    >>> workspace = Workspace.open("builtin:iris-mlp")
+    >>> [layer.name for layer in workspace.profile.layers]
+    ['fc1', 'fc2']
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self.model = opened.model
+        self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
+        self.factors = FactorStore(opened.model, self.profile)
+
+    @classmethod
+    def open(cls, ref: str) -> Workspace:
+        """Open a reference; raises a LowRankError that says what is wrong."""
+        return cls(open_source(ref))
+
+    @property
+    def name(self) -> str:
+        """For people; never compared."""
+        return self.opened.name
+
+    @cached_property
+    def metric(self) -> Metric:
+        """How outputs are judged."""
+        return self.opened.metric(self._eval_data)
+
+    @cached_property
+    def _eval_data(self) -> Dataset:
+        return self.opened.eval_data()
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The evaluation samples in seeded order, with the dense outputs."""
+        return Reference(self.model, self._eval_data, self.metric)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a person should know about the model's data, in whole sentences."""
+        notices = list(self.opened.notices)
+        if sorted_by_class(self._eval_data):
+            notices.append("The evaluation labels come sorted by class; they are shuffled (seed 0) before use.")
+        return tuple(notices)
+
+    def compress(self, plan: RankPlan) -> nn.Module:
+        """A compressed copy."""
+        return apply(self.model, self.profile, plan, self.factors)
+
+    def measure(
+        self, model: nn.Module, *, samples: int | None = None, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Score]:
+        """Scores on growing subsets; a single one where the model file brings its own evaluate(model)."""
+        if self.opened.evaluate is None:
+            yield from evaluate(model, self.reference, samples=samples, cancelled=cancelled)
+            return
+        value = self._own_score(model)
+        drop = (self._own_dense - value) * (1 if self.opened.higher_is_better else -1)
+        yield Score(
+            "evaluate(model)", value, self._own_dense, 0, self.opened.higher_is_better, None, None, drop, None, None
+        )
+
+    @cached_property
+    def _own_dense(self) -> float:
+        return self._own_score(self.model)
+
+    def _own_score(self, model: nn.Module) -> float:
+        assert self.opened.evaluate is not None
+        try:
+            return float(self.opened.evaluate(model))
+        except Exception as error:
+            raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
+
+
