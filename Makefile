@@ -1,0 +1,47 @@
+# make app            start Rank Explorer in the browser
+# make app MODEL=...  the same with a model of your own (a Python file, see README.md)
+# make test           ruff, mypy, pytest
+# make clean          remove the environment and the caches
+
+PYTHON ?= python3
+PY := .venv/bin/python
+CLEAR_FAILURE := { echo; echo "Installing stopped; the reason is in the lines above. A download needs a network connection" \
+	"(behind a proxy: set HTTPS_PROXY)."; echo "Run the same command again to go on from here, or 'make clean' first to begin anew."; exit 1; }
+
+.PHONY: app test clean
+.DEFAULT_GOAL := app
+
+app: .venv/app.stamp
+	@exec $(PY) -m streamlit run app.py $${MODEL:+-- "$$MODEL"}
+
+test: .venv/dev.stamp
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+.venv/bin/python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "Rank Explorer needs Python 3.11 or newer, and there is no '$(PYTHON)' here."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Rank Explorer needs Python 3.11 or newer, this is $$("$(PYTHON)" --version). Name another one: make PYTHON=python3.12"; exit 1; }
+	@echo "Creating an environment in .venv"
+	@"$(PYTHON)" -m venv .venv || \
+		{ rm -rf .venv; echo "Python cannot create an environment here; on Debian: apt-get install python3-venv"; exit 1; }
+
+.venv/app.stamp: requirements.txt constraints.txt | .venv/bin/python
+	@echo "Installing PyTorch, Streamlit and what they need into .venv; this happens once."
+	@echo "Download: about 390 MB, 1.7 GB on disk, with a CPU build of PyTorch (what macOS and Windows get)."
+	@echo "On Linux the standard PyTorch is the CUDA build: several GB. Rank Explorer does not need it. To get the CPU"
+	@echo "build, stop here (Ctrl-C), run the pip command for 'CPU' of pytorch.org's install page with .venv/bin/pip"
+	@echo "and torch==2.13.0, then call make again: what is installed is kept."
+	@$(PY) -m pip install --disable-pip-version-check -r requirements.txt || $(CLEAR_FAILURE)
+	@touch $@
+
+.venv/dev.stamp: .venv/app.stamp requirements-dev.txt
+	@echo "Installing the tools for the tests: about 85 MB more to download, 0.3 GB on disk."
+	@$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt || $(CLEAR_FAILURE)
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,159 @@
+"""Shared fixtures: the real app on a free port, and pages of real Chromium to use it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+START_SECONDS = 60
+INSTALL = "install Chromium, on Debian: apt-get install chromium"
+REQUIRED = os.environ.get("RANK_EXPLORER_REQUIRE_BROWSER") == "1"
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+skipped_browser_tests: list[str] = []
+
+
+def pytest_configure() -> None:
+    if REQUIRED and CHROMIUM is None:
+        raise pytest.UsageError(f"the browser tests are required and there is no Chromium: {INSTALL}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"browser", "page"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("browser")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if CHROMIUM is None and item.get_closest_marker("browser"):
+        pytest.skip(f"browser tests skipped: {INSTALL}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and "browser" in report.keywords:
+        skipped_browser_tests.append(report.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if REQUIRED and skipped_browser_tests and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if REQUIRED and skipped_browser_tests:
+        terminalreporter.write_line(f"FAILED: required browser tests were skipped: {', '.join(skipped_browser_tests)}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches and autosaved work of a test run stay out of the user's folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        yield
+
+
+def is_ready(port: int) -> bool:
+    """Whether the server on this port says it is healthy."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=1)
+    try:
+        connection.request("GET", "/_stcore/health")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@contextmanager
+def running_app(log: Path, *model: str | Path) -> Iterator[str]:
+    """The app in a process of its own; gives its base URL and always ends the process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    command += ["--server.headless", "true", *(["--", *map(str, model)] if model else [])]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not is_ready(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the app did not start:\n{log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """`serve()` or `serve(model_path)` starts a fresh server and returns its base URL; all end with the module."""
+    logs = tmp_path_factory.mktemp("servers")
+    with ExitStack() as servers:
+
+        def start(*model: str | Path) -> str:
+            log = logs / f"{len(list(logs.iterdir()))}.log"
+            return servers.enter_context(running_app(log, *model))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One headless Chromium for all tests."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS, headless=True)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of a fresh profile; the test fails if it asked another host for anything or an exception went uncaught."""
+    context = browser.new_context(viewport={"width": 1440, "height": 1000})
+    foreign: list[str] = []
+    errors: list[str] = []
+
+    def check_host(url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme in {"http", "https", "ws", "wss"} and parts.hostname not in {"localhost", "127.0.0.1"}:
+            foreign.append(url)
+
+    def watch(opened: Page) -> None:
+        opened.on("websocket", lambda websocket: check_host(websocket.url))
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+
+    context.on("request", lambda request: check_host(request.url))
+    context.on("page", watch)
+    yield context.new_page()
+    context.close()
+    assert not foreign, f"requests to other hosts: {foreign}"
+    assert not errors, f"uncaught exceptions on the page: {errors}"
