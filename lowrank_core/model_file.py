@@ -11,13 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from lowrank_core.data import Dataset, Inputs
+from lowrank_core.data import Dataset, Inputs, batch_size
 from lowrank_core.discover import check_finite
 from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
+from lowrank_core.evaluate import run
 from lowrank_core.metrics import Metric
-from lowrank_core.sources import Opened, as_dataset, default_metric
+from lowrank_core.opened import Opened, as_dataset, default_metric
 
 FUNCTIONS = ("build_model", "example_inputs", "eval_data", "train_data", "metric", "evaluate")
 
@@ -30,6 +31,9 @@ def load_file(path: Path) -> ModuleType:
         raise InvalidModel(f"{path} is not a Python file; a model file ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # at the end: a model file may import its neighbours, but shadows nothing
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -77,8 +81,17 @@ def open_module(module: ModuleType, *, ref: str, name: str) -> Opened:
     def metric(dataset: Dataset) -> Metric:
         given = getattr(module, "metric", None)
         if given is None or dataset.targets is None:
-            return default_metric(dataset)
-        return Metric(getattr(given, "__name__", "metric"), higher_is_better, value=given)
+            chosen = default_metric(dataset)
+            _check_classes(model, dataset, path)
+            return chosen
+
+        def value(outputs: Tensor, targets: Tensor) -> float:
+            try:
+                return float(given(outputs, targets))
+            except (Exception, SystemExit) as error:
+                raise InvalidData(f"{path}: metric() failed: {_told(error, path)}") from error
+
+        return Metric(getattr(given, "__name__", "metric"), higher_is_better, value=value)
 
     inputs = _example_inputs(module, path, eval_data)
     if not hasattr(module, "eval_data") and evaluate is None:
@@ -98,6 +111,7 @@ def open_module(module: ModuleType, *, ref: str, name: str) -> Opened:
         evaluate=evaluate,
         higher_is_better=higher_is_better,
         notices=tuple(notices),
+        provides=frozenset(name for name in FUNCTIONS if hasattr(module, name)),
     )
 
 
@@ -107,25 +121,50 @@ def called(function: Callable[[], Any], path: Path) -> Any:
         return function()
     except LowRankError:
         raise
-    except Exception as error:
-        raise InvalidModel(f"{path}: {function.__name__}() failed: {_told(error, path)}") from error
+    except (Exception, SystemExit) as error:
+        raise InvalidModel(f"{path}: {_named(function)} failed: {_told(error, path)}") from error
 
 
 def _dataset(function: Callable[[], Any], path: Path) -> Dataset:
     try:
         value = function()
-        return as_dataset(value, f"{path}: {function.__name__}()")
+        return as_dataset(value, f"{path}: {_named(function)}")
     except LowRankError:
         raise
-    except Exception as error:
-        raise InvalidData(f"{path}: {function.__name__}() failed: {_told(error, path)}") from error
+    except (Exception, SystemExit) as error:
+        raise InvalidData(f"{path}: {_named(function)} failed: {_told(error, path)}") from error
+
+
+def _named(function: object) -> str:
+    return f"{getattr(function, '__name__', repr(function))}()"
+
+
+def _check_classes(model: nn.Module, dataset: Dataset, path: Path) -> None:
+    """Outputs must be one number per class, and every label one of these classes."""
+    outputs = run(model, dataset.pick(slice(0, 1)))
+    if outputs.ndim != 2:
+        raise InvalidData(
+            f"{path}: outputs must be (N, classes) to be scored by top-1, but for one sample the model returns "
+            f"{tuple(outputs.shape)}; define metric(outputs, targets) -> float."
+        )
+    if dataset.targets is None:
+        return
+    low, high, classes = int(dataset.targets.min()), int(dataset.targets.max()), outputs.shape[1]
+    if low < 0 or high >= classes:
+        raise InvalidData(
+            f"{path}: labels must be 0..{classes - 1}, one for each of the model's {classes} outputs, "
+            f"but eval_data() has {low}..{high}; correct the labels, or define metric(outputs, targets) -> float."
+        )
 
 
 def _example_inputs(module: ModuleType, path: Path, eval_data: Callable[[], Dataset]) -> Inputs:
     if hasattr(module, "example_inputs"):
-        return called(module.example_inputs, path)
+        inputs = called(module.example_inputs, path)
+        if batch_size(inputs) == 0:
+            raise InvalidData(f"{path}: example_inputs() has no samples; it must return a batch of at least one.")
+        return inputs
     if hasattr(module, "eval_data") or hasattr(module, "train_data"):
-        data = eval_data() if hasattr(module, "eval_data") else as_dataset(module.train_data(), "train_data()")
+        data = eval_data() if hasattr(module, "eval_data") else _dataset(module.train_data, path)
         return data.pick(slice(0, 1)).inputs
     raise InvalidModel(
         f"{path}: without inputs no layer can be seen at work; define example_inputs() -> tuple of tensors, "

@@ -6,10 +6,12 @@ import importlib
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 from lowrank_core.errors import InvalidModel, UnknownModel
 from lowrank_core.model_file import load_file, open_module
-from lowrank_core.sources import Opened, Source, register
+from lowrank_core.opened import Opened
+from lowrank_core.sources import Source, register
 
 
 def _accepts(ref: str) -> bool:
@@ -27,16 +29,16 @@ def _open(ref: str) -> Opened:
     return open_module(_imported(ref), ref=ref, name=ref.rpartition(".")[2])
 
 
-def _imported(ref: str):  # type: ignore[no-untyped-def]
+def _imported(ref: str) -> ModuleType:
     try:
         if importlib.util.find_spec(ref) is None:
             raise UnknownModel(f"there is no file or module {ref!r}.")
         return importlib.import_module(ref)
-    except ModuleNotFoundError as error:
-        raise UnknownModel(f"there is no file or module {ref!r} ({error}).") from error
     except UnknownModel:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{ref}.".startswith(f"{error.name}."):
+            raise UnknownModel(f"there is no file or module {ref!r} ({error}).") from error
         raise InvalidModel(f"module {ref} could not be imported: {type(error).__name__}: {error}") from error
 
 
