@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
 
@@ -39,7 +40,7 @@ class Score:
 class Reference:
     """The evaluation samples in a seeded order, and the dense network's outputs on them, computed when first needed.
 
-    Every leading part of the order is a fair subset, so scores can grow sample by sample. Safe to share between threads.
+    Every leading part of the order is a fair subset, so scores can grow sample by sample. Threads may share it.
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset, metric: Metric, *, seed: int = 0, batch: int = 64) -> None:
@@ -63,24 +64,35 @@ class Reference:
             part = self.dataset.pick(slice(start, min(start + self.batch, total)))
             yield part, self._dense(index)[: len(part)]
 
+    def dense_score(self, samples: int | None = None) -> float:
+        """The dense network's score on the leading samples."""
+        outputs, targets = [], []
+        for part, dense in self.batches(samples):
+            outputs.append(dense)
+            targets.append(dense if self.metric.label_free or part.targets is None else part.targets)
+        if self.metric.per_sample is not None:
+            return float(self.metric.per_sample(torch.cat(outputs), torch.cat(targets)).mean())
+        assert self.metric.value is not None
+        return float(self.metric.value(torch.cat(outputs), torch.cat(targets)))
+
     def _dense(self, index: int) -> Tensor:
         with self._lock:
             while len(self._outputs) <= index:
                 start = len(self._outputs) * self.batch
-                with evaluating(self.model):
-                    self._outputs.append(run(self.model, self.dataset.pick(slice(start, start + self.batch))))
+                self._outputs.append(run(self.model, self.dataset.pick(slice(start, start + self.batch))))
             return self._outputs[index]
 
 
 def run(model: nn.Module, samples: Dataset) -> Tensor:
-    """The outputs of one batch; raises InvalidData when the network cannot take it."""
+    """The outputs of one batch, in eval mode; raises InvalidData when the network cannot take it."""
     try:
-        return call(model, samples.inputs).detach()
+        with evaluating(model):
+            return call(model, samples.inputs)
     except InvalidData:
         raise
     except Exception as error:
         raise InvalidData(
-            f"the network failed on the evaluation inputs with {type(error).__name__}: {error}; "
+            f"the network failed on the evaluation inputs with {type(error).__name__}: {' '.join(str(error).split())}; "
             "eval_data() must give inputs of the same form as example_inputs()."
         ) from error
 
@@ -92,29 +104,48 @@ def evaluate(
     samples: int | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Score]:
-    """Yield the score on a growing number of samples, after every batch; the last one is on all of `samples`.
+    """Yield the score on a growing number of samples; the last one is on all of `samples`.
 
-    Raises Cancelled as soon as `cancelled()` is true between two batches.
+    A metric by sample is given after every batch, one of all samples at once each time their number has doubled.
+    Raises Cancelled as soon as `cancelled()` is true between two batches, InvalidData where the metric fails.
     """
     metric = reference.metric
     ours: list[Tensor] = []
     dense: list[Tensor] = []
     targets: list[Tensor] = []
-    with evaluating(model):
-        for part, dense_outputs in reference.batches(samples):
-            if cancelled():
-                raise Cancelled("the measurement was called off.")
-            outputs = run(model, part)
-            target = dense_outputs if metric.label_free or part.targets is None else part.targets
-            if metric.per_sample is not None:
+    total = len(reference) if samples is None else min(samples, len(reference))
+    seen = due = 0
+    for part, dense_outputs in reference.batches(samples):
+        if cancelled():
+            raise Cancelled("the measurement was called off.")
+        outputs = run(model, part)
+        target = dense_outputs if metric.label_free or part.targets is None else part.targets
+        seen += len(part)
+        if metric.per_sample is not None:
+            with _judging(metric, outputs, target):
                 ours.append(metric.per_sample(outputs, target))
                 dense.append(metric.per_sample(dense_outputs, target))
-                yield _paired(metric, torch.cat(ours), torch.cat(dense))
-            else:
-                ours.append(outputs)
-                dense.append(dense_outputs)
-                targets.append(target)
-                yield _whole(metric, torch.cat(ours), torch.cat(dense), torch.cat(targets))
+            yield _paired(metric, torch.cat(ours), torch.cat(dense))
+            continue
+        ours.append(outputs)
+        dense.append(dense_outputs)
+        targets.append(target)
+        if seen >= due or seen == total:
+            due = 2 * seen
+            with _judging(metric, outputs, target):
+                score = _whole(metric, torch.cat(ours), torch.cat(dense), torch.cat(targets))
+            yield score
+
+
+@contextmanager
+def _judging(metric: Metric, outputs: Tensor, targets: Tensor) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise InvalidData(
+            f"the metric {metric.name!r} failed with {type(error).__name__}: {' '.join(str(error).split())}; "
+            f"it was given outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}."
+        ) from error
 
 
 def final_score(scores: Iterator[Score]) -> Score:
@@ -130,23 +161,31 @@ def final_score(scores: Iterator[Score]) -> Score:
 def _paired(metric: Metric, ours: Tensor, dense: Tensor) -> Score:
     sign = 1 if metric.higher_is_better else -1
     n, value, base = len(ours), float(ours.mean()), float(dense.mean())
+    low: float | None
+    high: float | None
+    drop_low: float | None
+    drop_high: float | None
     binary = bool(((ours == 0) | (ours == 1)).all() and ((dense == 0) | (dense == 1)).all())
     if binary:
         both = int(((ours == 1) & (dense == 1)).sum())
         only_dense = int(((ours == 0) & (dense == 1)).sum())
         only_ours = int(((ours == 1) & (dense == 0)).sum())
         low, high = wilson_interval(value, n)
-        drop_low, drop_high = newcombe_interval(both, only_dense, only_ours, n - both - only_dense - only_ours)
-        if sign < 0:
-            drop_low, drop_high = -drop_high, -drop_low
+        first, second = (only_dense, only_ours) if sign > 0 else (only_ours, only_dense)
+        drop_low, drop_high = newcombe_interval(both, first, second, n - both - first - second)
     else:
-        half = Z95 * float(ours.std(correction=1)) / sqrt(n) if n > 1 else float("inf")
-        low, high = value - half, value + half
-        difference = sign * (dense - ours)
-        half = Z95 * float(difference.std(correction=1)) / sqrt(n) if n > 1 else float("inf")
-        drop_low, drop_high = float(difference.mean()) - half, float(difference.mean()) + half
+        low, high = _mean_interval(ours)
+        drop_low, drop_high = _mean_interval(sign * (dense - ours))
     drop = sign * (base - value)
     return Score(metric.name, value, base, n, metric.higher_is_better, low, high, drop, drop_low, drop_high)
+
+
+def _mean_interval(values: Tensor) -> tuple[float | None, float | None]:
+    """95 % interval of a mean; None for a single value, which says nothing about its spread."""
+    if len(values) < 2:
+        return None, None
+    half = Z95 * float(values.std(correction=1)) / sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor, replicates: int = 200) -> Score:
@@ -169,7 +208,7 @@ def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor, replica
 
 
 def _middle(values: list[float]) -> tuple[float | None, float | None]:
-    if not values:
+    if not values or any(v != v for v in values):  # a resample without one of the classes may have no value
         return None, None
     low, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return float(low), float(high)
@@ -184,7 +223,7 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     z2 = Z95 * Z95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def newcombe_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
@@ -199,7 +238,7 @@ def newcombe_interval(both: int, only_first: int, only_second: int, neither: int
     p1, p2 = (both + only_first) / n, (both + only_second) / n
     (l1, u1), (l2, u2) = wilson_interval(p1, n), wilson_interval(p2, n)
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    product = both * neither - only_first * only_second
+    product: float = both * neither - only_first * only_second
     if product > 0:
         product = max(product - n / 2, 0)
     phi = product / sqrt(margins) if margins else 0.0

@@ -14,8 +14,9 @@ from lowrank_core.errors import InvalidModel
 from lowrank_core.evaluate import Reference, Score, evaluate
 from lowrank_core.factors import FactorStore
 from lowrank_core.metrics import Metric
+from lowrank_core.opened import Opened, sorted_by_class
 from lowrank_core.plan import RankPlan
-from lowrank_core.sources import Opened, open_source, sorted_by_class
+from lowrank_core.sources import open_source
 
 
 class Workspace:
@@ -31,6 +32,8 @@ class Workspace:
         self.model = opened.model
         self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
         self.factors = FactorStore(opened.model, self.profile)
+        self._dense_scores: dict[int, float] = {}
+        self.scores: dict[RankPlan, Score] = {}  # finished measurements on all samples
 
     @classmethod
     def open(cls, ref: str) -> Workspace:
@@ -81,6 +84,15 @@ class Workspace:
             "evaluate(model)", value, self._own_dense, 0, self.opened.higher_is_better, None, None, drop, None, None
         )
 
+    def dense_score(self, samples: int | None = None) -> tuple[float, int]:
+        """The dense network's own score and on how many samples."""
+        if self.opened.evaluate is not None:
+            return self._own_dense, 0
+        key = min(samples or len(self.reference), len(self.reference))
+        if key not in self._dense_scores:
+            self._dense_scores[key] = self.reference.dense_score(key)
+        return self._dense_scores[key], key
+
     @cached_property
     def _own_dense(self) -> float:
         return self._own_score(self.model)
@@ -91,5 +103,3 @@ class Workspace:
             return float(self.opened.evaluate(model))
         except Exception as error:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
-
-

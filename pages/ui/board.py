@@ -1,0 +1,258 @@
+"""The rank board's Python side: what the browser must know of a model, and what it tells back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+import torch
+from torch import Tensor
+
+from lowrank_core.cost import break_even, check_plan, coefficients, dense_cost, plan_cost
+from lowrank_core.discover import Layer
+from lowrank_core.errors import LowRankError
+from lowrank_core.linalg import tail_energy
+from lowrank_core.measurement import Progress
+from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.workspace import Workspace
+from pages.ui import state, words
+from pages.ui.history import History
+
+HERE = Path(__file__).parent
+
+# The library and the model's constants travel once; the board itself only carries ranks and scores.
+_library = st.components.v2.component(
+    "rank_explorer_board_library",
+    css=(HERE / "board.css").read_text(encoding="utf-8"),
+    js=(HERE / "board.js").read_text(encoding="utf-8")
+    + "\nexport default function ({ data }) { window.RankBoard.setModel(data); }\n",
+    isolate_styles=False,
+)
+_board = st.components.v2.component(
+    "rank_explorer_board",
+    html='<div class="rb-root"></div>',
+    js="""
+export default function ({ data, parentElement, setTriggerValue }) {
+  const root = parentElement.querySelector(".rb-root");
+  const mount = () => window.RankBoard.mount(root, data, (name, value) => setTriggerValue(name, value));
+  if (window.RankBoard) mount(); else window.addEventListener("rank-model", mount, { once: true });
+}
+""",
+    isolate_styles=False,
+)
+_feed = st.components.v2.component(
+    "rank_explorer_feed",
+    js="""
+export default function ({ data }) {
+  window.__rankFeed = data;
+  window.dispatchEvent(new CustomEvent("rank-feed", { detail: data }));
+}
+""",
+    isolate_styles=False,
+)
+
+
+def show(workspace: Workspace) -> None:
+    """Mount the board's library and the model's constants; both are constant, so later runs send only a hash."""
+    _library(key="board_library", data=_model(workspace, workspace.profile.fingerprint, workspace.opened.ref), height=1)
+
+
+@st.fragment
+def live(workspace: Workspace) -> None:
+    """The board; measures the plan and pushes figures as they arrive. Call it last: it ends when the measurement does.
+
+    The run itself streams, so the browser never polls; a newer commit interrupts it, as any rerun does.
+    """
+    history = state.history(workspace)
+    measurement = state.measure(workspace)
+    shown = measurement.progress
+    _board(
+        key="board",
+        data={
+            "model": model_key(workspace),
+            "rev": history.rev,
+            "choices": {name: {"method": c.method, "rank": list(c.rank)} for name, c in history.plan.choices},
+            "can_undo": bool(history.past),
+            "can_redo": bool(history.future),
+            "locked": list(history.locked),
+            "snapshots": [_snapshot(workspace, s.name, s.plan) for s in history.snapshots],
+            "score": _score(shown) if shown.done else None,
+            "error": shown.error,
+        },
+        on_commit_change=lambda: _committed(workspace),
+        on_action_change=lambda: _acted(workspace),
+    )
+    spot = st.empty()
+    while not shown.done:
+        progress = measurement.changed(shown, seconds=0.1)
+        state.yield_to_newer_run()
+        if progress is not shown:
+            shown = progress
+            with spot:
+                _feed(data=_news(workspace, history, progress), height=1)
+
+
+def _news(workspace: Workspace, history: History, progress: Progress) -> dict[str, Any]:
+    return {
+        "model": model_key(workspace),
+        "rev": history.rev,
+        "score": _score(progress),
+        "done": progress.done,
+        "error": progress.error,
+    }
+
+
+def _committed(workspace: Workspace) -> None:
+    message = st.session_state["board"].commit
+    if message is not None:
+        state.set_history(workspace, commit(workspace, state.history(workspace), message))
+
+
+def _acted(workspace: Workspace) -> None:
+    message = st.session_state["board"].action
+    if message is not None:
+        history = state.history(workspace)
+        if message.get("pending"):
+            history = commit(workspace, history, message["pending"])
+        state.set_history(workspace, act(history, message))
+
+
+def commit(workspace: Workspace, history: History, message: dict[str, Any]) -> History:
+    """The history after ranks from the browser; ranks that do not fit the model are ignored."""
+    try:
+        plan = RankPlan.of(
+            workspace.profile.fingerprint,
+            {n: Choice(str(c["method"]), tuple(int(r) for r in c["rank"])) for n, c in message["choices"].items()},
+        )
+        check_plan(workspace.profile, plan)
+    except (LowRankError, KeyError, TypeError, ValueError):
+        return history
+    return history.commit(plan, rev=int(message["rev"]), gesture=int(message["gesture"]))
+
+
+def act(history: History, message: dict[str, Any]) -> History:
+    """The history after one of the board's buttons."""
+    match message.get("action"):
+        case "undo":
+            return history.undo()
+        case "redo":
+            return history.redo()
+        case "snapshot":
+            return history.keep(str(message.get("name", "")))
+        case "restore":
+            return history.restore(str(message.get("name", "")))
+        case "remove":
+            return history.remove(str(message.get("name", "")))
+        case "lock":
+            return history.lock(str(n) for n in message.get("locked", ()))
+    return history
+
+
+def model_key(workspace: Workspace) -> str:
+    """What tells the constants of one model from another's in the browser."""
+    return f"{workspace.profile.fingerprint[7:23]}:{workspace.opened.ref}"
+
+
+def _score(progress: Progress) -> dict[str, Any] | None:
+    found = progress.score
+    if found is None:
+        return None
+    return {
+        "value": found.value,
+        "samples": found.samples,
+        "drop": found.drop,
+        "drop_low": found.drop_low,
+        "drop_high": found.drop_high,
+    }
+
+
+def _snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str, Any]:
+    cost = plan_cost(workspace.profile, plan)
+    found = state.measured(workspace, plan)
+    return {
+        "name": name,
+        "bytes": cost.bytes,
+        "multiplies": cost.multiplies,
+        "score": None if found is None else found.value,
+    }
+
+
+@st.cache_resource(max_entries=4, show_spinner="Factorising every layer once…")
+def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
+    """Everything constant: exact cost coefficients, spectra at some ranks, break-even marks, the prediction table."""
+    workspace = _workspace
+    profile = workspace.profile
+    dense = plan_cost(profile)
+    value, _ = state.dense_score(workspace, fingerprint, ref)
+    table = state.noise(workspace, fingerprint, ref)
+    own = workspace.opened.evaluate is not None
+    return {
+        "key": model_key(workspace),
+        "name": workspace.name,
+        "metric": {
+            "label": words.metric(workspace),
+            "share": words.shares(workspace),
+            "higher": workspace.opened.higher_is_better if own else workspace.metric.higher_is_better,
+            "dense": value,
+        },
+        "help": {
+            "rank": words.RANK,
+            "break_even": words.BREAK_EVEN,
+            "bytes": words.BYTES,
+            "multiplies": words.MULTIPLIES,
+            "interval": words.INTERVAL,
+        },
+        "rest": {"bytes": profile.rest.bytes, "multiplies": profile.rest.multiplies},
+        "dense": {"bytes": dense.bytes, "multiplies": dense.multiplies},
+        "prediction": {
+            "rough": table.rough if table else 0.0,
+            "table": {"log_variance": table.log_variance, "score": table.score} if table else None,
+        },
+        "layers": [_layer(workspace, layer, index) for index, layer in enumerate(profile.layers)],
+    }
+
+
+def _layer(workspace: Workspace, layer: Layer, index: int) -> dict[str, Any]:
+    block, _, leaf = layer.name.rpartition(".")
+    cost = dense_cost(layer)
+    methods = [m for m in layer.methods if not m.reference]
+    return {
+        "index": index,
+        "name": layer.name,
+        "block": block or workspace.name,
+        "leaf": leaf,
+        "type": layer.type,
+        "shape": "×".join(map(str, layer.spec.weight_shape)),
+        "dense": {"bytes": cost.bytes, "multiplies": cost.multiplies},
+        "default": methods[0].name,
+        "methods": {
+            m.name: {
+                "label": m.label,
+                "axes": list(m.axes),
+                "top": list(m.max_rank(layer.spec)),
+                "even": {q: list(break_even(layer, m.name, q)) for q in ("bytes", "multiplies")},
+                "bytes": list(coefficients(layer, m, "bytes")),
+                "multiplies": list(coefficients(layer, m, "multiplies")),
+                "tails": [_tail(s) for s in workspace.factors(layer.name, m.name).spectra],
+                "points": [],
+            }
+            for m in methods
+        },
+    }
+
+
+def _tail(spectrum: Tensor, knots: int = 48) -> dict[str, list[float]]:
+    """Energy lost and singular value at some ranks, dense where ranks are small: enough to draw and to interpolate."""
+    top = len(spectrum)
+    ranks = sorted({round(r) for r in torch.logspace(0, float(torch.tensor(top).log10()), knots).tolist()} | {1, top})
+    tail = tail_energy(spectrum)
+    lost = tail / tail[0] if tail[0] > 0 else tail
+    return {
+        "ranks": [0, *ranks],
+        "lost": [1.0, *(float(lost[r]) for r in ranks)],
+        "sigma_ranks": ranks,
+        "sigma": [max(float(spectrum[r - 1]), 1e-12 * float(spectrum[0]) + 1e-30) for r in ranks],
+    }
+
+

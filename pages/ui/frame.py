@@ -1,0 +1,107 @@
+"""The frame of every page: navigation, model and dense score, what to do next, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import streamlit as st
+
+from lowrank_core.errors import LowRankError
+from lowrank_core.workspace import Workspace
+from pages.ui import state, words
+
+PAGES = (
+    ("app.py", "Home", ":material/home:"),
+    ("pages/1_Model.py", "Model", ":material/account_tree:"),
+    ("pages/2_Spectra.py", "Spectra", ":material/show_chart:"),
+    ("pages/3_Ranks.py", "Ranks", ":material/tune:"),
+    ("pages/7_Export.py", "Export", ":material/file_save:"),
+)
+
+STYLE = """
+<style>
+[data-testid="stSidebarNav"] { display: none; }
+[data-testid="stMainBlockContainer"] { padding-top: 2.6rem; padding-bottom: 2rem; max-width: 1500px; }
+[data-testid="stMainBlockContainer"] h1 { font-size: 1.7rem; padding: 0 0 .1rem; }
+[data-testid="stMainBlockContainer"] h2 { font-size: 1.2rem; padding: .6rem 0 0; }
+[data-testid="stMetricValue"] { font-size: 1.5rem; }
+[data-testid="stBaseButton-primary"], [data-testid="stBaseButton-primary"] p { color: light-dark(#fff, #0b1620); }
+</style>
+"""
+
+
+@contextmanager
+def page(title: str, advice: str) -> Iterator[Workspace]:
+    """Open the session's model and show the page around it; whatever goes wrong is shown as one clear text."""
+    st.set_page_config(page_title=f"{title} · Rank Explorer", page_icon="🎚️", layout="wide")
+    st.html(STYLE)
+    navigation = st.sidebar.container()
+    opened = False
+    try:
+        workspace = state.workspace()
+        _links(navigation)
+        _header(title, workspace)
+        opened = True
+        st.markdown(advice)
+        yield workspace
+    except LowRankError as error:
+        _refuse(navigation, title, str(error), opened)
+    except Exception as error:
+        logging.getLogger(__name__).exception("page %s failed", title)
+        text = f"This page failed with {type(error).__name__}; the terminal that runs the app shows where."
+        _refuse(navigation, title, text, opened)
+
+
+def pick_model() -> None:
+    """Choose which model to look at: the one given when the app was started, or a built-in one."""
+    refs, current = state.model_refs(), state.model_ref()
+    chosen = st.radio(
+        "Model",
+        refs,
+        index=refs.index(current) if current in refs else None,
+        format_func=words.model_name,
+        captions=[words.model_description(ref) for ref in refs],
+    )
+    if chosen is not None and chosen != current:
+        state.choose_model(chosen)
+        st.rerun()
+
+
+def link(label: str) -> None:
+    """A link to the page of that name, with its icon."""
+    path, _, icon = next(p for p in PAGES if p[1] == label)
+    st.page_link(path, label=label, icon=icon)
+
+
+def _links(place: st.delta_generator.DeltaGenerator) -> None:
+    with place:
+        for _, label, _ in PAGES:
+            link(label)
+
+
+def _header(title: str, workspace: Workspace) -> None:
+    value, samples = state.dense_score(workspace, workspace.profile.fingerprint, workspace.opened.ref)
+    name, score = words.metric(workspace), words.score(workspace, value)
+    on = f", on {samples:,} evaluation samples" if samples else ""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        st.title(title, anchor=False, width="content")
+        st.markdown(
+            f"**{words.plain(workspace.name)}** · dense {name.lower()} **{score}**",
+            width="content",
+            help=f"{name} of the network as trained{on}; every compressed network is compared with it.",
+        )
+    for notice in workspace.notices:
+        st.caption(f":material/info: {words.plain(notice)}")
+
+
+def _refuse(place: st.delta_generator.DeltaGenerator, title: str, text: str, opened: bool) -> None:
+    """Say what is wrong; where the model itself cannot be opened, offer the others."""
+    if not opened:
+        _links(place.empty().container())
+        st.title(title, anchor=False)
+    st.error(words.plain(text), icon=":material/error:")
+    if not opened:
+        pick_model()
+    st.stop()

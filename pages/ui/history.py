@@ -1,0 +1,132 @@
+"""History: the plans of one session, with undo, redo and snapshots. Values in, values out; a page keeps the latest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lowrank_core.plan import Choice, RankPlan
+
+DEPTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A plan somebody wants to come back to."""
+
+    name: str
+    plan: RankPlan
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """rev counts every change of the plan; gesture joins the commits of one drag into one step of undo."""
+
+    plan: RankPlan
+    past: tuple[RankPlan, ...] = ()
+    future: tuple[RankPlan, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
+    locked: tuple[str, ...] = ()
+    rev: int = 0
+    gesture: int = -1
+
+    def commit(self, plan: RankPlan, *, rev: int | None = None, gesture: int = -1) -> History:
+        """A new plan; within one gesture it replaces the last one. A rev that is not newer is ignored."""
+        new_rev = self.rev + 1 if rev is None else rev
+        if new_rev <= self.rev:
+            return self
+        if plan == self.plan:
+            return replace(self, rev=new_rev, gesture=gesture)
+        same = gesture >= 0 and gesture == self.gesture
+        past = self.past if same else (*self.past, self.plan)[-DEPTH:]
+        return replace(self, plan=plan, past=past, future=(), rev=new_rev, gesture=gesture)
+
+    def undo(self) -> History:
+        """One step back, where there is one."""
+        if not self.past:
+            return self
+        return replace(
+            self,
+            plan=self.past[-1],
+            past=self.past[:-1],
+            future=(self.plan, *self.future),
+            rev=self.rev + 1,
+            gesture=-1,
+        )
+
+    def redo(self) -> History:
+        """One step forward again."""
+        if not self.future:
+            return self
+        return replace(
+            self,
+            plan=self.future[0],
+            past=(*self.past, self.plan),
+            future=self.future[1:],
+            rev=self.rev + 1,
+            gesture=-1,
+        )
+
+    def keep(self, name: str) -> History:
+        """A snapshot of the plan; a name already taken gets a number."""
+        taken = {s.name for s in self.snapshots}
+        base = name.strip()[:40] or f"S{len(self.snapshots) + 1}"
+        unique, number = base, 2
+        while unique in taken:
+            unique, number = f"{base} {number}", number + 1
+        return replace(self, snapshots=(*self.snapshots, Snapshot(unique, self.plan)))
+
+    def restore(self, name: str) -> History:
+        """Back to a snapshot, as a step that can be undone."""
+        for snapshot in self.snapshots:
+            if snapshot.name == name:
+                return self.commit(snapshot.plan)
+        return self
+
+    def remove(self, name: str) -> History:
+        """Forget a snapshot."""
+        return replace(self, snapshots=tuple(s for s in self.snapshots if s.name != name))
+
+    def lock(self, names: Iterable[str]) -> History:
+        """Which layers presets, groups and the budget lock leave alone."""
+        return replace(self, locked=tuple(sorted(names)))
+
+    def to_json(self) -> str:
+        """Everything, so that a refresh of the browser or a restart of the server loses nothing."""
+        return json.dumps(
+            {
+                "fingerprint": self.plan.fingerprint,
+                "plan": _choices(self.plan),
+                "past": [_choices(p) for p in self.past],
+                "future": [_choices(p) for p in self.future],
+                "snapshots": [{"name": s.name, "plan": _choices(s.plan)} for s in self.snapshots],
+                "locked": list(self.locked),
+                "rev": self.rev,
+            },
+            sort_keys=True,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> History:
+        """The history in a text written by `to_json`; raises ValueError, KeyError or TypeError for any other."""
+        d = json.loads(text)
+
+        def plan(choices: dict[str, Any]) -> RankPlan:
+            return RankPlan.of(
+                d["fingerprint"], {name: Choice(method, tuple(rank)) for name, (method, rank) in choices.items()}
+            )
+
+        return cls(
+            plan(d["plan"]),
+            tuple(plan(p) for p in d["past"]),
+            tuple(plan(p) for p in d["future"]),
+            tuple(Snapshot(s["name"], plan(s["plan"])) for s in d["snapshots"]),
+            tuple(d["locked"]),
+            int(d["rev"]),
+        )
+
+
+def _choices(plan: RankPlan) -> dict[str, Any]:
+    return {name: (choice.method, list(choice.rank)) for name, choice in plan.choices}

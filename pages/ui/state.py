@@ -1,0 +1,174 @@
+"""What a session remembers: the only file that touches st.session_state and st.cache_*.
+
+Session state holds small frozen values; models, data and factors live in one shared, read-only workspace per model.
+Every change of a plan is saved under the id in the address (?w=...), so a refresh or a restart loses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import sys
+import threading
+from pathlib import Path
+
+import platformdirs
+import streamlit as st
+
+from lowrank_core.builtin import BUILTIN
+from lowrank_core.cost import check_plan, uniform_plan
+from lowrank_core.errors import LowRankError
+from lowrank_core.evaluate import Score
+from lowrank_core.measurement import Measurement
+from lowrank_core.plan import RankPlan
+from lowrank_core.predict import NoiseTable, noise_table
+from lowrank_core.workspace import Workspace
+from pages.ui.history import History
+
+DENSE_SAMPLES = 1024
+
+
+def model_given() -> str | None:
+    """The model named when the app was started: `streamlit run app.py -- path/to/model.py`."""
+    return sys.argv[1] if len(sys.argv) > 1 else None
+
+
+def model_refs() -> tuple[str, ...]:
+    """What can be opened here: the model given at the start, then the built-in ones. Never an upload: it is code."""
+    given = model_given()
+    builtin = tuple(f"builtin:{name}" for name in BUILTIN)
+    return (given, *builtin) if given and given not in builtin else builtin
+
+
+def model_ref() -> str:
+    """The model this session looks at; the address may name one (?model=...)."""
+    _restore_session()
+    if "model" not in st.session_state:
+        asked = st.query_params.get("model")
+        st.session_state["model"] = asked if asked in model_refs() else model_given() or model_refs()[0]
+    return str(st.session_state["model"])
+
+
+def choose_model(ref: str) -> None:
+    """Look at another model; the plans of the others are kept."""
+    st.session_state["model"] = ref
+    st.query_params["model"] = ref
+
+
+def workspace() -> Workspace:
+    """The opened model, shared by all sessions; raises a LowRankError."""
+    ref = model_ref()
+    st.query_params["w"] = _session_id()
+    if ref != model_refs()[0] or "model" in st.query_params:
+        st.query_params["model"] = ref
+    return _open(ref, _stamp(ref))
+
+
+@st.cache_resource(max_entries=2, show_spinner="Opening the model…")
+def _open(ref: str, stamp: str) -> Workspace:
+    return Workspace.open(ref)
+
+
+def _stamp(ref: str) -> str:
+    """Changes when a model file, or a file beside it, does: an edited model is opened again."""
+    path = Path(ref).expanduser()
+    if not path.is_file():
+        return ""
+    beside = sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in path.parent.iterdir() if p.is_file())
+    return hashlib.sha256(repr(beside).encode()).hexdigest()
+
+
+@st.cache_resource(max_entries=4, show_spinner="Running the dense network…")
+def dense_score(_workspace: Workspace, fingerprint: str, ref: str) -> tuple[float, int]:
+    """(score, samples) of the dense network on a leading subset."""
+    return _workspace.dense_score(DENSE_SAMPLES)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Preparing the prediction…")
+def noise(_workspace: Workspace, fingerprint: str, ref: str) -> NoiseTable | None:
+    """The prediction table; None where the model file scores itself."""
+    return None if _workspace.opened.evaluate is not None else noise_table(_workspace.reference, DENSE_SAMPLES)
+
+
+# ---- plans ----------------------------------------------------------------------------------------------------------
+
+
+def history(shown: Workspace) -> History:
+    """The plans of this session for this model; at first one at about half the multiplies."""
+    histories = st.session_state.setdefault("histories", {})
+    fingerprint = shown.profile.fingerprint
+    if fingerprint not in histories:
+        histories[fingerprint] = _saved(fingerprint, shown) or History(uniform_plan(shown.profile, 0.5))
+    return histories[fingerprint]  # type: ignore[no-any-return]
+
+
+def plan(shown: Workspace) -> RankPlan:
+    """The plan as it stands."""
+    return history(shown).plan
+
+
+def set_history(shown: Workspace, changed: History) -> None:
+    """Remember a changed history, here and on disk."""
+    st.session_state["histories"][shown.profile.fingerprint] = changed
+    path = _folder() / f"{_session_id()}-{shown.profile.fingerprint[7:19]}.json"
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary.write_text(changed.to_json(), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _saved(fingerprint: str, shown: Workspace) -> History | None:
+    path = _folder() / f"{_session_id()}-{fingerprint[7:19]}.json"
+    try:
+        found = History.from_json(path.read_text(encoding="utf-8"))
+        for kept in (found.plan, *found.past, *found.future, *(s.plan for s in found.snapshots)):
+            check_plan(shown.profile, kept)
+    except (OSError, ValueError, KeyError, TypeError, LowRankError):
+        return None
+    return found
+
+
+def _folder() -> Path:
+    return platformdirs.user_state_path("rank-explorer", ensure_exists=True)
+
+
+def _session_id() -> str:
+    return str(st.session_state["session"])
+
+
+def _restore_session() -> None:
+    if "session" not in st.session_state:
+        asked = st.query_params.get("w", "")
+        st.session_state["session"] = asked if re.fullmatch(r"[0-9a-f]{16}", asked) else secrets.token_hex(8)
+
+
+# ---- measurements ---------------------------------------------------------------------------------------------------
+
+
+@st.cache_resource
+def _measurements() -> dict[str, Measurement]:
+    return {}
+
+
+def measure(shown: Workspace) -> Measurement:
+    """The measurement of the plan as it stands: the running one, or a new one that calls the older off."""
+    running = _measurements().get(_session_id())
+    wanted = plan(shown)
+    if running is not None and running.plan == wanted and running.progress.error is None:
+        return running
+    if running is not None:
+        running.cancel()
+    started = Measurement(shown, wanted)
+    _measurements()[_session_id()] = started
+    return started
+
+
+def yield_to_newer_run() -> None:
+    """Reading the session's state lets Streamlit end this run where a newer one waits."""
+    st.session_state.get("session")
+
+
+def measured(shown: Workspace, wanted: RankPlan) -> Score | None:
+    """The score of a plan if it has been measured on all samples."""
+    return shown.scores.get(wanted)
