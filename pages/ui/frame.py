@@ -25,7 +25,8 @@ STYLE = """
 [data-testid="stSidebarNav"] { display: none; }
 [data-testid="stMainBlockContainer"] { padding-top: 2.6rem; padding-bottom: 2rem; max-width: 1500px; }
 [data-testid="stMainBlockContainer"] h1 { font-size: 1.7rem; padding: 0 0 .1rem; }
-[data-testid="stMainBlockContainer"] h2 { font-size: 1.2rem; padding: .6rem 0 0; }
+[data-testid="stMainBlockContainer"] h2 { font-size: 1.2rem; padding: .8rem 0 .4rem; }
+@media (max-width: 768px) { [data-testid="stMainBlockContainer"] { padding-top: 4rem; } }
 [data-testid="stMetricValue"] { font-size: 1.5rem; }
 [data-testid="stBaseButton-primary"], [data-testid="stBaseButton-primary"] p { color: light-dark(#fff, #0b1620); }
 </style>
@@ -37,21 +38,31 @@ def page(title: str, advice: str) -> Iterator[Workspace]:
     """Open the session's model and show the page around it; whatever goes wrong is shown as one clear text."""
     st.set_page_config(page_title=f"{title} · Rank Explorer", page_icon="🎚️", layout="wide")
     st.html(STYLE)
-    navigation = st.sidebar.container()
+    with st.sidebar:
+        for _, label, _ in PAGES:
+            link(label)
+    header = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
+    header.title(title, anchor=False, width="content")
     opened = False
     try:
         workspace = state.workspace()
-        _links(navigation)
-        _header(title, workspace)
+        header.markdown(words.dense(workspace, *_dense_score(workspace)), width="content", help=words.DENSE)
+        for notice in workspace.notices:
+            st.caption(f":material/info: {words.plain(notice)}")
         opened = True
         st.markdown(advice)
         yield workspace
+        return
     except LowRankError as error:
-        _refuse(navigation, title, str(error), opened)
+        text = str(error)
     except Exception as error:
         logging.getLogger(__name__).exception("page %s failed", title)
         text = f"This page failed with {type(error).__name__}; the terminal that runs the app shows where."
-        _refuse(navigation, title, text, opened)
+    st.error(words.plain(text), icon=":material/error:")
+    if not opened:
+        st.markdown("Choose another model to go on:")
+        pick_model()
+    st.stop()
 
 
 def pick_model() -> None:
@@ -69,39 +80,11 @@ def pick_model() -> None:
         st.rerun()
 
 
-def link(label: str) -> None:
+def link(label: str, *, says: str = "") -> None:
     """A link to the page of that name, with its icon."""
-    path, _, icon = next(p for p in PAGES if p[1] == label)
-    st.page_link(path, label=label, icon=icon)
+    path, _, icon = next(page for page in PAGES if page[1] == label)
+    st.page_link(path, label=says or label, icon=icon)
 
 
-def _links(place: st.delta_generator.DeltaGenerator) -> None:
-    with place:
-        for _, label, _ in PAGES:
-            link(label)
-
-
-def _header(title: str, workspace: Workspace) -> None:
-    value, samples = state.dense_score(workspace, workspace.profile.fingerprint, workspace.opened.ref)
-    name, score = words.metric(workspace), words.score(workspace, value)
-    on = f", on {samples:,} evaluation samples" if samples else ""
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        st.title(title, anchor=False, width="content")
-        st.markdown(
-            f"**{words.plain(workspace.name)}** · dense {name.lower()} **{score}**",
-            width="content",
-            help=f"{name} of the network as trained{on}; every compressed network is compared with it.",
-        )
-    for notice in workspace.notices:
-        st.caption(f":material/info: {words.plain(notice)}")
-
-
-def _refuse(place: st.delta_generator.DeltaGenerator, title: str, text: str, opened: bool) -> None:
-    """Say what is wrong; where the model itself cannot be opened, offer the others."""
-    if not opened:
-        _links(place.empty().container())
-        st.title(title, anchor=False)
-    st.error(words.plain(text), icon=":material/error:")
-    if not opened:
-        pick_model()
-    st.stop()
+def _dense_score(workspace: Workspace) -> tuple[float, int]:
+    return state.dense_score(workspace, workspace.profile.fingerprint, workspace.opened.ref)

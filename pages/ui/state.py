@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lowrank_core.builtin import BUILTIN
 from lowrank_core.cost import check_plan, uniform_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
+from lowrank_core.exports import Exported
 from lowrank_core.measurement import Measurement
 from lowrank_core.plan import RankPlan
 from lowrank_core.predict import NoiseTable, noise_table
@@ -172,3 +174,29 @@ def yield_to_newer_run() -> None:
 def measured(shown: Workspace, wanted: RankPlan) -> Score | None:
     """The score of a plan if it has been measured on all samples."""
     return shown.scores.get(wanted)
+
+
+# ---- exports --------------------------------------------------------------------------------------------------------
+
+
+@st.cache_resource
+def _exports() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="rank-explorer-")
+
+
+def export_folder() -> Path:
+    """Where this session's files are written before they are downloaded; gone when the server ends."""
+    folder = Path(_exports().name) / _session_id()
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def written(kind: str, wanted: RankPlan) -> Exported | None:
+    """The file of that kind, if the latest one was written for this plan."""
+    found: tuple[RankPlan, Exported] | None = st.session_state.get(f"written {kind}")
+    return found[1] if found and found[0] == wanted else None
+
+
+def keep_written(kind: str, wanted: RankPlan, exported: Exported) -> None:
+    """Remember the latest file of a kind."""
+    st.session_state[f"written {kind}"] = (wanted, exported)

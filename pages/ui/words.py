@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+from pathlib import Path
+
+from lowrank_core.builtin import BUILTIN
 from lowrank_core.evaluate import Score
 from lowrank_core.workspace import Workspace
 
 RANK = "The width of the thin middle of a factorised layer: a smaller rank is cheaper and less exact."
-BREAK_EVEN = "The largest rank that is still cheaper than the dense layer; above it, factorising costs more than it saves."
+BREAK_EVEN = "The largest rank still cheaper than the dense layer; above it, factorising costs more than it saves."
 MULTIPLIES = (
-    "Multiplications for one sample in convolutions and matrix products; bias additions and activations are not counted."
+    "Multiplications for one sample in convolutions and matrix products; bias additions and activations do not count."
 )
 BYTES = "Parameters times their element size, tied tensors once; buffers and file headers are not counted."
 INTERVAL = (
     "95 % interval of the difference to the dense network, paired on the same samples: with chance alone, the true "
     "difference would lie inside 19 times out of 20."
 )
+
+DENSE = "The network as it was trained, before any layer is factorised; every compressed network is compared with it."
+ADDITIONS = "Additions for one sample in the compressible layers, biases included."
+COMPRESSIBLE = "Share of all multiplies that is spent in layers that can be factorised."
+EFFECTIVE_RANK = (
+    "How many singular values carry the weight: exp of the entropy of σ / Σσ; all of them if they are equal."
+)
+STABLE_RANK = "Sum of the squared singular values over the largest square: a rank that small values cannot inflate."
+ENERGY = "Energy is the sum of the squared singular values; the smallest rank that keeps this share of it."
+METHOD = "How the layer is replaced by a chain of thinner ones; each has its own ranks, spectrum and cost."
 
 
 def count(value: float, unit: str = "") -> str:
@@ -29,6 +44,52 @@ def count(value: float, unit: str = "") -> str:
             digits = 3 - (scaled >= 10) - (scaled >= 100)
             return f"{scaled:.{digits}f} {prefix}{unit}"
     return f"{value:g} {unit}".strip()
+
+
+def share(value: float) -> str:
+    """A share as a percentage of three digits.
+
+    >>> share(0.12345), share(1)
+    ('12.3 %', '100 %')
+    """
+    return f"{100 * value:.3g} %"
+
+
+def sizes(numbers: tuple[int, ...]) -> str:
+    """Extents or ranks in one word.
+
+    >>> sizes((16, 3, 3, 3)), sizes(())
+    ('16×3×3×3', '–')
+    """
+    return "×".join(map(str, numbers)) or "–"
+
+
+def plain(text: str) -> str:
+    """A text with nothing in it that Markdown would take for itself, except `code`.
+
+    >>> print(plain("`run x_y`: __init__ is $5"))
+    `run x_y`\\: \\_\\_init\\_\\_ is \\$5
+    """
+    return re.sub(r"(`[^`\n]+`)|([\\*_\[\]$~<>#|:])", lambda found: found[1] or f"\\{found[2]}", text)
+
+
+def model_name(ref: str) -> str:
+    """A reference as people call it; a file by its name alone."""
+    return plain(ref.removeprefix("builtin:") if ref.startswith("builtin:") else Path(ref).name)
+
+
+def model_description(ref: str) -> str:
+    """What a built-in model does, or where the other one came from."""
+    name = ref.removeprefix("builtin:")
+    if name in BUILTIN:
+        return str(importlib.import_module(BUILTIN[name]).DESCRIPTION)
+    return "The model given when the app was started."
+
+
+def dense(workspace: Workspace, value: float, samples: int) -> str:
+    """Model and dense score, as one line of Markdown."""
+    on = f" on {samples:,} samples" if samples else ""
+    return f"{plain(workspace.name)} · dense {metric(workspace).lower()} **{score(workspace, value)}**{on}"
 
 
 def shares(workspace: Workspace) -> bool:

@@ -1,0 +1,167 @@
+"""Pictures of plain rows. Colours are Okabe and Ito's; text and grid follow the theme."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from html import escape
+from math import ceil, floor, log10
+from typing import Any
+
+import plotly.graph_objects as go
+
+from pages.ui.tables import Curve
+
+BLUE, SKY, AMBER, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
+
+
+def cost_shares(rows: list[tuple[str, float, float]]) -> go.Figure:
+    """Two bars per layer, shares of multiplies and of bytes; the first layer on top."""
+    names = [name for name, _, _ in rows]
+    bars = [
+        go.Bar(
+            name=title,
+            y=names,
+            x=shares,
+            orientation="h",
+            marker_color=colour,
+            hovertemplate=f"%{{y}}: %{{x:.1%}} of the {title}<extra></extra>",
+        )
+        for title, shares, colour in (
+            ("multiplies", [m for _, m, _ in rows], BLUE),
+            ("bytes", [b for _, _, b in rows], SKY),
+        )
+    ]
+    return go.Figure(
+        bars,
+        _layout(
+            height=90 + 30 * len(rows),
+            barmode="group",
+            bargap=0.3,
+            xaxis={"tickformat": ".0%", "rangemode": "tozero", "title": "share of the network"},
+            yaxis={"autorange": "reversed", "automargin": True, "type": "category", "ticksuffix": " "},
+            legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+            margin={"l": 8, "r": 8, "t": 36, "b": 8},
+        ),
+    )
+
+
+def spectrum(curve: Curve, *, dark: bool = False) -> go.Figure:
+    """Two panels over one axis of ranks: singular values on a log scale, energy kept; marks carry their own labels."""
+    ranks, line = list(range(1, curve.top + 1)), SKY if dark else BLUE
+    mode = "lines+markers" if curve.top <= 32 else "lines"
+    marks = _marks(curve, line)
+    return go.Figure(
+        [
+            go.Scatter(
+                x=ranks, y=curve.sigma, mode=mode, line_color=line, hovertemplate="rank %{x}: σ %{y:.4g}<extra></extra>"
+            ),
+            go.Scatter(
+                x=ranks,
+                y=curve.energy,
+                mode=mode,
+                line_color=GREEN,
+                yaxis="y2",
+                hovertemplate="rank %{x}: %{y:.2%} of the energy<extra></extra>",
+            ),
+        ],
+        _layout(
+            height=460,
+            showlegend=False,
+            hovermode="x",
+            xaxis={"title": f"rank ({curve.axis})" if curve.axis != "rank" else "rank", "range": [0, curve.top + 0.5],
+                   "anchor": "y2", "zeroline": False, **({"dtick": 1} if curve.top <= 12 else {})},
+            yaxis={"type": "log", "title": "singular value σ", "domain": [0.46, 1], "tickvals": _log_ticks(curve.sigma),
+                   "tickformat": ".3~g"},
+            yaxis2={"tickformat": ".0%", "title": "energy kept", "domain": [0, 0.38], "range": [0, 1.04]},
+            shapes=[shape for mark in marks for shape in mark["shapes"]],
+            annotations=[mark["label"] for mark in marks],
+            margin={"l": 8, "r": 8, "t": 14 + 18 * len(marks), "b": 8},
+        ),
+    )  # fmt: skip
+
+
+def _marks(curve: Curve, line: str) -> list[dict[str, Any]]:
+    """Vertical lines, each with its label on a row of its own above the panels, so that no two labels meet."""
+    found: list[tuple[int, str, str, str]] = []
+    if curve.chosen is not None:
+        found.append((curve.chosen, f"chosen rank {curve.chosen}", line, "solid"))
+    if curve.even_bytes and curve.even_bytes == curve.even_multiplies:
+        found.append((curve.even_bytes, f"break-even {curve.even_bytes}", AMBER, "dash"))
+    else:
+        for rank, quantity, dash in ((curve.even_bytes, "bytes", "dash"), (curve.even_multiplies, "multiplies", "dot")):
+            if rank:
+                found.append((rank, f"break-even in {quantity} {rank}", AMBER, dash))
+    marks = []
+    for row, (rank, text, colour, dash) in enumerate(found):
+        stroke = {"color": colour, "width": 2, "dash": dash}
+        upright = {"type": "line", "x0": rank, "x1": rank, "yref": "paper", "y0": 0, "y1": 1, "line": stroke}
+        shapes = [upright]
+        if row == 0 and curve.chosen is not None:
+            kept = {"type": "rect", "x0": 0, "x1": rank, "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 0}}
+            shapes.append({**kept, "fillcolor": line, "opacity": 0.1, "layer": "below"})
+        right = rank > curve.top / 2
+        label = {"x": rank, "yref": "paper", "y": 1, "yshift": 13 + 18 * row, "text": text, "showarrow": False}
+        marks.append({"shapes": shapes, "label": {**label, "xanchor": "right" if right else "left"}})
+    return marks
+
+
+def small_multiples(curves: list[Curve], *, dark: bool = False) -> str:
+    """A grid of log spectra as small images: light enough for hundreds of layers, and it wraps on narrow screens."""
+    cells = "".join(_small(curve, SKY if dark else BLUE) for curve in curves)
+    return f'{SMALL_STYLE}<div class="sm-grid">{cells}</div>'
+
+
+SMALL_STYLE = """
+<style>
+.sm-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 10px 14px; }
+.sm { margin: 0; font-size: .8rem; min-width: 0; }
+.sm figcaption { display: flex; justify-content: space-between; gap: 6px; }
+.sm b { font-weight: 500; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; direction: rtl; }
+.sm img { width: 100%; height: 64px; display: block; border-radius: 4px;
+  background: color-mix(in srgb, currentColor 5%, transparent); }
+</style>
+"""
+
+
+def _small(curve: Curve, line: str, points: int = 48) -> str:
+    """One cell: 100 x 60 units, rank to the right, log sigma from its largest value down over two to eight decades."""
+    top, high = curve.top, log10(curve.sigma[0])
+    depth = min(8.0, max(2.0, high - log10(curve.sigma[-1])))
+    index = sorted({round(i * (top - 1) / max(1, points - 1)) for i in range(points)})
+
+    def x(rank: float) -> str:
+        return f"{100 * (rank - 0.5) / top:.1f}"
+
+    drawn = " ".join(f"{x(i + 1)},{3 + 54 * min(1.0, (high - log10(curve.sigma[i])) / depth):.1f}" for i in index)
+    parts = [f'<polyline points="{drawn}" fill="none" stroke="{line}" {PEN}/>']
+    if curve.even_bytes:
+        at = x(curve.even_bytes)
+        parts.append(f'<path d="M{at} 0V60" stroke="{AMBER}" stroke-dasharray="4 3" {PEN}/>')
+    if curve.chosen is not None:
+        parts.append(f'<rect width="{x(curve.chosen)}" height="60" fill="{line}" opacity=".16"/>')
+    source = b64encode(f"{SVG}{''.join(parts)}</svg>".encode()).decode()
+    name, plan = escape(curve.layer), "dense" if curve.chosen is None else f"rank {curve.chosen} of {top}"
+    says = f"{name}: {plan}, effective rank {curve.effective_rank:.1f}, break-even {curve.even_bytes}"
+    return (
+        f'<figure class="sm" title="{says}"><figcaption><b>{name}</b><span>{curve.effective_rank:.0f}</span>'
+        f'</figcaption><img alt="{says}" src="data:image/svg+xml;base64,{source}"></figure>'
+    )
+
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 60" preserveAspectRatio="none">'
+PEN = 'stroke-width="1.6" vector-effect="non-scaling-stroke"'
+
+
+def _log_ticks(values: tuple[float, ...]) -> list[float]:
+    """Round numbers inside the range of a descending row: 1, 2 and 5 of each decade, or decades alone; about 8."""
+    low, high = values[-1] * 0.99, values[0] * 1.01
+    decades = range(floor(log10(low)), ceil(log10(high)) + 1)
+    fine = [digit * 10.0**exponent for exponent in decades for digit in (1, 2, 5)]
+    inside = [tick for tick in fine if low <= tick <= high]
+    if len(inside) <= 8:
+        return inside or [values[0]]
+    return [10.0**exponent for exponent in decades[:: max(1, round(len(decades) / 7))]]
+
+
+def _layout(**extra: Any) -> dict[str, Any]:
+    return {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", **extra}

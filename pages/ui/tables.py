@@ -1,0 +1,138 @@
+"""What the pages list, as plain rows: computed here, drawn elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lowrank_core.cost import break_even, dense_cost, plan_cost
+from lowrank_core.discover import Layer, ModelProfile
+from lowrank_core.plan import RankPlan
+from lowrank_core.spectra import cumulative_energy, effective_rank, rank_for_energy, stable_rank
+from lowrank_core.workspace import Workspace
+from pages.ui import words
+
+
+def layer_costs(profile: ModelProfile) -> list[dict[str, Any]]:
+    """One row per compressible layer, in order of execution."""
+    rows = []
+    for layer in profile.layers:
+        cost = dense_cost(layer)
+        rows.append(
+            {
+                "Layer": layer.name,
+                "Type": layer.type,
+                "Weight": words.sizes(layer.spec.weight_shape),
+                "Input": ", ".join(dict.fromkeys(words.sizes(size) for size in layer.in_sizes)),
+                "Calls": len(layer.in_sizes),
+                "Parameters": cost.parameters,
+                "Bytes": cost.bytes,
+                "Multiplies": cost.multiplies,
+                "Additions": cost.additions,
+                "Methods": ", ".join(method.name for method in layer.methods),
+            }
+        )
+    return rows
+
+
+def layer_ranks(profile: ModelProfile) -> list[dict[str, Any]]:
+    """One row per layer and method: its largest rank, and the largest that pays in bytes and in multiplies."""
+    return [
+        {
+            "Layer": layer.name,
+            "Method": method.label,
+            "Axes": ", ".join(method.axes),
+            "Maximum": words.sizes(method.max_rank(layer.spec)),
+            "Break-even in bytes": words.sizes(break_even(layer, method.name, "bytes")),
+            "Break-even in multiplies": words.sizes(break_even(layer, method.name, "multiplies")),
+        }
+        for layer in profile.layers
+        for method in layer.methods
+        if not method.reference
+    ]
+
+
+def cost_shares(profile: ModelProfile, most: int = 30) -> list[tuple[str, float, float]]:
+    """(name, share of multiplies, share of bytes) of the costliest layers in order of execution, then all the rest."""
+    total = plan_cost(profile)
+    costs = {layer.name: dense_cost(layer) for layer in profile.layers}
+
+    def shares(multiplies: int, stored: int) -> tuple[float, float]:
+        return multiplies / (total.multiplies or 1), stored / (total.bytes or 1)
+
+    kept = sorted(costs, key=lambda name: max(shares(costs[name].multiplies, costs[name].bytes)), reverse=True)[:most]
+    rows = [(name, *shares(costs[name].multiplies, costs[name].bytes)) for name in costs if name in kept]
+    others = [costs[name] for name in costs if name not in kept]
+    if others:
+        summed = shares(sum(c.multiplies for c in others), sum(c.bytes for c in others))
+        rows.append((f"{len(others)} other layers", *summed))
+    return [*rows, ("outside the layers", *shares(profile.rest.multiplies, profile.rest.bytes))]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The spectrum of one axis of a layer under a method, with the ranks that matter on it; chosen: None is dense."""
+
+    layer: str
+    axis: str
+    sigma: tuple[float, ...]
+    energy: tuple[float, ...]
+    chosen: int | None
+    even_bytes: int
+    even_multiplies: int
+    effective_rank: float
+    stable_rank: float
+    rank_90: int
+    rank_99: int
+
+    @property
+    def top(self) -> int:
+        """The largest rank."""
+        return len(self.sigma)
+
+
+def curves(workspace: Workspace, layer: Layer, method: str, plan: RankPlan) -> tuple[Curve, ...]:
+    """One curve per axis of the method; the plan's rank is on it where the plan uses this method."""
+    choice = plan.get(layer.name)
+    chosen = choice.rank if choice and choice.method == method else None
+    even = {quantity: break_even(layer, method, quantity) for quantity in ("bytes", "multiplies")}
+    axes = next(m.axes for m in layer.methods if m.name == method)
+    return tuple(
+        _curve(layer.name, axis, spectrum, chosen[i] if chosen else None, even["bytes"][i], even["multiplies"][i])
+        for i, (axis, spectrum) in enumerate(zip(axes, workspace.factors(layer.name, method).spectra, strict=True))
+    )
+
+
+def _curve(layer: str, axis: str, spectrum: Tensor, chosen: int | None, in_bytes: int, in_multiplies: int) -> Curve:
+    floor = float(spectrum[0]) * 1e-12 or 1e-30  # a logarithm needs something above zero
+    return Curve(
+        layer,
+        axis,
+        tuple(spectrum.clamp_min(floor).tolist()),
+        tuple(cumulative_energy(spectrum).tolist()),
+        chosen,
+        in_bytes,
+        in_multiplies,
+        effective_rank(spectrum),
+        stable_rank(spectrum),
+        rank_for_energy(spectrum, 0.9),
+        rank_for_energy(spectrum, 0.99),
+    )
+
+
+def advice(curve: Curve) -> str:
+    """What a spectrum says about its layer, in one sentence."""
+    useful = max(curve.even_bytes, curve.even_multiplies)
+    if useful == 0:
+        return "No rank of this method is cheaper than the layer itself: leave it dense, or try another method."
+    if curve.rank_90 > useful:
+        return (
+            f"Even 90 % of the energy needs rank {curve.rank_90}, above break-even at {useful}: expect a loss of "
+            "accuracy from any rank that saves anything."
+        )
+    saved = f"Rank {curve.rank_90} of {curve.top} keeps 90 % of the energy"
+    if curve.rank_99 <= useful:
+        return f"{saved} and rank {curve.rank_99} keeps 99 %, within break-even at {useful}: good to compress."
+    return f"{saved}, within break-even at {useful}; 99 % would need {curve.rank_99}: start low and measure."

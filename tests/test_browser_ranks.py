@@ -1,0 +1,279 @@
+"""The Ranks page in real Chromium: what moves before release, what is measured after it, and nothing lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Locator, Page
+
+from lowrank_core.cost import plan_cost
+from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.workspace import Workspace
+
+FIGURES = ("accuracy", "bytes", "multiplies")
+
+
+@pytest.fixture(scope="module")
+def url(serve: Callable[..., str]) -> str:
+    return serve()
+
+
+@pytest.fixture
+def ranks(page: Page, url: str) -> Iterator[Page]:
+    """The page with the default model, its first plan measured."""
+    page.goto(f"{url}/Ranks")
+    measured(page)
+    yield page
+
+
+def measured(page: Page) -> None:
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=60_000)
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+
+
+def figure(page: Page, kind: str) -> str:
+    return page.inner_text(f"[data-testid=live-{kind}]")
+
+
+def picture(page: Page, kind: str) -> list[str]:
+    """What a chart shows: the outlines of its bars."""
+    return page.eval_on_selector_all(
+        f"[data-testid=chart-{kind}] .barlayer path", "paths => paths.map(p => p.getAttribute('d'))"
+    )
+
+
+def slider(page: Page, layer: str) -> Locator:
+    return page.get_by_role("slider", name=f"{layer} rank", exact=True)
+
+
+def place(handle: Locator, rank: int) -> tuple[float, float]:
+    box = handle.bounding_box()
+    assert box is not None
+    top = int(handle.get_attribute("max") or 1)
+    return box["x"] + 5 + (box["width"] - 10) * (rank - 1) / (top - 1), box["y"] + box["height"] / 2
+
+
+def drag(page: Page, handle: Locator, rank: int, *, release: bool = True) -> None:
+    page.mouse.move(*place(handle, int(handle.input_value())))
+    page.mouse.down()
+    x, y = place(handle, rank)
+    page.mouse.move(x, y, steps=8)
+    page.wait_for_timeout(50)
+    if release:
+        page.mouse.up()
+
+
+def test_drag_is_live_before_release(page: Page, url: str) -> None:
+    sent: list[str] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: sent.append("frame")))
+    page.goto(f"{url}/Ranks")
+    measured(page)
+    before = {kind: figure(page, kind) for kind in FIGURES}
+    pictures = {kind: picture(page, kind) for kind in FIGURES}
+    sent.clear()
+    handle = slider(page, "fc1")
+    drag(page, handle, 30, release=False)
+    assert not sent, "nothing may be sent while the thumb moves"
+    during = {kind: figure(page, kind) for kind in FIGURES}
+    for kind in FIGURES:
+        assert during[kind] != before[kind], f"live-{kind} must move before release"
+        assert picture(page, kind) != pictures[kind], f"chart-{kind} must move before release"
+    assert page.get_attribute("[data-testid=live-accuracy]", "data-state") in {"rough", "predicted"}
+    moved = picture(page, "accuracy")
+    page.mouse.up()
+    measured(page)
+    assert len(sent) == 1, "one message per release"
+    assert "95 %" in page.inner_text("section[aria-label='Top-1 accuracy']")
+    assert picture(page, "accuracy") != moved
+    assert {k: figure(page, k) for k in ("bytes", "multiplies")} == {k: during[k] for k in ("bytes", "multiplies")}
+
+
+def test_the_figures_are_those_of_the_core(ranks: Page) -> None:
+    workspace = Workspace.open("builtin:digits-cnn")
+    drag(ranks, slider(ranks, "fc1"), 41)
+    measured(ranks)
+    plan = RankPlan.of(workspace.profile.fingerprint, {})
+    for layer in workspace.profile.layers:
+        text = ranks.get_by_label(f"{layer.name} exact rank").input_value()
+        if text != "dense":
+            plan = plan.with_choice(layer.name, Choice(layer.methods[0].name, (int(text),)))
+    cost = plan_cost(workspace.profile, plan)
+    assert figure(ranks, "bytes").split() == [f"{cost.bytes / 1e3:.4g}", "kB"]
+    assert figure(ranks, "multiplies").split() == [f"{cost.multiplies / 1e3:.4g}", "k"]
+    *_, score = workspace.measure(workspace.compress(plan))
+    assert figure(ranks, "accuracy").split() == [f"{100 * score.value:.2f}", "%"]
+
+
+def test_totals_of_the_browser_equal_pythons_for_1000_random_plans(ranks: Page) -> None:
+    profile = Workspace.open("builtin:digits-cnn").profile
+    draw = random.Random(0)
+    plans: list[RankPlan] = []
+    for _ in range(1000):
+        choices = {}
+        for layer in profile.layers:
+            method = draw.choice([m for m in layer.methods if not m.reference])
+            if draw.random() < 0.8:
+                rank = tuple(draw.randint(1, top) for top in method.max_rank(layer.spec))
+                choices[layer.name] = Choice(method.name, rank)
+        plans.append(RankPlan.of(profile.fingerprint, choices))
+    sent = [{n: {"method": c.method, "rank": list(c.rank)} for n, c in plan.choices} for plan in plans]
+    found = ranks.evaluate(
+        "plans => { const m = Object.values(RankBoard.models)[0]; return plans.map(p => RankBoard.totals(m, p)); }", sent
+    )
+    expected = [plan_cost(profile, plan) for plan in plans]
+    assert [(t["bytes"], t["multiplies"]) for t in found] == [(c.bytes, c.multiplies) for c in expected]
+
+
+def test_undo_and_redo(ranks: Page) -> None:
+    handle = slider(ranks, "conv2")
+    start = handle.input_value()
+    drag(ranks, handle, 30)
+    measured(ranks)
+    dragged = handle.input_value()
+    assert dragged != start
+    ranks.get_by_role("button", name="Undo").click()
+    ranks.wait_for_function("([e, v]) => e.value === v", arg=[handle.element_handle(), start])
+    measured(ranks)
+    assert ranks.get_by_role("button", name="Undo").is_disabled()
+    ranks.get_by_role("button", name="Redo").click()
+    ranks.wait_for_function("([e, v]) => e.value === v", arg=[handle.element_handle(), dragged])
+
+
+def test_keyboard_moves_a_rank_and_held_keys_are_one_step_of_undo(ranks: Page) -> None:
+    handle = slider(ranks, "fc2")
+    start = int(handle.input_value())
+    handle.focus()
+    for _ in range(5):
+        ranks.keyboard.press("ArrowRight")
+    assert int(handle.input_value()) == start + 5
+    assert "rank" in (handle.get_attribute("aria-valuetext") or "")
+    ranks.wait_for_timeout(400)
+    measured(ranks)
+    ranks.keyboard.press("Control+z")
+    ranks.wait_for_function("([e, v]) => e.value === v", arg=[handle.element_handle(), str(start)])
+
+
+def test_exact_entry_and_its_bad_input(ranks: Page) -> None:
+    entry = ranks.get_by_label("fc1 exact rank")
+    entry.fill("17")
+    entry.press("Enter")
+    measured(ranks)
+    assert slider(ranks, "fc1").input_value() == "17"
+    entry.fill("9999")
+    entry.press("Enter")
+    assert "from 1 to" in ranks.inner_text(".rb-status")
+    assert slider(ranks, "fc1").input_value() == "17"
+
+
+def test_all_dense_gives_the_dense_score(ranks: Page) -> None:
+    ranks.get_by_role("button", name="All dense").click()
+    measured(ranks)
+    assert figure(ranks, "multiplies").split() == ["698.6", "k"]
+    assert "+0.00 points" in ranks.inner_text("section[aria-label='Top-1 accuracy']")
+
+
+def test_tucker_has_two_ranks_and_the_method_is_chosen_per_layer(ranks: Page) -> None:
+    ranks.get_by_role("button", name="conv3", exact=True).click()
+    ranks.get_by_label("Method", exact=True).select_option("tucker2")
+    measured(ranks)
+    for axis in ("out", "in"):
+        assert ranks.get_by_role("slider", name=f"conv3 rank {axis}").is_visible()
+    before = figure(ranks, "bytes")
+    drag(ranks, ranks.get_by_role("slider", name="conv3 rank in"), 5)
+    measured(ranks)
+    assert figure(ranks, "bytes") != before
+
+
+def test_snapshot_and_restore(ranks: Page) -> None:
+    kept = slider(ranks, "fc1").input_value()
+    ranks.get_by_label("Snapshot name").fill("before")
+    ranks.get_by_role("button", name="Snapshot", exact=True).click()
+    ranks.wait_for_selector(".rb-snapshots li")
+    drag(ranks, slider(ranks, "fc1"), 10)
+    measured(ranks)
+    assert slider(ranks, "fc1").input_value() != kept
+    ranks.locator(".rb-snapshots").get_by_role("button", name="before", exact=True).click()
+    ranks.wait_for_function("([e, v]) => e.value === v", arg=[slider(ranks, "fc1").element_handle(), kept])
+
+
+def test_budget_lock_holds(ranks: Page) -> None:
+    total = "Object.values(document.querySelectorAll('.rb-root'))[0].__board"
+    ranks.get_by_label("Budget lock").select_option("bytes")
+    held = ranks.evaluate(f"{total}.hold.total")
+    others = {name: slider(ranks, name).input_value() for name in ("conv2", "conv3", "fc2")}
+    drag(ranks, slider(ranks, "fc1"), 100)
+    measured(ranks)
+    now = ranks.evaluate(f"RankBoard.totals({total}.model, {total}.choices()).bytes")
+    assert now <= held
+    assert now > 0.97 * held
+    assert any(slider(ranks, name).input_value() != value for name, value in others.items())
+
+
+def test_locked_layers_stay(ranks: Page) -> None:
+    kept = slider(ranks, "fc1").input_value()
+    ranks.get_by_role("button", name="Lock fc1").click()
+    ranks.get_by_label("Preset").select_option("share:0.25")
+    measured(ranks)
+    assert slider(ranks, "fc1").input_value() == kept
+    assert slider(ranks, "fc2").input_value() != kept
+
+
+def test_group_slider_moves_its_block(ranks: Page) -> None:
+    before = [slider(ranks, name).input_value() for name in ("conv2", "fc1", "fc2")]
+    ranks.get_by_role("slider", name="digits-cnn group").fill("20")
+    measured(ranks)
+    after = [slider(ranks, name).input_value() for name in ("conv2", "fc1", "fc2")]
+    assert all(int(a) < int(b) for a, b in zip(after, before, strict=True))
+
+
+def test_ranks_snap_to_multiples(ranks: Page) -> None:
+    ranks.get_by_label("Snap ranks to multiples").select_option("8")
+    drag(ranks, slider(ranks, "fc1"), 45)
+    measured(ranks)
+    assert int(slider(ranks, "fc1").input_value()) % 8 == 0
+
+
+def test_filter_box(ranks: Page) -> None:
+    ranks.get_by_label("Filter layers").fill("conv")
+    assert ranks.locator(".rb-row:visible").count() == 3
+
+
+def test_a_click_on_the_spectrum_sets_the_rank(ranks: Page) -> None:
+    ranks.get_by_role("button", name="fc1", exact=True).click()
+    before = slider(ranks, "fc1").input_value()
+    box = ranks.locator("[data-testid=chart-spectrum]").bounding_box()
+    assert box is not None
+    ranks.wait_for_timeout(200)
+    ranks.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + 80)
+    assert int(slider(ranks, "fc1").input_value()) > int(before)
+
+
+def test_reload_keeps_the_plan_and_the_history(ranks: Page) -> None:
+    start = slider(ranks, "fc1").input_value()
+    drag(ranks, slider(ranks, "fc1"), 20)
+    measured(ranks)
+    dragged = slider(ranks, "fc1").input_value()
+    ranks.reload()
+    measured(ranks)
+    assert slider(ranks, "fc1").input_value() == dragged
+    ranks.get_by_role("button", name="Undo").click()
+    ranks.wait_for_function("([e, v]) => e.value === v", arg=[slider(ranks, "fc1").element_handle(), start])
+
+
+def test_a_second_tab_with_another_model_does_not_disturb_the_first(ranks: Page, url: str) -> None:
+    kept = slider(ranks, "fc1").input_value()
+    other = ranks.context.new_page()
+    other.goto(f"{url}/Ranks?model=builtin:iris-mlp")
+    measured(other)
+    assert other.get_by_role("slider", name="fc2 rank", exact=True).is_visible()
+    other.get_by_role("button", name="All dense").click()
+    measured(other)
+    ranks.bring_to_front()
+    drag(ranks, slider(ranks, "conv2"), 9)
+    measured(ranks)
+    assert slider(ranks, "fc1").input_value() == kept
+    other.close()
+
+
