@@ -1,1 +1,32 @@
 """lowrank_core: choose, measure and ship the ranks of a low-rank factorised network, without the dashboard."""
+
+from lowrank_core.apply import apply
+from lowrank_core.checkpoint import Checkpoint, load_checkpoint
+from lowrank_core.cost import Cost, plan_cost
+from lowrank_core.discover import ModelProfile, discover
+from lowrank_core.errors import LowRankError
+from lowrank_core.evaluate import Score, evaluate
+from lowrank_core.exports.safetensors import export_checkpoint
+from lowrank_core.layers import LayerSpec
+from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.sources import open_source
+from lowrank_core.workspace import Workspace
+
+__all__ = [
+    "Checkpoint",
+    "Choice",
+    "Cost",
+    "LayerSpec",
+    "LowRankError",
+    "ModelProfile",
+    "RankPlan",
+    "Score",
+    "Workspace",
+    "apply",
+    "discover",
+    "evaluate",
+    "export_checkpoint",
+    "load_checkpoint",
+    "open_source",
+    "plan_cost",
+]

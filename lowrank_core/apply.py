@@ -30,13 +30,13 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
     memo: dict[int, nn.Module] = {}
     for name, _ in plan.choices:
         old = module_at(model, name)
-        weight = old.weight
+        weight = old.get_parameter("weight")
         stages = replacement_stages(profile.layer(name), plan)
         parts = [build_part(s.op, s.arguments, device="meta", dtype=weight.dtype) for s in stages]
         memo[id(old)] = nn.Sequential(*parts).to_empty(device=weight.device).train(old.training)
     if id(model) in memo:
         return memo[id(model)]
-    return copy.deepcopy(model, memo)  # type: ignore[arg-type]
+    return copy.deepcopy(model, memo)
 
 
 def apply(model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: FactorStore) -> nn.Module:
@@ -47,7 +47,7 @@ def apply(model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: Fact
             dense = module_at(model, name)
             chain = compressed if dense is model else compressed.get_submodule(name)
             for part, weight in zip(chain.children(), factors(name, choice.method).weights(choice.rank), strict=True):
-                part.weight.copy_(weight)
-            if dense.bias is not None:
-                part.bias.copy_(dense.bias)
+                part.get_parameter("weight").copy_(weight)
+            if profile.layer(name).spec.bias:
+                part.get_parameter("bias").copy_(dense.get_parameter("bias"))
     return compressed

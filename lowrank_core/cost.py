@@ -145,7 +145,7 @@ def uniform_plan(
     """
     free = []
     for layer in profile.layers:
-        top = useful_rank(layer, layer.methods[0].name)
+        top = break_even(layer, layer.methods[0].name, quantity)
         if layer.name not in set(locked) and all(top):
             free.append((layer, top))
     target = share * getattr(plan_cost(profile), quantity)
@@ -156,8 +156,7 @@ def uniform_plan(
             {layer.name: Choice(layer.methods[0].name, rank_at(top, step / 1000)) for layer, top in free},
         )
 
-    step = _last_true(lambda s: getattr(plan_cost(profile, at(s)), quantity) <= target, 1000)
-    return at(max(1, step))
+    return at(_last_true(lambda step: getattr(plan_cost(profile, at(step)), quantity) <= target, 1000))
 
 
 def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:

@@ -55,7 +55,11 @@ def batch_size(inputs: Inputs) -> int:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Run the model and return its output tensor: the output itself, its `.logits`, or the first tensor in it."""
+    """Run the model and return its output tensor: the output itself, its `.logits`, or the first tensor in it.
+
+    The model is given a copy of the inputs: some write into theirs.
+    """
+    inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     if isinstance(inputs, dict):
         out = model(**inputs)
     elif isinstance(inputs, tuple | list):

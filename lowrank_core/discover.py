@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.data import Inputs, batch_size, call, evaluating
@@ -123,8 +124,8 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
         raise
     except Exception as error:
         raise InvalidModel(
-            f"the forward pass on the example inputs failed with {type(error).__name__}: {error}; "
-            "example_inputs() must return what the model is called with."
+            f"the forward pass on the example inputs failed with {type(error).__name__}: "
+            f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."
         ) from error
     finally:
         for hook in hooks:
@@ -166,15 +167,18 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise InvalidModel naming every tensor that holds NaN or Inf."""
-    bad = [
-        name
-        for name, value in model.state_dict().items()
-        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all()
-    ]
+    """Raise InvalidModel naming every parameter that holds NaN or Inf; a buffer may hold Inf, as attention masks do."""
+    lazy = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]
+    if lazy:
+        shown = ", ".join(map(repr, lazy[:5]))
+        raise InvalidModel(f"{shown} have no shape yet; run the model once in build_model() before returning it.")
+    bad = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
+    bad += [name for name, value in model.named_buffers() if torch.isnan(value).any()]
     if bad:
         shown = ", ".join(map(repr, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        raise InvalidModel(f"weights must be finite, but {shown} hold NaN or Inf; train again or repair the checkpoint.")
+        raise InvalidModel(
+            f"weights must be finite, but {shown} hold NaN or Inf; train again or repair the checkpoint."
+        )
 
 
 @contextmanager
@@ -190,10 +194,12 @@ def _countable(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _unfused() -> AbstractContextManager[None]:
+@contextmanager
+def _unfused() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reading the flags warns about hardware that is not there
-        return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-untyped-call, no-any-return]
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -226,6 +232,8 @@ def _sizes(module: nn.Module, shape: torch.Size, samples: int) -> list[Size]:
 
 
 def _why_not_a_map(module: nn.Module) -> str:
+    if getattr(module, "parametrizations", None) or isinstance(module, nn.utils.parametrize.ParametrizationList):
+        return "its weight is computed by a parametrization; remove it first (torch.nn.utils.parametrize)"
     if isinstance(module, _LINEAR_MAPS):
         return f"a special kind of {type(module).__mro__[1].__name__}: its parent may read the weight directly"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
@@ -241,18 +249,17 @@ def _why_not_a_map(module: nn.Module) -> str:
     return f"{type(module).__name__} holds bare parameters: only Linear and Conv1d/2d/3d are factorised"
 
 
-def _obstacle(
-    model: nn.Module, module: nn.Module, layer: Layer, owners: dict[Tensor, list[nn.Module]]
-) -> str | None:
-    if getattr(module, "parametrizations", None):
-        return "its weight is computed by a parametrization; remove it first (torch.nn.utils.parametrize)"
-    weight = module.weight
-    if weight.__class__.__name__ == "UninitializedParameter":
-        return "its weight has no shape yet; run the model once before handing it over"
-    shared = [m for m in owners[weight] if m is not module]
-    if shared:
-        other = next(n for n, m in model.named_modules() if m is shared[0])
-        return f"its weight is shared with {other!r}: factorising one would untie them and store both"
+def _obstacle(model: nn.Module, module: nn.Module, layer: Layer, owners: dict[Tensor, list[nn.Module]]) -> str | None:
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" not in own:
+        return "its weight is computed by a hook (weight_norm, spectral_norm or pruning); remove it first"
+    if not own["weight"].is_floating_point():
+        return f"its weight is {own['weight'].dtype}: only real numbers are factorised"
+    for leaf, parameter in own.items():
+        for sharer in owners[parameter]:
+            if sharer is not module:
+                other = next(n for n, m in model.named_modules() if m is sharer)
+                return f"its {leaf} is shared with {other!r}: factorising one would untie them and store both"
     if not layer.in_sizes:
         return "its forward never ran on the example inputs"
     for parent_name, parent in model.named_modules():
@@ -264,8 +271,8 @@ def _obstacle(
 
 
 def _rest(model: nn.Module, layers: list[Layer], multiplies: int) -> Rest:
-    taken = {f"{layer.name}.{leaf}" for layer in layers for leaf in ("weight", "bias")}
-    outside = [p for name, p in model.named_parameters() if name not in taken]
+    taken = {p for layer in layers for p in module_at(model, layer.name).parameters()}
+    outside = [p for p in model.parameters() if p not in taken]
     counted = sum(layer.spec.multiplies(size) for layer in layers for size in layer.in_sizes)
     return Rest(
         parameters=sum(p.numel() for p in outside),
@@ -273,4 +280,3 @@ def _rest(model: nn.Module, layers: list[Layer], multiplies: int) -> Rest:
         multiplies=max(0, multiplies - counted),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
     )
-

@@ -32,7 +32,7 @@ class FactorStore:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
             if key not in self._kept:
-                weight = module_at(self._model, name).weight
+                weight = module_at(self._model, name).get_parameter("weight")
                 try:
                     self._kept[key] = METHODS[method].factorize(self._profile.layer(name).spec, weight.detach())
                 except (InvalidModel, RuntimeError) as error:

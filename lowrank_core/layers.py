@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -172,7 +172,7 @@ def build_part(op: str, arguments: dict[str, Any], **factory: Any) -> nn.Module:
     if op not in _MODULES:
         raise ValueError(f"op must be one of {', '.join(_MODULES)}, but got {op!r}")
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-    return cast(nn.Module, _MODULES[op](**kwargs, **factory))
+    return _MODULES[op](**kwargs, **factory)
 
 
 def chain_multiplies(stages: tuple[LayerSpec, ...], size: Size) -> int:

@@ -40,7 +40,8 @@ class Nested:
 class MatrixFactorization:
     """A weight factorised as a matrix: how its slices become stage weights and its product the weight again.
 
-    to_stages(right (groups, r, n), left (groups, m, r)) gives one weight per stage; to_weight((groups, m, n)) the weight.
+    to_stages(right (groups, r, n), left (groups, m, r)) gives one weight per stage,
+    to_weight(product (groups, m, n)) the weight.
     """
 
     nested: Nested
@@ -95,7 +96,8 @@ def factorize_matrices(matrices: Tensor) -> Nested:
 
 def principal_basis(gram: Tensor) -> Tensor:
     """Eigenvectors of a symmetric (..., n, n) matrix as columns, the largest eigenvalue first."""
-    return torch.linalg.eigh(gram).eigenvectors.flip(-1)
+    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    return vectors.flip(-1)
 
 
 def tail_energy(singular_values: Tensor) -> Tensor:
@@ -113,6 +115,4 @@ def _balanced(orthonormal: Tensor, rest: Tensor, like: Tensor) -> Nested:
     root = sigma.sqrt()
     scale = torch.where(sigma > sigma[:, :1] * 1e-300, root, torch.ones_like(root)).clamp_min(1e-150)
     dtype = storage_dtype(like)
-    return Nested(
-        (orthonormal * scale[:, None, :]).to(dtype), (rest / scale[:, :, None]).to(dtype).contiguous(), sigma
-    )
+    return Nested((orthonormal * scale[:, None, :]).to(dtype), (rest / scale[:, :, None]).to(dtype).contiguous(), sigma)

@@ -122,14 +122,16 @@ def read_plan(text: str | bytes) -> PlanFile:
 
     Raises InvalidPlan.
     """
-    raw = text.encode() if isinstance(text, str) else text
+    raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(raw) > LARGEST_BYTES:
-        raise InvalidPlan(f"a plan file is at most {LARGEST_BYTES >> 20} MB, but got {len(raw) >> 20} MB; this is no plan.")
+        raise InvalidPlan(
+            f"a plan file is at most {LARGEST_BYTES >> 20} MB, but got {len(raw) >> 20} MB; this is no plan."
+        )
     try:
         header = msgspec.json.decode(raw, type=_Header)
         if header.format != FORMAT:
             raise InvalidPlan(
-                f"a plan file says \"format\": \"{FORMAT}\", but got {header.format!r}; export one from the page Export."
+                f'a plan file says "format": "{FORMAT}", but got {header.format!r}; export one from the page Export.'
             )
         if header.version != VERSION:
             raise InvalidPlan(

@@ -79,8 +79,6 @@ def register(method: Method) -> Method:
     return method
 
 
-
-
 def depthwise_obstacle(spec: LayerSpec) -> str | None:
     """Depthwise layers have no channels to share; only a large window can be split."""
     if spec.kernel and spec.groups > 1 and spec.in_channels // spec.groups == 1:

@@ -7,6 +7,7 @@ with tensorly's `partial_tucker`: a slow reference to compare with.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -20,6 +21,9 @@ from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, Rank
 from lowrank_core.linalg import principal_basis, storage_dtype, tail_energy
 from lowrank_core.methods import Factorization, depthwise_obstacle, kernel_text, register
+
+KEPT_BASES = 64
+"""Input bases kept of one layer, one for each rank of the outputs that was asked for; 2 MB each for 512 channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +67,22 @@ class TuckerFactorization:
 
     def _bases_at(self, rank: Rank) -> tuple[tuple[Tensor, Tensor], ...]:
         """(out basis, in basis) of each group, orthonormal columns; the in basis depends on the kept outputs."""
-        key = rank if self.hooi else (rank[0], 0)
-        if key not in self._bases:
-            if self.hooi:
-                self._bases[key] = tuple(_hooi(kernel, rank) for kernel in self.kernels)
-            else:
-                self._bases[key] = tuple(
-                    (out[:, : rank[0]], _in_basis(kernel, out[:, : rank[0]]))
-                    for kernel, out in zip(self.kernels, self.out_bases, strict=True)
-                )
+        key = rank if self.hooi else rank[:1]
+        kept = self._bases.get(key)
+        if kept is None:
+            kept = tuple(
+                self._computed(kernel, basis, rank) for kernel, basis in zip(self.kernels, self.out_bases, strict=True)
+            )
+            if len(self._bases) >= KEPT_BASES:
+                self._bases.clear()
+            self._bases[key] = kept
         r_out, r_in = rank
-        return tuple((out[:, :r_out], inner[:, :r_in]) for out, inner in self._bases[key])
+        return tuple((out[:, :r_out], inner[:, :r_in]) for out, inner in kept)
+
+    def _computed(self, kernel: Tensor, out_basis: Tensor, rank: Rank) -> tuple[Tensor, Tensor]:
+        out = out_basis[:, : rank[0]]
+        inner = _in_basis(kernel, out)
+        return _hooi(kernel, out, inner[:, : rank[1]]) if self.hooi else (out, inner)
 
 
 def _in_basis(kernel: Tensor, out_basis: Tensor) -> Tensor:
@@ -82,9 +91,18 @@ def _in_basis(kernel: Tensor, out_basis: Tensor) -> Tensor:
     return principal_basis(unfolded @ unfolded.mT)
 
 
-def _hooi(kernel: Tensor, rank: Rank) -> tuple[Tensor, Tensor]:
-    """Higher-order orthogonal iteration: the bases that jointly keep the most energy, to a tolerance of 1e-5."""
-    (_, factors), _ = partial_tucker(kernel, rank=list(rank), modes=[0, 1], n_iter_max=100, tol=1e-5, init="svd")
+def _hooi(kernel: Tensor, out_basis: Tensor, in_basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Higher-order orthogonal iteration: the bases that jointly keep the most energy, to a tolerance of 1e-5.
+
+    It starts from the sequential bases and each step keeps at least as much, so it is never worse than they are.
+    """
+    start = [out_basis, in_basis]
+    rank = [basis.shape[1] for basis in start]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where one rank is more than the other leaves, tensorly says how it fills up
+        (_, factors), _ = partial_tucker(
+            kernel, rank=rank, modes=[0, 1], n_iter_max=100, tol=1e-5, init=(kernel, start), random_state=0
+        )
     return factors[0], factors[1]
 
 

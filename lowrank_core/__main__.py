@@ -1,0 +1,448 @@
+"""The command line: `python -m lowrank_core COMMAND`. The only part of the core that prints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lowrank_core.check import SAMPLES
+from lowrank_core.check import check as look_over
+from lowrank_core.checkpoint import load_checkpoint
+from lowrank_core.cost import Cost, break_even, check_plan, dense_cost, plan_cost
+from lowrank_core.discover import Layer
+from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
+from lowrank_core.evaluate import Score, final_score
+from lowrank_core.exports import EXPORTS, Compressed, plain
+from lowrank_core.methods import METHODS
+from lowrank_core.metrics import AGREEMENT, TOP1
+from lowrank_core.plan import RankPlan, read_plan
+from lowrank_core.spectra import effective_rank, rank_for_energy, stable_rank
+from lowrank_core.workspace import Workspace
+
+Answer = tuple[dict[str, Any], str]
+"""What a command found: a JSON object, and the same for people to read."""
+
+COUNTED = (
+    "Multiplies and additions are for one sample. Multiplies: all matrix products and convolutions; "
+    "additions: of the layers listed, with their biases."
+)
+FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
+
+
+class Refused(click.ClickException):
+    """An input that exists but is bad, in one line: exit status 1."""
+
+    def __init__(self, error: object) -> None:
+        super().__init__(" ".join(str(error).split()))
+
+
+class NotThere(Refused):
+    """A model that nothing goes by: wrong usage."""
+
+    exit_code = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Look at a network, compress it by a rank plan, measure and export it.
+
+    MODEL is builtin:NAME, path/to/model.py or package.module. Exit status: 0 done, 1 refused, 2 wrong usage.
+    """
+
+
+def command(function: Callable[..., Answer]) -> click.Command:
+    """A command with --json; whatever a person's own code prints goes to stderr."""
+
+    @cli.command(function.__name__)
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+    @functools.wraps(function)
+    def run(as_json: bool, **options: Any) -> None:
+        try:
+            with redirect_stdout(sys.stderr):
+                document, text = function(**options)
+        except UnknownModel as error:
+            raise NotThere(error) from error
+        except (LowRankError, OSError) as error:
+            raise Refused(error) from error
+        if as_json:
+            text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+        click.echo(text)
+        if document.get("refused"):
+            raise Refused("; ".join(document["refused"]))
+
+    return run
+
+
+def existing(*names: str, **options: Any) -> Callable[..., Any]:
+    """An option that names a file which must be there."""
+    return click.option(*names, type=click.Path(exists=True, dir_okay=False, path_type=Path), **options)
+
+
+MODEL = click.argument("model")
+PLAN = existing("--plan", required=True, help="Rank plan, a JSON file.")
+OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")
+
+
+@command
+@MODEL
+def layers(model: str) -> Answer:
+    """List the layers, what can be done with each, and what each costs."""
+    workspace = opened(model)
+    profile, total = workspace.profile, plan_cost(workspace.profile)
+    document = {
+        "name": workspace.name,
+        "fingerprint": profile.fingerprint,
+        **asdict(total),
+        "counted": COUNTED,
+        "rest": asdict(profile.rest),
+        "layers": [
+            {
+                "name": layer.name,
+                "type": layer.type,
+                "weight_shape": layer.spec.weight_shape,
+                "weights": layer.spec.weights,
+                "in_sizes": layer.in_sizes,
+                "itemsize": layer.itemsize,
+                **asdict(dense_cost(layer)),
+                "methods": [
+                    {
+                        "name": method.name,
+                        "max_rank": method.max_rank(layer.spec),
+                        "break_even_bytes": break_even(layer, method.name, "bytes"),
+                        "break_even_multiplies": break_even(layer, method.name, "multiplies"),
+                    }
+                    for method in layer.methods
+                ],
+            }
+            for layer in profile.layers
+        ],
+        "skipped": [asdict(skipped) for skipped in profile.skipped],
+    }
+    rows = [_layer_row(layer) for layer in profile.layers]
+    rest = Cost(profile.rest.parameters, profile.rest.bytes, profile.rest.multiplies)
+    rows.append(["everything else", "", "", *figures(rest), ""])
+    rows.append(["total", "", "", *figures(total), ""])
+    text = [
+        f"{workspace.name}, {profile.fingerprint[:19]}...",
+        "",
+        table(["layer", "type", "weight", "parameters", "bytes", "multiplies", "ranks that pay, up to"], rows),
+        "",
+        COUNTED,
+    ]
+    if profile.skipped:
+        text += ["", "Left as they are:", table([], [["  " + s.name, s.type, s.reason] for s in profile.skipped])]
+    return document, "\n".join(text)
+
+
+@command
+@MODEL
+@click.option("--layer", "names", multiple=True, metavar="NAME", help="Only this layer (repeatable).")
+@click.option("--method", type=click.Choice(list(METHODS)), help="Decomposition; default: each layer's own.")
+def spectra(model: str, names: tuple[str, ...], method: str | None) -> Answer:
+    """Show the singular values of each layer."""
+    workspace = opened(model)
+    chosen = [_layer(workspace, name) for name in names] or list(workspace.profile.layers)
+    if method is not None:
+        fitting = [layer for layer in chosen if METHODS[method].obstacle(layer.spec) is None]
+        if names or not fitting:
+            for layer in chosen:
+                if why := METHODS[method].obstacle(layer.spec):
+                    raise InvalidPlan(f"layer {layer.name!r}: {method} does not fit, {why}; choose another method.")
+        chosen = fitting
+    found, rows = [], []
+    for layer in chosen:
+        used = METHODS[method] if method is not None else layer.methods[0]
+        axes = list(zip(used.axes, workspace.factors(layer.name, used.name).spectra, strict=True))
+        first = axes[0][1]
+        found.append(
+            {
+                "name": layer.name,
+                "method": used.name,
+                "spectra": [{"axis": axis, "singular_values": sigma.tolist()} for axis, sigma in axes],
+                "effective_rank": effective_rank(first),
+                "stable_rank": stable_rank(first),
+            }
+        )
+        for axis, sigma in axes:
+            kept = [str(rank_for_energy(sigma, share)) for share in (0.9, 0.99)]
+            about = [f"{effective_rank(sigma):.1f}", f"{stable_rank(sigma):.1f}"]
+            rows.append([layer.name, used.name, axis, str(len(sigma)), f"{float(sigma[0]):.4g}", *about, *kept])
+    titles = ["layer", "method", "axis", "ranks", "largest", "effective", "stable", "90 % energy", "99 % energy"]
+    text = [
+        table(titles, rows),
+        "",
+        "Effective rank: exp of the entropy of the singular values. Stable rank: energy over the largest squared.",
+        "The last two columns: smallest rank that keeps this share of the squared singular values.",
+    ]
+    return {"layers": found}, "\n".join(text)
+
+
+@command
+@MODEL
+@PLAN
+def cost(model: str, plan: Path) -> Answer:
+    """What the network costs as it is and under a plan, exactly."""
+    workspace = opened(model)
+    choices = plan_of(workspace, plan)
+    dense, compressed = plan_cost(workspace.profile), plan_cost(workspace.profile, choices)
+    rows = [["dense", *figures(dense)], ["compressed", *figures(compressed)]]
+    share = [f"{new / old:.1%}" if old else "-" for new, old in _pairs(compressed, dense)]
+    rows.append(["share", *share])
+    text = f"{table(['', 'parameters', 'bytes', 'multiplies'], rows)}\n\nMultiplies are for one sample."
+    return {"dense": asdict(dense), "compressed": asdict(compressed), "counted": COUNTED}, text
+
+
+@command
+@MODEL
+@existing("--plan", help="Rank plan, a JSON file.")
+@existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
+@click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
+def evaluate(model: str, plan: Path | None, checkpoint: Path | None, samples: int | None) -> Answer:
+    """Measure the score, paired with the dense network on the same samples.
+
+    With neither --plan nor --checkpoint: the dense network alone.
+    """
+    if plan is not None and checkpoint is not None:
+        raise click.UsageError("give --plan or --checkpoint, not both.")
+    workspace = opened(model, with_data=True)
+    network = workspace.model
+    if plan is not None:
+        network = workspace.compress(plan_of(workspace, plan))
+    if checkpoint is not None:
+        network = load_checkpoint(workspace.model, checkpoint).model
+    score = measured(workspace, network, samples)
+    return {**asdict(score), "samples": score.samples or None}, _told(score, alone=network is workspace.model)
+
+
+def exporting(function: Callable[..., Answer]) -> click.Command:
+    """The options that `apply` and `export` share."""
+    return command(MODEL(OUT(function)))
+
+
+@exporting
+@PLAN
+def apply(model: str, plan: Path, out: Path) -> Answer:
+    """Compress by a plan and write a checkpoint (safetensors)."""
+    return exported(model, "safetensors", out, plan, None)
+
+
+@exporting
+@click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="Kind of file.")
+@existing("--plan", help="Rank plan, a JSON file.")
+@existing("--checkpoint", help="Checkpoint to take the weights from; with --plan, both must agree.")
+@click.option("--dense", is_flag=True, help="The network as it is, uncompressed.")
+def export(model: str, kind: str, plan: Path | None, checkpoint: Path | None, dense: bool, out: Path) -> Answer:
+    """Write a compressed network to a file, reload it in a fresh process and compare."""
+    if dense == bool(plan or checkpoint):
+        raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
+    return exported(model, kind, out, plan, checkpoint)
+
+
+@command
+@click.argument("file", type=click.Path(path_type=Path))
+def new(file: Path) -> Answer:
+    """Write a commented model file to fill in."""
+    if file.suffix != ".py":
+        raise click.UsageError(f"a model file ends in .py, but got {file}.")
+    try:
+        with file.open("x", encoding="utf-8") as target:
+            target.write(Path(__file__).with_name("template.py").read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise FileExistsError(f"{file} exists and is not overwritten; give another name.") from error
+    following = f"python -m lowrank_core check {file}"
+    return {
+        "path": str(file),
+        "next": following,
+    }, f"{file} is written. Fill in what is marked REPLACE, then: {following}"
+
+
+@command
+@MODEL
+def check(model: str) -> Answer:
+    """Say what a model brings, what is missing and what that costs."""
+    report = look_over(opened(model))
+    for notice in report.notices:
+        say(notice)
+    document = {
+        "name": report.name,
+        "fingerprint": report.fingerprint,
+        "functions": [asdict(finding) for finding in report.findings],
+        "layers": report.layers,
+        "skipped": report.skipped,
+        **asdict(report.cost),
+        "score": report.score,
+        "notices": report.notices,
+        "refused": [finding.detail for finding in report.refusals],
+    }
+    rows = [[f.function, f.state, f.detail] for f in report.findings]
+    text = [
+        table(["function", "", "what was found, or what its absence costs"], rows),
+        "",
+        f"{report.layers} layers can be compressed, {report.skipped} are left as they are; "
+        f"{report.cost.parameters:,} parameters, {size(report.cost.bytes)}, "
+        f"{amount(report.cost.multiplies)} multiplies per sample.",
+    ]
+    if report.score is not None:
+        text.append(f"Dense network, on up to {SAMPLES:,} samples: {_told(report.score, alone=True)}")
+    return document, "\n".join(text)
+
+
+def opened(ref: str, *, with_data: bool = False) -> Workspace:
+    """Open a model, and say what a person should know about it."""
+    workspace = Workspace.open(ref)
+    for notice in workspace.notices if with_data else workspace.opened.notices:
+        say(notice)
+    return workspace
+
+
+def plan_of(workspace: Workspace, path: Path) -> RankPlan:
+    """Read a plan, check it against the model, and warn of ranks that save nothing."""
+    try:
+        plan = read_plan(path.read_bytes()).plan
+        for warning in check_plan(workspace.profile, plan):
+            say(f"Note: {warning}.")
+    except InvalidPlan as error:
+        raise InvalidPlan(f"{path}: {error}") from error
+    return plan
+
+
+def measured(workspace: Workspace, network: Any, samples: int | None = None) -> Score:
+    """Measure on all the samples asked for, with a line of progress."""
+    return final_score(_shown(workspace, workspace.measure(network, samples=samples), samples))
+
+
+def _shown(workspace: Workspace, scores: Iterator[Score], samples: int | None) -> Iterator[Score]:
+    total = 0 if workspace.opened.evaluate else min(len(workspace.reference), samples or sys.maxsize)
+    live, last = sys.stderr.isatty(), time.monotonic()
+    for score in scores:
+        done = score.samples >= total
+        if total and (live or done or time.monotonic() - last > 5):
+            last = time.monotonic()
+            line = f"{score.samples:,} of {total:,} samples: {_value(score, score.value)}"
+            say(f"\r{line}   " if live else line, newline=done or not live)
+        yield score
+
+
+def exported(model: str, kind: str, out: Path, plan: Path | None, checkpoint: Path | None) -> Answer:
+    """Compress or load, measure, write, compare."""
+    workspace = opened(model, with_data=True)
+    choices = plan_of(workspace, plan) if plan is not None else RankPlan(workspace.profile.fingerprint)
+    if checkpoint is not None:
+        loaded = load_checkpoint(workspace.model, checkpoint)
+        if plan is not None and loaded.plan != choices:
+            raise InvalidPlan(f"{checkpoint} was not made by the plan {plan}; give the one or the other.")
+        choices = loaded.plan or choices
+        compressed = Compressed(loaded.model, choices, correction=loaded.correction)
+    else:
+        compressed = Compressed(workspace.compress(choices), choices)
+    score = measured(workspace, compressed.model)
+    compressed = Compressed(compressed.model, choices, score, compressed.correction)
+    found = EXPORTS[kind].write(workspace, compressed, out, lambda step: say(f"{step} ..."))
+    text = (
+        f"{found.path}: {size(found.bytes)}. Outputs after reloading in a fresh process differ by at most "
+        f"{found.max_abs_diff or 0:.3g}.\n{_told(score, alone=False)}"
+    )
+    return asdict(found), text
+
+
+def say(line: str, *, newline: bool = True) -> None:
+    """A message or progress, which never mixes with the answer."""
+    click.echo(line, err=True, nl=newline)
+
+
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    """Aligned columns; a column of figures is set flush right."""
+    lines = [titles, *rows] if titles else rows
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))] if lines else []
+    right = [all(row[i][:1].isdigit() or row[i] in ("", "-") for row in rows) for i in range(len(widths))]
+    return "\n".join(
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def amount(count: float) -> str:
+    """'40.55 M'; counts below 10,000 are written out."""
+    if count < 10_000:
+        return f"{count:,.0f}"
+    for unit in ("k", "M", "G"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+    return f"{count / 1000:.4g} T"
+
+
+def size(count: float) -> str:
+    """'1.07 MB', decimal units."""
+    return f"{amount(count)}B" if count >= 10_000 else f"{count:,.0f} B"
+
+
+def figures(cost: Cost) -> list[str]:
+    """Parameters, bytes and multiplies for people."""
+    return [f"{cost.parameters:,}", size(cost.bytes), amount(cost.multiplies)]
+
+
+def _pairs(a: Cost, b: Cost) -> list[tuple[int, int]]:
+    return [(a.parameters, b.parameters), (a.bytes, b.bytes), (a.multiplies, b.multiplies)]
+
+
+def _layer(workspace: Workspace, name: str) -> Layer:
+    try:
+        return workspace.profile.layer(name)
+    except KeyError as error:
+        skipped = {s.name: s.reason for s in workspace.profile.skipped}
+        if name in skipped:
+            raise InvalidPlan(f"layer {name!r} cannot be compressed: {skipped[name]}.") from error
+        known = [layer.name for layer in workspace.profile.layers]
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(known[:8])}."
+        raise InvalidPlan(f"the model has no layer {name!r}; {hint}") from error
+
+
+def _layer_row(layer: Layer) -> list[str]:
+    method = layer.methods[0].name
+    by_bytes, by_multiplies = (_rank(break_even(layer, method, quantity)) for quantity in ("bytes", "multiplies"))
+    told = by_bytes if by_bytes == by_multiplies else f"{by_bytes} for bytes, {by_multiplies} for multiplies"
+    shape = "x".join(map(str, layer.spec.weight_shape))
+    return [layer.name, layer.type, shape, *figures(dense_cost(layer)), f"{method}: {told}"]
+
+
+def _rank(rank: tuple[int, ...]) -> str:
+    return "x".join(map(str, rank)) if all(rank) else "none"
+
+
+def _value(score: Score, value: float) -> str:
+    return f"{value:.2%}" if score.metric in (TOP1.name, AGREEMENT.name) else f"{value:.6g}"
+
+
+def _told(score: Score, *, alone: bool) -> str:
+    """The score in a sentence, with its 95 % interval."""
+    samples = f" on {score.samples:,} samples" if score.samples else ""
+    if alone:
+        bounds = "" if score.low is None or score.high is None else _between(score, score.low, score.high)
+        return f"{score.metric} {_value(score, score.value)}{bounds}{samples}"
+    bounds = (
+        "" if score.drop_low is None or score.drop_high is None else _between(score, score.drop_low, score.drop_high)
+    )
+    return (
+        f"{score.metric} {_value(score, score.value)}{samples}; dense {_value(score, score.dense)}; "
+        f"drop {_value(score, score.drop)}{bounds}, paired"
+    )
+
+
+def _between(score: Score, low: float, high: float) -> str:
+    return f" (95 % interval {_value(score, low)} to {_value(score, high)})"
+
+
+if __name__ == "__main__":
+    cli(prog_name="python -m lowrank_core")

@@ -1,0 +1,158 @@
+"""Artefacts: each file of this package writes one kind, and says how it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import pkgutil
+import platform
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from lowrank_core.cost import plan_cost
+from lowrank_core.data import tensors
+from lowrank_core.errors import InvalidFile
+from lowrank_core.evaluate import Reference, Score
+from lowrank_core.plan import RankPlan
+from lowrank_core.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compressed:
+    """What is exported: a compressed copy, the plan it follows, what was fitted, and the score it reached."""
+
+    model: nn.Module
+    plan: RankPlan
+    score: Score | None = None
+    correction: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that was written, reloaded and compared.
+
+    max_abs_diff: largest distance of any output; None where the file computes nothing.
+    """
+
+    path: str
+    bytes: int
+    max_abs_diff: float | None
+    score: Score | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """Lines of code that load an artefact, and what they need."""
+
+    label: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One kind of artefact. write(workspace, compressed, path, progress); snippets(model reference, file name)."""
+
+    name: str
+    label: str
+    suffix: str
+    write: Callable[[Workspace, Compressed, Path, Callable[[str], None]], Exported]
+    snippets: Callable[[str, str], tuple[Snippet, ...]]
+
+
+EXPORTS: dict[str, Export] = {}
+
+
+def register(export: Export) -> Export:
+    """Make a kind of artefact known."""
+    if export.name in EXPORTS:
+        raise ValueError(f"export {export.name!r} is registered twice")
+    EXPORTS[export.name] = export
+    return export
+
+
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder, which takes the place of `path` at the end; removed where anything fails."""
+    if path.is_dir():
+        raise InvalidFile(f"{path} is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise InvalidFile(f"there is no folder {path.parent}; create it first.")
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes files private
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InvalidFile(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plan_document(workspace: Workspace, compressed: Compressed) -> str:
+    """The plan as a JSON text, with where it comes from and what it reached."""
+    return compressed.plan.to_json(
+        model_name=workspace.name, correction=compressed.correction, provenance=provenance(workspace, compressed)
+    )
+
+
+def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
+    """Model, data, cost, score and versions; no path of this machine, and no time of day."""
+    profile = workspace.profile
+    found: dict[str, Any] = {
+        "model": {"name": workspace.name, "fingerprint": profile.fingerprint, "source": _source(workspace.opened.ref)},
+        "cost": {"dense": plain(plan_cost(profile)), "compressed": plain(plan_cost(profile, compressed.plan))},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+    if compressed.score is not None:
+        found["score"] = plain(compressed.score)
+        if compressed.score.samples:
+            found["data"] = _data_hash(workspace.reference)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and tuples as JSON knows them; NaN and infinity become null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _source(ref: str) -> dict[str, str]:
+    path = Path(ref)
+    if not path.is_file():
+        return {"ref": ref}
+    return {"ref": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+_hashes: WeakKeyDictionary[Reference, str] = WeakKeyDictionary()
+
+
+def _data_hash(reference: Reference) -> str:
+    """'sha256:' over the evaluation samples in the order in which they are used."""
+    if reference not in _hashes:
+        digest = hashlib.sha256()
+        for tensor in tensors((reference.dataset.inputs, reference.dataset.targets)):
+            digest.update(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        _hashes[reference] = f"sha256:{digest.hexdigest()}"
+    return _hashes[reference]
+
+
+for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")

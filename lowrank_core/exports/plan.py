@@ -1,0 +1,34 @@
+"""The plan alone, as a JSON text that this product reads again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lowrank_core.exports import Compressed, Export, Exported, Snippet, plan_document, register, whole_or_nothing
+from lowrank_core.plan import RankPlan
+from lowrank_core.workspace import Workspace
+
+
+def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+    """Write the plan; it is read back before it counts as saved."""
+    progress("writing the plan")
+    text = plan_document(workspace, compressed)
+    with whole_or_nothing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        assert RankPlan.from_json(temporary.read_bytes()) == compressed.plan
+    return Exported(str(path), path.stat().st_size, None, compressed.score)
+
+
+def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+    """The lines that apply the plan to its model."""
+    name = Path(ref).name if Path(ref).is_file() else ref
+    code = f"""from lowrank_core import RankPlan, Workspace
+
+workspace = Workspace.open({name!r})
+model = workspace.compress(RankPlan.from_json(open({file!r}, "rb").read()))
+"""
+    return (Snippet("with lowrank_core", code),)
+
+
+register(Export("plan", "Rank plan (JSON)", ".json", write, snippets))

@@ -1,0 +1,129 @@
+"""A checkpoint: weights and list of layers in one safetensors file, tried in a fresh process before it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lowrank_core.checkpoint import write_checkpoint
+from lowrank_core.data import Dataset, Inputs
+from lowrank_core.errors import InvalidFile, LowRankError
+from lowrank_core.evaluate import Score, run
+from lowrank_core.exports import (
+    Compressed,
+    Export,
+    Exported,
+    Snippet,
+    plan_document,
+    provenance,
+    register,
+    whole_or_nothing,
+)
+from lowrank_core.plan import RankPlan
+from lowrank_core.reload import outputs_in_fresh_process
+from lowrank_core.workspace import Workspace
+
+REFERENCE_SAMPLES = 64
+TOLERANCE = 1e-6
+"""Largest distance of outputs that passes, relative to the largest output; on one machine it is 0."""
+
+LOADER = """import json
+
+from safetensors import safe_open
+from torch import nn
+
+PARTS = {"Linear": nn.Linear, "Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d, "Conv3d": nn.Conv3d}
+
+
+def load_lowrank(model: nn.Module, path: str) -> nn.Module:
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["lowrank"])
+        state = {name: file.get_tensor(name) for name in file.keys()}
+    assert about["format"] == "lowrank-checkpoint/1", about["format"]
+    for layer in about["layers"]:
+        old = model.get_submodule(layer["name"])
+        new = nn.Sequential(*(PARTS[part["op"]](**part["args"]) for part in layer["parts"])).to(old.weight)
+        for parent in list(model.modules()):
+            parent._modules.update({name: new for name, child in parent._modules.items() if child is old})
+        model = new if old is model else model
+    model.load_state_dict(state | {alias: state[name] for alias, name in about["ties"].items()})
+    return model.eval()
+"""
+"""Everything a program needs that has only torch and safetensors."""
+
+
+def export_checkpoint(
+    workspace: Workspace,
+    plan: RankPlan,
+    path: str | Path,
+    *,
+    score: Score | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Exported:
+    """Compress by the plan and write the checkpoint; see `write`."""
+    return write(workspace, Compressed(workspace.compress(plan), plan, score), Path(path), progress)
+
+
+def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+    """Write the checkpoint under a temporary name, reload it in a fresh process, compare, then move it to `path`.
+
+    `progress` is called with what is being done. Raises InvalidFile where any step fails; then `path` is as it was.
+    """
+    with whole_or_nothing(path) as temporary:
+        progress("writing")
+        write_checkpoint(
+            compressed.model,
+            workspace.profile,
+            compressed.plan,
+            temporary,
+            plan_document=plan_document(workspace, compressed),
+            provenance=provenance(workspace, compressed),
+        )
+        progress("reloading in a fresh process")
+        inputs = reference_inputs(workspace)
+        ours = run(compressed.model, Dataset(inputs)).double()
+        try:
+            theirs = outputs_in_fresh_process(workspace.opened.ref, temporary, inputs).double()
+        except InvalidFile as error:
+            raise InvalidFile(
+                f"{path} was not saved: {str(error).replace(str(temporary.resolve()), path.name)}"
+            ) from error
+        progress("comparing")
+        same_shape = ours.shape == theirs.shape
+        largest = float((ours - theirs).abs().max()) if same_shape and ours.numel() else float("nan")
+        if not largest <= TOLERANCE * float(ours.abs().max()):
+            raise InvalidFile(
+                f"{path} was not saved: outputs after reloading must be those of the measured network, but differ by "
+                f"{largest:.3g}; a build_model() that is random or reads other files would do that."
+            )
+    return Exported(str(path), path.stat().st_size, largest, compressed.score)
+
+
+def reference_inputs(workspace: Workspace) -> Inputs:
+    """The first evaluation samples, or the example inputs where there is no usable evaluation set."""
+    try:
+        return workspace.reference.dataset.pick(slice(0, REFERENCE_SAMPLES)).inputs
+    except LowRankError:
+        return workspace.opened.example_inputs
+
+
+def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+    """Two lines with this package, or a function that needs only torch and safetensors."""
+    name = Path(ref).name if Path(ref).is_file() else ref
+    short = f"""from lowrank_core import load_checkpoint, open_source
+
+model = load_checkpoint(open_source({name!r}).model, {file!r}).model
+"""
+    module = Path(ref).stem if Path(ref).is_file() else ref
+    if ref.startswith("builtin:"):
+        module = f"lowrank_core.builtin.{ref.removeprefix('builtin:').replace('-', '_')}"
+    alone = f"""{LOADER}
+
+from {module} import build_model
+
+model = load_lowrank(build_model(), {file!r})
+"""
+    return Snippet("with lowrank_core", short), Snippet("with torch and safetensors alone", alone)
+
+
+register(Export("safetensors", "Checkpoint (safetensors)", ".safetensors", write, snippets))

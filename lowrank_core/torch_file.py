@@ -1,0 +1,194 @@
+"""Files written by `torch.save`, read without trust: weights only, and no more memory than the file is long.
+
+The pickle inside is first walked with inert stand-ins, which shows every tensor it claims; only then PyTorch opens it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+import zipfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_core.errors import InvalidFile
+
+ADVICE = "save the weights alone: torch.save(model.state_dict(), path), or as safetensors"
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_REBUILDS = {"_rebuild_tensor_v2", "_rebuild_parameter"}
+_OPCODES = re.compile(
+    "PROTO|STOP|MARK|TUPLE[123]?|EMPTY_(TUPLE|LIST|DICT)|NONE|NEWTRUE|NEWFALSE|BININT[12]?|BINFLOAT|BINUNICODE|"
+    "SHORT_BINSTRING|LONG1|BINPERSID|(LONG_)?BIN(GET|PUT)|GLOBAL|REDUCE|BUILD|APPENDS?|SETITEMS?"
+)
+"""What `torch.save` writes and the weights-only reader of PyTorch understands."""
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state_dict, or of the one inside a training checkpoint; "module." prefixes are stripped.
+
+    Raises InvalidFile for anything else, above all for pickles that could run code and files that claim more than
+    they hold.
+    """
+    sizes = _member_sizes(path)
+    try:
+        raw = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
+    except RuntimeError as error:
+        raise InvalidFile(f"{path} is a zip archive, but not one of torch.save; {ADVICE}.") from error
+    unsafe = _unsafe_globals(path, raw)
+    if unsafe:
+        shown = ", ".join(unsafe[:5]) + (f" and {len(unsafe) - 5} more" if len(unsafe) > 5 else "")
+        raise InvalidFile(f"{path} holds more than tensors ({shown}), and loading that could run code; {ADVICE}.")
+    try:
+        _Walk(raw, sizes).load()
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except InvalidFile as error:
+        raise InvalidFile(f"{path} {error}; it is damaged or was made to do harm, and was not opened.") from error
+    except Exception as error:
+        raise InvalidFile(f"{path} cannot be read: {' '.join(str(error).split())[:300]}; save it again.") from error
+    return _state_dict(found, path)
+
+
+def _member_sizes(path: Path) -> dict[str, int]:
+    """Bytes of each member, refused where one is compressed or all together exceed the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise InvalidFile(f"{path} is cut short or damaged ({error}); copy or save it again.") from error
+    if any(m.compress_type != zipfile.ZIP_STORED or m.compress_size != m.file_size for m in members):
+        raise InvalidFile(f"{path} has compressed members, which torch.save never writes; {ADVICE}.")
+    held = path.stat().st_size
+    claimed = sum(m.file_size for m in members)
+    if claimed > held:
+        raise InvalidFile(f"{path} claims {claimed:,} bytes of content in a file of {held:,}; it was not opened.")
+    return {m.filename.partition("/")[2]: m.file_size for m in members}
+
+
+def _unsafe_globals(path: Path, raw: bytes) -> list[str]:
+    """Every class or function the pickle names that a state_dict has no use for; nothing is imported or called."""
+    named = set()
+    try:
+        for opcode, argument, _ in pickletools.genops(raw):
+            if opcode.name == "GLOBAL":
+                named.add(str(argument).replace(" ", "."))
+            elif not _OPCODES.fullmatch(opcode.name):
+                named.add(f"pickle opcode {opcode.name}")
+            elif "PUT" in opcode.name and isinstance(argument, int) and argument > len(raw):
+                named.add(f"pickle memo {argument}")
+        refused_by_torch = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception as error:
+        if named and not all(map(_harmless, named)):
+            return sorted(name for name in named if not _harmless(name))
+        raise InvalidFile(
+            f"{path} is no file of torch.save ({' '.join(str(error).split())[:200]}); {ADVICE}."
+        ) from error
+    return sorted({name for name in named if not _harmless(name)} | refused_by_torch)
+
+
+def _harmless(name: str) -> bool:
+    module, _, leaf = name.rpartition(".")
+    return (
+        name == "collections.OrderedDict"
+        or (module == "torch" and leaf in _STORAGES)
+        or (module == "torch._utils" and leaf in _REBUILDS)
+    )
+
+
+_STORAGES = {
+    "BoolStorage": 1,
+    "ByteStorage": 1,
+    "CharStorage": 1,
+    "ShortStorage": 2,
+    "HalfStorage": 2,
+    "BFloat16Storage": 2,
+    "IntStorage": 4,
+    "FloatStorage": 4,
+    "LongStorage": 8,
+    "DoubleStorage": 8,
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+}
+"""Bytes of one element."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """What the pickle says about one storage."""
+
+    elements: int
+
+
+class _Ordered(dict[Any, Any]):
+    """Stands in for OrderedDict, in the only way torch.save uses it: empty at first."""
+
+    def __init__(self, *args: object) -> None:
+        if args:
+            raise InvalidFile("builds a dictionary in a way that torch.save does not")
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, dict) or set(state) - {"_metadata"}:
+            raise InvalidFile("sets attributes that torch.save does not write")
+
+
+class _Walk(pickle.Unpickler):
+    """Walks the pickle with stand-ins for everything it may name, and holds each claim against the file."""
+
+    def __init__(self, raw: bytes, sizes: dict[str, int]) -> None:
+        super().__init__(io.BytesIO(raw))
+        self._sizes = sizes
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Our own stand-ins, nothing else."""
+        if not _harmless(f"{module}.{name}"):
+            raise InvalidFile(f"names {module}.{name}")
+        if module == "torch":
+            return name
+        return {"OrderedDict": _Ordered, "_rebuild_tensor_v2": _check_tensor, "_rebuild_parameter": _first}[name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """A storage: it must lie in the file with all the bytes it is said to have."""
+        kind, storage, key, _, elements = pid
+        held = self._sizes.get(f"data/{key}", -1)
+        if kind != "storage" or not isinstance(elements, int) or elements * _STORAGES[storage] != held:
+            raise InvalidFile(f"claims a storage of {elements} elements where {max(held, 0):,} bytes are held")
+        return _Storage(elements)
+
+
+def _check_tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> None:
+    if not isinstance(storage, _Storage) or any(not isinstance(n, int) or n < 0 for n in (offset, *size, *stride)):
+        raise InvalidFile("holds a tensor without a proper shape")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if prod(size) else -1
+    if prod(size) > storage.elements or last >= storage.elements:
+        raise InvalidFile(f"claims a tensor of shape {size} in a storage of {storage.elements:,} elements")
+
+
+def _first(data: object, *_: object) -> object:
+    return data
+
+
+def _state_dict(found: object, path: Path) -> dict[str, Tensor]:
+    """The state_dict itself, or the one under the usual key of a training checkpoint."""
+    if isinstance(found, dict):
+        for key in _WRAPPERS:
+            if isinstance(found.get(key), dict):
+                found = found[key]
+                break
+    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        what = (
+            f"a dict with {', '.join(map(repr, list(found)[:5]))}" if isinstance(found, dict) else type(found).__name__
+        )
+        raise InvalidFile(f"{path} must hold a state_dict (names and tensors), but got {what}; {ADVICE}.")
+    state = {str(name): value for name, value in found.items()}
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state

@@ -1,0 +1,84 @@
+"""Layers that show mistakes: nothing square, nothing symmetric, one peculiarity each."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.discover import Layer
+from lowrank_core.layers import LayerSpec, Size
+
+
+def conv(inputs: int, outputs: int, kernel: Size, **options: object) -> LayerSpec:
+    """A convolution with stride 1, no padding and no dilation where `options` do not say otherwise."""
+    ones = (1,) * len(kernel)
+    return LayerSpec(
+        inputs,
+        outputs,
+        **{"kernel": kernel, "stride": ones, "padding": (0,) * len(kernel), "dilation": ones, **options},
+    )
+
+
+@dataclass(frozen=True)
+class Awkward:
+    """A layer with the extent of one sample of its input."""
+
+    name: str
+    spec: LayerSpec
+    size: Size
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def layer(self) -> Layer:
+        """The layer as `discover` would list it, called once, in float64."""
+        return Layer(self.name, self.spec.op, self.spec, (self.size,), 8)
+
+    def inputs(self, batch: int, **factory: object) -> Tensor:
+        """(batch, channels, *size) or (batch, *tokens, features)."""
+        channels = self.spec.in_channels
+        shape = (batch, channels, *self.size) if self.spec.kernel else (batch, *self.size, channels)
+        return seeded(shape, **factory)
+
+
+def seeded(shape: tuple[int, ...], seed: int = 0, **factory: object) -> Tensor:
+    """Normal numbers in float64 that are the same in every run."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(**factory)
+
+
+def filled(module: nn.Module, *, seed: int = 0) -> nn.Module:
+    """The module with seeded parameters, scaled so that outputs stay near one; in eval mode."""
+    with torch.no_grad():
+        for number, parameter in enumerate(module.parameters()):
+            scale = max(1, parameter[0].numel()) ** -0.5
+            parameter.copy_(seeded(tuple(parameter.shape), seed + number) * scale)
+    return module.eval()
+
+
+AWKWARD = (
+    Awkward("3x5", conv(6, 8, (3, 5), padding=(1, 2)), (7, 9)),
+    Awkward("stride-2x1", conv(5, 7, (3, 3), stride=(2, 1), padding=(1, 1)), (8, 9)),
+    Awkward("stride-1x2-no-padding", conv(7, 5, (5, 3), stride=(1, 2)), (9, 8)),
+    Awkward("dilated-1x2", conv(4, 6, (3, 3), padding=(1, 2), dilation=(1, 2)), (7, 10)),
+    Awkward("groups-2", conv(8, 6, (3, 5), padding=(0, 2), groups=2), (6, 7)),
+    Awkward("no-bias", conv(4, 5, (5, 3), bias=False), (8, 6)),
+    Awkward("reflect", conv(4, 6, (3, 5), padding=(1, 2), padding_mode="reflect"), (6, 8)),
+    Awkward("circular-strided", conv(4, 6, (3, 3), stride=(1, 2), padding=(2, 1), padding_mode="circular"), (5, 8)),
+    Awkward("same", conv(5, 4, (3, 5), padding="same"), (6, 7)),
+    Awkward("same-even-dilated", conv(4, 6, (2, 4), padding="same", dilation=(1, 2)), (7, 9)),
+    Awkward("same-replicate", conv(4, 6, (3, 5), padding="same", padding_mode="replicate"), (6, 7)),
+    Awkward("wide", conv(2, 20, (3, 3), padding=(1, 0)), (5, 6)),
+    Awkward("narrow", conv(20, 2, (3, 3), padding=(0, 1)), (5, 6)),
+    Awkward("1x1-strided", conv(6, 9, (1, 1), stride=(2, 3)), (7, 8)),
+    Awkward("1x5", conv(4, 6, (1, 5), padding=(0, 2)), (5, 7)),
+    Awkward("depthwise-3x3", conv(6, 6, (3, 3), padding=(1, 1), groups=6), (5, 6)),
+    Awkward("depthwise-5x7", conv(6, 12, (5, 7), stride=(2, 1), padding=(2, 3), groups=6), (9, 8)),
+    Awkward("conv1d", conv(6, 8, (5,), stride=(2,), padding=(2,)), (11,)),
+    Awkward("conv1d-groups", conv(6, 9, (3,), padding=(2,), dilation=(2,), groups=3), (10,)),
+    Awkward("conv3d", conv(3, 4, (2, 3, 1), stride=(1, 2, 1), padding=(1, 1, 0)), (3, 5, 4)),
+    Awkward("linear", LayerSpec(12, 7), ()),
+    Awkward("linear-square", LayerSpec(8, 8, bias=False), ()),
+    Awkward("linear-tokens", LayerSpec(7, 12), (5,)),
+    Awkward("linear-one-out", LayerSpec(9, 1), ()),
+)

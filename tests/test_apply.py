@@ -1,0 +1,189 @@
+"""apply: a compressed copy that computes what the plan says, and a model that is left alone."""
+
+import copy
+
+import pytest
+import torch
+from awkward_layers import AWKWARD, filled
+from torch import nn
+
+from lowrank_core.apply import apply, restructure
+from lowrank_core.cost import plan_cost, uniform_plan
+from lowrank_core.discover import ModelProfile, discover, fingerprint, module_at
+from lowrank_core.errors import InvalidModel, InvalidPlan
+from lowrank_core.factors import FactorStore
+from lowrank_core.methods import METHODS
+from lowrank_core.plan import Choice, RankPlan
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+PAIRS = [(m, a) for m in METHODS.values() for a in AWKWARD if m.obstacle(a.spec) is None]
+
+
+class Net(nn.Module):
+    """`again` is `fc`; the convolution has no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 6, (3, 5), stride=(2, 1), padding=(1, 2), bias=False)
+        self.fc = nn.Linear(6, 6)
+        self.again = self.fc
+        self.drop = nn.Dropout()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).relu().mean((2, 3))
+        return self.drop(self.again(self.fc(x).relu()))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return filled(Net().double())
+
+
+X = torch.linspace(-1, 1, 2 * 2 * 7 * 8, dtype=torch.float64).reshape(2, 2, 7, 8)
+
+
+def opened(model: nn.Module, inputs: torch.Tensor = X) -> tuple[ModelProfile, FactorStore]:
+    profile = discover(model, inputs)
+    return profile, FactorStore(model, profile)
+
+
+def full(profile: ModelProfile, *methods: str) -> RankPlan:
+    """Every layer at full rank, by the first of the methods that fits."""
+    choices = {}
+    for layer in profile.layers:
+        name = next((m for m in methods if METHODS[m].obstacle(layer.spec) is None), "svd")
+        choices[layer.name] = Choice(name, METHODS[name].max_rank(layer.spec))
+    return RankPlan.of(profile.fingerprint, choices)
+
+
+@pytest.mark.parametrize("method", [m.name for m in METHODS.values() if m.nested])
+def test_at_full_rank_the_copy_computes_the_same(model, method):
+    profile, factors = opened(model)
+    compressed = apply(model, profile, full(profile, method), factors)
+    torch.testing.assert_close(compressed(X), model(X), rtol=1e-9, atol=1e-12)
+    assert isinstance(compressed.conv, nn.Sequential)
+
+
+@pytest.mark.parametrize(("method", "awkward"), PAIRS, ids=lambda v: getattr(v, "name", v))
+def test_the_copy_is_the_model_with_the_reconstructed_weight(method, awkward):
+    model = filled(nn.Sequential(awkward.spec.build(dtype=torch.float64)))
+    x = awkward.inputs(2)
+    profile, factors = opened(model, x)
+    rank = tuple((top + 1) // 2 for top in method.max_rank(awkward.spec))
+    compressed = apply(model, profile, RankPlan.of(profile.fingerprint, {"0": Choice(method.name, rank)}), factors)
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected[0].weight.copy_(factors("0", method.name).reconstruct(rank))
+    torch.testing.assert_close(compressed(x), expected(x), rtol=1e-9, atol=1e-12)
+
+
+def test_the_users_model_is_untouched(model):
+    profile, factors = opened(model)
+    before, modules = fingerprint(model), list(model.modules())
+    compressed = apply(model, profile, full(profile), factors)
+    with torch.no_grad():
+        for parameter in compressed.parameters():
+            parameter.zero_()
+    assert fingerprint(model) == before
+    assert list(model.modules()) == modules
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in compressed.parameters()}
+
+
+def test_a_dense_plan_is_a_plain_copy(model):
+    profile, factors = opened(model)
+    compressed = apply(model, profile, RankPlan(profile.fingerprint), factors)
+    assert compressed is not model
+    assert fingerprint(compressed) == fingerprint(model)
+
+
+def test_a_shared_module_stays_shared(model):
+    profile, factors = opened(model)
+    compressed = apply(model, profile, RankPlan.of(profile.fingerprint, {"fc": Choice("svd", (2,))}), factors)
+    assert compressed.fc is compressed.again
+    assert isinstance(compressed.fc, nn.Sequential)
+    assert isinstance(compressed.conv, nn.Conv2d)
+
+
+def test_parameters_are_those_of_the_cost(model):
+    profile, factors = opened(model)
+    for share in (0.3, 0.6):
+        plan = uniform_plan(profile, share)
+        cost = plan_cost(profile, plan)
+        compressed = apply(model, profile, plan, factors)
+        assert sum(p.numel() for p in compressed.parameters()) == cost.parameters
+        assert sum(p.numel() * p.element_size() for p in compressed.parameters()) == cost.bytes
+
+
+def test_a_network_that_is_one_layer():
+    model = filled(nn.Linear(6, 4, dtype=torch.float64))
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(2, 6)
+    profile, factors = opened(model, x)
+    compressed = apply(model, profile, full(profile), factors)
+    assert isinstance(compressed, nn.Sequential)
+    torch.testing.assert_close(compressed(x), model(x), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_dtype_and_bias_are_kept(dtype):
+    model = filled(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3, bias=False)).to(dtype))
+    profile, factors = opened(model, torch.ones(1, 6, dtype=dtype))
+    compressed = apply(model, profile, full(profile), factors)
+    assert {p.dtype for p in compressed.parameters()} == {dtype}
+    assert torch.equal(compressed[0][-1].bias, model[0].bias)
+    assert [part.bias is None for part in compressed[0]] == [True, False]
+    assert all(part.bias is None for part in compressed[1])
+
+
+def test_each_modules_mode_is_kept(model):
+    profile, factors = opened(model)
+    plan = full(profile)
+    assert not any(m.training for m in apply(model, profile, plan, factors).modules())
+    model.train()
+    model.conv.eval()
+    compressed = apply(model, profile, plan, factors)
+    assert compressed.drop.training
+    assert compressed.fc[0].training
+    assert not compressed.conv[0].training
+
+
+def test_a_plan_that_does_not_fit_changes_nothing(model):
+    profile, factors = opened(model)
+    with pytest.raises(InvalidPlan, match="no layer 'fcc'"):
+        apply(model, profile, RankPlan.of(profile.fingerprint, {"fcc": Choice("svd", (2,))}), factors)
+    with pytest.raises(InvalidPlan, match="made for the model"):
+        restructure(model, profile, RankPlan("sha256:other"))
+
+
+def test_restructure_takes_a_state_dict_of_the_compressed_network(model):
+    profile, factors = opened(model)
+    plan = uniform_plan(profile, 0.5)
+    compressed = apply(model, profile, plan, factors)
+    loaded = restructure(model, profile, plan)
+    loaded.load_state_dict(compressed.state_dict())
+    assert torch.equal(loaded(X), compressed(X))
+
+
+def test_a_layer_is_factorised_once(model):
+    _, factors = opened(model)
+    first = factors("fc", "svd")
+    assert factors("fc", "svd") is first
+    assert factors("conv", "svd") is not first
+
+
+def test_a_weight_that_went_bad_is_named(model):
+    _, factors = opened(model)
+    with torch.no_grad():
+        model.fc.weight[0, 0] = torch.nan
+    with pytest.raises(InvalidModel, match="layer 'fc' could not be factorised by svd: a weight holds NaN or Inf"):
+        factors("fc", "svd")
+
+
+def test_module_at_prefers_a_real_name():
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.Linear = nn.Linear(2, 2)
+
+    model = Linear()
+    assert module_at(model, "Linear") is model.Linear

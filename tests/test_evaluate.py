@@ -1,0 +1,264 @@
+"""evaluate: paired scores on the same samples, honest intervals, progress and cancelling."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.data import Dataset, call
+from lowrank_core.errors import Cancelled, InvalidData
+from lowrank_core.evaluate import Reference, evaluate, final_score, newcombe_interval, wilson_interval
+from lowrank_core.metrics import AGREEMENT, TOP1, Metric
+
+
+class Answers(nn.Module):
+    """Classifies a sample by its column `column`; counts its calls."""
+
+    def __init__(self, column: int) -> None:
+        super().__init__()
+        self.column, self.calls = column, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return nn.functional.one_hot(x[:, self.column], 2).double()
+
+
+def paired(both: int, only_dense: int, only_ours: int, neither: int, targets: bool = True) -> Dataset:
+    """Column 0 is what the dense network says, column 1 what ours says; the true class is 1."""
+    counts = ((1, 1), both), ((1, 0), only_dense), ((0, 1), only_ours), ((0, 0), neither)
+    rows = torch.tensor([row for row, count in counts for _ in range(count)])
+    return Dataset(rows, torch.ones(len(rows), dtype=torch.long) if targets else None)
+
+
+def scores(dataset: Dataset, metric: Metric = TOP1, *, batch: int = 64, **options: object) -> list:
+    return list(evaluate(Answers(1), Reference(Answers(0), dataset, metric, batch=batch), **options))
+
+
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs[:, 1] - targets).square().mean())
+
+
+MSE = Metric("mse", higher_is_better=False, value=mean_squared_error)
+ABSOLUTE = Metric("distance", higher_is_better=False, per_sample=lambda out, y: 3 * (out[:, 1] - y).abs())
+WRONG = Metric("wrong", higher_is_better=False, per_sample=lambda out, y: (out.argmax(1) != y).double())
+
+
+def test_pairs_are_counted():
+    score = scores(paired(36, 12, 2, 10))[-1]
+    assert (score.metric, score.samples, score.higher_is_better) == ("top-1 accuracy", 60, True)
+    assert (score.value, score.dense) == pytest.approx((38 / 60, 48 / 60))
+    assert score.drop == pytest.approx(10 / 60)
+    assert (score.drop_low, score.drop_high) == newcombe_interval(36, 12, 2, 10)
+    assert (score.low, score.high) == wilson_interval(38 / 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("counts", "interval"),
+    [
+        ((36, 12, 2, 0), (0.0569, 0.3404)),  # Newcombe 1998, Statist. Med. 17:2635, method 10
+        ((36, 12, 2, 10), (0.0458, 0.2831)),  # by hand: phi = (360 - 24 - 60 / 2) / sqrt(48 * 12 * 38 * 22) = 0.4410
+        ((54, 0, 0, 0), (-0.0664, 0.0664)),  # no pair differs, phi = 0: plus and minus z^2 / (n + z^2)
+        ((0, 0, 0, 54), (-0.0664, 0.0664)),
+        ((0, 54, 0, 0), (1 - 0.0664 * 2**0.5, 1.0)),  # both at the edge: the root of two squares
+    ],
+)
+def test_newcombe_interval_of_worked_examples(counts, interval):
+    assert newcombe_interval(*counts) == pytest.approx(interval, abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "interval"),
+    [(0.9, 100, (0.8256, 0.9448)), (81 / 263, 263, (0.2553, 0.3662)), (0.0, 10, (0, 0.2775)), (1.0, 10, (0.7225, 1))],
+)
+def test_wilson_interval_of_worked_examples(share, n, interval):
+    """81 of 263 is the example of Newcombe 1998, Statist. Med. 17:857, method 3."""
+    assert wilson_interval(share, n) == pytest.approx(interval, abs=6e-5)
+    assert 0 <= wilson_interval(share, n)[0] <= wilson_interval(share, n)[1] <= 1
+
+
+@pytest.mark.parametrize("swap", [(36, 12, 2, 5), (3, 0, 1, 0), (0, 5, 5, 0), (100, 7, 0, 3)])
+def test_newcombe_interval_is_antisymmetric_and_holds_the_difference(swap):
+    both, first, second, neither = swap
+    low, high = newcombe_interval(both, first, second, neither)
+    assert newcombe_interval(both, second, first, neither) == pytest.approx((-high, -low))
+    assert -1 <= low <= (first - second) / sum(swap) <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("n", "shares"),
+    [
+        (50, (0.85, 0.06, 0.03, 0.06)),
+        (50, (0.6, 0.1, 0.1, 0.2)),
+        (300, (0.85, 0.06, 0.03, 0.06)),
+        (300, (0.6, 0.1, 0.1, 0.2)),
+        (300, (0.9, 0.05, 0.0, 0.05)),
+    ],
+    ids=str,
+)
+def test_the_interval_covers_the_true_drop_in_about_95_of_100_samples(n, shares):
+    rng, truth, covered, repeats = random.Random(0), shares[1] - shares[2], 0, 1000
+    for _ in range(repeats):
+        drawn = rng.choices(range(4), shares, k=n)
+        low, high = newcombe_interval(*(drawn.count(i) for i in range(4)))
+        covered += low <= truth <= high
+    assert 0.92 <= covered / repeats <= 0.985  # 95 % give or take 3 standard errors; the method errs on the safe side
+
+
+def test_scores_grow_and_end_at_all_samples():
+    dataset = paired(100, 20, 10, 20)
+    assert [s.samples for s in scores(dataset, batch=64)] == [64, 128, 150]
+    assert [s.samples for s in scores(dataset, batch=64, samples=100)] == [64, 100]
+    assert [s.samples for s in scores(dataset, batch=64, samples=10_000)] == [64, 128, 150]
+    assert scores(dataset, batch=64)[-1] == scores(dataset, batch=7)[-1]
+    assert [s.samples for s in scores(dataset, MSE, batch=10)] == [10, 20, 40, 80, 150]
+
+
+def test_a_leading_part_is_a_fair_subset_and_the_same_each_time():
+    dataset = Dataset(torch.arange(1000)[:, None].repeat(1, 2) // 500, torch.arange(1000) // 500)  # sorted by class
+    reference = Reference(Answers(0), dataset, TOP1)
+    first, _ = next(reference.batches())
+    assert 0.3 < first.targets.double().mean() < 0.7
+    assert torch.equal(first.inputs, next(Reference(Answers(0), dataset, TOP1).batches())[0].inputs)
+    assert torch.equal(first.inputs[:, 0], first.targets)
+
+
+def test_dense_outputs_are_computed_once():
+    dense = Answers(0)
+    reference = Reference(dense, paired(100, 20, 10, 20), TOP1, batch=50)
+    assert final_score(evaluate(Answers(1), reference, samples=60)).samples == 60
+    assert dense.calls == 2
+    for _ in range(3):
+        final_score(evaluate(Answers(1), reference))
+    assert dense.calls == 3
+
+
+def test_cancelling_stops_between_batches():
+    ours, answers = Answers(1), iter([False, False, True])
+    reference = Reference(Answers(0), paired(100, 20, 10, 20), TOP1, batch=10)
+    seen = []
+    with pytest.raises(Cancelled):
+        seen.extend(s.samples for s in evaluate(ours, reference, cancelled=lambda: next(answers)))
+    assert ours.calls == 2
+
+
+def test_between_two_scores_the_caller_and_the_models_are_as_they_were():
+    """A generator must not leave gradients off, or a network in eval mode, while it waits."""
+    ours, dense = Answers(1).train(), Answers(0).train()
+    for _ in evaluate(ours, Reference(dense, paired(100, 20, 10, 20), TOP1, batch=10)):
+        assert torch.is_grad_enabled()
+        assert ours.training
+        assert dense.training
+
+
+def test_networks_are_scored_in_eval_mode():
+    drops_all = nn.Sequential(Answers(1), nn.Dropout(1.0)).train()
+    reference = Reference(nn.Sequential(Answers(0), nn.Dropout(1.0)).train(), paired(10, 0, 0, 0), TOP1)
+    score = final_score(evaluate(drops_all, reference))
+    assert (score.value, score.dense) == (1, 1)
+
+
+def test_without_labels_the_score_is_agreement_with_the_dense_network():
+    score = scores(paired(36, 12, 2, 10, targets=False), AGREEMENT)[-1]
+    assert (score.value, score.dense, score.drop) == pytest.approx((46 / 60, 1, 14 / 60))
+    assert (score.drop_low, score.drop_high) == newcombe_interval(46, 14, 0, 0)
+
+
+@pytest.mark.parametrize("metric", [WRONG, ABSOLUTE, MSE], ids=lambda m: m.name)
+def test_a_drop_is_positive_when_worse_also_where_lower_is_better(metric):
+    for counts, sign in (((60, 30, 5, 5), 1), ((60, 5, 30, 5), -1)):
+        score = scores(paired(*counts), metric, batch=100)[-1]
+        assert not score.higher_is_better
+        assert score.drop == pytest.approx(score.value - score.dense)
+        assert score.drop == pytest.approx(sign * (0.75 if metric is ABSOLUTE else 0.25))
+        assert score.drop_low < score.drop < score.drop_high
+        assert score.drop_low * score.drop_high > 0  # 30 against 5 of 100 is no chance
+        assert score.low <= score.value <= score.high
+
+
+def test_a_metric_of_all_samples_has_a_paired_bootstrap_interval():
+    """Close to Newcombe's where both apply, seeded, and of no width where nothing differs."""
+    accuracy = Metric("accuracy", value=lambda out, y: (out.argmax(1) == y).double().mean())
+    dataset = paired(300, 60, 20, 20)
+    score = scores(dataset, accuracy, batch=400)[-1]
+    assert score == scores(dataset, accuracy, batch=400)[-1]
+    assert (score.drop_low, score.drop_high) == pytest.approx(newcombe_interval(300, 60, 20, 20), abs=0.012)
+    same = scores(paired(300, 0, 0, 100), accuracy, batch=400)[-1]
+    assert (same.drop, same.drop_low, same.drop_high) == (0, 0, 0)
+
+
+def test_one_sample_has_no_spread():
+    for metric in (Metric("x", per_sample=lambda out, y: out[:, 0] + 0.5), MSE):
+        (score,) = scores(paired(1, 0, 0, 0), metric)
+        assert (score.low, score.high, score.drop_low, score.drop_high) == (None,) * 4
+
+
+def broken(outputs: Tensor, targets: Tensor) -> float:
+    raise KeyError("class 7")
+
+
+@pytest.mark.parametrize(
+    "metric", [Metric("f1", value=broken), Metric("f1", per_sample=broken)], ids=["value", "sample"]
+)
+def test_a_metric_that_fails_is_one_clear_error(metric):
+    with pytest.raises(InvalidData, match=r"metric 'f1' failed with KeyError.*outputs \(3, 2\) and targets \(3,\)"):
+        scores(paired(1, 1, 1, 0), metric)
+
+
+def test_inputs_that_do_not_fit_are_one_clear_error():
+    reference = Reference(nn.Linear(3, 2), Dataset(torch.ones(4, 5), torch.zeros(4, dtype=torch.long)), TOP1)
+    with pytest.raises(InvalidData, match=r"failed on the evaluation inputs with RuntimeError.*same form") as caught:
+        final_score(evaluate(nn.Linear(5, 2), reference))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_evaluate_is_refused():
+    with pytest.raises(InvalidData, match="empty"):
+        Reference(Answers(0), Dataset(torch.ones(0, 2)), TOP1)
+    with pytest.raises(InvalidData, match="at least 1"):
+        final_score(evaluate(Answers(1), Reference(Answers(0), paired(1, 1, 1, 1), TOP1), samples=0))
+
+
+def test_a_model_that_writes_into_its_inputs_spoils_no_samples():
+    class Doubles(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2)
+
+    dataset = Dataset(torch.eye(4), torch.arange(4))
+    reference = Reference(Doubles(), dataset, TOP1)
+    for _ in range(2):
+        final_score(evaluate(Doubles(), reference))
+    assert float(dataset.inputs.sum()) == float(reference.dataset.inputs.sum()) == 4
+
+
+class Logits:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+@pytest.mark.parametrize(
+    ("wrap", "expected"),
+    [
+        (lambda x: x, 1.0),
+        (lambda x: Logits(x), 1.0),
+        (lambda x: (x, x + 1), 1.0),
+        (lambda x: {"aux": x, "out": x + 1}, 1.0),
+        (lambda x: [None, [x]], 1.0),
+    ],
+    ids=["tensor", "logits", "tuple", "dict", "nested"],
+)
+def test_outputs_may_be_wrapped(wrap, expected):
+    class Wraps(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            return wrap(x)
+
+    assert float(call(Wraps(), torch.ones(1))) == expected
+
+
+def test_a_model_without_a_tensor_in_its_output_is_refused():
+    class Says(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "hello"
+
+    with pytest.raises(InvalidData, match="must return a tensor"):
+        call(Says(), torch.ones(1))

@@ -1,0 +1,278 @@
+"""One suite for every decomposition: a method is tested by being registered."""
+
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise, product
+
+import pytest
+import torch
+from awkward_layers import AWKWARD, Awkward, conv, filled, seeded
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lowrank_core.errors import InvalidModel
+from lowrank_core.layers import LayerSpec, Rank, chain_multiplies
+from lowrank_core.methods import METHODS, Factorization, Method, register
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+EXACT = 1e-9  # relative, exact algebra in float64
+
+PAIRS = [(m, a) for m in METHODS.values() for a in AWKWARD if m.obstacle(a.spec) is None]
+NESTED = [(m, a) for m, a in PAIRS if m.nested]
+every_pair = pytest.mark.parametrize(("method", "awkward"), PAIRS, ids=lambda v: getattr(v, "name", v))
+every_nested_pair = pytest.mark.parametrize(("method", "awkward"), NESTED, ids=lambda v: getattr(v, "name", v))
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+
+
+@lru_cache
+def dense_layer(awkward: Awkward) -> nn.Module:
+    return filled(awkward.spec.build(dtype=torch.float64))
+
+
+@lru_cache
+def factorized(method: Method, awkward: Awkward) -> Factorization:
+    return method.factorize(awkward.spec, dense_layer(awkward).weight.detach())
+
+
+def some_ranks(method: Method, spec: LayerSpec) -> list[Rank]:
+    """The smallest, a middle and the largest rank of each axis, in every combination."""
+    return list(product(*({1, (top + 1) // 2, top} for top in method.max_rank(spec))))
+
+
+def chain(stages: tuple[LayerSpec, ...], weights: tuple[Tensor, ...], bias: Tensor | None) -> nn.Sequential:
+    """The chain of modules with these weights; only its last stage may have a bias."""
+    parts = [stage.build(dtype=weights[0].dtype) for stage in stages]
+    assert [part.bias is not None for part in parts] == [False] * (len(parts) - 1) + [bias is not None]
+    with torch.no_grad():
+        for part, weight in zip(parts, weights, strict=True):
+            assert part.weight.shape == weight.shape
+            assert weight.is_contiguous()
+            part.weight.copy_(weight)
+        if bias is not None:
+            parts[-1].bias.copy_(bias)
+    return nn.Sequential(*parts).eval()
+
+
+def weight_of(stages: tuple[LayerSpec, ...], weights: tuple[Tensor, ...], spec: LayerSpec) -> Tensor:
+    """The weight that a chain amounts to, from its answers to unit impulses; stages of stride 1 without padding."""
+    window = (spec.in_channels, *spec.kernel)
+    impulses = torch.eye(torch.Size(window).numel(), dtype=torch.float64).reshape(-1, *window)
+    with torch.no_grad():
+        answers = chain(stages, weights, None)(impulses)
+    full = answers.reshape(*window, spec.out_channels).movedim(-1, 0)
+    rows = full.chunk(spec.groups)
+    columns = spec.in_channels // spec.groups
+    return torch.cat([row[:, g * columns : (g + 1) * columns] for g, row in enumerate(rows)])
+
+
+def distance(weight: Tensor, other: Tensor) -> float:
+    return float((weight - other).norm() / weight.norm())
+
+
+@every_pair
+def test_chain_is_the_reconstructed_weight(method, awkward):
+    layer, factorization, x = dense_layer(awkward), factorized(method, awkward), awkward.inputs(2)
+    for rank in some_ranks(method, awkward.spec):
+        replaced = awkward.spec.build(dtype=torch.float64).eval()
+        replaced.load_state_dict(layer.state_dict() | {"weight": factorization.reconstruct(rank)})
+        with torch.no_grad():
+            expected = replaced(x)
+            got = chain(method.stages(awkward.spec, rank), factorization.weights(rank), layer.bias)(x)
+        assert got.shape == expected.shape
+        assert distance(expected, got) < EXACT, rank
+
+
+@every_nested_pair
+def test_full_rank_is_the_layer(method, awkward):
+    layer, top, x = dense_layer(awkward), method.max_rank(awkward.spec), awkward.inputs(2)
+    factorization = factorized(method, awkward)
+    with torch.no_grad():
+        got = chain(method.stages(awkward.spec, top), factorization.weights(top), layer.bias)(x)
+        assert distance(layer(x), got) < EXACT
+    assert factorization.error(top) < 1e-7  # the root of rounding, where an error is the root of an energy
+
+
+@every_pair
+def test_error_is_the_measured_distance_or_bounds_it(method, awkward):
+    weight, factorization = dense_layer(awkward).weight.detach(), factorized(method, awkward)
+    for rank in some_ranks(method, awkward.spec):
+        error, measured = factorization.error(rank), distance(weight, factorization.reconstruct(rank))
+        if len(method.axes) == 2:  # at most the root of two too large: each axis alone loses no more than both together
+            assert measured <= error * (1 + EXACT) + 1e-12, rank
+            assert error <= 2**0.5 * measured + 1e-7, rank
+        elif method.nested:
+            assert error == pytest.approx(measured, rel=EXACT, abs=1e-12), rank
+
+
+@every_pair
+def test_counts_are_those_of_the_built_chain(method, awkward):
+    for rank in some_ranks(method, awkward.spec):
+        stages = method.stages(awkward.spec, rank)
+        built = nn.Sequential(*(stage.build(device="meta") for stage in stages))
+        with FlopCounterMode(display=False) as counter:
+            built(awkward.inputs(1, device="meta", dtype=torch.float32))
+        assert chain_multiplies(stages, awkward.size) == counter.get_total_flops() // 2, rank
+        assert sum(stage.parameters for stage in stages) == sum(p.numel() for p in built.parameters()), rank
+        assert sum(w.numel() for w in factorized(method, awkward).weights(rank)) == sum(s.weights for s in stages), rank
+
+
+@every_pair
+def test_planted_rank_is_found(method, awkward):
+    spec = replace(awkward.spec, bias=False, padding_mode="zeros")
+    if spec.kernel:
+        ones = (1,) * len(spec.kernel)
+        spec = replace(spec, stride=ones, dilation=ones, padding=(0,) * len(ones))
+    planted = tuple(min(3, max(1, top - 1)) for top in method.max_rank(spec))
+    stages = method.stages(spec, planted)
+    weights = tuple(seeded(stage.weight_shape, seed) for seed, stage in enumerate(stages))
+    factorization = method.factorize(spec, weight_of(stages, weights, spec))
+    if method.max_rank(spec) != planted or method.nested:
+        assert factorization.error(planted) < (1e-6 if method.nested else 1e-3)
+    for axis, rank in enumerate(planted):
+        if rank > 1:
+            smaller = tuple(r - (i == axis) for i, r in enumerate(planted))
+            assert factorization.error(smaller) > 1e-2
+
+
+@every_nested_pair
+def test_error_never_grows_with_the_rank(method, awkward):
+    factorization, top = factorized(method, awkward), method.max_rank(awkward.spec)
+    for axis, largest in enumerate(top):
+        errors = [factorization.error((*top[:axis], r, *top[axis + 1 :])) for r in range(1, largest + 1)]
+        assert all(later <= earlier for earlier, later in pairwise(errors))
+        assert all(0 <= error <= 1 for error in errors)
+
+
+@every_nested_pair
+def test_spectra_are_descending_and_hold_all_energy(method, awkward):
+    weight, factorization = dense_layer(awkward).weight.detach(), factorized(method, awkward)
+    assert tuple(map(len, factorization.spectra)) == method.max_rank(awkward.spec)
+    for spectrum in factorization.spectra:
+        assert spectrum.dtype == torch.float64
+        assert (spectrum.diff() <= 0).all()
+        assert float(spectrum.norm()) == pytest.approx(float(weight.norm()), rel=EXACT)
+
+
+@pytest.mark.parametrize(("method", "awkward"), [(m, a) for m, a in NESTED if len(m.axes) == 1 and a.spec.groups == 1])
+def test_a_smaller_rank_is_a_slice(method, awkward):
+    factorization, (top,) = factorized(method, awkward), method.max_rank(awkward.spec)
+    first, last = factorization.weights((top,))
+    for rank in {1, (top + 1) // 2, top}:
+        small_first, small_last = factorization.weights((rank,))
+        torch.testing.assert_close(small_first, first[:rank], rtol=0, atol=0)
+        torch.testing.assert_close(small_last, last[:, :rank], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("awkward", [a for a in AWKWARD if a.spec.groups == 1], ids=str)
+def test_svd_is_best_at_every_rank(awkward):
+    """Eckart and Young (1936), with the singular values of torch.linalg."""
+    matrix = dense_layer(awkward).weight.detach().flatten(1)
+    tails = torch.linalg.svdvals(matrix).square().flip(0).cumsum(0).flip(0).sqrt()
+    factorization = factorized(METHODS["svd"], awkward)
+    torch.testing.assert_close(factorization.spectra[0], torch.linalg.svdvals(matrix), rtol=EXACT, atol=1e-12)
+    for rank in range(1, len(tails)):
+        left = matrix - factorization.reconstruct((rank,)).flatten(1)
+        assert float(left.norm()) == pytest.approx(float(tails[rank]), rel=EXACT)
+
+
+def plain_hosvd(weight: Tensor, rank: Rank) -> Tensor:
+    """Both bases from the whole weight, independently (De Lathauwer et al., 2000)."""
+    out, inner = (torch.linalg.svd(weight.movedim(axis, 0).flatten(1))[0][:, :r] for axis, r in enumerate(rank))
+    return torch.einsum("oi...,op,iq->pq...", weight, out @ out.T, inner @ inner.T)
+
+
+@pytest.mark.parametrize("awkward", [a for m, a in PAIRS if m.name == "tucker2" and a.spec.groups == 1], ids=str)
+def test_tucker_variants_are_ordered(awkward):
+    """Plain HOSVD, then sequential HOSVD, then HOOI: none is worse than the one before."""
+    weight = dense_layer(awkward).weight.detach()
+    for rank in some_ranks(METHODS["tucker2"], awkward.spec):
+        plain = distance(weight, plain_hosvd(weight, rank))
+        sequential = distance(weight, factorized(METHODS["tucker2"], awkward).reconstruct(rank))
+        hooi = distance(weight, factorized(METHODS["tucker2_hooi"], awkward).reconstruct(rank))
+        assert sequential <= plain * (1 + EXACT) + 1e-12, rank
+        assert hooi <= sequential * (1 + EXACT) + 1e-12, rank
+
+
+@pytest.mark.parametrize("name", ["tucker2", "tucker2_hooi"])
+def test_only_so_many_bases_are_kept(name, monkeypatch):
+    """Walking over all ranks of a large layer must not fill the memory."""
+    monkeypatch.setattr("lowrank_core.methods.tucker2.KEPT_BASES", 2)
+    weight, spec = seeded((6, 4, 3, 5)), conv(4, 6, (3, 5))
+    walked, fresh = (METHODS[name].factorize(spec, weight) for _ in range(2))
+    for rank in [(r, 2) for r in range(1, 7)]:
+        walked.reconstruct(rank)
+    assert len(walked._bases) == 2
+    torch.testing.assert_close(walked.reconstruct((3, 2)), fresh.reconstruct((3, 2)), rtol=EXACT, atol=1e-12)
+
+
+def test_sequential_bases_are_better_than_plain_ones():
+    """Not only as good: of a random kernel they lose clearly less, for one truncation follows from the other."""
+    weight, spec = seeded((8, 12, 3, 5)), conv(12, 8, (3, 5))
+    sequential = distance(weight, METHODS["tucker2"].factorize(spec, weight).reconstruct((2, 3)))
+    assert sequential < 0.995 * distance(weight, plain_hosvd(weight, (2, 3)))
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_narrow_weights_give_float32_factors(method, dtype):
+    awkward = next(a for a in AWKWARD if method.obstacle(a.spec) is None)
+    weight = dense_layer(awkward).weight.detach().to(dtype)
+    factorization = method.factorize(awkward.spec, weight)
+    top = method.max_rank(awkward.spec)
+    assert {w.dtype for w in factorization.weights(top)} == {torch.float32}
+    if method.nested:
+        assert distance(weight.double(), factorization.reconstruct(top).double()) < 1e-6  # float32 rounding
+
+
+@every_method
+def test_a_weight_of_zeros_has_finite_factors(method):
+    awkward = next(a for a in AWKWARD if method.obstacle(a.spec) is None)
+    factorization = method.factorize(awkward.spec, torch.zeros(awkward.spec.weight_shape))
+    for rank in some_ranks(method, awkward.spec):
+        assert all(torch.isfinite(w).all() for w in factorization.weights(rank))
+        assert not factorization.reconstruct(rank).any()
+        assert factorization.error(rank) == 0
+
+
+@every_method
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(method, bad):
+    awkward = next(a for a in AWKWARD if method.obstacle(a.spec) is None)
+    weight = torch.ones(awkward.spec.weight_shape)
+    weight[0, 0] = bad
+    with pytest.raises(InvalidModel, match="NaN or Inf"):
+        method.factorize(awkward.spec, weight)
+
+
+@pytest.mark.parametrize(
+    ("method", "spec", "reason"),
+    [
+        ("svd", conv(6, 6, (3, 3), groups=6), "depthwise 3x3"),
+        ("spatial_svd", conv(6, 6, (3, 3), groups=6), "depthwise 3x3: rank 1"),
+        ("spatial_svd", conv(6, 6, (1, 5)), "kernel 1x5: there is no window"),
+        ("spatial_svd", conv(6, 6, (3,)), "Conv1d"),
+        ("spatial_svd", LayerSpec(6, 6), "Linear"),
+        ("tucker2", conv(6, 6, (5, 7), groups=6), "depthwise 5x7"),
+        ("tucker2", conv(6, 6, (1, 1)), "a matrix has one rank"),
+        ("tucker2", LayerSpec(6, 6), "Linear: a matrix has one rank"),
+    ],
+)
+def test_obstacles_say_why(method, spec, reason):
+    assert reason in METHODS[method].obstacle(spec)
+
+
+def test_a_strided_1x1_strides_in_its_first_factor():
+    first, second = METHODS["svd"].stages(conv(6, 9, (1, 1), stride=(2, 3)), (2,))
+    assert (first.stride, second.stride) == ((2, 3), (1, 1))
+
+
+def test_every_layer_of_this_suite_has_a_default_method():
+    assert {m.name for m, _ in PAIRS} == set(METHODS)
+    fitting = {a.name for _, a in PAIRS}
+    assert {a.name for a in AWKWARD} - fitting == {"depthwise-3x3"}
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="'svd' is registered twice"):
+        register(METHODS["svd"])
