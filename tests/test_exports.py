@@ -1,0 +1,289 @@
+"""Checkpoints and plans on disk: written whole or not at all, rebuilt exactly, readable without this package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lowrank_core import Choice, RankPlan, Workspace, apply, discover, export_checkpoint, load_checkpoint, plan_cost
+from lowrank_core.checkpoint import write_checkpoint
+from lowrank_core.cost import uniform_plan
+from lowrank_core.errors import InvalidFile
+from lowrank_core.evaluate import final_score
+from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.exports import safetensors as exporter
+from lowrank_core.factors import FactorStore
+from lowrank_core.plan import read_plan
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden" / "checkpoint-1.safetensors"
+
+AWKWARD = '''
+import torch
+from torch import Tensor, nn
+
+class Awkward(nn.Module):
+    """A layer under two names, tied tensors, a tuple of outputs, odd convolutions, buffers."""
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(12, 8)
+        self.conv = nn.Conv1d(8, 8, 3, padding="same", bias=False, padding_mode="reflect")
+        self.bn = nn.BatchNorm1d(8)
+        self.twice = nn.Linear(8, 8)
+        self.again = self.twice
+        self.plain = nn.Linear(8, 8, bias=False)
+        self.head = nn.Linear(8, 12)
+        self.head.weight = self.table.weight
+        self.register_buffer("scale", torch.linspace(1, 2, 8))
+
+    def forward(self, tokens: Tensor):
+        x = self.bn(self.conv(self.table(tokens).mT)).mean(-1) * self.scale
+        return self.head(self.plain(self.again(self.twice(x)).relu())), x
+
+def build_model() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Awkward().eval()
+
+def example_inputs():
+    return (torch.arange(20).reshape(2, 10) % 12,)
+'''
+
+
+@pytest.fixture(scope="module")
+def digits() -> Workspace:
+    return Workspace.open("builtin:digits-cnn")
+
+
+@pytest.fixture
+def awkward(tmp_path: Path) -> Workspace:
+    path = tmp_path / "awkward_net.py"
+    path.write_text(AWKWARD)
+    return Workspace.open(str(path))
+
+
+def awkward_plan(workspace: Workspace) -> RankPlan:
+    choices = {
+        "conv": Choice("spatial_svd", (3,)) if "spatial_svd" in names(workspace, "conv") else Choice("svd", (3,)),
+        "twice": Choice("svd", (2,)),
+        "plain": Choice("svd", (3,)),
+    }
+    return RankPlan.of(workspace.profile.fingerprint, choices)
+
+
+def names(workspace: Workspace, layer: str) -> list[str]:
+    return [method.name for method in workspace.profile.layer(layer).methods]
+
+
+def write(workspace: Workspace, plan: RankPlan, path: Path) -> nn.Module:
+    """The checkpoint without the fresh process; gives the compressed copy."""
+    model = workspace.compress(plan)
+    write_checkpoint(model, workspace.profile, plan, path, plan_document=plan.to_json(), provenance={})
+    return model
+
+
+def output(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    with torch.no_grad():
+        found = model(*inputs)
+    return found if isinstance(found, Tensor) else found[0]
+
+
+def test_export_is_what_was_measured(digits: Workspace, tmp_path: Path) -> None:
+    plan = uniform_plan(digits.profile, 0.5)
+    target, steps = tmp_path / "half", []
+    score = final_score(digits.measure(digits.compress(plan), samples=64))
+    exported = export_checkpoint(digits, plan, target, score=score, progress=steps.append)
+
+    assert exported.max_abs_diff == 0
+    assert exported.bytes == target.stat().st_size
+    assert steps == ["writing", "reloading in a fresh process", "comparing"]
+    assert [p.name for p in tmp_path.iterdir()] == ["half"]
+    other = tmp_path / "other"
+    other.touch()
+    assert target.stat().st_mode == other.stat().st_mode
+
+    loaded = load_checkpoint(digits.model, target)
+    assert loaded.plan == plan
+    assert sum(p.numel() for p in loaded.model.parameters()) == plan_cost(digits.profile, plan).parameters
+    images = digits.reference.dataset.inputs
+    assert torch.equal(output(loaded.model, (images,)), output(digits.compress(plan), (images,)))
+    assert loaded.provenance["score"]["value"] == score.value
+    assert loaded.provenance["data"].startswith("sha256:")
+
+
+def test_no_path_of_this_machine_is_written(awkward: Workspace, tmp_path: Path) -> None:
+    model = awkward.compress(awkward_plan(awkward))
+    for name, export in EXPORTS.items():
+        target = tmp_path / f"out-{name}"
+        export.write(awkward, Compressed(model, awkward_plan(awkward)), target, lambda step: None)
+        assert str(tmp_path).encode() not in target.read_bytes()
+        assert b"awkward_net.py" in target.read_bytes()
+
+
+def test_awkward_network_is_rebuilt_exactly(awkward: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    compressed = write(awkward, awkward_plan(awkward), path)
+    loaded = load_checkpoint(awkward.model, path).model
+    inputs = awkward.opened.example_inputs
+    assert torch.equal(output(loaded, inputs), output(compressed, inputs))
+    assert loaded.twice is loaded.again
+    assert isinstance(loaded.twice, nn.Sequential)
+    assert loaded.head.weight is loaded.table.weight
+    assert isinstance(awkward.model.twice, nn.Linear)  # the model that was given is not changed
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["lowrank"])
+        stored = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    assert about["ties"]["head.weight"] == "table.weight"
+    buffers = sum(b.numel() for b in compressed.buffers())
+    assert stored == sum(p.numel() for p in compressed.parameters()) + buffers
+
+
+def test_a_buffer_that_repeats_one_element(tmp_path: Path) -> None:
+    """PyTorch cannot copy into an expanded buffer; the copy gets memory of its own."""
+    model = formula_net()
+    model.register_buffer("mask", torch.full((1,), -torch.inf).expand(3, 3))
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "c")
+    assert torch.equal(load_checkpoint(model, tmp_path / "c").model.mask, model.mask)
+
+
+def test_network_that_is_one_layer(tmp_path: Path) -> None:
+    model = nn.Linear(6, 5).eval()
+    inputs = (torch.ones(2, 6),)
+    profile = discover(model, inputs)
+    plan = RankPlan.of(profile.fingerprint, {"Linear": Choice("svd", (2,))})
+    compressed = apply(model, profile, plan, FactorStore(model, profile))
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(compressed, profile, plan, path, plan_document=plan.to_json(), provenance={})
+    assert torch.equal(output(load_checkpoint(model, path).model, inputs), output(compressed, inputs))
+
+
+def test_lines_of_code_load_it_in_a_fresh_process(awkward: Workspace, tmp_path: Path) -> None:
+    """Both ways that the page shows; the second one with this package forbidden."""
+    path = tmp_path / "c.safetensors"
+    compressed = write(awkward, awkward_plan(awkward), path)
+    expected = output(compressed, awkward.opened.example_inputs)
+    use = "\nimport torch, awkward_net\ntorch.save(model(*awkward_net.example_inputs())[0].detach(), 'out.pt')\n"
+    start = {
+        "with lowrank_core": f"import sys; sys.path.append({str(ROOT)!r})\n",
+        "with torch and safetensors alone": "import sys; sys.modules['lowrank_core'] = None\n",
+    }
+    snippets = EXPORTS["safetensors"].snippets(awkward.opened.ref, path.name)
+    assert {snippet.label for snippet in snippets} == set(start)
+    for snippet in snippets:
+        script = tmp_path / "script.py"
+        script.write_text(start[snippet.label] + snippet.code + use)
+        subprocess.run([sys.executable, script.name], cwd=tmp_path, check=True, timeout=60)
+        assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
+        (tmp_path / "out.pt").unlink()
+
+
+def test_standalone_loader_is_short() -> None:
+    assert len([line for line in exporter.LOADER.splitlines() if line.strip()]) <= 20
+
+
+def test_plan_lines_load_it(digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = uniform_plan(digits.profile, 0.5)
+    model = digits.compress(plan)
+    score = final_score(digits.measure(model, samples=64))
+    exported = EXPORTS["plan"].write(digits, Compressed(model, plan, score), tmp_path / "p.json", lambda step: None)
+    read = read_plan((tmp_path / "p.json").read_bytes())
+    assert read.plan == plan
+    assert read.provenance["score"]["value"] == exported.score.value
+    assert read.provenance["cost"]["compressed"]["bytes"] == plan_cost(digits.profile, plan).bytes
+    assert set(read.provenance["versions"]) == {"python", "torch"}
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = EXPORTS["plan"].snippets(digits.opened.ref, "p.json")
+    found: dict[str, nn.Module] = {}
+    exec(snippet.code, {}, found)
+    images = digits.opened.example_inputs
+    assert torch.equal(output(found["model"], images), output(model, images))
+
+
+def test_a_failed_export_leaves_the_target_as_it_was(tmp_path: Path) -> None:
+    """A build_model() that is random cannot be rebuilt elsewhere; it is found out before anything is replaced."""
+    model = tmp_path / "random_net.py"
+    model.write_text(
+        "import torch\nfrom torch import nn\ndef build_model(): return nn.Sequential(nn.Linear(6, 6)).eval()\n"
+        "def example_inputs(): return (torch.ones(1, 6),)\n"
+    )
+    workspace = Workspace.open(str(model))
+    plan = RankPlan.of(workspace.profile.fingerprint, {"0": Choice("svd", (2,))})
+    target = tmp_path / "kept"
+    target.write_bytes(b"precious")
+    with pytest.raises(InvalidFile, match=r"was not saved: a fresh process could not use it: .* this model is"):
+        export_checkpoint(workspace, plan, target)
+    assert target.read_bytes() == b"precious"
+    assert {p.name for p in tmp_path.iterdir()} - {"__pycache__"} == {"kept", "random_net.py"}
+
+
+@pytest.mark.parametrize("change", [1e-3, float("nan")])
+def test_other_outputs_are_refused(
+    change: float, digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = RankPlan.of(digits.profile.fingerprint, {"fc1": Choice("svd", (8,))})
+
+    def differing(ref: str, checkpoint: Path, inputs: Tensor) -> Tensor:
+        return output(load_checkpoint(digits.model, checkpoint).model, (inputs,)) + change
+
+    monkeypatch.setattr(exporter, "outputs_in_fresh_process", differing)
+    with pytest.raises(InvalidFile, match="differ by"):
+        export_checkpoint(digits, plan, tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["missing/c.safetensors", "."])
+def test_a_target_that_cannot_be_written(target: str, digits: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(InvalidFile, match="folder"):
+        export_checkpoint(digits, RankPlan(digits.profile.fingerprint), tmp_path / target)
+
+
+def formula_net() -> nn.Module:
+    """4 -> 6 -> 3, weights by formula."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.arange(parameter.numel(), dtype=torch.float32).reshape(parameter.shape) % 5 - 2)
+    return model.eval()
+
+
+def test_the_first_format_is_read_for_ever() -> None:
+    """`golden/checkpoint-1.safetensors`: layer 0 as 4 -> 2 -> 6 with weights by formula, layer 2 dense."""
+    loaded = load_checkpoint(formula_net(), GOLDEN)
+    assert loaded.plan == RankPlan.of(loaded.plan.fingerprint, {"0": Choice("svd", (2,))})
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    first, second = loaded.model[0]
+    assert first.weight.tolist() == [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]
+    hidden = (x @ first.weight.T @ second.weight.T + second.bias).relu()
+    assert torch.equal(output(loaded.model, (x,)), output(formula_net()[2], (hidden,)))
+
+
+def test_state_dicts_are_dense_weights(tmp_path: Path) -> None:
+    trained = formula_net()
+    with torch.no_grad():
+        trained[0].weight.mul_(2)
+    state = trained.state_dict()
+    wrapped = {f"module.{name}": value for name, value in state.items()}
+    torch.save(state, tmp_path / "plain.pt")
+    optimizer = {"state": {0: {"step": torch.tensor(3.0), "betas": (0.9, 0.99)}}}
+    torch.save({"epoch": 3, "optimizer": optimizer, "state_dict": wrapped}, tmp_path / "training.pth")
+    torch.save({"model": {name: nn.Parameter(value) for name, value in state.items()}}, tmp_path / "parameters")
+    torch.save({name: value.half() for name, value in state.items()}, tmp_path / "half.pt")
+    shared = torch.cat([value.flatten() for value in state.values()])
+    pieces = shared.split([value.numel() for value in state.values()])
+    views = {name: piece.view(value.shape) for (name, value), piece in zip(state.items(), pieces, strict=True)}
+    torch.save(views, tmp_path / "views.pt")
+    save_file(state, tmp_path / "plain.safetensors")
+    x = torch.ones(1, 4)
+    files = [p for p in tmp_path.iterdir() if p.is_file()]
+    assert len(files) == 6
+    for path in files:
+        loaded = load_checkpoint(formula_net(), path)
+        assert loaded.plan is None
+        assert torch.equal(output(loaded.model, (x,)), output(trained, (x,))), path.name
+    assert load_file(tmp_path / "plain.safetensors").keys() == state.keys()
