@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="*", default=[8, 50, 150])
     parser.add_argument("--drags", type=int, default=8)
     options = parser.parse_args()
-    print("| layers | input -> drawn, ms: median / p95 | frame interval, ms: median / p95 | messages while moving | per release | n |")
+    print(
+        "| layers | input -> drawn, ms: median / p95 | frame interval, ms: median / p95 | messages while moving | per release | n |"
+    )
     print("|---|---|---|---|---|---|")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_STATE_HOME"] = folder

@@ -120,7 +120,8 @@ def test_totals_of_the_browser_equal_pythons_for_1000_random_plans(ranks: Page) 
         plans.append(RankPlan.of(profile.fingerprint, choices))
     sent = [{n: {"method": c.method, "rank": list(c.rank)} for n, c in plan.choices} for plan in plans]
     found = ranks.evaluate(
-        "plans => { const m = Object.values(RankBoard.models)[0]; return plans.map(p => RankBoard.totals(m, p)); }", sent
+        "plans => { const m = Object.values(RankBoard.models)[0]; return plans.map(p => RankBoard.totals(m, p)); }",
+        sent,
     )
     expected = [plan_cost(profile, plan) for plan in plans]
     assert [(t["bytes"], t["multiplies"]) for t in found] == [(c.bytes, c.multiplies) for c in expected]
@@ -275,5 +276,3 @@ def test_a_second_tab_with_another_model_does_not_disturb_the_first(ranks: Page,
     measured(ranks)
     assert slider(ranks, "fc1").input_value() == kept
     other.close()
-
-

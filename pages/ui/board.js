@@ -34,10 +34,22 @@ function between(knots, values, x) {
   return values[low] + (values[high] - values[low]) * (x - knots[low]) / (knots[high] - knots[low]);
 }
 
+/* The curves of a method's axes. Only the default method's come with the model; until another one is in use and Python
+   has factorised it, the default's stand in, stretched to its ranks. */
+function tailsOf(layer, name) {
+  const method = layer.methods[name];
+  if (method.tails) return method.tails;
+  const [known] = layer.methods[layer.default].tails, last = known.ranks[known.ranks.length - 1];
+  return method.top.map(top => {
+    const stretch = r => 1 + (r - 1) * (top - 1) / Math.max(1, last - 1);
+    return { ranks: known.ranks.map(r => r ? stretch(r) : 0), lost: known.lost.map(l => l / method.top.length), sigma_ranks: [], sigma: [] };
+  });
+}
+
 /* Squared relative weight error; the tails of two axes add (bound of the higher-order SVD). */
 function errorSquared(layer, choice) {
   if (!choice) return 0;
-  const tails = layer.methods[choice.method].tails;
+  const tails = tailsOf(layer, choice.method);
   let sum = 0;
   choice.rank.forEach((r, axis) => { sum += between(tails[axis].ranks, tails[axis].lost, r); });
   return Math.min(1, sum);
@@ -267,7 +279,7 @@ class Board {
       input.addEventListener("pointerdown", () => this.press());
       input.addEventListener("focus", () => this.select(layer.name));
       const fill = node("div", { class: "rb-fill" });
-      const tail = method.tails[index];
+      const tail = tailsOf(layer, row.method)[index];
       const shape = silhouette(tail, top);
       const back = node("div", { class: "rb-back" });
       for (const part of [back, fill]) part.style.clipPath = shape;
@@ -318,6 +330,8 @@ class Board {
 
   update(data) {
     this.data = data;
+    for (const [name, methods] of Object.entries(data.tails || {}))
+      for (const [method, tails] of Object.entries(methods)) this.learn(name, method, tails);
     this.undoButton.disabled = !data.can_undo;
     this.redoButton.disabled = !data.can_redo;
     if (data.rev > this.rev && !this.dragging) {
@@ -339,6 +353,13 @@ class Board {
     }
     this.drawSnapshots();
     if (this.dragging) this.schedule(); else this.draw(true);
+  }
+
+  learn(name, method, tails) {
+    const row = this.rows.get(name), known = row.layer.methods[method];
+    if (known.tails) return;
+    known.tails = tails;
+    if (row.method === method) { row.built = null; this.detailOf = null; this.dirty.add(row); }
   }
 
   feed(message) {
@@ -503,7 +524,7 @@ class Board {
       if (!this.canSave(row)) continue;
       if (kind === "share") this.setRank(row, rankAt(this.useful(row), Number(number)));
       else {
-        const { tails, top } = row.layer.methods[row.method];
+        const { top } = row.layer.methods[row.method], tails = tailsOf(row.layer, row.method);
         this.setRank(row, tails.map((tail, axis) => energyRank(tail, top[axis], Number(number))));
       }
     }
@@ -808,7 +829,7 @@ class Board {
     const colours = this.colours;
     const traces = [];
     const dash = ["solid", "dot"];
-    method.tails.forEach((tail, axis) => {
+    tailsOf(row.layer, row.method).forEach((tail, axis) => {
       const label = method.axes.length > 1 ? ` (${method.axes[axis]})` : "";
       traces.push({ x: tail.sigma_ranks, y: tail.sigma, mode: "lines", name: "σ" + label, line: { color: colours.primary, width: 2, dash: dash[axis] },
         hovertemplate: `σ%{x} = %{y:.3g}${label}<extra></extra>` });

@@ -73,6 +73,7 @@ def live(workspace: Workspace) -> None:
             "model": model_key(workspace),
             "rev": history.rev,
             "choices": {name: {"method": c.method, "rank": list(c.rank)} for name, c in history.plan.choices},
+            "tails": _more_tails(workspace, history.plan),
             "can_undo": bool(history.past),
             "can_redo": bool(history.future),
             "locked": list(history.locked),
@@ -234,12 +235,26 @@ def _layer(workspace: Workspace, layer: Layer, index: int) -> dict[str, Any]:
                 "even": {q: list(break_even(layer, m.name, q)) for q in ("bytes", "multiplies")},
                 "bytes": list(coefficients(layer, m, "bytes")),
                 "multiplies": list(coefficients(layer, m, "multiplies")),
-                "tails": [_tail(s) for s in workspace.factors(layer.name, m.name).spectra],
+                "tails": _tails(workspace, layer.name, m.name) if m is methods[0] else None,
                 "points": [],
             }
             for m in methods
         },
     }
+
+
+def _tails(workspace: Workspace, layer: str, method: str) -> list[dict[str, list[float]]]:
+    """One curve per axis of the method; factorises the layer."""
+    return [_tail(spectrum) for spectrum in workspace.factors(layer, method).spectra]
+
+
+def _more_tails(workspace: Workspace, plan: RankPlan) -> dict[str, dict[str, Any]]:
+    """Curves of the methods in use that are not their layer's default: those travel with the model's constants."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, choice in plan.choices:
+        if choice.method != workspace.profile.layer(name).methods[0].name:
+            found[name] = {choice.method: _tails(workspace, name, choice.method)}
+    return found
 
 
 def _tail(spectrum: Tensor, knots: int = 48) -> dict[str, list[float]]:
@@ -254,5 +269,3 @@ def _tail(spectrum: Tensor, knots: int = 48) -> dict[str, list[float]]:
         "sigma_ranks": ranks,
         "sigma": [max(float(spectrum[r - 1]), 1e-12 * float(spectrum[0]) + 1e-30) for r in ranks],
     }
-
-

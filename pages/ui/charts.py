@@ -153,14 +153,15 @@ PEN = 'stroke-width="1.6" vector-effect="non-scaling-stroke"'
 
 
 def _log_ticks(values: tuple[float, ...]) -> list[float]:
-    """Round numbers inside the range of a descending row: 1, 2 and 5 of each decade, or decades alone; about 8."""
+    """Round numbers inside the range of a descending row, the finest set that is at most eight."""
     low, high = values[-1] * 0.99, values[0] * 1.01
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
-    fine = [digit * 10.0**exponent for exponent in decades for digit in (1, 2, 5)]
-    inside = [tick for tick in fine if low <= tick <= high]
-    if len(inside) <= 8:
-        return inside or [values[0]]
-    return [10.0**exponent for exponent in decades[:: max(1, round(len(decades) / 7))]]
+    for digits in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1,)):
+        ticks = [digit * 10.0**exponent for exponent in decades for digit in digits]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) <= 8:
+            return inside or [values[0]]
+    return [10.0**exponent for exponent in decades[:: round(len(decades) / 7)]]
 
 
 def _layout(**extra: Any) -> dict[str, Any]:

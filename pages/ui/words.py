@@ -109,8 +109,13 @@ def score(workspace: Workspace, value: float) -> str:
 
 def verdict(workspace: Workspace, found: Score) -> str:
     """A measured score with its paired interval, as one line."""
-    points = 100 if shares(workspace) else 1
-    line = f"{score(workspace, found.value)} on {found.samples:,} samples, {-points * found.drop:+.2f} against dense"
+    scale, unit = (100, " points") if shares(workspace) else (1, "")
+
+    def change(drop: float) -> str:
+        return f"{-scale * drop:+.2f}".replace("-", "−")
+
+    on = f" on {found.samples:,} samples" if found.samples else ""
+    line = f"{score(workspace, found.value)}{on}, {change(found.drop)}{unit} against dense"
     if found.drop_low is None or found.drop_high is None:
         return line
-    return f"{line} (95 %: {-points * found.drop_high:+.2f} to {-points * found.drop_low:+.2f})"
+    return f"{line} (95 %: {change(found.drop_high)} to {change(found.drop_low)})"
