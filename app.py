@@ -1,0 +1,36 @@
+"""Rank Explorer: choose the rank of every layer of a network, see what it costs and what it keeps."""
+
+import streamlit as st
+
+from lowrank_core.cost import plan_cost
+from pages.ui import frame, words
+
+with frame.page(
+    "Rank Explorer",
+    "Make a trained network smaller and faster: replace each layer by thinner ones, choose their ranks, and see at "
+    "once what that costs and what accuracy it keeps.",
+) as workspace:
+    cost, rest = plan_cost(workspace.profile), workspace.profile.rest
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        frame.pick_model()
+        with st.container(horizontal=True, gap="medium"):
+            st.metric("Parameters", words.count(cost.parameters), width="content")
+            st.metric("Bytes", words.count(cost.bytes, "B"), help=words.BYTES, width="content")
+            st.metric("Multiplies", words.count(cost.multiplies), help=words.MULTIPLIES, width="content")
+            compressible = 1 - rest.multiplies / cost.multiplies if cost.multiplies else 0.0
+            st.metric("Compressible", words.share(compressible), help=words.COMPRESSIBLE, width="content")
+        if st.button("Tune the ranks", type="primary", icon=":material/tune:"):
+            st.switch_page("pages/3_Ranks.py")
+    with right:
+        st.markdown(
+            "**In three steps**\n\n"
+            "1. **Look**: where the cost is (*Model*), and how fast each layer's singular values fall (*Spectra*).\n"
+            "2. **Tune**: drag the rank of each layer; bytes, multiplies and accuracy move with it (*Ranks*).\n"
+            "3. **Ship**: download the plan and the compressed weights, checked in a fresh process (*Export*)."
+        )
+        st.markdown("**Your own network**: this writes a commented file to fill in,")
+        st.code("python -m lowrank_core new my_model.py", language="bash")
+        st.markdown("and this opens it here:")
+        st.code("streamlit run app.py -- path/to/model.py", language="bash")
+        st.caption("A model file is Python code, so it is opened only from the command line, never from an upload.")

@@ -1,0 +1,141 @@
+"""Export: what the plan costs and keeps, its files and the lines that load them; and a plan opened from a file."""
+
+import re
+from pathlib import Path
+
+import streamlit as st
+
+from lowrank_core.cost import check_plan, plan_cost
+from lowrank_core.errors import LowRankError
+from lowrank_core.evaluate import Score
+from lowrank_core.exports import EXPORTS, Compressed, Export, plan_document
+from lowrank_core.plan import LARGEST_BYTES, RankPlan, read_plan
+from lowrank_core.workspace import Workspace
+from pages.ui import frame, state, words
+
+
+def summary(workspace: Workspace, plan: RankPlan) -> None:
+    """Cost and measured score of the plan, against the dense network."""
+    cost, dense = plan_cost(workspace.profile, plan), plan_cost(workspace.profile)
+    with st.container(horizontal=True, gap="large"):
+        for label, now, before, unit, tip in (
+            ("Bytes", cost.bytes, dense.bytes, "B", words.BYTES),
+            ("Multiplies", cost.multiplies, dense.multiplies, "", words.MULTIPLIES),
+            ("Parameters", cost.parameters, dense.parameters, "", None),
+        ):
+            change = f"{100 * (now / before - 1):+.1f} % against dense" if before else None
+            st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
+        st.metric("Layers factorised", f"{len(plan.choices)} of {len(workspace.profile.layers)}", width="content")
+    found = state.measured(workspace, plan)
+    if found is not None:
+        verdict = words.plain(words.verdict(workspace, found))
+        st.markdown(f"Measured {words.metric(workspace).lower()}: **{verdict}**", help=words.INTERVAL)
+    elif st.button("Measure the accuracy", icon=":material/speed:"):
+        with st.spinner("Measuring on all samples…"):
+            measured(workspace)
+        st.rerun()
+
+
+def measured(workspace: Workspace) -> Score | None:
+    """The score of the plan as it stands, on all samples."""
+    progress = state.measure(workspace).wait()
+    if progress.error:
+        raise LowRankError(progress.error)
+    return progress.score
+
+
+def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
+    """The plan as JSON, written when it is asked for."""
+
+    def document() -> str:
+        return plan_document(workspace, Compressed(workspace.compress(plan), plan, state.measured(workspace, plan)))
+
+    st.download_button(
+        "Download the plan",
+        document,
+        file,
+        "application/json",
+        icon=":material/download:",
+        on_click="ignore",
+        help="Method and rank of every layer as JSON: small, and opened again here or by the command line.",
+    )
+
+
+def artefact(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> None:
+    """Write a file, checked in a fresh process, then offer it for download."""
+    noun = export.label.split(" (")[0].lower()
+    if st.button(f"Write the {noun}", icon=":material/build:", key=f"write {export.name}"):
+        with st.status("Measuring", expanded=False) as status:
+            compressed = Compressed(workspace.compress(plan), plan, measured(workspace))
+            target = state.export_folder() / file
+            found = export.write(workspace, compressed, target, lambda step: status.update(label=step.capitalize()))
+            state.keep_written(export.name, plan, found)
+        st.rerun()
+    written = state.written(export.name, plan)
+    if written is None:
+        return
+    st.markdown(
+        f"`{file}`, {words.count(written.bytes, 'B')}. Reloaded in a fresh process, its outputs differ by "
+        f"**{written.max_abs_diff:.3g}** at most."
+    )
+    st.download_button(
+        f"Download the {noun}",
+        Path(written.path).read_bytes,
+        file,
+        "application/octet-stream",
+        type="primary",
+        icon=":material/download:",
+        on_click="ignore",
+        key=f"download {export.name}",
+    )
+
+
+def loading(workspace: Workspace, export: Export, file: str) -> None:
+    """The lines of code that load an artefact."""
+    for snippet in export.snippets(workspace.opened.ref, file):
+        long = snippet.code.count("\n") > 8
+        place = st.expander(f"Load it {snippet.label}") if long else st.container(gap="xsmall")
+        with place:
+            if not long:
+                st.caption(f"Load it {words.plain(snippet.label)}")
+            st.code(snippet.code.strip(), language="python")
+
+
+def upload(workspace: Workspace, plan: RankPlan) -> None:
+    """Open a plan file: data, never code. What does not fit is refused and the plan stays as it is."""
+    given = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES >> 20)
+    if given is None:
+        return
+    try:
+        read = read_plan(given.getvalue())
+        warnings = check_plan(workspace.profile, read.plan)
+    except LowRankError as error:
+        st.error(words.plain(f"{given.name} is not used: {error}"), icon=":material/error:")
+        return
+    if read.plan != plan:
+        state.set_history(workspace, state.history(workspace).commit(read.plan))
+        st.rerun()
+    st.success(words.plain(f"{given.name} is the plan now; Undo on the page Ranks brings the one before it back."))
+    for warning in warnings:
+        st.warning(words.plain(f"{warning}."))
+    frame.link("Ranks", says="See it on Ranks")
+
+
+with frame.page(
+    "Export",
+    "Take the plan and the compressed weights with you: write the checkpoint, download it, and load it with the lines "
+    "below.",
+) as workspace:
+    plan = state.plan(workspace)
+    name = re.sub(r"[^\w.-]+", "-", workspace.name)
+    summary(workspace, plan)
+    for export in sorted(EXPORTS.values(), key=lambda export: export.name != "plan"):
+        st.header(export.label, anchor=False)
+        if export.name == "plan":
+            plan_file(workspace, plan, f"{name}-plan{export.suffix}")
+            loading(workspace, export, f"{name}-plan{export.suffix}")
+        else:
+            artefact(workspace, plan, export, f"{name}-lowrank{export.suffix}")
+            loading(workspace, export, f"{name}-lowrank{export.suffix}")
+    st.header("Open a plan", anchor=False)
+    upload(workspace, plan)

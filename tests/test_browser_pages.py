@@ -1,0 +1,60 @@
+"""The pages around the board, in real Chromium."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from lowrank_core.cost import check_plan, uniform_plan
+from lowrank_core.plan import read_plan
+from lowrank_core.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def url(serve: Callable[..., str]) -> str:
+    return serve()
+
+
+def test_home_leads_to_ranks(url: str, page: Page) -> None:
+    page.goto(url)
+    expect(page.get_by_text("dense top-1 accuracy")).to_be_visible(timeout=30_000)
+    page.get_by_role("button", name="Tune the ranks").click()
+    expect(page).to_have_url(re.compile("/Ranks"))
+    expect(page.get_by_role("heading", name="Ranks", exact=True)).to_be_visible()
+
+
+@pytest.mark.parametrize("path", ["Model", "Spectra", "Ranks", "Export"])
+def test_a_page_opens_by_its_address_and_fits_a_narrow_screen(url: str, page: Page, path: str) -> None:
+    page.set_viewport_size({"width": 420, "height": 900})
+    page.goto(f"{url}/{path}")
+    expect(page.get_by_role("heading", name=path, exact=True)).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("dense top-1 accuracy")).to_be_visible()
+    width = page.get_by_test_id("stMain").evaluate("main => main.scrollWidth - main.clientWidth")
+    assert width <= 0
+
+
+def test_the_plan_that_is_downloaded_is_the_plan_that_is_shown(url: str, page: Page, tmp_path: Path) -> None:
+    workspace = Workspace.open("builtin:digits-cnn")
+    page.goto(f"{url}/Export")
+    with page.expect_download(timeout=30_000) as download:
+        page.get_by_role("button", name="Download the plan").click()
+    assert download.value.suggested_filename == "digits-cnn-plan.json"
+    file = tmp_path / "plan.json"
+    download.value.save_as(file)
+    found = read_plan(file.read_bytes())
+    assert found.plan == uniform_plan(workspace.profile, 0.5)
+    assert check_plan(workspace.profile, found.plan) == ()
+    assert json.loads(file.read_text())["model"]["name"] == "digits-cnn"
+
+
+def test_a_bad_plan_is_refused_in_one_line(url: str, page: Page) -> None:
+    page.goto(f"{url}/Export")
+    chooser = page.locator("input[type=file]")
+    chooser.set_input_files({"name": "bad_plan.json", "mimeType": "application/json", "buffer": b'{"format": 1}'})
+    alert = page.get_by_test_id("stAlert")
+    expect(alert).to_have_count(1)
+    expect(alert).to_contain_text("bad_plan.json is not used: not a valid plan file")
+    expect(page.get_by_role("link", name="Ranks")).to_be_visible()

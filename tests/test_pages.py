@@ -1,0 +1,201 @@
+"""What a reader sees on each page, without a browser."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from lowrank_core.cost import plan_cost, uniform_plan
+from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.workspace import Workspace
+from pages.ui import charts, tables, words
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    "Rank Explorer": "app.py",
+    "Model": "pages/1_Model.py",
+    "Spectra": "pages/2_Spectra.py",
+    "Ranks": "pages/3_Ranks.py",
+    "Export": "pages/7_Export.py",
+}
+
+
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
+    """`opened(title)` or `opened(title, model)`: the page, run once in a fresh session of the app."""
+
+    def opener(title: str, *model: str) -> AppTest:
+        monkeypatch.setattr(sys, "argv", ["app.py", *model])
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        return (app if PAGES[title] == "app.py" else app.switch_page(PAGES[title])).run()
+
+    return opener
+
+
+def text(page: AppTest) -> str:
+    """All prose on the page."""
+    return "\n".join(str(element.value) for kind in ("markdown", "caption") for element in page.get(kind))
+
+
+def metrics(page: AppTest) -> dict[str, str]:
+    """Figures by their label."""
+    return {metric.label: metric.value for metric in page.metric}
+
+
+@pytest.fixture(scope="module")
+def workspace() -> Workspace:
+    return Workspace.open("builtin:digits-cnn")
+
+
+@pytest.mark.parametrize("title", PAGES)
+def test_every_page_opens_alone_with_the_default_model(opened: Open, title: str, workspace: Workspace) -> None:
+    page = opened(title)
+    assert not page.exception
+    assert not page.error
+    assert page.title[0].value == title
+    assert words.dense(workspace, *workspace.dense_score()) in text(page)
+
+
+@pytest.mark.parametrize("title", PAGES)
+def test_a_broken_model_is_one_clear_error_and_the_others_are_offered(opened: Open, title: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("def build_model():\n    raise ValueError('no weights here')\n")
+    page = opened(title, str(broken))
+    assert not page.exception
+    assert len(page.error) == 1
+    assert "no weights here" in page.error[0].value
+    page.radio[0].set_value("builtin:iris-mlp").run()
+    assert not page.error
+    assert "iris-mlp" in text(page)
+
+
+def test_a_fault_of_a_page_is_shown_without_a_traceback(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "layer_costs", lambda profile: 1 / 0)
+    page = opened("Model")
+    assert not page.exception
+    assert [error.value for error in page.error] == [
+        "This page failed with ZeroDivisionError; the terminal that runs the app shows where."
+    ]
+
+
+def test_home_says_how_to_open_a_model_of_ones_own(opened: Open) -> None:
+    page = opened("Rank Explorer")
+    assert [button.label for button in page.button] == ["Tune the ranks"]
+    commands = [code.value for code in page.code]
+    assert "streamlit run app.py -- path/to/model.py" in commands
+    assert "python -m lowrank_core new my_model.py" in commands
+
+
+def test_home_changes_the_model(opened: Open) -> None:
+    page = opened("Rank Explorer")
+    page.radio[0].set_value("builtin:iris-mlp").run()
+    assert metrics(page)["Multiplies"] == "70"
+    assert metrics(page)["Parameters"] == "83"
+
+
+def test_model_shows_the_whole_cost_and_every_layer(opened: Open, workspace: Workspace) -> None:
+    page = opened("Model")
+    cost = plan_cost(workspace.profile)
+    shown = metrics(page)
+    assert shown["Multiplies per sample"] == words.count(cost.multiplies)
+    assert shown["Additions per sample"] == words.count(cost.additions)
+    layers, ranks, skipped = (frame.value for frame in page.dataframe)
+    assert list(layers["Layer"]) == [layer.name for layer in workspace.profile.layers]
+    assert layers["Multiplies"].sum() + workspace.profile.rest.multiplies == cost.multiplies
+    assert layers["Bytes"].sum() + workspace.profile.rest.bytes == cost.bytes
+    row = ranks[(ranks["Layer"] == "fc1") & (ranks["Method"] == "SVD")].iloc[0]
+    assert (row["Maximum"], row["Break-even in bytes"]) == ("256", "127")
+    assert list(skipped["Module"]) == [module.name for module in workspace.profile.skipped]
+
+
+def test_shares_of_cost_add_up(workspace: Workspace) -> None:
+    for most in (2, 30):
+        rows = tables.cost_shares(workspace.profile, most=most)
+        assert sum(row[1] for row in rows) == pytest.approx(1)
+        assert sum(row[2] for row in rows) == pytest.approx(1)
+    assert len(tables.cost_shares(workspace.profile, most=2)) == 4
+
+
+def test_a_curve_carries_the_plan_and_the_marks(workspace: Workspace) -> None:
+    layer = workspace.profile.layer("conv2")
+    plan = RankPlan.of(workspace.profile.fingerprint, {"conv2": Choice("tucker2", (10, 6))})
+    out, inner = tables.curves(workspace, layer, "tucker2", plan)
+    assert (out.axis, out.top, out.chosen) == ("out", 32, 10)
+    assert (inner.axis, inner.top, inner.chosen) == ("in", 16, 6)
+    assert tables.curves(workspace, layer, "svd", plan)[0].chosen is None
+    assert out.energy[out.rank_90 - 1] >= 0.9 > out.energy[out.rank_90 - 2]
+    assert out.energy[-1] == pytest.approx(1)
+    drawn = charts.spectrum(out)
+    assert list(drawn.data[0].y) == list(out.sigma)
+    labels = [note.text for note in drawn.layout.annotations]
+    assert labels[0] == "chosen rank 10"
+    assert len({note.yshift for note in drawn.layout.annotations}) == len(labels)
+
+
+def test_spectra_shows_every_layer_and_one_large(opened: Open, workspace: Workspace) -> None:
+    page = opened("Spectra")
+    grid = next(element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body)
+    assert all(f"<b>{layer.name}</b>" in grid for layer in workspace.profile.layers)
+    plan = uniform_plan(workspace.profile, 0.5)
+    page.selectbox[0].set_value("fc1").run()
+    shown = metrics(page)
+    assert shown["Chosen rank"] == str(plan.get("fc1").rank[0])  # type: ignore[union-attr]
+    assert shown["Break-even, bytes / multiplies"] == "127 / 127"
+    figure = json.loads(page.get("plotly_chart")[0].proto.spec)
+    assert len(figure["data"]) == 2
+
+
+def test_a_layer_name_is_never_markup() -> None:
+    curve = tables.Curve("<img src=x>", "rank", (1.0, 0.1), (0.9, 1.0), 1, 1, 1, 1.5, 1.1, 1, 2)
+    assert "<img src=x>" not in charts.small_multiples([curve])
+
+
+def test_a_weight_of_zeros_can_be_drawn() -> None:
+    curve = tables.Curve("fc", "rank", (1e-30, 1e-30), (1.0, 1.0), None, 0, 0, 0.0, 0.0, 1, 1)
+    assert len(charts.spectrum(curve).data) == 2
+    assert charts.small_multiples([curve])
+    assert "leave it dense" in tables.advice(curve)
+
+
+def test_export_measures_the_plan_and_writes_a_checked_file(opened: Open, workspace: Workspace) -> None:
+    page = opened("Export")
+    plan = uniform_plan(workspace.profile, 0.5)
+    assert metrics(page)["Multiplies"] == words.count(plan_cost(workspace.profile, plan).multiplies)
+    next(button for button in page.button if button.label == "Write the checkpoint").click().run()
+    assert not page.error
+    assert "differ by **0** at most" in text(page)
+    assert "Measured top-1 accuracy" in text(page)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"not json", "not a valid plan file"),
+        (b'{"format": "lowrank-plan", "version": 99}', "version must be 1"),
+        (RankPlan("sha256:other").to_json().encode(), "was made for the model"),
+    ],
+)
+def test_a_bad_plan_is_one_clear_error_and_nothing_is_lost(opened: Open, content: bytes, says: str) -> None:
+    page = opened("Export")
+    before = metrics(page)
+    page.file_uploader[0].upload("mine.json", content, "application/json").run()
+    assert not page.exception
+    assert len(page.error) == 1
+    assert says in page.error[0].value.replace("\\", "")
+    assert metrics(page) == before
+
+
+def test_an_uploaded_plan_is_adopted(opened: Open, workspace: Workspace) -> None:
+    page = opened("Export")
+    plan = RankPlan.of(workspace.profile.fingerprint, {"fc1": Choice("svd", (5,))})
+    page.file_uploader[0].upload("mine.json", plan.to_json().encode(), "application/json").run()
+    assert not page.error
+    assert metrics(page)["Layers factorised"] == "1 of 6"
+    assert metrics(page)["Bytes"] == words.count(plan_cost(workspace.profile, plan).bytes, "B")
+    assert "mine" in page.success[0].value
