@@ -23,7 +23,10 @@ WATCH = """() => {
   document.addEventListener('rank-drawn', () => {
     if (asked !== null) { window.latencies.push(performance.now() - asked); asked = null; }
   }, true);
-  const tick = now => { if (last !== null && window.moving) window.frames.push(now - last); last = now; requestAnimationFrame(tick); };
+  const tick = now => {
+    if (last !== null && window.moving) window.frames.push(now - last);
+    last = now; requestAnimationFrame(tick);
+  };
   requestAnimationFrame(tick);
 }"""
 
@@ -75,7 +78,8 @@ def main() -> None:
     parser.add_argument("--drags", type=int, default=8)
     options = parser.parse_args()
     print(
-        "| layers | input -> drawn, ms: median / p95 | frame interval, ms: median / p95 | messages while moving | per release | n |"
+        "| layers | input -> drawn, ms: median / p95 | frame interval, ms: median / p95 | messages while moving "
+        "| per release | n |"
     )
     print("|---|---|---|---|---|---|")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,8 @@
 
 python -m benchmarks.newcomer [--screenshots FOLDER]
 
-Prints seconds of a fresh server and browser until the board can be used (opened directly, and from Home), then each step
-of the whole job with clicks and seconds. With --screenshots, a picture after every step.
+Prints seconds of a fresh server and browser until the board can be used, then each step of the whole job, from Home to
+the exported file, with clicks and seconds. With --screenshots, a picture after every step.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from torch import nn
 
 from lowrank_core.cost import check_plan
 from lowrank_core.discover import Layer, ModelProfile, module_at
+from lowrank_core.errors import InvalidModel
 from lowrank_core.factors import FactorStore
 from lowrank_core.layers import LayerSpec, build_part
 from lowrank_core.methods import METHODS
@@ -45,9 +46,19 @@ def apply(model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: Fact
     with torch.no_grad():
         for name, choice in plan.choices:
             dense = module_at(model, name)
-            chain = compressed if dense is model else compressed.get_submodule(name)
-            for part, weight in zip(chain.children(), factors(name, choice.method).weights(choice.rank), strict=True):
+            try:
+                weights = factors(name, choice.method).weights(choice.rank)
+            except InvalidModel as error:
+                raise InvalidModel(f"layer {name!r}: {error}") from error
+            for part, weight in zip(chain_at(model, compressed, name), weights, strict=True):
                 part.get_parameter("weight").copy_(weight)
             if profile.layer(name).spec.bias:
                 part.get_parameter("bias").copy_(dense.get_parameter("bias"))
     return compressed
+
+
+def chain_at(model: nn.Module, compressed: nn.Module, name: str) -> nn.Sequential:
+    """The chain that replaces a layer in a compressed copy of the model."""
+    chain = compressed if module_at(model, name) is model else compressed.get_submodule(name)
+    assert isinstance(chain, nn.Sequential)
+    return chain

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_core.discover import ModelProfile, module_at
 from lowrank_core.errors import InvalidModel
@@ -18,9 +19,11 @@ class FactorStore:
     >>> factors("fc1", "svd").weights((64,))                 # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, profile: ModelProfile) -> None:
+    def __init__(self, model: nn.Module, profile: ModelProfile, moments: Callable[[str], Tensor] | None = None) -> None:
+        """`moments(name)` gives a layer's second moment, for data-aware methods; without it they are refused."""
         self._model = model
         self._profile = profile
+        self._moments = moments
         self._kept: dict[tuple[str, str], Factorization] = {}
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         self._guard = threading.Lock()
@@ -33,8 +36,15 @@ class FactorStore:
         with lock:
             if key not in self._kept:
                 weight = module_at(self._model, name).get_parameter("weight")
+                moment = self._moment(name) if METHODS[method].data_aware else None
                 try:
-                    self._kept[key] = METHODS[method].factorize(self._profile.layer(name).spec, weight.detach())
+                    spec = self._profile.layer(name).spec
+                    self._kept[key] = METHODS[method].factorize(spec, weight.detach(), moment)
                 except (InvalidModel, RuntimeError) as error:
                     raise InvalidModel(f"layer {name!r} could not be factorised by {method}: {error}") from error
             return self._kept[key]
+
+    def _moment(self, name: str) -> Tensor:
+        if self._moments is None:
+            raise InvalidModel("data-aware factors need calibration data; open the model together with its data.")
+        return self._moments(name)

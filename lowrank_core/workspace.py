@@ -8,6 +8,8 @@ from functools import cached_property
 from torch import nn
 
 from lowrank_core.apply import apply
+from lowrank_core.calibration import MomentStore, calibration_samples, data_hash
+from lowrank_core.correct import Correction, Corrector, Step, load_overlay
 from lowrank_core.data import Dataset
 from lowrank_core.discover import ModelProfile, discover
 from lowrank_core.errors import InvalidModel
@@ -31,7 +33,7 @@ class Workspace:
         self.opened = opened
         self.model = opened.model
         self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
-        self.factors = FactorStore(opened.model, self.profile)
+        self.factors = FactorStore(opened.model, self.profile, lambda name: self.moments(name).second)
         self._dense_scores: dict[int, float] = {}
         self.scores: dict[RankPlan, Score] = {}  # finished measurements on all samples
 
@@ -67,9 +69,45 @@ class Workspace:
             notices.append("The evaluation labels come sorted by class; they are shuffled (seed 0) before use.")
         return tuple(notices)
 
-    def compress(self, plan: RankPlan) -> nn.Module:
-        """A compressed copy."""
-        return apply(self.model, self.profile, plan, self.factors)
+    @cached_property
+    def _calibration_pool(self) -> Dataset:
+        """Training inputs, or where there are none the evaluation inputs; never labels."""
+        source = self.opened.train_data() if self.opened.train_data is not None else self._eval_data
+        return Dataset(source.inputs)
+
+    @cached_property
+    def calibration(self) -> Dataset:
+        """At most 256 unlabelled samples, shuffled with seed 0."""
+        return calibration_samples(self._calibration_pool)
+
+    @cached_property
+    def correction(self) -> Correction:
+        """The correction that this workspace offers: least squares on `calibration`."""
+        return Correction(samples=len(self.calibration), data=data_hash(self.calibration.inputs))
+
+    @cached_property
+    def moments(self) -> MomentStore:
+        """Second moments of the layers' inputs on `calibration`."""
+        return MomentStore(self.model, self.profile, lambda: self.calibration)
+
+    @cached_property
+    def corrector(self) -> Corrector:
+        """Corrects copies of the model, and remembers what it learnt for the leading layers of each plan."""
+        return Corrector(self.model, self.profile, self.factors, lambda: self._calibration_pool)
+
+    def correcting(
+        self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Step]:
+        """Yield after each corrected layer; `compress` with the same plan and correction is then immediate."""
+        return self.corrector(plan, correction, cancelled=cancelled)
+
+    def compress(self, plan: RankPlan, correction: Correction | None = None) -> nn.Module:
+        """A compressed copy, corrected where a correction is given."""
+        compressed = apply(self.model, self.profile, plan, self.factors)
+        if correction is None:
+            return compressed
+        *_, last = self.correcting(plan, correction)
+        return load_overlay(compressed, last.overlay)
 
     def measure(
         self, model: nn.Module, *, samples: int | None = None, cancelled: Callable[[], bool] = lambda: False

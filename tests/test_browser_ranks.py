@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Locator, Page
@@ -21,11 +21,11 @@ def url(serve: Callable[..., str]) -> str:
 
 
 @pytest.fixture
-def ranks(page: Page, url: str) -> Iterator[Page]:
+def ranks(page: Page, url: str) -> Page:
     """The page with the default model, its first plan measured."""
     page.goto(f"{url}/Ranks")
     measured(page)
-    yield page
+    return page
 
 
 def measured(page: Page) -> None:

@@ -16,6 +16,7 @@ LEVELS = (
     "errors template",
     "layers data metrics torch_file builtin builtin.samples builtin.stored",
     "linalg plan opened evaluate builtin.*",
+    "aware cp",
     "methods spectra cache latency memory predict sources",
     "methods.*",
     "discover",

@@ -23,7 +23,10 @@ class Factorization(Protocol):
         """One (k,) float64 spectrum per axis of the method, descending."""
 
     def error(self, rank: Rank) -> float:
-        """Relative Frobenius distance to the weight: exact for one axis, an upper bound for two."""
+        """Relative distance to the weight: exact for one axis, an upper bound for two, an estimate where not nested.
+
+        The Frobenius distance; for data-aware factors that of the outputs on the calibration data.
+        """
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:
         """One weight per stage, contiguous."""
@@ -64,8 +67,15 @@ class Method(Protocol):
     def stages(self, spec: LayerSpec, rank: Rank) -> tuple[LayerSpec, ...]:
         """The chain that replaces the layer; only the last stage carries the bias."""
 
-    def factorize(self, spec: LayerSpec, weight: Tensor) -> Factorization:
-        """The expensive step, needed once per weight."""
+    @property
+    def data_aware(self) -> bool:
+        """True where `factorize` makes use of the second moment of the layer's inputs."""
+
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+        """The expensive step, needed once per weight.
+
+        second_moment: (groups, n, n) = E[x x^T] of the unfolded input, n = in / groups * prod(kernel).
+        """
 
 
 METHODS: dict[str, Method] = {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lowrank_core.aware import factorize_aware
 from lowrank_core.layers import LayerSpec, Rank
 from lowrank_core.linalg import MatrixFactorization, factorize_matrices
 from lowrank_core.methods import Factorization, kernel_text, register
@@ -20,6 +21,7 @@ class SpatialSvd:
     axes: tuple[str, ...] = ("rank",)
     nested: bool = True
     reference: bool = False
+    data_aware: bool = False
 
     def obstacle(self, spec: LayerSpec) -> str | None:
         """Two-dimensional windows larger than one on both axes."""
@@ -48,9 +50,15 @@ class SpatialSvd:
             spec.along(1, channels, spec.out_channels, bias=spec.bias),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
         """One decomposition of the (out * kw, in * kh) matrix of each group."""
         inputs, (height, width) = spec.in_channels // spec.groups, spec.kernel
+
+        def to_stages_aware(first: Tensor, last: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+            return first.reshape(-1, inputs, height, 1), last.reshape(spec.out_channels, -1, 1, width)
+
+        if self.data_aware and second_moment is not None:
+            return factorize_aware(spec, weight, second_moment, width, self.max_rank(spec), to_stages_aware)
 
         def to_stages(right: Tensor, left: Tensor) -> tuple[Tensor, ...]:
             vertical = right.reshape(-1, inputs, height, 1)
@@ -65,3 +73,4 @@ class SpatialSvd:
 
 
 register(SpatialSvd())
+register(SpatialSvd("spatial_svd_aware", "Spatial SVD, data-aware", data_aware=True))

@@ -7,6 +7,7 @@ from math import prod
 
 from torch import Tensor
 
+from lowrank_core.aware import factorize_aware
 from lowrank_core.layers import LayerSpec, Rank
 from lowrank_core.linalg import MatrixFactorization, factorize_matrices
 from lowrank_core.methods import Factorization, depthwise_obstacle, register
@@ -21,6 +22,7 @@ class Svd:
     axes: tuple[str, ...] = ("rank",)
     nested: bool = True
     reference: bool = False
+    data_aware: bool = False
 
     def obstacle(self, spec: LayerSpec) -> str | None:
         """Everything but a depthwise convolution."""
@@ -38,15 +40,18 @@ class Svd:
             spec.pointwise(channels, spec.out_channels, bias=spec.bias),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
         """One decomposition of the (out, in * window) matrix of each group."""
         ones = (1,) * len(spec.kernel)
 
-        def to_stages(right: Tensor, left: Tensor) -> tuple[Tensor, ...]:
+        def to_stages(right: Tensor, left: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
             return right.reshape(-1, *spec.weight_shape[1:]), left.reshape(spec.out_channels, -1, *ones)
 
+        if self.data_aware and second_moment is not None:
+            return factorize_aware(spec, weight, second_moment, 1, self.max_rank(spec), to_stages)
         matrices = weight.reshape(spec.groups, spec.out_channels // spec.groups, -1)
         return MatrixFactorization(factorize_matrices(matrices), to_stages, lambda m: m.reshape(spec.weight_shape))
 
 
 register(Svd())
+register(Svd("svd_aware", "SVD, data-aware", data_aware=True))

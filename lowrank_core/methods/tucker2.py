@@ -17,6 +17,7 @@ from tensorly.decomposition import partial_tucker
 from tensorly.tenalg import multi_mode_dot
 from torch import Tensor
 
+from lowrank_core.aware import factorize_aware
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, Rank
 from lowrank_core.linalg import principal_basis, storage_dtype, tail_energy
@@ -115,6 +116,7 @@ class Tucker2:
     axes: tuple[str, ...] = ("out", "in")
     nested: bool = True
     reference: bool = False
+    data_aware: bool = False
 
     def obstacle(self, spec: LayerSpec) -> str | None:
         """Convolutions with a window; a matrix has one rank, not two."""
@@ -137,8 +139,19 @@ class Tucker2:
             spec.pointwise(r_out, spec.out_channels, bias=spec.bias),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
         """Both unfoldings once, in float64."""
+
+        def to_stages(first: Tensor, core: Tensor, basis: Tensor) -> tuple[Tensor, ...]:
+            ones, r_in = (1,) * len(spec.kernel), first.shape[1]
+            return (
+                first.reshape(-1, spec.in_channels // spec.groups, *ones),
+                core.reshape(-1, r_in, *spec.kernel),
+                basis.reshape(spec.out_channels, -1, *ones),
+            )
+
+        if self.data_aware and second_moment is not None:
+            return factorize_aware(spec, weight, second_moment, prod(spec.kernel), self.max_rank(spec), to_stages)
         exact = weight.detach().to(torch.float64)
         if not torch.isfinite(exact).all():
             raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint before factorising it.")
@@ -163,4 +176,5 @@ class Tucker2:
 
 
 register(Tucker2())
+register(Tucker2("tucker2_aware", "Tucker-2, data-aware", data_aware=True))
 register(Tucker2("tucker2_hooi", "Tucker-2 (HOOI)", nested=False, reference=True))

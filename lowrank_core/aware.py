@@ -1,0 +1,127 @@
+"""Data-aware factors: minimise E|(W - W_r) x|^2 over what the layer really sees, instead of |W - W_r|^2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lowrank_core.errors import InvalidModel
+from lowrank_core.layers import LayerSpec, Rank
+from lowrank_core.linalg import principal_basis, storage_dtype, tail_energy
+
+CUT_OFF = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class AwareFactorization:
+    """First factors that are nested, and for each rank the last factor that answers best on the data.
+
+    The first factor turns each of `window` slices of the input alike: its rows are first (groups, R, n / window), and
+    the features z = (first[:r] kron I) x. root (groups, n, n) is the root of the second moment, target (groups, out, n)
+    the weight times it. out_basis (groups, out, out) holds the output axes where outputs have a rank of their own.
+    spectra: the root of what each further rank adds to E|W x|^2, one per axis.
+    """
+
+    weight: Tensor
+    first: Tensor
+    window: int
+    root: Tensor
+    target: Tensor
+    out_basis: Tensor | None
+    spectra: tuple[Tensor, ...]
+    to_stages: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+    def error(self, rank: Rank) -> float:
+        """Relative error of the layer's outputs on the data: exact for one axis, for two the bound of both tails."""
+        tails = [tail_energy(spectrum) for spectrum in self.spectra]
+        if tails[0][0] == 0:
+            return 0.0
+        lost = sum(float(tail[r] / tail[0]) for tail, r in zip(tails, rank, strict=True))
+        return float(min(1.0, lost) ** 0.5)
+
+    def weights(self, rank: Rank) -> tuple[Tensor, ...]:
+        """One contiguous weight per stage."""
+        first, last, basis = self._parts(rank)
+        dtype = storage_dtype(self.weight)
+        return tuple(w.to(dtype).contiguous() for w in self.to_stages(first, last, basis))
+
+    def reconstruct(self, rank: Rank) -> Tensor:
+        """The product of the stages, in the shape of the weight."""
+        first, last, basis = self._parts(rank)
+        product = basis @ last @ slicewise(first, self.window)
+        return product.reshape(self.weight.shape).to(storage_dtype(self.weight))
+
+    def _parts(self, rank: Rank) -> tuple[Tensor, Tensor, Tensor]:
+        """first (groups, r, n / window), last (groups, r_out, r * window) and the output axes (groups, out, r_out)."""
+        first = self.first[:, : rank[-1]]
+        outputs = self.target.shape[1]
+        basis = torch.eye(outputs).to(self.target).expand(len(first), -1, -1)
+        if self.out_basis is not None:
+            basis = self.out_basis[:, :, : rank[0]]
+        features = slicewise(first, self.window) @ self.root
+        inverse = torch.linalg.pinv(features @ features.mT, rtol=1e-10, hermitian=True)
+        return first, basis.mT @ self.target @ features.mT @ inverse, basis
+
+
+def factorize_aware(
+    spec: LayerSpec,
+    weight: Tensor,
+    second_moment: Tensor,
+    window: int,
+    ranks: Rank,
+    to_stages: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
+) -> AwareFactorization:
+    """Whiten by the moment of one slice, averaged over the `window`; take the leading directions; measure each.
+
+    second_moment: (groups, n, n) with n = in / groups * prod(kernel). ranks: the largest rank, or (out, in).
+    """
+    matrix = weight.detach().double().reshape(spec.groups, spec.out_channels // spec.groups, -1)
+    if not torch.isfinite(matrix).all():
+        raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint before factorising it.")
+    n = prod(spec.weight_shape[1:])
+    if second_moment.shape != (spec.groups, n, n):
+        raise ValueError(f"second_moment must be {(spec.groups, n, n)}, but got {tuple(second_moment.shape)}")
+    root, _ = moment_roots(second_moment)
+    target = matrix @ root
+    of_slice = second_moment.reshape(spec.groups, n // window, window, n // window, window)
+    slice_root, slice_inverse = moment_roots(of_slice.diagonal(dim1=2, dim2=4).mean(-1))
+    sliced = matrix.reshape(spec.groups, -1, n // window, window).transpose(2, 3).flatten(1, 2)
+    _, sigma, right = torch.linalg.svd(sliced @ slice_root, full_matrices=False)
+    scale = (sigma / sigma[:, :1].clamp_min(torch.finfo(sigma.dtype).tiny)).sqrt()
+    first = (scale[:, :, None] * right @ slice_inverse)[:, : ranks[-1]]
+    added = _added_energy(slicewise(first, window) @ root, target)
+    added = added.reshape(spec.groups, -1, window).sum((0, 2))
+    spectra: tuple[Tensor, ...] = (added.sqrt(),)
+    out_basis = None
+    if len(ranks) == 2:
+        out_basis = principal_basis(target @ target.mT)
+        kept = (out_basis.mT @ target).square().sum((0, 2))
+        spectra = (kept[: ranks[0]].sqrt(), *spectra)
+    return AwareFactorization(weight, first, window, root, target, out_basis, spectra, to_stages)
+
+
+def slicewise(first: Tensor, window: int) -> Tensor:
+    """(g, r, m) -> (g, r * window, m * window): the same map for each of `window` slices of the input."""
+    eye = torch.eye(window).to(first)
+    return torch.einsum("grm,jk->grjmk", first, eye).flatten(3, 4).flatten(1, 2)
+
+
+def moment_roots(second_moment: Tensor) -> tuple[Tensor, Tensor]:
+    """S^(1/2) and its inverse, by `eigh`; directions the data hardly takes count as CUT_OFF of the strongest."""
+    values, vectors = torch.linalg.eigh(second_moment.double())
+    floor = (values[..., -1:] * CUT_OFF).clamp_min(torch.finfo(values.dtype).tiny)
+    scale = torch.where(values[..., -1:] > 0, values.maximum(floor), 1.0).sqrt()[..., None, :]
+    return (vectors * scale) @ vectors.mT, (vectors / scale) @ vectors.mT
+
+
+def _added_energy(features: Tensor, target: Tensor) -> Tensor:
+    """(g, m) how much of |target|^2 each further row of the features explains: one QR gives every rank."""
+    basis = torch.linalg.qr(features.mT).Q
+    added: Tensor = (target @ basis).square().sum(1)
+    if added.shape[1] < features.shape[1]:
+        added = torch.nn.functional.pad(added, (0, features.shape[1] - added.shape[1]))
+    return added

@@ -1,0 +1,236 @@
+"""Calibration: what goes into each layer, learnt from a few unlabelled samples.
+
+Everything here runs on a twin of the network (its own modules, the same weights), so hooks never touch the original
+and other threads may use it meanwhile.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lowrank_core.data import Dataset, Inputs, call, evaluating, tensors
+from lowrank_core.discover import Layer, ModelProfile, module_at
+from lowrank_core.errors import InvalidModel
+from lowrank_core.layers import LayerSpec
+
+SAMPLES = 256
+"""Calibration uses at most this many samples; more change nothing that can be measured (see benchmarks/quality.py)."""
+
+POSITIONS = 16_384
+"""Rows kept of one layer: tokens or window positions over all samples, drawn without replacement."""
+
+CHUNK_BYTES = 32 * 2**20
+MOMENT_BYTES = 2**30
+
+
+def calibration_samples(pool: Dataset, samples: int = SAMPLES, seed: int = 0) -> Dataset:
+    """At most `samples` of the pool, without labels, in an order that depends on the seed alone."""
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+    return Dataset(Dataset(pool.inputs).pick(order[:samples]).inputs)
+
+
+def data_hash(inputs: Inputs) -> str:
+    """'sha256:' over dtype, shape and bytes of every input tensor."""
+    digest = hashlib.sha256()
+    for tensor in tensors(inputs):
+        digest.update(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own that shares every parameter and buffer with the original."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def draw_positions(total: int, count: int, seed: int) -> Tensor:
+    """(min(total, count),) indices in 0..total - 1, ascending, without repetition."""
+    if total <= count:
+        return torch.arange(total)
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+
+
+def output_rows(spec: LayerSpec, output: Tensor, index: Tensor | None = None) -> Tensor:
+    """(P, out) of a layer's output, one row per sample and position; `index` picks rows. Always a copy or a view."""
+    last = _channels_last(spec, output, spec.out_channels)
+    return last if index is None else last[index.to(last.device)]
+
+
+def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
+    """(groups, P, in / groups * window): what each output position in `index` is computed from (im2col).
+
+    Columns are in the order of `weight.flatten(1)`. Strides, dilation, padding and its modes are those of the layer.
+    """
+    index = index.to(x.device)
+    if not spec.kernel:
+        return x.reshape(-1, spec.in_channels)[index][None]
+    dimensions = len(spec.kernel)
+    x = x.reshape(-1, *x.shape[-dimensions - 1 :])
+    padded = _padded(spec, x)
+    out_size, size = spec.out_size(tuple(x.shape[2:])), padded.shape[2:]
+    flat = padded.movedim(1, -1).reshape(-1, spec.in_channels)
+    *starts, sample = _unravel(index, (len(x), *out_size))
+    columns = []
+    for offset in product(*map(range, spec.kernel)):
+        row = sample
+        for start, o, s, d, n in zip(starts, offset, spec.stride, spec.dilation, size, strict=True):
+            row = row * n + start * s + o * d
+        columns.append(flat[row])
+    rows = torch.stack(columns, dim=-1)
+    return rows.reshape(len(index), spec.groups, -1).transpose(0, 1)
+
+
+def row_chunks(spec: LayerSpec, index: Tensor) -> Iterator[Tensor]:
+    """The index in pieces whose unfolded float64 rows stay within CHUNK_BYTES."""
+    size = max(256, CHUNK_BYTES // (8 * spec.in_channels * prod(spec.kernel)))
+    yield from torch.split(index, size)
+
+
+def _channels_last(spec: LayerSpec, tensor: Tensor, channels: int) -> Tensor:
+    return (
+        tensor.reshape(-1, channels)
+        if not spec.kernel
+        else (tensor.reshape(-1, *tensor.shape[-len(spec.kernel) - 1 :]).movedim(1, -1).reshape(-1, channels))
+    )
+
+
+def _unravel(index: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+    """Coordinates of flat positions: the spatial axes in order, the sample last."""
+    coordinates: list[Tensor] = []
+    for extent in reversed(shape[1:]):
+        coordinates.insert(0, index % extent)
+        index = index // extent
+    return [*coordinates, index]
+
+
+def _padded(spec: LayerSpec, x: Tensor) -> Tensor:
+    if spec.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(int(p), int(p)) for p in spec.padding]
+    flat = [n for side in reversed(sides) for n in side]
+    if not any(flat):
+        return x
+    return F.pad(x, flat, mode="constant" if spec.padding_mode == "zeros" else spec.padding_mode)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """Of a layer's unfolded input x, over `rows` rows: second (groups, n, n) = E[x x^T], mean (groups, n); float64."""
+
+    second: Tensor
+    mean: Tensor
+    rows: int
+
+
+def moment_bytes(spec: LayerSpec) -> int:
+    """Memory that the second moment of one layer takes."""
+    return 8 * spec.groups * (prod(spec.weight_shape[1:]) + 1) ** 2
+
+
+def input_moments(
+    model: nn.Module, layers: Iterable[Layer], data: Dataset, *, seed: int = 0, batch: int = 64
+) -> dict[str, Moment]:
+    """Moments of the inputs of several layers in one pass over the data, at most POSITIONS rows of each call."""
+    copied = twin(model)
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    share = min(1.0, batch / len(data))
+
+    def record(layer: Layer, x: Tensor, output: Tensor) -> None:
+        total = output.numel() // layer.spec.out_channels
+        index = draw_positions(total, max(1, round(POSITIONS * share)), seed + len(counts))
+        for part in row_chunks(layer.spec, index):
+            rows = with_ones(input_rows(layer.spec, x, part).double())
+            gram = rows.mT @ rows
+            sums[layer.name] = sums[layer.name].add_(gram) if layer.name in sums else gram
+        counts[layer.name] = counts.get(layer.name, 0) + len(index)
+
+    with ExitStack() as hooks, evaluating(copied):
+        for layer in layers:
+            hooks.callback(on_call(module_at(copied, layer.name), partial(record, layer)))
+        for start in range(0, len(data), batch):
+            call(copied, data.pick(slice(start, start + batch)).inputs)
+    found = {}
+    for name, total in sums.items():
+        mean = total / counts[name]
+        found[name] = Moment(mean[:, :-1, :-1].contiguous(), mean[:, :-1, -1].contiguous(), counts[name])
+    return found
+
+
+def with_ones(rows: Tensor) -> Tensor:
+    """(..., P, n) -> (..., P, n + 1) with a last column of ones, which turns a Gram matrix into moments and means."""
+    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
+
+
+def on_call(module: nn.Module, see: Callable[[Tensor, Tensor], Any]) -> Callable[[], None]:
+    """Call see(input, output) after each call of the module; returns what takes the hook away again."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        see(args[0] if args else next(iter(kwargs.values())), output)
+
+    return module.register_forward_hook(hook, with_kwargs=True).remove
+
+
+class MomentStore:
+    """Second moments of a network's layer inputs, learnt when first asked for; safe to share between threads.
+
+    One pass serves every layer where all moments together fit into `limit_bytes`; otherwise it serves the layer asked
+    for and as many after it as fit, and what was held before is dropped.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        profile: ModelProfile,
+        data: Callable[[], Dataset],
+        *,
+        limit_bytes: int = MOMENT_BYTES,
+    ) -> None:
+        self._model, self._profile, self._data, self._limit = model, profile, data, limit_bytes
+        self._kept: dict[str, Moment] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """Memory held now; never more than the limit."""
+        return sum(m.second.numel() * 8 + m.mean.numel() * 8 for m in self._kept.values())
+
+    def __call__(self, name: str) -> Moment:
+        """The moment of a layer; raises InvalidModel where it alone is over the limit."""
+        with self._lock:
+            if name not in self._kept:
+                self._kept = {}
+                self._kept = input_moments(self._model, self._fitting(name), self._data())
+            return self._kept[name]
+
+    def _fitting(self, name: str) -> list[Layer]:
+        layers = list(self._profile.layers)
+        first = next(i for i, layer in enumerate(layers) if layer.name == name)
+        chosen, left = [], self._limit
+        for layer in layers[first:] + layers[:first]:
+            left -= moment_bytes(layer.spec)
+            if left < 0:
+                break
+            chosen.append(layer)
+        if not chosen:
+            raise InvalidModel(
+                f"the second moment of layer {name!r} takes {moment_bytes(layers[first].spec) >> 20} MB, more than the "
+                f"limit of {self._limit >> 20} MB; choose the variant of the method that needs no data."
+            )
+        return chosen

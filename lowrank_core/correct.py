@@ -1,0 +1,507 @@
+"""Correction: teach the factors of a compressed network to answer as the dense one does, without labels.
+
+Layer by layer in the order of execution, the last factor of each replacement is refitted by least squares from its
+own input, as the network compressed and corrected so far computes it, to what the dense layer puts out for the same
+samples. No parameter is added. One forward pass of each network does it: a hook solves each small system and
+recomputes the layer's output before it goes on.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from lowrank_core.apply import apply, chain_at, replacement_stages
+from lowrank_core.calibration import (
+    POSITIONS,
+    SAMPLES,
+    calibration_samples,
+    draw_positions,
+    input_rows,
+    on_call,
+    output_rows,
+    row_chunks,
+    twin,
+    with_ones,
+)
+from lowrank_core.data import Dataset, Inputs, call, evaluating, tensors
+from lowrank_core.discover import Layer, ModelProfile, module_at
+from lowrank_core.errors import Cancelled, InvalidModel, InvalidPlan
+from lowrank_core.factors import FactorStore
+from lowrank_core.layers import LayerSpec
+from lowrank_core.plan import RankPlan
+
+MEMORY_BYTES = 2**30
+"""Stored targets take at most half of this, a forward pass about the other half; fewer positions and samples else."""
+
+MEMO_BYTES = 256 * 2**20
+CUT_OFF = 1e-6
+
+Kind = Literal["least_squares", "batchnorm", "bias"]
+Overlay = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """How a compressed network is corrected: part of what a score belongs to.
+
+    kind: "least_squares" refits last factors, "bias" only shifts them, "batchnorm" re-estimates the statistics.
+    ridge is relative to standardised features; data is the hash of the samples, "" where it is not known.
+
+    >>> Correction.from_dict(Correction(seed=1).to_dict()) == Correction(seed=1)
+    True
+    """
+
+    kind: Kind = "least_squares"
+    samples: int = SAMPLES
+    seed: int = 0
+    ridge: float = 1e-2
+    data: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as plan files hold them under "correction"."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(document: object) -> Correction:
+        """Read strictly; raises InvalidPlan for unknown keys and impossible values."""
+        try:
+            read = msgspec.convert(document, _Document)
+        except msgspec.ValidationError as error:
+            raise InvalidPlan(f"the plan's correction is not valid: {error}. Export the plan again.") from error
+        return Correction(read.kind, read.samples, read.seed, read.ridge, read.data)
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
+    kind: Kind
+    samples: Annotated[int, msgspec.Meta(ge=1)]
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    ridge: Annotated[float, msgspec.Meta(ge=0)] = 1e-2
+    data: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One more layer is corrected. The last step's overlay is the answer: {name of a parameter or buffer: value}."""
+
+    name: str
+    done: int
+    total: int
+    overlay: Overlay
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DensePass:
+    """What one pass of the dense network over the calibration samples leaves behind.
+
+    calls: layer names in the order of their calls; index and targets: one drawn (P,) and (P, out) per call;
+    followers: the BatchNorms that take a layer's outputs and nothing else does.
+    """
+
+    inputs: Inputs
+    samples: int
+    calls: tuple[str, ...]
+    index: dict[str, list[Tensor]]
+    targets: dict[str, list[Tensor]]
+    followers: dict[str, tuple[str, ...]]
+
+
+class Corrector:
+    """Corrects compressed copies of one network on one pool of unlabelled samples; safe to share between threads.
+
+    What is fitted for a layer depends only on the plan up to it, so it is kept by that prefix: moving one layer's rank
+    keeps the corrections of the layers before it. Kept results take at most MEMO_BYTES.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        profile: ModelProfile,
+        factors: FactorStore,
+        pool: Callable[[], Dataset],
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        self.model, self.profile, self.factors = model, profile, factors
+        self._pool, self._memory_bytes = pool, memory_bytes
+        self._lock = threading.Lock()
+        self._dense: tuple[tuple[int, int], DensePass] | None = None
+        self._memo: OrderedDict[Any, Overlay] = OrderedDict()
+
+    def __call__(
+        self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Step]:
+        """Yield after every layer; raises Cancelled soon after `cancelled()` is true, InvalidPlan for a bad plan."""
+        work = self._batchnorms if correction.kind == "batchnorm" else self._factors
+        yield Step("", 0, len(plan.choices), {})
+        for step in _stepwise(lambda emit: work(plan, correction, emit)):
+            yield step
+            if cancelled() and step.done < step.total:
+                raise Cancelled("the correction was called off.")
+
+    def samples(self, correction: Correction) -> int:
+        """How many calibration samples are used: fewer than asked for where there are fewer or memory is short."""
+        return self.dense_pass(correction).samples
+
+    def dense_pass(self, correction: Correction) -> DensePass:
+        """The dense network's answers, computed once for each choice of samples; the latest one is kept."""
+        key = correction.samples, correction.seed
+        with self._lock:
+            if self._dense is None or self._dense[0] != key:
+                data = calibration_samples(self._pool(), correction.samples, correction.seed)
+                self._dense = key, observe(self.model, self.profile, data, correction.seed, self._memory_bytes)
+            return self._dense[1]
+
+    def _factors(self, plan: RankPlan, correction: Correction, emit: Callable[[Step], None]) -> None:
+        """Refit or shift last factors: one pass, and one more for each layer that is called several times."""
+        dense = self.dense_pass(correction)
+        compressed = apply(self.model, self.profile, plan, self.factors)
+        todo = _prefixes(plan, dense.calls)
+        total, overlay = len(todo), Overlay()
+
+        def settle(part: Overlay) -> None:
+            name, prefix = todo.popleft()
+            self._keep((correction, prefix), part)
+            overlay.update(part)
+            load_overlay(compressed, part)
+            emit(Step(name, total - len(todo), total, dict(overlay)))
+
+        while todo:
+            known = self._recall((correction, todo[0][1]))
+            if known is not None:
+                settle(known)
+            else:
+                self._pass(compressed, plan, correction, dense, todo, settle)
+
+    def _pass(
+        self,
+        compressed: nn.Module,
+        plan: RankPlan,
+        correction: Correction,
+        dense: DensePass,
+        todo: deque[tuple[str, Any]],
+        settle: Callable[[Overlay], None],
+    ) -> None:
+        """Run the compressed network and settle layers as their last call comes by.
+
+        A layer that has answered before it was settled has sent on what will not hold: then the pass ends there.
+        """
+        seen: dict[str, int] = {}
+        sums: dict[str, NormalEquations] = {}
+
+        def learn(name: str, spec: LayerSpec, last: nn.Module, z: Tensor) -> Tensor | None:
+            if not todo or name != todo[0][0]:
+                return None
+            call_number = seen[name] = seen.get(name, 0) + 1
+            equations = sums.setdefault(name, NormalEquations(spec))
+            index, targets = dense.index[name], dense.targets[name]
+            equations.add(z, index[call_number - 1], targets[call_number - 1])
+            if call_number < len(index):
+                return None
+            settle(self._solved(compressed, name, equations, correction, dense.followers.get(name, ())))
+            if call_number > 1:
+                raise _Restart
+            fresh: Tensor = last.forward(z)
+            return fresh
+
+        with ExitStack() as hooks, evaluating(compressed), suppress(_Restart):
+            for name, _ in todo:
+                spec = replacement_stages(self.profile.layer(name), plan)[-1]
+                last = chain_at(self.model, compressed, name)[-1]
+                hook = last.register_forward_hook(lambda m, args, _, to=(name, spec): learn(to[0], to[1], m, args[0]))
+                hooks.callback(hook.remove)
+            call(compressed, dense.inputs)
+            if todo:
+                raise InvalidModel(
+                    f"layer {todo[0][0]!r} was called less often in the compressed network than in the dense one; "
+                    "a network whose path depends on its values cannot be corrected."
+                )
+
+    def _solved(
+        self,
+        compressed: nn.Module,
+        name: str,
+        equations: NormalEquations,
+        correction: Correction,
+        followers: tuple[str, ...],
+    ) -> Overlay:
+        """The new values of one layer's last factor, and of whatever takes the fitted offset."""
+        chain = chain_at(self.model, compressed, name)
+        last = f"{name}.{len(chain) - 1}" if chain is not compressed else f"{len(chain) - 1}"
+        weight = compressed.get_parameter(f"{last}.weight")
+        ridge = correction.ridge if correction.kind == "least_squares" else None
+        biased = equations.spec.bias
+        new, offset = equations.solve(weight, ridge, intercept=biased or bool(followers))
+        part = {} if ridge is None else {f"{last}.weight": new.to(weight)}
+        if biased:
+            part[f"{last}.bias"] = offset.to(weight)
+        else:
+            for follower in followers:
+                mean = self.model.get_buffer(f"{follower}.running_mean")
+                part[f"{follower}.running_mean"] = mean - offset.to(mean)
+        return part
+
+    def _batchnorms(self, plan: RankPlan, correction: Correction, emit: Callable[[Step], None]) -> None:
+        """Re-estimate mean and variance of each BatchNorm behind the first replaced layer, in the order they run."""
+        dense = self.dense_pass(correction)
+        compressed = apply(self.model, self.profile, plan, self.factors)
+        norms = _norms(compressed)
+        begun: list[bool] = []
+        seen: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
+        overlay = Overlay()
+
+        def estimate(name: str, x: Tensor) -> None:
+            if not begun:
+                return
+            axes = [axis for axis in range(x.ndim) if axis != 1]
+            variance, mean = torch.var_mean(x, axes, correction=0)
+            seen.setdefault(name, []).append((x.numel() // x.shape[1], mean.double(), variance.double()))
+            rows = sum(n for n, _, _ in seen[name])
+            pooled = torch.stack([n / rows * m for n, m, _ in seen[name]]).sum(0)
+            square = torch.stack([n / rows * (v + (m - pooled).square()) for n, m, v in seen[name]]).sum(0)
+            values = {"running_mean": pooled, "running_var": square * rows / max(1, rows - 1)}
+            part = {f"{name}.{key}": value.to(norms[name].get_buffer(key)) for key, value in values.items()}
+            overlay.update(part)
+            load_overlay(compressed, part)
+            emit(Step(name, len(seen), len(norms), dict(overlay)))
+
+        with ExitStack() as hooks, evaluating(compressed):
+            for name, _ in plan.choices:
+                chain = chain_at(self.model, compressed, name)
+                hooks.callback(chain.register_forward_pre_hook(lambda *_: begun.append(True)).remove)
+            for name, norm in norms.items():
+                hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: estimate(to, args[0])).remove)
+            call(compressed, dense.inputs)
+        emit(Step("", len(norms), len(norms), dict(overlay)))
+
+    def _recall(self, key: Any) -> Overlay | None:
+        with self._lock:
+            if key in self._memo:
+                self._memo.move_to_end(key)
+            return self._memo.get(key)
+
+    def _keep(self, key: Any, part: Overlay) -> None:
+        with self._lock:
+            self._memo[key] = part
+            while sum(t.numel() * t.element_size() for kept in self._memo.values() for t in kept.values()) > MEMO_BYTES:
+                self._memo.popitem(last=False)
+
+
+class _Restart(Exception):
+    """The pass has to begin again, because a layer's first answers came before it was corrected."""
+
+
+def load_overlay(compressed: nn.Module, overlay: Overlay) -> nn.Module:
+    """Put the values of an overlay into a compressed copy, in place; names and shapes must be its own."""
+    state = compressed.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in overlay.items():
+            if state[name].shape != value.shape:
+                raise ValueError(f"{name} is {tuple(state[name].shape)}, but the overlay's is {tuple(value.shape)}")
+            state[name].copy_(value)
+    return compressed
+
+
+def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, memory_bytes: int) -> DensePass:
+    """Run the dense network once and keep its layers' outputs at drawn positions.
+
+    Targets take at most half of `memory_bytes`; where a forward pass of all samples would take more than the other
+    half, fewer samples are used.
+    """
+    copied = twin(model)
+    samples = min(len(data), max(1, memory_bytes // 2 // _pass_bytes(copied, data)))
+    data = data.pick(slice(0, samples))
+    width = sum(layer.spec.out_channels * layer.itemsize * len(layer.in_sizes) for layer in profile.layers)
+    positions = min(POSITIONS, max(256, memory_bytes // 2 // max(1, width)))
+    calls: list[str] = []
+    index: dict[str, list[Tensor]] = {}
+    targets: dict[str, list[Tensor]] = {}
+    watch = _Watch()
+
+    def record(layer: Layer, _: Tensor, output: Tensor) -> None:
+        name, spec = layer.name, layer.spec
+        drawn = draw_positions(output.numel() // spec.out_channels, positions, seed)
+        calls.append(name)
+        index.setdefault(name, []).append(drawn)
+        targets.setdefault(name, []).append(output_rows(spec, output, drawn))
+        watch.follow(output, name)
+
+    with ExitStack() as hooks, evaluating(copied), watch:
+        for layer in profile.layers:
+            module = module_at(copied, layer.name)
+            hooks.callback(on_call(module, partial(record, layer)))
+        for name, norm in _norms(copied).items():
+            hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: watch.enter(to, args[0])).remove)
+        call(copied, data.inputs)
+    followers = {name: found for name in index if (found := watch.followers(name, calls.count(name)))}
+    return DensePass(data.inputs, samples, tuple(calls), index, targets, followers)
+
+
+def _norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The BatchNorms that use stored statistics."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+
+
+def _pass_bytes(model: nn.Module, data: Dataset) -> int:
+    """Memory of a forward pass per sample: twice what the largest module takes in and gives out."""
+    largest = 1
+
+    def see(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal largest
+        largest = max(largest, sum(t.numel() * t.element_size() for t in tensors((args, output))))
+
+    with ExitStack() as hooks, evaluating(model):
+        for module in model.modules():
+            hooks.callback(module.register_forward_hook(see).remove)
+        call(model, data.pick(slice(0, 1)).inputs)
+    return 2 * largest
+
+
+class _Watch(TorchFunctionMode):
+    """Which BatchNorms take the outputs of followed layers, and whether anything else does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._uses: list[str] = []
+        self._entered: list[tuple[str, str | None]] = []
+
+    def follow(self, tensor: Tensor, name: str) -> None:
+        """From now on this tensor is the output of a layer."""
+        self._names[id(tensor)] = weakref.ref(tensor), name
+
+    def enter(self, norm: str, tensor: Tensor) -> None:
+        """A BatchNorm is about to take this tensor."""
+        self._entered.append((norm, self._source(tensor)))
+
+    def followers(self, name: str, calls: int) -> tuple[str, ...]:
+        """The BatchNorms fed by every call of the layer, by nothing else, and alone; else none."""
+        norms = {norm for norm, source in self._entered if source == name}
+        entered = [source for norm, source in self._entered if norm in norms]
+        alone = entered == [name] * calls and self._uses.count(name) == calls
+        return tuple(sorted(norms)) if alone else ()
+
+    def _source(self, tensor: Tensor) -> str | None:
+        reference, name = self._names.get(id(tensor), (None, None))
+        return name if reference is not None and reference() is tensor else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if tensors(result):
+            sources = map(self._source, tensors((args, kwargs or {})))
+            self._uses.extend(source for source in sources if source is not None)
+        return result
+
+
+class NormalEquations:
+    """Sums over rows of one layer's last factor: features z (P, n) with a one appended, and targets t (P, out).
+
+    Both are added up in float64 by chunks, so that neither memory nor precision depends on the number of rows.
+    """
+
+    def __init__(self, spec: LayerSpec) -> None:
+        self.spec = spec
+        self.gram: Tensor | float = 0.0
+        self.cross: Tensor | float = 0.0
+        self.rows = 0
+
+    def add(self, x: Tensor, index: Tensor, targets: Tensor) -> None:
+        """One call's input at the drawn positions, and the dense layer's outputs there."""
+        start = 0
+        for part in row_chunks(self.spec, index):
+            features = with_ones(input_rows(self.spec, x, part).double())
+            target = targets[start : start + len(part)].double()
+            target = target.reshape(len(part), self.spec.groups, -1).transpose(0, 1)
+            self.gram = self.gram + features.mT @ features
+            self.cross = self.cross + target.mT @ features
+            start += len(part)
+        self.rows += len(index)
+
+    def solve(self, weight: Tensor, ridge: float | None, *, intercept: bool) -> tuple[Tensor, Tensor]:
+        """(weight, offset (out,)) that answer the targets best; without a ridge only the offset is fitted.
+
+        The weight is pulled towards the current one by `ridge` in units of standardised features; features that are
+        constant, and directions below CUT_OFF of the strongest, keep their current weights.
+        """
+        assert isinstance(self.gram, Tensor)
+        assert isinstance(self.cross, Tensor)
+        gram, cross = self.gram / self.rows, self.cross / self.rows
+        old = weight.detach().double().reshape(self.spec.groups, -1, gram.shape[-1] - 1)
+        mean, target_mean = gram[:, :-1, -1:], cross[:, :, -1:]
+        moment, relation = gram[:, :-1, :-1], cross[:, :, :-1]
+        if intercept:
+            moment, relation = moment - mean @ mean.mT, relation - target_mean @ mean.mT
+        new = old if ridge is None else old + _ridge_step(moment, relation - old @ moment, ridge)
+        offset = (target_mean - new @ mean) if intercept else torch.zeros_like(target_mean)
+        return new.reshape(weight.shape), offset.reshape(-1)
+
+
+def _ridge_step(moment: Tensor, relation: Tensor, ridge: float) -> Tensor:
+    """(g, m, n) the D that minimises E|t - D z|^2 + ridge |D|^2 over standardised z, by `eigh` with a cut-off."""
+    variance = moment.diagonal(dim1=-2, dim2=-1).clamp_min(0)
+    alive = variance > CUT_OFF**2 * variance.amax(-1, keepdim=True)
+    inverse = torch.where(alive, variance, 1.0).rsqrt() * alive
+    values, vectors = torch.linalg.eigh(moment * inverse[:, :, None] * inverse[:, None, :])
+    kept = values > CUT_OFF * values[:, -1:]
+    shrunk = torch.where(kept, 1 / (values + ridge).clamp_min(torch.finfo(values.dtype).tiny), 0.0)
+    step: Tensor = (relation * inverse[:, None, :]) @ (vectors * shrunk[:, None, :]) @ vectors.mT * inverse[:, None, :]
+    return step
+
+
+def _prefixes(plan: RankPlan, calls: tuple[str, ...]) -> deque[tuple[str, Any]]:
+    """(layer, what its correction depends on) in the order of execution.
+
+    That is the plan up to the layer, and for layers that are called again later, up to the last of those calls.
+    """
+    chosen = dict(plan.choices)
+    order = [name for name in dict.fromkeys(calls) if name in chosen]
+    last = {name: position for position, name in enumerate(calls)}
+    prefixes: deque[tuple[str, Any]] = deque()
+    reach = 0
+    for name in order:
+        reach = max(reach, last[name])
+        before = set(calls[: reach + 1])
+        prefixes.append((name, (name, tuple((n, chosen[n]) for n in order if n in before))))
+    return prefixes
+
+
+def _stepwise(work: Callable[[Callable[[Step], None]], None]) -> Iterator[Step]:
+    """Run work(emit) in a thread, because hooks cannot yield, and yield what it emits; closing ends it early."""
+    steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
+    closed = threading.Event()
+
+    def emit(step: Step) -> None:
+        if closed.is_set():
+            raise Cancelled("the correction was called off.")
+        steps.put(step)
+
+    def run() -> None:
+        try:
+            work(emit)
+            steps.put(None)
+        except BaseException as error:
+            steps.put(error)
+
+    thread = threading.Thread(target=run, name="correction", daemon=True)
+    thread.start()
+    try:
+        while (item := steps.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+        thread.join()
