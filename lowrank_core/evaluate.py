@@ -64,6 +64,11 @@ class Reference:
             part = self.dataset.pick(slice(start, min(start + self.batch, total)))
             yield part, self._dense(index)[: len(part)]
 
+    @property
+    def complete(self) -> bool:
+        """Whether the dense outputs of all samples are there."""
+        return len(self._outputs) * self.batch >= len(self)
+
     def dense_score(self, samples: int | None = None) -> float:
         """The dense network's score on the leading samples."""
         outputs, targets = [], []

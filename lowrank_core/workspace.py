@@ -9,6 +9,7 @@ from torch import nn
 
 from lowrank_core.apply import apply
 from lowrank_core.calibration import MomentStore, calibration_samples, data_hash
+from lowrank_core.candidate import Candidate
 from lowrank_core.correct import Correction, Corrector, Step, load_overlay
 from lowrank_core.data import Dataset
 from lowrank_core.discover import ModelProfile, discover
@@ -35,7 +36,8 @@ class Workspace:
         self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
         self.factors = FactorStore(opened.model, self.profile, lambda name: self.moments(name).second)
         self._dense_scores: dict[int, float] = {}
-        self.scores: dict[RankPlan, Score] = {}  # finished measurements on all samples
+        self.scores: dict[Candidate, Score] = {}  # finished measurements on all samples
+        self.plain_scores: dict[RankPlan, Score] = {}  # without correction, on some
 
     @classmethod
     def open(cls, ref: str) -> Workspace:
@@ -108,6 +110,10 @@ class Workspace:
             return compressed
         *_, last = self.correcting(plan, correction)
         return load_overlay(compressed, last.overlay)
+
+    def candidate(self, plan: RankPlan, *, corrected: bool = True) -> Candidate:
+        """A plan with this workspace's correction, or without; a plan that keeps everything dense needs none."""
+        return Candidate(plan, self.correction if corrected and plan.choices else None)
 
     def measure(
         self, model: nn.Module, *, samples: int | None = None, cancelled: Callable[[], bool] = lambda: False

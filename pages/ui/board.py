@@ -12,6 +12,7 @@ from torch import Tensor
 from lowrank_core.cost import break_even, check_plan, coefficients, dense_cost, plan_cost
 from lowrank_core.discover import Layer
 from lowrank_core.errors import LowRankError
+from lowrank_core.evaluate import Score
 from lowrank_core.linalg import tail_energy
 from lowrank_core.measurement import Progress
 from lowrank_core.plan import Choice, RankPlan
@@ -78,29 +79,29 @@ def live(workspace: Workspace) -> None:
             "can_redo": bool(history.future),
             "locked": list(history.locked),
             "snapshots": [_snapshot(workspace, s.name, s.plan) for s in history.snapshots],
-            "score": _score(shown) if shown.done else None,
-            "error": shown.error,
+            "corrected": history.corrected,
+            **_figures(shown),
         },
         on_commit_change=lambda: _committed(workspace),
         on_action_change=lambda: _acted(workspace),
     )
     spot = st.empty()
-    while not shown.done:
+    serial = 0  # two elements of one run must differ
+    while not shown.over:
         progress = measurement.changed(shown, seconds=0.1)
         state.yield_to_newer_run()
         if progress is not shown:
-            shown = progress
+            shown, serial = progress, serial + 1
             with spot:
-                _feed(data=_news(workspace, history, progress), height=1)
+                _feed(data=_news(workspace, history, progress, serial), height=1)
 
 
-def _news(workspace: Workspace, history: History, progress: Progress) -> dict[str, Any]:
+def _news(workspace: Workspace, history: History, progress: Progress, serial: int) -> dict[str, Any]:
     return {
+        "serial": serial,
         "model": model_key(workspace),
         "rev": history.rev,
-        "score": _score(progress),
-        "done": progress.done,
-        "error": progress.error,
+        **_figures(progress),
     }
 
 
@@ -145,6 +146,8 @@ def act(history: History, message: dict[str, Any]) -> History:
             return history.restore(str(message.get("name", "")))
         case "remove":
             return history.remove(str(message.get("name", "")))
+        case "correct":
+            return history.correct(bool(message.get("on")))
         case "lock":
             return history.lock(str(n) for n in message.get("locked", ()))
     return history
@@ -155,12 +158,22 @@ def model_key(workspace: Workspace) -> str:
     return f"{workspace.profile.fingerprint[7:23]}:{workspace.opened.ref}"
 
 
-def _score(progress: Progress) -> dict[str, Any] | None:
-    found = progress.score
+def _figures(progress: Progress) -> dict[str, Any]:
+    return {
+        "score": _score(progress.score),
+        "doing": progress.doing,
+        "done": progress.done,
+        "plain": _score(progress.plain),
+        "error": progress.error,
+    }
+
+
+def _score(found: Score | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {
         "value": found.value,
+        "dense": found.dense,
         "samples": found.samples,
         "drop": found.drop,
         "drop_low": found.drop_low,
@@ -185,7 +198,7 @@ def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
     workspace = _workspace
     profile = workspace.profile
     dense = plan_cost(profile)
-    value, _ = state.dense_score(workspace, fingerprint, ref)
+    value, _ = state.dense_score(workspace)
     table = state.noise(workspace, fingerprint, ref)
     own = workspace.opened.evaluate is not None
     return {
@@ -203,6 +216,7 @@ def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
             "bytes": words.BYTES,
             "multiplies": words.MULTIPLIES,
             "interval": words.INTERVAL,
+            "correction": words.CORRECTION,
         },
         "rest": {"bytes": profile.rest.bytes, "multiplies": profile.rest.multiplies},
         "dense": {"bytes": dense.bytes, "multiplies": dense.multiplies},
