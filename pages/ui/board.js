@@ -323,6 +323,13 @@ class Board {
       "aria-label": "Score against cost; a click on a snapshot restores it" });
     this.snapshotName = node("input", { type: "text", placeholder: "Name", "aria-label": "Snapshot name", maxlength: 40 });
     this.snapshotList = node("ul", { class: "rb-snapshots" });
+    const pick = label => node("select", { "aria-label": label, onchange: () => this.drawDifference() });
+    this.differenceFrom = pick("Compare");
+    this.differenceTo = pick("With");
+    this.differenceList = node("ul", { class: "rb-difference", "data-testid": "snapshot-difference" });
+    this.difference = node("div", { hidden: true },
+      node("div", { class: "rb-snap" }, node("label", {}, "Compare ", this.differenceFrom), node("label", {}, " with ", this.differenceTo)),
+      this.differenceList);
     return node("div", { class: "rb-side" },
       node("section", { class: "rb-panel", "aria-label": "Selected layer" },
         node("div", { class: "rb-panel-head" }, this.detailTitle, this.methodSelect), this.detailFacts, this.detailChart),
@@ -332,7 +339,7 @@ class Board {
           node("button", { type: "button", title: "Keep this plan as a point to come back to", onclick: () => {
             this.act("snapshot", { name: this.snapshotName.value }); this.snapshotName.value = "";
           } }, "Snapshot")),
-        this.snapshotList));
+        this.snapshotList, this.difference));
   }
 
   /* -- what Python says -- */
@@ -359,6 +366,7 @@ class Board {
       for (const row of this.rows.values()) row.lock.setAttribute("aria-pressed", String(this.locked.has(row.layer.name)));
     }
     this.drawSnapshots();
+    this.drawDifference();
     if (this.dragging) this.schedule(); else this.draw(true);
   }
 
@@ -513,7 +521,7 @@ class Board {
 
   commit() {
     const message = this.pending();
-    if (message) this.send("commit", message);
+    if (message) { this.send("commit", message); this.drawDifference(); }
     this.draw(true);
   }
 
@@ -974,6 +982,31 @@ class Board {
       node("span", {}, `${s.score === null ? "not measured" : scoreText(model, s.score)} · ${figures.bytes(s.bytes)} · ${figures.multiplies(s.multiplies)}`),
       node("button", { type: "button", class: "rb-remove", "aria-label": `Remove snapshot ${s.name}`, title: "Remove",
         onclick: () => this.act("remove", { name: s.name }) }, "×"))));
+  }
+
+  /* What differs between two snapshots, or one and the plan as it stands. */
+  drawDifference() {
+    const plans = new Map((this.data.snapshots || []).map(s => [s.name, s.choices]));
+    this.difference.hidden = plans.size === 0;
+    const fill = (select, names, first) => {
+      const kept = names.includes(select.value) ? select.value : first;
+      select.replaceChildren(...names.map(name => node("option", { value: name }, name)));
+      select.value = kept;
+    };
+    const names = [...plans.keys()];
+    fill(this.differenceFrom, names, names[0]);
+    fill(this.differenceTo, ["this plan", ...names], "this plan");
+    if (this.difference.hidden) return;
+    const from = plans.get(this.differenceFrom.value);
+    const to = this.differenceTo.value === "this plan" ? this.choices() : plans.get(this.differenceTo.value);
+    const say = (layer, choice) => choice ? `${layer.methods[choice.method] ? layer.methods[choice.method].label : choice.method} ${choice.rank.join(", ")}` : "dense";
+    const rows = this.model.layers.map(layer => [layer.name, say(layer, from[layer.name]), say(layer, to[layer.name])])
+      .filter(([, a, b]) => a !== b);
+    const before = totals(this.model, from), after = totals(this.model, to);
+    const delta = q => { const d = after[q] - before[q]; return (d < 0 ? "−" : "+") + figures[q](Math.abs(d)); };
+    this.differenceList.replaceChildren(
+      node("li", {}, rows.length ? `${delta("bytes")}, ${delta("multiplies")} multiplies` : "no difference"),
+      ...rows.map(([name, a, b]) => node("li", {}, `${name}: ${a} → ${b}`)));
   }
 
   /* -- colours follow Streamlit's theme -- */

@@ -17,7 +17,7 @@ from lowrank_core.linalg import tail_energy
 from lowrank_core.measurement import Progress
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
-from pages.ui import state, words
+from pages.ui import editor, state, words
 from pages.ui.history import History
 
 HERE = Path(__file__).parent
@@ -73,7 +73,7 @@ def live(workspace: Workspace) -> None:
         data={
             "model": model_key(workspace),
             "rev": history.rev,
-            "choices": {name: {"method": c.method, "rank": list(c.rank)} for name, c in history.plan.choices},
+            "choices": _choices(history.plan),
             "tails": _more_tails(workspace, history.plan),
             "can_undo": bool(history.past),
             "can_redo": bool(history.future),
@@ -85,6 +85,7 @@ def live(workspace: Workspace) -> None:
         on_commit_change=lambda: _committed(workspace),
         on_action_change=lambda: _acted(workspace),
     )
+    editor.show(workspace)
     spot = st.empty()
     serial = 0  # two elements of one run must differ
     while not shown.over:
@@ -106,13 +107,13 @@ def _news(workspace: Workspace, history: History, progress: Progress, serial: in
 
 
 def _committed(workspace: Workspace) -> None:
-    message = st.session_state["board"].commit
+    message = state.widget("board").commit
     if message is not None:
         state.set_history(workspace, commit(workspace, state.history(workspace), message))
 
 
 def _acted(workspace: Workspace) -> None:
-    message = st.session_state["board"].action
+    message = state.widget("board").action
     if message is not None:
         history = state.history(workspace)
         if message.get("pending"):
@@ -158,6 +159,10 @@ def model_key(workspace: Workspace) -> str:
     return f"{workspace.profile.fingerprint[7:23]}:{workspace.opened.ref}"
 
 
+def _choices(plan: RankPlan) -> dict[str, Any]:
+    return {name: {"method": choice.method, "rank": list(choice.rank)} for name, choice in plan.choices}
+
+
 def _figures(progress: Progress) -> dict[str, Any]:
     return {
         "score": _score(progress.score),
@@ -186,6 +191,7 @@ def _snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str, Any]
     found = state.measured(workspace, plan)
     return {
         "name": name,
+        "choices": _choices(plan),
         "bytes": cost.bytes,
         "multiplies": cost.multiplies,
         "score": None if found is None else found.value,

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import streamlit as st
@@ -172,6 +173,16 @@ def measure(shown: Workspace) -> Measurement:
     started = Measurement(shown, wanted)
     _measurements()[_session_id()] = started
     return started
+
+
+def widget(key: str) -> Any:
+    """What a widget holds, or what was kept under that name; None where there is nothing."""
+    return st.session_state.get(key)
+
+
+def set_widget(key: str, value: str) -> None:
+    """Keep a small value until the next run."""
+    st.session_state[key] = value
 
 
 def yield_to_newer_run() -> None:
