@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 
 from torch import nn
@@ -11,14 +12,14 @@ from lowrank_core.apply import apply
 from lowrank_core.calibration import MomentStore, calibration_samples, data_hash
 from lowrank_core.candidate import Candidate
 from lowrank_core.correct import Correction, Corrector, Step, load_overlay
-from lowrank_core.data import Dataset
+from lowrank_core.data import Dataset, batch_size
 from lowrank_core.discover import ModelProfile, discover
 from lowrank_core.errors import InvalidModel
 from lowrank_core.evaluate import Reference, Score, evaluate
 from lowrank_core.factors import FactorStore
 from lowrank_core.metrics import Metric
 from lowrank_core.opened import Opened, sorted_by_class
-from lowrank_core.plan import RankPlan
+from lowrank_core.plan import PlanFile, RankPlan
 from lowrank_core.sources import open_source
 
 
@@ -72,7 +73,7 @@ class Workspace:
         return tuple(notices)
 
     @cached_property
-    def _calibration_pool(self) -> Dataset:
+    def calibration_pool(self) -> Dataset:
         """Training inputs, or where there are none the evaluation inputs; never labels."""
         source = self.opened.train_data() if self.opened.train_data is not None else self._eval_data
         return Dataset(source.inputs)
@@ -80,7 +81,7 @@ class Workspace:
     @cached_property
     def calibration(self) -> Dataset:
         """At most 256 unlabelled samples, shuffled with seed 0."""
-        return calibration_samples(self._calibration_pool)
+        return calibration_samples(self.calibration_pool)
 
     @cached_property
     def correction(self) -> Correction:
@@ -95,7 +96,7 @@ class Workspace:
     @cached_property
     def corrector(self) -> Corrector:
         """Corrects copies of the model, and remembers what it learnt for the leading layers of each plan."""
-        return Corrector(self.model, self.profile, self.factors, lambda: self._calibration_pool)
+        return Corrector(self.model, self.profile, self.factors, lambda: self.calibration_pool)
 
     def correcting(
         self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
@@ -115,6 +116,17 @@ class Workspace:
         """A plan with this workspace's correction, or without; a plan that keeps everything dense needs none."""
         return Candidate(plan, self.correction if corrected and plan.choices else None)
 
+    def candidate_in(self, file: PlanFile, *, corrected: bool = True) -> Candidate:
+        """The plan of a file with the correction it asks for: its own, none, or this workspace's where it is silent.
+
+        samples and data of the answer are those really used here. Raises InvalidPlan for a correction that is none.
+        """
+        if not corrected or not file.plan.choices or file.correction is None:
+            return Candidate(file.plan)
+        asked = Correction.from_dict(file.correction) if file.correction else self.correction
+        used = self.corrector.dense_pass(asked).inputs
+        return Candidate(file.plan, replace(asked, samples=batch_size(used), data=data_hash(used)))
+
     def measure(
         self, model: nn.Module, *, samples: int | None = None, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Score]:
@@ -122,7 +134,7 @@ class Workspace:
         if self.opened.evaluate is None:
             yield from evaluate(model, self.reference, samples=samples, cancelled=cancelled)
             return
-        value = self._own_score(model)
+        value = self._own_dense if model is self.model else self._own_score(model)
         drop = (self._own_dense - value) * (1 if self.opened.higher_is_better else -1)
         yield Score(
             "evaluate(model)", value, self._own_dense, 0, self.opened.higher_is_better, None, None, drop, None, None
