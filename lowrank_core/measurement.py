@@ -81,7 +81,8 @@ class Measurement:
 
     def _run(self, workspace: Workspace) -> None:
         try:
-            self._measure(workspace)
+            with workspace.somebody_waits():
+                self._measure(workspace)
         except Cancelled:
             self._tell(replace(self._progress, done=True, over=True))
         except LowRankError as error:

@@ -14,8 +14,8 @@ def starting_plan(profile: ModelProfile, factors: FactorStore, share: float = 0.
     """The plan that keeps at most `share` of the multiplies at the least sum of squared relative weight errors.
 
     Default methods; no network is run. One price on the share of multiplies and half the share of bytes decides every
-    layer, found by bisection (Lagrange), so layers that save little stay dense. Where even the cheapest plan keeps more,
-    that one.
+    layer, found by bisection (Lagrange), so layers that save little stay dense. Where even the cheapest plan keeps
+    more, that one.
     """
     dense = plan_cost(profile)
     budget = share * dense.multiplies

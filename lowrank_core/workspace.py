@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 
@@ -37,6 +39,8 @@ class Workspace:
         self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
         self.factors = FactorStore(opened.model, self.profile, lambda name: self.moments(name).second)
         self._dense_scores: dict[int, float] = {}
+        self._waiting = 0
+        self._guard = threading.Lock()
         self.scores: dict[Candidate, Score] = {}  # finished measurements on all samples
         self.plain_scores: dict[RankPlan, Score] = {}  # without correction, on some
 
@@ -111,6 +115,22 @@ class Workspace:
             return compressed
         *_, last = self.correcting(plan, correction)
         return load_overlay(compressed, last.overlay)
+
+    @contextmanager
+    def somebody_waits(self) -> Iterator[None]:
+        """While a person waits for a figure: work that nobody waits for gives way."""
+        with self._guard:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._waiting -= 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits."""
+        return self._waiting > 0
 
     def candidate(self, plan: RankPlan, *, corrected: bool = True) -> Candidate:
         """A plan with this workspace's correction, or without; a plan that keeps everything dense needs none."""

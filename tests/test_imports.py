@@ -26,7 +26,7 @@ LEVELS = (
     "candidate",
     "candidate start",
     "workspace sensitivity finetune selection",
-    "selection.* reload measurement",
+    "selection.* reload measurement survey",
     "exports jobs check",
     "exports.*",
     "__main__",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from lowrank_core.discover import Layer
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.linalg import tail_energy
-from lowrank_core.measurement import Progress
+from lowrank_core.measurement import Measurement, Progress
 from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.survey import Findings
 from lowrank_core.workspace import Workspace
 from pages.ui import editor, state, words
 from pages.ui.history import History
@@ -86,24 +88,26 @@ def live(workspace: Workspace) -> None:
         on_action_change=lambda: _acted(workspace),
     )
     editor.show(workspace)
+    _stream(workspace, history, measurement, shown)
+
+
+def _stream(workspace: Workspace, history: History, measurement: Measurement, shown: Progress) -> None:
+    """Push figures of the plan, then what the survey finds, until no more will come or a newer run waits."""
     spot = st.empty()
-    serial = 0  # two elements of one run must differ
-    while not shown.over:
+    survey = state.survey(workspace)
+    known, serial = Findings(), 0  # two elements of one run must differ
+    while not (shown.over and known.over):
         progress = measurement.changed(shown, seconds=0.1)
+        findings = survey.findings
         state.yield_to_newer_run()
-        if progress is not shown:
-            shown, serial = progress, serial + 1
-            with spot:
-                _feed(data=_news(workspace, history, progress, serial), height=1)
-
-
-def _news(workspace: Workspace, history: History, progress: Progress, serial: int) -> dict[str, Any]:
-    return {
-        "serial": serial,
-        "model": model_key(workspace),
-        "rev": history.rev,
-        **_figures(progress),
-    }
+        if progress is shown and findings is known:
+            continue
+        news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(progress)}
+        if findings is not known:
+            news["uniform"] = [asdict(found) for found in findings.uniform]
+        shown, known, serial = progress, findings, serial + 1
+        with spot:
+            _feed(data=news, height=1)
 
 
 def _committed(workspace: Workspace) -> None:

@@ -29,6 +29,7 @@ from lowrank_core.measurement import Measurement
 from lowrank_core.plan import RankPlan
 from lowrank_core.predict import NoiseTable, noise_table
 from lowrank_core.start import starting_plan
+from lowrank_core.survey import Survey
 from lowrank_core.workspace import Workspace
 from pages.ui.history import History
 
@@ -154,6 +155,16 @@ def _restore_session() -> None:
 @st.cache_resource
 def _measurements() -> dict[str, Measurement]:
     return {}
+
+
+@st.cache_resource(max_entries=2, on_release=lambda survey: survey.stop())
+def _survey(_workspace: Workspace, fingerprint: str, ref: str) -> Survey:
+    return Survey(_workspace)
+
+
+def survey(shown: Workspace) -> Survey:
+    """What is learnt of the model in the background, for all sessions that look at it."""
+    return _survey(shown, shown.profile.fingerprint, shown.opened.ref)
 
 
 def candidate(shown: Workspace, wanted: RankPlan | None = None) -> Candidate:
