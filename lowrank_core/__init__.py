@@ -8,7 +8,7 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score, evaluate
 from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.layers import LayerSpec
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.plan import Choice, RankPlan, read_plan
 from lowrank_core.sources import open_source
 from lowrank_core.workspace import Workspace
 
@@ -29,4 +29,5 @@ __all__ = [
     "load_checkpoint",
     "open_source",
     "plan_cost",
+    "read_plan",
 ]

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import nn
 
 from lowrank_core.check import SAMPLES
 from lowrank_core.check import check as look_over
 from lowrank_core.checkpoint import load_checkpoint
+from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import Cost, break_even, check_plan, dense_cost, plan_cost
 from lowrank_core.discover import Layer
 from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
@@ -25,7 +27,7 @@ from lowrank_core.evaluate import Score, final_score
 from lowrank_core.exports import EXPORTS, Compressed, plain
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import AGREEMENT, TOP1
-from lowrank_core.plan import RankPlan, read_plan
+from lowrank_core.plan import PlanFile, RankPlan, read_plan
 from lowrank_core.spectra import effective_rank, rank_for_energy, stable_rank
 from lowrank_core.workspace import Workspace
 
@@ -90,6 +92,10 @@ def existing(*names: str, **options: Any) -> Callable[..., Any]:
 
 MODEL = click.argument("model")
 PLAN = existing("--plan", required=True, help="Rank plan, a JSON file.")
+CORRECT = click.option(
+    "--correct/--no-correct", "corrected", default=True, help="Teach the factors the dense answers first; default on."
+)
+COMPARE = click.option("--compare", is_flag=True, help="Also measure the plan without its correction.")
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")
 
 
@@ -193,7 +199,7 @@ def spectra(model: str, names: tuple[str, ...], method: str | None) -> Answer:
 def cost(model: str, plan: Path) -> Answer:
     """What the network costs as it is and under a plan, exactly."""
     workspace = opened(model)
-    choices = plan_of(workspace, plan)
+    choices = plan_of(workspace, plan).plan
     dense, compressed = plan_cost(workspace.profile), plan_cost(workspace.profile, choices)
     rows = [["dense", *figures(dense)], ["compressed", *figures(compressed)]]
     share = [f"{new / old:.1%}" if old else "-" for new, old in _pairs(compressed, dense)]
@@ -207,33 +213,37 @@ def cost(model: str, plan: Path) -> Answer:
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
 @click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
-def evaluate(model: str, plan: Path | None, checkpoint: Path | None, samples: int | None) -> Answer:
+@CORRECT
+@COMPARE
+def evaluate(
+    model: str, plan: Path | None, checkpoint: Path | None, samples: int | None, corrected: bool, compare: bool
+) -> Answer:
     """Measure the score, paired with the dense network on the same samples.
 
-    With neither --plan nor --checkpoint: the dense network alone.
+    With neither --plan nor --checkpoint: the dense network alone. A plan is corrected first, on at most 256 unlabelled
+    samples or as its file says; a checkpoint is measured as it is.
     """
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
+    _check_compare(compare, plan, checkpoint)
     workspace = opened(model, with_data=True)
-    network = workspace.model
-    if plan is not None:
-        network = workspace.compress(plan_of(workspace, plan))
-    if checkpoint is not None:
-        network = load_checkpoint(workspace.model, checkpoint).model
-    score = measured(workspace, network, samples)
-    return {**asdict(score), "samples": score.samples or None}, _told(score, alone=network is workspace.model)
+    made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
+    score = measured(workspace, made.model, samples)
+    found = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
+    text = _told(score, alone=made.model is workspace.model)
+    return _compared(workspace, made, samples, found, text) if compare else (found, text)
 
 
 def exporting(function: Callable[..., Answer]) -> click.Command:
     """The options that `apply` and `export` share."""
-    return command(MODEL(OUT(function)))
+    return command(MODEL(OUT(CORRECT(COMPARE(function)))))
 
 
 @exporting
 @PLAN
-def apply(model: str, plan: Path, out: Path) -> Answer:
-    """Compress by a plan and write a checkpoint (safetensors)."""
-    return exported(model, "safetensors", out, plan, None)
+def apply(model: str, plan: Path, out: Path, corrected: bool, compare: bool) -> Answer:
+    """Compress by a plan, correct, and write a checkpoint (safetensors)."""
+    return exported(model, "safetensors", out, plan, None, corrected=corrected, compare=compare)
 
 
 @exporting
@@ -241,11 +251,20 @@ def apply(model: str, plan: Path, out: Path) -> Answer:
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint to take the weights from; with --plan, both must agree.")
 @click.option("--dense", is_flag=True, help="The network as it is, uncompressed.")
-def export(model: str, kind: str, plan: Path | None, checkpoint: Path | None, dense: bool, out: Path) -> Answer:
+def export(
+    model: str,
+    kind: str,
+    plan: Path | None,
+    checkpoint: Path | None,
+    dense: bool,
+    out: Path,
+    corrected: bool,
+    compare: bool,
+) -> Answer:
     """Write a compressed network to a file, reload it in a fresh process and compare."""
     if dense == bool(plan or checkpoint):
         raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
-    return exported(model, kind, out, plan, checkpoint)
+    return exported(model, kind, out, plan, checkpoint, corrected=corrected, compare=compare)
 
 
 @command
@@ -305,15 +324,70 @@ def opened(ref: str, *, with_data: bool = False) -> Workspace:
     return workspace
 
 
-def plan_of(workspace: Workspace, path: Path) -> RankPlan:
+def plan_of(workspace: Workspace, path: Path) -> PlanFile:
     """Read a plan, check it against the model, and warn of ranks that save nothing."""
     try:
-        plan = read_plan(path.read_bytes()).plan
-        for warning in check_plan(workspace.profile, plan):
+        file = read_plan(path.read_bytes())
+        if file.correction:
+            Correction.from_dict(file.correction)
+        for warning in check_plan(workspace.profile, file.plan):
             say(f"Note: {warning}.")
     except InvalidPlan as error:
         raise InvalidPlan(f"{path}: {error}") from error
-    return plan
+    return file
+
+
+def compressed_by(workspace: Workspace, plan: Path | None, checkpoint: Path | None, *, corrected: bool) -> Compressed:
+    """The network of a checkpoint, or of a plan with its correction, or the dense one itself."""
+    file = PlanFile(RankPlan(workspace.profile.fingerprint)) if plan is None else plan_of(workspace, plan)
+    if checkpoint is not None:
+        loaded = load_checkpoint(workspace.model, checkpoint)
+        if plan is not None and loaded.plan != file.plan:
+            raise InvalidPlan(f"{checkpoint} was not made by the plan {plan}; give the one or the other.")
+        return Compressed(loaded.model, loaded.plan or file.plan, correction=loaded.correction)
+    if not file.plan.choices:
+        return Compressed(workspace.model, file.plan)
+    network = workspace.compress(file.plan)
+    if not corrected or file.correction is None:
+        return Compressed(network, file.plan)
+    try:
+        return _corrected(workspace, file, network)
+    except LowRankError as error:
+        raise type(error)(f"{str(error).rstrip('.')}. --no-correct goes on without the correction.") from error
+
+
+def _corrected(workspace: Workspace, file: PlanFile, network: nn.Module) -> Compressed:
+    """Correct a compressed copy in place, with a line of progress."""
+    correction = workspace.candidate_in(file).correction
+    assert correction is not None
+    if file.correction and file.correction.get("data") not in ("", None, correction.data):
+        say("Note: the plan was corrected on other samples than this model's; it is corrected anew on these.")
+    live, last, step = sys.stderr.isatty(), -5.0, None
+    for step in workspace.correcting(file.plan, correction):
+        if step.done < step.total and (live or time.monotonic() - last > 5):
+            last = time.monotonic()
+            line = f"correcting layer {step.done + 1} of {step.total}"
+            say(f"\r{line}   " if live else line, newline=not live)
+    assert step is not None
+    done = f"corrected {step.total} of {step.total} layers on {correction.samples} samples, without labels"
+    say(f"\r{done}   " if live else done)
+    return Compressed(load_overlay(network, step.overlay), file.plan, correction=correction.to_dict())
+
+
+def _check_compare(compare: bool, plan: Path | None, checkpoint: Path | None) -> None:
+    if compare and (plan is None or checkpoint is not None):
+        raise click.UsageError("--compare needs --plan alone: only a plan can be measured without its correction.")
+
+
+def _compared(
+    workspace: Workspace, made: Compressed, samples: int | None, document: dict[str, Any], text: str
+) -> Answer:
+    """An answer with the score that the plan has without its correction."""
+    if made.correction is None:
+        return document, f"{text}\nThere is no correction to compare with."
+    plain_score = measured(workspace, workspace.compress(made.plan), samples)
+    told = f"{text}\nWithout the correction: {_told(plain_score, alone=False)}"
+    return {**document, "uncorrected": {**asdict(plain_score), "samples": plain_score.samples or None}}, told
 
 
 def measured(workspace: Workspace, network: Any, samples: int | None = None) -> Score:
@@ -333,26 +407,29 @@ def _shown(workspace: Workspace, scores: Iterator[Score], samples: int | None) -
         yield score
 
 
-def exported(model: str, kind: str, out: Path, plan: Path | None, checkpoint: Path | None) -> Answer:
-    """Compress or load, measure, write, compare."""
+def exported(
+    model: str,
+    kind: str,
+    out: Path,
+    plan: Path | None,
+    checkpoint: Path | None,
+    *,
+    corrected: bool,
+    compare: bool,
+) -> Answer:
+    """Compress and correct or load, measure, write, compare."""
+    _check_compare(compare, plan, checkpoint)
     workspace = opened(model, with_data=True)
-    choices = plan_of(workspace, plan) if plan is not None else RankPlan(workspace.profile.fingerprint)
-    if checkpoint is not None:
-        loaded = load_checkpoint(workspace.model, checkpoint)
-        if plan is not None and loaded.plan != choices:
-            raise InvalidPlan(f"{checkpoint} was not made by the plan {plan}; give the one or the other.")
-        choices = loaded.plan or choices
-        compressed = Compressed(loaded.model, choices, correction=loaded.correction)
-    else:
-        compressed = Compressed(workspace.compress(choices), choices)
-    score = measured(workspace, compressed.model)
-    compressed = Compressed(compressed.model, choices, score, compressed.correction)
+    made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
+    score = measured(workspace, made.model)
+    compressed = Compressed(made.model, made.plan, score, made.correction)
     found = EXPORTS[kind].write(workspace, compressed, out, lambda step: say(f"{step} ..."))
     text = (
         f"{found.path}: {size(found.bytes)}. Outputs after reloading in a fresh process differ by at most "
         f"{found.max_abs_diff or 0:.3g}.\n{_told(score, alone=False)}"
     )
-    return asdict(found), text
+    document = {**asdict(found), "correction": compressed.correction}
+    return _compared(workspace, compressed, None, document, text) if compare else (document, text)
 
 
 def say(line: str, *, newline: bool = True) -> None:

@@ -116,7 +116,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
             raise InvalidFile(f"{path} ties {alias!r} to {name!r}, which does not fit its tensors; export it again.")
     state |= {alias: state[name] for alias, name in about.ties.items()}
     compressed = _filled(_restructured(model, about.layers, state, path), state, path)
-    return Checkpoint(compressed, plan.plan, plan.correction, about.provenance)
+    return Checkpoint(compressed, plan.plan, plan.correction or None, about.provenance)
 
 
 def _untied(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

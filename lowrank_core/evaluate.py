@@ -123,7 +123,7 @@ def evaluate(
     for part, dense_outputs in reference.batches(samples):
         if cancelled():
             raise Cancelled("the measurement was called off.")
-        outputs = run(model, part)
+        outputs = dense_outputs if model is reference.model else run(model, part)
         target = dense_outputs if metric.label_free or part.targets is None else part.targets
         seen += len(part)
         if metric.per_sample is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.layers import Rank
@@ -60,18 +61,22 @@ class RankPlan:
         self,
         *,
         model_name: str = "",
-        correction: dict[str, Any] | None = None,
+        correction: dict[str, Any] | UnsetType | None = UNSET,
         provenance: dict[str, Any] | None = None,
     ) -> str:
-        """The plan as a file: sorted keys, two spaces, final newline."""
-        document = {
+        """The plan as a file: sorted keys, two spaces, final newline.
+
+        correction: what goes with the plan, None for none; left out, the file says nothing and the reader decides.
+        """
+        document: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "model": {"name": model_name, "fingerprint": self.fingerprint},
             "layers": {name: {"method": c.method, "rank": list(c.rank)} for name, c in self.choices},
-            "correction": correction,
             "provenance": provenance or {},
         }
+        if correction is not UNSET:
+            document["correction"] = correction
         return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @staticmethod
@@ -82,11 +87,11 @@ class RankPlan:
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
-    """A plan and what was written beside it."""
+    """A plan and what was written beside it. correction: None for none, UNSET where the file does not say."""
 
     plan: RankPlan
     model_name: str = ""
-    correction: dict[str, Any] | None = None
+    correction: dict[str, Any] | UnsetType | None = UNSET
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -110,11 +115,21 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     version: int
     model: _Model
     layers: dict[str, _Choice]
-    correction: dict[str, Any] | None = None
+    correction: dict[str, Any] | UnsetType | None = UNSET
     provenance: dict[str, Any] = {}
 
 
 LARGEST_BYTES = 16 * 2**20
+
+
+def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys all differ: of two equal ones the reader would silently drop the first."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidPlan(f"the plan file says {name[:80]!r} twice in one place; keep the one that is meant.")
+        found[name] = value
+    return found
 
 
 def read_plan(text: str | bytes) -> PlanFile:
@@ -139,7 +154,8 @@ def read_plan(text: str | bytes) -> PlanFile:
                 "open the file with the Rank Explorer that wrote it, or update this one."
             )
         document = msgspec.json.decode(raw, type=_Document)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        json.loads(raw, object_pairs_hook=_said_once)
+    except (ValueError, RecursionError) as error:
         raise InvalidPlan(f"not a valid plan file: {error or type(error).__name__}. Export it again.") from error
     choices = {name: Choice(c.method, tuple(c.rank)) for name, c in document.layers.items()}
     return PlanFile(

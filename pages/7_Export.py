@@ -5,6 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from lowrank_core.candidate import Candidate
 from lowrank_core.cost import check_plan, plan_cost
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
@@ -44,19 +45,20 @@ def measured(workspace: Workspace) -> Score | None:
     return progress.score
 
 
-def as_measured(workspace: Workspace, plan: RankPlan, score: Score | None) -> Compressed:
+def as_measured(workspace: Workspace, candidate: Candidate, score: Score | None) -> Compressed:
     """What is exported is what was measured: the same plan, the same correction."""
-    correction = state.candidate(workspace, plan).correction
+    plan, correction = candidate.plan, candidate.correction
     return Compressed(
         workspace.compress(plan, correction), plan, score, None if correction is None else correction.to_dict()
     )
 
 
 def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
-    """The plan as JSON, written when it is asked for."""
+    """The plan as JSON, written when it is asked for: in a thread that knows no session."""
+    candidate, score = state.candidate(workspace, plan), state.measured(workspace, plan)
 
     def document() -> str:
-        return plan_document(workspace, as_measured(workspace, plan, state.measured(workspace, plan)))
+        return plan_document(workspace, as_measured(workspace, candidate, score))
 
     st.download_button(
         "Download the plan",
@@ -72,18 +74,19 @@ def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
 def artefact(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> None:
     """Write a file, checked in a fresh process, then offer it for download."""
     noun = export.label.split(" (")[0].lower()
+    candidate = state.candidate(workspace, plan)
     if st.button(f"Write the {noun}", icon=":material/build:", key=f"write {export.name}"):
         with st.status("Measuring", expanded=False) as status:
             target = state.export_folder() / file
             found = export.write(
                 workspace,
-                as_measured(workspace, plan, measured(workspace)),
+                as_measured(workspace, candidate, measured(workspace)),
                 target,
                 lambda step: status.update(label=step.capitalize()),
             )
-            state.keep_written(export.name, state.candidate(workspace, plan), found)
+            state.keep_written(export.name, candidate, found)
         st.rerun()
-    written = state.written(export.name, state.candidate(workspace, plan))
+    written = state.written(export.name, candidate)
     if written is None:
         return
     st.markdown(

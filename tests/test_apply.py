@@ -4,18 +4,25 @@ import copy
 
 import pytest
 import torch
-from awkward_layers import AWKWARD, filled
+from awkward_layers import AWKWARD, filled, seeded
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.apply import apply, restructure
+from lowrank_core.calibration import MomentStore
+from lowrank_core.correct import Correction, Corrector, load_overlay
 from lowrank_core.cost import plan_cost, uniform_plan
+from lowrank_core.data import Dataset
 from lowrank_core.discover import ModelProfile, discover, fingerprint, module_at
 from lowrank_core.errors import InvalidModel, InvalidPlan
 from lowrank_core.factors import FactorStore
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import Choice, RankPlan
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 PAIRS = [(m, a) for m in METHODS.values() for a in AWKWARD if m.obstacle(a.spec) is None]
 
@@ -44,8 +51,15 @@ X = torch.linspace(-1, 1, 2 * 2 * 7 * 8, dtype=torch.float64).reshape(2, 2, 7, 8
 
 
 def opened(model: nn.Module, inputs: torch.Tensor = X) -> tuple[ModelProfile, FactorStore]:
+    """Profile and factors; what data-aware methods learn from are 100 samples of normal numbers."""
     profile = discover(model, inputs)
-    return profile, FactorStore(model, profile)
+    moments = MomentStore(model, profile, lambda: samples(inputs))
+    return profile, FactorStore(model, profile, lambda name: moments(name).second)
+
+
+def samples(inputs: torch.Tensor) -> Dataset:
+    """100 samples of the same form."""
+    return Dataset(seeded((100, *inputs.shape[1:])).to(inputs))
 
 
 def full(profile: ModelProfile, *methods: str) -> RankPlan:
@@ -76,6 +90,34 @@ def test_the_copy_is_the_model_with_the_reconstructed_weight(method, awkward):
     with torch.no_grad():
         expected[0].weight.copy_(factors("0", method.name).reconstruct(rank))
     torch.testing.assert_close(compressed(x), expected(x), rtol=1e-9, atol=1e-12)
+
+
+def flops(model: nn.Module, inputs: torch.Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(inputs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", ["least_squares", "bias"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_corrected_copy_has_the_same_parameters_and_multiplies(method, kind, model):
+    """As PyTorch counts them, and as the plan's cost says."""
+    profile, factors = opened(model)
+    halves = {
+        name: Choice(choice.method, tuple((r + 1) // 2 for r in choice.rank))
+        for name, choice in full(profile, method).choices
+    }
+    plan = RankPlan.of(profile.fingerprint, halves)
+    *_, last = Corrector(model, profile, factors, lambda: samples(X))(plan, Correction(kind))
+    assert last.overlay
+    plain, corrected = (apply(model, profile, plan, factors) for _ in range(2))
+    load_overlay(corrected, last.overlay)
+    assert all(not torch.equal(corrected.get_parameter(n), plain.get_parameter(n)) for n in last.overlay)
+    shapes = [{n: p.shape for n, p in copy.named_parameters()} for copy in (plain, corrected)]
+    assert shapes[0] == shapes[1]
+    cost = plan_cost(profile, plan)
+    assert sum(p.numel() for p in corrected.parameters()) == cost.parameters
+    assert flops(plain, X) == flops(corrected, X) == 2 * len(X) * cost.multiplies
 
 
 def test_the_users_model_is_untouched(model):

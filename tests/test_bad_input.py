@@ -192,6 +192,11 @@ PLANS = {
     "unknown key": ({"color": "red"}, "unknown field `color`"),
     "unknown version": ({"version": 99}, "version must be 1, but got 99"),
     "not a plan": ({"format": "other"}, "'other'"),
+    "correction that is none": ({"correction": {"kind": "magic", "samples": 9}}, "correction is not valid: .*'magic'"),
+    "correction with an unknown key": (
+        {"correction": {"kind": "bias", "samples": 9, "color": "red"}},
+        "unknown field `color`",
+    ),
 }
 
 
@@ -203,6 +208,57 @@ def test_plans(command: str, changes: dict[str, object], says: str, workspace: W
     told = refused(command, workspace.opened.ref, "--plan", path)
     assert re.search(says, told)
     assert "plan.json" in told
+
+
+def test_a_layer_named_twice(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(plan_text(workspace).replace('"0": {', '"0": {"method": "svd", "rank": [1]}, "0": {'))
+    assert "plan.json: the plan file says '0' twice" in refused("cost", workspace.opened.ref, "--plan", path)
+
+
+def test_training_data_that_fails_stops_the_correction_alone(tmp_path: Path) -> None:
+    path, plan = tmp_path / "net.py", tmp_path / "plan.json"
+    path.write_text(GOOD + "\ndef train_data():\n    raise ValueError('no disk')\n")
+    plan.write_text(plan_text(Workspace.open(str(path))))
+    told = refused("evaluate", path, "--plan", plan)
+    assert re.search(r"train_data\(\) failed: ValueError: no disk.*--no-correct goes on without the correction", told)
+    result = CliRunner().invoke(cli, ["evaluate", str(path), "--plan", str(plan), "--no-correct", "--json"])
+    assert json.loads(result.stdout)["samples"] == 30
+
+
+def test_a_network_whose_path_depends_on_values_is_not_corrected(tmp_path: Path) -> None:
+    path, plan = tmp_path / "net.py", tmp_path / "plan.json"
+    path.write_text(SWITCHING)
+    fingerprint = Workspace.open(str(path)).profile.fingerprint
+    plan.write_text(RankPlan.of(fingerprint, {"a": Choice("svd", (1,)), "b": Choice("svd", (1,))}).to_json())
+    assert "--no-correct" in refused("evaluate", path, "--plan", plan)
+
+
+SWITCHING = """
+import torch
+from torch import nn
+
+class Switching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        with torch.no_grad():
+            for layer in (self.a, self.b):
+                layer.weight.copy_(self.exact())
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y) if torch.equal(y, x @ self.exact().T) else y
+
+    def exact(self):
+        return torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+
+def build_model():
+    return Switching().eval()
+
+def example_inputs():
+    return (torch.eye(4),)
+"""
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"PK\x03\x04"])

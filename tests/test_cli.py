@@ -14,9 +14,12 @@ from torch import Tensor
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost
 from lowrank_core.__main__ import amount, cli, size
+from lowrank_core.correct import Correction
 from lowrank_core.cost import uniform_plan
 from lowrank_core.evaluate import final_score
+from lowrank_core.evaluate import run as run_batch
 from lowrank_core.exports import safetensors as exporter
+from lowrank_core.methods import METHODS
 from lowrank_core.spectra import effective_rank, stable_rank
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +72,18 @@ def test_layers(workspace: Workspace) -> None:
     assert svd == {"name": "svd", "max_rank": [4], "break_even_bytes": [2], "break_even_multiplies": [2]}
 
 
+def test_layers_tells_the_ranks_of_every_method_and_fits_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in set(map(type, METHODS.values())):
+        monkeypatch.setattr(method, "factorize", lambda *args: pytest.fail("layers needs no factors"))
+    found = answer("layers", "builtin:digits-cnn")["layers"]
+    assert {m["name"] for layer in found for m in layer["methods"]} == set(METHODS)
+    for layer in found:
+        for m in layer["methods"]:
+            assert set(m) == {"name", "max_rank", "break_even_bytes", "break_even_multiplies"}
+            assert len(m["max_rank"]) == len(METHODS[m["name"]].axes)
+            assert all(0 <= rank <= top for rank, top in zip(m["break_even_bytes"], m["max_rank"], strict=True))
+
+
 def test_layers_as_text() -> None:
     text = run("layers", MODEL).stdout
     assert "for one sample" in text
@@ -117,15 +132,85 @@ def test_a_rank_that_saves_nothing_is_pointed_out(workspace: Workspace, tmp_path
     assert json.loads(result.stdout)
 
 
+SCORE = ("metric", "dense", "value", "drop", "drop_low", "drop_high")
+
+
 def test_evaluate(workspace: Workspace, plan: RankPlan, plan_file: Path) -> None:
-    found = answer("evaluate", MODEL, "--plan", plan_file)
-    expected = final_score(workspace.measure(workspace.compress(plan)))
+    """Corrected on up to 256 training samples, as the pages do it; the score without is there when asked for."""
+    result = run("evaluate", MODEL, "--plan", plan_file, "--compare", "--json")
+    found = json.loads(result.stdout)
+    expected = final_score(workspace.measure(workspace.compress(plan, workspace.correction)))
+    uncorrected = final_score(workspace.measure(workspace.compress(plan)))
     assert found["samples"] == len(workspace.reference)
-    for key in ("metric", "dense", "value", "drop", "drop_low", "drop_high"):
+    for key in SCORE:
         assert found[key] == getattr(expected, key)
-    result = run("evaluate", MODEL, "--plan", plan_file)
+        assert found["uncorrected"][key] == getattr(uncorrected, key)
+    assert found["correction"] == workspace.correction.to_dict()
+    assert uncorrected.value < expected.value
+    assert "correcting layer 1 of 2\n" in result.stderr
     assert f"{expected.samples} of {expected.samples} samples" in result.stderr
-    assert "95 % interval" in result.stdout
+    text = run("evaluate", MODEL, "--plan", plan_file, "--compare").stdout
+    assert "95 % interval" in text
+    assert text.count("drop") == 2
+
+
+def test_no_correct(workspace: Workspace, plan: RankPlan, plan_file: Path) -> None:
+    result = run("evaluate", MODEL, "--plan", plan_file, "--no-correct", "--json")
+    found = json.loads(result.stdout)
+    assert found["value"] == final_score(workspace.measure(workspace.compress(plan))).value
+    assert found["correction"] is None
+    assert "uncorrected" not in found
+    assert "correct" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "used"),
+    [
+        (None, None),
+        ({"kind": "bias", "samples": 20, "seed": 3}, Correction("bias", 20, 3)),
+        ({"kind": "least_squares", "samples": 10_000, "ridge": 0.5}, Correction(ridge=0.5)),
+    ],
+    ids=["none", "bias", "more samples than there are"],
+)
+def test_a_plan_says_how_it_is_corrected(
+    said: dict[str, Any] | None, used: Correction | None, workspace: Workspace, plan: RankPlan, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(plan.to_json(correction=said))
+    found = answer("evaluate", MODEL, "--plan", path)
+    assert found["value"] == final_score(workspace.measure(workspace.compress(plan, used))).value
+    if used is None:
+        assert found["correction"] is None
+    else:
+        assert found["correction"].pop("data").startswith("sha256:")
+        available = len(workspace.opened.train_data())
+        expected = {**used.to_dict(), "samples": min(said["samples"], available)}
+        assert {**found["correction"], "data": ""} == expected
+    assert answer("evaluate", MODEL, "--plan", path, "--no-correct")["correction"] is None
+
+
+def test_other_calibration_data_is_a_notice(plan: RankPlan, workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for data, told in ((workspace.correction.data, False), ("sha256:other", True)):
+        path.write_text(plan.to_json(correction={**workspace.correction.to_dict(), "data": data}))
+        result = run("evaluate", MODEL, "--plan", path, "--json")
+        assert ("corrected on other samples" in result.stderr) == told
+        assert json.loads(result.stdout)["correction"] == workspace.correction.to_dict()
+
+
+def test_a_dense_plan_needs_no_correction_and_no_second_pass(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(RankPlan(workspace.profile.fingerprint).to_json())
+    passes: list[int] = []
+    monkeypatch.setattr(sys.modules[run_batch.__module__], "run", lambda *args: passes.append(1) or run_batch(*args))
+    batches = -(-len(workspace.reference) // workspace.reference.batch)
+    for arguments in ([], ["--plan", path]):
+        found = answer("evaluate", MODEL, *arguments)
+        assert (found["drop"], found["correction"]) == (0, None)
+        assert len(passes) == batches
+        passes.clear()
 
 
 def test_evaluate_dense_alone_on_some_samples() -> None:
@@ -153,17 +238,25 @@ def test_apply_and_export_write_the_same_kind_of_checkpoint(
     first, second = tmp_path / "any name", tmp_path / "b.safetensors"
     applied = answer("apply", MODEL, "--plan", plan_file, "--out", first)
     same_process()
+    assert answer("apply", MODEL, "--plan", plan_file, "--out", second)["path"] == str(second)
+    assert first.read_bytes() == second.read_bytes()  # the same inputs on one machine give the same file
     again = answer(
         "export", MODEL, "--format", "safetensors", "--plan", plan_file, "--checkpoint", first, "--out", second
     )
     measured = answer("evaluate", MODEL, "--plan", plan_file)
+    assert measured["correction"]["kind"] == "least_squares"
     for found, path in ((applied, first), (again, second)):
         assert found["path"] == str(path)
         assert found["bytes"] == path.stat().st_size
         assert found["max_abs_diff"] == 0
         assert found["score"]["value"] == measured["value"]
+        assert found["correction"] == measured["correction"]
         assert answer("evaluate", MODEL, "--checkpoint", path) == measured
     assert first.read_bytes() == second.read_bytes()
+    plain = answer("apply", MODEL, "--plan", plan_file, "--out", second, "--no-correct")
+    assert plain["correction"] is None
+    assert plain["score"]["value"] < measured["value"]
+    assert answer("evaluate", MODEL, "--checkpoint", second)["correction"] is None
 
     other = tmp_path / "other.json"
     other.write_text(plan.with_choice("fc1", None).to_json())
@@ -192,6 +285,8 @@ def test_export_of_the_dense_network(tmp_path: Path, same_process: Callable[[], 
         ["evaluate", MODEL, "--samples", "0"],
         ["evaluate", MODEL, "--plan", __file__, "--checkpoint", __file__],
         ["evaluate", MODEL, "--checkpoint", "not-there"],
+        ["evaluate", MODEL, "--compare"],
+        ["evaluate", MODEL, "--compare", "--checkpoint", __file__],
         ["spectra", MODEL, "--method", "magic"],
         ["export", MODEL, "--format", "gif", "--out", "x", "--dense"],
         ["export", MODEL, "--format", "safetensors", "--out", "x"],
@@ -267,6 +362,17 @@ def test_a_score_of_ones_own(tmp_path: Path) -> None:
     path.write_text(BARE + "\nhigher_is_better = False\ndef evaluate(model): return float('inf')\n")
     found = answer("evaluate", path)
     assert (found["value"], found["samples"], found["drop_low"]) == (None, None, None)
+
+
+def test_without_train_data_evaluation_inputs_correct_and_it_is_said(tmp_path: Path) -> None:
+    """Here there is no eval_data() either: four example inputs are everything."""
+    path, plan = tmp_path / "net.py", tmp_path / "plan.json"
+    path.write_text(BARE.replace('print("building")', "torch.manual_seed(0)"))
+    plan.write_text(RankPlan.of(Workspace.open(str(path)).profile.fingerprint, {"0": Choice("svd", (1,))}).to_json())
+    result = run("evaluate", path, "--plan", plan, "--json")
+    assert "calibration uses evaluation inputs, without their labels" in result.stderr
+    assert "corrected 1 of 1 layers on 4 samples" in result.stderr
+    assert json.loads(result.stdout)["correction"]["samples"] == 4
 
 
 def test_a_module_from_its_own_folder(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from lowrank_core.layers import LayerSpec
 from lowrank_core.methods import METHODS, Factorization
 from lowrank_core.plan import Choice, RankPlan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = Correction(ridge=1e-9)
 
 

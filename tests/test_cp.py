@@ -1,7 +1,5 @@
 """CP fits: planted ranks, tensorly as the oracle, the same factors in every process, refusals."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from tensorly.decomposition import parafac
@@ -20,12 +18,7 @@ CONV = LayerSpec(8, 12, (3, 3), (1, 1), (1, 1), (1, 1), bias=False)
 METHOD_NAMES = ["cp3", "cp4"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def planted(rank: int, *extents: int, seed: int = 0) -> Tensor:

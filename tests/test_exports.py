@@ -16,7 +16,7 @@ from lowrank_core.checkpoint import write_checkpoint
 from lowrank_core.cost import uniform_plan
 from lowrank_core.errors import InvalidFile
 from lowrank_core.evaluate import final_score
-from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.exports import EXPORTS, Compressed, provenance
 from lowrank_core.exports import safetensors as exporter
 from lowrank_core.factors import FactorStore
 from lowrank_core.plan import read_plan
@@ -95,10 +95,12 @@ def output(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 def test_export_is_what_was_measured(digits: Workspace, tmp_path: Path) -> None:
-    plan = uniform_plan(digits.profile, 0.5)
+    """A corrected network: the weights in the file are the corrected ones."""
+    plan, correction = uniform_plan(digits.profile, 0.5), digits.correction
     target, steps = tmp_path / "half", []
-    score = final_score(digits.measure(digits.compress(plan), samples=64))
-    exported = export_checkpoint(digits, plan, target, score=score, progress=steps.append)
+    measured = digits.compress(plan, correction)
+    score = final_score(digits.measure(measured, samples=64))
+    exported = export_checkpoint(digits, plan, target, correction=correction, score=score, progress=steps.append)
 
     assert exported.max_abs_diff == 0
     assert exported.bytes == target.stat().st_size
@@ -112,9 +114,18 @@ def test_export_is_what_was_measured(digits: Workspace, tmp_path: Path) -> None:
     assert loaded.plan == plan
     assert sum(p.numel() for p in loaded.model.parameters()) == plan_cost(digits.profile, plan).parameters
     images = digits.reference.dataset.inputs
-    assert torch.equal(output(loaded.model, (images,)), output(digits.compress(plan), (images,)))
+    assert torch.equal(output(loaded.model, (images,)), output(measured, (images,)))
+    assert not torch.equal(output(measured, (images,)), output(digits.compress(plan), (images,)))
+    assert loaded.correction == correction.to_dict()
     assert loaded.provenance["score"]["value"] == score.value
-    assert loaded.provenance["data"].startswith("sha256:")
+    assert loaded.provenance["data"]["evaluation"].startswith("sha256:")
+    assert loaded.provenance["data"]["calibration"] == correction.data
+
+    command = [sys.executable, "-m", "lowrank_core", "evaluate", digits.opened.ref, "--checkpoint", str(target)]
+    done = subprocess.run([*command, "--samples", "64", "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    found = json.loads(done.stdout)
+    assert (found["value"], found["samples"], found["correction"]) == (score.value, 64, correction.to_dict())
+    assert "correct" not in done.stderr
 
 
 def test_no_path_of_this_machine_is_written(awkward: Workspace, tmp_path: Path) -> None:
@@ -187,14 +198,30 @@ def test_standalone_loader_is_short() -> None:
     assert len([line for line in exporter.LOADER.splitlines() if line.strip()]) <= 20
 
 
-def test_plan_lines_load_it(digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_factors_were_learnt_from_is_named(digits: Workspace) -> None:
+    for method, known in (("svd", False), ("svd_aware", True)):
+        plan = RankPlan.of(digits.profile.fingerprint, {"fc1": Choice(method, (8,))})
+        found = provenance(digits, Compressed(digits.model, plan))
+        assert ("data" in found) == known
+    assert found["data"] == {"calibration": digits.correction.data}
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_plan_lines_load_it(
+    corrected: bool, digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = uniform_plan(digits.profile, 0.5)
-    model = digits.compress(plan)
+    correction = digits.correction if corrected else None
+    model = digits.compress(plan, correction)
     score = final_score(digits.measure(model, samples=64))
-    exported = EXPORTS["plan"].write(digits, Compressed(model, plan, score), tmp_path / "p.json", lambda step: None)
+    compressed = Compressed(model, plan, score, correction and correction.to_dict())
+    exported = EXPORTS["plan"].write(digits, compressed, tmp_path / "p.json", lambda step: None)
     read = read_plan((tmp_path / "p.json").read_bytes())
     assert read.plan == plan
+    assert read.correction == compressed.correction
     assert read.provenance["score"]["value"] == exported.score.value
+    assert read.provenance["score"]["dense"] == score.dense
+    assert set(read.provenance["data"]) == {"evaluation", "calibration"} if corrected else {"evaluation"}
     assert read.provenance["cost"]["compressed"]["bytes"] == plan_cost(digits.profile, plan).bytes
     assert set(read.provenance["versions"]) == {"python", "torch"}
     monkeypatch.chdir(tmp_path)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from lowrank_core.cost import plan_cost, uniform_plan
+from lowrank_core.cost import plan_cost
 from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.start import starting_plan
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, tables, words
 
@@ -142,7 +143,7 @@ def test_spectra_shows_every_layer_and_one_large(opened: Open, workspace: Worksp
     page = opened("Spectra")
     grid = next(element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body)
     assert all(f"<b>{layer.name}</b>" in grid for layer in workspace.profile.layers)
-    plan = uniform_plan(workspace.profile, 0.5)
+    plan = starting_plan(workspace.profile, workspace.factors)
     page.selectbox[0].set_value("fc1").run()
     shown = metrics(page)
     assert shown["Chosen rank"] == str(plan.get("fc1").rank[0])  # type: ignore[union-attr]
@@ -165,7 +166,7 @@ def test_a_weight_of_zeros_can_be_drawn() -> None:
 
 def test_export_measures_the_plan_and_writes_a_checked_file(opened: Open, workspace: Workspace) -> None:
     page = opened("Export")
-    plan = uniform_plan(workspace.profile, 0.5)
+    plan = starting_plan(workspace.profile, workspace.factors)
     assert metrics(page)["Multiplies"] == words.count(plan_cost(workspace.profile, plan).multiplies)
     next(button for button in page.button if button.label == "Write the checkpoint").click().run()
     assert not page.error

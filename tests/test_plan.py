@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 
+from lowrank_core.correct import Correction
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.plan import LARGEST_BYTES, VERSION, Choice, RankPlan, read_plan
 
@@ -50,12 +52,20 @@ def test_golden_file_survives_reading_and_writing():
     assert found.plan.get("layer3.0.conv2") == Choice("tucker2", (16, 12))
     again = found.plan.to_json(model_name=found.model_name, correction=found.correction, provenance=found.provenance)
     assert again == text
+    assert Correction.from_dict(found.correction).samples == 256
 
 
 def test_correction_provenance_and_name_may_be_absent():
     found = read_plan(document(model={"fingerprint": "sha256:0"}))
-    assert (found.model_name, found.correction, found.provenance) == ("", None, {})
-    assert read_plan(document(correction=None)).plan.get("fc1") == Choice("svd", (64,))
+    assert (found.model_name, found.correction, found.provenance) == ("", UNSET, {})
+    assert found.plan.get("fc1") == Choice("svd", (64,))
+
+
+def test_no_correction_is_not_the_same_as_saying_nothing():
+    assert "correction" not in json.loads(PLAN.to_json())
+    assert read_plan(PLAN.to_json()).correction is UNSET
+    assert json.loads(PLAN.to_json(correction=None))["correction"] is None
+    assert read_plan(PLAN.to_json(correction=None)).correction is None
 
 
 @pytest.mark.parametrize(
@@ -88,6 +98,9 @@ def test_correction_provenance_and_name_may_be_absent():
             for rank in ("64", "[]", "[0]", "[-1]", "[64.0]", "[1e2]", "[true]", '["64"]', "[null]")
         ),
         (with_rank(str([1] * 9)), "rank"),
+        (document().replace('"fc1": {', '"fc1": {"method": "svd", "rank": [1]}, "fc1": {'), "says 'fc1' twice"),
+        (document().replace('"version": 1', '"version": 1, "version": 1'), "says 'version' twice"),
+        (document().replace('"rank": [64]', '"rank": [64], "rank": [6]'), "says 'rank' twice"),
         ("[" * 1_000_000, "not a valid plan file"),
         (document()[:-1] + ',"provenance":{"a":' + "[" * 500_000 + "]" * 500_000 + "}}", "not a valid plan file"),
         (" " * (LARGEST_BYTES + 1), "at most 16 MB"),

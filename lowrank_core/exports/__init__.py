@@ -19,10 +19,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from lowrank_core.calibration import data_hash
 from lowrank_core.cost import plan_cost
-from lowrank_core.data import tensors
 from lowrank_core.errors import InvalidFile
 from lowrank_core.evaluate import Reference, Score
+from lowrank_core.methods import METHODS
 from lowrank_core.plan import RankPlan
 from lowrank_core.workspace import Workspace
 
@@ -117,8 +118,15 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
     }
     if compressed.score is not None:
         found["score"] = plain(compressed.score)
-        if compressed.score.samples:
-            found["data"] = _data_hash(workspace.reference)
+    data: dict[str, Any] = {}
+    if compressed.score is not None and compressed.score.samples:
+        data["evaluation"] = _data_hash(workspace.reference)
+    if compressed.correction is not None:
+        data["calibration"] = compressed.correction.get("data")
+    elif any(METHODS[choice.method].data_aware for _, choice in compressed.plan.choices):
+        data["calibration"] = data_hash(workspace.calibration.inputs)
+    if data:
+        found["data"] = data
     return found
 
 
@@ -146,11 +154,7 @@ _hashes: WeakKeyDictionary[Reference, str] = WeakKeyDictionary()
 def _data_hash(reference: Reference) -> str:
     """'sha256:' over the evaluation samples in the order in which they are used."""
     if reference not in _hashes:
-        digest = hashlib.sha256()
-        for tensor in tensors((reference.dataset.inputs, reference.dataset.targets)):
-            digest.update(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        _hashes[reference] = f"sha256:{digest.hexdigest()}"
+        _hashes[reference] = data_hash((reference.dataset.inputs, reference.dataset.targets))
     return _hashes[reference]
 
 

@@ -21,12 +21,13 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
 
 
 def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
-    """The lines that apply the plan to its model."""
+    """The lines that apply the plan to its model, corrected as it was."""
     name = Path(ref).name if Path(ref).is_file() else ref
-    code = f"""from lowrank_core import RankPlan, Workspace
+    code = f"""from lowrank_core import Workspace, read_plan
 
 workspace = Workspace.open({name!r})
-model = workspace.compress(RankPlan.from_json(open({file!r}, "rb").read()))
+found = workspace.candidate_in(read_plan(open({file!r}, "rb").read()))
+model = workspace.compress(found.plan, found.correction)
 """
     return (Snippet("with lowrank_core", code),)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lowrank_core.checkpoint import write_checkpoint
+from lowrank_core.correct import Correction
 from lowrank_core.data import Dataset, Inputs
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.evaluate import Score, run
@@ -57,11 +58,14 @@ def export_checkpoint(
     plan: RankPlan,
     path: str | Path,
     *,
+    correction: Correction | None = None,
     score: Score | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Exported:
-    """Compress by the plan and write the checkpoint; see `write`."""
-    return write(workspace, Compressed(workspace.compress(plan), plan, score), Path(path), progress)
+    """Compress by the plan, correct where a correction is given, and write the checkpoint; see `write`."""
+    fitted = None if correction is None else correction.to_dict()
+    compressed = Compressed(workspace.compress(plan, correction), plan, score, fitted)
+    return write(workspace, compressed, Path(path), progress)
 
 
 def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:

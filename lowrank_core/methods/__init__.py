@@ -20,7 +20,10 @@ class Factorization(Protocol):
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
-        """One (k,) float64 spectrum per axis of the method, descending."""
+        """One (k,) float64 spectrum per axis of the method, descending.
+
+        For data-aware factors the root of what each further rank adds, which may rise here and there.
+        """
 
     def error(self, rank: Rank) -> float:
         """Relative distance to the weight: exact for one axis, an upper bound for two, an estimate where not nested.

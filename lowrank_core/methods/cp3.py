@@ -14,14 +14,20 @@ from tensorly.decomposition import parafac
 from torch import Tensor
 
 from lowrank_core.cp import CpFactorization, Factors, Start, als, cp_kernel, cp_max_rank, cp_obstacle
+from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, Rank
 from lowrank_core.methods import Factorization, register
 
 
 def _parafac(kernel: Tensor, rank: int) -> Factors:
+    if not kernel.any():
+        return [kernel.new_zeros(extent, rank) for extent in kernel.shape]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that it fills up at random where the rank exceeds an axis
-        scale, (first, *rest) = parafac(kernel, rank=rank, n_iter_max=100, tol=1e-8, init="svd", random_state=0)
+        try:
+            scale, (first, *rest) = parafac(kernel, rank=rank, n_iter_max=100, tol=1e-8, init="svd", random_state=0)
+        except RuntimeError as error:  # a singular system
+            raise InvalidModel(f"parafac fails at rank {rank}: {error}; choose another rank, or cp3.") from error
     return [first * scale, *rest]
 
 
