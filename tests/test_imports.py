@@ -13,7 +13,7 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 # A module imports from the rows above its own, never from its own row or below. "methods.*" is each file of a package,
 # "methods" the package's __init__. A module that is not here has no place yet: give it one.
 LEVELS = (
-    "errors template",
+    "errors template verdict",
     "layers data metrics torch_file builtin builtin.samples builtin.stored",
     "linalg plan opened evaluate builtin.*",
     "aware cp",
@@ -22,7 +22,7 @@ LEVELS = (
     "discover",
     "factors cost model_file",
     "apply calibration sources.*",
-    "correct checkpoint",
+    "correct checkpoint prefix",
     "workspace sensitivity finetune selection",
     "selection.* reload measurement",
     "exports jobs check",
