@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -57,6 +57,7 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+@lru_cache(maxsize=64)
 def draw_positions(total: int, count: int, seed: int) -> Tensor:
     """(min(total, count),) indices in 0..total - 1, ascending, without repetition."""
     if total <= count:

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -35,13 +35,13 @@ from lowrank_core.calibration import (
     output_rows,
     row_chunks,
     twin,
-    with_ones,
 )
 from lowrank_core.data import Dataset, Inputs, call, evaluating, tensors
 from lowrank_core.discover import Layer, ModelProfile, module_at
 from lowrank_core.errors import Cancelled, InvalidModel, InvalidPlan
 from lowrank_core.factors import FactorStore
 from lowrank_core.layers import LayerSpec
+from lowrank_core.linalg import one_thread
 from lowrank_core.plan import RankPlan
 
 MEMORY_BYTES = 2**30
@@ -49,6 +49,7 @@ MEMORY_BYTES = 2**30
 
 MEMO_BYTES = 256 * 2**20
 CUT_OFF = 1e-6
+SMALL = 512
 
 Kind = Literal["least_squares", "batchnorm", "bias"]
 Overlay = dict[str, Tensor]
@@ -68,7 +69,7 @@ class Correction:
     kind: Kind = "least_squares"
     samples: int = SAMPLES
     seed: int = 0
-    ridge: float = 1e-2
+    ridge: float = 1e-3
     data: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     kind: Kind
     samples: Annotated[int, msgspec.Meta(ge=1)]
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
-    ridge: Annotated[float, msgspec.Meta(ge=0)] = 1e-2
+    ridge: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
     data: str = ""
 
 
@@ -140,6 +141,7 @@ class Corrector:
         self._lock = threading.Lock()
         self._dense: tuple[tuple[int, int], DensePass] | None = None
         self._memo: OrderedDict[Any, Overlay] = OrderedDict()
+        self._input: tuple[tuple[str, int, int], Tensor] | None = None
 
     def __call__(
         self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
@@ -151,6 +153,45 @@ class Corrector:
             yield step
             if cancelled() and step.done < step.total:
                 raise Cancelled("the correction was called off.")
+
+    def alone(self, compressed: nn.Module, plan: RankPlan, correction: Correction) -> Overlay:
+        """The overlay of a plan with one layer, for its compressed copy; runs little more than the layer.
+
+        The layer's inputs are the dense network's: they are kept until another layer is asked for.
+        """
+        name = plan.choices[0][0]
+        dense = self.dense_pass(correction)
+        if correction.kind == "batchnorm" or dense.calls.count(name) > 1:
+            *_, last = self(plan, correction)
+            return last.overlay
+        chain = chain_at(self.model, compressed, name)
+        z = self._input_of(name, correction, dense)
+        with evaluating(chain):
+            for part in chain[:-1]:
+                z = part(z)
+        equations = NormalEquations(replacement_stages(self.profile.layer(name), plan)[-1])
+        equations.add(z, dense.index[name][0], dense.targets[name][0])
+        return self._solved(compressed, name, equations, correction, dense.followers.get(name, ()))
+
+    def _input_of(self, name: str, correction: Correction, dense: DensePass) -> Tensor:
+        """What goes into a layer of the dense network in its only call."""
+        key = name, correction.samples, correction.seed
+        with self._lock:
+            if self._input is not None and self._input[0] == key:
+                return self._input[1]
+        copied = twin(self.model)
+        seen: list[Tensor] = []
+
+        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else next(iter(kwargs.values())))
+            raise _Enough
+
+        module_at(copied, name).register_forward_pre_hook(catch, with_kwargs=True)
+        with evaluating(copied), suppress(_Enough):
+            call(copied, dense.inputs)
+        with self._lock:
+            self._input = key, seen[0]
+        return seen[0]
 
     def samples(self, correction: Correction) -> int:
         """How many calibration samples are used: fewer than asked for where there are fewer or memory is short."""
@@ -212,12 +253,12 @@ class Corrector:
             if call_number < len(index):
                 return None
             settle(self._solved(compressed, name, equations, correction, dense.followers.get(name, ())))
-            if call_number > 1:
-                raise _Restart
+            if call_number > 1 or not todo:
+                raise _Enough
             fresh: Tensor = last.forward(z)
             return fresh
 
-        with ExitStack() as hooks, evaluating(compressed), suppress(_Restart):
+        with ExitStack() as hooks, evaluating(compressed), suppress(_Enough):
             for name, _ in todo:
                 spec = replacement_stages(self.profile.layer(name), plan)[-1]
                 last = chain_at(self.model, compressed, name)[-1]
@@ -300,8 +341,8 @@ class Corrector:
                 self._memo.popitem(last=False)
 
 
-class _Restart(Exception):
-    """The pass has to begin again, because a layer's first answers came before it was corrected."""
+class _Enough(Exception):
+    """The pass has no more to tell: all is settled, or a layer's first answers came before it was corrected."""
 
 
 def load_overlay(compressed: nn.Module, overlay: Overlay) -> nn.Module:
@@ -407,26 +448,24 @@ class _Watch(TorchFunctionMode):
 
 
 class NormalEquations:
-    """Sums over rows of one layer's last factor: features z (P, n) with a one appended, and targets t (P, out).
+    """Sums over rows of one layer's last factor: features z (P, n) and targets t (P, out).
 
     Both are added up in float64 by chunks, so that neither memory nor precision depends on the number of rows.
     """
 
     def __init__(self, spec: LayerSpec) -> None:
         self.spec = spec
-        self.gram: Tensor | float = 0.0
-        self.cross: Tensor | float = 0.0
+        self.sums: list[Tensor] = []  # of z z^T, z, t z^T and t
         self.rows = 0
 
     def add(self, x: Tensor, index: Tensor, targets: Tensor) -> None:
         """One call's input at the drawn positions, and the dense layer's outputs there."""
         start = 0
         for part in row_chunks(self.spec, index):
-            features = with_ones(input_rows(self.spec, x, part).double())
-            target = targets[start : start + len(part)].double()
-            target = target.reshape(len(part), self.spec.groups, -1).transpose(0, 1)
-            self.gram = self.gram + features.mT @ features
-            self.cross = self.cross + target.mT @ features
+            z = input_rows(self.spec, x, part).double()
+            t = targets[start : start + len(part)].double().reshape(len(part), self.spec.groups, -1).transpose(0, 1)
+            added = [z.mT @ z, z.sum(1)[:, None, :], t.mT @ z, t.sum(1)[:, :, None]]
+            self.sums = [a + b for a, b in zip(self.sums, added, strict=True)] if self.sums else added
             start += len(part)
         self.rows += len(index)
 
@@ -436,16 +475,15 @@ class NormalEquations:
         The weight is pulled towards the current one by `ridge` in units of standardised features; features that are
         constant, and directions below CUT_OFF of the strongest, keep their current weights.
         """
-        assert isinstance(self.gram, Tensor)
-        assert isinstance(self.cross, Tensor)
-        gram, cross = self.gram / self.rows, self.cross / self.rows
-        old = weight.detach().double().reshape(self.spec.groups, -1, gram.shape[-1] - 1)
-        mean, target_mean = gram[:, :-1, -1:], cross[:, :, -1:]
-        moment, relation = gram[:, :-1, :-1], cross[:, :, :-1]
+        moment, mean, relation, target_mean = (total / self.rows for total in self.sums)
+        old = weight.detach().double().reshape(*relation.shape)
         if intercept:
-            moment, relation = moment - mean @ mean.mT, relation - target_mean @ mean.mT
-        new = old if ridge is None else old + _ridge_step(moment, relation - old @ moment, ridge)
-        offset = (target_mean - new @ mean) if intercept else torch.zeros_like(target_mean)
+            moment, relation = moment - mean.mT @ mean, relation - target_mean @ mean
+        new = old
+        if ridge is not None:
+            with one_thread() if moment.shape[-1] <= SMALL else nullcontext():
+                new = old + _ridge_step(moment, relation - old @ moment, ridge)
+        offset = (target_mean - new @ mean.mT) if intercept else torch.zeros_like(target_mean)
         return new.reshape(weight.shape), offset.reshape(-1)
 
 

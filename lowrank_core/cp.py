@@ -8,8 +8,7 @@ the same factors in every process.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, Rank
-from lowrank_core.linalg import principal_basis, storage_dtype, tail_energy
+from lowrank_core.linalg import one_thread, principal_basis, storage_dtype, tail_energy
 
 SWEEPS = 300
 TOLERANCE = 1e-5
@@ -142,7 +141,7 @@ def als(start: Start) -> Fit:
         factors = [_stirred(f[:, :rank], generator) for f in balanced(list(start.factors))]
         if kernel.numel() >= WIDE:
             return sweep(kernel.float(), factors, sweeps=SWEEPS // 5)
-        with _one_thread():
+        with one_thread():
             return sweep(kernel, factors, sweeps=SWEEPS)
 
     return fit
@@ -152,21 +151,6 @@ def _stirred(factor: Tensor, generator: torch.Generator) -> Tensor:
     """A little noise, so that the sweeps do not rest on a saddle where the start is symmetric."""
     noise = torch.randn(factor.shape, generator=generator, dtype=torch.float64).to(factor.device)
     return factor + STIR * factor.square().mean().sqrt() * noise
-
-
-_thread_count = threading.Lock()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small matrices are not worth handing round: with busy cores two threads take fifty times longer than one."""
-    with _thread_count:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def sweep(kernel: Tensor, factors: Factors, *, sweeps: int) -> Factors:

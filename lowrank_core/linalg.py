@@ -6,7 +6,9 @@ values than a float32 one. tensorly runs on its PyTorch backend throughout the p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import tensorly
@@ -67,6 +69,21 @@ class MatrixFactorization:
         """The product of the slices, in the shape of the weight."""
         (r,) = rank
         return self.to_weight(self.nested.left[:, :, :r] @ self.nested.right[:, :r]).contiguous()
+
+
+_thread_count = threading.Lock()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small matrices are not worth handing round: with busy cores two threads take fifty times longer than one."""
+    with _thread_count:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def storage_dtype(weight: Tensor) -> torch.dtype:

@@ -109,7 +109,7 @@ class PrefixStore:
         with self._lock:
             usable = [before for before, digest in self._shelves if prefixes[before] == digest]
             shared = [sum(map(eq, prefixes, other)) - 1 for other in self._recent]
-            if prefixes not in self._recent:
+            if record is None and prefixes not in self._recent:
                 self._recent.append(prefixes)
         sources = [cut for before in sorted(usable, reverse=True) if (cut := self.cut(before)) is not None]
         if record is None:

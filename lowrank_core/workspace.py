@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 
 from torch import nn
 
 from lowrank_core.apply import apply
 from lowrank_core.calibration import MomentStore, calibration_samples, data_hash
+from lowrank_core.candidate import Candidate
 from lowrank_core.correct import Correction, Corrector, Step, load_overlay
-from lowrank_core.data import Dataset
+from lowrank_core.data import Dataset, batch_size
 from lowrank_core.discover import ModelProfile, discover
 from lowrank_core.errors import InvalidModel
 from lowrank_core.evaluate import Reference, Score, evaluate
 from lowrank_core.factors import FactorStore
 from lowrank_core.metrics import Metric
 from lowrank_core.opened import Opened, sorted_by_class
-from lowrank_core.plan import RankPlan
+from lowrank_core.plan import PlanFile, RankPlan
 from lowrank_core.prefix import PrefixStore
 from lowrank_core.sources import open_source
 
@@ -36,7 +40,10 @@ class Workspace:
         self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
         self.factors = FactorStore(opened.model, self.profile, lambda name: self.moments(name).second)
         self._dense_scores: dict[int, float] = {}
-        self.scores: dict[RankPlan, Score] = {}  # finished measurements on all samples
+        self._waiting = 0
+        self._guard = threading.Lock()
+        self.scores: dict[Candidate, Score] = {}  # finished measurements on all samples
+        self.plain_scores: dict[RankPlan, Score] = {}  # without correction, on some
 
     @classmethod
     def open(cls, ref: str) -> Workspace:
@@ -71,7 +78,7 @@ class Workspace:
         return tuple(notices)
 
     @cached_property
-    def _calibration_pool(self) -> Dataset:
+    def calibration_pool(self) -> Dataset:
         """Training inputs, or where there are none the evaluation inputs; never labels."""
         source = self.opened.train_data() if self.opened.train_data is not None else self._eval_data
         return Dataset(source.inputs)
@@ -79,7 +86,7 @@ class Workspace:
     @cached_property
     def calibration(self) -> Dataset:
         """At most 256 unlabelled samples, shuffled with seed 0."""
-        return calibration_samples(self._calibration_pool)
+        return calibration_samples(self.calibration_pool)
 
     @cached_property
     def correction(self) -> Correction:
@@ -94,7 +101,7 @@ class Workspace:
     @cached_property
     def corrector(self) -> Corrector:
         """Corrects copies of the model, and remembers what it learnt for the leading layers of each plan."""
-        return Corrector(self.model, self.profile, self.factors, lambda: self._calibration_pool)
+        return Corrector(self.model, self.profile, self.factors, lambda: self.calibration_pool)
 
     @cached_property
     def prefixes(self) -> PrefixStore:
@@ -115,26 +122,59 @@ class Workspace:
         *_, last = self.correcting(plan, correction)
         return load_overlay(compressed, last.overlay)
 
+    @contextmanager
+    def somebody_waits(self) -> Iterator[None]:
+        """While a person waits for a figure: work that nobody waits for gives way."""
+        with self._guard:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._waiting -= 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits."""
+        return self._waiting > 0
+
+    def candidate(self, plan: RankPlan, *, corrected: bool = True) -> Candidate:
+        """A plan with this workspace's correction, or without; a plan that keeps everything dense needs none."""
+        return Candidate(plan, self.correction if corrected and plan.choices else None)
+
+    def candidate_in(self, file: PlanFile, *, corrected: bool = True) -> Candidate:
+        """The plan of a file with the correction it asks for: its own, none, or this workspace's where it is silent.
+
+        samples and data of the answer are those really used here. Raises InvalidPlan for a correction that is none.
+        """
+        if not corrected or not file.plan.choices or file.correction is None:
+            return Candidate(file.plan)
+        asked = Correction.from_dict(file.correction) if file.correction else self.correction
+        used = self.corrector.dense_pass(asked).inputs
+        return Candidate(file.plan, replace(asked, samples=batch_size(used), data=data_hash(used)))
+
     def measure(
         self,
         model: nn.Module,
         *,
         samples: int | None = None,
         tolerance: float | None = None,
+        keep: bool = True,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Score]:
         """Scores on growing subsets; a single one where the model file brings its own evaluate(model).
 
-        Starts from what is known of copies that begin in the same way, and ends early as `evaluate` does.
+        Starts from what copies that begin in the same way left behind, and ends early as `evaluate` does. keep: leave
+        outputs behind for the next copy; False where nobody will go on from this one.
         """
         if self.opened.evaluate is None:
             total = len(self.reference) if samples is None else min(samples, len(self.reference))
-            forward = self.prefixes.runner(model, total)
+            forward = self.prefixes.runner(model, total, record=None if keep else ())
             yield from evaluate(
                 model, self.reference, samples=total, cancelled=cancelled, tolerance=tolerance, forward=forward
             )
             return
-        value = self._own_score(model)
+        value = self._own_dense if model is self.model else self._own_score(model)
         drop = (self._own_dense - value) * (1 if self.opened.higher_is_better else -1)
         yield Score(
             "evaluate(model)", value, self._own_dense, 0, self.opened.higher_is_better, None, None, drop, None, None

@@ -44,11 +44,19 @@ def measured(workspace: Workspace) -> Score | None:
     return progress.score
 
 
+def as_measured(workspace: Workspace, plan: RankPlan, score: Score | None) -> Compressed:
+    """What is exported is what was measured: the same plan, the same correction."""
+    correction = state.candidate(workspace, plan).correction
+    return Compressed(
+        workspace.compress(plan, correction), plan, score, None if correction is None else correction.to_dict()
+    )
+
+
 def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
     """The plan as JSON, written when it is asked for."""
 
     def document() -> str:
-        return plan_document(workspace, Compressed(workspace.compress(plan), plan, state.measured(workspace, plan)))
+        return plan_document(workspace, as_measured(workspace, plan, state.measured(workspace, plan)))
 
     st.download_button(
         "Download the plan",
@@ -66,12 +74,16 @@ def artefact(workspace: Workspace, plan: RankPlan, export: Export, file: str) ->
     noun = export.label.split(" (")[0].lower()
     if st.button(f"Write the {noun}", icon=":material/build:", key=f"write {export.name}"):
         with st.status("Measuring", expanded=False) as status:
-            compressed = Compressed(workspace.compress(plan), plan, measured(workspace))
             target = state.export_folder() / file
-            found = export.write(workspace, compressed, target, lambda step: status.update(label=step.capitalize()))
-            state.keep_written(export.name, plan, found)
+            found = export.write(
+                workspace,
+                as_measured(workspace, plan, measured(workspace)),
+                target,
+                lambda step: status.update(label=step.capitalize()),
+            )
+            state.keep_written(export.name, state.candidate(workspace, plan), found)
         st.rerun()
-    written = state.written(export.name, plan)
+    written = state.written(export.name, state.candidate(workspace, plan))
     if written is None:
         return
     st.markdown(

@@ -102,7 +102,7 @@ def test_the_figures_are_those_of_the_core(ranks: Page) -> None:
     cost = plan_cost(workspace.profile, plan)
     assert figure(ranks, "bytes").split() == [f"{cost.bytes / 1e3:.4g}", "kB"]
     assert figure(ranks, "multiplies").split() == [f"{cost.multiplies / 1e3:.4g}", "k"]
-    *_, score = workspace.measure(workspace.compress(plan))
+    *_, score = workspace.measure(workspace.compress(plan, workspace.correction))
     assert figure(ranks, "accuracy").split() == [f"{100 * score.value:.2f}", "%"]
 
 
@@ -143,7 +143,7 @@ def test_undo_and_redo(ranks: Page) -> None:
 
 
 def test_keyboard_moves_a_rank_and_held_keys_are_one_step_of_undo(ranks: Page) -> None:
-    handle = slider(ranks, "fc2")
+    handle = slider(ranks, "conv3")
     start = int(handle.input_value())
     handle.focus()
     for _ in range(5):
@@ -276,3 +276,42 @@ def test_a_second_tab_with_another_model_does_not_disturb_the_first(ranks: Page,
     measured(ranks)
     assert slider(ranks, "fc1").input_value() == kept
     other.close()
+
+
+def test_difference_of_two_snapshots(ranks: Page) -> None:
+    ranks.get_by_label("Snapshot name").fill("a")
+    ranks.get_by_role("button", name="Snapshot", exact=True).click()
+    ranks.wait_for_selector("[data-testid=snapshot-difference]")
+    entry = ranks.get_by_label("fc2 exact rank")
+    entry.fill("33")
+    entry.press("Enter")
+    measured(ranks)
+    lines = ranks.inner_text("[data-testid=snapshot-difference]")
+    assert "fc2" in lines
+    assert "SVD 33" in lines
+    assert "fc1" not in lines
+
+
+def test_the_table_drives_the_same_plan(ranks: Page) -> None:
+    ranks.get_by_text("Edit as a table").click()
+    ranks.wait_for_selector("[data-testid=stDataFrame] canvas")
+    cells = ranks.locator("[data-testid=stDataFrame] [role=gridcell]")
+    assert "conv1" in cells.first.text_content()
+    entry = ranks.get_by_label("fc1 exact rank")
+    entry.fill("19")
+    entry.press("Enter")
+    measured(ranks)
+    table = ranks.locator("[data-testid=stDataFrame]")
+    ranks.wait_for_function("t => t.textContent.includes('19')", arg=table.element_handle())
+
+
+def test_correction_can_be_switched_off(ranks: Page) -> None:
+    card = ranks.locator("section[aria-label='Top-1 accuracy']")
+    ranks.wait_for_function("e => e.innerText.includes('without correction')", arg=card.element_handle())
+    corrected = figure(ranks, "accuracy")
+    ranks.get_by_label("Correction").uncheck()
+    ranks.wait_for_function(
+        "([e, v]) => e.innerText !== v && e.dataset.state === 'measured'",
+        arg=[ranks.locator("[data-testid=live-accuracy]").element_handle(), corrected],
+    )
+    assert float(figure(ranks, "accuracy").split()[0]) < float(corrected.split()[0])

@@ -378,8 +378,7 @@ def test_cancelling_and_closing_end_the_work() -> None:
     corrector = Corrector(model, profile, FactorStore(model, profile), lambda: Dataset(x))
     seen = []
     with pytest.raises(Cancelled):
-        for step in corrector(plan, Correction(), cancelled=lambda: True):
-            seen.append(step.done)
+        seen.extend(step.done for step in corrector(plan, Correction(), cancelled=lambda: True))
     assert seen[-1] < 3
     steps = corrector(plan, Correction())
     next(steps)

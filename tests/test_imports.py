@@ -23,15 +23,17 @@ LEVELS = (
     "factors cost model_file",
     "apply calibration sources.*",
     "correct checkpoint prefix",
-    "workspace sensitivity finetune selection",
-    "selection.* reload measurement",
+    "candidate start",
+    "workspace finetune selection",
+    "sensitivity",
+    "selection.* reload measurement survey builtin.points",
     "exports jobs check",
     "exports.*",
     "__main__",
 )
 ONE_FILE_EACH = {"methods", "selection", "sources", "exports"}
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "transformers"}  # heavy, imported where used
-COMMANDS = {"__main__", "builtin.train"}  # run by a person in a terminal
+COMMANDS = {"__main__", "builtin.train", "builtin.points"}  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
 
 LEVEL = {name: number for number, row in enumerate(LEVELS) for name in row.split()}

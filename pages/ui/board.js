@@ -87,7 +87,13 @@ function predict(model, choices) {
     if (!points || !points.length) rough = true;
     variance += change(model, layer, choice);
   }
-  return { value: lookUp(model, variance), rough };
+  return { value: afterNoise(model, variance), rough };
+}
+
+/* The table is made from some of the samples, so only its differences count. */
+function afterNoise(model, variance) {
+  const t = model.prediction.table;
+  return t && model.metric.dense !== null ? model.metric.dense + lookUp(model, variance) - t.score[0] : null;
 }
 
 /* ---- words and figures ------------------------------------------------------------------------------------------ */
@@ -193,13 +199,16 @@ class Board {
       onchange: event => this.setHold(event.target.value || null),
     }, node("option", { value: "" }, "No budget lock"), node("option", { value: "bytes" }, "Hold bytes"),
       node("option", { value: "multiplies" }, "Hold multiplies"));
+    this.correctBox = node("input", { type: "checkbox", "aria-label": "Correction",
+      onchange: event => this.act("correct", { on: event.target.checked }) });
     this.filter = node("input", {
       type: "search", placeholder: "Filter layers", "aria-label": "Filter layers", oninput: () => this.applyFilter(),
     });
     return node("div", { class: "rb-toolbar", role: "toolbar", "aria-label": "Plan" },
       this.undoButton, this.redoButton,
       button("All dense", "Every layer as it was trained", () => this.preset("dense")),
-      this.presetSelect, this.snapSelect, this.holdSelect, this.filter);
+      this.presetSelect, this.snapSelect, this.holdSelect,
+      node("label", { class: "rb-check", title: this.model.help.correction }, this.correctBox, "Correction"), this.filter);
   }
 
   buildCard(kind, label, help) {
@@ -314,6 +323,13 @@ class Board {
       "aria-label": "Score against cost; a click on a snapshot restores it" });
     this.snapshotName = node("input", { type: "text", placeholder: "Name", "aria-label": "Snapshot name", maxlength: 40 });
     this.snapshotList = node("ul", { class: "rb-snapshots" });
+    const pick = label => node("select", { "aria-label": label, onchange: () => this.drawDifference() });
+    this.differenceFrom = pick("Compare");
+    this.differenceTo = pick("With");
+    this.differenceList = node("ul", { class: "rb-difference", "data-testid": "snapshot-difference" });
+    this.difference = node("div", { hidden: true },
+      node("div", { class: "rb-snap" }, node("label", {}, "Compare ", this.differenceFrom), node("label", {}, " with ", this.differenceTo)),
+      this.differenceList);
     return node("div", { class: "rb-side" },
       node("section", { class: "rb-panel", "aria-label": "Selected layer" },
         node("div", { class: "rb-panel-head" }, this.detailTitle, this.methodSelect), this.detailFacts, this.detailChart),
@@ -323,7 +339,7 @@ class Board {
           node("button", { type: "button", title: "Keep this plan as a point to come back to", onclick: () => {
             this.act("snapshot", { name: this.snapshotName.value }); this.snapshotName.value = "";
           } }, "Snapshot")),
-        this.snapshotList));
+        this.snapshotList, this.difference));
   }
 
   /* -- what Python says -- */
@@ -337,21 +353,20 @@ class Board {
     if (data.rev > this.rev && !this.dragging) {
       this.rev = data.rev;
       for (const row of this.rows.values()) this.adopt(row, data.choices[row.layer.name] || null);
+      if (!this.chosen) this.select(this.chosen = Object.keys(data.choices)[0] || this.selected);
       this.sent = JSON.stringify(this.choices());
       this.ghost = null;
       if (this.hold) this.setHold(this.hold.quantity);
     }
-    if (data.rev === this.rev) {
-      this.measuring = !data.score && !data.error;
-      if (data.score) { this.score = data.score; this.scoreRev = this.rev; }
-      if (data.error) this.status.textContent = data.error;
-    }
+    this.correctBox.checked = data.corrected;
+    if (data.rev === this.rev) this.hear(data);
     if (this.locks !== data.locked.join()) {
       this.locks = data.locked.join();
       this.locked = new Set(data.locked);
       for (const row of this.rows.values()) row.lock.setAttribute("aria-pressed", String(this.locked.has(row.layer.name)));
     }
     this.drawSnapshots();
+    this.drawDifference();
     if (this.dragging) this.schedule(); else this.draw(true);
   }
 
@@ -374,15 +389,20 @@ class Board {
     }
     if (message.uniform) { this.model.uniform = message.uniform; this.drawTradeoff(); }
     if (message.rev !== this.rev || this.dragging) return;
-    if (message.error) { this.status.textContent = message.error; this.measuring = false; this.draw(true); return; }
-    if (message.score) {
-      this.score = message.score;
-      this.scoreRev = this.rev;
-      this.measuring = !message.done;
-      if (message.done) this.announce();
-      this.drawAccuracy();
-      this.drawTradeoff();
-    }
+    const before = this.measuring;
+    this.hear(message);
+    if (before && !this.measuring && this.score) this.announce();
+    this.drawAccuracy();
+    this.drawTradeoff();
+  }
+
+  /* Figures of the plan as it stands. */
+  hear({ score, doing, done, plain, error }) {
+    this.doing = doing;
+    this.measuring = !done;
+    this.plain = plain;
+    if (score) { this.score = score; this.scoreRev = this.rev; if (done) this.model.metric.dense = score.dense; }
+    if (error) this.status.textContent = error;
   }
 
   announce() {
@@ -494,12 +514,14 @@ class Board {
     this.sent = now;
     this.rev = Math.max(this.rev, this.data.rev) + 1;
     this.measuring = true;
+    this.doing = "";
+    this.plain = null;
     return { rev: this.rev, gesture: this.gesture, choices };
   }
 
   commit() {
     const message = this.pending();
-    if (message) this.send("commit", message);
+    if (message) { this.send("commit", message); this.drawDifference(); }
     this.draw(true);
   }
 
@@ -692,6 +714,7 @@ class Board {
     const predicted = predict(model, choices);
     const fresh = this.score && this.scoreRev === this.rev && !this.dragging;
     const dense = model.metric.dense;
+    const unit = model.metric.share ? "points" : "";
     let state, value;
     if (fresh) {
       state = this.measuring ? "measuring" : "measured";
@@ -699,7 +722,8 @@ class Board {
       figure.textContent = scoreText(model, value);
       const s = this.score;
       const half = s.drop_low === null ? "" : ` (95 %: ${signed(model, -s.drop_high)} to ${signed(model, -s.drop_low)})`;
-      note.textContent = `${state} · ${signed(model, -s.drop)} points against dense${half} · ${s.samples || "all"} samples`;
+      const plain = this.plain ? ` · without correction ${scoreText(model, this.plain.value)}` : "";
+      note.textContent = `${state} · ${signed(model, -s.drop)} ${unit} against dense${half} · ${s.samples || "all"} samples${plain}`;
     } else {
       state = predicted.rough ? "rough" : "predicted";
       value = predicted.value;
@@ -709,14 +733,14 @@ class Board {
       const word = state === "rough" ? "rough estimate" : "predicted ± 1 point";
       note.textContent = value === null ? "not measured yet"
         : far ? `${word} · more than 6 points lost` : `${word} · ${signed(model, -drop)} points against dense`;
-      if (this.measuring && !this.dragging) note.textContent += " · measuring…";
+      if (this.measuring && !this.dragging) note.textContent += ` · ${this.doing || "measuring"}…`;
     }
     figure.dataset.state = state;
     figure.classList.toggle("rb-unsure", !fresh);
     const losses = chart.values || (chart.values = new Array(model.layers.length).fill(0));
     for (const row of moved || this.rows.values()) {
       const choice = choices[row.layer.name] || null;
-      const alone = choice ? lookUp(model, change(model, row.layer, choice)) : null;
+      const alone = choice ? afterNoise(model, change(model, row.layer, choice)) : null;
       losses[row.layer.index] = alone === null || dense === null ? 0 : Math.max(0, (model.metric.higher ? 1 : -1) * (dense - alone));
     }
     const scale = dense && value !== null ? Math.max(0, Math.min(1.05, value / dense)) : 0;
@@ -840,7 +864,7 @@ class Board {
     const axis = { gridcolor: colours.faint, zeroline: false, fixedrange: true, linecolor: colours.faint };
     if (row !== this.rows.get(this.selected)) return;
     window.Plotly.react(this.detailChart, traces, {
-      height: 240, margin: { l: 48, r: 8, t: 6, b: 34 }, showlegend: false, hovermode: "x", paper_bgcolor: "transparent",
+      height: 210, margin: { l: 48, r: 8, t: 6, b: 34 }, showlegend: false, hovermode: "x", paper_bgcolor: "transparent",
       plot_bgcolor: "transparent", font: { color: colours.muted, size: 11, family: colours.font },
       xaxis: { ...axis, anchor: "y2", title: { text: "rank", standoff: 4 }, range: [0, longest * 1.02] },
       yaxis: { ...axis, type: "log", domain: [0.5, 1], title: { text: "σ (log)" }, exponentformat: "power", nticks: 4 },
@@ -908,7 +932,7 @@ class Board {
     const room = Math.max((high - low) * 0.12, 1e-3);
     const grid = { gridcolor: colours.faint, zeroline: false, fixedrange: true };
     window.Plotly.react(this.tradeoffChart, traces, {
-      height: 220, margin: { l: 48, r: 10, t: 8, b: 36 }, showlegend: false, hovermode: "closest", paper_bgcolor: "transparent",
+      height: 200, margin: { l: 48, r: 10, t: 8, b: 36 }, showlegend: false, hovermode: "closest", paper_bgcolor: "transparent",
       plot_bgcolor: "transparent", font: { color: colours.muted, size: 11, family: colours.font },
       xaxis: { ...grid, title: { text: `${axis}, % of dense`, standoff: 4 }, range: [0, 104] },
       yaxis: { ...grid, title: { text: model.metric.share ? "score %" : "score" },
@@ -958,6 +982,31 @@ class Board {
       node("span", {}, `${s.score === null ? "not measured" : scoreText(model, s.score)} · ${figures.bytes(s.bytes)} · ${figures.multiplies(s.multiplies)}`),
       node("button", { type: "button", class: "rb-remove", "aria-label": `Remove snapshot ${s.name}`, title: "Remove",
         onclick: () => this.act("remove", { name: s.name }) }, "×"))));
+  }
+
+  /* What differs between two snapshots, or one and the plan as it stands. */
+  drawDifference() {
+    const plans = new Map((this.data.snapshots || []).map(s => [s.name, s.choices]));
+    this.difference.hidden = plans.size === 0;
+    const fill = (select, names, first) => {
+      const kept = names.includes(select.value) ? select.value : first;
+      select.replaceChildren(...names.map(name => node("option", { value: name }, name)));
+      select.value = kept;
+    };
+    const names = [...plans.keys()];
+    fill(this.differenceFrom, names, names[0]);
+    fill(this.differenceTo, ["this plan", ...names], "this plan");
+    if (this.difference.hidden) return;
+    const from = plans.get(this.differenceFrom.value);
+    const to = this.differenceTo.value === "this plan" ? this.choices() : plans.get(this.differenceTo.value);
+    const say = (layer, choice) => choice ? `${layer.methods[choice.method] ? layer.methods[choice.method].label : choice.method} ${choice.rank.join(", ")}` : "dense";
+    const rows = this.model.layers.map(layer => [layer.name, say(layer, from[layer.name]), say(layer, to[layer.name])])
+      .filter(([, a, b]) => a !== b);
+    const before = totals(this.model, from), after = totals(this.model, to);
+    const delta = q => { const d = after[q] - before[q]; return (d < 0 ? "−" : "+") + figures[q](Math.abs(d)); };
+    this.differenceList.replaceChildren(
+      node("li", {}, rows.length ? `${delta("bytes")}, ${delta("multiplies")} multiplies` : "no difference"),
+      ...rows.map(([name, a, b]) => node("li", {}, `${name}: ${a} → ${b}`)));
   }
 
   /* -- colours follow Streamlit's theme -- */

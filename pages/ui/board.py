@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch import Tensor
 from lowrank_core.cost import break_even, check_plan, coefficients, dense_cost, plan_cost
 from lowrank_core.discover import Layer
 from lowrank_core.errors import LowRankError
+from lowrank_core.evaluate import Score
 from lowrank_core.linalg import tail_energy
-from lowrank_core.measurement import Progress
+from lowrank_core.measurement import Measurement, Progress
 from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.survey import Findings
 from lowrank_core.workspace import Workspace
-from pages.ui import state, words
+from pages.ui import editor, state, words
 from pages.ui.history import History
 
 HERE = Path(__file__).parent
@@ -72,46 +75,49 @@ def live(workspace: Workspace) -> None:
         data={
             "model": model_key(workspace),
             "rev": history.rev,
-            "choices": {name: {"method": c.method, "rank": list(c.rank)} for name, c in history.plan.choices},
+            "choices": _choices(history.plan),
             "tails": _more_tails(workspace, history.plan),
             "can_undo": bool(history.past),
             "can_redo": bool(history.future),
             "locked": list(history.locked),
             "snapshots": [_snapshot(workspace, s.name, s.plan) for s in history.snapshots],
-            "score": _score(shown) if shown.done else None,
-            "error": shown.error,
+            "corrected": history.corrected,
+            **_figures(shown),
         },
         on_commit_change=lambda: _committed(workspace),
         on_action_change=lambda: _acted(workspace),
     )
+    editor.show(workspace)
+    _stream(workspace, history, measurement, shown)
+
+
+def _stream(workspace: Workspace, history: History, measurement: Measurement, shown: Progress) -> None:
+    """Push figures of the plan, then what the survey finds, until no more will come or a newer run waits."""
     spot = st.empty()
-    while not shown.done:
+    survey = state.survey(workspace)
+    known, serial = Findings(), 0  # two elements of one run must differ
+    while not (shown.over and known.over):
         progress = measurement.changed(shown, seconds=0.1)
+        findings = survey.findings
         state.yield_to_newer_run()
-        if progress is not shown:
-            shown = progress
-            with spot:
-                _feed(data=_news(workspace, history, progress), height=1)
-
-
-def _news(workspace: Workspace, history: History, progress: Progress) -> dict[str, Any]:
-    return {
-        "model": model_key(workspace),
-        "rev": history.rev,
-        "score": _score(progress),
-        "done": progress.done,
-        "error": progress.error,
-    }
+        if progress is shown and findings is known:
+            continue
+        news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(progress)}
+        if findings is not known:
+            news["uniform"] = [asdict(found) for found in findings.uniform]
+        shown, known, serial = progress, findings, serial + 1
+        with spot:
+            _feed(data=news, height=1)
 
 
 def _committed(workspace: Workspace) -> None:
-    message = st.session_state["board"].commit
+    message = state.widget("board").commit
     if message is not None:
         state.set_history(workspace, commit(workspace, state.history(workspace), message))
 
 
 def _acted(workspace: Workspace) -> None:
-    message = st.session_state["board"].action
+    message = state.widget("board").action
     if message is not None:
         history = state.history(workspace)
         if message.get("pending"):
@@ -145,6 +151,8 @@ def act(history: History, message: dict[str, Any]) -> History:
             return history.restore(str(message.get("name", "")))
         case "remove":
             return history.remove(str(message.get("name", "")))
+        case "correct":
+            return history.correct(bool(message.get("on")))
         case "lock":
             return history.lock(str(n) for n in message.get("locked", ()))
     return history
@@ -155,12 +163,26 @@ def model_key(workspace: Workspace) -> str:
     return f"{workspace.profile.fingerprint[7:23]}:{workspace.opened.ref}"
 
 
-def _score(progress: Progress) -> dict[str, Any] | None:
-    found = progress.score
+def _choices(plan: RankPlan) -> dict[str, Any]:
+    return {name: {"method": choice.method, "rank": list(choice.rank)} for name, choice in plan.choices}
+
+
+def _figures(progress: Progress) -> dict[str, Any]:
+    return {
+        "score": _score(progress.score),
+        "doing": progress.doing,
+        "done": progress.done,
+        "plain": _score(progress.plain),
+        "error": progress.error,
+    }
+
+
+def _score(found: Score | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {
         "value": found.value,
+        "dense": found.dense,
         "samples": found.samples,
         "drop": found.drop,
         "drop_low": found.drop_low,
@@ -173,6 +195,7 @@ def _snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str, Any]
     found = state.measured(workspace, plan)
     return {
         "name": name,
+        "choices": _choices(plan),
         "bytes": cost.bytes,
         "multiplies": cost.multiplies,
         "score": None if found is None else found.value,
@@ -185,7 +208,7 @@ def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
     workspace = _workspace
     profile = workspace.profile
     dense = plan_cost(profile)
-    value, _ = state.dense_score(workspace, fingerprint, ref)
+    value, _ = state.dense_score(workspace)
     table = state.noise(workspace, fingerprint, ref)
     own = workspace.opened.evaluate is not None
     return {
@@ -203,6 +226,7 @@ def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
             "bytes": words.BYTES,
             "multiplies": words.MULTIPLIES,
             "interval": words.INTERVAL,
+            "correction": words.CORRECTION,
         },
         "rest": {"bytes": profile.rest.bytes, "multiplies": profile.rest.multiplies},
         "dense": {"bytes": dense.bytes, "multiplies": dense.multiplies},

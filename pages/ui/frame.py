@@ -46,7 +46,7 @@ def page(title: str, advice: str) -> Iterator[Workspace]:
     opened = False
     try:
         workspace = state.workspace()
-        header.markdown(words.dense(workspace, *_dense_score(workspace)), width="content", help=words.DENSE)
+        header.markdown(words.dense(workspace, *state.dense_score(workspace)), width="content", help=words.DENSE)
         for notice in workspace.notices:
             st.caption(f":material/info: {words.plain(notice)}")
         opened = True
@@ -84,7 +84,3 @@ def link(label: str, *, says: str = "") -> None:
     """A link to the page of that name, with its icon."""
     path, _, icon = next(page for page in PAGES if page[1] == label)
     st.page_link(path, label=says or label, icon=icon)
-
-
-def _dense_score(workspace: Workspace) -> tuple[float, int]:
-    return state.dense_score(workspace, workspace.profile.fingerprint, workspace.opened.ref)

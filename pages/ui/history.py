@@ -29,6 +29,7 @@ class History:
     future: tuple[RankPlan, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
     locked: tuple[str, ...] = ()
+    corrected: bool = True
     rev: int = 0
     gesture: int = -1
 
@@ -93,6 +94,10 @@ class History:
         """Which layers presets, groups and the budget lock leave alone."""
         return replace(self, locked=tuple(sorted(names)))
 
+    def correct(self, on: bool) -> History:
+        """Whether plans are measured and exported with the correction; the plan itself stays."""
+        return replace(self, corrected=on, rev=self.rev + 1)
+
     def to_json(self) -> str:
         """Everything, so that a refresh of the browser or a restart of the server loses nothing."""
         return json.dumps(
@@ -103,6 +108,7 @@ class History:
                 "future": [_choices(p) for p in self.future],
                 "snapshots": [{"name": s.name, "plan": _choices(s.plan)} for s in self.snapshots],
                 "locked": list(self.locked),
+                "corrected": self.corrected,
                 "rev": self.rev,
             },
             sort_keys=True,
@@ -124,6 +130,7 @@ class History:
             tuple(plan(p) for p in d["future"]),
             tuple(Snapshot(s["name"], plan(s["plan"])) for s in d["snapshots"]),
             tuple(d["locked"]),
+            bool(d["corrected"]),
             int(d["rev"]),
         )
 

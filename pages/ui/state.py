@@ -14,18 +14,22 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import streamlit as st
 
 from lowrank_core.builtin import BUILTIN
-from lowrank_core.cost import check_plan, uniform_plan
+from lowrank_core.candidate import Candidate
+from lowrank_core.cost import check_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.exports import Exported
 from lowrank_core.measurement import Measurement
 from lowrank_core.plan import RankPlan
 from lowrank_core.predict import NoiseTable, noise_table
+from lowrank_core.start import starting_plan
+from lowrank_core.survey import Survey
 from lowrank_core.workspace import Workspace
 from pages.ui.history import History
 
@@ -82,10 +86,10 @@ def _stamp(ref: str) -> str:
     return hashlib.sha256(repr(beside).encode()).hexdigest()
 
 
-@st.cache_resource(max_entries=4, show_spinner="Running the dense network…")
-def dense_score(_workspace: Workspace, fingerprint: str, ref: str) -> tuple[float, int]:
-    """(score, samples) of the dense network on a leading subset."""
-    return _workspace.dense_score(DENSE_SAMPLES)
+def dense_score(shown: Workspace) -> tuple[float, int]:
+    """(score, samples) of the dense network: on all samples once a measurement has run it on them, on some before."""
+    complete = shown.opened.evaluate is None and shown.reference.complete
+    return shown.dense_score(None if complete else DENSE_SAMPLES)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Preparing the prediction…")
@@ -102,7 +106,7 @@ def history(shown: Workspace) -> History:
     histories = st.session_state.setdefault("histories", {})
     fingerprint = shown.profile.fingerprint
     if fingerprint not in histories:
-        histories[fingerprint] = _saved(fingerprint, shown) or History(uniform_plan(shown.profile, 0.5))
+        histories[fingerprint] = _saved(fingerprint, shown) or History(starting_plan(shown.profile, shown.factors))
     return histories[fingerprint]  # type: ignore[no-any-return]
 
 
@@ -153,11 +157,27 @@ def _measurements() -> dict[str, Measurement]:
     return {}
 
 
+@st.cache_resource(max_entries=2, on_release=lambda survey: survey.stop())
+def _survey(_workspace: Workspace, fingerprint: str, ref: str) -> Survey:
+    return Survey(_workspace)
+
+
+def survey(shown: Workspace) -> Survey:
+    """What is learnt of the model in the background, for all sessions that look at it."""
+    return _survey(shown, shown.profile.fingerprint, shown.opened.ref)
+
+
+def candidate(shown: Workspace, wanted: RankPlan | None = None) -> Candidate:
+    """The plan as it stands, or another one, with the correction where it is on."""
+    kept = history(shown)
+    return shown.candidate(kept.plan if wanted is None else wanted, corrected=kept.corrected)
+
+
 def measure(shown: Workspace) -> Measurement:
     """The measurement of the plan as it stands: the running one, or a new one that calls the older off."""
     running = _measurements().get(_session_id())
-    wanted = plan(shown)
-    if running is not None and running.plan == wanted and running.progress.error is None:
+    wanted = candidate(shown)
+    if running is not None and running.candidate == wanted and running.progress.error is None:
         return running
     if running is not None:
         running.cancel()
@@ -166,14 +186,24 @@ def measure(shown: Workspace) -> Measurement:
     return started
 
 
+def widget(key: str) -> Any:
+    """What a widget holds, or what was kept under that name; None where there is nothing."""
+    return st.session_state.get(key)
+
+
+def set_widget(key: str, value: str) -> None:
+    """Keep a small value until the next run."""
+    st.session_state[key] = value
+
+
 def yield_to_newer_run() -> None:
     """Reading the session's state lets Streamlit end this run where a newer one waits."""
     st.session_state.get("session")
 
 
 def measured(shown: Workspace, wanted: RankPlan) -> Score | None:
-    """The score of a plan if it has been measured on all samples."""
-    return shown.scores.get(wanted)
+    """The score of a plan if it has been measured on all samples, with the correction as it is set now."""
+    return shown.scores.get(candidate(shown, wanted))
 
 
 # ---- exports --------------------------------------------------------------------------------------------------------
@@ -191,12 +221,12 @@ def export_folder() -> Path:
     return folder
 
 
-def written(kind: str, wanted: RankPlan) -> Exported | None:
-    """The file of that kind, if the latest one was written for this plan."""
-    found: tuple[RankPlan, Exported] | None = st.session_state.get(f"written {kind}")
+def written(kind: str, wanted: Candidate) -> Exported | None:
+    """The file of that kind, if the latest one was written for this candidate."""
+    found: tuple[Candidate, Exported] | None = st.session_state.get(f"written {kind}")
     return found[1] if found and found[0] == wanted else None
 
 
-def keep_written(kind: str, wanted: RankPlan, exported: Exported) -> None:
+def keep_written(kind: str, wanted: Candidate, exported: Exported) -> None:
     """Remember the latest file of a kind."""
     st.session_state[f"written {kind}"] = (wanted, exported)

@@ -16,6 +16,10 @@ MULTIPLIES = (
     "Multiplications for one sample in convolutions and matrix products; bias additions and activations do not count."
 )
 BYTES = "Parameters times their element size, tied tensors once; buffers and file headers are not counted."
+CORRECTION = (
+    "After the ranks are set, the last factor of each layer is refitted so that it answers like the dense layer on a "
+    "few unlabelled samples. It costs no parameter and no multiply."
+)
 INTERVAL = (
     "95 % interval of the difference to the dense network, paired on the same samples: with chance alone, the true "
     "difference would lie inside 19 times out of 20."

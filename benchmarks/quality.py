@@ -1,0 +1,133 @@
+"""Accuracy without retraining: methods x corrections at fixed shares of the cost, uniform ranks, paired intervals.
+
+    python benchmarks/quality.py --model ../shared/data/resnet20_cifar10.py
+    python benchmarks/quality.py --model builtin:digits-cnn --quantities parameters --shares 20,10 --whole
+
+Of a residual network the first and the last layer stay dense and the shares are those of the layers between; `--whole`
+compresses every layer and counts the whole network. Every layer keeps the same share of its break-even rank, the
+largest that stays within the budget. Prints one Markdown table of points lost, with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+
+import torch
+
+from lowrank_core.correct import Correction, Corrector, Kind, load_overlay
+from lowrank_core.cost import break_even, dense_cost, layer_cost, plan_cost, rank_at
+from lowrank_core.discover import Layer
+from lowrank_core.evaluate import Reference, Score, evaluate, final_score
+from lowrank_core.methods import METHODS
+from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.workspace import Workspace
+
+CORRECTIONS: dict[str, Kind | None] = {
+    "none": None,
+    "bias": "bias",
+    "BatchNorm": "batchnorm",
+    "least squares": "least_squares",
+}
+
+
+def uniform(
+    workspace: Workspace,
+    layers: Iterable[Layer],
+    method: str,
+    quantity: str,
+    share: float,
+    *,
+    budget_of_layers: bool = True,
+) -> RankPlan:
+    """The plan whose ranks keep one share of each layer's break-even, found by bisection; at most `share` of the cost.
+
+    Layers that the method does not fit get the first one that does; layers without a paying rank stay dense.
+    """
+    chosen = []
+    for layer in layers:
+        names = [method, *(m.name for m in layer.methods)]
+        name = next(n for n in names if METHODS[n].obstacle(layer.spec) is None)
+        top = break_even(layer, name, "bytes" if quantity == "parameters" else quantity)
+        if all(top):
+            chosen.append((layer, name, top))
+    rest = 0 if budget_of_layers else getattr(workspace.profile.rest, quantity)
+    dense = rest + sum(getattr(dense_cost(layer), quantity) for layer in layers)
+
+    def at(part: float) -> RankPlan:
+        choices = {layer.name: Choice(name, rank_at(top, part)) for layer, name, top in chosen}
+        return RankPlan.of(workspace.profile.fingerprint, choices)
+
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        plan = at(middle)
+        cost = rest + sum(getattr(layer_cost(layer, plan.get(layer.name)), quantity) for layer in layers)
+        low, high = (middle, high) if cost <= share * dense else (low, middle)
+    return at(low)
+
+
+def lost(score: Score) -> str:
+    """'1.3 (0.9 to 1.8)': points lost with the paired interval."""
+    if score.drop_low is None or score.drop_high is None:
+        return f"{100 * score.drop:.2f}"
+    return f"{100 * score.drop:.2f} ({100 * score.drop_low:.1f} to {100 * score.drop_high:.1f})"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py", help="model file or builtin:NAME")
+    parser.add_argument("--methods", default="svd,spatial_svd,tucker2,cp3,cp4", help="comma-separated")
+    parser.add_argument("--corrections", default="none,bias,BatchNorm,least squares", help="comma-separated")
+    parser.add_argument("--quantities", default="multiplies,parameters", help="comma-separated")
+    parser.add_argument("--shares", default="75,50,30", help="percent kept, comma-separated")
+    parser.add_argument("--samples", type=int, default=5000, help="evaluation samples")
+    parser.add_argument("--calibration", default="256", help="calibration samples, comma-separated: one row for each")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the calibration samples")
+    parser.add_argument("--ridge", type=float, default=Correction().ridge)
+    parser.add_argument("--whole", action="store_true", help="compress every layer")
+    parser.add_argument("--on-train", action="store_true", help="score on train_data: the only way to choose settings")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    workspace = Workspace.open(options.model)
+    reference, pool = workspace.reference, workspace.calibration_pool
+    if options.on_train:
+        train, half = workspace.opened.train_data(), len(pool) // 2
+        reference = Reference(workspace.model, train.pick(slice(half, None)), workspace.metric)
+        pool = pool.pick(slice(0, half))
+    corrector = Corrector(workspace.model, workspace.profile, workspace.factors, lambda: pool)
+    layers = workspace.profile.layers if options.whole else workspace.profile.layers[1:-1]
+    corrections = options.corrections.split(",")
+    print(f"| kept | method | calibration | {' | '.join(corrections)} | seconds |")
+    print("|---" * (len(corrections) + 4) + "|")
+    for quantity in options.quantities.split(","):
+        for share in options.shares.split(","):
+            for method in options.methods.split(","):
+                plan = uniform(
+                    workspace, layers, method, quantity, float(share) / 100, budget_of_layers=not options.whole
+                )
+                kept = getattr(plan_cost(workspace.profile, plan), quantity)
+                for samples in options.calibration.split(","):
+                    start, row = time.perf_counter(), []
+                    for name in corrections:
+                        kind = CORRECTIONS[name]
+                        model = workspace.compress(plan)
+                        if kind is not None:
+                            *_, last = corrector(plan, Correction(kind, int(samples), options.seed, options.ridge))
+                            load_overlay(model, last.overlay)
+                        row.append(lost(final_score(evaluate(model, reference, samples=options.samples))))
+                    seconds = time.perf_counter() - start
+                    columns = [f"{share} % {quantity} ({kept:,})", method, samples, *row, f"{seconds:.0f}"]
+                    print(f"| {' | '.join(columns)} |", flush=True)
+    dense = final_score(evaluate(workspace.model, reference, samples=options.samples))
+    print(
+        f"\nPoints of {dense.metric} lost of {100 * dense.dense:.2f} %, {dense.samples:,} samples; "
+        "in brackets the paired 95 % interval."
+    )
+
+
+if __name__ == "__main__":
+    main()

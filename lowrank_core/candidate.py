@@ -1,0 +1,16 @@
+"""Candidate: what a score belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lowrank_core.correct import Correction
+from lowrank_core.plan import RankPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan and how its factors are corrected; None leaves them as the decomposition made them."""
+
+    plan: RankPlan
+    correction: Correction | None = None

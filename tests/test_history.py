@@ -1,0 +1,119 @@
+"""History: undo, redo, snapshots and the way to disk and back, as pure values."""
+
+import pytest
+
+from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.workspace import Workspace
+from pages.ui.board import act, commit
+from pages.ui.editor import edited_plan, rows
+from pages.ui.history import DEPTH, History
+
+START = RankPlan("sha256:0")
+
+
+def at(rank: int) -> RankPlan:
+    return START.with_choice("fc", Choice("svd", (rank,)))
+
+
+def test_undo_takes_back_and_redo_gives_again():
+    history = History(START).commit(at(5)).commit(at(6))
+    assert history.undo().plan == at(5)
+    assert history.undo().undo().plan == START
+    assert history.undo().undo().undo().plan == START
+    assert history.undo().redo().plan == at(6)
+    assert history.undo().commit(at(9)).redo().plan == at(9)
+
+
+def test_commits_of_one_gesture_are_one_step():
+    history = History(START)
+    for rank in (5, 6, 7):
+        history = history.commit(at(rank), rev=history.rev + 1, gesture=3)
+    history = history.commit(at(8), rev=history.rev + 1, gesture=4)
+    assert history.undo().plan == at(7)
+    assert history.undo().undo().plan == START
+
+
+def test_a_late_message_changes_nothing():
+    history = History(START).commit(at(5), rev=7)
+    assert history.commit(at(9), rev=7) is history
+    assert history.commit(at(9), rev=3) is history
+    assert history.undo().rev == 8
+
+
+def test_every_change_has_a_newer_rev():
+    history = History(START)
+    for change in (lambda h: h.commit(at(5)), History.undo, History.redo, lambda h: h.correct(False)):
+        changed = change(history)
+        assert changed.rev > history.rev
+        history = changed
+
+
+def test_the_past_is_bounded():
+    history = History(START)
+    for rank in range(1, DEPTH + 50):
+        history = history.commit(at(rank))
+    assert len(history.past) == DEPTH
+
+
+def test_snapshots_have_names_of_their_own():
+    history = History(START).keep("a").commit(at(5)).keep("a").keep("")
+    assert [s.name for s in history.snapshots] == ["a", "a 2", "S3"]
+    assert history.restore("a").plan == START
+    assert history.restore("a").undo().plan == at(5)
+    assert history.restore("nothing") is history
+    assert [s.name for s in history.remove("a").snapshots] == ["a 2", "S3"]
+
+
+def test_a_history_survives_the_disk():
+    history = History(START).commit(at(5)).keep("x").commit(at(6)).undo().lock(["fc"]).correct(False)
+    read = History.from_json(history.to_json())
+    assert read.to_json() == history.to_json()
+    assert (read.plan, read.redo().plan, read.snapshots, read.locked, read.corrected) == (
+        at(5),
+        at(6),
+        history.snapshots,
+        ("fc",),
+        False,
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"plan": 1}', "null"])
+def test_a_damaged_file_is_an_error_of_reading(text):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        History.from_json(text)
+
+
+@pytest.fixture(scope="module")
+def workspace():
+    return Workspace.open("builtin:iris-mlp")
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"nothing": {"method": "svd", "rank": [1]}},
+        {"fc1": {"method": "svd", "rank": [0]}},
+        {"fc1": {"method": "none", "rank": [1]}},
+        {"fc1": {"method": "svd", "rank": ["x"]}},
+        {"fc1": 3},
+    ],
+)
+def test_ranks_that_do_not_fit_are_ignored(workspace, choices):
+    history = History(RankPlan(workspace.profile.fingerprint))
+    assert commit(workspace, history, {"rev": 1, "gesture": 0, "choices": choices}) is history
+
+
+def test_an_unknown_action_changes_nothing():
+    history = History(START)
+    assert act(history, {"action": "explode"}) is history
+    assert act(history.commit(at(2)), {"action": "undo"}).plan == START
+
+
+def test_the_table_shows_and_edits_the_plan(workspace):
+    plan = RankPlan(workspace.profile.fingerprint)
+    plan = edited_plan(workspace, plan, {0: {"Rank": "2"}})
+    assert plan.get("fc1") == Choice("svd", (2,))
+    assert rows(workspace, plan).loc[0, ["Method", "Rank"]].tolist() == ["svd", "2"]
+    assert edited_plan(workspace, plan, {0: {"Method": "dense"}}).choices == ()
+    with pytest.raises(Exception, match="whole number"):
+        edited_plan(workspace, plan, {0: {"Rank": "two"}})
