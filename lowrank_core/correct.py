@@ -167,7 +167,7 @@ class Corrector:
         chain = chain_at(self.model, compressed, name)
         z = self._input_of(name, correction, dense)
         with evaluating(chain):
-            for part in chain[:-1]:
+            for part in list(chain)[:-1]:
                 z = part(z)
         equations = NormalEquations(replacement_stages(self.profile.layer(name), plan)[-1])
         equations.add(z, dense.index[name][0], dense.targets[name][0])
