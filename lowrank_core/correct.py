@@ -141,6 +141,7 @@ class Corrector:
         self._lock = threading.Lock()
         self._dense: tuple[tuple[int, int], DensePass] | None = None
         self._memo: OrderedDict[Any, Overlay] = OrderedDict()
+        self._input: tuple[tuple[str, int, int], Tensor] | None = None
 
     def __call__(
         self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
@@ -152,6 +153,45 @@ class Corrector:
             yield step
             if cancelled() and step.done < step.total:
                 raise Cancelled("the correction was called off.")
+
+    def alone(self, compressed: nn.Module, plan: RankPlan, correction: Correction) -> Overlay:
+        """The overlay of a plan with one layer, for its compressed copy; runs little more than the layer.
+
+        The layer's inputs are the dense network's: they are kept until another layer is asked for.
+        """
+        name = plan.choices[0][0]
+        dense = self.dense_pass(correction)
+        if correction.kind == "batchnorm" or dense.calls.count(name) > 1:
+            *_, last = self(plan, correction)
+            return last.overlay
+        chain = chain_at(self.model, compressed, name)
+        z = self._input_of(name, correction, dense)
+        with evaluating(chain):
+            for part in list(chain)[:-1]:
+                z = part(z)
+        equations = NormalEquations(replacement_stages(self.profile.layer(name), plan)[-1])
+        equations.add(z, dense.index[name][0], dense.targets[name][0])
+        return self._solved(compressed, name, equations, correction, dense.followers.get(name, ()))
+
+    def _input_of(self, name: str, correction: Correction, dense: DensePass) -> Tensor:
+        """What goes into a layer of the dense network in its only call."""
+        key = name, correction.samples, correction.seed
+        with self._lock:
+            if self._input is not None and self._input[0] == key:
+                return self._input[1]
+        copied = twin(self.model)
+        seen: list[Tensor] = []
+
+        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else next(iter(kwargs.values())))
+            raise _Enough
+
+        module_at(copied, name).register_forward_pre_hook(catch, with_kwargs=True)
+        with evaluating(copied), suppress(_Enough):
+            call(copied, dense.inputs)
+        with self._lock:
+            self._input = key, seen[0]
+        return seen[0]
 
     def samples(self, correction: Correction) -> int:
         """How many calibration samples are used: fewer than asked for where there are fewer or memory is short."""
@@ -213,12 +253,12 @@ class Corrector:
             if call_number < len(index):
                 return None
             settle(self._solved(compressed, name, equations, correction, dense.followers.get(name, ())))
-            if call_number > 1:
-                raise _Restart
+            if call_number > 1 or not todo:
+                raise _Enough
             fresh: Tensor = last.forward(z)
             return fresh
 
-        with ExitStack() as hooks, evaluating(compressed), suppress(_Restart):
+        with ExitStack() as hooks, evaluating(compressed), suppress(_Enough):
             for name, _ in todo:
                 spec = replacement_stages(self.profile.layer(name), plan)[-1]
                 last = chain_at(self.model, compressed, name)[-1]
@@ -301,8 +341,8 @@ class Corrector:
                 self._memo.popitem(last=False)
 
 
-class _Restart(Exception):
-    """The pass has to begin again, because a layer's first answers came before it was corrected."""
+class _Enough(Exception):
+    """The pass has no more to tell: all is settled, or a layer's first answers came before it was corrected."""
 
 
 def load_overlay(compressed: nn.Module, overlay: Overlay) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lowrank_core.data import Dataset, call, evaluating
 from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.metrics import Metric
+from lowrank_core.verdict import is_within
 
 Z95 = 1.959964
 
@@ -23,6 +24,7 @@ class Score:
     """A figure with its uncertainty. Intervals are 95 %; `drop` is positive when the network got worse.
 
     low and high bound the value, drop_low and drop_high the paired drop; None where the metric allows no interval.
+    within: whether the drop is at most the tolerance that was asked for; None while that is open.
     """
 
     metric: str
@@ -35,6 +37,7 @@ class Score:
     drop: float
     drop_low: float | None
     drop_high: float | None
+    within: bool | None = None
 
 
 class Reference:
@@ -108,8 +111,14 @@ def evaluate(
     *,
     samples: int | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    tolerance: float | None = None,
+    forward: Callable[[Dataset, int], Tensor] | None = None,
 ) -> Iterator[Score]:
     """Yield the score on a growing number of samples; the last one is on all of `samples`.
+
+    tolerance ends it as soon as the drop is clearly at most that, or clearly more: the last score's `within` says so
+    (only for metrics that judge a sample right or wrong).
+    forward(batch, number of its first sample) gives the outputs where not all of the model is to be run.
 
     A metric by sample is given after every batch, one of all samples at once each time their number has doubled.
     Raises Cancelled as soon as `cancelled()` is true between two batches, InvalidData where the metric fails.
@@ -120,17 +129,23 @@ def evaluate(
     targets: list[Tensor] = []
     total = len(reference) if samples is None else min(samples, len(reference))
     seen = due = 0
+    pairs = _Pairs(metric)
     for part, dense_outputs in reference.batches(samples):
         if cancelled():
             raise Cancelled("the measurement was called off.")
-        outputs = dense_outputs if model is reference.model else run(model, part)
+        if model is reference.model:
+            outputs = dense_outputs
+        else:
+            outputs = run(model, part) if forward is None else forward(part, seen)
         target = dense_outputs if metric.label_free or part.targets is None else part.targets
         seen += len(part)
         if metric.per_sample is not None:
             with _judging(metric, outputs, target):
-                ours.append(metric.per_sample(outputs, target))
-                dense.append(metric.per_sample(dense_outputs, target))
-            yield _paired(metric, torch.cat(ours), torch.cat(dense))
+                pairs.add(metric.per_sample(outputs, target), metric.per_sample(dense_outputs, target))
+            score = pairs.score(tolerance)
+            yield score
+            if score.within is not None:
+                return
             continue
         ours.append(outputs)
         dense.append(dense_outputs)
@@ -163,34 +178,64 @@ def final_score(scores: Iterator[Score]) -> Score:
     return last
 
 
-def _paired(metric: Metric, ours: Tensor, dense: Tensor) -> Score:
-    sign = 1 if metric.higher_is_better else -1
-    n, value, base = len(ours), float(ours.mean()), float(dense.mean())
-    low: float | None
-    high: float | None
-    drop_low: float | None
-    drop_high: float | None
-    binary = bool(((ours == 0) | (ours == 1)).all() and ((dense == 0) | (dense == 1)).all())
-    if binary:
-        both = int(((ours == 1) & (dense == 1)).sum())
-        only_dense = int(((ours == 0) & (dense == 1)).sum())
-        only_ours = int(((ours == 1) & (dense == 0)).sum())
-        low, high = wilson_interval(value, n)
-        first, second = (only_dense, only_ours) if sign > 0 else (only_ours, only_dense)
-        drop_low, drop_high = newcombe_interval(both, first, second, n - both - first - second)
-    else:
-        low, high = _mean_interval(ours)
-        drop_low, drop_high = _mean_interval(sign * (dense - ours))
-    drop = sign * (base - value)
-    return Score(metric.name, value, base, n, metric.higher_is_better, low, high, drop, drop_low, drop_high)
+@dataclass(slots=True)
+class _Moments:
+    """Count, mean and sum of squared deviations of numbers that come in parts (Chan, Golub & LeVeque 1983)."""
+
+    n: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """(N,) more."""
+        variance, mean = torch.var_mean(values.double(), correction=0)
+        n, delta = self.n + len(values), float(mean) - self.mean
+        self.squares += float(variance) * len(values) + delta * delta * self.n * len(values) / n
+        self.mean += delta * len(values) / n
+        self.n = n
+
+    def interval(self) -> tuple[float | None, float | None]:
+        """95 % interval of the mean; None for a single value, which says nothing about its spread."""
+        if self.n < 2:
+            return None, None
+        half = Z95 * sqrt(self.squares / (self.n - 1) / self.n)
+        return self.mean - half, self.mean + half
 
 
-def _mean_interval(values: Tensor) -> tuple[float | None, float | None]:
-    """95 % interval of a mean; None for a single value, which says nothing about its spread."""
-    if len(values) < 2:
-        return None, None
-    half = Z95 * float(values.std(correction=1)) / sqrt(len(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+class _Pairs:
+    """What is known of the samples so far, each judged for both networks."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric, self.sign = metric, 1 if metric.higher_is_better else -1
+        self.binary = True
+        self.counts = [0, 0, 0, 0]  # neither is right, only ours, only dense, both
+        self.ours, self.dense, self.drops = _Moments(), _Moments(), _Moments()
+
+    def add(self, ours: Tensor, dense: Tensor) -> None:
+        """(N,) more judgements of each network."""
+        self.binary &= bool(((ours == 0) | (ours == 1)).all() and ((dense == 0) | (dense == 1)).all())
+        if self.binary:
+            found = torch.bincount((ours + 2 * dense).long(), minlength=4).tolist()
+            self.counts = [a + b for a, b in zip(self.counts, found, strict=True)]
+        self.ours.add(ours)
+        self.dense.add(dense)
+        self.drops.add(self.sign * (dense - ours))
+
+    def score(self, tolerance: float | None) -> Score:
+        """The score so far."""
+        metric, n = self.metric, self.ours.n
+        if not self.binary:
+            value, base, intervals, within = self.ours.mean, self.dense.mean, self.ours.interval(), None
+            drops = self.drops.interval()
+        else:
+            neither, only_ours, only_dense, both = self.counts
+            value, base = (both + only_ours) / n, (both + only_dense) / n
+            intervals = wilson_interval(value, n)
+            worse, better = (only_dense, only_ours) if self.sign > 0 else (only_ours, only_dense)
+            drops = newcombe_interval(both, worse, better, neither)
+            within = None if tolerance is None else is_within(worse, better, both + neither, tolerance)
+        drop = self.sign * (base - value)
+        return Score(metric.name, value, base, n, metric.higher_is_better, *intervals, drop, *drops, within)
 
 
 def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor, replicates: int = 200) -> Score:

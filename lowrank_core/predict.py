@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from math import exp, log
 
 import torch
+from torch import Tensor
 
 from lowrank_core.evaluate import Reference
+from lowrank_core.layers import Rank
+from lowrank_core.linalg import tail_energy
+from lowrank_core.plan import RankPlan
+
+Curve = tuple[tuple[float, float], ...]
+"""(log squared error, log mean squared change of the outputs), ascending in the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +29,85 @@ class NoiseTable:
     log_variance: tuple[float, ...]
     score: tuple[float, ...]
     rough: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What compressing one layer alone does to the network's outputs.
+
+    error: closed-form squared relative error of the weight; change: mean squared change of the outputs.
+    """
+
+    layer: str
+    method: str
+    rank: Rank
+    error: float
+    change: float
+
+
+def closed_form_error(spectra: tuple[Tensor, ...], rank: Rank) -> float:
+    """Squared relative error of a factorised weight, by the energy beyond the rank; that of two axes adds up (HOSVD).
+
+    >>> closed_form_error((torch.tensor([2.0, 1.0, 1.0]),), (2,))   # 1 of 6
+    0.1666...
+    """
+    total = 0.0
+    for spectrum, r in zip(spectra, rank, strict=True):
+        tail = tail_energy(spectrum)
+        total += float(tail[min(r, len(spectrum))] / tail[0]) if tail[0] > 0 else 0.0
+    return min(1.0, total)
+
+
+def curves(points: Iterable[Point]) -> dict[tuple[str, str], Curve]:
+    """By (layer, method): what `predict` and the board interpolate."""
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for point in points:
+        if point.error > 0 and point.change > 0:
+            found.setdefault((point.layer, point.method), {})[log(point.error)] = log(point.change)
+    return {key: tuple(sorted(curve.items())) for key, curve in found.items()}
+
+
+def change(error: float, curve: Curve, rough: float) -> float:
+    """Mean squared change of the outputs at a squared error: log against log, proportional beyond the ends.
+
+    Without a curve `rough` times the error. The board's script computes the same.
+    """
+    if error <= 0:
+        return 0.0
+    if not curve:
+        return rough * error
+    x, (first, last) = log(error), (curve[0], curve[-1])
+    if x <= first[0]:
+        return exp(first[1] + x - first[0])
+    if x >= last[0]:
+        return exp(last[1] + x - last[0])
+    (x0, y0), (x1, y1) = next(pair for pair in pairwise(curve) if x <= pair[1][0])
+    return exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+
+
+def score_at(table: NoiseTable, variance: float) -> float:
+    """The score under noise of a variance, from the table."""
+    knots, x = table.log_variance, log(variance) if variance > 0 else table.log_variance[0]
+    if x <= knots[0]:
+        return table.score[0]
+    for (x0, y0), (x1, y1) in pairwise(zip(knots, table.score, strict=True)):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return table.score[-1]
+
+
+def predict(
+    plan: RankPlan,
+    found: Mapping[tuple[str, str], Curve],
+    table: NoiseTable,
+    spectra: Callable[[str, str], tuple[Tensor, ...]],
+) -> float:
+    """The score that a plan will have. found: `curves(points)`; spectra(layer, method): those of its factorisation."""
+    variance = 0.0
+    for name, choice in plan.choices:
+        error = closed_form_error(spectra(name, choice.method), choice.rank)
+        variance += change(error, found.get((name, choice.method), ()), table.rough)
+    return score_at(table, variance)
 
 
 def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, draws: int = 4) -> NoiseTable:

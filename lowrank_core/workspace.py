@@ -22,6 +22,7 @@ from lowrank_core.factors import FactorStore
 from lowrank_core.metrics import Metric
 from lowrank_core.opened import Opened, sorted_by_class
 from lowrank_core.plan import PlanFile, RankPlan
+from lowrank_core.prefix import PrefixStore
 from lowrank_core.sources import open_source
 
 
@@ -102,6 +103,11 @@ class Workspace:
         """Corrects copies of the model, and remembers what it learnt for the leading layers of each plan."""
         return Corrector(self.model, self.profile, self.factors, lambda: self.calibration_pool)
 
+    @cached_property
+    def prefixes(self) -> PrefixStore:
+        """What copies of the model left behind on the evaluation samples, for copies that begin in the same way."""
+        return PrefixStore(self.model, self.profile, self.reference.dataset)
+
     def correcting(
         self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Step]:
@@ -148,11 +154,25 @@ class Workspace:
         return Candidate(file.plan, replace(asked, samples=batch_size(used), data=data_hash(used)))
 
     def measure(
-        self, model: nn.Module, *, samples: int | None = None, cancelled: Callable[[], bool] = lambda: False
+        self,
+        model: nn.Module,
+        *,
+        samples: int | None = None,
+        tolerance: float | None = None,
+        keep: bool = True,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Score]:
-        """Scores on growing subsets; a single one where the model file brings its own evaluate(model)."""
+        """Scores on growing subsets; a single one where the model file brings its own evaluate(model).
+
+        Starts from what copies that begin in the same way left behind, and ends early as `evaluate` does. keep: leave
+        outputs behind for the next copy; False where nobody will go on from this one.
+        """
         if self.opened.evaluate is None:
-            yield from evaluate(model, self.reference, samples=samples, cancelled=cancelled)
+            total = len(self.reference) if samples is None else min(samples, len(self.reference))
+            forward = self.prefixes.runner(model, total, record=None if keep else ())
+            yield from evaluate(
+                model, self.reference, samples=total, cancelled=cancelled, tolerance=tolerance, forward=forward
+            )
             return
         value = self._own_dense if model is self.model else self._own_score(model)
         drop = (self._own_dense - value) * (1 if self.opened.higher_is_better else -1)

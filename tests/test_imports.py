@@ -13,7 +13,7 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 # A module imports from the rows above its own, never from its own row or below. "methods.*" is each file of a package,
 # "methods" the package's __init__. A module that is not here has no place yet: give it one.
 LEVELS = (
-    "errors template",
+    "errors template verdict",
     "layers data metrics torch_file builtin builtin.samples builtin.stored",
     "linalg plan opened evaluate builtin.*",
     "aware cp",
@@ -21,19 +21,19 @@ LEVELS = (
     "methods.*",
     "discover",
     "factors cost model_file",
-    "apply calibration start sources.*",
-    "correct checkpoint",
-    "candidate",
+    "apply calibration sources.*",
+    "correct checkpoint prefix",
     "candidate start",
-    "workspace sensitivity finetune selection",
-    "selection.* reload measurement survey",
+    "workspace finetune selection",
+    "sensitivity",
+    "selection.* reload measurement survey builtin.points",
     "exports jobs check",
     "exports.*",
     "__main__",
 )
 ONE_FILE_EACH = {"methods", "selection", "sources", "exports"}
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "transformers"}  # heavy, imported where used
-COMMANDS = {"__main__", "builtin.train"}  # run by a person in a terminal
+COMMANDS = {"__main__", "builtin.train", "builtin.points"}  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
 
 LEVEL = {name: number for number, row in enumerate(LEVELS) for name in row.split()}

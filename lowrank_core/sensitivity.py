@@ -1,0 +1,174 @@
+"""Sensitivity: what compressing one layer alone, at a few ranks, does to the network's outputs. No labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from lowrank_core.apply import apply
+from lowrank_core.calibration import data_hash
+from lowrank_core.correct import Correction, load_overlay
+from lowrank_core.cost import rank_at, useful_rank
+from lowrank_core.data import Dataset
+from lowrank_core.discover import Layer
+from lowrank_core.errors import Cancelled
+from lowrank_core.evaluate import run
+from lowrank_core.methods import METHODS
+from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.predict import Point, closed_form_error
+from lowrank_core.prefix import PrefixStore
+from lowrank_core.workspace import Workspace
+
+VERSION = 1
+"""Of the way points are measured: stored ones of another version are not used."""
+
+SAMPLES = 128
+SHARES = (0.08, 0.25, 0.5, 0.9)
+"""Shares of the largest useful rank; the lowest is where the curve is steepest."""
+
+BATCH = 64
+
+Ask = tuple[str, Choice]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One more point, and how far along the measurement is."""
+
+    point: Point
+    done: int
+    total: int
+    seconds_left: float
+
+
+def asked(workspace: Workspace, methods: Iterable[str] | None = None) -> tuple[Ask, ...]:
+    """What to measure, layer by layer: first every layer's default method, then the others.
+
+    methods: all but references and variants that need calibration data, unless given by name.
+    """
+    usual = {m.name for m in METHODS.values() if not m.reference and not m.data_aware}
+    wanted = usual if methods is None else set(methods)
+    first: list[Ask] = []
+    rest: list[Ask] = []
+    for layer in workspace.profile.layers:
+        for position, method in enumerate(m.name for m in layer.methods if m.name in wanted):
+            asks = [(layer.name, Choice(method, rank)) for rank in ranks(layer, method)]
+            (first if position == 0 else rest).extend(asks)
+    return (*first, *rest)
+
+
+def ranks(layer: Layer, method: str) -> list[tuple[int, ...]]:
+    """The ranks that are measured; of a method that never pays, shares of all it has."""
+    top = useful_rank(layer, method)
+    if not all(top):
+        top = METHODS[method].max_rank(layer.spec)
+    return sorted({rank_at(top, share) for share in SHARES})
+
+
+def measured(
+    workspace: Workspace,
+    correction: Correction | None = None,
+    *,
+    asks: Iterable[Ask] | None = None,
+    known: Iterable[Point] = (),
+    samples: int = SAMPLES,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Found]:
+    """Yield each point as it is measured; those in `known` are not measured again.
+
+    Only what comes after the layer is run, on the leading evaluation samples, without their labels. Raises Cancelled
+    between two points.
+    """
+    have = {(p.layer, p.method, p.rank) for p in known}
+    wanted = asked(workspace) if asks is None else asks
+    todo = [(name, choice) for name, choice in wanted if (name, choice.method, choice.rank) not in have]
+    if not todo:
+        return
+    data = _samples(workspace, samples)
+    store = PrefixStore(workspace.model, workspace.profile, data)
+    parts = [(data.pick(slice(at, min(at + BATCH, len(data)))), at) for at in range(0, len(data), BATCH)]
+    dense = [run(workspace.model, part) for part, _ in parts]
+    number = {layer.name: i for i, layer in enumerate(workspace.profile.layers)}
+    started = time.monotonic()
+    for done, (name, choice) in enumerate(todo, start=1):
+        if cancelled():
+            raise Cancelled("the measurement of single layers was called off.")
+        plan = RankPlan.of(workspace.profile.fingerprint, {name: choice})
+        compressed = apply(workspace.model, workspace.profile, plan, workspace.factors)
+        if correction is not None:
+            load_overlay(compressed, workspace.corrector.alone(compressed, plan, correction))
+        forward = store.runner(compressed, len(data), record=[number[name]])
+        outputs = [forward(part, at) for part, at in parts]
+        error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
+        point = Point(name, choice.method, choice.rank, error, _mean_square(outputs, dense))
+        yield Found(point, done, len(todo), (time.monotonic() - started) / done * (len(todo) - done))
+
+
+def _samples(workspace: Workspace, samples: int) -> Dataset:
+    return Dataset(workspace.reference.dataset.pick(slice(0, samples)).inputs)
+
+
+def _mean_square(outputs: list[Tensor], dense: list[Tensor]) -> float:
+    """Mean over samples and outputs of the squared difference."""
+    difference = torch.cat(outputs).double() - torch.cat(dense).double()
+    return float(difference.square().mean())
+
+
+# ---- on disk --------------------------------------------------------------------------------------------------------
+
+
+class PointFiles:
+    """Points of one network, data and correction in a folder, one JSON per method; anything else is never mixed in."""
+
+    def __init__(
+        self, folder: Path, workspace: Workspace, correction: Correction | None, *, samples: int = SAMPLES
+    ) -> None:
+        self.folder = folder
+        self._key = {
+            "fingerprint": workspace.profile.fingerprint,
+            "data": data_hash(_samples(workspace, samples).inputs),
+            "correction": None if correction is None else correction.to_dict(),
+            "version": VERSION,
+        }
+
+    def load(self) -> tuple[Point, ...]:
+        """Every stored point; files that are missing, damaged or of something else count as empty."""
+        found: list[Point] = []
+        for method in METHODS:
+            try:
+                document = json.loads(self.path(method).read_text(encoding="utf-8"))
+                if {key: document[key] for key in self._key} == self._key and document["method"] == method:
+                    found += msgspec.convert(document["points"], list[Point])
+            except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError):
+                continue
+        return tuple(found)
+
+    def save(self, points: Iterable[Point]) -> None:
+        """Write the points whole or not at all, one file per method."""
+        by_method: dict[str, list[Point]] = {}
+        for point in points:
+            by_method.setdefault(point.method, []).append(point)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for method, chosen in by_method.items():
+            document: dict[str, Any] = {**self._key, "method": method}
+            document["points"] = [asdict(p) for p in sorted(chosen, key=lambda p: (p.layer, p.rank))]
+            path = self.path(method)
+            temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+            temporary.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+
+    def path(self, method: str) -> Path:
+        """Where the points of a method are."""
+        key = json.dumps({**self._key, "method": method}, sort_keys=True)
+        return self.folder / f"points-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"

@@ -1,0 +1,147 @@
+"""Sensitivity: the change that is planted comes back, the default methods come first, and nothing is measured twice."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.correct import Correction
+from lowrank_core.data import Dataset
+from lowrank_core.errors import Cancelled
+from lowrank_core.metrics import TOP1
+from lowrank_core.opened import Opened
+from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.sensitivity import PointFiles, asked, measured, ranks
+from lowrank_core.workspace import Workspace
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def workspace(model: nn.Module, inputs: Tensor, name: str = "net") -> Workspace:
+    targets = torch.arange(len(inputs)) % 2
+    data = Dataset(inputs, targets)
+    return Workspace(
+        Opened(name, name, "", model.eval(), (inputs[:2],), lambda: data, lambda: data, metric=lambda _: TOP1)
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small sums, and other tests at work beside them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def net() -> Workspace:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return workspace(Net(), torch.randn(96, 3, 6, 6))
+
+
+def test_a_planted_change_comes_back():
+    """One linear map with singular values 4, 2, 1 on inputs of unit variance: rank 1 changes the outputs by 4 + 1."""
+    values = torch.tensor([4.0, 2.0, 1.0, 0, 0, 0, 0, 0])
+    linear = nn.Linear(8, 8, bias=False)
+    linear.weight.data = torch.diag(values)
+    inputs = torch.eye(8).repeat(4, 1) * 8**0.5  # E[x x^T] = 1
+    net = workspace(nn.Sequential(linear, nn.Identity()), inputs)
+    asks = [("0", Choice("svd", (r,))) for r in (1, 2, 3)]
+    found = [step.point for step in measured(net, asks=asks)]
+    assert [p.change for p in found] == pytest.approx([5 / 8, 1 / 8, 0], abs=1e-6)
+    assert [p.error for p in found] == pytest.approx([5 / 21, 1 / 21, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("correction", [None, Correction(samples=64), Correction("bias", samples=64)], ids=str)
+def test_a_point_is_the_change_by_the_plan_with_that_layer_alone(net, correction):
+    asks = [ask for ask in asked(net) if ask[1].method in {"spatial_svd", "tucker2", "svd"}]
+    samples = net.reference.dataset.pick(slice(0, 96)).inputs
+    points = [step.point for step in measured(net, correction, asks=asks)]
+    assert len(points) == len(asks) > 8
+    for point in points:
+        plan = RankPlan.of(net.profile.fingerprint, {point.layer: Choice(point.method, point.rank)})
+        with torch.no_grad():
+            changed = net.compress(plan, correction)(samples) - net.model(samples)
+        assert point.change == pytest.approx(float(changed.square().mean()), rel=1e-3, abs=1e-9)
+
+
+def test_correcting_one_layer_alone_is_the_correction_of_its_plan(net):
+    for name, choice in (("second", Choice("spatial_svd", (3,))), ("head", Choice("svd", (2,)))):
+        plan, correction = RankPlan.of(net.profile.fingerprint, {name: choice}), Correction(samples=64)
+        alone = net.corrector.alone(net.compress(plan), plan, correction)
+        *_, last = net.correcting(plan, correction)
+        assert alone.keys() == last.overlay.keys()
+        assert all(torch.allclose(alone[key], value, atol=1e-6) for key, value in last.overlay.items())
+
+
+def test_every_layers_default_method_comes_first_and_its_lowest_rank_is_there(net):
+    asks = asked(net)
+    defaults = {layer.name: layer.methods[0].name for layer in net.profile.layers}
+    leading = sum(len(ranks(layer, layer.methods[0].name)) for layer in net.profile.layers)
+    assert all(choice.method == defaults[name] for name, choice in asks[:leading])
+    assert all(choice.method != defaults[name] for name, choice in asks[leading:])
+    assert {"cp3", "tucker2", "svd"} <= {choice.method for _, choice in asks}
+    assert len(set(asks)) == len(asks)
+    assert ranks(net.profile.layer("second"), "spatial_svd") == [(1,), (4,), (8,), (15,)]  # of 17
+    assert ranks(net.profile.layer("second"), "tucker2")[0] == (1, 1)
+
+
+def test_progress_cancelling_and_going_on(net):
+    asks = [ask for ask in asked(net) if ask[1].method == "spatial_svd"]
+    whole = list(measured(net, asks=asks))
+    assert [step.done for step in whole] == list(range(1, len(asks) + 1))
+    assert {step.total for step in whole} == {len(asks)}
+    assert all(step.seconds_left >= 0 for step in whole)
+    assert whole[-1].seconds_left == 0
+    answers, seen = iter([False, False, True]), []
+    with pytest.raises(Cancelled):
+        seen.extend(step.point for step in measured(net, asks=asks, cancelled=lambda: next(answers)))
+    seen = [step.point for step, _ in zip(measured(net, asks=asks), range(2), strict=False)]
+    rest = list(measured(net, asks=asks, known=seen))
+    assert rest[0].total == len(asks) - 2
+    assert [*seen, *(step.point for step in rest)] == [step.point for step in whole]
+    assert list(measured(net, asks=asks, known=[step.point for step in whole])) == []
+
+
+def test_files_hold_what_was_measured_and_nothing_else_is_taken_for_it(net, tmp_path):
+    correction = Correction(samples=64)
+    asks = [ask for ask in asked(net) if ask[0] == "second"][:6]
+    points = [step.point for step in measured(net, asks=asks)]
+    files = PointFiles(tmp_path / "new", net, None)
+    assert files.load() == ()
+    files.save(points)
+    assert set(PointFiles(tmp_path / "new", net, None).load()) == set(points)
+    assert len(list((tmp_path / "new").iterdir())) == len({p.method for p in points}) == 2
+    other_data = workspace(net.model, torch.zeros(96, 3, 6, 6))
+    other_model = workspace(nn.Sequential(nn.Linear(3, 10), nn.Linear(10, 2)), torch.zeros(4, 3))
+    assert PointFiles(tmp_path / "new", net, correction).load() == ()
+    assert PointFiles(tmp_path / "new", other_data, None).load() == ()
+    assert PointFiles(tmp_path / "new", other_model, None).load() == ()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"points": 3}', "version", "rank"])
+def test_damaged_files_count_as_empty(net, tmp_path, damage):
+    point = next(measured(net, asks=asked(net)[:1])).point
+    files = PointFiles(tmp_path, net, None)
+    files.save([point])
+    path = files.path(point.method)
+    document = json.loads(path.read_text())
+    if damage == "version":
+        document["version"] += 1
+    if damage == "rank":
+        document["points"][0]["rank"] = "1"
+    path.write_text(json.dumps(document) if damage in {"version", "rank"} else damage)
+    assert files.load() == ()
+    files.save([point])
+    assert files.load() == (point,)
