@@ -380,10 +380,12 @@ class Board {
   feed(message) {
     if (message.model !== this.model.key) return;
     if (message.prediction) { this.model.prediction = message.prediction; this.schedule(); }
+    if (message.learning !== undefined) this.learning = message.learning;
     if (message.points) {
       for (const [name, methods] of Object.entries(message.points)) {
         const row = this.rows.get(name);
-        if (row) for (const [method, points] of Object.entries(methods)) row.layer.methods[method].points = points;
+        if (row) for (const [method, points] of Object.entries(methods))
+          if (row.layer.methods[method]) row.layer.methods[method].points = points;
       }
       this.schedule();
     }
@@ -733,6 +735,7 @@ class Board {
       const word = state === "rough" ? "rough estimate" : "predicted ± 1 point";
       note.textContent = value === null ? "not measured yet"
         : far ? `${word} · more than 6 points lost` : `${word} · ${signed(model, -drop)} points against dense`;
+      if (state === "rough" && this.learning) note.textContent += ` · learning the layers: ${this.learning}`;
       if (this.measuring && !this.dragging) note.textContent += ` · ${this.doing || "measuring"}…`;
     }
     figure.dataset.state = state;

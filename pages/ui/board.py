@@ -17,6 +17,7 @@ from lowrank_core.evaluate import Score
 from lowrank_core.linalg import tail_energy
 from lowrank_core.measurement import Measurement, Progress
 from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.predict import curves
 from lowrank_core.survey import Findings
 from lowrank_core.workspace import Workspace
 from pages.ui import editor, state, words
@@ -104,10 +105,17 @@ def _stream(workspace: Workspace, history: History, measurement: Measurement, sh
             continue
         news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(progress)}
         if findings is not known:
-            news["uniform"] = [asdict(found) for found in findings.uniform]
+            news |= _learnt(findings)
         shown, known, serial = progress, findings, serial + 1
         with spot:
             _feed(data=news, height=1)
+
+
+def _learnt(findings: Findings) -> dict[str, Any]:
+    points: dict[str, dict[str, Any]] = {}
+    for (layer, method), curve in curves(findings.points).items():
+        points.setdefault(layer, {})[method] = curve
+    return {"points": points, "uniform": [asdict(found) for found in findings.uniform], "learning": findings.doing}
 
 
 def _committed(workspace: Workspace) -> None:
