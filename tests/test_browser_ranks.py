@@ -315,3 +315,15 @@ def test_correction_can_be_switched_off(ranks: Page) -> None:
         arg=[ranks.locator("[data-testid=live-accuracy]").element_handle(), corrected],
     )
     assert float(figure(ranks, "accuracy").split()[0]) < float(corrected.split()[0])
+
+
+def test_a_measurement_stops_once_it_is_decided_against_the_tolerance(ranks: Page) -> None:
+    ranks.get_by_label("Tolerance").select_option("0.05")
+    entry = ranks.get_by_label("fc1 exact rank")
+    entry.fill("45")
+    entry.press("Enter")
+    card = ranks.locator("section[aria-label='Top-1 accuracy']")
+    ranks.wait_for_function("e => e.innerText.includes('within tolerance')", arg=card.element_handle())
+    measured(ranks)
+    samples = int(card.inner_text().split(" samples")[0].split()[-1])
+    assert 64 <= samples < 797

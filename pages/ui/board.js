@@ -201,6 +201,12 @@ class Board {
       node("option", { value: "multiplies" }, "Hold multiplies"));
     this.correctBox = node("input", { type: "checkbox", "aria-label": "Correction",
       onchange: event => this.act("correct", { on: event.target.checked }) });
+    this.toleranceSelect = node("select", { "aria-label": "Tolerance",
+      title: "Stop measuring as soon as it is clear whether the drop is within this",
+      onchange: event => this.act("tolerate", { drop: event.target.value ? Number(event.target.value) : null }) },
+      node("option", { value: "" }, "Measure all"),
+      ...[0.005, 0.01, 0.02, 0.05].map(d => node("option", { value: d }, `Tolerate ${100 * d} points`)));
+    this.toleranceSelect.hidden = !this.model.metric.share;
     this.filter = node("input", {
       type: "search", placeholder: "Filter layers", "aria-label": "Filter layers", oninput: () => this.applyFilter(),
     });
@@ -208,7 +214,7 @@ class Board {
       this.undoButton, this.redoButton,
       button("All dense", "Every layer as it was trained", () => this.preset("dense")),
       this.presetSelect, this.snapSelect, this.holdSelect,
-      node("label", { class: "rb-check", title: this.model.help.correction }, this.correctBox, "Correction"), this.filter);
+      node("label", { class: "rb-check", title: this.model.help.correction }, this.correctBox, "Correction"), this.toleranceSelect, this.filter);
   }
 
   buildCard(kind, label, help) {
@@ -359,6 +365,7 @@ class Board {
       if (this.hold) this.setHold(this.hold.quantity);
     }
     this.correctBox.checked = data.corrected;
+    this.toleranceSelect.value = data.tolerance === null ? "" : String(data.tolerance);
     if (data.rev === this.rev) this.hear(data);
     if (this.locks !== data.locked.join()) {
       this.locks = data.locked.join();
@@ -725,7 +732,8 @@ class Board {
       const s = this.score;
       const half = s.drop_low === null ? "" : ` (95 %: ${signed(model, -s.drop_high)} to ${signed(model, -s.drop_low)})`;
       const plain = this.plain ? ` · without correction ${scoreText(model, this.plain.value)}` : "";
-      note.textContent = `${state} · ${signed(model, -s.drop)} ${unit} against dense${half} · ${s.samples || "all"} samples${plain}`;
+      const verdict = s.within === null || s.within === undefined ? "" : s.within ? "within tolerance · " : "⚠ beyond tolerance · ";
+      note.textContent = `${verdict}${state} · ${signed(model, -s.drop)} ${unit} against dense${half} · ${s.samples || "all"} samples${plain}`;
     } else {
       state = predicted.rough ? "rough" : "predicted";
       value = predicted.value;

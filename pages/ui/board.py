@@ -83,6 +83,7 @@ def live(workspace: Workspace) -> None:
             "locked": list(history.locked),
             "snapshots": [_snapshot(workspace, s.name, s.plan) for s in history.snapshots],
             "corrected": history.corrected,
+            "tolerance": history.tolerance,
             **_figures(shown),
         },
         on_commit_change=lambda: _committed(workspace),
@@ -161,6 +162,9 @@ def act(history: History, message: dict[str, Any]) -> History:
             return history.remove(str(message.get("name", "")))
         case "correct":
             return history.correct(bool(message.get("on")))
+        case "tolerate":
+            drop = message.get("drop")
+            return history.tolerate(None if drop is None else float(drop))
         case "lock":
             return history.lock(str(n) for n in message.get("locked", ()))
     return history
@@ -195,6 +199,7 @@ def _score(found: Score | None) -> dict[str, Any] | None:
         "drop": found.drop,
         "drop_low": found.drop_low,
         "drop_high": found.drop_high,
+        "within": found.within,
     }
 
 

@@ -179,11 +179,13 @@ def measure(shown: Workspace) -> Measurement:
     """The measurement of the plan as it stands: the running one, or a new one that calls the older off."""
     running = _measurements().get(_session_id())
     wanted = candidate(shown)
-    if running is not None and running.candidate == wanted and running.progress.error is None:
+    tolerance = history(shown).tolerance
+    same = running is not None and (running.candidate, running.tolerance) == (wanted, tolerance)
+    if running is not None and same and running.progress.error is None:
         return running
     if running is not None:
         running.cancel()
-    started = Measurement(shown, wanted)
+    started = Measurement(shown, wanted, tolerance=tolerance)
     _measurements()[_session_id()] = started
     return started
 
