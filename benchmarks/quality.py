@@ -1,7 +1,7 @@
 """Accuracy without retraining: methods x corrections at fixed shares of the cost, uniform ranks, paired intervals.
 
-    python benchmarks/quality.py --model ../shared/data/resnet20_cifar10.py
-    python benchmarks/quality.py --model builtin:digits-cnn --quantities parameters --shares 20,10 --whole
+    python -m benchmarks.quality --model ../shared/data/resnet20_cifar10.py
+    python -m benchmarks.quality --model builtin:digits-cnn --quantities parameters --shares 20,10 --whole
 
 The first and the last layer stay dense and the shares are those of the layers between; with `--whole` only the last
 layer stays dense, and the shares are those of the whole network. Every layer keeps the same share of its break-even
