@@ -785,7 +785,7 @@ class Board {
         yaxis: { ...axis, domain: [0.86, 1], range: [-0.5, 0.5] },
         xaxis2: { ...axis, anchor: "y2", range: [-0.6, layers.length - 0.4] },
         yaxis2: { ...axis, anchor: "x2", domain: [0, 0.76], showticklabels: true, nticks: 3, rangemode: "tozero",
-          autorange: false, range: [0, 1.05 * (ceiling ? Math.max(...ceiling, 1) : 0.06)], tickformat: kind === "accuracy" ? ".0%" : ".2s" },
+          autorange: false, range: [0, 1.05 * (ceiling ? Math.max(...ceiling, 1) : 0.06)], tickformat: kind === "accuracy" ? ".1%" : ".2s" },
         shapes: [{ type: "rect", xref: "x", yref: "y", x0: 0, x1: 1, y0: -0.45, y1: 0.45, line: { width: 0 },
           fillcolor: colours.faint, layer: "below" }],
       }, { displayModeBar: false, responsive: true });
@@ -795,8 +795,9 @@ class Board {
     }
     if (this.dragging && moved && this.moveBars(chart, values, moved, share, kind)) { chart.behind = true; return; }
     chart.behind = false;
+    const top = ceiling ? chart._fullLayout.yaxis2.range[1] : 1.25 * Math.min(0.05, Math.max(0.004, ...values));
     window.Plotly.update(chart, { x: [[share], ticks, chart.data[2].x, chart.data[3].x], y: [[0], [0], chart.data[2].y, values],
-      "marker.color": [colours.primary, undefined, colours.faint, marker] });
+      "marker.color": [colours.primary, undefined, colours.faint, marker] }, { "yaxis2.range": [0, top] });
   }
 
   /* While a thumb moves, only the bars that change are moved, in the picture Plotly drew and in its data; a full redraw
