@@ -141,6 +141,7 @@ class Corrector:
         self._lock = threading.Lock()
         self._dense: tuple[tuple[int, int], DensePass] | None = None
         self._memo: OrderedDict[Any, Overlay] = OrderedDict()
+        self._memo_bytes = 0
         self._input: tuple[tuple[str, int, int], Tensor] | None = None
 
     def __call__(
@@ -336,9 +337,14 @@ class Corrector:
 
     def _keep(self, key: Any, part: Overlay) -> None:
         with self._lock:
+            self._memo_bytes += _overlay_bytes(part) - _overlay_bytes(self._memo.get(key, {}))
             self._memo[key] = part
-            while sum(t.numel() * t.element_size() for kept in self._memo.values() for t in kept.values()) > MEMO_BYTES:
-                self._memo.popitem(last=False)
+            while self._memo_bytes > MEMO_BYTES:
+                self._memo_bytes -= _overlay_bytes(self._memo.popitem(last=False)[1])
+
+
+def _overlay_bytes(overlay: Overlay) -> int:
+    return sum(t.numel() * t.element_size() for t in overlay.values())
 
 
 class _Enough(Exception):

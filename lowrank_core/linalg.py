@@ -71,7 +71,7 @@ class MatrixFactorization:
         return self.to_weight(self.nested.left[:, :, :r] @ self.nested.right[:, :r]).contiguous()
 
 
-_thread_count = threading.Lock()
+_thread_count = threading.RLock()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page
@@ -352,3 +353,46 @@ def test_a_score_is_shown_only_with_the_plan_it_belongs_to(ranks: Page) -> None:
     assert ranks.get_attribute("[data-testid=live-accuracy]", "data-state") != "measured"
     assert "rb-unsure" in (ranks.get_attribute("[data-testid=live-accuracy]", "class") or "")
     ranks.mouse.up()
+
+
+SLOW_MODEL = """
+import time, torch
+from torch import nn
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        time.sleep(0.04)
+        return self.fc2(torch.relu(self.fc1(x)))
+
+def build_model():
+    torch.manual_seed(0)
+    return Slow().eval()
+
+def example_inputs():
+    return (torch.zeros(1, 16),)
+
+def eval_data():
+    return torch.randn(6400, 16, generator=torch.Generator().manual_seed(1))
+"""
+
+
+def test_a_newer_release_ends_the_measurement_before_it(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
+    model = tmp_path / "slow.py"
+    model.write_text(SLOW_MODEL)
+    page.goto(f"{serve(model)}/Ranks")
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]", timeout=60_000)
+    page.evaluate("window.heard = []; window.addEventListener('rank-feed', e => window.heard.push(e.detail))")
+    for rank in ("3", "5"):
+        entry = page.get_by_label("fc1 exact rank")
+        entry.fill(rank)
+        entry.press("Enter")
+        page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]", timeout=60_000)
+    measured(page)
+    heard = page.evaluate("window.heard.map(h => [h.rev, h.done])")
+    last = max(rev for rev, _ in heard)
+    assert [last, True] in heard
+    assert not [rev for rev, done in heard if done and rev < last], "an older measurement went on to its end"

@@ -66,7 +66,7 @@ def show(workspace: Workspace) -> None:
 def live(workspace: Workspace) -> None:
     """The board; measures the plan and pushes figures as they arrive. Call it last: it ends when the measurement does.
 
-    The run itself streams, so the browser never polls; a newer commit interrupts it, as any rerun does.
+    The run itself streams, so the browser never polls; it ends as soon as a newer one waits.
     """
     history = state.history(workspace)
     measurement = state.measure(workspace)
@@ -101,7 +101,8 @@ def _stream(workspace: Workspace, history: History, measurement: Measurement, sh
     while not (shown.over and known.over):
         progress = measurement.changed(shown, seconds=0.1)
         findings = survey.findings
-        state.yield_to_newer_run()
+        if state.newer_run_waits():
+            return
         if progress is shown and findings is known:
             continue
         news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(progress)}

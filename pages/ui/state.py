@@ -18,6 +18,9 @@ from typing import Any
 
 import platformdirs
 import streamlit as st
+import torch
+from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequestType
+from streamlit.runtime.scriptrunner_utils.script_run_context import get_script_run_ctx
 
 from lowrank_core.builtin import BUILTIN, POINTS
 from lowrank_core.candidate import Candidate
@@ -34,6 +37,9 @@ from lowrank_core.workspace import Workspace
 from pages.ui.history import History
 
 DENSE_SAMPLES = 1024
+
+# One core stays free for the server; threads that outnumber free cores wait for each other many times longer.
+torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
 
 
 def model_given() -> str | None:
@@ -200,9 +206,15 @@ def set_widget(key: str, value: str) -> None:
     st.session_state[key] = value
 
 
-def yield_to_newer_run() -> None:
-    """Reading the session's state lets Streamlit end this run where a newer one waits."""
-    st.session_state.get("session")
+def newer_run_waits() -> bool:
+    """Whether another run of this session waits for this one to end.
+
+    Streamlit ends a run for a full rerun by itself, but lets one of a fragment wait (1.67), and does not say so; a run
+    that streams has to look, or a released thumb would wait for the measurement before it.
+    """
+    context = get_script_run_ctx()
+    requests = None if context is None else context.script_requests
+    return requests is not None and requests._state is not ScriptRequestType.CONTINUE
 
 
 def measured(shown: Workspace, wanted: RankPlan) -> Score | None:
