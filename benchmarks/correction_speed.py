@@ -1,6 +1,6 @@
 """How long the correction takes, in passes: its time over one dense plus one compressed forward pass, same images.
 
-    python benchmarks/correction_speed.py --model ../shared/data/resnet20_cifar10.py
+    python -m benchmarks.correction_speed --model ../shared/data/resnet20_cifar10.py
 
 Rounds alternate between passes and corrections, and medians are compared, so that a busy machine slows both. Two
 figures: from nothing, with the dense pass and every layer to fit; and after one rank has moved in the middle layer.

@@ -1,11 +1,11 @@
 """Accuracy without retraining: methods x corrections at fixed shares of the cost, uniform ranks, paired intervals.
 
-    python benchmarks/quality.py --model ../shared/data/resnet20_cifar10.py
-    python benchmarks/quality.py --model builtin:digits-cnn --quantities parameters --shares 20,10 --whole
+    python -m benchmarks.quality --model ../shared/data/resnet20_cifar10.py
+    python -m benchmarks.quality --model builtin:digits-cnn --quantities parameters --shares 20,10 --whole
 
-Of a residual network the first and the last layer stay dense and the shares are those of the layers between; `--whole`
-compresses every layer and counts the whole network. Every layer keeps the same share of its break-even rank, the
-largest that stays within the budget. Prints one Markdown table of points lost, with 95 % intervals.
+The first and the last layer stay dense and the shares are those of the layers between; with `--whole` only the last
+layer stays dense, and the shares are those of the whole network. Every layer keeps the same share of its break-even
+rank, the largest that stays within the budget. Prints one Markdown table of points lost, with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Iterable
 import torch
 
 from lowrank_core.correct import Correction, Corrector, Kind, load_overlay
-from lowrank_core.cost import break_even, dense_cost, layer_cost, plan_cost, rank_at
+from lowrank_core.cost import break_even, dense_cost, layer_cost, plan_cost
 from lowrank_core.discover import Layer
 from lowrank_core.evaluate import Reference, Score, evaluate, final_score
+from lowrank_core.layers import Rank
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
@@ -52,11 +53,11 @@ def uniform(
         top = break_even(layer, name, "bytes" if quantity == "parameters" else quantity)
         if all(top):
             chosen.append((layer, name, top))
-    rest = 0 if budget_of_layers else getattr(workspace.profile.rest, quantity)
-    dense = rest + sum(getattr(dense_cost(layer), quantity) for layer in layers)
+    dense = sum(getattr(dense_cost(layer), quantity) for layer in layers)
+    rest = 0 if budget_of_layers else getattr(plan_cost(workspace.profile), quantity) - dense
 
     def at(part: float) -> RankPlan:
-        choices = {layer.name: Choice(name, rank_at(top, part)) for layer, name, top in chosen}
+        choices = {layer.name: Choice(name, _rounded(top, part)) for layer, name, top in chosen}
         return RankPlan.of(workspace.profile.fingerprint, choices)
 
     low, high = 0.0, 1.0
@@ -64,8 +65,14 @@ def uniform(
         middle = (low + high) / 2
         plan = at(middle)
         cost = rest + sum(getattr(layer_cost(layer, plan.get(layer.name)), quantity) for layer in layers)
-        low, high = (middle, high) if cost <= share * dense else (low, middle)
+        low, high = (middle, high) if cost <= share * (rest + dense) else (low, middle)
     return at(low)
+
+
+def _rounded(top: Rank, part: float) -> Rank:
+    """The same share of each axis; two axes round at different points, so that the budget is met in finer steps."""
+    halves = (0.5,) if len(top) == 1 else (0.75, 0.25)
+    return tuple(min(t, max(1, int(part * t + half))) for t, half in zip(top, halves, strict=True))
 
 
 def lost(score: Score) -> str:
@@ -87,7 +94,7 @@ def main() -> None:
     parser.add_argument("--calibration", default="256", help="calibration samples, comma-separated: one row for each")
     parser.add_argument("--seed", type=int, default=0, help="seed of the calibration samples")
     parser.add_argument("--ridge", type=float, default=Correction().ridge)
-    parser.add_argument("--whole", action="store_true", help="compress every layer")
+    parser.add_argument("--whole", action="store_true", help="first layer too, shares of the network")
     parser.add_argument("--on-train", action="store_true", help="score on train_data: the only way to choose settings")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -99,7 +106,7 @@ def main() -> None:
         reference = Reference(workspace.model, train.pick(slice(half, None)), workspace.metric)
         pool = pool.pick(slice(0, half))
     corrector = Corrector(workspace.model, workspace.profile, workspace.factors, lambda: pool)
-    layers = workspace.profile.layers if options.whole else workspace.profile.layers[1:-1]
+    layers = workspace.profile.layers[:-1] if options.whole else workspace.profile.layers[1:-1]
     corrections = options.corrections.split(",")
     print(f"| kept | method | calibration | {' | '.join(corrections)} | seconds |")
     print("|---" * (len(corrections) + 4) + "|")

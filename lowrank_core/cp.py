@@ -23,6 +23,8 @@ SWEEPS = 300
 TOLERANCE = 1e-5
 RIDGE = 1e-7
 STIR = 0.1
+FEW = 16
+"""Up to this rank sweeps may rest in a poor local minimum: two random starts are tried as well, the best fit kept."""
 WIDE = 128 * 128 * 9
 """From this many weights on the sweeps run in float32 and are fewer."""
 
@@ -141,8 +143,12 @@ def als(start: Start) -> Fit:
         factors = [_stirred(f[:, :rank], generator) for f in balanced(list(start.factors))]
         if kernel.numel() >= WIDE:
             return sweep(kernel.float(), factors, sweeps=SWEEPS // 5)
+        starts = [factors]
+        if rank <= FEW:
+            starts += [[torch.randn(f.shape, generator=generator).to(f) for f in factors] for _ in range(2)]
         with one_thread():
-            return sweep(kernel, factors, sweeps=SWEEPS)
+            fits = [sweep(kernel, begun, sweeps=SWEEPS) for begun in starts]
+        return min(fits, key=lambda fitted: _distance(kernel, fitted))
 
     return fit
 

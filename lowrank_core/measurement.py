@@ -33,6 +33,8 @@ class Progress:
 class Measurement:
     """Compress, correct, evaluate on growing subsets, stop when told to. Results are remembered by the workspace.
 
+    tolerance: end as soon as the drop is clearly at most that, or clearly more.
+
     >>> from lowrank_core.plan import RankPlan
     >>> workspace = Workspace.open("builtin:iris-mlp")
     >>> measurement = Measurement(workspace, workspace.candidate(RankPlan(workspace.profile.fingerprint)))
@@ -40,8 +42,9 @@ class Measurement:
     0.0
     """
 
-    def __init__(self, workspace: Workspace, candidate: Candidate) -> None:
+    def __init__(self, workspace: Workspace, candidate: Candidate, *, tolerance: float | None = None) -> None:
         self.candidate = candidate
+        self.tolerance = tolerance
         self._stop = threading.Event()
         self._news = threading.Condition()
         self._progress = Progress()
@@ -96,15 +99,18 @@ class Measurement:
         if correction is not None:
             for step in workspace.correcting(plan, correction, cancelled=stopped):
                 self._tell(Progress(doing=f"correcting layer {min(step.done + 1, step.total)} of {step.total}"))
-        for score in workspace.measure(workspace.compress(plan, correction), cancelled=stopped):
+        model = workspace.compress(plan, correction)
+        for score in workspace.measure(model, tolerance=self.tolerance, cancelled=stopped):
             self._tell(Progress(score))
-        if self._progress.score is not None:
+        if self._progress.score is not None and self._progress.score.within is None:
             workspace.scores[self.candidate] = self._progress.score
         if correction is None:
             self._tell(replace(self._progress, done=True, over=True))
             return
         self._tell(replace(self._progress, done=True))
         if plan not in workspace.plain_scores:
-            uncorrected = workspace.measure(workspace.compress(plan), samples=PLAIN_SAMPLES, cancelled=stopped)
+            uncorrected = workspace.measure(
+                workspace.compress(plan), samples=PLAIN_SAMPLES, keep=False, cancelled=stopped
+            )
             workspace.plain_scores[plan] = final_score(uncorrected)
         self._tell(replace(self._progress, plain=workspace.plain_scores[plan], over=True))

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from lowrank_core.cost import plan_cost, uniform_plan
-from lowrank_core.errors import Cancelled, LowRankError
+from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import final_score
+from lowrank_core.predict import Point
+from lowrank_core.sensitivity import PointFiles, measured
 from lowrank_core.workspace import Workspace
 
 SHARES = (0.15, 0.25, 0.35, 0.5, 0.65, 0.8)
 SAMPLES = 512
+EVERY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +32,28 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What is known so far; over means no more will come."""
+    """What is known so far: points of single layers, and the uniform reference.
 
+    doing: what goes on, with the time left; over: no more will come.
+    """
+
+    points: tuple[Point, ...] = ()
     uniform: tuple[Uniform, ...] = ()
+    doing: str = ""
     over: bool = False
 
 
 class Survey:
-    """One survey of one workspace. Read `findings` at any time."""
+    """One survey of one workspace, with its correction or without. Read `findings` at any time.
 
-    def __init__(self, workspace: Workspace) -> None:
+    Points are kept in `folder`, where another survey of the same network, data and correction finds them; those that
+    ship with a built-in network are read from `shipped`.
+    """
+
+    def __init__(self, workspace: Workspace, *, corrected: bool, folder: Path, shipped: Path | None = None) -> None:
         self._stop = threading.Event()
         self._findings = Findings()
+        self._corrected, self._folder, self._shipped = corrected, folder, shipped
         self._thread = threading.Thread(target=self._run, args=(workspace,), daemon=True)
         self._thread.start()
 
@@ -58,30 +73,55 @@ class Survey:
 
     def _run(self, workspace: Workspace) -> None:
         try:
-            for found in uniform_reference(workspace):
-                self._findings = replace(self._findings, uniform=(*self._findings.uniform, found))
-                self._give_way(workspace)
+            if workspace.opened.evaluate is None:
+                self._points(workspace)
+                pause = partial(self._pause, workspace)
+                for found in uniform_reference(workspace, corrected=self._corrected, cancelled=pause):
+                    self._findings = replace(self._findings, uniform=(*self._findings.uniform, found), doing="")
         except LowRankError:
             pass  # the measurement of the plan itself says what is wrong
-        self._findings = replace(self._findings, over=True)
+        self._findings = replace(self._findings, doing="", over=True)
 
-    def _give_way(self, workspace: Workspace) -> None:
+    def _points(self, workspace: Workspace) -> None:
+        correction = workspace.correction if self._corrected else None
+        files = PointFiles(self._folder, workspace, correction)
+        known = files.load()
+        if self._shipped is not None:
+            known = (*PointFiles(self._shipped, workspace, correction).load(), *known)
+        self._findings = replace(self._findings, points=known)
+        fresh: list[Point] = []
+        try:
+            for found in measured(workspace, correction, known=known, cancelled=partial(self._pause, workspace)):
+                fresh.append(found.point)
+                if found.done % EVERY == 0 or found.done == found.total:
+                    left = f"{found.done} of {found.total} points, {found.seconds_left:.0f} s left"
+                    self._findings = replace(self._findings, points=(*known, *fresh), doing=left)
+        finally:
+            if fresh:
+                files.save((*known, *fresh))
+
+    def _pause(self, workspace: Workspace) -> bool:
+        """Give way to whoever waits for a figure; whether to stop for good."""
         while workspace.busy and not self._stop.is_set():
             time.sleep(0.02)
-        if self._stop.is_set():
-            raise Cancelled("the survey was called off.")
+        return self._stop.is_set()
 
 
-def uniform_reference(workspace: Workspace) -> Iterator[Uniform]:
-    """Uniform compression at a few shares of the multiplies, corrected as the product does by default."""
+def uniform_reference(
+    workspace: Workspace, *, corrected: bool, cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[Uniform]:
+    """Uniform compression at a few shares of the multiplies."""
     seen = set()
     for share in SHARES:
         plan = uniform_plan(workspace.profile, share)
         if not plan.choices or plan in seen:
             continue
         seen.add(plan)
-        candidate = workspace.candidate(plan)
+        candidate = workspace.candidate(plan, corrected=corrected)
+        if candidate.correction is not None:
+            for _ in workspace.correcting(plan, candidate.correction, cancelled=cancelled):
+                pass
         model = workspace.compress(plan, candidate.correction)
-        score = final_score(workspace.measure(model, samples=SAMPLES))
+        score = final_score(workspace.measure(model, samples=SAMPLES, keep=False, cancelled=cancelled))
         cost = plan_cost(workspace.profile, plan)
         yield Uniform(cost.bytes, cost.multiplies, score.value)

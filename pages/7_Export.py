@@ -127,9 +127,12 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
     except LowRankError as error:
         st.error(words.plain(f"{given.name} is not used: {error}"), icon=":material/error:")
         return
-    if read.plan != plan:
-        state.set_history(workspace, state.history(workspace).commit(read.plan))
+    corrected = read.correction is not None  # null says none; a file that is silent is measured as usual
+    if read.plan != plan or corrected != state.history(workspace).corrected:
+        state.set_history(workspace, state.history(workspace).commit(read.plan).correct(corrected))
         st.rerun()
+    if not corrected:
+        st.info("The file says that its factors are not corrected, so the correction is off now.")
     st.success(words.plain(f"{given.name} is the plan now; Undo on the page Ranks brings the one before it back."))
     for warning in warnings:
         st.warning(words.plain(f"{warning}."))

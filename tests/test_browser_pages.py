@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from lowrank_core.cost import check_plan, uniform_plan
+from lowrank_core.cost import check_plan
 from lowrank_core.plan import read_plan
+from lowrank_core.start import starting_plan
 from lowrank_core.workspace import Workspace
 
 
@@ -45,7 +46,7 @@ def test_the_plan_that_is_downloaded_is_the_plan_that_is_shown(url: str, page: P
     file = tmp_path / "plan.json"
     download.value.save_as(file)
     found = read_plan(file.read_bytes())
-    assert found.plan == uniform_plan(workspace.profile, 0.5)
+    assert found.plan == starting_plan(workspace.profile, workspace.factors)
     assert check_plan(workspace.profile, found.plan) == ()
     assert json.loads(file.read_text())["model"]["name"] == "digits-cnn"
 

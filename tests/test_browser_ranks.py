@@ -315,3 +315,40 @@ def test_correction_can_be_switched_off(ranks: Page) -> None:
         arg=[ranks.locator("[data-testid=live-accuracy]").element_handle(), corrected],
     )
     assert float(figure(ranks, "accuracy").split()[0]) < float(corrected.split()[0])
+
+
+def test_a_measurement_stops_once_it_is_decided_against_the_tolerance(ranks: Page) -> None:
+    ranks.get_by_label("Tolerance").select_option("0.05")
+    entry = ranks.get_by_label("fc1 exact rank")
+    entry.fill("45")
+    entry.press("Enter")
+    card = ranks.locator("section[aria-label='Top-1 accuracy']")
+    ranks.wait_for_function("e => e.innerText.includes('within tolerance')", arg=card.element_handle())
+    measured(ranks)
+    samples = int(card.inner_text().split(" samples")[0].split()[-1])
+    assert 64 <= samples < 797
+
+
+def test_no_late_rerun_moves_a_thumb_back(ranks: Page) -> None:
+    board = "document.querySelector('.rb-root').__board"
+    old = ranks.evaluate(f"({{...{board}.data}})")
+    drag(ranks, slider(ranks, "fc1"), 44)
+    measured(ranks)
+    kept = slider(ranks, "fc1").input_value()
+    ranks.evaluate(f"old => {board}.update({{...old, choices: {{}}}})", old)
+    assert slider(ranks, "fc1").input_value() == kept
+    newer = old | {"rev": ranks.evaluate(f"{board}.rev") + 1, "choices": {"fc1": {"method": "svd", "rank": [9]}}}
+    ranks.evaluate(f"data => {board}.update(data)", newer)
+    assert slider(ranks, "fc1").input_value() == "9"
+
+
+def test_a_score_is_shown_only_with_the_plan_it_belongs_to(ranks: Page) -> None:
+    board = "document.querySelector('.rb-root').__board"
+    before = figure(ranks, "accuracy")
+    stale = "{model: b.model.key, rev: b.rev - 1, score: {value: 0.5, dense: 0.9, samples: 9, drop: 0.4}, done: true}"
+    ranks.evaluate(f"() => {{ const b = {board}; b.feed({stale}); }}")
+    assert figure(ranks, "accuracy") == before
+    drag(ranks, slider(ranks, "fc1"), 33, release=False)
+    assert ranks.get_attribute("[data-testid=live-accuracy]", "data-state") != "measured"
+    assert "rb-unsure" in (ranks.get_attribute("[data-testid=live-accuracy]", "class") or "")
+    ranks.mouse.up()

@@ -26,14 +26,14 @@ LEVELS = (
     "candidate start",
     "workspace finetune selection",
     "sensitivity",
-    "selection.* reload measurement survey builtin.points",
-    "exports jobs check",
+    "selection.* reload measurement survey builtin.learn",
+    "exports jobs check builtin.learn",
     "exports.*",
     "__main__",
 )
 ONE_FILE_EACH = {"methods", "selection", "sources", "exports"}
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "transformers"}  # heavy, imported where used
-COMMANDS = {"__main__", "builtin.train", "builtin.points"}  # run by a person in a terminal
+COMMANDS = {"__main__", "builtin.train", "builtin.learn"}  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
 
 LEVEL = {name: number for number, row in enumerate(LEVELS) for name in row.split()}

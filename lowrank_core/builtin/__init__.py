@@ -1,8 +1,13 @@
 """Small trained networks that ship with their weights; each module follows the model-file contract."""
 
+from pathlib import Path
+
 BUILTIN: dict[str, str] = {
     "digits-cnn": "lowrank_core.builtin.digits_cnn",
     "iris-mlp": "lowrank_core.builtin.iris_mlp",
     "fft-mlp": "lowrank_core.builtin.fft_mlp",
 }
 """Public name -> module path. The first is the default."""
+
+POINTS = Path(__file__).parent / "points"
+"""What compressing single layers of these networks does, measured by `python -m lowrank_core.builtin.learn`."""

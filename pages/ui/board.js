@@ -201,6 +201,12 @@ class Board {
       node("option", { value: "multiplies" }, "Hold multiplies"));
     this.correctBox = node("input", { type: "checkbox", "aria-label": "Correction",
       onchange: event => this.act("correct", { on: event.target.checked }) });
+    this.toleranceSelect = node("select", { "aria-label": "Tolerance",
+      title: "Stop measuring as soon as it is clear whether the drop is within this",
+      onchange: event => this.act("tolerate", { drop: event.target.value ? Number(event.target.value) : null }) },
+      node("option", { value: "" }, "Measure all"),
+      ...[0.005, 0.01, 0.02, 0.05].map(d => node("option", { value: d }, `Tolerate ${100 * d} points`)));
+    this.toleranceSelect.hidden = !this.model.metric.share;
     this.filter = node("input", {
       type: "search", placeholder: "Filter layers", "aria-label": "Filter layers", oninput: () => this.applyFilter(),
     });
@@ -208,7 +214,7 @@ class Board {
       this.undoButton, this.redoButton,
       button("All dense", "Every layer as it was trained", () => this.preset("dense")),
       this.presetSelect, this.snapSelect, this.holdSelect,
-      node("label", { class: "rb-check", title: this.model.help.correction }, this.correctBox, "Correction"), this.filter);
+      node("label", { class: "rb-check", title: this.model.help.correction }, this.correctBox, "Correction"), this.toleranceSelect, this.filter);
   }
 
   buildCard(kind, label, help) {
@@ -359,6 +365,7 @@ class Board {
       if (this.hold) this.setHold(this.hold.quantity);
     }
     this.correctBox.checked = data.corrected;
+    this.toleranceSelect.value = data.tolerance === null ? "" : String(data.tolerance);
     if (data.rev === this.rev) this.hear(data);
     if (this.locks !== data.locked.join()) {
       this.locks = data.locked.join();
@@ -380,10 +387,12 @@ class Board {
   feed(message) {
     if (message.model !== this.model.key) return;
     if (message.prediction) { this.model.prediction = message.prediction; this.schedule(); }
+    if (message.learning !== undefined) this.learning = message.learning;
     if (message.points) {
       for (const [name, methods] of Object.entries(message.points)) {
         const row = this.rows.get(name);
-        if (row) for (const [method, points] of Object.entries(methods)) row.layer.methods[method].points = points;
+        if (row) for (const [method, points] of Object.entries(methods))
+          if (row.layer.methods[method]) row.layer.methods[method].points = points;
       }
       this.schedule();
     }
@@ -723,7 +732,8 @@ class Board {
       const s = this.score;
       const half = s.drop_low === null ? "" : ` (95 %: ${signed(model, -s.drop_high)} to ${signed(model, -s.drop_low)})`;
       const plain = this.plain ? ` · without correction ${scoreText(model, this.plain.value)}` : "";
-      note.textContent = `${state} · ${signed(model, -s.drop)} ${unit} against dense${half} · ${s.samples || "all"} samples${plain}`;
+      const verdict = s.within === null || s.within === undefined ? "" : s.within ? "within tolerance · " : "⚠ beyond tolerance · ";
+      note.textContent = `${verdict}${state} · ${signed(model, -s.drop)} ${unit} against dense${half} · ${s.samples || "all"} samples${plain}`;
     } else {
       state = predicted.rough ? "rough" : "predicted";
       value = predicted.value;
@@ -733,6 +743,7 @@ class Board {
       const word = state === "rough" ? "rough estimate" : "predicted ± 1 point";
       note.textContent = value === null ? "not measured yet"
         : far ? `${word} · more than 6 points lost` : `${word} · ${signed(model, -drop)} points against dense`;
+      if (state === "rough" && this.learning) note.textContent += ` · learning the layers: ${this.learning}`;
       if (this.measuring && !this.dragging) note.textContent += ` · ${this.doing || "measuring"}…`;
     }
     figure.dataset.state = state;
@@ -774,7 +785,7 @@ class Board {
         yaxis: { ...axis, domain: [0.86, 1], range: [-0.5, 0.5] },
         xaxis2: { ...axis, anchor: "y2", range: [-0.6, layers.length - 0.4] },
         yaxis2: { ...axis, anchor: "x2", domain: [0, 0.76], showticklabels: true, nticks: 3, rangemode: "tozero",
-          autorange: false, range: [0, 1.05 * (ceiling ? Math.max(...ceiling, 1) : 0.06)], tickformat: kind === "accuracy" ? ".0%" : ".2s" },
+          autorange: false, range: [0, 1.05 * (ceiling ? Math.max(...ceiling, 1) : 0.06)], tickformat: kind === "accuracy" ? ".1%" : ".2s" },
         shapes: [{ type: "rect", xref: "x", yref: "y", x0: 0, x1: 1, y0: -0.45, y1: 0.45, line: { width: 0 },
           fillcolor: colours.faint, layer: "below" }],
       }, { displayModeBar: false, responsive: true });
@@ -784,8 +795,9 @@ class Board {
     }
     if (this.dragging && moved && this.moveBars(chart, values, moved, share, kind)) { chart.behind = true; return; }
     chart.behind = false;
+    const top = ceiling ? chart._fullLayout.yaxis2.range[1] : 1.25 * Math.min(0.05, Math.max(0.004, ...values));
     window.Plotly.update(chart, { x: [[share], ticks, chart.data[2].x, chart.data[3].x], y: [[0], [0], chart.data[2].y, values],
-      "marker.color": [colours.primary, undefined, colours.faint, marker] });
+      "marker.color": [colours.primary, undefined, colours.faint, marker] }, { "yaxis2.range": [0, top] });
   }
 
   /* While a thumb moves, only the bars that change are moved, in the picture Plotly drew and in its data; a full redraw

@@ -17,6 +17,7 @@ from lowrank_core.evaluate import Score
 from lowrank_core.linalg import tail_energy
 from lowrank_core.measurement import Measurement, Progress
 from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.predict import curves
 from lowrank_core.survey import Findings
 from lowrank_core.workspace import Workspace
 from pages.ui import editor, state, words
@@ -82,6 +83,7 @@ def live(workspace: Workspace) -> None:
             "locked": list(history.locked),
             "snapshots": [_snapshot(workspace, s.name, s.plan) for s in history.snapshots],
             "corrected": history.corrected,
+            "tolerance": history.tolerance,
             **_figures(shown),
         },
         on_commit_change=lambda: _committed(workspace),
@@ -104,10 +106,17 @@ def _stream(workspace: Workspace, history: History, measurement: Measurement, sh
             continue
         news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(progress)}
         if findings is not known:
-            news["uniform"] = [asdict(found) for found in findings.uniform]
+            news |= _learnt(findings)
         shown, known, serial = progress, findings, serial + 1
         with spot:
             _feed(data=news, height=1)
+
+
+def _learnt(findings: Findings) -> dict[str, Any]:
+    points: dict[str, dict[str, Any]] = {}
+    for (layer, method), curve in curves(findings.points).items():
+        points.setdefault(layer, {})[method] = curve
+    return {"points": points, "uniform": [asdict(found) for found in findings.uniform], "learning": findings.doing}
 
 
 def _committed(workspace: Workspace) -> None:
@@ -153,6 +162,9 @@ def act(history: History, message: dict[str, Any]) -> History:
             return history.remove(str(message.get("name", "")))
         case "correct":
             return history.correct(bool(message.get("on")))
+        case "tolerate":
+            drop = message.get("drop")
+            return history.tolerate(None if drop is None else float(drop))
         case "lock":
             return history.lock(str(n) for n in message.get("locked", ()))
     return history
@@ -187,6 +199,7 @@ def _score(found: Score | None) -> dict[str, Any] | None:
         "drop": found.drop,
         "drop_low": found.drop_low,
         "drop_high": found.drop_high,
+        "within": found.within,
     }
 
 

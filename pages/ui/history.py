@@ -30,6 +30,7 @@ class History:
     snapshots: tuple[Snapshot, ...] = ()
     locked: tuple[str, ...] = ()
     corrected: bool = True
+    tolerance: float | None = None
     rev: int = 0
     gesture: int = -1
 
@@ -98,6 +99,10 @@ class History:
         """Whether plans are measured and exported with the correction; the plan itself stays."""
         return replace(self, corrected=on, rev=self.rev + 1)
 
+    def tolerate(self, drop: float | None) -> History:
+        """Measurements end once the drop is clearly within this, or clearly not; None measures all samples."""
+        return replace(self, tolerance=drop, rev=self.rev + 1)
+
     def to_json(self) -> str:
         """Everything, so that a refresh of the browser or a restart of the server loses nothing."""
         return json.dumps(
@@ -109,6 +114,7 @@ class History:
                 "snapshots": [{"name": s.name, "plan": _choices(s.plan)} for s in self.snapshots],
                 "locked": list(self.locked),
                 "corrected": self.corrected,
+                "tolerance": self.tolerance,
                 "rev": self.rev,
             },
             sort_keys=True,
@@ -131,6 +137,7 @@ class History:
             tuple(Snapshot(s["name"], plan(s["plan"])) for s in d["snapshots"]),
             tuple(d["locked"]),
             bool(d["corrected"]),
+            None if d["tolerance"] is None else float(d["tolerance"]),
             int(d["rev"]),
         )
 

@@ -19,7 +19,7 @@ from typing import Any
 import platformdirs
 import streamlit as st
 
-from lowrank_core.builtin import BUILTIN
+from lowrank_core.builtin import BUILTIN, POINTS
 from lowrank_core.candidate import Candidate
 from lowrank_core.cost import check_plan
 from lowrank_core.errors import LowRankError
@@ -157,14 +157,16 @@ def _measurements() -> dict[str, Measurement]:
     return {}
 
 
-@st.cache_resource(max_entries=2, on_release=lambda survey: survey.stop())
-def _survey(_workspace: Workspace, fingerprint: str, ref: str) -> Survey:
-    return Survey(_workspace)
+@st.cache_resource(max_entries=4, on_release=lambda survey: survey.stop())
+def _survey(_workspace: Workspace, fingerprint: str, ref: str, corrected: bool) -> Survey:
+    shipped = POINTS if ref.startswith("builtin:") else None
+    folder = platformdirs.user_cache_path("rank-explorer") / "points"
+    return Survey(_workspace, corrected=corrected, folder=folder, shipped=shipped)
 
 
 def survey(shown: Workspace) -> Survey:
     """What is learnt of the model in the background, for all sessions that look at it."""
-    return _survey(shown, shown.profile.fingerprint, shown.opened.ref)
+    return _survey(shown, shown.profile.fingerprint, shown.opened.ref, history(shown).corrected)
 
 
 def candidate(shown: Workspace, wanted: RankPlan | None = None) -> Candidate:
@@ -177,11 +179,13 @@ def measure(shown: Workspace) -> Measurement:
     """The measurement of the plan as it stands: the running one, or a new one that calls the older off."""
     running = _measurements().get(_session_id())
     wanted = candidate(shown)
-    if running is not None and running.candidate == wanted and running.progress.error is None:
+    tolerance = history(shown).tolerance
+    same = running is not None and (running.candidate, running.tolerance) == (wanted, tolerance)
+    if running is not None and same and running.progress.error is None:
         return running
     if running is not None:
         running.cancel()
-    started = Measurement(shown, wanted)
+    started = Measurement(shown, wanted, tolerance=tolerance)
     _measurements()[_session_id()] = started
     return started
 

@@ -1,0 +1,25 @@
+"""Measure what compressing single layers of the built-in networks does; the app then predicts from the first second.
+
+python -m lowrank_core.builtin.learn
+
+Files are named by the sha256 of weights, data, correction and version, so a network trained anew never meets old ones.
+"""
+
+from lowrank_core.builtin import BUILTIN, POINTS
+from lowrank_core.sensitivity import PointFiles, measured
+from lowrank_core.workspace import Workspace
+
+
+def main() -> None:
+    for stale in POINTS.glob("*.json"):
+        stale.unlink()
+    for name in BUILTIN:
+        workspace = Workspace.open(f"builtin:{name}")
+        for correction in (workspace.correction, None):
+            points = [found.point for found in measured(workspace, correction)]
+            PointFiles(POINTS, workspace, correction).save(points)
+            print(f"{name}, {'corrected' if correction else 'plain'}: {len(points)} points", flush=True)
+
+
+if __name__ == "__main__":
+    main()
