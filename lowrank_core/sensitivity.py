@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,6 @@ SHARES = (0.08, 0.25, 0.5, 0.9)
 """Shares of the largest useful rank; the lowest is where the curve is steepest."""
 
 BATCH = 64
-
-SHIPPED = Path(__file__).parent / "builtin" / "points"
-"""Points of the built-in networks, written by `python -m lowrank_core.builtin.points`."""
 
 Ask = tuple[str, Choice]
 
@@ -129,30 +126,6 @@ def _mean_square(outputs: list[Tensor], dense: list[Tensor]) -> float:
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------
-
-
-def document(correction: Correction | None, points: Iterable[Point]) -> dict[str, Any]:
-    """Points under a correction as plain values: [layer, method, rank, error, change] each, to six digits."""
-    rows = [[p.layer, p.method, p.rank, float(f"{p.error:.6g}"), float(f"{p.change:.6g}")] for p in points]
-    kept = _anywhere(correction)
-    return {"correction": None if kept is None else kept.to_dict(), "points": rows}
-
-
-def shipped(workspace: Workspace, correction: Correction | None = None) -> tuple[Point, ...]:
-    """The points that come with a built-in network; () for any other, and where it was trained again since."""
-    for path in sorted(SHIPPED.glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if (content["fingerprint"], content["version"]) == (workspace.profile.fingerprint, VERSION):
-            asked_for = document(correction, ())["correction"]
-            for found in content["sets"]:
-                if found["correction"] == asked_for:
-                    return tuple(Point(row[0], row[1], tuple(row[2]), *row[3:]) for row in found["points"])
-    return ()
-
-
-def _anywhere(correction: Correction | None) -> Correction | None:
-    """Without the hash of the samples: data that is computed differs in its last bits between machines."""
-    return None if correction is None else replace(correction, data="")
 
 
 class PointFiles:
