@@ -25,9 +25,9 @@ from lowrank_core.predict import Context, Curve, NoiseTable, Point, Repair, curv
 from lowrank_core.sensitivity import BATCH, SAMPLES, ranks
 from lowrank_core.workspace import Workspace
 
-JOINT_PLANS = 16
+JOINT_PLANS = 24
 JOINT_SAMPLES = 1024
-TOO_FAR = 0.1
+TOO_FAR = 0.06
 """A random plan that loses clearly more than this share of the dense score is not measured to the end."""
 
 
