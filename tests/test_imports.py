@@ -26,6 +26,7 @@ LEVELS = (
     "candidate start",
     "workspace finetune selection",
     "sensitivity",
+    "context",
     "selection.* reload measurement survey builtin.learn",
     "exports jobs check builtin.learn",
     "exports.*",

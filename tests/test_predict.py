@@ -11,12 +11,18 @@ from lowrank_core.evaluate import Reference
 from lowrank_core.metrics import AGREEMENT, TOP1
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.predict import (
+    Context,
     NoiseTable,
     Point,
+    Repair,
+    between,
     change,
     closed_form_error,
     curves,
+    fitted_scale,
+    kept_curves,
     noise_table,
+    plan_variance,
     predict,
     score_at,
 )
@@ -93,3 +99,38 @@ def test_the_noise_model_foretells_the_score_of_outputs_with_that_noise():
     agreement = noise_table(Reference(Logits(), Dataset(outputs), AGREEMENT), 500)
     assert agreement.score[0] == 1.0
     assert agreement.score[-1] < 0.3
+
+
+def test_later_layers_of_the_plan_make_good_their_share():
+    """Of a's change of 0.5 a quarter is kept when both later layers are in the plan, half when one is."""
+    spectra = {name: (torch.tensor([3.0, 2.0, 1.0]),) for name in "abc"}
+    found = curves([point(5 / 14, 0.5), point(5 / 14, 2.0, layer="b"), point(5 / 14, 3.0, layer="c")])
+    context = Context(("a", "b", "c"), (Repair("a", 0.5, 0.25), Repair("a", 5.0, 0.1)))
+
+    def total(*names: str) -> float:
+        plan = RankPlan.of("f", {name: Choice("svd", (1,)) for name in names})
+        return plan_variance(plan, found, 40.0, lambda layer, method: spectra[layer], context)
+
+    assert total("a") == pytest.approx(0.5)
+    assert total("a", "c") == pytest.approx(0.25 + 3.0)
+    assert total("a", "b", "c") == pytest.approx(0.125 + 2.0 + 3.0)
+
+
+def test_the_share_kept_is_straight_in_logarithms_constant_beyond_and_within_bounds():
+    curve = kept_curves([Repair("a", 1.0, 0.5), Repair("a", 100.0, 0.05), Repair("a", 0.0, 3.0)])["a"]
+    for changed, kept in [(0.01, 0.5), (1.0, 0.5), (10.0, 0.025**0.5), (100.0, 0.05), (1e6, 0.05)]:
+        assert exp(between(curve, log(changed))) == pytest.approx(kept)
+    (low,), (high,) = kept_curves([Repair("a", 1.0, 0.0), Repair("b", 1.0, 7.0)]).values()
+    assert 0 < exp(low[1]) < 0.05
+    assert high[1] == 0
+
+
+def test_a_planted_scale_is_found_also_with_plans_that_are_beyond_prediction():
+    pairs = [(v, score_at(TABLE, 1.7 * v)) for v in (0.05, 0.2, 0.4)]
+    assert fitted_scale(TABLE, pairs) == pytest.approx(1.7, rel=0.02)
+    assert fitted_scale(TABLE, [*pairs, (9.0, -5.0)]) == pytest.approx(1.7, rel=0.02)
+    assert fitted_scale(TABLE, []) == 1
+    plan, spectra = RankPlan.of("f", {"a": Choice("svd", (1,))}), (torch.tensor([3.0, 2.0, 1.0]),)
+    found = curves([point(5 / 14, 0.5)])
+    scaled = predict(plan, found, TABLE, lambda layer, method: spectra, Context(scale=1.7))
+    assert scaled == pytest.approx(score_at(TABLE, 0.85))

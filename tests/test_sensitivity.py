@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lowrank_core.correct import Correction
 from lowrank_core.data import Dataset
 from lowrank_core.errors import Cancelled
-from lowrank_core.metrics import TOP1
+from lowrank_core.metrics import TOP1, Metric
 from lowrank_core.opened import Opened
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.sensitivity import PointFiles, asked, measured, ranks
@@ -26,11 +26,11 @@ class Net(nn.Module):
         return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
 
 
-def workspace(model: nn.Module, inputs: Tensor, name: str = "net") -> Workspace:
+def workspace(model: nn.Module, inputs: Tensor, name: str = "net", metric: Metric = TOP1) -> Workspace:
     targets = torch.arange(len(inputs)) % 2
     data = Dataset(inputs, targets)
     return Workspace(
-        Opened(name, name, "", model.eval(), (inputs[:2],), lambda: data, lambda: data, metric=lambda _: TOP1)
+        Opened(name, name, "", model.eval(), (inputs[:2],), lambda: data, lambda: data, metric=lambda _: metric)
     )
 
 

@@ -1,0 +1,92 @@
+"""Context: what later layers make good is measured where it is planted, and random plans are scored as they are."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.context import context_of, joint_plans, joints, repairs
+from lowrank_core.correct import Correction
+from lowrank_core.cost import useful_rank
+from lowrank_core.errors import Cancelled
+from lowrank_core.evaluate import final_score
+from lowrank_core.metrics import AGREEMENT
+from lowrank_core.predict import noise_table
+from lowrank_core.sensitivity import measured, ranks
+from lowrank_core.workspace import Workspace
+from tests.test_sensitivity import one_thread, workspace  # noqa: F401 - one_thread is a fixture
+
+
+class Chain(nn.Module):
+    """The second layer sees twice what the first gives, once past it: it can make good what the first loses."""
+
+    def __init__(self, bypass: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.bypass = nn.Linear(12, 12), nn.Linear(24, 12), bypass
+        self.head = nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.head(self.second(torch.cat([y, x if self.bypass else torch.zeros_like(x)], 1)))
+
+
+def opened(bypass: bool) -> Workspace:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return workspace(Chain(bypass), torch.randn(256, 12), name=f"bypass {bypass}")
+
+
+@pytest.fixture(scope="module")
+def net() -> Workspace:
+    return opened(True)
+
+
+def test_only_what_can_be_made_good_is():
+    """With the inputs at hand the second layer repairs the first; without, what rank has taken is gone."""
+    kept = {}
+    for bypass in (True, False):
+        net = opened(bypass)
+        points = [step.point for step in measured(net, Correction(samples=256))]
+        found = list(repairs(net, Correction(samples=256), points))
+        assert {r.layer for r in found} == {"first", "second"}
+        assert len([r for r in found if r.layer == "first"]) == len(ranks(net.profile.layers[0], "svd")) - 1
+        kept[bypass] = [r.kept for r in found if r.layer == "first"]
+    assert max(kept[True]) < 0.6 * min(kept[False])
+
+
+def test_random_plans_fit_the_model_and_depend_on_the_seed(net):
+    plans = [plan for plan, _ in zip(joint_plans(net, ["svd"], seed=3), range(20), strict=False)]
+    again = [plan for plan, _ in zip(joint_plans(net, ["svd"], seed=3), range(20), strict=False)]
+    other = next(joint_plans(net, ["svd"], seed=4))
+    assert plans == again
+    assert plans[0] != other
+    for plan in plans:
+        assert 1 <= len(plan.choices) <= 3
+        for name, choice in plan.choices:
+            top = useful_rank(net.profile.layer(name), "svd")
+            assert all(1 <= r <= t for r, t in zip(choice.rank, top, strict=True))
+
+
+def test_joint_plans_are_scored_and_hopeless_ones_left_out():
+    """All maps have rank 2: a plan is nearly exact or, with a rank of 1, hopeless."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Linear(12, 12) for _ in range(3)]
+    for layer in layers:
+        left, right = torch.randn(12, 2, generator=generator), torch.randn(2, 12, generator=generator)
+        layer.weight.data, layer.bias.data = left @ right + 1e-3 * layer.weight.data, torch.zeros(12)
+    net = workspace(nn.Sequential(*layers), torch.randn(256, 12, generator=generator), metric=AGREEMENT)
+    found = list(joints(net, None, ["svd"], plans=6, samples=256))
+    drawn = [plan for plan, _ in zip(joint_plans(net, ["svd"]), range(24), strict=False)]
+    lossless = [plan for plan in drawn if all(choice.rank >= (2,) for _, choice in plan.choices)]
+    assert 0 < len(lossless) < 24
+    assert [joint.plan for joint in found] == lossless[:6]
+    for joint in found:
+        assert joint.score == final_score(net.measure(net.compress(joint.plan))).value > 0.95
+    with pytest.raises(Cancelled):
+        next(joints(net, None, ["svd"], cancelled=lambda: True))
+
+
+def test_a_context_knows_the_order_and_fits_the_scale(net):
+    points = [step.point for step in measured(net)]
+    table = noise_table(net.reference, 256)
+    assert context_of(net, points, table).order == ("first", "second", "head")
+    assert context_of(net, points, table).scale == 1
