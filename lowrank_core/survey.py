@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
+from lowrank_core.context import context_of, joints, repairs
 from lowrank_core.cost import plan_cost, uniform_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import final_score
-from lowrank_core.predict import Point
+from lowrank_core.predict import Context, Point, noise_table
 from lowrank_core.sensitivity import PointFiles, measured
 from lowrank_core.workspace import Workspace
 
 SHARES = (0.15, 0.25, 0.35, 0.5, 0.65, 0.8)
 SAMPLES = 512
+MIXED = ("svd", "spatial_svd", "tucker2", "cp3")
 EVERY = 8
 
 
@@ -32,12 +37,14 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What is known so far: points of single layers, and the uniform reference.
+    """What is known so far: points of single layers, what layers do to each other, the
+    uniform reference.
 
     doing: what goes on, with the time left; over: no more will come.
     """
 
     points: tuple[Point, ...] = ()
+    context: Context = field(default_factory=Context)
     uniform: tuple[Uniform, ...] = ()
     doing: str = ""
     over: bool = False
@@ -74,15 +81,16 @@ class Survey:
     def _run(self, workspace: Workspace) -> None:
         try:
             if workspace.opened.evaluate is None:
-                self._points(workspace)
+                files = self._points(workspace)
                 pause = partial(self._pause, workspace)
                 for found in uniform_reference(workspace, corrected=self._corrected, cancelled=pause):
                     self._findings = replace(self._findings, uniform=(*self._findings.uniform, found), doing="")
+                self._context(workspace, files, pause)
         except LowRankError:
             pass  # the measurement of the plan itself says what is wrong
         self._findings = replace(self._findings, doing="", over=True)
 
-    def _points(self, workspace: Workspace) -> None:
+    def _points(self, workspace: Workspace) -> PointFiles:
         correction = workspace.correction if self._corrected else None
         files = PointFiles(self._folder, workspace, correction)
         known = files.load()
@@ -99,12 +107,53 @@ class Survey:
         finally:
             if fresh:
                 files.save((*known, *fresh))
+        return files
+
+    def _context(self, workspace: Workspace, files: PointFiles, pause: Callable[[], bool]) -> None:
+        """What later layers make good, and what the sum is worth: only a correction makes layers act on each other."""
+        if not self._corrected:
+            return
+        shipped = () if self._shipped is None else (PointFiles(self._shipped, workspace, workspace.correction),)
+        for place in (*shipped, files):
+            found = read_context(place)
+            if found is not None:
+                self._findings = replace(self._findings, context=found)
+                return
+        context = learn_context(workspace, self._findings.points, cancelled=pause)
+        self._findings = replace(self._findings, context=context)
+        write_context(files, context)
 
     def _pause(self, workspace: Workspace) -> bool:
         """Give way to whoever waits for a figure; whether to stop for good."""
         while workspace.busy and not self._stop.is_set():
             time.sleep(0.02)
         return self._stop.is_set()
+
+
+def learn_context(
+    workspace: Workspace, points: tuple[Point, ...], *, cancelled: Callable[[], bool] = lambda: False
+) -> Context:
+    """Measure it, with the workspace's correction; raises Cancelled."""
+    found = tuple(repairs(workspace, workspace.correction, points, cancelled=cancelled))
+    plans = tuple(joints(workspace, workspace.correction, MIXED, cancelled=cancelled))
+    return context_of(workspace, points, noise_table(workspace.reference), found, plans)
+
+
+def read_context(files: PointFiles) -> Context | None:
+    """The context stored beside the points, if there is one that can be read."""
+    try:
+        return msgspec.json.decode(files.path("context").read_bytes(), type=Context)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_context(files: PointFiles, context: Context) -> None:
+    """Store it beside the points, whole or not at all."""
+    path = files.path("context")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary.write_bytes(msgspec.json.encode(context))
+    os.replace(temporary, path)
 
 
 def uniform_reference(

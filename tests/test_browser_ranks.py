@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page
 
+from lowrank_core.builtin import POINTS
 from lowrank_core.cost import plan_cost
 from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.predict import curves, noise_table, predict
+from lowrank_core.survey import Survey
 from lowrank_core.workspace import Workspace
 
 FIGURES = ("accuracy", "bytes", "multiplies")
@@ -353,6 +356,34 @@ def test_a_score_is_shown_only_with_the_plan_it_belongs_to(ranks: Page) -> None:
     assert ranks.get_attribute("[data-testid=live-accuracy]", "data-state") != "measured"
     assert "rb-unsure" in (ranks.get_attribute("[data-testid=live-accuracy]", "class") or "")
     ranks.mouse.up()
+
+
+def test_the_prediction_of_the_browser_is_pythons(ranks: Page, tmp_path: Path) -> None:
+    workspace = Workspace.open("builtin:digits-cnn")
+    survey = Survey(workspace, corrected=True, folder=tmp_path, shipped=POINTS)
+    findings = survey.wait(60)
+    found, table = curves(findings.points), noise_table(workspace.reference)
+    assert findings.context.repairs
+    draw = random.Random(1)
+    plans = []
+    for _ in range(200):
+        chosen = [layer for layer in workspace.profile.layers if draw.random() < 0.7]
+        choices = {
+            layer.name: Choice(layer.methods[0].name, (draw.randint(1, layer.methods[0].max_rank(layer.spec)[0]),))
+            for layer in chosen
+        }
+        plans.append(RankPlan.of(workspace.profile.fingerprint, choices))
+    expected = [
+        predict(plan, found, table, lambda n, m: workspace.factors(n, m).spectra, findings.context) for plan in plans
+    ]
+    ranks.wait_for_function("() => Object.values(RankBoard.models)[0].context")
+    sent = [{n: {"method": c.method, "rank": list(c.rank)} for n, c in plan.choices} for plan in plans]
+    shown = ranks.evaluate(
+        "plans => plans.map(p => RankBoard.predict(Object.values(RankBoard.models)[0], p).value)",
+        sent,
+    )
+    assert max(abs(a - b) for a, b in zip(shown, expected, strict=True)) < 0.01
+    assert min(expected) < 0.8 < 0.99 < max(expected)
 
 
 SLOW_MODEL = """

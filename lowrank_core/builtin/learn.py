@@ -7,6 +7,7 @@ Files are named by the sha256 of weights, data, correction and version, so a net
 
 from lowrank_core.builtin import BUILTIN, POINTS
 from lowrank_core.sensitivity import PointFiles, measured
+from lowrank_core.survey import learn_context, write_context
 from lowrank_core.workspace import Workspace
 
 
@@ -17,7 +18,10 @@ def main() -> None:
         workspace = Workspace.open(f"builtin:{name}")
         for correction in (workspace.correction, None):
             points = [found.point for found in measured(workspace, correction)]
-            PointFiles(POINTS, workspace, correction).save(points)
+            files = PointFiles(POINTS, workspace, correction)
+            files.save(points)
+            if correction is not None:
+                write_context(files, learn_context(workspace, tuple(points)))
             print(f"{name}, {'corrected' if correction else 'plain'}: {len(points)} points", flush=True)
 
 

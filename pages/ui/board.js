@@ -79,15 +79,20 @@ function lookUp(model, variance) {
 }
 
 function predict(model, choices) {
-  let variance = 0, rough = false;
-  for (const layer of model.layers) {
-    const choice = choices[layer.name];
+  const { context } = model, chosen = model.layers.map(layer => choices[layer.name]);
+  let variance = 0, rough = false, later = 0;
+  for (let i = model.layers.length - 1; i >= 0; i--) {             // from the last, so that later ones are counted
+    const layer = model.layers[i], choice = chosen[i];
     if (!choice) continue;
     const points = layer.methods[choice.method].points;
     if (!points || !points.length) rough = true;
-    variance += change(model, layer, choice);
+    const alone = change(model, layer, choice), kept = context && context.kept[layer.name];
+    const rest = Math.max(1, model.layers.length - 1 - i);
+    variance += kept && alone > 0
+      ? alone * Math.exp(later / rest * between(kept.map(k => k[0]), kept.map(k => k[1]), Math.log(alone))) : alone;
+    later += 1;
   }
-  return { value: afterNoise(model, variance), rough };
+  return { value: afterNoise(model, (context ? context.scale : 1) * variance), rough };
 }
 
 /* The table is made from some of the samples, so only its differences count. */
@@ -396,6 +401,7 @@ class Board {
       }
       this.schedule();
     }
+    if (message.context) this.model.context = message.context;
     if (message.uniform) { this.model.uniform = message.uniform; this.drawTradeoff(); }
     if (message.rev !== this.rev || this.dragging) return;
     const before = this.measuring;

@@ -17,7 +17,7 @@ from lowrank_core.evaluate import Score
 from lowrank_core.linalg import tail_energy
 from lowrank_core.measurement import Measurement, Progress
 from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.predict import curves
+from lowrank_core.predict import curves, kept_curves
 from lowrank_core.survey import Findings
 from lowrank_core.workspace import Workspace
 from pages.ui import editor, state, words
@@ -117,7 +117,12 @@ def _learnt(findings: Findings) -> dict[str, Any]:
     points: dict[str, dict[str, Any]] = {}
     for (layer, method), curve in curves(findings.points).items():
         points.setdefault(layer, {})[method] = curve
-    return {"points": points, "uniform": [asdict(found) for found in findings.uniform], "learning": findings.doing}
+    return {
+        "points": points,
+        "context": {"kept": kept_curves(findings.context.repairs), "scale": findings.context.scale},
+        "uniform": [asdict(found) for found in findings.uniform],
+        "learning": findings.doing,
+    }
 
 
 def _committed(workspace: Workspace) -> None:
