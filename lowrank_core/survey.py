@@ -88,7 +88,8 @@ class Survey:
                 self._context(workspace, files, pause)
         except LowRankError:
             pass  # the measurement of the plan itself says what is wrong
-        self._findings = replace(self._findings, doing="", over=True)
+        finally:
+            self._findings = replace(self._findings, doing="", over=True)
 
     def _points(self, workspace: Workspace) -> PointFiles:
         correction = workspace.correction if self._corrected else None

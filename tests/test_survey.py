@@ -45,6 +45,12 @@ def test_it_gives_way_and_stops(workspace: Workspace, tmp_path: Path) -> None:
     assert not survey.findings.points
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_it_ends_also_where_it_fails(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowrank_core.survey.measured", lambda *_, **__: 1 / 0)
+    assert Survey(workspace, corrected=True, folder=tmp_path).wait(20).over
+
+
 @pytest.mark.parametrize("name", ["digits-cnn", "iris-mlp", "fft-mlp"])
 @pytest.mark.parametrize("corrected", [True, False])
 def test_the_built_in_networks_ship_their_points(name: str, corrected: bool, tmp_path: Path) -> None:
