@@ -427,3 +427,33 @@ def test_a_newer_release_ends_the_measurement_before_it(page: Page, serve: Calla
     last = max(rev for rev, _ in heard)
     assert [last, True] in heard
     assert not [rev for rev, done in heard if done and rev < last], "an older measurement went on to its end"
+
+
+NOTHING_TO_COMPRESS = """
+import torch
+from torch import nn
+
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 6, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x)[0][:, -1]
+
+def build_model():
+    return Last().eval()
+
+def example_inputs():
+    return (torch.zeros(1, 7, 4),)
+"""
+
+
+def test_a_network_without_a_compressible_layer_is_told_so(
+    page: Page, serve: Callable[..., str], tmp_path: Path
+) -> None:
+    model = tmp_path / "last.py"
+    model.write_text(NOTHING_TO_COMPRESS)
+    page.goto(f"{serve(model)}/Ranks")
+    measured(page)
+    assert "No layer of this network can be compressed" in page.inner_text(".rb-layers")

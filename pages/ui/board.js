@@ -645,6 +645,7 @@ class Board {
   }
 
   select(name) {
+    if (!this.rows.has(name)) return;
     if (this.selected === name && this.detailOf === name + this.rows.get(name).method) return;
     const old = this.rows.get(this.selected);
     if (old) this.dirty.add(old);
