@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ from lowrank_core.data import Dataset
 from lowrank_core.discover import Layer
 from lowrank_core.errors import Cancelled
 from lowrank_core.evaluate import run
+from lowrank_core.files import write_whole
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.predict import Point, closed_form_error
@@ -159,14 +158,11 @@ class PointFiles:
         by_method: dict[str, list[Point]] = {}
         for point in points:
             by_method.setdefault(point.method, []).append(point)
-        self.folder.mkdir(parents=True, exist_ok=True)
         for method, chosen in by_method.items():
             document: dict[str, Any] = {**self._key, "method": method}
             document["points"] = [asdict(p) for p in sorted(chosen, key=lambda p: (p.layer, p.rank))]
-            path = self.path(method)
-            temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-            temporary.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+            write_whole(self.path(method), text.encode())
 
     def path(self, method: str) -> Path:
         """Where the points of a method are."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from lowrank_core.context import context_of, joints, repairs
 from lowrank_core.cost import plan_cost, uniform_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import final_score
+from lowrank_core.files import write_whole
 from lowrank_core.predict import Context, Point, noise_table
 from lowrank_core.sensitivity import PointFiles, measured
 from lowrank_core.workspace import Workspace
@@ -150,11 +150,7 @@ def read_context(files: PointFiles) -> Context | None:
 
 def write_context(files: PointFiles, context: Context) -> None:
     """Store it beside the points, whole or not at all."""
-    path = files.path("context")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-    temporary.write_bytes(msgspec.json.encode(context))
-    os.replace(temporary, path)
+    write_whole(files.path("context"), msgspec.json.encode(context))
 
 
 def uniform_reference(

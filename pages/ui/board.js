@@ -107,7 +107,7 @@ function amount(value, unit) {
   const space = "\u202f";
   for (const [size, prefix] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]])
     if (value >= size) return (value / size).toPrecision(4) + space + prefix + unit;
-  return value.toFixed(unit ? 0 : 0) + (unit ? space + unit : "");
+  return value.toFixed(0) + (unit ? space + unit : "");
 }
 const figures = {
   bytes: v => v < 1e3 ? v.toFixed(2) + "\u202fB" : amount(v, "B"),
@@ -800,8 +800,7 @@ class Board {
       if (kind !== "accuracy") chart.on("plotly_click", event => event.points[0].customdata && this.select(event.points[0].customdata));
       return;
     }
-    if (this.dragging && moved && this.moveBars(chart, values, moved, share, kind)) { chart.behind = true; return; }
-    chart.behind = false;
+    if (this.dragging && moved && this.moveBars(chart, values, moved, share, kind)) return;
     const top = ceiling ? chart._fullLayout.yaxis2.range[1] : 1.25 * Math.min(0.05, Math.max(0.004, ...values));
     window.Plotly.update(chart, { x: [[share], ticks, chart.data[2].x, chart.data[3].x], y: [[0], [0], chart.data[2].y, values],
       "marker.color": [colours.primary, undefined, colours.faint, marker] }, { "yaxis2.range": [0, top] });

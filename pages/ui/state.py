@@ -12,7 +12,6 @@ import re
 import secrets
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lowrank_core.cost import check_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.exports import Exported
+from lowrank_core.files import write_whole
 from lowrank_core.measurement import Measurement
 from lowrank_core.plan import RankPlan
 from lowrank_core.predict import NoiseTable, noise_table
@@ -125,9 +125,7 @@ def set_history(shown: Workspace, changed: History) -> None:
     """Remember a changed history, here and on disk."""
     st.session_state["histories"][shown.profile.fingerprint] = changed
     path = _folder() / f"{_session_id()}-{shown.profile.fingerprint[7:19]}.json"
-    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-    temporary.write_text(changed.to_json(), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, changed.to_json().encode())
 
 
 def _saved(fingerprint: str, shown: Workspace) -> History | None:
