@@ -116,6 +116,16 @@ CORRECT = click.option(
     "--correct/--no-correct", "corrected", default=True, help="Teach the factors the dense answers first; default on."
 )
 COMPARE = click.option("--compare", is_flag=True, help="Also measure the plan without its correction.")
+MULTIPLIES = click.option(
+    "--multiplies", type=float, help="At most so many; up to 1: a share of the whole dense network."
+)
+BYTES = click.option("--bytes", type=float, help="The same of bytes.")
+LOCK = click.option(
+    "--lock", multiple=True, metavar="LAYER", help="Layer to leave dense, or a pattern with * (repeatable)."
+)
+CACHED = click.option(
+    "--cache/--no-cache", "cached", default=True, help="Keep and use what earlier runs measured; default on."
+)
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")
 
 
@@ -306,9 +316,9 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
 @OUT
 @click.option("--rule", help="Rule that finds the ranks first: bisection for --max-drop, budget for the others.")
 @click.option("--max-drop", type=float, help="Largest drop of the score that the ranks may cost before training.")
-@click.option("--multiplies", type=float, help="At most so many; up to 1: a share of the whole dense network.")
-@click.option("--bytes", type=float, help="The same of bytes.")
-@click.option("--lock", multiple=True, metavar="LAYER", help="Layer to leave dense, or a pattern with * (repeatable).")
+@MULTIPLIES
+@BYTES
+@LOCK
 @setting("epochs", "--epochs")
 @setting("learning_rate", "--learning-rate")
 @click.option(
@@ -442,17 +452,17 @@ def _epoch_document(epoch: Epoch) -> dict[str, Any]:
 @MODEL
 @click.option("--rule", default="budget", show_default=True, help=f"One of {', '.join(RULES)}.")
 @OUT
-@click.option("--multiplies", type=float, help="At most so many; up to 1: a share of the whole dense network.")
-@click.option("--bytes", type=float, help="The same of bytes.")
+@MULTIPLIES
+@BYTES
 @click.option("--microseconds", type=float, help="The same of the latency in --latency-table.")
 @existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
 @click.option("--max-drop", type=float, help="The largest drop of the score, in its own unit: 0.01 is one point.")
 @click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")
-@click.option("--lock", multiple=True, metavar="LAYER", help="Layer to leave dense, or a pattern with * (repeatable).")
+@LOCK
 @click.option("--multiple-of", type=click.IntRange(1), default=1, help="Every rank is a multiple of this.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the rule (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=1000, help="Evaluation samples for a trial; default 1000.")
-@click.option("--cache/--no-cache", "cached", default=True, help="Keep and use what earlier runs measured; default on.")
+@CACHED
 @CORRECT
 def search(
     model: str,
@@ -533,7 +543,7 @@ def _of_dense(workspace: Workspace, cost: Cost) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Only this (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=256, help="Evaluation samples; default 256.")
-@click.option("--cache/--no-cache", "cached", default=True, help="Keep and use what earlier runs measured; default on.")
+@CACHED
 @CORRECT
 def profile(
     model: str, out: Path | None, methods: tuple[str, ...], samples: int, cached: bool, corrected: bool
@@ -552,7 +562,7 @@ def profile(
     )
     by_layer: dict[tuple[str, str], list[dict[str, Any]]] = {}
     rows = []
-    for point in sorted(points, key=lambda p: asks.index((p.layer, Choice(p.method, p.rank)))):
+    for point in points:
         cost = layer_cost(workspace.profile.layer(point.layer), Choice(point.method, point.rank))
         by_layer.setdefault((point.layer, point.method), []).append(
             {

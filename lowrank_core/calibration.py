@@ -7,7 +7,6 @@ and other threads may use it meanwhile.
 from __future__ import annotations
 
 import copy
-import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_core.attention import watched_attention, without_fused_paths
-from lowrank_core.data import Dataset, Inputs, call, evaluating, tensors
+from lowrank_core.data import Dataset, call, evaluating
 from lowrank_core.discover import Layer, ModelProfile, module_at
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, inputs_first
@@ -42,15 +41,6 @@ def calibration_samples(pool: Dataset, samples: int = SAMPLES, seed: int = 0) ->
     """At most `samples` of the pool, without labels, in an order that depends on the seed alone."""
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
     return Dataset(Dataset(pool.inputs).pick(order[:samples]).inputs)
-
-
-def data_hash(inputs: Inputs) -> str:
-    """'sha256:' over dtype, shape and bytes of every input tensor."""
-    digest = hashlib.sha256()
-    for tensor in tensors(inputs):
-        digest.update(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:

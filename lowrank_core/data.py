@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,15 @@ class Dataset:
 def tensors(value: Any) -> list[Tensor]:
     """Every tensor inside a nested structure, in order."""
     return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+
+
+def data_hash(inputs: Inputs) -> str:
+    """'sha256:' over dtype, shape and bytes of every input tensor."""
+    digest = hashlib.sha256()
+    for tensor in tensors(inputs):
+        digest.update(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def batch_size(inputs: Inputs) -> int:

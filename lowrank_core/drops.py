@@ -20,6 +20,14 @@ if TYPE_CHECKING:  # selection imports its rules, which import this
 
 ORDERS = ("alone", "largest first", "together")
 
+ORDER_FORM = {
+    "choices": ORDERS,
+    "label": "Layers",
+    "help": "alone: each may lose the drop by itself; largest first: one after the other, all of them within the drop; "
+    "together: one share for all.",
+}
+"""What a form needs to know of a rule's order."""
+
 SLACK = 1e-9
 """Differences of scores are rounded: a drop of 0.1 may come as 0.1 + 3e-17."""
 

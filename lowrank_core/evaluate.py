@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.data import Dataset, call, evaluating
+from lowrank_core.data import Dataset, call, data_hash, evaluating
 from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.metrics import Metric
 from lowrank_core.verdict import is_within
@@ -67,6 +68,11 @@ class Reference:
             part = self.dataset.pick(slice(start, min(start + self.batch, total)))
             yield part, self._dense(index)[: len(part)]
 
+    @cached_property
+    def hash(self) -> str:
+        """'sha256:' over the samples in the order in which they are used."""
+        return data_hash((self.dataset.inputs, self.dataset.targets))
+
     @property
     def complete(self) -> bool:
         """Whether the dense outputs of all samples are there."""
@@ -78,10 +84,7 @@ class Reference:
         for part, dense in self.batches(samples):
             outputs.append(dense)
             targets.append(dense if self.metric.label_free or part.targets is None else part.targets)
-        if self.metric.per_sample is not None:
-            return float(self.metric.per_sample(torch.cat(outputs), torch.cat(targets)).mean())
-        assert self.metric.value is not None
-        return float(self.metric.value(torch.cat(outputs), torch.cat(targets)))
+        return self.metric.score(torch.cat(outputs), torch.cat(targets))
 
     def _dense(self, index: int) -> Tensor:
         with self._lock:

@@ -27,10 +27,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from lowrank_core.apply import chain_at, restructure
-from lowrank_core.calibration import data_hash
 from lowrank_core.candidate import Candidate
 from lowrank_core.cost import plan_cost
-from lowrank_core.data import Dataset, Inputs, call, evaluating
+from lowrank_core.data import Dataset, Inputs, call, data_hash, evaluating
 from lowrank_core.discover import weight_at
 from lowrank_core.errors import Cancelled, InvalidData, InvalidFile, InvalidPlan, LowRankError, TrainingFailed
 from lowrank_core.evaluate import Score, final_score, run
@@ -259,9 +258,8 @@ class _Training:
                 "and look for NaN in train_data(). The network and its plan are as they were."
             )
         judged = theirs if self.metric.label_free or targets is None else targets
-        if self.metric.per_sample is not None:
-            return loss, float(self.metric.per_sample(ours, judged).mean())
-        return loss, loss if self.metric.value is None else float(self.metric.value(ours, judged))
+        unscored = self.metric.per_sample is None and self.metric.value is None
+        return loss, loss if unscored else self.metric.score(ours, judged)
 
     def keep(self) -> None:
         """Remember the weights as the best."""

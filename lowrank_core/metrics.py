@@ -22,6 +22,13 @@ class Metric:
     class_axis: int | None = None  # the axis of the outputs that holds one unnormalised score per class
     unbounded: bool = False  # per_sample is a number of any size, not 0 for wrong to 1 for right
 
+    def score(self, outputs: Tensor, targets: Tensor) -> float:
+        """The score of some samples together."""
+        if self.per_sample is not None:
+            return float(self.per_sample(outputs, targets).mean())
+        assert self.value is not None
+        return float(self.value(outputs, targets))
+
     @property
     def share(self) -> bool:
         """Whether the score is a share of the samples, which people read in percent."""

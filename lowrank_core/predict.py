@@ -215,13 +215,7 @@ def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, dra
     variances = [scale * 10 ** (-5 + 0.125 * step) for step in range(57)]
     scores = []
     for variance in variances:
-        values = []
-        for sample in noise:
-            noisy = outputs + variance**0.5 * sample
-            if metric.per_sample is not None:
-                values.append(float(metric.per_sample(noisy, targets).mean()))
-            elif metric.value is not None:
-                values.append(float(metric.value(noisy, targets)))
+        values = [metric.score(outputs + variance**0.5 * sample, targets) for sample in noise]
         scores.append(sum(values) / len(values))
     logs = torch.tensor(variances, dtype=torch.float64).log().tolist()
     return NoiseTable(tuple(logs), tuple(scores), scale)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from lowrank_core.apply import apply
-from lowrank_core.calibration import data_hash
 from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import rank_at, useful_rank
-from lowrank_core.data import Dataset
+from lowrank_core.data import Dataset, data_hash
 from lowrank_core.discover import Layer
 from lowrank_core.errors import Cancelled
 from lowrank_core.evaluate import run
@@ -139,18 +138,18 @@ def profile(
     asks = tuple(asks)
     files = None if folder is None else PointFiles(folder, workspace, correction, data=data)
     found = {(p.layer, p.method, p.rank): p for p in (() if files is None else files.load())}
-    saved = time.monotonic()
+    saved, fresh = time.monotonic(), False
     try:
         for step in measured(
             workspace, correction, asks=asks, known=tuple(found.values()), data=data, cancelled=cancelled
         ):
-            found[step.point.layer, step.point.method, step.point.rank] = step.point
+            found[step.point.layer, step.point.method, step.point.rank], fresh = step.point, True
             tell(f"measuring layers: {step.done} of {step.total} points, {step.seconds_left:.0f} s left")
             if files is not None and time.monotonic() - saved > SAVE_SECONDS:
                 files.save(found.values())
-                saved = time.monotonic()
+                saved, fresh = time.monotonic(), False
     finally:
-        if files is not None:
+        if files is not None and fresh:
             files.save(found.values())
     return tuple(found[name, choice.method, choice.rank] for name, choice in asks)
 
@@ -178,15 +177,8 @@ def _drop(metric: Metric, outputs: Tensor, dense: Tensor, targets: Tensor | None
     if targets is None:
         return None
     targets = dense if metric.label_free else targets
-    ours, theirs = (_value(metric, values, targets) for values in (outputs, dense))
+    ours, theirs = (metric.score(values, targets) for values in (outputs, dense))
     return theirs - ours if metric.higher_is_better else ours - theirs
-
-
-def _value(metric: Metric, outputs: Tensor, targets: Tensor) -> float:
-    if metric.per_sample is not None:
-        return float(metric.per_sample(outputs, targets).mean())
-    assert metric.value is not None
-    return float(metric.value(outputs, targets))
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def _member_sizes(path: Path) -> dict[str, int]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # zipfile's word for an unknown compression
         raise InvalidFile(f"{path} is cut short or damaged ({error}); copy or save it again.") from error
     if any(m.compress_type != zipfile.ZIP_STORED or m.compress_size != m.file_size for m in members):
         raise InvalidFile(f"{path} has compressed members, which torch.save never writes; {ADVICE}.")

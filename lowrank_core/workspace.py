@@ -11,10 +11,10 @@ from functools import cached_property
 from torch import nn
 
 from lowrank_core.apply import apply
-from lowrank_core.calibration import MomentStore, calibration_samples, data_hash
+from lowrank_core.calibration import MomentStore, calibration_samples
 from lowrank_core.candidate import Candidate
 from lowrank_core.correct import Correction, Corrector, Step, load_overlay
-from lowrank_core.data import Dataset, batch_size
+from lowrank_core.data import Dataset, batch_size, data_hash
 from lowrank_core.discover import ModelProfile, discover
 from lowrank_core.errors import InvalidModel
 from lowrank_core.evaluate import Reference, Score, evaluate

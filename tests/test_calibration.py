@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from lowrank_core.calibration import (
     MomentStore,
     calibration_samples,
-    data_hash,
     draw_positions,
     input_moments,
     input_rows,
@@ -18,7 +17,7 @@ from lowrank_core.calibration import (
     output_rows,
     twin,
 )
-from lowrank_core.data import Dataset
+from lowrank_core.data import Dataset, data_hash
 from lowrank_core.discover import discover, fingerprint
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, inputs_first

@@ -14,15 +14,14 @@ from dataclasses import asdict, dataclass, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from lowrank_core.calibration import data_hash
 from lowrank_core.cost import plan_cost
+from lowrank_core.data import data_hash
 from lowrank_core.errors import InvalidFile
-from lowrank_core.evaluate import Reference, Score
+from lowrank_core.evaluate import Score
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import RankPlan
 from lowrank_core.workspace import Workspace
@@ -132,7 +131,7 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
         found["tuned"] = compressed.tuned
     data: dict[str, Any] = {}
     if compressed.score is not None and compressed.score.samples:
-        data["evaluation"] = _data_hash(workspace.reference)
+        data["evaluation"] = workspace.reference.hash
     if compressed.correction is not None:
         data["calibration"] = compressed.correction.get("data")
     elif any(METHODS[choice.method].data_aware for _, choice in compressed.plan.choices):
@@ -158,16 +157,6 @@ def _source(ref: str) -> dict[str, str]:
     if not path.is_file():
         return {"ref": ref}
     return {"ref": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-_hashes: WeakKeyDictionary[Reference, str] = WeakKeyDictionary()
-
-
-def _data_hash(reference: Reference) -> str:
-    """'sha256:' over the evaluation samples in the order in which they are used."""
-    if reference not in _hashes:
-        _hashes[reference] = data_hash((reference.dataset.inputs, reference.dataset.targets))
-    return _hashes[reference]
 
 
 for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):

@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgspec
 from torch import nn
 
-from lowrank_core.calibration import data_hash
 from lowrank_core.candidate import Candidate
 from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import Cost, layer_cost, plan_cost, rank_at, useful_rank
@@ -76,7 +75,7 @@ class Ledger:
         source, data = Path(workspace.opened.ref), ""
         code = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else ""
         if workspace.opened.evaluate is None:
-            data = data_hash((workspace.reference.dataset.inputs, workspace.reference.dataset.targets))
+            data = workspace.reference.hash
         return cls(folder / f"scores-{_digest(json.dumps([workspace.profile.fingerprint, data, code, VERSION]))}.jsonl")
 
     def get(self, key: str) -> Score | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lowrank_core.drops import ORDERS, Steps, lowest
+from lowrank_core.drops import ORDER_FORM, Steps, lowest
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, register
 
 
@@ -26,15 +26,7 @@ class Bisection:
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "max_drop"})
     methods: ClassVar[tuple[str, ...]] = ()
 
-    order: str = field(
-        default="largest first",
-        metadata={
-            "choices": ORDERS,
-            "label": "Layers",
-            "help": "alone: each may lose the drop by itself; largest first: one after the other, all of them within "
-            "the drop; together: one share for all.",
-        },
-    )
+    order: str = field(default="largest first", metadata=ORDER_FORM)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -81,7 +81,7 @@ class Budget:
         """Under budgets one plan, and those tried to refine it; under a largest drop the plans that were judged."""
         menus = self.menus(problem)
         if problem.max_drop is None:
-            yield from self._refined(problem, menus, best_plan(problem, menus, dict(problem.budgets)))
+            yield from self._refined(problem, menus)
         else:
             yield from self._smallest(problem, menus)
 
@@ -112,15 +112,15 @@ class Budget:
             menus.append(menu)
         return menus
 
-    def _refined(self, problem: Problem, menus: list[list[Option]], plan: RankPlan) -> Iterator[Trial]:
+    def _refined(self, problem: Problem, menus: list[list[Option]]) -> Iterator[Trial]:
         """Plans for losses that are off by a random factor per layer, judged as a whole by their divergence."""
         if not self.refine:
-            yield problem.trial(plan)
+            yield problem.trial(best_plan(problem, menus, dict(problem.budgets)))
             return
         data = problem.workspace.calibration
         dense = run(problem.workspace.model, data)
         generator = np.random.default_rng(0)
-        best, least, seen = plan, inf, set[RankPlan]()
+        best, least, seen = problem.plan({}), inf, set[RankPlan]()
         for number in range(self.refine + 1):
             factors = generator.lognormal(0.0, 0.5 if number else 0.0, len(menus))
             shifted = [[(c, loss * factor) for c, loss in menu] for menu, factor in zip(menus, factors, strict=True)]

@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 
 from lowrank_core.apply import apply
-from lowrank_core.calibration import MomentStore, calibration_samples, data_hash
+from lowrank_core.calibration import MomentStore, calibration_samples
 from lowrank_core.correct import Correction, Corrector, load_overlay
-from lowrank_core.data import Dataset
+from lowrank_core.data import Dataset, data_hash
 from lowrank_core.drops import Progress, lost, saved
 from lowrank_core.errors import Cancelled, InvalidSearch
 from lowrank_core.evaluate import Reference, Score, evaluate, final_score
