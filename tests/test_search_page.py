@@ -427,7 +427,7 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
 
     def slow(self: Planted, problem: Problem) -> Iterator[Trial]:
         hold.wait(30)
-        yield problem.trial(problem.plan({}))
+        yield problem.trial(problem.plan({**CONVOLUTIONS, "fc1": Choice("svd", (10,))}))
 
     monkeypatch.setattr(planted, "search", slow)
     rule = planted(note="held")
@@ -439,7 +439,7 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
     page = page.switch_page("pages/1_Model.py").run()
     assert "Search: Planted · since" in text(page).replace("\\", "")
     hold.set()
-    job.wait(30)
+    assert job.wait(30).error is None
     page = page.run()
     assert "Search: Planted · done" in text(page).replace("\\", "")
     page = page.switch_page("pages/4_Search.py").run()
