@@ -12,6 +12,7 @@ from typing import Protocol
 import joblib
 from torch import nn
 
+from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.cost import Cost, plan_cost
 from lowrank_core.errors import Cancelled
@@ -146,7 +147,7 @@ def sweep(
             yield _swept(workspace, number, candidate, settings, folder, cancelled)
         return
     jobs = (
-        joblib.delayed(_swept_elsewhere)(workspace.opened.ref, number, candidate, settings, folder)
+        joblib.delayed(_swept_elsewhere)(workspace.opened.ref, workspace.cache, number, candidate, settings, folder)
         for number, candidate in enumerate(candidates)
     )
     results = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")(jobs)
@@ -186,5 +187,7 @@ _opened = lru_cache(maxsize=1)(Workspace.open)
 """In a worker: the model it works on."""
 
 
-def _swept_elsewhere(ref: str, number: int, candidate: Candidate, settings: Settings, folder: Path | None) -> Swept:
-    return _swept(_opened(ref), number, candidate, settings, folder)
+def _swept_elsewhere(
+    ref: str, cache: Cache | None, number: int, candidate: Candidate, settings: Settings, folder: Path | None
+) -> Swept:
+    return _swept(_opened(ref, cache), number, candidate, settings, folder)
