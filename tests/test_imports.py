@@ -35,7 +35,7 @@ LEVELS = (
     "__main__",
 )
 ONE_FILE_EACH = {"methods", "selection", "sources", "exports"}
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "transformers"}  # heavy, imported where used
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "sklearn", "transformers"}  # heavy, imported where used
 COMMANDS = {"__main__", "builtin.train", "builtin.learn"}  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
 
