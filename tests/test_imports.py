@@ -30,7 +30,7 @@ LEVELS = (
     "selection finetune",
     "drops",
     "selection.* reload measurement survey sweep",
-    "exports check builtin.learn",
+    "exports check builtin.learn builtin.splits",
     "exports.*",
     "__main__",
 )
