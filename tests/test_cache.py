@@ -247,7 +247,7 @@ def looked_at(store: FactorStore, profile: ModelProfile, methods=METHODS):
             if METHODS[name].obstacle(layer.spec) is None:
                 factorization = store(layer.name, name)
                 found += [*factorization.spectra]
-                for share in (2, 3):
+                for share in (2, 4):
                     rank = tuple(max(1, top // share) for top in METHODS[name].max_rank(layer.spec))
                     try:
                         found += [*factorization.weights(rank), factorization.reconstruct(rank)]
@@ -260,7 +260,8 @@ def looked_at(store: FactorStore, profile: ModelProfile, methods=METHODS):
 @pytest.mark.parametrize("method", METHODS)
 def test_factors_from_disk_are_the_computed_ones_to_the_last_bit(cache, method):
     fitting = [a for a in AWKWARD if METHODS[method].obstacle(a.spec) is None]
-    for awkward in fitting[:1] + [a for a in fitting if a.spec.groups > 1 or a.spec.transposed][:2]:
+    more = [] if method.startswith("cp") else [a for a in fitting if a.spec.groups > 1 or a.spec.transposed][:2]
+    for awkward in fitting[:1] + more:
         model = nn.Sequential(filled(awkward.spec.build(dtype=torch.float32), seed=3).float())
         inputs = awkward.inputs(4, dtype=torch.float32)
         profile = profiled(model, (inputs,))
