@@ -14,11 +14,16 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from lowrank_core.layers import LayerSpec, Rank, inputs_first
+from lowrank_core.steps import Steps
 
 
 @runtime_checkable
 class Factorization(Protocol):
-    """A factorised weight; for a nested method every rank is a slice of it."""
+    """A factorised weight; for a nested method every rank is a slice of it.
+
+    What takes long is best done in `steps` (a Steps, if it has one): then it is computed when it is first needed, once,
+    and kept on disk.
+    """
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
@@ -102,6 +107,11 @@ class Transposed:
     stages: Callable[[LayerSpec, Rank], tuple[LayerSpec, ...]]
     spec: LayerSpec
     convolution: Factorization
+
+    @property
+    def steps(self) -> Steps | None:
+        """Those of the convolution."""
+        return getattr(self.convolution, "steps", None)
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:

@@ -18,10 +18,10 @@ from tensorly.tenalg import multi_mode_dot
 from torch import Tensor
 
 from lowrank_core.aware import factorize_aware
-from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, Rank
-from lowrank_core.linalg import principal_basis, storage_dtype, tail_energy
+from lowrank_core.linalg import check_finite, principal_basis, storage_dtype, tail_energy
 from lowrank_core.methods import Factorization, depthwise_obstacle, factorize_transposed, kernel_text, register
+from lowrank_core.steps import Steps, Tensors
 
 KEPT_BASES = 64
 """Input bases kept of one layer, one for each rank of the outputs that was asked for; 2 MB each for 512 channels."""
@@ -33,11 +33,35 @@ class TuckerFactorization:
 
     spec: LayerSpec
     weight: Tensor
-    kernels: tuple[Tensor, ...]
-    out_bases: tuple[Tensor, ...]
-    spectra: tuple[Tensor, ...]
+    ranks: Rank
     hooi: bool
+    steps: Steps = field(default_factory=Steps, compare=False, repr=False)
     _bases: dict[Rank, tuple[tuple[Tensor, Tensor], ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def kernels(self) -> tuple[Tensor, ...]:
+        """(out, in, *kernel) of each group, float64."""
+        return self.weight.detach().to(torch.float64).chunk(self.spec.groups)
+
+    @property
+    def spectra(self) -> tuple[Tensor, ...]:
+        """The singular values of both unfoldings; of several groups the root of the sum of squares."""
+        found = self.steps("bases", self._unfolded)
+        return found["out"], found["in"]
+
+    def _unfolded(self) -> Tensors:
+        """Both spectra, and the output basis of each group."""
+        energies = [torch.zeros(n // self.spec.groups) for n in (self.spec.out_channels, self.spec.in_channels)]
+        bases = {}
+        for group, kernel in enumerate(self.kernels):
+            for axis in (0, 1):
+                matrix = unfold(kernel, axis)
+                values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+                energies[axis] = energies[axis] + values.flip(0).clamp_min(0)
+                if axis == 0:
+                    bases[f"basis {group}"] = vectors.flip(1)
+        outputs, inputs = (e[:r].sqrt() for e, r in zip(energies, self.ranks, strict=True))
+        return {"out": outputs, "in": inputs, **bases}
 
     def error(self, rank: Rank) -> float:
         """Bound of the higher-order SVD: the squared tails of both axes add (De Lathauwer et al., SIMAX 2000)."""
@@ -71,8 +95,9 @@ class TuckerFactorization:
         key = rank if self.hooi else rank[:1]
         kept = self._bases.get(key)
         if kept is None:
+            found = self.steps("bases", self._unfolded)
             kept = tuple(
-                self._computed(kernel, basis, rank) for kernel, basis in zip(self.kernels, self.out_bases, strict=True)
+                self._computed(kernel, found[f"basis {group}"], rank) for group, kernel in enumerate(self.kernels)
             )
             if len(self._bases) >= KEPT_BASES:
                 self._bases.clear()
@@ -140,7 +165,7 @@ class Tucker2:
         )
 
     def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
-        """Both unfoldings once, in float64."""
+        """Both unfoldings, in float64, when they are first needed."""
         if spec.transposed:
             return factorize_transposed(self, spec, weight, second_moment)
 
@@ -154,27 +179,8 @@ class Tucker2:
 
         if self.data_aware and second_moment is not None:
             return factorize_aware(spec, weight, second_moment, prod(spec.kernel), self.max_rank(spec), to_stages)
-        exact = weight.detach().to(torch.float64)
-        if not torch.isfinite(exact).all():
-            raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint before factorising it.")
-        kernels = exact.chunk(spec.groups)
-        energies = [torch.zeros(spec.out_channels // spec.groups), torch.zeros(spec.in_channels // spec.groups)]
-        out_bases = []
-        for kernel in kernels:
-            for axis in (0, 1):
-                matrix = unfold(kernel, axis)
-                values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
-                energies[axis] = energies[axis] + values.flip(0).clamp_min(0)
-                if axis == 0:
-                    out_bases.append(vectors.flip(1))
-        return TuckerFactorization(
-            spec,
-            weight,
-            kernels,
-            tuple(out_bases),
-            tuple(e[:r].sqrt() for e, r in zip(energies, self.max_rank(spec), strict=True)),
-            hooi=not self.nested,
-        )
+        check_finite(weight)
+        return TuckerFactorization(spec, weight, self.max_rank(spec), hooi=not self.nested)
 
 
 register(Tucker2())
