@@ -496,6 +496,8 @@ class _Watch(TorchFunctionMode):
 class NormalEquations:
     """Sums over rows of one layer's last factor: features z (P, n) and targets t (P, out).
 
+    A weight that several copies share is fitted to all of them, the offset to each.
+
     Both are added up in float64 by chunks, so that neither memory nor precision depends on the number of rows.
     """
 
@@ -509,7 +511,7 @@ class NormalEquations:
         start = 0
         for part in row_chunks(self.spec, index):
             z = input_rows(self.spec, x, part).double()
-            t = targets[start : start + len(part)].double().reshape(len(part), self.spec.groups, -1).transpose(0, 1)
+            t = targets[start : start + len(part)].double().reshape(len(part), len(z), -1).transpose(0, 1)
             added = [z.mT @ z, z.sum(1)[:, None, :], t.mT @ z, t.sum(1)[:, :, None]]
             self.sums = [a + b for a, b in zip(self.sums, added, strict=True)] if self.sums else added
             start += len(part)
@@ -525,6 +527,8 @@ class NormalEquations:
         old = as_matrices(self.spec, weight.detach().double())
         if intercept:
             moment, relation = moment - mean.mT @ mean, relation - target_mean @ mean
+        if self.spec.copies > 1:
+            moment, relation = moment.mean(0, keepdim=True), relation.mean(0, keepdim=True)
         new = old
         if ridge is not None:
             with one_thread() if moment.shape[-1] <= SMALL else nullcontext():
