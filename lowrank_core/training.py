@@ -125,7 +125,8 @@ class Settings:
         """The learning rate: as set, or smaller where CP factors take part, which break at what others bear."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return CP_RATE if any(choice.method.startswith("cp") for _, choice in plan.choices) else RATE
+        words = {word for _, choice in plan.choices for word in choice.method.split("_")}
+        return CP_RATE if any(word.startswith("cp") for word in words) else RATE
 
 
 @dataclass(frozen=True, slots=True)
