@@ -84,7 +84,7 @@ def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
     """
     index = index.to(x.device)
     if not spec.kernel:
-        return x.reshape(-1, spec.in_channels)[index].unflatten(1, (-1, spec.copies)).movedim(2, 0)
+        return x.reshape(-1, spec.in_channels)[index].view(len(index), -1, spec.copies).movedim(2, 0)
     dimensions = len(spec.kernel)
     x = x.reshape(-1, *x.shape[-dimensions - 1 :])
     padded = _spread(spec, x) if spec.transposed else _padded(spec, x)

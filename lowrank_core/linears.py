@@ -28,9 +28,13 @@ class GroupedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """One product for all groups."""
         parts = x.reshape(-1, self.groups, self.in_features // self.groups).transpose(0, 1)
-        y = torch.bmm(parts, self.weight.unflatten(0, (self.groups, -1)).mT).transpose(0, 1)
+        y = torch.bmm(parts, self.weight.view(self.groups, -1, parts.shape[-1]).mT).transpose(0, 1)
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """As a Linear shows itself."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, groups={self.groups}"
 
 
 class SharedLinear(nn.Module):
@@ -49,5 +53,10 @@ class SharedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """One product for all parts."""
-        y = F.linear(x.unflatten(-1, (-1, self.copies)).mT, self.weight).flatten(-2)
+        parts = x.reshape(*x.shape[:-1], -1, self.copies).mT
+        y = F.linear(parts, self.weight).flatten(-2)
         return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """As a Linear shows itself."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, copies={self.copies}"

@@ -247,7 +247,8 @@ def balance(chain: nn.Sequential, sweeps: int = 20) -> None:
     """Give the factors of a chain the same scale, in place: what the chain computes stays the same.
 
     Each channel between two factors is scaled so that both weigh the same there, which for an SVD puts the square root
-    of each singular value on either side; channels that meet the same weights count as one. Unequal factors need unequal learning rates.
+    of each singular value on either side; channels that meet the same weights count as one. Unequal factors need
+    unequal learning rates.
     """
     weights = [_blocks(part) for part in chain]
     with torch.no_grad():
@@ -256,7 +257,7 @@ def balance(chain: nn.Sequential, sweeps: int = 20) -> None:
                 before = first.square().sum((2, 3)).flatten()
                 after = second.square().sum((1, 3)).sqrt().flatten()
                 copies = len(before) // len(after)
-                before = before.unflatten(0, (-1, copies)).sum(1).sqrt()
+                before = before.view(-1, copies).sum(1).sqrt()
                 ratio = (after / before).sqrt()
                 scale = torch.where((before > 0) & (after > 0), ratio, torch.ones_like(ratio))
                 first.mul_(scale.repeat_interleave(copies).reshape(len(first), -1, 1, 1))
