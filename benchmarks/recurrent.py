@@ -2,7 +2,8 @@
 
     python -m benchmarks.recurrent
 
-First by SVD at a few ranks, then SVD of the stacked gates against Tucker and CP over them at equal cost. Also the seconds that factorising an Embedding of 30,522 x 384 takes, plain and weighted by how often tokens occur.
+First by SVD at a few ranks, then SVD of the stacked gates against Tucker and CP over them at equal cost. Also the
+seconds that factorising an Embedding of 30,522 x 384 takes, plain and weighted by how often tokens occur.
 """
 
 from __future__ import annotations
