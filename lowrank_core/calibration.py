@@ -84,12 +84,14 @@ def output_rows(spec: LayerSpec, output: Tensor, index: Tensor | None = None) ->
 def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
     """(groups, P, in / groups * window): what each output position in `index` is computed from (im2col).
 
+    Of a shared weight (copies, P, in / copies), what it is applied to.
+
     Columns are in the order of `weight.flatten(1)`. Strides, dilation, padding and its modes are those of the layer.
     A transposed convolution is one of stride 1 over its inputs with zeros put between them, its window mirrored.
     """
     index = index.to(x.device)
     if not spec.kernel:
-        return x.reshape(-1, spec.in_channels)[index][None]
+        return x.reshape(-1, spec.in_channels)[index].view(len(index), -1, spec.copies).movedim(2, 0)
     dimensions = len(spec.kernel)
     x = x.reshape(-1, *x.shape[-dimensions - 1 :])
     padded = _spread(spec, x) if spec.transposed else _padded(spec, x)
@@ -110,12 +112,12 @@ def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
 def as_matrices(spec: LayerSpec, weight: Tensor) -> Tensor:
     """(groups, out / groups, in / groups * window) of a weight, columns in the order of `input_rows`."""
     taps = inputs_first(weight, spec.groups) if spec.transposed else weight
-    return taps.reshape(spec.groups, spec.out_channels // spec.groups, -1)
+    return taps.reshape(spec.groups, spec.out_channels // spec.groups // spec.copies, -1)
 
 
 def as_weight(spec: LayerSpec, matrices: Tensor) -> Tensor:
     """What `as_matrices` takes apart."""
-    taps = matrices.reshape(spec.out_channels, -1, *spec.kernel)
+    taps = matrices.reshape(spec.out_channels // spec.copies, -1, *spec.kernel)
     return inputs_first(taps, spec.groups) if spec.transposed else taps
 
 

@@ -22,7 +22,7 @@ from lowrank_core.data import Inputs, batch_size, call, evaluating
 from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers import LayerSpec, Size
 from lowrank_core.methods import METHODS, Method
-from lowrank_core.recurrent import KINDS, weight_shapes
+from lowrank_core.recurrent import KINDS, Recurrent, weight_shapes
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Embedding)
@@ -432,11 +432,12 @@ def _weights(model: nn.Module, rnn: nn.RNNBase, names: list[str], shapes: list[S
         each = rows // samples
         by_step += [() if each == 1 else (each,)] * length if each * samples == rows else [(tokens,)]
     prefixes = ["" if module_at(model, name) is model else f"{name}." for name in names]
+    gates = Recurrent.GATES[KINDS[type(rnn)]]
     for parameter, (rows, columns, biased) in weight_shapes(rnn).items():
         yield Layer(
             name=f"{prefixes[0]}{parameter}",
             type=type(rnn).__name__,
-            spec=LayerSpec(columns, rows, bias=biased),
+            spec=LayerSpec(columns, rows, bias=biased, gates=0 if parameter.startswith("weight_hr") else gates),
             in_sizes=tuple(at_once if parameter.startswith("weight_ih") else by_step),
             itemsize=rnn.get_parameter(parameter).element_size(),
             aliases=tuple(f"{prefix}{parameter}" for prefix in prefixes[1:]),

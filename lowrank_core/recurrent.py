@@ -9,17 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowrank_core.linears import GroupedLinear, SharedLinear
+
 KINDS: dict[type[nn.Module], str] = {nn.LSTM: "LSTM", nn.GRU: "GRU", nn.RNN: "RNN"}
 
 
 class Recurrent(nn.Module):
     """An nn.LSTM, nn.GRU or nn.RNN, step by step: the same arguments, states, outputs and names of parameters.
 
-    A weight in `ranks` is a chain of two Linear layers under its name, the second with its bias; the others are
-    parameters as usual. Needs torch alone, so that checkpoints can carry its source.
+    A weight in `ranks` is a chain of layers under its name, the last with its bias: two Linear layers of that rank, or
+    those of a list of parts {"op", "args"}. The others are parameters as usual. Needs torch and LINEARS alone, so that
+    checkpoints can carry its source.
     """
 
     GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # noqa: RUF012
+    LINEARS = {"Linear": nn.Linear, "GroupedLinear": GroupedLinear, "SharedLinear": SharedLinear}  # noqa: RUF012
 
     def __init__(
         self,
@@ -33,7 +37,7 @@ class Recurrent(nn.Module):
         bidirectional: bool = False,
         proj_size: int = 0,
         nonlinearity: str = "tanh",
-        ranks: dict[str, int] | None = None,
+        ranks: dict[str, Any] | None = None,
         **factory: Any,
     ) -> None:
         super().__init__()
@@ -42,8 +46,13 @@ class Recurrent(nn.Module):
         self.proj_size, self.nonlinearity = proj_size, nonlinearity
         for name, (rows, columns, biased) in self.weights().items():
             if ranks and name in ranks:
-                first = nn.Linear(columns, ranks[name], bias=False, **factory)
-                self.add_module(name, nn.Sequential(first, nn.Linear(ranks[name], rows, bias=biased, **factory)))
+                parts = ranks[name]
+                if not isinstance(parts, list):
+                    first = {"in_features": columns, "out_features": parts, "bias": False}
+                    last = {"in_features": parts, "out_features": rows, "bias": biased}
+                    parts = [{"op": "Linear", "args": args} for args in (first, last)]
+                built = [self.LINEARS[part["op"]](**part["args"], **factory) for part in parts]
+                self.add_module(name, nn.Sequential(*built))
                 continue
             self.register_parameter(name, nn.Parameter(torch.empty(rows, columns, **factory)))
             if biased:
@@ -156,8 +165,8 @@ def weight_shapes(rnn: nn.RNNBase) -> dict[str, tuple[int, int, bool]]:
     return _empty(rnn).weights()
 
 
-def factored(rnn: nn.RNNBase, ranks: Mapping[str, int]) -> Recurrent:
-    """A copy with chains of these ranks, their weights not yet set; the other weights are the module's."""
+def factored(rnn: nn.RNNBase, ranks: Mapping[str, Any]) -> Recurrent:
+    """A copy with chains as `Recurrent` takes them, their weights not yet set; the other weights are the module's."""
     weight = next(rnn.parameters())
     built = _empty(rnn, dict(ranks)).to(weight.dtype).to_empty(device=weight.device).train(rnn.training)
     with torch.no_grad():
@@ -188,5 +197,5 @@ def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.RNNBase]]:
             yield name, module
 
 
-def _empty(rnn: nn.RNNBase, ranks: dict[str, int] | None = None) -> Recurrent:
+def _empty(rnn: nn.RNNBase, ranks: dict[str, Any] | None = None) -> Recurrent:
     return Recurrent(KINDS[type(rnn)], **arguments(rnn), ranks=ranks, device="meta")

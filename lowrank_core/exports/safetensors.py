@@ -22,6 +22,7 @@ from lowrank_core.exports import (
     register,
     whole_or_nothing,
 )
+from lowrank_core.linears import GroupedLinear, SharedLinear
 from lowrank_core.plan import RankPlan
 from lowrank_core.recurrent import Recurrent
 from lowrank_core.reload import outputs_in_fresh_process
@@ -64,6 +65,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+{inspect.getsource(GroupedLinear)}
+
+{inspect.getsource(SharedLinear)}
 
 {inspect.getsource(Recurrent).replace("  # noqa: RUF012", "")}
 
