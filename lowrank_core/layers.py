@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowrank_core.chain import TransposedLinear
+
 Size = tuple[int, ...]
 """Spatial extent of a convolution's input, or the token axes in front of a Linear's features; () for one vector."""
 
@@ -24,6 +26,8 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
     "ConvTranspose2d": nn.ConvTranspose2d,
     "ConvTranspose3d": nn.ConvTranspose3d,
     "Embedding": nn.Embedding,
+    "EmbeddingBag": nn.EmbeddingBag,
+    "TransposedLinear": TransposedLinear,
 }
 
 
@@ -32,7 +36,8 @@ class LayerSpec:
     """A Linear (`kernel == ()`), a convolution or a table that is looked up, without its weights.
 
     table: an Embedding, a Linear of one-hot inputs: in_channels rows of out_channels numbers, no multiplication.
-    transposed: a ConvTranspose, whose weight is stored with its inputs first.
+    bag: "sum" or "mean" for a table whose rows are put together as they are looked up, an EmbeddingBag.
+    transposed: a ConvTranspose, whose weight is stored with its inputs first, or a Linear stored so, without a bias.
 
     >>> conv = LayerSpec(3, 16, kernel=(3, 3), stride=(2, 1), padding=(1, 1), dilation=(1, 1))
     >>> conv.weight_shape, conv.out_size((32, 32))
@@ -52,10 +57,24 @@ class LayerSpec:
     padding_idx: int | None = None
     transposed: bool = False
     output_padding: Size = ()
+    bag: str = ""
+    include_last_offset: bool = False
 
     @classmethod
     def of(cls, module: nn.Module) -> LayerSpec:
-        """The spec of an `nn.Linear`, an `nn.Conv1d/2d/3d`, an `nn.ConvTranspose1d/2d/3d` or an `nn.Embedding`."""
+        """The spec of one of the layers that a chain is made of."""
+        if isinstance(module, nn.EmbeddingBag):
+            return cls(
+                in_channels=module.num_embeddings,
+                out_channels=module.embedding_dim,
+                bias=False,
+                table=True,
+                padding_idx=module.padding_idx,
+                bag=module.mode,
+                include_last_offset=module.include_last_offset,
+            )
+        if isinstance(module, TransposedLinear):
+            return cls(module.in_features, module.out_features, bias=False, transposed=True)
         if isinstance(module, nn.Embedding):
             rows, columns = module.num_embeddings, module.embedding_dim
             return cls(rows, columns, bias=False, table=True, padding_idx=module.padding_idx)
@@ -84,7 +103,7 @@ class LayerSpec:
     def weight_shape(self) -> tuple[int, ...]:
         """(out, in) of a Linear, (out, in / groups, *kernel) of a convolution, (in, out) of a table.
 
-        (in, out / groups, *kernel) of a transposed convolution.
+        (in, out / groups, *kernel) of what is transposed.
         """
         if self.table:
             return (self.in_channels, self.out_channels)
@@ -128,8 +147,6 @@ class LayerSpec:
 
         Of a transposed convolution once per input position, of a table none.
 
-        Of a transposed convolution every weight once per input position.
-
         >>> LayerSpec(4, 3).multiplies(())
         12
         """
@@ -151,7 +168,8 @@ class LayerSpec:
     def op(self) -> str:
         """Name of the `torch.nn` class."""
         if not self.kernel:
-            return "Embedding" if self.table else "Linear"
+            table = "EmbeddingBag" if self.bag else "Embedding"
+            return table if self.table else "TransposedLinear" if self.transposed else "Linear"
         return f"Conv{'Transpose' if self.transposed else ''}{len(self.kernel)}d"
 
     @property
@@ -159,7 +177,10 @@ class LayerSpec:
         """Keyword arguments of the `torch.nn` class, plain enough for JSON."""
         if self.table:
             sizes = {"num_embeddings": self.in_channels, "embedding_dim": self.out_channels}
-            return {**sizes, "padding_idx": self.padding_idx}
+            bag = {"mode": self.bag, "include_last_offset": self.include_last_offset} if self.bag else {}
+            return {**sizes, "padding_idx": self.padding_idx, **bag}
+        if not self.kernel and self.transposed:
+            return {"in_features": self.in_channels, "out_features": self.out_channels}
         if not self.kernel:
             return {"in_features": self.in_channels, "out_features": self.out_channels, "bias": self.bias}
         extra = {"output_padding": list(self.output_padding)} if self.transposed else {}
@@ -196,6 +217,8 @@ class LayerSpec:
             padding_idx=None,
             transposed=False,
             output_padding=(),
+            bag="",
+            include_last_offset=False,
         )
 
     def along(self, axis: int, in_channels: int, out_channels: int, *, bias: bool = False) -> LayerSpec:
@@ -230,6 +253,26 @@ def build_part(op: str, arguments: dict[str, Any], **factory: Any) -> nn.Module:
         raise ValueError(f"op must be one of {', '.join(_MODULES)}, but got {op!r}")
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     return _MODULES[op](**kwargs, **factory)
+
+
+def sharing(stages: tuple[LayerSpec, ...], spec: LayerSpec) -> tuple[LayerSpec, ...]:
+    """The chain of a layer `spec` that shares the weight of the one `stages` stand for, and so all its factors.
+
+    A Linear that shares the table of an embedding has them in reverse order, each the other way round.
+
+    >>> table = LayerSpec(1000, 64, bias=False, table=True), LayerSpec(64, 64, bias=False)
+    >>> [stage.op for stage in sharing(table, LayerSpec(64, 1000))]
+    ['TransposedLinear', 'Linear']
+    """
+    if stages[0].table and not spec.table:
+        turned = [LayerSpec(s.out_channels, s.in_channels, bias=False, transposed=not s.table) for s in stages[::-1]]
+        return (*turned[:-1], replace(turned[-1], bias=spec.bias))
+    first = replace(stages[0], padding_idx=spec.padding_idx) if spec.table else stages[0]
+    return (
+        (replace(first, bias=spec.bias),)
+        if len(stages) == 1
+        else (first, *stages[1:-1], replace(stages[-1], bias=spec.bias))
+    )
 
 
 def chain_multiplies(stages: tuple[LayerSpec, ...], size: Size) -> int:
