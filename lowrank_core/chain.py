@@ -17,7 +17,7 @@ class Chain(nn.Sequential):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         first, *others = self
-        x = first(*args, **kwargs)
+        x: Any = first(*args, **kwargs)
         for part in others:
             x = part(x)
         return x
@@ -32,17 +32,15 @@ class Chain(nn.Sequential):
         if name in ("kernel_size", "stride"):
             return tuple(map(max, *(getattr(part, name) for part in self)))
         if name == "weight":
-            first, last = self[0], self[-1]
-            if hasattr(first, "kernel_size"):
-                groups = min(part.groups for part in self)
-                shape = (last.out_channels, first.in_channels // groups, *self.kernel_size)
-                if any(part.transposed for part in self):
-                    shape = (first.in_channels, last.out_channels // groups, *self.kernel_size)
-            elif hasattr(first, "num_embeddings"):
-                shape = (first.num_embeddings, last.out_features)
-            else:
-                shape = (last.out_features, first.in_features)
-            return last.weight.new_full((), torch.nan).expand(shape)
+            parts: list[Any] = list(self)
+            shape = [parts[-1].weight.shape[0], parts[0].weight.shape[1]]
+            if hasattr(parts[0], "kernel_size"):
+                groups, turned = min(part.groups for part in parts), any(part.transposed for part in parts)
+                shape = [parts[-1].out_channels, parts[0].in_channels][:: -1 if turned else 1]
+                shape = [shape[0], shape[1] // groups, *self.kernel_size]
+            elif hasattr(parts[0], "num_embeddings"):
+                shape = [parts[0].num_embeddings, parts[-1].out_features]
+            return parts[-1].weight.new_full((), torch.nan).expand(shape)
         return super().__getattr__(name)
 
 

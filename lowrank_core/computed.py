@@ -28,17 +28,19 @@ def effective(module: nn.Module, name: str) -> Tensor | None:
             modes = {part: part.training for part in module.modules()}
             module.eval()
             try:
-                return getattr(module, name).detach()
+                value: Tensor = getattr(module, name)
+                return value.detach()
             finally:
                 for part, training in modes.items():
                     part.training = training
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm) and hook.name == name:
-                return hook.compute_weight(module)
+                normed: Tensor = hook.compute_weight(module)
+                return normed
             if isinstance(hook, SpectralNorm) and hook.name == name:
                 return hook.compute_weight(module, do_power_iteration=False)
             if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
-                pruned: Tensor = hook.apply_mask(module)
+                pruned: Tensor = hook.apply_mask(module)  # type: ignore[no-untyped-call]
                 return pruned
     return None
 

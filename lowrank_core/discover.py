@@ -24,7 +24,7 @@ from lowrank_core.data import Inputs, batch_size, call, evaluating, tensors
 from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers import LayerSpec, Size
 from lowrank_core.methods import METHODS, Method
-from lowrank_core.recurrent import CELLS, KINDS, weight_shapes
+from lowrank_core.recurrent import CELLS, KINDS, Dense, weight_shapes
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Embedding, nn.EmbeddingBag)
@@ -54,6 +54,7 @@ class Layer:
     transposed_weight: bool = False
     tied: tuple[Layer, ...] = ()
     extra: int = 0
+    asked: bool = False
 
     @property
     def module(self) -> str:
@@ -66,6 +67,11 @@ class Layer:
     def partial(self) -> bool:
         """Whether the layer is one of several weights of a recurrent module or an attention."""
         return self.parameter != "weight"
+
+    @property
+    def plain(self) -> bool:
+        """Whether an nn.Sequential of layers of torch.nn can stand for it wherever the network is rebuilt."""
+        return not (self.partial or self.tied or self.spec.bag or self.asked)
 
     @property
     def stepwise(self) -> bool:
@@ -226,8 +232,10 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
     def obstacle(module: nn.Module, group: list[nn.Module]) -> str | None:
         if module in resized:
             return RESIZED
-        found = _computed_obstacle(module) or _shared(model, module, owners, group) or _obstacle(model, module)
-        return found or (NEVER_RAN if module not in calls and module is group[0] else readers.found.get(module))
+        found = _computed_obstacle(module) or _shared(model, module, owners, group) or _obstacle(module)
+        if found or (module not in calls and module is group[0]):
+            return found or NEVER_RAN
+        return _parent_obstacle(model, module) or readers.found.get(module) or _no_method(module)
 
     def layer_of(module: nn.Module) -> Layer:
         return Layer(
@@ -238,6 +246,7 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
             itemsize=next((p.element_size() for p in module.parameters()), 4),
             aliases=tuple(names[module][1:]),
             transposed_weight=_is_conv1d(module),
+            asked=module in readers.asked,
             extra=sum(p.numel() for p in module.parameters()) - _spec(module).parameters,
         )
 
@@ -246,14 +255,18 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
             continue
         name = names[module][0]
         if type(module) in (*stepping, nn.MultiheadAttention):
-            held = _attention_obstacle(module) if type(module) is nn.MultiheadAttention else _recurrent_obstacle(module)
-            reason = held or _shared(model, module, owners) or (None if module in calls else NEVER_RAN)
+            if isinstance(module, nn.MultiheadAttention):
+                reason = _attention_obstacle(module)
+            else:
+                assert isinstance(module, Dense)
+                reason = _recurrent_obstacle(module)
+            reason = reason or _shared(model, module, owners) or (None if module in calls else NEVER_RAN)
             if reason:
                 skipped.append(Skipped(name, type(module).__name__, reason))
-            elif type(module) is nn.MultiheadAttention:
+            elif isinstance(module, nn.MultiheadAttention):
                 layers += _projections(model, module, names[module], looks[module])
                 settled.add(module.out_proj)
-            else:
+            elif isinstance(module, Dense):
                 layers += _weights(model, module, names[module], runs[module], samples)
             continue
         if not _is_map(module):
@@ -309,7 +322,7 @@ def _countable(model: nn.Module) -> Iterator[None]:
     try:
         with sdpa_kernel(SDPBackend.MATH), _unfused() if recurrent else nullcontext(), parametrize.cached():
             for module in parametrized:  # once, before anybody counts
-                for name in module.parametrizations:
+                for name, _ in module.get_submodule("parametrizations").named_children():
                     getattr(module, name)
             yield
     finally:
@@ -416,12 +429,12 @@ def _weights(
     runs: of each call the rows at each step. The input weight sees a whole sequence at once, the others see one step
     after the other.
     """
-    whole = [-(-sum(rows) // samples) for rows in runs]
+    whole = [-(-sum(run) // samples) for run in runs]
     at_once: list[Size] = [() if tokens == 1 else (tokens,) for tokens in whole]
     by_step: list[Size] = []
-    for rows, tokens in zip(runs, whole, strict=True):
-        even = all(n % samples == 0 for n in rows)
-        by_step += [() if n == samples else (n // samples,) for n in rows] if even else [(tokens,)]
+    for run, tokens in zip(runs, whole, strict=True):
+        even = all(n % samples == 0 for n in run)
+        by_step += [() if n == samples else (n // samples,) for n in run] if even else [(tokens,)]
     prefixes = ["" if module_at(model, name) is model else f"{name}." for name in names]
     for parameter, (rows, columns, biased) in weight_shapes(rnn).items():
         yield Layer(
@@ -447,7 +460,7 @@ def _rows_by_step(module: nn.Module, given: Tensor | PackedSequence) -> list[int
     return [rows] * length
 
 
-def _recurrent_obstacle(module: nn.Module) -> str | None:
+def _recurrent_obstacle(module: Dense) -> str | None:
     own = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
     if not set(weight_shapes(module)) <= set(own):
         return "a weight of it is computed by a hook (weight_norm, spectral_norm or pruning); remove it first"
@@ -479,7 +492,8 @@ def _tied(module: nn.Module, owners: dict[Tensor, list[nn.Module]], calls: Colle
 
     The first stands for all. [module] where the weight is its own, or held by anything else.
     """
-    sharers = owners.get(module._parameters.get("weight"), [])
+    weight = module._parameters.get("weight")
+    sharers = [] if weight is None else owners[weight]
     if not all(type(m) in (nn.Embedding, nn.Linear) for m in sharers) or module not in sharers:
         return [module]
     return sorted(sharers, key=lambda m: (type(m) is nn.Linear, m not in calls))
@@ -518,12 +532,12 @@ def _computed_obstacle(module: nn.Module) -> str | None:
     if effective(module, "weight") is weight:
         return f"it holds {min(further)!r} beside weight and bias, which factors have no place for" if further else None
     again = vars(module).get("weight", effective(module, "weight"))
-    if not torch.equal(weight, again):
+    if again is None or not torch.equal(weight, again):
         return "its weight is another one at each call; a plain matrix cannot stand for it"
     return None
 
 
-def _obstacle(model: nn.Module, module: nn.Module) -> str | None:
+def _obstacle(module: nn.Module) -> str | None:
     weight = effective(module, "weight")
     assert weight is not None
     if not weight.is_floating_point():
@@ -534,9 +548,18 @@ def _obstacle(model: nn.Module, module: nn.Module) -> str | None:
         return f"max_norm={module.max_norm:g} rescales its rows as they are looked up; set it to None after training"
     if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
         return "mode='max' keeps the largest of the rows it looks up, which factors cannot do; sum and mean can"
+    return None
+
+
+def _parent_obstacle(model: nn.Module, module: nn.Module) -> str | None:
     for parent_name, parent in model.named_modules():
         if _reads_weights(parent) and any(m is module for m in parent.modules()):
             return f"{type(parent).__name__} {parent_name!r} reads this weight directly, so a replacement would not run"
+    return None
+
+
+def _no_method(module: nn.Module) -> str | None:
+    """Why no decomposition fits."""
     spec = _spec(module)
     reasons = {method.obstacle(spec) for method in METHODS.values()}
     if None in reasons:
@@ -550,6 +573,7 @@ class _Readers(TorchFunctionMode):
     def __init__(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
         super().__init__()
         self.found: dict[nn.Module, str] = {}
+        self.asked: set[nn.Module] = set()
         self._names = {module: name for name, module in model.named_modules()}
         self._open: list[nn.Module] = []
         self._owners: dict[Tensor, list[nn.Module]] = {}
@@ -564,11 +588,11 @@ class _Readers(TorchFunctionMode):
                 before = module.register_forward_pre_hook(lambda m, _: self._open.append(m), prepend=True)
                 self._hooks.callback(before.remove)
                 self._hooks.callback(module.register_forward_hook(lambda *_: self._close()).remove)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._hooks.close()
 
     def _close(self) -> None:
@@ -578,13 +602,15 @@ class _Readers(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         for tensor in tensors((args, kwargs)):
             owners = self._owners.get(tensor, [])
-            if func in (Tensor.to, Tensor.type_as) and tensor is not args[0]:
-                continue  # only its type and place are asked for
-            if owners and not any(owner in self._open for owner in owners) and tensors(result):
-                reader = self._open[-1] if self._open else next(iter(self._names))
-                name = f"{type(reader).__name__} {self._names[reader]!r}".removesuffix(" ''")
-                reason = f"{name} also computes with its weight or bias directly, and factors have none to read"
-                self.found |= dict.fromkeys(owners, reason)
+            if not owners or any(owner in self._open for owner in owners):
+                continue
+            if not tensors(result) or (func in (Tensor.to, Tensor.type_as) and tensor is not args[0]):
+                self.asked.update(owners)
+                continue
+            reader = self._open[-1] if self._open else next(iter(self._names))
+            name = f"{type(reader).__name__} {self._names[reader]!r}".removesuffix(" ''")
+            reason = f"{name} also computes with its weight or bias directly, and factors have none to read"
+            self.found |= dict.fromkeys(owners, reason)
         return result
 
 

@@ -32,20 +32,12 @@ REFERENCE_SAMPLES = 64
 TOLERANCE = 1e-6
 """Largest distance of outputs that passes, relative to the largest output; on one machine it is 0."""
 
-LOADER = (
-    """import json
-from typing import Any
+LOADER = """import json
 
-import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
-
-"""
-    + inspect.getsource(Chain)
-    + """
-
-PARTS = {op: getattr(nn, op) for op in dir(nn) if op in ("Linear", "Embedding", "EmbeddingBag") or op[:4] == "Conv"}
+PARTS = {op: getattr(nn, op) for op in dir(nn) if op[:4] in ("Line", "Embe", "Sequ", "Conv")}
 
 
 def load_lowrank(model: nn.Module, path: str) -> nn.Module:
@@ -56,7 +48,7 @@ def load_lowrank(model: nn.Module, path: str) -> nn.Module:
     for layer in about["layers"]:
         old = model.get_submodule(layer["name"])
         parts = [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
-        new = (Chain(*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
+        new = (PARTS["Sequential"](*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
         for parent in list(model.modules()):
             for name in [name for name, child in parent._modules.items() if child is old]:
                 setattr(parent, name, new)
@@ -66,11 +58,13 @@ def load_lowrank(model: nn.Module, path: str) -> nn.Module:
     model.load_state_dict(state | {alias: state[name] for alias, name in about["ties"].items()})
     return model.eval()
 """
-)
 """Everything a program needs that has only torch and safetensors."""
 
 MODULES = f"""from functools import partial
+from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -80,13 +74,15 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 {inspect.getsource(Attention)}
 
+{inspect.getsource(Chain)}
+
 {inspect.getsource(TransposedLinear)}
 
 PARTS |= {{kind: partial(Recurrent, kind) for kind in Recurrent.GATES}}
 PARTS |= {{f"{{kind}}Cell": partial(Cell, kind) for kind in Recurrent.GATES}}
-PARTS |= {{"MultiheadAttention": Attention, "TransposedLinear": TransposedLinear}}
+PARTS |= {{"MultiheadAttention": Attention, "TransposedLinear": TransposedLinear, "Sequential": Chain}}
 """
-"""What is added where recurrent layers, attentions or tied embeddings are compressed."""
+"""What is added where nn.Sequential and plain layers are not enough; see `Layer.plain`."""
 
 
 def export_checkpoint(
