@@ -277,7 +277,8 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
         first, *others = (layer_of(member) for member in group)
         reasons = [obstacle(member, group) for member in group]
         if not any(reasons):
-            layers.append(replace(first, tied=tuple(others)))
+            beside = f" with {', '.join(other.name for other in others)}" if others else ""
+            layers.append(replace(first, type=first.type + beside, tied=tuple(others)))
             continue
         at_fault = names[group[[bool(reason) for reason in reasons].index(True)]][0]
         for layer, reason in zip((first, *others), reasons, strict=True):

@@ -58,7 +58,7 @@ def compressed(model: nn.Module, profile: ModelProfile, rank: int) -> nn.Module:
 def test_it_is_one_layer_under_the_name_of_the_table():
     _, profile = opened()
     (layer,) = profile.layers
-    assert (layer.name, [other.name for other in layer.tied]) == ("table", ["head"])
+    assert (layer.name, layer.type, layer.tied[0].name) == ("table", "Embedding with head", "head")
     assert (profile.skipped, profile.rest.parameters, profile.rest.multiplies) == ((), 0, 0)
     assert [method.name for method in layer.methods] == ["svd", "svd_aware"]
     assert not layer.plain
