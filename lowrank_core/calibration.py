@@ -6,7 +6,6 @@ and other threads may use it meanwhile.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from lowrank_core.attention import watched_attention, without_fused_paths
 from lowrank_core.cache import About, Cache
+from lowrank_core.computed import copied
 from lowrank_core.data import Dataset, call, data_hash, evaluating
 from lowrank_core.discover import Layer, ModelProfile, module_at
 from lowrank_core.errors import InvalidModel
@@ -62,9 +62,9 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
         if isinstance(module, nn.MultiheadAttention):
             memo[id(module)] = watched_attention(module)
             continue
-        assert isinstance(module, nn.RNNBase)
+        assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = watched(module)
-    return without_fused_paths(copy.deepcopy(model, memo))
+    return without_fused_paths(copied(model, memo))
 
 
 @lru_cache(maxsize=64)

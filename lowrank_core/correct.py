@@ -172,7 +172,8 @@ class Corrector:
         """
         name = plan.choices[0][0]
         dense = self.dense_pass(correction)
-        if correction.kind == "batchnorm" or dense.calls.count(name) > 1:
+        layer = self.profile.layer(name)
+        if correction.kind == "batchnorm" or dense.calls.count(name) > 1 or layer.tied or layer.spec.bag:
             *_, last = self(plan, correction)
             return last.overlay
         chain = chain_at(self.model, compressed, name)
@@ -229,7 +230,8 @@ class Corrector:
         """Refit or shift last factors: one pass, and more for each layer that is called several times."""
         dense = self.dense_pass(correction)
         compressed = apply(self.model, self.profile, plan, self.factors)
-        todo = _prefixes(plan, dense.calls)
+        tied = {layer.name for layer in self.profile.layers if layer.tied}  # a refit would suit one end, not the other
+        todo = deque(entry for entry in _prefixes(plan, dense.calls) if entry[0] not in tied)
         total, overlay = len(todo), Overlay()
 
         def settle(part: Overlay) -> None:
@@ -474,7 +476,8 @@ def _pass_bytes(model: nn.Module, data: Dataset) -> int:
 
     with ExitStack() as hooks, evaluating(model):
         for module in model.modules():
-            hooks.callback(module.register_forward_hook(see).remove)
+            if not isinstance(module, torch.jit.ScriptModule):  # those take no hooks
+                hooks.callback(module.register_forward_hook(see).remove)
         call(model, data.pick(slice(0, 1)).inputs)
     return 2 * largest
 

@@ -10,7 +10,7 @@ from awkward_layers import filled, seeded
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.apply import apply, restructure
@@ -334,21 +334,32 @@ def test_a_state_may_come_before_the_input():
     torch.testing.assert_close(apply(model, profile, full(profile), factors)(X), model(X), rtol=1e-8, atol=1e-10)
 
 
-def test_what_cannot_be_compressed_says_why():
-    def packed(module: nn.Module, x: Tensor) -> Tensor:
-        return module(pack_padded_sequence(x, [6, 5, 2], batch_first=True))[0].data
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_packed_sequences_give_pytorchs_outputs_and_states(kind, ordered):
+    model = rnn(kind, num_layers=2, bidirectional=True)
+    states = torch.stack([X[:, :4].mean(1)] * 4)[..., :1].expand(-1, -1, 7).contiguous()
+    given = (states, states + 1) if kind is nn.LSTM else states
+    together = pack_padded_sequence(X, [6, 5, 2] if ordered else [2, 6, 5], True, enforce_sorted=ordered)
+    ours = factored(model, {})
+    for hx in (None, given):
+        expected, last = model(together, hx)
+        outputs, end = ours(together, hx)
+        torch.testing.assert_close(pad_packed_sequence(outputs)[0], pad_packed_sequence(expected)[0])
+        for one, other in zip(end, last, strict=True) if kind is nn.LSTM else [(end, last)]:
+            torch.testing.assert_close(one, other)
+        assert torch.equal(outputs.batch_sizes, expected.batch_sizes)
 
-    assert "packed sequences" in reason(rnn(nn.LSTM), packed)
+
+def test_what_cannot_be_compressed_says_why():
     assert "never ran" in reason(rnn(nn.LSTM), lambda m, x: x)
     assert "special kind of LSTM" in reason(type("Mine", (nn.LSTM,), {})(5, 7).double())
-    assert "single recurrent step" in reason(nn.LSTMCell(5, 7).double(), lambda m, x: m(x[:, 0])[0])
+    assert "special kind of GRUCell" in reason(type("Mine", (nn.GRUCell,), {})(5, 7).double(), lambda m, x: m(x[:, 0]))
     hooked = nn.utils.weight_norm(rnn(nn.GRU), "weight_hh_l0")
     assert "computed by a hook" in reason(hooked)
     tied = rnn(nn.RNN, num_layers=2)
     tied.weight_hh_l1 = tied.weight_hh_l0
     assert "one tensor" in reason(tied)
-    with pytest.raises(TypeError, match="packed sequences are not supported"):
-        factored(rnn(nn.LSTM), {})(pack_padded_sequence(X.transpose(0, 1), [6, 5, 2]))
 
 
 def test_ranks_that_pay_are_those_of_the_formula():
