@@ -10,8 +10,8 @@ once from the dense network's answers alone, once from those and the words that 
 text cost nothing. Rates and batches were chosen on held-back training text, all four layers at 10 %. In brackets the
 95 % interval of the rise, paired on the held-out text.
 
-Then the corrected perplexity at more ranks of the embedding alone, and its cross-validated rank: the smallest within one
-standard error of the best, on folds of the held-out text whose others the correction is fitted on.
+Before it the embedding alone at more ranks, and its cross-validated rank: the smallest within one standard error of the
+best, each fold of the held-out text judged with the correction fitted on the others.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def table(workspace: Workspace, shares: list[float], epochs: int) -> None:
 
 def embedding(workspace: Workspace) -> None:
     """The embedding alone."""
-    print("\n| rank of the embedding | svd | svd, corrected | svd_aware | svd_aware, corrected |\n|---|---|---|---|---|")
+    print(
+        "\n| rank of the embedding | svd | svd, corrected | svd_aware | svd_aware, corrected |\n|---|---|---|---|---|"
+    )
     for rank in RANKS:
         found = []
         for method in ("svd", METHOD):

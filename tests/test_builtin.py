@@ -4,11 +4,11 @@ import math
 import sys
 from importlib import import_module
 from pathlib import Path
+from pydoc_data.topics import topics
 from types import ModuleType
 
 import pytest
 import torch
-from pydoc_data.topics import topics
 from safetensors.torch import load_file
 
 from lowrank_core.builtin import BUILTIN, text_lm

@@ -2,7 +2,8 @@
 
 python -m lowrank_core.builtin.learn [NAME ...]
 
-Without names all of them, and what was there before is removed. Files are named by the sha256 of weights, data, correction and version, so a network trained anew never meets old ones.
+Without names all of them, and what was there before is removed. Files are named by the sha256 of weights, data,
+correction and version, so a network trained anew never meets old ones.
 """
 
 import sys
