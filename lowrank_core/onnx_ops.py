@@ -233,7 +233,7 @@ def _prelu(x: Tensor, slope: Tensor) -> Tensor:
 
 @_op("Clip")
 def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    return x if low is None and high is None else torch.clamp(x, low, high)  # type: ignore[arg-type]
+    return x if low is None and high is None else torch.clamp(x, low, high)
 
 
 @_op("Dropout")
@@ -261,12 +261,15 @@ def dtype_of(data_type: int) -> torch.dtype:
     """PyTorch's word for a type of ONNX; raises Unhandled for one without."""
     from onnx import TensorProto
 
-    name = TensorProto.DataType.Name(data_type)
-    known = {"FLOAT": "float32", "DOUBLE": "float64", "UINT16": "int32", "UINT32": "int64"}
-    found = getattr(torch, known.get(name, name.lower()), None)
-    if not isinstance(found, torch.dtype):
-        raise Unhandled(f"the type {name}")
-    return found
+    names = {"FLOAT": "float32", "DOUBLE": "float64", "UINT16": "int32", "UINT32": "int64"}
+    names |= {
+        name: name.lower() for name in ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT16", "INT32", "INT64", "BOOL")
+    }
+    found = names.get(TensorProto.DataType.Name(data_type))
+    if found is None:
+        raise Unhandled(f"the type {TensorProto.DataType.Name(data_type)}")
+    dtype: torch.dtype = getattr(torch, found)
+    return dtype
 
 
 # ---- two values and more ---------------------------------------------------------------------------------------------
@@ -357,8 +360,8 @@ def _reduced(
     function: Callable[..., Tensor],
     x: Tensor,
     given: Value | None = None,
-    axes: Sequence[int] | None = None,
     *,
+    axes: Sequence[int] | None = None,
     keepdims: int = 1,
     noop_with_empty_axes: int = 0,
 ) -> Tensor:
@@ -674,11 +677,11 @@ def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0.0) -> Te
 @_op("MaxPool")
 def _max_pool(
     x: Tensor,
+    *,
     kernel_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     dilations: Sequence[int] | None = None,
-    *,
     auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
     storage_order: int = 0,
@@ -700,11 +703,11 @@ def _max_pool(
 @_op("AveragePool")
 def _average_pool(
     x: Tensor,
+    *,
     kernel_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     dilations: Sequence[int] | None = None,
-    *,
     auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
     count_include_pad: int = 0,
@@ -738,11 +741,11 @@ def _conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
+    *,
     kernel_shape: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     dilations: Sequence[int] | None = None,
-    *,
     auto_pad: str = "NOTSET",
     group: int = 1,
 ) -> Tensor:
@@ -759,11 +762,11 @@ def _conv_transpose(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
+    *,
     kernel_shape: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     dilations: Sequence[int] | None = None,
-    *,
     auto_pad: str = "NOTSET",
     group: int = 1,
     output_padding: Sequence[int] | None = None,
