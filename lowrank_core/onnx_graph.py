@@ -26,8 +26,10 @@ FOLD = 65_536
 """What follows from constants is computed once, unless it is so many elements larger than they are."""
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-KINDS = {"Linear", "Embedding", "LayerNorm", "LSTM", "GRU", "RNN"}
-KINDS |= {f"{kind}{axes}d" for kind in ("Conv", "ConvTranspose", "BatchNorm") for axes in (1, 2, 3)}
+KINDS = {"Gemm": "Linear", "MatMul": "Linear", "Gather": "Embedding", "LayerNormalization": "LayerNorm"}
+KINDS |= {"BatchNormalization": "BatchNorm"} | {op: op for op in ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN")}
+"""The class of PyTorch that an operator comes from, without the number of its axes."""
+
 UP = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
@@ -332,7 +334,7 @@ class _Reader:
     def _path(self, node: _Node, weight: str, bias: str) -> str:
         """A name that a person knows the layer by: of its weight, its bias, its place in the program, or its node."""
         scope, kind = _scope(node.proto)
-        if scope and kind in KINDS:
+        if scope and re.fullmatch(rf"{KINDS[node.op]}(\dd)?", kind):
             return self._clean(scope)
         own = bias if len(self.users.get(bias, ())) == 1 else ""
         for name, words in ((self._root(weight)[0], "weight|kernel"), (own, "bias")):
@@ -420,7 +422,7 @@ def _node(proto: Any) -> _Node:
 
 
 def _scope(proto: Any) -> tuple[str, str]:
-    """The module of a program that a node comes from, and its class, as PyTorch's exporter notes them; '' for unknown."""
+    """The module of a program that a node comes from, and its class, as PyTorch's exporter notes them; else ''."""
     noted = {p.key: p.value[:10_000] for p in proto.metadata_props}
     found = []
     for key in ("name_scopes", "class_hierarchy"):
@@ -713,7 +715,8 @@ def _recurrent(reader: _Reader, number: int, node: _Node) -> Step | None:
     path = reader.place(node, node.inputs[1], node.inputs[2], inputs[3], make)
     states = inputs[5:7] if node.op == "LSTM" else inputs[5:6]
     given = (node.inputs[0], *states)
-    site = Site(path, node.op, node.inputs[0], node.outputs[0], (node.outputs[0],), {})
+    first = next(name for name in node.outputs if name)
+    site = Site(path, node.op, node.inputs[0], first, (first,), {})
     return Step(node.op, given, node.outputs, {"directions": directions}, site=site)
 
 

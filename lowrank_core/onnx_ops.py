@@ -615,9 +615,10 @@ def _resize(
     exclude_outside: int = 0,
     extrapolation_value: float = 0.0,
     keep_aspect_ratio_policy: str = "stretch",
+    antialias: int = 0,
 ) -> Tensor:
-    if keep_aspect_ratio_policy != "stretch":
-        raise Unhandled("Resize that keeps proportions")
+    if keep_aspect_ratio_policy != "stretch" or antialias:
+        raise Unhandled("Resize that keeps proportions, or smooths")
     spatial = list(x.shape[2:])
     if sizes is not None:
         target = ints(sizes)[2:]

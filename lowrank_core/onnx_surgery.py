@@ -66,41 +66,48 @@ class _Surgeon:
 
     def __init__(self, proto: Any, dense: OnnxGraph, model: nn.Module, chosen: Any) -> None:
         self.graph, self.dense, self.model, self.chosen = proto.graph, dense, model, set(chosen)
-        self.nodes = {node.output[0]: node for node in self.graph.node}
+        self.nodes = {_key(node): node for node in self.graph.node}
         self.stored = {tensor.name: tensor for tensor in self.graph.initializer}
         self.uses = Counter(name for node in self.graph.node for name in node.input)
-        self.taken = {
-            *self.uses,
-            *self.stored,
-            *(name for node in self.graph.node for name in (*node.output, node.name)),
-        }
+        self.taken = {name for node in self.graph.node for name in (*node.input, *node.output, node.name)}
+        self.taken |= {value.name for value in (*self.graph.initializer, *self.graph.input, *self.graph.output)}
         self.written: dict[tuple[str, str], str] = {}  # (module, tensor in it) -> name of what holds it
 
     def operate(self) -> None:
         """Replace the nodes of the plan, write what else has changed, and remove what nothing needs any more."""
-        gone: set[str] = set()
+        new: dict[str, list[Any]] = {}  # by the last of the nodes that they replace
         for site in self.dense.program.sites:
             if site.module in self.chosen:
-                self._replace(site, list(self._chain(site)))
-                gone |= {name for output in site.nodes for name in self.nodes[output].input}
-                gone |= set(site.nodes) - {site.output}
+                new |= {key: [] for key in site.nodes} | {site.nodes[-1]: list(self._chain(site))}
             else:
                 self._update(site)
         for buffer, value in self.dense.constants.named_parameters():
             changed = self.model.get_parameter(f"constants.{buffer}")
             if not torch.equal(value, changed):
-                name = next(n for n, b in self.dense.program.buffers.items() if b == buffer)
-                self._store(name, changed)
-        self._remove(gone)
+                self._store(next(n for n, b in self.dense.program.buffers.items() if b == buffer), changed)
+        nodes = [part for node in self.graph.node for part in new.get(_key(node), [node])]
+        self._settle(nodes, {name for key in new for name in (*self.nodes[key].input, *self.nodes[key].output)})
 
-    def _replace(self, site: Site, nodes: list[Any]) -> None:
-        """New nodes where the last of the old ones stood, which gives the site's output."""
-        old = [self.nodes[output] for output in site.nodes]
-        at = next(i for i, node in enumerate(self.graph.node) if node is old[-1] or node == old[-1])
-        kept = [n for n in self.graph.node[:at] if n.output[0] not in site.nodes]
-        after = list(self.graph.node[at + 1 :])
+    def _settle(self, nodes: list[Any], idle: set[str]) -> None:
+        """Put the nodes into the graph without those, and the tensors, that gave only what nothing takes any more."""
+        outputs = {output.name for output in self.graph.output}
+        gone: set[str] = set()
+        while idle:
+            used = outputs | {name for node in nodes for name in node.input}
+            idle -= used
+            gone |= idle
+            ended = [node for node in nodes if idle & set(node.output) and not used & set(node.output)]
+            nodes = [node for node in nodes if not any(node is other for other in ended)]
+            idle = {name for node in ended for name in node.input}
+        given = {name for node in nodes for name in node.output}
+        kept = [_copied(node) for node in nodes]
         del self.graph.node[:]
-        self.graph.node.extend([*kept, *nodes, *after])
+        self.graph.node.extend(kept)
+        for values in (self.graph.initializer, self.graph.value_info):
+            for value in [v for v in values if v.name in gone - given]:
+                values.remove(value)
+        for value in [v for v in self.graph.input if v.name in gone and v.name in self.stored]:
+            self.graph.input.remove(value)
 
     def _chain(self, site: Site) -> Iterator[Any]:
         """The chain of a site as nodes, from its input to its output."""
@@ -131,7 +138,7 @@ class _Surgeon:
         if spec.table:
             yield helper.make_node("Gather", [self._stored(path, "weight", weight), x], [y], name=name, axis=0)
         elif spec.kernel:
-            window = {"strides": spec.stride, "dilations": spec.dilation, "group": spec.groups}
+            window: dict[str, Any] = {"strides": spec.stride, "dilations": spec.dilation, "group": spec.groups}
             if site.same:
                 window["auto_pad"] = site.same
             else:
@@ -186,15 +193,12 @@ class _Surgeon:
         return self.written[path, name]
 
     def _store(self, name: str, value: Tensor) -> None:
-        from onnx import helper, numpy_helper
+        from onnx import TensorProto, helper, numpy_helper
 
         value = value.detach().cpu().contiguous()
         if value.dtype is torch.bfloat16:
-            tensor = helper.make_tensor(
-                name, helper.np_dtype_to_tensor_dtype(helper.tensor_dtype_to_np_dtype(16)), tuple(value.shape), b""
-            )
-            tensor.ClearField("int32_data")
-            tensor.raw_data = value.view(torch.uint8).numpy().tobytes()
+            raw = value.view(torch.uint8).numpy().tobytes()
+            tensor = helper.make_tensor(name, TensorProto.BFLOAT16, tuple(value.shape), raw, raw=True)
         else:
             tensor = numpy_helper.from_array(value.numpy(), name)
         if name in self.stored:
@@ -211,19 +215,17 @@ class _Surgeon:
         self.taken.add(name)
         return name
 
-    def _remove(self, names: set[str]) -> None:
-        """Drop what gave or held these values, where nothing uses them any more, and so on backwards."""
-        outputs = {output.name for output in self.graph.output}
-        while names:
-            used = outputs | {name for node in self.graph.node for name in node.input}
-            idle = [n for n in self.graph.node if set(n.output) & names and not set(n.output) & used]
-            dead = names - used
-            names = {name for node in idle for name in node.input}
-            for node in idle:
-                self.graph.node.remove(node)
-            for values in (self.graph.initializer, self.graph.value_info, self.graph.input):
-                for value in [v for v in values if v.name in dead and (values is not self.graph.input)]:
-                    values.remove(value)
+
+def _key(node: Any) -> str:
+    """What a node is known by: its first output."""
+    return next(filter(None, node.output), "")
+
+
+def _copied(message: Any) -> Any:
+    """A copy of a message that does not go with the graph it was in."""
+    found = type(message)()
+    found.CopyFrom(message)
+    return found
 
 
 def _elements(tensor: Any) -> int:

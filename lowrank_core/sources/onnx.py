@@ -127,8 +127,8 @@ def _random(graph: OnnxGraph, inputs: tuple[Input, ...], beside: Path) -> tuple[
             found.append(torch.randint(_tokens(graph, value.name), shape, generator=generator).to(value.dtype))
     data = Dataset(tuple(found) if len(found) > 1 else found[0])
     notice = (
-        f"There is no {beside.name} beside the file: its inputs are {SAMPLES} random ones, and the score is how often the "
-        "compressed network agrees with the dense one on them, which says little about real data. "
+        f"There is no {beside.name} beside the file: its inputs are {SAMPLES} random ones, and the score is how often "
+        "the compressed network agrees with the dense one on them, which says little about real data. "
         f"numpy.savez({beside.name!r}, inputs=..., targets=...) gives it some."
     )
     return NpzData(data), [notice]
