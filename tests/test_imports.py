@@ -15,7 +15,7 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 LEVELS = (
     "errors files template verdict",
     "layers recurrent attention data metrics jobs torch_file builtin builtin.samples builtin.stored",
-    "linalg knapsack plan opened evaluate builtin.* onnx_file onnx_ops",
+    "linalg knapsack plan opened evaluate onnx_program onnx_file onnx_ops builtin.*",
     "aware cp evbmf npz_data onnx_graph",
     "methods spectra cache latency predict sources",
     "methods.*",
