@@ -76,7 +76,7 @@ class Step:
 class Program:
     """What the graph says, apart from its numbers; copies of the network share it.
 
-    buffers: {name of a value: its buffer in `constants`}; sizes: values that are integers; slow: operators that ONNX's
+    buffers: {name of a value: its buffer in `constants`}; sizes: values that are plain numbers; slow: operators that ONNX's
     reference computes; aside: weights that did not become layers, with the reason.
     """
 
@@ -119,9 +119,20 @@ class OnnxGraph(nn.Module):
                 inside = inside.get_submodule(parent)
             inside.add_module(leaf, module)
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """Run the steps in the order of the file; what is done with is let go."""
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
+        fourth: Tensor | None = None,
+        *more: Tensor,
+    ) -> Any:
+        """Run the steps in the order of the file; what is done with is let go.
+
+        The first inputs have names of their own because `torch.export` cannot free an axis of `*inputs`.
+        """
         program = self.program
+        inputs = [value for value in (first, second, third, fourth, *more) if value is not None]
         if len(inputs) != len(program.inputs):
             names = ", ".join(program.inputs)
             raise ValueError(f"the graph takes {len(program.inputs)} inputs ({names}), but got {len(inputs)}")
@@ -257,6 +268,7 @@ class _Reader:
         steps = _with_ends(self.steps, self.outputs)
         needed = {*self.outputs, *(name for step in steps for name in step.inputs)} & self.known.keys()
         sizes = {name: self.known[name] for name in needed if isinstance(self.known[name], np.ndarray)}
+        sizes |= {name: integers(self.known[name].tolist()) for name in needed - sizes.keys() if self._plain(name)}
         buffers, constants = self._constants(needed - sizes.keys())
         program = Program(
             self.inputs, self.outputs, steps, buffers, sizes, self.opset, aside=tuple(dict.fromkeys(self.aside))
@@ -297,6 +309,11 @@ class _Reader:
             tied = self.parameters.get((name, False))
             buffers[name], constants[buffer] = buffer, self.known[name] if tied is None else tied
         return buffers, constants
+
+    def _plain(self, name: str) -> bool:
+        """Whether a few real numbers that only say how far or how much: not data, so no tensor."""
+        used = {(self.nodes[n].op, self.nodes[n].inputs.index(name)) for n in self.users.get(name, ())}
+        return self.known[name].numel() <= SMALL and bool(used) and used <= {("Resize", 2), ("Pad", 2)}
 
     # ---- what layers ask ---------------------------------------------------------------------------------------------
 

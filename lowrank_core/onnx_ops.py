@@ -564,7 +564,7 @@ def _trilu(x: Tensor, k: Value | None = None, *, upper: int = 1) -> Tensor:
     return (torch.triu if upper else torch.tril)(x, (ints(k) or [0])[0])
 
 
-@_op("Pad", takes=(1, 3))
+@_op("Pad", takes=(1, 2, 3))
 def _pad(
     x: Tensor, pads: Value, value: Tensor | None = None, axes: Value | None = None, *, mode: str = "constant"
 ) -> Tensor:
@@ -576,7 +576,7 @@ def _pad(
     _bounded([n + low + high for n, (low, high) in zip(x.shape, both, strict=True)])
     flat = [n for pair in reversed(both) for n in pair]
     if mode == "constant":
-        return F.pad(x, flat, value=0.0 if value is None else value.item())
+        return F.pad(x, flat, value=(ints(value) or [0])[0])
     while flat and flat[-2:] == [0, 0]:
         flat = flat[:-2]
     names = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
