@@ -17,7 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
-from lowrank_core.onnx_ops import Unhandled, Value, dtype_of, integers, padded, reference, run, tensor, window_pads
+from lowrank_core.onnx_ops import (
+    OPERATORS,
+    Unhandled,
+    Value,
+    computable,
+    dtype_of,
+    integers,
+    padded,
+    reference,
+    run,
+    tensor,
+    window_pads,
+)
 
 SMALL = 16
 """Integers of at most so many elements are sizes and axes, not data."""
@@ -76,8 +88,8 @@ class Step:
 class Program:
     """What the graph says, apart from its numbers; copies of the network share it.
 
-    buffers: {name of a value: its buffer in `constants`}; sizes: values that are plain numbers; slow: operators that ONNX's
-    reference computes; aside: weights that did not become layers, with the reason.
+    buffers: {name of a value: its buffer in `constants`}; sizes: values that are plain numbers; slow: operators that
+    ONNX's reference computes; aside: weights that did not become layers, with the reason.
     """
 
     inputs: tuple[str, ...]
@@ -261,6 +273,8 @@ class _Reader:
             layer = LAYERS.get(node.op)
             step = layer(self, number, node) if layer is not None else None
             if step is None:
+                if node.op not in OPERATORS and not computable(node.proto.SerializeToString(), self.opset):
+                    raise InvalidModel(f"node {_named(node)!r} is {node.op}, which nothing here can compute.")
                 if node.op in WEIGHTS and self._is_weight(node.inputs[WEIGHTS[node.op]]):
                     self.aside.append(f"{_named(node)} ({node.op}) is used in a way that is not factorised")
                 step = Step(node.op, node.inputs, node.outputs, node.attributes, node.proto.SerializeToString())
@@ -350,16 +364,13 @@ class _Reader:
 
     def _path(self, node: _Node, weight: str, bias: str) -> str:
         """A name that a person knows the layer by: of its weight, its bias, its place in the program, or its node."""
+        root = self._root(weight)[0]
         scope, kind = _scope(node.proto)
-        if scope and re.fullmatch(rf"{KINDS[node.op]}(\dd)?", kind):
-            return self._clean(scope)
-        own = bias if len(self.users.get(bias, ())) == 1 else ""
-        for name, words in ((self._root(weight)[0], "weight|kernel"), (own, "bias")):
-            match = re.fullmatch(rf"(.+)[./_]({words})", name)
-            if match:
-                return self._clean(match[1])
-        if scope:
-            return self._clean(scope)
+        alone = [name for name in (root, bias) if len(self.users.get(name, ())) == 1]
+        for name in [*alone, scope if re.fullmatch(rf"{KINDS[node.op]}(\dd)?", kind) else "", root, scope]:
+            match = re.fullmatch(r"(.+)[./_](weight|kernel|bias)", name)
+            if match or (name and name == scope):
+                return self._clean(match[1] if match else scope)
         path = ""
         for part in [part for part in node.proto.name.split("/") if part][:-1]:
             path = part if not path or part.startswith(f"{path}.") else f"{path}.{part}"

@@ -92,6 +92,15 @@ def reference(node: bytes, opset: int, given: Sequence[Value | None]) -> tuple[V
     return tuple(torch.as_tensor(np.asarray(next(found))) if name else None for name in proto.output)
 
 
+def computable(node: bytes, opset: int) -> bool:
+    """Whether the reference knows the operator."""
+    try:
+        _evaluator(node, opset)
+    except Exception:  # what it raises is not declared
+        return False
+    return True
+
+
 @lru_cache(maxsize=256)
 def _evaluator(node: bytes, opset: int) -> tuple[Any, Any]:
     from onnx import NodeProto, helper
@@ -566,7 +575,7 @@ def _trilu(x: Tensor, k: Value | None = None, *, upper: int = 1) -> Tensor:
 
 @_op("Pad", takes=(1, 2, 3))
 def _pad(
-    x: Tensor, pads: Value, value: Tensor | None = None, axes: Value | None = None, *, mode: str = "constant"
+    x: Tensor, pads: Value, value: Value | None = None, axes: Value | None = None, *, mode: str = "constant"
 ) -> Tensor:
     amounts = ints(pads)
     half = len(amounts) // 2
