@@ -1,8 +1,10 @@
 """Networks as files of ONNX, written by PyTorch's exporter or by hand, with all that makes reading them hard."""
 
 import logging
+import warnings
 from collections.abc import Callable
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -112,12 +114,25 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
 
 @cache
 def exported(name: str) -> onnx.ModelProto:
-    """The network as PyTorch's exporter writes it."""
+    """The network as PyTorch's exporters write it: the one that traces shapes, and the older and much faster one.
+
+    The latter keeps BatchNorm as it is.
+    """
     model, inputs = network(name)
     logging.disable(logging.WARNING)
     try:
-        free = ({0: torch.export.Dim.DYNAMIC},)
-        return torch.onnx.export(model, (inputs[:2],), dynamo=True, verbose=False, dynamic_shapes=free).model_proto
+        if name in ("odd", "attention"):
+            free = ({0: torch.export.Dim.DYNAMIC},)
+            return torch.onnx.export(model, (inputs[:2],), dynamo=True, verbose=False, dynamic_shapes=free).model_proto
+        options = {"opset_version": 15, "input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "n"}}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            file = BytesIO()
+            kept = torch.onnx.TrainingMode.PRESERVE
+            torch.onnx.export(
+                model, (inputs[:2],), file, dynamo=False, training=kept, do_constant_folding=False, **options
+            )
+        return onnx.load_from_string(file.getvalue())
     finally:
         logging.disable(logging.NOTSET)
 
@@ -141,14 +156,15 @@ def graph(
     *,
     opset: int = 17,
     kind: int = TensorProto.FLOAT,
+    answer: tuple[int | str, ...] | None = None,
 ) -> onnx.ModelProto:
-    """A model by hand: input "x" of that shape, output "y"."""
+    """A model by hand: input "x" of that shape, output "y" of the shape `answer`, by default what follows."""
     stored = [numpy_helper.from_array(value.numpy(), name) for name, value in weights.items()]
     given = [helper.make_tensor_value_info("x", kind, shape)]
-    answers = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    answers = [helper.make_tensor_value_info("y", TensorProto.FLOAT, answer)]
     made = helper.make_graph(nodes, "by hand", given, answers, stored)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    return onnx.shape_inference.infer_shapes(model)
+    return model if answer else onnx.shape_inference.infer_shapes(model)
 
 
 def in_runtime(proto: onnx.ModelProto | Path, *inputs: Tensor) -> list[Tensor]:
