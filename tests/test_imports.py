@@ -15,7 +15,7 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 LEVELS = (
     "errors files template verdict",
     "layers recurrent attention data metrics jobs torch_file builtin builtin.samples builtin.stored",
-    "linalg knapsack plan opened evaluate builtin.*",
+    "linalg knapsack plan opened evaluate onnx_program memory onnx_chain builtin.*",
     "aware cp evbmf",
     "methods spectra cache latency predict sources",
     "methods.*",
@@ -25,7 +25,7 @@ LEVELS = (
     "correct checkpoint prefix",
     "candidate start training",
     "workspace",
-    "sensitivity",
+    "sensitivity staircase",
     "context",
     "selection finetune",
     "drops",
