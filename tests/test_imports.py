@@ -29,7 +29,7 @@ LEVELS = (
     "context",
     "selection finetune",
     "drops",
-    "selection.* reload measurement survey sweep",
+    "selection.* reload measurement comparison survey sweep",
     "exports check builtin.learn",
     "exports.*",
     "__main__",
