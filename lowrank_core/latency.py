@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from math import ceil, isfinite
 from pathlib import Path
 from statistics import median, quantiles
@@ -202,14 +204,14 @@ def session(program: Any, values: Sequence[Any], threads: int) -> Work:
 
 
 def runtime_version(runtime: Runtime) -> str:
-    """'onnxruntime 1.31.0'."""
-    if runtime == "torch":
-        return f"torch {torch.__version__}"
-    import onnxruntime
+    """'onnxruntime 1.31.0', without importing it."""
+    try:
+        return f"{runtime} {torch.__version__ if runtime == 'torch' else version(runtime)}"
+    except PackageNotFoundError as error:
+        raise InvalidModel("onnxruntime is not installed; pip install onnxruntime, or measure with torch.") from error
 
-    return f"onnxruntime {onnxruntime.__version__}"
 
-
+@cache
 def cpu_name() -> str:
     """What this processor calls itself."""
     try:

@@ -25,6 +25,7 @@ from streamlit.runtime.scriptrunner_utils.script_run_context import get_script_r
 
 from lowrank_core.builtin import BUILTIN, POINTS
 from lowrank_core.candidate import Candidate
+from lowrank_core.comparison import Comparison
 from lowrank_core.cost import check_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
@@ -32,16 +33,19 @@ from lowrank_core.exports import Exported
 from lowrank_core.files import write_whole
 from lowrank_core.finetune import Epoch
 from lowrank_core.jobs import Job
+from lowrank_core.latency import Runtime, Timing
 from lowrank_core.measurement import Measurement
 from lowrank_core.plan import RankPlan
 from lowrank_core.predict import NoiseTable, noise_table
 from lowrank_core.selection import Trial
+from lowrank_core.staircase import Staircase, known_staircases, setting_of
 from lowrank_core.start import starting_plan
 from lowrank_core.survey import Survey
 from lowrank_core.sweep import Swept
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import question, tuning
+from pages.ui import compare, question, tuning
+from pages.ui.compare import Asked, Found, Raced
 from pages.ui.history import History
 from pages.ui.question import Question
 from pages.ui.tuning import Event, Sweep, Training, Tuned
@@ -406,6 +410,63 @@ def _noted(shown: Workspace) -> tuple[Tuned, ...]:
 
 def _notes(shown: Workspace) -> Path:
     return _folder() / f"{_session_id()}-{shown.profile.fingerprint[7:19]}-tuned.json"
+
+
+# ---- comparisons ----------------------------------------------------------------------------------------------------
+
+MOST_COMPARISONS = 100
+"""Kept in memory for all sessions, as figures; the oldest that are over are forgotten first."""
+
+
+@st.cache_resource
+def _comparing() -> dict[tuple[str, Asked], Job[Found]]:
+    return {}
+
+
+@st.cache_resource
+def _compared() -> dict[tuple[str, str], tuple[Asked, ...]]:
+    return {}
+
+
+def comparing(shown: Workspace) -> dict[Asked, Job[Found]]:
+    """What this session has had measured on Compare, the latest last."""
+    return _jobs_of_session(shown, _comparing(), _compared())
+
+
+def start_comparing(shown: Workspace, asked: Asked) -> None:
+    """Measure plans, their latency, or that of the layers; what is over is measured again."""
+    folder, known = _points(), _comparing().get((_model_key(shown), asked))
+    if known is not None and known.snapshot.over:
+        del _comparing()[_model_key(shown), asked]
+    begin = lambda: Job("comparison", lambda job: compare.work(shown, asked, folder, job))  # noqa: E731
+    _start(shown, _comparing(), _compared(), asked, MOST_COMPARISONS, begin)
+
+
+def compared(shown: Workspace) -> dict[Candidate, Comparison]:
+    """Every candidate of this model that was measured, by whichever session."""
+    return {one.candidate: one for one in _found(shown) if isinstance(one, Comparison)}
+
+
+def raced(shown: Workspace) -> dict[tuple[Candidate, Runtime], Timing]:
+    """The latency of every candidate that was timed."""
+    return {(one.candidate, one.runtime): one.timing for one in _found(shown) if isinstance(one, Raced)}
+
+
+def _found(shown: Workspace) -> list[Found]:
+    model = _model_key(shown)
+    return [one for (key, _), job in list(_comparing().items()) if key == model for one in job.snapshot.found]
+
+
+def stairs(shown: Workspace, runtime: Runtime) -> tuple[Staircase, ...]:
+    """The latency staircases of this model's layers that were measured on this machine."""
+    folder = _points()
+    changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
+    return _stairs(shown, shown.profile.fingerprint, shown.opened.ref, runtime, changed) if changed else ()
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _stairs(_workspace: Workspace, fingerprint: str, ref: str, runtime: Runtime, changed: int) -> tuple[Staircase, ...]:
+    return known_staircases(_workspace.profile.layers, setting_of(_workspace, runtime), _points())
 
 
 # ---- exports --------------------------------------------------------------------------------------------------------
