@@ -19,6 +19,7 @@ import torch
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.data import batch_size
 from lowrank_core.discover import Layer, ModelProfile
+from lowrank_core.errors import InvalidModel
 from lowrank_core.files import write_whole
 from lowrank_core.latency import (
     DENSE,
@@ -160,7 +161,7 @@ def staircases(
 ) -> Iterator[Staircase]:
     """Measure layer by layer and method by method; what a folder knows is not measured again, unless it is unstable.
 
-    methods: all but references, unless given by name. Raises Cancelled; what is
+    methods: all but references, unless given by name. What the runtime cannot run is left out. Raises Cancelled; what is
     measured by then is kept.
     """
     layers, wanted = tuple(layers), None if methods is None else set(methods)
@@ -174,7 +175,11 @@ def staircases(
                 known = files.load(layer, name)
                 if known is None or any(rung.unstable for rung in known.rungs):
                     tell(f"timing layer {number} of {len(layers)}: {layer.name}, {METHODS[name].label}")
-                    known = _measured(layer, name, setting, cancelled)
+                    try:
+                        known = _measured(layer, name, setting, cancelled)
+                    except InvalidModel as error:
+                        tell(f"{layer.name} by {METHODS[name].label} is left out: {error}")
+                        continue
                     files.save(known)
                     fresh[name] = known
             yield replace(known, layer=layer.name, method=name)
@@ -215,7 +220,11 @@ def layer_latency(
         tell(f"timing layer {number} of {len(plan.choices)}: {name}")
         layer = profile.layer(name)
         chains = [(layer.spec,), METHODS[choice.method].stages(layer.spec, choice.rank)]
-        (timing,) = _race(chains, layer, setting, cancelled)
+        try:
+            (timing,) = _race(chains, layer, setting, cancelled)
+        except InvalidModel as error:
+            tell(f"{name} is left out: {error}")
+            continue
         found.append((name, timing))
     return found
 
