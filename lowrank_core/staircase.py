@@ -161,8 +161,8 @@ def staircases(
 ) -> Iterator[Staircase]:
     """Measure layer by layer and method by method; what a folder knows is not measured again, unless it is unstable.
 
-    methods: all but references, unless given by name. What the runtime cannot run is left out. Raises Cancelled; what is
-    measured by then is kept.
+    methods: all but references, unless given by name. What the runtime cannot run is left out.
+    Raises Cancelled; what is measured by then is kept.
     """
     layers, wanted = tuple(layers), None if methods is None else set(methods)
     for number, layer in enumerate(layers, start=1):

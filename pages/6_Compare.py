@@ -140,11 +140,11 @@ def changes(workspace: Workspace, found: dict[str, Comparison]) -> None:
             hide_index=True,
             height="content" if len(rows) <= 12 else 460,
             column_config={
-                "Class": st.column_config.NumberColumn(width=60),
-                "Samples": st.column_config.NumberColumn(width=80),
-                "Dense": st.column_config.NumberColumn(width=80, **percent),
-                "Plan": st.column_config.NumberColumn(width=80, **percent),
-                "Change": st.column_config.NumberColumn(width=80, format="%+.1f"),
+                "Class": st.column_config.NumberColumn(width=50),
+                "Samples": st.column_config.NumberColumn(width=66),
+                "Dense": st.column_config.NumberColumn(width=68, **percent),
+                "Plan": st.column_config.NumberColumn(width=68, **percent),
+                "Change": st.column_config.NumberColumn(width=70, format="%+.1f"),
             },
         )
     with right:

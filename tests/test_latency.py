@@ -187,7 +187,7 @@ def test_a_layer_that_onnxruntime_cannot_run_is_left_out(tmp_path: Path, monkeyp
     monkeypatch.setattr(latency.time, "thread_time", Clock(tick=0.01))
     (up,) = (layer for layer in AWKWARD if layer.name == "up-dilated")  # output_padding beyond the stride
     told: list[str] = []
-    layer = replace(up.layer(), itemsize=4)
+    layer = replace(up.layer, itemsize=4)
     assert list(staircases([layer], Setting(), tell=told.append)) == []
     assert "is left out" in told[-1]
     assert list(staircases([layer], Setting("torch"), methods=["svd"]))
