@@ -8,13 +8,13 @@ import torch
 
 from lowrank_core.comparison import FORMATS, Comparison, Flip
 from lowrank_core.errors import LowRankError
-from lowrank_core.jobs import Job
+from lowrank_core.jobs import Job, Snapshot
 from lowrank_core.latency import RUNTIMES, LatencyTable, cpu_name
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import RankPlan
 from lowrank_core.staircase import as_table
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, compare, frame, question, state, words
+from pages.ui import charts, compare, frame, question, running, state, words
 from pages.ui.compare import Asked, Found, Races, Scores, Stairs
 from pages.ui.devices import DEVICES, kB
 
@@ -80,19 +80,13 @@ def target() -> compare.Target:
 
 
 def watch(job: Job[Found]) -> None:
-    """Say what goes on until the job is over or a newer run waits; the run itself streams."""
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button("Cancel", icon=":material/stop_circle:", on_click=job.cancel)
-        line = st.empty()
-    known = job.snapshot
-    while True:
+    """Say what goes on until the job is over."""
+
+    def says(known: Snapshot[Found]) -> str:
         doing = "ending after the step at hand" if job.stopped() else known.doing or "at work"
-        line.markdown(f":material/hourglass_top: {words.plain(doing)} · {job.seconds:.0f} s")
-        if known.over:
-            st.rerun()
-        known = job.changed(known, seconds=0.5)
-        if state.newer_run_waits():
-            return
+        return f"{words.plain(doing)} · {job.seconds:.0f} s"
+
+    running.follow(job, says, lambda known, serial: None)
 
 
 def ask(workspace: Workspace, asked: Asked, label: str, busy: bool) -> None:
@@ -239,8 +233,8 @@ with frame.page(
     if missing and Scores(missing) not in jobs and all(job.snapshot.over for job in jobs.values()):
         state.start_comparing(workspace, Scores(missing))
         jobs = state.comparing(workspace)
-    running = next((job for job in reversed(jobs.values()) if not job.snapshot.over), None)
-    place, progress, busy = st.container(), st.empty(), running is not None
+    at_work = next((job for job in reversed(jobs.values()) if not job.snapshot.over), None)
+    place, progress, busy = st.container(), st.empty(), at_work is not None
     with st.container(horizontal=True, vertical_alignment="center"):
         if missing:
             ask(workspace, Scores(missing), "Measure the plans", busy)
@@ -253,6 +247,6 @@ with frame.page(
             table(workspace, found, judged, given)
     changes(workspace, found)
     layers(workspace, busy)
-    if running is not None:
+    if at_work is not None:
         with progress.container():
-            watch(running)
+            watch(at_work)

@@ -56,33 +56,39 @@ Asked = Scores | Races | Stairs
 Found = Comparison | Raced | Staircase
 
 
+def label(asked: Asked) -> str:
+    """What is measured, in two words."""
+    return {Scores: "Comparing plans", Races: "Timing plans", Stairs: "Timing layers"}[type(asked)]
+
+
 def work(workspace: Workspace, asked: Asked, folder: Path, job: Job[Found]) -> Iterator[Found]:
-    """What comes of a question, one after the other; gives way to whoever waits for a figure."""
-    called_off = patient(workspace, job)
+    """What comes of a question, one after the other. Scores give way to whoever waits; all else gives way to timing."""
     if isinstance(asked, Scores):
         for candidate in asked.candidates:
-            yield compare(workspace, candidate, tell=job.tell, cancelled=called_off)
-    elif isinstance(asked, Races):
+            yield compare(workspace, candidate, tell=job.tell, cancelled=patient(workspace, job))
+        return
+    with workspace.somebody_waits():
+        if isinstance(asked, Stairs):
+            setting = setting_of(workspace, asked.runtime)
+            yield from staircases(
+                workspace.profile.layers,
+                setting,
+                methods=asked.methods,
+                folder=folder,
+                tell=job.tell,
+                cancelled=job.stopped,
+            )
+            return
         job.tell(f"timing {asked.runtime}, all plans in turn")
-        networks = [workspace.compress(candidate.plan) for candidate in asked.candidates]
         timings = network_latency(
             workspace.model,
-            networks,
+            [workspace.compress(candidate.plan) for candidate in asked.candidates],
             workspace.opened.example_inputs,
             runtime=asked.runtime,
-            cancelled=called_off,
+            cancelled=job.stopped,
         )
         for candidate, timing in zip(asked.candidates, timings, strict=True):
             yield Raced(candidate, asked.runtime, timing)
-    else:
-        yield from staircases(
-            workspace.profile.layers,
-            setting_of(workspace, asked.runtime),
-            methods=asked.methods,
-            folder=folder,
-            tell=job.tell,
-            cancelled=called_off,
-        )
 
 
 @dataclass(frozen=True, slots=True)
