@@ -42,6 +42,7 @@ from lowrank_core.latency import (
 )
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import METRICS
+from lowrank_core.parallel import Workers
 from lowrank_core.plan import Choice, PlanFile, RankPlan, read_plan
 from lowrank_core.selection import RULES, Problem, problem_of
 from lowrank_core.selection import make as make_rule
@@ -136,6 +137,10 @@ LOCK = click.option(
 CACHED = click.option(
     "--cache/--no-cache", "cached", default=True, help="Keep and use what earlier runs measured; default on."
 )
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), default=1, help="Processes that measure layers; default 1, this one."
+)
+DASK = click.option("--dask", metavar="ADDRESS", help="Measure layers on the dask cluster of this scheduler: tcp://...")
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")
 
 
@@ -473,6 +478,8 @@ def _epoch_document(epoch: Epoch) -> dict[str, Any]:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the rule (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=1000, help="Evaluation samples for a trial; default 1000.")
 @CACHED
+@WORKERS
+@DASK
 @CORRECT
 def search(
     model: str,
@@ -481,6 +488,8 @@ def search(
     latency_table: Path | None,
     settings: tuple[str, ...],
     cached: bool,
+    workers: int,
+    dask: str | None,
     **wishes: Any,
 ) -> Answer:
     """Let a rule choose the ranks, under budgets or within a largest drop, and write a plan.
@@ -491,7 +500,8 @@ def search(
     chosen = make_rule(rule, _settings(settings))
     workspace = opened(model, with_data=True)
     table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_text(encoding="utf-8"))
-    problem = problem_of(workspace, latency=table, folder=CACHE if cached else None, tell=Told(), **wishes)
+    folder, where = CACHE if cached else None, Workers(workers, dask)
+    problem = problem_of(workspace, latency=table, folder=folder, workers=where, tell=Told(), **wishes)
     trials = []
     for trial in run_search(chosen, problem):
         trials.append(trial)
@@ -554,9 +564,18 @@ def _of_dense(workspace: Workspace, cost: Cost) -> str:
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Only this (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=256, help="Evaluation samples; default 256.")
 @CACHED
+@WORKERS
+@DASK
 @CORRECT
 def profile(
-    model: str, out: Path | None, methods: tuple[str, ...], samples: int, cached: bool, corrected: bool
+    model: str,
+    out: Path | None,
+    methods: tuple[str, ...],
+    samples: int,
+    cached: bool,
+    workers: int,
+    dask: str | None,
+    corrected: bool,
 ) -> Answer:
     """Measure what compressing each layer alone does, at a few ranks. Stopped and started again, it goes on."""
     started = time.monotonic()
@@ -568,6 +587,7 @@ def profile(
         asks,
         workspace.reference.dataset.pick(slice(0, samples)),
         folder=CACHE if cached else None,
+        workers=Workers(workers, dask),
         tell=Told(),
     )
     by_layer: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from torch import nn
 
@@ -202,3 +202,18 @@ class Workspace:
             return float(self.opened.evaluate(model))
         except Exception as error:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def opened_once(ref: str, fingerprint: str) -> Workspace:
+    """The workspace of a process that works for another one, opened by the reference; raises InvalidModel.
+
+    The fingerprint is that of the model the other one has.
+    """
+    workspace = Workspace.open(ref)
+    if workspace.profile.fingerprint != fingerprint:
+        raise InvalidModel(
+            f"{ref} opened in a worker has other weights ({workspace.profile.fingerprint[:19]}...) than where the work "
+            f"was started ({fingerprint[:19]}...); it must be the same file everywhere, and build_model() not random."
+        )
+    return workspace

@@ -14,7 +14,7 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 # "methods" the package's __init__. A module that is not here has no place yet: give it one.
 LEVELS = (
     "errors files template verdict",
-    "layers recurrent attention data metrics jobs torch_file builtin builtin.samples builtin.stored",
+    "layers recurrent attention data metrics jobs parallel torch_file builtin builtin.samples builtin.stored",
     "linalg knapsack plan opened evaluate onnx_program memory onnx_chain builtin.*",
     "aware cp evbmf",
     "methods spectra cache latency predict sources",
@@ -35,7 +35,7 @@ LEVELS = (
     "__main__",
 )
 ONE_FILE_EACH = {"methods", "selection", "sources", "exports"}
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "transformers"}  # heavy, imported where used
+OPTIONAL = {"dask", "onnx", "onnxruntime", "onnxscript", "transformers"}  # heavy, imported where used
 COMMANDS = {"__main__", "builtin.train", "builtin.learn"}  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
 

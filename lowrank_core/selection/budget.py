@@ -94,6 +94,7 @@ class Budget:
             asks(problem),
             workspace.calibration.pick(slice(0, self.samples)),
             folder=problem.folder,
+            workers=problem.workers,
             tell=problem.tell,
             cancelled=problem.cancelled,
         ):
