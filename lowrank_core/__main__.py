@@ -668,7 +668,7 @@ def latency(
     """
     if plan is None and csv_file is None:
         raise click.UsageError("give --plan, --table or both.")
-    workspace, tell = opened(model), Told()
+    workspace, tell = opened(model, cached=cached), Told()
     file = None if plan is None else plan_of(workspace, plan)
     setting = setting_of(workspace, runtime, threads)
     document: dict[str, Any] = {**asdict(setting), "version": runtime_version(runtime), "cpu": cpu_name()}
@@ -686,7 +686,7 @@ def latency(
     if csv_file is not None:
         found = list(
             staircases(
-                workspace.profile.layers, setting, methods=methods or None, folder=CACHE if cached else None, tell=tell
+                workspace.profile.layers, setting, methods=methods or None, folder=points_of(workspace), tell=tell
             )
         )
         write_whole(csv_file, as_table(found).to_csv().encode())
