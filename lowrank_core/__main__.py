@@ -17,6 +17,7 @@ import click
 import platformdirs
 from torch import nn
 
+from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.check import SAMPLES
 from lowrank_core.check import check as look_over
@@ -33,6 +34,7 @@ from lowrank_core.finetune import told as tuning_of
 from lowrank_core.latency import LatencyTable
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import METRICS
+from lowrank_core.parallel import Workers
 from lowrank_core.plan import Choice, PlanFile, RankPlan, read_plan
 from lowrank_core.selection import RULES, Problem, problem_of
 from lowrank_core.selection import make as make_rule
@@ -54,8 +56,8 @@ COUNTED = (
     "Multiplies and additions are for one sample. Multiplies: all matrix products and convolutions; "
     "additions: of the layers listed, with their biases."
 )
-CACHE = platformdirs.user_cache_path("rank-explorer") / "points"
-"""Where measured points and scores are kept, the app's among them."""
+CACHE = platformdirs.user_cache_path("rank-explorer")
+"""Where factors, measured points and scores are kept, the app's among them."""
 
 FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
 
@@ -124,8 +126,15 @@ LOCK = click.option(
     "--lock", multiple=True, metavar="LAYER", help="Layer to leave dense, or a pattern with * (repeatable)."
 )
 CACHED = click.option(
-    "--cache/--no-cache", "cached", default=True, help="Keep and use what earlier runs measured; default on."
+    "--cache/--no-cache",
+    "cached",
+    default=True,
+    help="Keep on disk what is computed and measured, and use what earlier runs kept; default on.",
 )
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), default=1, help="Processes that measure layers; default 1, this one."
+)
+DASK = click.option("--dask", metavar="ADDRESS", help="Measure layers on the dask cluster of this scheduler: tcp://...")
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")
 
 
@@ -184,9 +193,10 @@ def layers(model: str) -> Answer:
 @MODEL
 @click.option("--layer", "names", multiple=True, metavar="NAME", help="Only this layer (repeatable).")
 @click.option("--method", type=click.Choice(list(METHODS)), help="Decomposition; default: each layer's own.")
-def spectra(model: str, names: tuple[str, ...], method: str | None) -> Answer:
+@CACHED
+def spectra(model: str, names: tuple[str, ...], method: str | None, cached: bool) -> Answer:
     """Show the singular values of each layer."""
-    workspace = opened(model)
+    workspace = opened(model, cached=cached)
     chosen = [_layer(workspace, name) for name in names] or list(workspace.profile.layers)
     if method is not None:
         fitting = [layer for layer in chosen if METHODS[method].obstacle(layer.spec) is None]
@@ -243,10 +253,17 @@ def cost(model: str, plan: Path) -> Answer:
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
 @click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
+@CACHED
 @CORRECT
 @COMPARE
 def evaluate(
-    model: str, plan: Path | None, checkpoint: Path | None, samples: int | None, corrected: bool, compare: bool
+    model: str,
+    plan: Path | None,
+    checkpoint: Path | None,
+    samples: int | None,
+    cached: bool,
+    corrected: bool,
+    compare: bool,
 ) -> Answer:
     """Measure the score, paired with the dense network on the same samples.
 
@@ -256,7 +273,7 @@ def evaluate(
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
     _check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     score = measured(workspace, made.model, samples)
     found = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
@@ -266,14 +283,14 @@ def evaluate(
 
 def exporting(function: Callable[..., Answer]) -> click.Command:
     """The options that `apply` and `export` share."""
-    return command(MODEL(OUT(CORRECT(COMPARE(function)))))
+    return command(MODEL(OUT(CACHED(CORRECT(COMPARE(function))))))
 
 
 @exporting
 @PLAN
-def apply(model: str, plan: Path, out: Path, corrected: bool, compare: bool) -> Answer:
+def apply(model: str, plan: Path, out: Path, cached: bool, corrected: bool, compare: bool) -> Answer:
     """Compress by a plan, correct, and write a checkpoint (safetensors)."""
-    return exported(model, "safetensors", out, plan, None, corrected=corrected, compare=compare)
+    return exported(model, "safetensors", out, plan, None, cached=cached, corrected=corrected, compare=compare)
 
 
 @exporting
@@ -288,13 +305,14 @@ def export(
     checkpoint: Path | None,
     dense: bool,
     out: Path,
+    cached: bool,
     corrected: bool,
     compare: bool,
 ) -> Answer:
     """Write a compressed network to a file, reload it in a fresh process and compare."""
     if dense == bool(plan or checkpoint):
         raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
-    return exported(model, kind, out, plan, checkpoint, corrected=corrected, compare=compare)
+    return exported(model, kind, out, plan, checkpoint, cached=cached, corrected=corrected, compare=compare)
 
 
 def setting(name: str, *names: str) -> Callable[..., Any]:
@@ -336,6 +354,7 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
 )
 @click.option("--watch", type=click.IntRange(0), default=0, help="Evaluation samples scored after each epoch.")
 @click.option("--state", type=click.Path(dir_okay=False, path_type=Path), help="File to go on from after a kill.")
+@CACHED
 @CORRECT
 def finetune(
     model: str,
@@ -351,6 +370,7 @@ def finetune(
     seeds: int,
     watch: int,
     state: Path | None,
+    cached: bool,
     corrected: bool,
     **options: Any,
 ) -> Answer:
@@ -363,14 +383,16 @@ def finetune(
     if not distill and loss not in (None, "labels"):
         raise click.UsageError(f"--no-distill learns from the labels alone; leave it out, or --loss {loss}.")
     settings = Settings(loss=loss or ("distill" if distill else "labels"), **options)
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     asked: dict[str, Any] = {"max_drop": max_drop, "multiplies": multiplies, "bytes": bytes}
     wishes = {name: wish for name, wish in asked.items() if wish is not None}
     if (plan is None) != bool(wishes):
         raise click.UsageError("give --plan, or what to search ranks for: --max-drop, --multiplies or --bytes.")
     before = None
     if plan is None:
-        problem = problem_of(workspace, lock=lock, folder=CACHE, corrected=corrected, tell=Told(), **wishes)
+        problem = problem_of(
+            workspace, lock=lock, folder=points_of(workspace), corrected=corrected, tell=Told(), **wishes
+        )
         candidate = _found(workspace, rule or ("bisection" if "max_drop" in wishes else "budget"), problem)
         if settings.from_scratch:
             candidate = Candidate(candidate.plan)
@@ -463,6 +485,8 @@ def _epoch_document(epoch: Epoch) -> dict[str, Any]:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the rule (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=1000, help="Evaluation samples for a trial; default 1000.")
 @CACHED
+@WORKERS
+@DASK
 @CORRECT
 def search(
     model: str,
@@ -471,6 +495,8 @@ def search(
     latency_table: Path | None,
     settings: tuple[str, ...],
     cached: bool,
+    workers: int,
+    dask: str | None,
     **wishes: Any,
 ) -> Answer:
     """Let a rule choose the ranks, under budgets or within a largest drop, and write a plan.
@@ -479,9 +505,10 @@ def search(
     """
     started = time.monotonic()
     chosen = make_rule(rule, _settings(settings))
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_text(encoding="utf-8"))
-    problem = problem_of(workspace, latency=table, folder=CACHE if cached else None, tell=Told(), **wishes)
+    folder, where = points_of(workspace), Workers(workers, dask)
+    problem = problem_of(workspace, latency=table, folder=folder, workers=where, tell=Told(), **wishes)
     trials = []
     for trial in run_search(chosen, problem):
         trials.append(trial)
@@ -544,20 +571,30 @@ def _of_dense(workspace: Workspace, cost: Cost) -> str:
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Only this (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=256, help="Evaluation samples; default 256.")
 @CACHED
+@WORKERS
+@DASK
 @CORRECT
 def profile(
-    model: str, out: Path | None, methods: tuple[str, ...], samples: int, cached: bool, corrected: bool
+    model: str,
+    out: Path | None,
+    methods: tuple[str, ...],
+    samples: int,
+    cached: bool,
+    workers: int,
+    dask: str | None,
+    corrected: bool,
 ) -> Answer:
     """Measure what compressing each layer alone does, at a few ranks. Stopped and started again, it goes on."""
     started = time.monotonic()
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     asks = asked(workspace, methods or None)
     points = sensitivity_profile(
         workspace,
         workspace.correction if corrected else None,
         asks,
         workspace.reference.dataset.pick(slice(0, samples)),
-        folder=CACHE if cached else None,
+        folder=points_of(workspace),
+        workers=Workers(workers, dask),
         tell=Told(),
     )
     by_layer: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -639,12 +676,17 @@ def check(model: str) -> Answer:
     return document, "\n".join(text)
 
 
-def opened(ref: str, *, with_data: bool = False) -> Workspace:
+def opened(ref: str, *, with_data: bool = False, cached: bool = False) -> Workspace:
     """Open a model, and say what a person should know about it."""
-    workspace = Workspace.open(ref)
+    workspace = Workspace.open(ref, Cache(CACHE) if cached else None)
     for notice in workspace.notices if with_data else workspace.opened.notices:
         say(notice)
     return workspace
+
+
+def points_of(workspace: Workspace) -> Path | None:
+    """Where what is measured is kept."""
+    return None if workspace.cache is None else workspace.cache.points
 
 
 def plan_of(workspace: Workspace, path: Path) -> PlanFile:
@@ -738,12 +780,13 @@ def exported(
     plan: Path | None,
     checkpoint: Path | None,
     *,
+    cached: bool,
     corrected: bool,
     compare: bool,
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
     _check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     score = measured(workspace, made.model)
     compressed = replace(made, score=score)

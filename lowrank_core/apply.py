@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,14 +26,19 @@ def replacement_stages(layer: Layer, plan: RankPlan) -> tuple[LayerSpec, ...]:
     return (layer.spec,) if choice is None else METHODS[choice.method].stages(layer.spec, choice.rank)
 
 
-def partial_ranks(profile: ModelProfile, plan: RankPlan) -> dict[str, dict[str, int]]:
-    """{recurrent module or attention: {its weight: rank}} of the weights that a plan factorises."""
-    found: dict[str, dict[str, int]] = {}
+def partial_ranks(profile: ModelProfile, plan: RankPlan) -> dict[str, dict[str, Any]]:
+    """{recurrent module or attention: {its weight: chain}} of the weights that a plan factorises.
+
+    A chain is the rank of two Linear layers, or a list of parts {"op", "args"} where it is another.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for name, _ in plan.choices:
         layer = profile.layer(name)
         if layer.partial:
-            first, _ = replacement_stages(layer, plan)
-            found.setdefault(layer.module, {})[layer.part or layer.parameter] = first.out_channels
+            stages = replacement_stages(layer, plan)
+            plain = [stage.op for stage in stages] == ["Linear"] * 2
+            chain = stages[0].out_channels if plain else [{"op": s.op, "args": s.arguments} for s in stages]
+            found.setdefault(layer.module, {})[layer.part or layer.parameter] = chain
     return found
 
 

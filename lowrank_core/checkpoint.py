@@ -220,11 +220,27 @@ def _part(part: _Part) -> nn.Module:
         recurrent = build_recurrent(part.op, part.args, device="meta")
         if {**arguments(recurrent), "ranks": part.args.get("ranks")} != part.args:
             raise ValueError(f"the arguments {part.args} are not those of {part.op}")
+        _check_chains(recurrent, part.args["ranks"])
         return recurrent
     built = build_part(part.op, part.args, device="meta")
     if LayerSpec.of(built).arguments != part.args:
         raise ValueError(f"the arguments {part.args} are not those of {part.op}")
     return built
+
+
+def _check_chains(recurrent: Recurrent, ranks: dict[str, Any]) -> None:
+    """Raise ValueError where a chain that is listed part by part does not fit together or into its place."""
+    for name, parts in ranks.items():
+        if not isinstance(parts, list):
+            continue
+        rows, columns, biased = recurrent.weights()[name]
+        chain = [LayerSpec.of(part) for part in recurrent.get_submodule(name).children()]
+        ends = [columns, *(spec.out_channels for spec in chain)]
+        starts = [*(spec.in_channels for spec in chain), rows]
+        biases = [False] * (len(chain) - 1) + [biased]
+        listed = [{"op": spec.op, "args": spec.arguments} for spec in chain]
+        if ends != starts or [spec.bias for spec in chain] != biases or listed != parts:
+            raise ValueError(f"the chain of {name} does not fit")
 
 
 def _filled(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:

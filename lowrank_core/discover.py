@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from lowrank_core.attention import PROJECTIONS
 from lowrank_core.computed import effective, kind_of
@@ -24,7 +26,7 @@ from lowrank_core.data import Inputs, batch_size, call, evaluating, tensors
 from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers import LayerSpec, Size
 from lowrank_core.methods import METHODS, Method
-from lowrank_core.recurrent import CELLS, KINDS, Dense, weight_shapes
+from lowrank_core.recurrent import CELLS, KINDS, Dense, Recurrent, weight_shapes
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Embedding, nn.EmbeddingBag)
@@ -122,6 +124,38 @@ class ModelProfile:
         raise KeyError(name)
 
 
+class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up what PyTorch's FLOP counter knows of every operation.
+
+    FlopCounterMode counts the same, but its first operation loads PyTorch's compiler, and that takes as long as loading
+    PyTorch itself. What runs inside a higher-order operation is not counted.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, OpOverload):
+            if func is not torch.ops.prim.device.default:
+                with self:
+                    parts = func.decompose(*args, **kwargs)
+                if parts is not NotImplemented:
+                    return parts
+            out = func(*args, **kwargs)
+            count = flop_registry.get(func.overloadpacket)
+            self.total += 0 if count is None else count(*args, **kwargs, out_val=out)
+            return out
+        return func(*args, **kwargs)
+
+
 def module_at(model: nn.Module, name: str) -> nn.Module:
     """The module of that layer name; a network that is one layer goes by the name of its type."""
     return model if is_whole(model, name) else model.get_submodule(name)
@@ -212,7 +246,7 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
     readers = _Readers(model, [module for module in maps if _is_map(module)])
     hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in maps]
     try:
-        with evaluating(model), _countable(model), readers, FlopCounterMode(display=False) as counter:
+        with evaluating(model), _countable(model), readers, _FlopCounter() as counter:
             call(model, inputs)
     except LowRankError:
         raise
@@ -291,7 +325,7 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
         fingerprint=fingerprint(model),
         layers=tuple(layers),
         skipped=tuple(skipped),
-        rest=_rest(model, layers, counter.get_total_flops() // 2 // samples),
+        rest=_rest(model, layers, counter.total // 2 // samples),
     )
 
 
@@ -437,11 +471,12 @@ def _weights(
         even = all(n % samples == 0 for n in run)
         by_step += [() if n == samples else (n // samples,) for n in run] if even else [(tokens,)]
     prefixes = ["" if module_at(model, name) is model else f"{name}." for name in names]
+    gates = Recurrent.GATES[(KINDS | CELLS)[type(rnn)]]
     for parameter, (rows, columns, biased) in weight_shapes(rnn).items():
         yield Layer(
             name=f"{prefixes[0]}{parameter}",
             type=type(rnn).__name__,
-            spec=LayerSpec(columns, rows, bias=biased),
+            spec=LayerSpec(columns, rows, bias=biased, gates=0 if parameter.startswith("weight_hr") else gates),
             in_sizes=tuple(at_once if parameter.startswith("weight_ih") else by_step),
             itemsize=rnn.get_parameter(parameter).element_size(),
             aliases=tuple(f"{prefix}{parameter}" for prefix in prefixes[1:]),

@@ -258,8 +258,7 @@ class _Training:
                 "and look for NaN in train_data(). The network and its plan are as they were."
             )
         judged = theirs if self.metric.label_free or targets is None else targets
-        unscored = self.metric.per_sample is None and self.metric.value is None
-        return loss, loss if unscored else self.metric.score(ours, judged)
+        return loss, self.metric.score(ours, judged) if self.metric.judges else loss
 
     def keep(self) -> None:
         """Remember the weights as the best."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank_core.chain import TransposedLinear
+from lowrank_core.linears import GroupedLinear, SharedLinear
 
 Size = tuple[int, ...]
 """Spatial extent of a convolution's input, or the token axes in front of a Linear's features; () for one vector."""
@@ -19,6 +20,8 @@ Rank = tuple[int, ...]
 
 _MODULES: dict[str, Callable[..., nn.Module]] = {
     "Linear": nn.Linear,
+    "GroupedLinear": GroupedLinear,
+    "SharedLinear": SharedLinear,
     "Conv1d": nn.Conv1d,
     "Conv2d": nn.Conv2d,
     "Conv3d": nn.Conv3d,
@@ -38,6 +41,8 @@ class LayerSpec:
     table: an Embedding, a Linear of one-hot inputs: in_channels rows of out_channels numbers, no multiplication.
     bag: "sum" or "mean" for a table whose rows are put together as they are looked up, an EmbeddingBag.
     transposed: a ConvTranspose, whose weight is stored with its inputs first, or a Linear stored so, without a bias.
+    gates: of a recurrent layer's weight, how many equal parts of its outputs are gates; 0 of all others.
+    copies: the weight of one of so many equal parts of inputs and outputs, the same for all (see `SharedLinear`).
 
     >>> conv = LayerSpec(3, 16, kernel=(3, 3), stride=(2, 1), padding=(1, 1), dilation=(1, 1))
     >>> conv.weight_shape, conv.out_size((32, 32))
@@ -59,6 +64,8 @@ class LayerSpec:
     output_padding: Size = ()
     bag: str = ""
     include_last_offset: bool = False
+    gates: int = 0
+    copies: int = 1
 
     @classmethod
     def of(cls, module: nn.Module) -> LayerSpec:
@@ -78,8 +85,10 @@ class LayerSpec:
         if isinstance(module, nn.Embedding):
             rows, columns = module.num_embeddings, module.embedding_dim
             return cls(rows, columns, bias=False, table=True, padding_idx=module.padding_idx)
-        if isinstance(module, nn.Linear):
-            return cls(module.in_features, module.out_features, bias=module.bias is not None)
+        if isinstance(module, nn.Linear | GroupedLinear | SharedLinear):
+            groups, copies = getattr(module, "groups", 1), getattr(module, "copies", 1)
+            biased = module.bias is not None
+            return cls(module.in_features, module.out_features, groups=groups, bias=biased, copies=copies)
         if isinstance(module, nn.modules.conv._ConvNd):
             padding, transposed = module.padding, isinstance(module, nn.modules.conv._ConvTransposeNd)
             if padding == "valid":
@@ -103,18 +112,18 @@ class LayerSpec:
     def weight_shape(self) -> tuple[int, ...]:
         """(out, in) of a Linear, (out, in / groups, *kernel) of a convolution, (in, out) of a table.
 
-        (in, out / groups, *kernel) of what is transposed.
+        (in, out / groups, *kernel) of what is transposed, (out / copies, in / copies) of a shared weight.
         """
         if self.table:
             return (self.in_channels, self.out_channels)
         if self.transposed:
             return (self.in_channels, self.out_channels // self.groups, *self.kernel)
-        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
+        return (self.out_channels // self.copies, self.in_channels // self.groups // self.copies, *self.kernel)
 
     @property
     def fan_in(self) -> int:
-        """Inputs that one output sees: in / groups * window."""
-        return self.in_channels // self.groups * prod(self.kernel)
+        """Inputs that one output sees: in / groups * window, of a shared weight in / copies."""
+        return self.in_channels // self.groups // self.copies * prod(self.kernel)
 
     @property
     def weights(self) -> int:
@@ -143,7 +152,7 @@ class LayerSpec:
         )
 
     def multiplies(self, size: Size) -> int:
-        """Multiplications for one sample of extent `size`: every weight once per output position.
+        """Multiplications for one sample of extent `size`: every weight once per output position and copy.
 
         Of a transposed convolution once per input position, of a table none.
 
@@ -152,7 +161,7 @@ class LayerSpec:
         """
         if self.table:
             return 0
-        return self.weights * prod(size if self.transposed else self.out_size(size))
+        return self.weights * self.copies * prod(size if self.transposed else self.out_size(size))
 
     def additions(self, size: Size) -> int:
         """Additions for one sample: fan-in - 1 per output element, and one more where there is a bias.
@@ -166,15 +175,18 @@ class LayerSpec:
 
     @property
     def op(self) -> str:
-        """Name of the `torch.nn` class."""
+        """Name of the `torch.nn` class, or of one in `linears`."""
+        if self.table:
+            return "EmbeddingBag" if self.bag else "Embedding"
         if not self.kernel:
-            table = "EmbeddingBag" if self.bag else "Embedding"
-            return table if self.table else "TransposedLinear" if self.transposed else "Linear"
+            if self.transposed:
+                return "TransposedLinear"
+            return "SharedLinear" if self.copies > 1 else "GroupedLinear" if self.groups > 1 else "Linear"
         return f"Conv{'Transpose' if self.transposed else ''}{len(self.kernel)}d"
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the `torch.nn` class, plain enough for JSON."""
+        """Keyword arguments of that class, plain enough for JSON."""
         if self.table:
             sizes = {"num_embeddings": self.in_channels, "embedding_dim": self.out_channels}
             bag = {"mode": self.bag, "include_last_offset": self.include_last_offset} if self.bag else {}
@@ -182,7 +194,8 @@ class LayerSpec:
         if not self.kernel and self.transposed:
             return {"in_features": self.in_channels, "out_features": self.out_channels}
         if not self.kernel:
-            return {"in_features": self.in_channels, "out_features": self.out_channels, "bias": self.bias}
+            parts = {name: n for name, n in (("groups", self.groups), ("copies", self.copies)) if n > 1}
+            return {"in_features": self.in_channels, "out_features": self.out_channels, **parts, "bias": self.bias}
         extra = {"output_padding": list(self.output_padding)} if self.transposed else {}
         return extra | {
             "in_channels": self.in_channels,
@@ -219,6 +232,7 @@ class LayerSpec:
             output_padding=(),
             bag="",
             include_last_offset=False,
+            gates=0,
         )
 
     def along(self, axis: int, in_channels: int, out_channels: int, *, bias: bool = False) -> LayerSpec:
@@ -248,7 +262,7 @@ def inputs_first(weight: Tensor, groups: int) -> Tensor:
 
 
 def build_part(op: str, arguments: dict[str, Any], **factory: Any) -> nn.Module:
-    """One `torch.nn` layer from its name and keyword arguments; only the kinds a chain is made of are known."""
+    """One layer from its name and keyword arguments; only the kinds a chain is made of are known."""
     if op not in _MODULES:
         raise ValueError(f"op must be one of {', '.join(_MODULES)}, but got {op!r}")
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from lowrank_core.linears import GroupedLinear, SharedLinear
+
 KINDS: dict[type[nn.Module], str] = {nn.LSTM: "LSTM", nn.GRU: "GRU", nn.RNN: "RNN"}
 CELLS: dict[type[nn.Module], str] = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU", nn.RNNCell: "RNN"}
 Dense = nn.RNNBase | nn.RNNCellBase
@@ -18,11 +20,13 @@ Dense = nn.RNNBase | nn.RNNCellBase
 class Recurrent(nn.Module):
     """An nn.LSTM, nn.GRU or nn.RNN, step by step: the same arguments, states, outputs and names of parameters.
 
-    A weight in `ranks` is a chain of two Linear layers under its name, the second with its bias; the others are
-    parameters as usual. Needs torch alone, so that checkpoints can carry its source.
+    A weight in `ranks` is a chain of layers under its name, the last with its bias: two Linear layers of that rank, or
+    those of a list of parts {"op", "args"}. The others are parameters as usual. Needs torch and LINEARS alone, so that
+    checkpoints can carry its source.
     """
 
     GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # noqa: RUF012
+    LINEARS = {"Linear": nn.Linear, "GroupedLinear": GroupedLinear, "SharedLinear": SharedLinear}  # noqa: RUF012
 
     def __init__(
         self,
@@ -36,7 +40,7 @@ class Recurrent(nn.Module):
         bidirectional: bool = False,
         proj_size: int = 0,
         nonlinearity: str = "tanh",
-        ranks: dict[str, int] | None = None,
+        ranks: dict[str, Any] | None = None,
         **factory: Any,
     ) -> None:
         super().__init__()
@@ -45,8 +49,13 @@ class Recurrent(nn.Module):
         self.proj_size, self.nonlinearity = proj_size, nonlinearity
         for name, (rows, columns, biased) in self.weights().items():
             if ranks and name in ranks:
-                first = nn.Linear(columns, ranks[name], bias=False, **factory)
-                self.add_module(name, nn.Sequential(first, nn.Linear(ranks[name], rows, bias=biased, **factory)))
+                parts = ranks[name]
+                if not isinstance(parts, list):
+                    first = {"in_features": columns, "out_features": parts, "bias": False}
+                    last = {"in_features": parts, "out_features": rows, "bias": biased}
+                    parts = [{"op": "Linear", "args": args} for args in (first, last)]
+                built = [self.LINEARS[part["op"]](**part["args"], **factory) for part in parts]
+                self.add_module(name, nn.Sequential(*built))
                 continue
             self.register_parameter(name, nn.Parameter(torch.empty(rows, columns, **factory)))
             if biased:
@@ -201,8 +210,8 @@ def weight_shapes(rnn: Dense) -> dict[str, tuple[int, int, bool]]:
     return _empty(rnn).weights()
 
 
-def factored(rnn: Dense, ranks: Mapping[str, int]) -> Recurrent:
-    """A copy with chains of these ranks, their weights not yet set; the other weights are the module's."""
+def factored(rnn: Dense, ranks: Mapping[str, Any]) -> Recurrent:
+    """A copy with chains as `Recurrent` takes them, their weights not yet set; the other weights are the module's."""
     weight = next(rnn.parameters())
     built = _empty(rnn, dict(ranks)).to(weight.dtype).to_empty(device=weight.device).train(rnn.training)
     with torch.no_grad():
@@ -233,6 +242,6 @@ def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.RNNBase]]:
             yield name, module
 
 
-def _empty(rnn: Dense, ranks: dict[str, int] | None = None) -> Recurrent:
+def _empty(rnn: Dense, ranks: dict[str, Any] | None = None) -> Recurrent:
     made = Cell if type(rnn) in CELLS else Recurrent
     return made((KINDS | CELLS)[type(rnn)], **arguments(rnn), ranks=ranks, device="meta")

@@ -13,10 +13,10 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 # A module imports from the rows above its own, never from its own row or below. "methods.*" is each file of a package,
 # "methods" the package's __init__. A module that is not here has no place yet: give it one.
 LEVELS = (
-    "errors files template verdict chain computed",
-    "layers recurrent attention data metrics jobs torch_file builtin builtin.samples builtin.stored",
+    "errors files steps template verdict linears chain computed",
+    "layers recurrent attention data metrics jobs parallel torch_file builtin builtin.samples builtin.stored",
     "linalg knapsack plan opened evaluate onnx_program builtin.*",
-    "aware cp evbmf",
+    "aware cp evbmf tucker",
     "methods spectra cache latency predict sources",
     "methods.*",
     "discover",
@@ -30,12 +30,12 @@ LEVELS = (
     "selection finetune",
     "drops",
     "selection.* reload measurement survey sweep",
-    "exports check builtin.learn",
+    "exports check builtin.learn builtin.splits",
     "exports.*",
     "__main__",
 )
 ONE_FILE_EACH = {"methods", "selection", "sources", "exports"}
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "transformers"}  # heavy, imported where used
+OPTIONAL = {"dask", "onnx", "onnxruntime", "onnxscript", "sklearn", "transformers"}  # heavy, imported where used
 COMMANDS = {"__main__", "builtin.train", "builtin.learn"}  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
 

@@ -23,6 +23,7 @@ from lowrank_core.exports import (
     register,
     whole_or_nothing,
 )
+from lowrank_core.linears import GroupedLinear, SharedLinear
 from lowrank_core.plan import RankPlan
 from lowrank_core.recurrent import Cell, Recurrent
 from lowrank_core.reload import outputs_in_fresh_process
@@ -66,6 +67,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+{inspect.getsource(GroupedLinear)}
+
+{inspect.getsource(SharedLinear)}
 
 {inspect.getsource(Recurrent).replace("  # noqa: RUF012", "")}
 

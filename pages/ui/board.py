@@ -229,14 +229,13 @@ def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
     dense = plan_cost(profile)
     value, _ = state.dense_score(workspace)
     table = state.noise(workspace, fingerprint, ref)
-    own = workspace.opened.evaluate is not None
     return {
         "key": model_key(workspace),
         "name": workspace.name,
         "metric": {
-            "label": words.metric(workspace),
+            "label": words.axis(workspace),
             "share": words.shares(workspace),
-            "higher": workspace.opened.higher_is_better if own else workspace.metric.higher_is_better,
+            "higher": not words.rises(workspace),
             "dense": value,
         },
         "help": {

@@ -25,6 +25,7 @@ from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequestTy
 from streamlit.runtime.scriptrunner_utils.script_run_context import ThreadState, get_script_run_ctx
 
 from lowrank_core.builtin import BUILTIN, POINTS
+from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.cost import check_plan
 from lowrank_core.errors import LowRankError
@@ -94,7 +95,12 @@ def workspace() -> Workspace:
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the model…")
 def _open(ref: str, stamp: str) -> Workspace:
-    return Workspace.open(ref)
+    return Workspace.open(ref, _cache())
+
+
+def _cache() -> Cache:
+    """What is kept on disk for all sessions, and for the command line."""
+    return Cache(platformdirs.user_cache_path("rank-explorer"))
 
 
 def _stamp(ref: str) -> str:
@@ -178,12 +184,7 @@ def _measurements() -> dict[str, Measurement]:
 @st.cache_resource(max_entries=4, on_release=lambda survey: survey.stop())
 def _survey(_workspace: Workspace, fingerprint: str, ref: str, corrected: bool) -> Survey:
     shipped = POINTS if ref.startswith("builtin:") else None
-    return Survey(_workspace, corrected=corrected, folder=_points(), shipped=shipped)
-
-
-def _points() -> Path:
-    """Where points of single layers and scores of plans are kept for all sessions."""
-    return platformdirs.user_cache_path("rank-explorer") / "points"
+    return Survey(_workspace, corrected=corrected, folder=_cache().points, shipped=shipped)
 
 
 def survey(shown: Workspace) -> Survey:
@@ -275,7 +276,7 @@ def searches(shown: Workspace) -> dict[Question, Job[Trial]]:
 
 def start_search(shown: Workspace, asked: Question) -> None:
     """Ask, unless it was answered or is being answered; a search that broke off goes on where it was."""
-    folder = _points()
+    folder = _cache().points
     _start(
         shown,
         _searches(),
@@ -354,11 +355,6 @@ def _tuned_networks() -> dict[tuple[str, Tuned], Epoch]:
     return {}
 
 
-def _states() -> Path:
-    """Where trainings keep what they need to go on after a kill."""
-    return platformdirs.user_cache_path("rank-explorer") / "tuning"
-
-
 def trainings(shown: Workspace) -> dict[Training | Sweep, Job[Event]]:
     """What this session has trained of this model, the latest last; the same training of two sessions is one job."""
     return _jobs_of_session(shown, _trainings(), _trained())
@@ -366,7 +362,7 @@ def trainings(shown: Workspace) -> dict[Training | Sweep, Job[Event]]:
 
 def start_training(shown: Workspace, asked: Training | Sweep) -> None:
     """Train, unless that is done or under way; what broke off, even with the server, goes on where it was."""
-    folder, points, networks, model = _states(), _points(), _tuned_networks(), _model_key(shown)
+    folder, points, networks, model = _cache().tuning, _cache().points, _tuned_networks(), _model_key(shown)
 
     def work(job: Job[Event]) -> Iterator[Event]:
         if isinstance(asked, Sweep):
@@ -401,7 +397,7 @@ def send_to_export(shown: Workspace, wanted: Tuned) -> None:
 
 def send_swept(shown: Workspace, asked: Sweep, swept: Swept) -> None:
     """The same for a plan of a sweep; raises InvalidFile."""
-    found, epoch = tuning.of_sweep(shown, asked, swept, _states())
+    found, epoch = tuning.of_sweep(shown, asked, swept, _cache().tuning)
     _keep_network(_tuned_networks(), (_model_key(shown), found), epoch)
     send_to_export(shown, found)
 
@@ -410,7 +406,7 @@ def tuned_network(shown: Workspace, wanted: Tuned) -> Epoch:
     """The epoch with the network that has these weights; raises InvalidFile where they are gone."""
     networks, key = _tuned_networks(), (_model_key(shown), wanted)
     if key not in networks:
-        _keep_network(networks, key, tuning.weights(shown, wanted, _states()))
+        _keep_network(networks, key, tuning.weights(shown, wanted, _cache().tuning))
     return networks[key]
 
 
