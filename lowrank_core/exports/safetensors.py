@@ -50,9 +50,8 @@ def load_lowrank(model: nn.Module, path: str) -> nn.Module:
         old = model.get_submodule(layer["name"])
         parts = [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
         new = (PARTS["Sequential"](*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
-        for parent in list(model.modules()):
-            for name in [name for name, child in parent._modules.items() if child is old]:
-                setattr(parent, name, new)
+        for parent, name in [(p, n) for p in model.modules() for n, child in p._modules.items() if child is old]:
+            setattr(parent, name, new)
         model = new if old is model else model
     for module in model.modules():  # fused encoders would read weights that are gone
         vars(module).update(activation_relu_or_gelu=0, use_nested_tensor=False)
