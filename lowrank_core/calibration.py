@@ -6,7 +6,6 @@ and other threads may use it meanwhile.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from lowrank_core.attention import watched_attention, without_fused_paths
 from lowrank_core.cache import About, Cache
+from lowrank_core.computed import copied
 from lowrank_core.data import Dataset, call, data_hash, evaluating
 from lowrank_core.discover import Layer, ModelProfile, module_at
 from lowrank_core.errors import InvalidModel
@@ -62,9 +62,9 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
         if isinstance(module, nn.MultiheadAttention):
             memo[id(module)] = watched_attention(module)
             continue
-        assert isinstance(module, nn.RNNBase)
+        assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = watched(module)
-    return without_fused_paths(copy.deepcopy(model, memo))
+    return without_fused_paths(copied(model, memo))
 
 
 @lru_cache(maxsize=64)
@@ -84,12 +84,14 @@ def output_rows(spec: LayerSpec, output: Tensor, index: Tensor | None = None) ->
 def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
     """(groups, P, in / groups * window): what each output position in `index` is computed from (im2col).
 
+    Of a shared weight (copies, P, in / copies), what it is applied to.
+
     Columns are in the order of `weight.flatten(1)`. Strides, dilation, padding and its modes are those of the layer.
     A transposed convolution is one of stride 1 over its inputs with zeros put between them, its window mirrored.
     """
     index = index.to(x.device)
     if not spec.kernel:
-        return x.reshape(-1, spec.in_channels)[index][None]
+        return x.reshape(-1, spec.in_channels)[index].view(len(index), -1, spec.copies).movedim(2, 0)
     dimensions = len(spec.kernel)
     x = x.reshape(-1, *x.shape[-dimensions - 1 :])
     padded = _spread(spec, x) if spec.transposed else _padded(spec, x)
@@ -110,12 +112,12 @@ def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
 def as_matrices(spec: LayerSpec, weight: Tensor) -> Tensor:
     """(groups, out / groups, in / groups * window) of a weight, columns in the order of `input_rows`."""
     taps = inputs_first(weight, spec.groups) if spec.transposed else weight
-    return taps.reshape(spec.groups, spec.out_channels // spec.groups, -1)
+    return taps.reshape(spec.groups, spec.out_channels // spec.groups // spec.copies, -1)
 
 
 def as_weight(spec: LayerSpec, matrices: Tensor) -> Tensor:
     """What `as_matrices` takes apart."""
-    taps = matrices.reshape(spec.out_channels, -1, *spec.kernel)
+    taps = matrices.reshape(spec.out_channels // spec.copies, -1, *spec.kernel)
     return inputs_first(taps, spec.groups) if spec.transposed else taps
 
 

@@ -172,8 +172,8 @@ def _measured(
     layers: dict[str, list[Ask]] = {}
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
-    ref, fingerprint = workspace.opened.ref, workspace.profile.fingerprint
-    pieces = [_Piece(ref, fingerprint, workspace.cache, correction, tuple(asks), data) for asks in layers.values()]
+    model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
+    pieces = [_Piece(model, correction, tuple(asks), data) for asks in layers.values()]
     started, done = time.monotonic(), 0
     for _, points in spread(_measured_elsewhere, pieces, workers):
         for point in points:
@@ -185,18 +185,16 @@ def _measured(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """What another process measures: points of one layer of the model with this fingerprint."""
+    """What another process measures: points of one layer of a model, told by reference, fingerprint and cache."""
 
-    ref: str
-    fingerprint: str
-    cache: Cache | None
+    model: tuple[str, str, Cache | None]
     correction: Correction | None
     asks: tuple[Ask, ...]
     data: Dataset
 
 
 def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
-    workspace = opened_once(piece.ref, piece.fingerprint, piece.cache)
+    workspace = opened_once(*piece.model)
     return tuple(step.point for step in measured(workspace, piece.correction, asks=piece.asks, data=piece.data))
 
 

@@ -145,8 +145,8 @@ def sweep(
         for number, candidate in enumerate(candidates):
             yield _swept(workspace, number, candidate, settings, folder, cancelled)
         return
-    about = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
-    pieces = [_Piece(*about, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
+    model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
+    pieces = [_Piece(model, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
     for _, found in spread(_swept_elsewhere, pieces, Workers(workers)):
         yield found
         if cancelled():
@@ -178,11 +178,9 @@ def _swept(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """What another process trains: one plan of the model with this fingerprint."""
+    """What another process trains: one plan of a model, which is told by reference, fingerprint and cache."""
 
-    ref: str
-    fingerprint: str
-    cache: Cache | None
+    model: tuple[str, str, Cache | None]
     number: int
     candidate: Candidate
     settings: Settings
@@ -190,5 +188,5 @@ class _Piece:
 
 
 def _swept_elsewhere(piece: _Piece) -> Swept:
-    workspace = opened_once(piece.ref, piece.fingerprint, piece.cache)
+    workspace = opened_once(*piece.model)
     return _swept(workspace, piece.number, piece.candidate, piece.settings, piece.folder)

@@ -61,7 +61,7 @@ class Svd:
         if spec.transposed:
             return spec.pointwise(spec.in_channels, channels), replace(spec, in_channels=channels)
         return (
-            replace(spec, out_channels=channels, bias=False),
+            replace(spec, out_channels=channels, bias=False, gates=0),
             spec.pointwise(channels, spec.out_channels, bias=spec.bias),
         )
 
