@@ -203,6 +203,9 @@ def test_the_least_recently_used_go_first(tmp_path):
         cache.put(about, sized(25))
         aged(cache.path(about), age)
     assert cache.get(abouts[0]) is not None  # used: the second is the oldest now
+    assert (
+        cache.path(abouts[0]).stat().st_mtime > cache.path(abouts[2]).stat().st_mtime
+    )  # also where atimes stand still
     cache.put(abouts[3], sized(25))
     assert [cache.path(about).exists() for about in abouts] == [True, False, True, True]
     cache.put({"number": 5}, sized(90))  # would leave room for nothing else
