@@ -41,8 +41,7 @@ class GramMatrix:
         self.columns = columns
         self._cancelled = cancelled
         self._blocks = [
-            torch.zeros(columns - at, min(WIDTH, columns - at), dtype=torch.float64)
-            for at in range(0, columns, WIDTH)
+            torch.zeros(columns - at, min(WIDTH, columns - at), dtype=torch.float64) for at in range(0, columns, WIDTH)
         ]
 
     def add(self, rows: Tensor) -> None:

@@ -106,7 +106,9 @@ def _load(path: Path) -> ExportedProgram:
             return torch.export.load(path)
     except Exception as error:  # the archive is a person's file: anything may be wrong with it
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise InvalidModel(f"{path} cannot be loaded by PyTorch {torch.__version__} ({said}); export it again.") from error
+        raise InvalidModel(
+            f"{path} cannot be loaded by PyTorch {torch.__version__} ({said}); export it again."
+        ) from error
 
 
 # ---- the network ----------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def _model(program: ExportedProgram, inputs: Inputs, path: Path) -> nn.Module:
         if isinstance(module, InterpreterModule | UnflattenedModule):
             for node in module.graph.nodes:
                 node.meta.clear()  # symbolic sizes, which cannot be copied
-            module.finalize()
+            module.finalize()  # type: ignore[no-untyped-call]
     model.meta.clear()
     model.check_input_constraints = False
     _name_arguments(model)
@@ -141,7 +143,7 @@ def _name_arguments(model: UnflattenedModule) -> None:
     names = entry.forward_arg_names or [*(f"input_{n}" for n in range(positional.num_children)), *keywords.context]
 
     def forward(self: UnflattenedModule, *args: Any, **kwargs: Any) -> Any:
-        return UnflattenedModule.forward(self, *args, **kwargs)
+        return UnflattenedModule.forward(self, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in ("self", *names)])

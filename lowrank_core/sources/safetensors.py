@@ -169,13 +169,18 @@ def _entry(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int
     """(kind, shape, begin, end) of one tensor."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise _lies(path, name, "it has no dtype")
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-            raise _lies(path, name, "shape and data_offsets must be lists of numbers from 0 on")
+    shape, offsets = _numbers(entry.get("shape")), _numbers(entry.get("data_offsets"))
+    if shape is None or offsets is None:
+        raise _lies(path, name, "shape and data_offsets must be lists of numbers from 0 on")
     if len(offsets) != 2 or offsets[0] > offsets[1] or len(shape) > 64:
         raise _lies(path, name, "data_offsets must be where it begins and where it ends")
-    return entry["dtype"], tuple(shape), offsets[0], offsets[1]
+    return entry["dtype"], shape, offsets[0], offsets[1]
+
+
+def _numbers(value: Any) -> tuple[int, ...] | None:
+    if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
+        return None
+    return tuple(value)
 
 
 def _lies(path: Path, name: str, why: str) -> InvalidFile:
