@@ -34,11 +34,12 @@ import sys, time
 from pathlib import Path
 from benchmarks.large_checkpoint import peak_bytes, resident_bytes, stock
 from lowrank_core.inventory import measure_speed
-found, speed = stock(sys.argv[1]), measure_speed(time.thread_time)
+found = stock(sys.argv[1])
 layer = {layer.name: layer for layer in found.layers}[sys.argv[2]]
 before, began = resident_bytes(), time.thread_time()
 sigma = found.spectrum(layer.name)
-print(peak_bytes() - before, time.thread_time() - began, speed.seconds(layer), float(sigma[0]), float(sigma[-1]))
+peak, seconds = peak_bytes() - before, time.thread_time() - began
+print(peak, seconds, measure_speed(time.thread_time).seconds(layer), float(sigma[0]), float(sigma[-1]))
 """
 
 
