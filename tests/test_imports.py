@@ -15,7 +15,7 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 LEVELS = (
     "errors files template verdict",
     "layers recurrent attention data metrics jobs torch_file builtin builtin.samples builtin.stored",
-    "linalg gram knapsack plan opened evaluate builtin.*",
+    "linalg gram knapsack plan opened evaluate onnx_program builtin.*",
     "aware cp evbmf weights",
     "methods spectra cache latency predict sources",
     "methods.*",

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import msgspec
 from torch import nn
@@ -288,6 +288,7 @@ def _locked(workspace: Workspace, patterns: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
+@runtime_checkable
 class Rule(Protocol):
     """One way to choose ranks; a frozen dataclass. Its docstring's first line says what it does."""
 

@@ -113,6 +113,11 @@ def flash_bytes(device: str) -> int | None:
     return int(float(typed[1]) * {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[typed[2].lower()]) if typed else None
 
 
+def title(workspace: Workspace, question: Question) -> str:
+    """Rule and what it is asked, in one line."""
+    return f"{question.rule.label}: {asked(workspace, question)}"
+
+
 def asked(workspace: Workspace, question: Question) -> str:
     """What is asked of the rule, in a few words; only what differs from the usual."""
     said = [f"{words.share(share)} {quantity}" for quantity, share in question.budgets]

@@ -13,6 +13,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ import platformdirs
 import streamlit as st
 import torch
 from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequestType
-from streamlit.runtime.scriptrunner_utils.script_run_context import get_script_run_ctx
+from streamlit.runtime.scriptrunner_utils.script_run_context import ThreadState, get_script_run_ctx
 
 from lowrank_core.builtin import BUILTIN, POINTS
 from lowrank_core.candidate import Candidate
@@ -42,11 +43,12 @@ from lowrank_core.sweep import Swept
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import question, tuning
+from pages.ui.asked import Asked, from_json, to_json
 from pages.ui.history import History
 from pages.ui.question import Question
 from pages.ui.tuning import Event, Sweep, Training, Tuned
 
-A, T = TypeVar("A"), TypeVar("T")
+A, T = TypeVar("A", bound=Asked), TypeVar("T")
 
 DENSE_SAMPLES = 1024
 
@@ -224,11 +226,22 @@ def newer_run_waits() -> bool:
     """Whether another run of this session waits for this one to end.
 
     Streamlit ends a run for a full rerun by itself, but lets one of a fragment wait (1.67), and does not say so; a run
-    that streams has to look, or a released thumb would wait for the measurement before it.
+    that streams has to look, or a released thumb would wait for the measurement before it. The fragments of `let_wait`
+    do wait.
     """
     context = get_script_run_ctx()
     requests = None if context is None else context.script_requests
-    return requests is not None and requests._state is not ScriptRequestType.CONTINUE
+    if requests is None or requests._state is ScriptRequestType.CONTINUE:
+        return False
+    waiting = set(requests._rerun_data.fragment_id_queue)
+    return not waiting or not waiting <= st.session_state.get("patient", set())
+
+
+def let_wait() -> None:
+    """The fragment that calls this need not interrupt a run that streams."""
+    fragment = ThreadState.get().fragment_id
+    if fragment is not None:
+        st.session_state.setdefault("patient", set()).add(fragment)
 
 
 def measured(shown: Workspace, wanted: RankPlan) -> Score | None:
@@ -237,6 +250,9 @@ def measured(shown: Workspace, wanted: RankPlan) -> Score | None:
 
 
 # ---- searches -------------------------------------------------------------------------------------------------------
+
+MOST_ASKED = 50
+"""Searches and trainings of a session that are remembered on disk."""
 
 MOST_SEARCHES = 200
 """Kept in memory for all sessions; the oldest that are over are forgotten first."""
@@ -266,7 +282,7 @@ def start_search(shown: Workspace, asked: Question) -> None:
         _asked(),
         asked,
         MOST_SEARCHES,
-        lambda: Job(f"search {asked.rule.name}", lambda job: question.ask(shown, asked, folder, job)),
+        lambda: Job(f"Search: {asked.rule.label}", lambda job: question.ask(shown, asked, folder, job)),
     )
 
 
@@ -294,6 +310,20 @@ def _start(
         del jobs[key]
     mine = (_session_id(), model)
     asked[mine] = (*(other for other in asked.get(mine, ()) if other != wanted), wanted)
+    noted = [other for other in asked_before(shown) if other != wanted]
+    write_whole(_asked_file(shown), to_json([*noted, wanted][-MOST_ASKED:]))
+
+
+def asked_before(shown: Workspace) -> tuple[Asked, ...]:
+    """What this session has asked about this model, the latest last, also of a server that was stopped since."""
+    try:
+        return from_json(_asked_file(shown).read_bytes())
+    except OSError:
+        return ()
+
+
+def _asked_file(shown: Workspace) -> Path:
+    return _folder() / f"{_session_id()}-{shown.profile.fingerprint[7:19]}-asked.json"
 
 
 def _model_key(shown: Workspace) -> str:
@@ -345,7 +375,7 @@ def start_training(shown: Workspace, asked: Training | Sweep) -> None:
             shown, asked, folder, points, lambda found, epoch: _keep_network(networks, (model, found), epoch), job
         )
 
-    _start(shown, _trainings(), _trained(), asked, MOST_TRAININGS, lambda: Job("fine-tuning", work))
+    _start(shown, _trainings(), _trained(), asked, MOST_TRAININGS, lambda: Job("Fine-tuning", work))
 
 
 def _keep_network(networks: dict[tuple[str, Tuned], Epoch], key: tuple[str, Tuned], epoch: Epoch) -> None:
@@ -406,6 +436,39 @@ def _noted(shown: Workspace) -> tuple[Tuned, ...]:
 
 def _notes(shown: Workspace) -> Path:
     return _folder() / f"{_session_id()}-{shown.profile.fingerprint[7:19]}-tuned.json"
+
+
+# ---- jobs of all kinds ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A job of this session and the page that shows it."""
+
+    page: str
+    label: str
+    job: Job[Any]
+
+    @property
+    def key(self) -> str:
+        """A name no other job has."""
+        return f"{id(self.job):x}"
+
+
+def jobs_elsewhere(page: str) -> list[Started]:
+    """Jobs of this session, of any model, that other pages show: running, or over since it last looked there."""
+    _restore_session()
+    looked: set[str] = st.session_state.setdefault("looked", set())
+    found = [*_started("Search", _searches(), _asked()), *_started("Fine-tune", _trainings(), _trained())]
+    looked |= {started.key for started in found if started.page == page and started.job.snapshot.over}
+    return [started for started in found if started.page != page and started.key not in looked]
+
+
+def _started(
+    page: str, jobs: dict[tuple[str, A], Job[T]], asked: dict[tuple[str, str], tuple[A, ...]]
+) -> list[Started]:
+    mine = [(model, one) for (session, model), ones in asked.items() if session == _session_id() for one in ones]
+    return [Started(page, jobs[key].label, jobs[key]) for key in mine if key in jobs]
 
 
 # ---- exports --------------------------------------------------------------------------------------------------------
