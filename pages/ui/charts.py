@@ -324,7 +324,7 @@ def _marks(curve: Curve, line: str) -> list[dict[str, Any]]:
 def small_multiples(curves: list[Curve], label: str = "", *, dark: bool = False) -> str:
     """A grid of log spectra as small images: light enough for hundreds of layers, and it wraps on narrow screens.
 
-    With a label it can be folded, and what is off the screen is not drawn.
+    With a label it can be folded.
     """
     cells = "".join(_small(curve, SKY if dark else BLUE) for curve in curves)
     grid = f'<div class="sm-grid">{cells}</div>'
@@ -337,7 +337,6 @@ SMALL_STYLE = """
 <style>
 .sm-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 10px 14px; }
 .sm-part summary { cursor: pointer; padding: 2px 0 8px; font-weight: 600; }
-.sm-part .sm { content-visibility: auto; contain-intrinsic-size: auto 148px auto 84px; }
 .sm { margin: 0; font-size: .8rem; min-width: 0; }
 .sm figcaption { display: flex; justify-content: space-between; gap: 6px; }
 .sm b { font-weight: 500; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; direction: rtl; }
