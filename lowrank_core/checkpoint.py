@@ -167,13 +167,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
                 return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(KEY)  # noqa: SIM118
         except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
             raise InvalidFile(f"{path} is cut short or damaged ({error}); copy or export it again.") from error
-    if head.startswith(b"PK"):
+    if head.startswith((b"PK", b"\x80")):
         return read_state_dict(path), None
-    if head.startswith(b"\x80"):
-        raise InvalidFile(
-            f"{path} is a plain pickle, which could run code; load it where you trust it and save the weights again "
-            "with torch.save(model.state_dict(), path) of PyTorch 1.6 or newer, or as safetensors."
-        )
     raise InvalidFile(f"{path} is neither safetensors nor a file of torch.save; give a checkpoint or a state_dict.")
 
 

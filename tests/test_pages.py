@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from lowrank_core.cost import plan_cost
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.start import starting_plan
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, tables, words
+from pages.ui import charts, state, tables, words
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -238,3 +240,55 @@ def test_an_uploaded_plan_is_adopted(opened: Open, workspace: Workspace) -> None
     assert metrics(page)["Layers factorised"] == "1 of 6"
     assert metrics(page)["Bytes"] == words.count(plan_cost(workspace.profile, plan).bytes, "B")
     assert "mine" in page.success[0].value
+
+
+# ---- weights without a model, and many layers ----
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    """Sixty layers in blocks, and a norm."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"layers.{n}.{part}.weight": torch.randn(6, 5, generator=generator) for n in range(30) for part in "ab"}
+    save_file(tensors | {"norm.weight": torch.ones(5)}, tmp_path / "large.safetensors")
+    return str(tmp_path / "large.safetensors")
+
+
+@pytest.mark.parametrize("title", PAGES)
+def test_every_page_says_what_weights_alone_are_good_for(opened: Open, weights: str, title: str) -> None:
+    page = opened(title, weights)
+    assert not page.exception
+    assert not page.error
+    if title != "Spectra":
+        assert "sizes and spectra only" in page.info[0].value
+
+
+def test_model_lists_weights_by_block_and_by_layer(opened: Open, weights: str) -> None:
+    page = opened("Model", weights)
+    blocks, layers, left = (element.value for element in page.dataframe)
+    assert list(blocks["Block"]) == [f"layers.{n}" for n in range(30)]
+    assert set(blocks["Parameters"]) == {60}
+    assert len(layers) == 60
+    assert "Multiplies" not in layers
+    assert list(left["Tensor"]) == ["norm.weight"]
+    assert metrics(page)["Parameters"] == "1.805 k"
+
+
+def test_spectra_of_weights_alone_arrive_unasked_where_that_is_quick(opened: Open, weights: str) -> None:
+    page = opened("Spectra", weights)
+    drawn = [element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body]
+    assert sum(body.count('<figure class="sm"') for body in drawn) == 60
+    assert "<summary>layers.0 to layers.23, 48 layers</summary>" in drawn[0]
+    assert metrics(page)["Break-even in bytes"] == "2"
+
+
+def test_spectra_that_take_long_are_announced_and_wait(
+    opened: Open, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "SPECTRA_SECONDS", 0.0)
+    page = opened("Spectra", weights)
+    assert "The spectra of 59 layers take about 1 s on this machine" in page.info[0].value, "one is shown large"
+    assert not [element for element in page.get("html") if "sm-grid" in element.proto.body]
+    next(button for button in page.button if button.label == "Compute them all").click().run()
+    drawn = [element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body]
+    assert sum(body.count('<figure class="sm"') for body in drawn) == 60
