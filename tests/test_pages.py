@@ -237,3 +237,20 @@ def test_an_uploaded_plan_is_adopted(opened: Open, workspace: Workspace) -> None
     assert metrics(page)["Layers factorised"] == "1 of 6"
     assert metrics(page)["Bytes"] == words.count(plan_cost(workspace.profile, plan).bytes, "B")
     assert "mine" in page.success[0].value
+
+
+def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: Workspace, tmp_path: Path) -> None:
+    """Half precision of the .pt2, into a folder; a network without a graph is one clear line and a format that works."""
+    page = opened("Export")
+    page.button_group(key="format").set_value("pt2").run()
+    page.selectbox(key="dtype pt2").set_value("bfloat16")
+    page.text_input(key="export folder").set_value(str(tmp_path)).run()
+    next(button for button in page.button if button.label == "Write the exported program").click().run()
+    assert not page.error
+    (file,) = tmp_path.iterdir()
+    assert file.suffix == ".pt2"
+    assert "1, 2, 7 and all samples" in text(page)
+    assert str(file.name) in page.success[0].value.replace("\\", "")
+    page.text_input(key="export folder").set_value(str(tmp_path / "missing")).run()
+    next(button for button in page.button if button.label == "Write the exported program").click().run()
+    assert "there is no folder" in page.error[0].value

@@ -179,7 +179,7 @@ import onnxruntime
 properties = onnxruntime.InferenceSession({file!r}).get_modelmeta().custom_metadata_map
 plan = json.loads(properties[{PLAN!r}])
 """
-    return Snippet("with onnxruntime alone", code), Snippet("and the plan in it", plan)
+    return Snippet("with onnxruntime alone", code), Snippet("and read the plan in it", plan)
 
 
-register(Export("onnx", "ONNX", ".onnx", write, snippets, (*DTYPES, "int8")))
+register(Export("onnx", "ONNX model", ".onnx", write, snippets, (*DTYPES, "int8")))

@@ -69,7 +69,7 @@ inside = {{{PLAN!r}: ""}}
 torch.export.load({file!r}, extra_files=inside)
 plan = json.loads(inside[{PLAN!r}])
 """
-    return Snippet("with torch alone", code), Snippet("and the plan in it", plan)
+    return Snippet("with torch alone", code), Snippet("and read the plan in it", plan)
 
 
 register(Export("pt2", "Exported program (.pt2)", ".pt2", write, snippets, tuple(DTYPES)))
