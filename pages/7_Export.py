@@ -236,7 +236,7 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
 
 with frame.page(
     "Export",
-    "Take the plan and the compressed network with you: write a file, which is tried before it counts as saved, and load "
+    "Take the plan and the compressed network with you: write a file, tried before it counts as saved, and load "
     "it with the lines below.",
 ) as workspace:
     plan = state.plan(workspace)
