@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.apply import apply
+from lowrank_core.cache import Cache
 from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.data import Dataset, data_hash
@@ -171,8 +172,8 @@ def _measured(
     layers: dict[str, list[Ask]] = {}
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
-    ref, fingerprint = workspace.opened.ref, workspace.profile.fingerprint
-    pieces = [_Piece(ref, fingerprint, correction, tuple(asks), data) for asks in layers.values()]
+    model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
+    pieces = [_Piece(model, correction, tuple(asks), data) for asks in layers.values()]
     started, done = time.monotonic(), 0
     for _, points in spread(_measured_elsewhere, pieces, workers):
         for point in points:
@@ -184,17 +185,16 @@ def _measured(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """What another process measures: points of one layer of the model with this fingerprint."""
+    """What another process measures: points of one layer of a model, told by reference, fingerprint and cache."""
 
-    ref: str
-    fingerprint: str
+    model: tuple[str, str, Cache | None]
     correction: Correction | None
     asks: tuple[Ask, ...]
     data: Dataset
 
 
 def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
-    workspace = opened_once(piece.ref, piece.fingerprint)
+    workspace = opened_once(*piece.model)
     return tuple(step.point for step in measured(workspace, piece.correction, asks=piece.asks, data=piece.data))
 
 

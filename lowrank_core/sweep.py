@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import nn
 
+from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.cost import Cost, plan_cost
 from lowrank_core.errors import Cancelled
@@ -144,8 +145,8 @@ def sweep(
         for number, candidate in enumerate(candidates):
             yield _swept(workspace, number, candidate, settings, folder, cancelled)
         return
-    ref, fingerprint = workspace.opened.ref, workspace.profile.fingerprint
-    pieces = [_Piece(ref, fingerprint, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
+    model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
+    pieces = [_Piece(model, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
     for _, found in spread(_swept_elsewhere, pieces, Workers(workers)):
         yield found
         if cancelled():
@@ -177,10 +178,9 @@ def _swept(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """What another process trains: one plan of the model with this fingerprint."""
+    """What another process trains: one plan of a model, which is told by reference, fingerprint and cache."""
 
-    ref: str
-    fingerprint: str
+    model: tuple[str, str, Cache | None]
     number: int
     candidate: Candidate
     settings: Settings
@@ -188,5 +188,5 @@ class _Piece:
 
 
 def _swept_elsewhere(piece: _Piece) -> Swept:
-    workspace = opened_once(piece.ref, piece.fingerprint)
+    workspace = opened_once(*piece.model)
     return _swept(workspace, piece.number, piece.candidate, piece.settings, piece.folder)

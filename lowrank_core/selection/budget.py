@@ -50,6 +50,8 @@ class Budget:
         "svd_aware",
         "tucker2_aware",
         "cp3",
+        "gate_tucker",
+        "gate_cp",
     )
 
     samples: int = field(
