@@ -154,6 +154,8 @@ def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
 
 model = load_checkpoint(open_source({name!r}).model, {file!r}).model
 """
+    if name.endswith(".onnx"):  # there is no build_model() to call
+        return (Snippet("with lowrank_core", short),)
     module = Path(ref).stem if Path(ref).is_file() else ref
     if ref.startswith("builtin:"):
         module = f"lowrank_core.builtin.{ref.removeprefix('builtin:').replace('-', '_')}"

@@ -244,7 +244,9 @@ class Board {
     const term = (text, help) => node("span", { class: "rb-term", title: help, tabindex: 0 }, text);
     list.append(node("p", { class: "rb-legend" }, "Each track is a layer's spectrum, filled up to its ",
       term("rank", this.model.help.rank), "; dashed lines mark ", term("break-even", this.model.help.break_even),
-      ", from where it stays dense. On the right: rank and bytes saved."));
+      ", from where it stays dense.", this.latencyLegend = node("span", { hidden: true },
+        " A solid line marks break-even in measured time, a dot a rank slower than a larger one."),
+      " On the right: rank and bytes saved."));
     this.groups = [];
     for (const [block, layers] of blocks) {
       const slider = node("input", {
@@ -313,11 +315,27 @@ class Board {
           marks.push(mark);
         }
       }
+      marks.push(...this.latencyMarks(method, index));
       const track = node("div", { class: "rb-track" }, node("div", { class: "rb-rail" }, back, kept, ...marks), input);
       row.trackBox.append(track);
       return { input, kept, top };
     });
     row.built = row.method;
+  }
+
+  /* Measured on Compare: from where a rank is no faster than dense, and ranks that a larger one beats in time. */
+  latencyMarks(method, index) {
+    const { latency } = method, top = method.top[index], marks = [];
+    if (!latency) return marks;
+    const put = (rank, name, title) => {
+      const mark = node("div", { class: name, title });
+      mark.style.left = `${position(rank, top)}%`;
+      marks.push(mark);
+    };
+    for (const rank of latency.dominated) put(rank[index], "rb-dominated", `rank ${rank.join(", ")}: slower than a larger rank (${latency.runtime})`);
+    const even = latency.even && latency.even[index];
+    if (even > 0 && even < top) put(even, "rb-even rb-even-latency", `break-even for latency (${latency.runtime}): rank ${even}`);
+    return marks;
   }
 
   buildSide() {
@@ -359,6 +377,7 @@ class Board {
     this.data = data;
     for (const [name, methods] of Object.entries(data.tails || {}))
       for (const [method, tails] of Object.entries(methods)) this.learn(name, method, tails);
+    this.learnLatency(data.latency || {});
     this.undoButton.disabled = !data.can_undo;
     this.redoButton.disabled = !data.can_redo;
     if (data.rev > this.rev && !this.dragging) {
@@ -387,6 +406,19 @@ class Board {
     if (known.tails) return;
     known.tails = tails;
     if (row.method === method) { row.built = null; this.detailOf = null; this.dirty.add(row); }
+  }
+
+  learnLatency(latency) {
+    const known = JSON.stringify(latency);
+    if (known === (this.latency || "{}")) return;
+    this.latency = known;
+    this.latencyLegend.hidden = known === "{}";
+    for (const row of this.rows.values()) {
+      for (const [name, method] of Object.entries(row.layer.methods)) method.latency = (latency[row.layer.name] || {})[name];
+      row.built = null;
+      this.dirty.add(row);
+    }
+    this.detailOf = null;
   }
 
   feed(message) {
@@ -855,6 +887,10 @@ class Board {
       `weight error ${percent(e)}`, `energy kept ${percent(1 - e * e)}`];
     const even = QUANTITIES.map(q => method.even[q].join(", "));
     facts.push(even[0] === even[1] ? `break-even ${even[0]}` : `break-even ${even[0]} (bytes), ${even[1]} (multiplies)`);
+    if (method.latency && method.latency.even)
+      facts.push(method.latency.even[0] ? `${method.latency.even.join(", ")} (latency)` : "never faster than dense here");
+    if (method.latency && choice && method.latency.dominated.some(rank => rank.join() === choice.rank.join()))
+      facts.push("slower than a larger rank");
     const rate = this.exchange(row);
     if (rate) facts.push(rate);
     this.detailFacts.textContent = facts.join(" · ");
