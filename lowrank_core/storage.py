@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lowrank_core.attention import without_fused_paths
-from lowrank_core.discover import ModelProfile, bias_at, is_whole, weight_at
+from lowrank_core.computed import copied
+from lowrank_core.discover import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
 from lowrank_core.errors import InvalidModel, InvalidSettings
 from lowrank_core.layers import LayerSpec, inputs_first
 
@@ -65,15 +65,15 @@ def stored_as(model: nn.Module, dense: nn.Module, profile: ModelProfile, storage
 
 def rounded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy with every real parameter rounded to a dtype, in its own dtype again: what is read back, exactly."""
-    copied = copy.deepcopy(model)
+    found = copied(model)
     with torch.no_grad():
-        for name, parameter in copied.named_parameters():
+        for name, parameter in found.named_parameters():
             if not parameter.is_floating_point():
                 continue
             parameter.copy_(parameter.to(dtype))
             if not torch.isfinite(parameter).all():
                 raise InvalidModel(f"{name!r} holds weights beyond the range of {dtype}; bfloat16 has room for them.")
-    return copied
+    return found
 
 
 def bias_folded(model: nn.Module) -> nn.Module:
@@ -93,7 +93,7 @@ def bias_folded(model: nn.Module) -> nn.Module:
             memo[id(module)] = BiasFolded(module).train(module.training)
     if not memo:
         raise InvalidSettings("no Linear layer of this network has a bias of its own, so there is none to fold.")
-    found: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)
+    found: nn.Module = memo[id(model)] if id(model) in memo else copied(model, memo)
     return without_fused_paths(found)
 
 
@@ -102,21 +102,33 @@ def multiplied_out(model: nn.Module, dense: nn.Module, profile: ModelProfile) ->
 
     Whatever was trained or corrected beside the chains is taken over.
     """
-    found = copy.deepcopy(dense)
+    found = copied(dense)
     own, given = found.state_dict(), model.state_dict()
     with torch.no_grad():
         found.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
         for layer in profile.layers:
-            chain = _module(model, "" if is_whole(dense, layer.name) else layer.name)
-            if chain is None or type(chain) is type(_module(dense, layer.name)):
-                continue
-            chain = copy.deepcopy(chain).double()
-            weight, bias = _window(chain, layer.spec) if layer.spec.kernel else _map(chain, layer.spec)
-            weight_at(found, layer).copy_(weight)
-            stored_bias = bias_at(found, layer)
-            if stored_bias is not None and bias is not None:
-                stored_bias.copy_(bias)
+            for each in (layer, *layer.tied):
+                chain = _module(model, "" if is_whole(dense, each.name) else each.name)
+                if chain is None or type(chain) is type(_module(dense, each.name)):
+                    continue
+                _set(found, each, chain)
     return found
+
+
+def _set(model: nn.Module, layer: Layer, chain: nn.Module) -> None:
+    """Give a layer of a dense network the weight and bias of a chain."""
+    owner, _, leaf = layer.parameter.rpartition(".")
+    if leaf not in module_at(model, layer.module).get_submodule(owner)._parameters:
+        raise InvalidModel(
+            f"layer {layer.name!r} computes its weight from others, which leaves no place for the product of its "
+            "factors; write the factors themselves."
+        )
+    chain = copied(chain).double()
+    weight, bias = _window(chain, layer.spec) if layer.spec.kernel else _map(chain, layer.spec)
+    weight_at(model, layer).copy_(weight)
+    own = bias_at(model, layer)
+    if own is not None and bias is not None:
+        own.copy_(bias)
 
 
 class Widened(nn.Module):
@@ -124,7 +136,7 @@ class Widened(nn.Module):
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network)
+        self.network = copied(network)
         self._own = {name: parameter.dtype for name, parameter in network.named_parameters()}
         for parameter in self.network.parameters():
             if parameter.is_floating_point():
@@ -150,7 +162,11 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
 def _map(chain: nn.Module, spec: LayerSpec) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a map of vectors, (out, in), or of a table, (in, out): its answers to all unit vectors."""
     if spec.table:
-        return chain(torch.arange(spec.in_channels)), None
+        first, *others = chain.children()
+        rows = first.get_parameter("weight")
+        for part in others:
+            rows = part(rows)
+        return rows, None
     bias = chain(torch.zeros(1, spec.in_channels, dtype=torch.float64))
     units = torch.split(torch.eye(spec.in_channels, dtype=torch.float64), _ROWS)
     return torch.cat([chain(rows) - bias for rows in units]).mT, bias[0]

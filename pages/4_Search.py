@@ -1,7 +1,6 @@
 """Search: ask a rule for ranks, watch the plans it tries, compare rules, and adopt a plan to drag further."""
 
 import re
-import time
 
 import pandas as pd
 import streamlit as st
@@ -11,10 +10,8 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.jobs import Job
 from lowrank_core.selection import Trial
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, question, question_form, state, tables, words
+from pages.ui import charts, frame, question, question_form, running, state, tables, words
 from pages.ui.question import Question, Search
-
-DRAW_SECONDS = 0.5  # a chart is drawn anew at most this often
 
 
 def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Search], key: str) -> None:
@@ -24,15 +21,19 @@ def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Searc
     label = shown.question.rule.label
     drawn = [tables.dot(workspace, trial, quantity, trial.note or label) for trial in shown.trials]
     earlier = [
-        tables.dot(workspace, other.answer, quantity, title(workspace, other)) for other in others if other.answer
+        tables.dot(workspace, other.answer, quantity, question.title(workspace, other.question))
+        for other in others
+        if other.answer
     ]
     figure = charts.trade_off(
         [d for d in drawn if d],
-        tables.dot(workspace, shown.answer, quantity, title(workspace, shown)) if shown.answer else None,
+        tables.dot(workspace, shown.answer, quantity, question.title(workspace, shown.question))
+        if shown.answer
+        else None,
         [d for d in earlier if d],
         dense,
         quantity=quantity,
-        metric=words.metric(workspace),
+        metric=words.axis(workspace),
         percent=words.shares(workspace),
         limit=dict(shown.question.budgets).get(quantity),
         dark=st.context.theme.type == "dark",
@@ -40,15 +41,10 @@ def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Searc
     st.plotly_chart(figure, key=key, alt=f"{words.metric(workspace)} against {quantity} of the plans tried")
 
 
-def title(workspace: Workspace, found: Search) -> str:
-    """A search in one line."""
-    return f"{found.question.rule.label}: {question.asked(workspace, found.question)}"
-
-
-def progress(job: Job[Trial], known: Search) -> str:
+def progress(job: Job[Trial], found: Search) -> str:
     """What goes on, as a line of Markdown."""
-    doing = "ending after the step at hand" if job.stopped() else known.known.doing or "looking for plans"
-    return f":material/hourglass_top: {words.plain(doing)} · {plans(known)} · {job.seconds:.0f} s"
+    doing = "ending after the step at hand" if job.stopped() else found.known.doing or "looking for plans"
+    return f"{words.plain(doing)} · {plans(found)} · {job.seconds:.0f} s"
 
 
 def plans(found: Search) -> str:
@@ -58,26 +54,12 @@ def plans(found: Search) -> str:
 
 
 def watch(workspace: Workspace, quantity: str, asked: Question, job: Job[Trial], others: list[Search]) -> None:
-    """Show trials as they arrive, until the search is over or a newer run waits; the run itself streams."""
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button("Cancel", icon=":material/stop_circle:", on_click=job.cancel)
-        line = st.empty()
-    picture = st.empty()
-    drawn, known, serial = None, job.snapshot, 0
-    while True:
-        found = Search(asked, known)
-        line.markdown(progress(job, found))
-        if drawn is None or len(known.found) > drawn:
-            with picture:
-                chart(workspace, quantity, found, others, f"search running {serial}")
-            drawn, serial = len(known.found), serial + 1
-        if known.over:
-            st.rerun()
-        again = time.monotonic() + DRAW_SECONDS
-        while time.monotonic() < again and not known.over:
-            known = job.changed(known, seconds=0.1)
-            if state.newer_run_waits():
-                return
+    """Show trials as they arrive."""
+    running.follow(
+        job,
+        lambda known: progress(job, Search(asked, known)),
+        lambda known, serial: chart(workspace, quantity, Search(asked, known), others, f"search running {serial}"),
+    )
 
 
 def result(workspace: Workspace, quantity: str, shown: Search, others: list[Search]) -> None:
@@ -128,7 +110,7 @@ def rest(workspace: Workspace, quantity: str, jobs: dict[Question, Job[Trial]], 
     if listed:
         newest, at = listed[::-1], 0
         if len(newest) > 1:
-            titles = [title(workspace, found) for found in newest]
+            titles = [question.title(workspace, found.question) for found in newest]
             at = st.selectbox("Search shown", range(len(newest)), format_func=titles.__getitem__, key=f"shown {titles}")
         result(workspace, quantity, newest[at], [found for found in listed if found is not newest[at]])
     elif not error:
@@ -180,9 +162,7 @@ def comparison(workspace: Workspace, searches: list[Search]) -> None:
             "Multiplies": st.column_config.NumberColumn(format="localized", help=words.MULTIPLIES),
             "Bytes": st.column_config.NumberColumn(format="localized", help=words.BYTES),
             "Score": st.column_config.NumberColumn(words.metric(workspace), format=unit),
-            "Drop": st.column_config.NumberColumn(
-                "Drop, points" if percent else "Drop", format="%.2f" if percent else "%.4g"
-            ),
+            "Drop": st.column_config.NumberColumn(words.loss_title(workspace), format="%.2f" if percent else "%.4g"),
             "95 %": st.column_config.TextColumn(help=words.INTERVAL),
             "Trials": st.column_config.NumberColumn(help="Plans that the rule looked at."),
             "Seconds": st.column_config.NumberColumn(format="%.1f"),
@@ -207,7 +187,7 @@ with frame.page(
 ) as workspace:
     jobs = state.searches(workspace)
     latest = next(reversed(jobs), None)
-    running = latest is not None and not jobs[latest].snapshot.over
+    busy = latest is not None and not jobs[latest].snapshot.over
     over = [Search(asked, job.snapshot) for asked, job in jobs.items() if job.snapshot.over]
     listed = [found for found in over if found.known.error is None or any(trial.score for trial in found.trials)]
     left, right = st.columns([2, 3], gap="large")
@@ -218,9 +198,12 @@ with frame.page(
             wanted = None
             st.error(words.plain(str(error)), icon=":material/error:")
         label, icon = "Start search", ":material/search:"
-        if st.button(label, type="primary", icon=icon, disabled=running or wanted is None):
+        if st.button(label, type="primary", icon=icon, disabled=busy or wanted is None):
             state.start_search(workspace, wanted)
             st.rerun()
+        before = [one for one in state.asked_before(workspace)[::-1] if isinstance(one, Question) and one not in jobs]
+        titles = [question.title(workspace, one) for one in before]
+        running.earlier(before, titles, lambda one: state.start_search(workspace, one))
     with right:
         quantity = st.segmented_control(
             "Score against",
@@ -233,7 +216,7 @@ with frame.page(
         at_work, at_rest = st.empty(), st.empty()
     if listed:
         comparison(workspace, listed)
-    if running:
+    if busy:
         with at_work.container():
             watch(workspace, quantity, latest, jobs[latest], listed)
     else:

@@ -1,7 +1,5 @@
 """Fine-tune: train the factors at ranks that are chosen, watch the score come back, and send the weights to Export."""
 
-import time
-
 import pandas as pd
 import streamlit as st
 
@@ -9,15 +7,13 @@ from lowrank_core.cost import plan_cost
 from lowrank_core.jobs import Job
 from lowrank_core.sweep import Swept
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, state, tables, tuning, tuning_form, words
+from pages.ui import charts, frame, running, state, tables, tuning, tuning_form, words
 from pages.ui.tuning import Event, Sweep, Trained, Training, Tuned
-
-DRAW_SECONDS = 0.5  # a chart is drawn anew at most this often
 
 
 def chart(workspace: Workspace, shown: Trained, key: str, main: Tuned | None = None) -> None:
     """Learning curves of a training, or what a sweep has found."""
-    dark, metric, percent = st.context.theme.type == "dark", words.metric(workspace), words.shares(workspace)
+    dark, metric, percent = st.context.theme.type == "dark", words.axis(workspace), words.shares(workspace)
     if isinstance(shown.asked, Sweep):
         if not shown.swept:
             return
@@ -51,30 +47,16 @@ def progress(job: Job[Event], shown: Trained) -> str:
     left = shown.seconds_left(job.seconds)
     if left is not None:
         said.append(f"about {words.duration(left)} left")
-    return f":material/hourglass_top: {' · '.join(map(words.plain, [*said, words.duration(job.seconds)]))}"
+    return " · ".join(map(words.plain, [*said, words.duration(job.seconds)]))
 
 
 def watch(workspace: Workspace, asked: Training | Sweep, job: Job[Event]) -> None:
-    """Show epochs as they come, until the training is over or a newer run waits; the run itself streams."""
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button("Cancel", icon=":material/stop_circle:", on_click=job.cancel)
-        line = st.empty()
-    picture = st.empty()
-    drawn, known, serial = None, job.snapshot, 0
-    while True:
-        shown = Trained(asked, known)
-        if known.over:
-            st.rerun()
-        line.markdown(progress(job, shown))
-        if drawn is None or len(known.found) > drawn:
-            with picture:
-                chart(workspace, shown, f"training {serial}")
-            drawn, serial = len(known.found), serial + 1
-        again = time.monotonic() + DRAW_SECONDS
-        while time.monotonic() < again and not known.over:
-            known = job.changed(known, seconds=0.1)
-            if state.newer_run_waits():
-                return
+    """Show epochs as they come."""
+    running.follow(
+        job,
+        lambda known: progress(job, Trained(asked, known)),
+        lambda known, serial: chart(workspace, Trained(asked, known), f"training {serial}"),
+    )
 
 
 def rest(workspace: Workspace, listed: list[Trained]) -> None:
@@ -184,7 +166,7 @@ def swept(workspace: Workspace, shown: Trained) -> None:
             "Indirect": st.column_config.NumberColumn(format=unit, help="The plan as it is compressed, untrained."),
             "Direct": st.column_config.NumberColumn(format=unit, help="The same plan, trained."),
             "Drop": st.column_config.NumberColumn(
-                "Direct drop, points" if percent else "Direct drop", format="%.2f" if percent else "%.4g"
+                f"Direct {words.loss_title(workspace).lower()}", format="%.2f" if percent else "%.4g"
             ),
             "95 %": st.column_config.TextColumn(help=words.INTERVAL),
         },
@@ -212,17 +194,21 @@ with frame.page(
 ) as workspace:
     jobs = state.trainings(workspace)
     latest = next(reversed(jobs), None)
-    running = latest is not None and not jobs[latest].snapshot.over
+    busy = latest is not None and not jobs[latest].snapshot.over
     state.tuned(workspace)  # noted on disk as soon as it is seen
     left, right = st.columns([2, 3], gap="large")
     with left:
         wanted, label = tuning_form.show(workspace)
-        if st.button(label, type="primary", icon=":material/model_training:", disabled=running or wanted is None):
+        if st.button(label, type="primary", icon=":material/model_training:", disabled=busy or wanted is None):
             state.start_training(workspace, wanted)
             st.rerun()
+        noted = state.asked_before(workspace)[::-1]
+        before = [one for one in noted if isinstance(one, Training | Sweep) and one not in jobs]
+        titles = [tuning.title(workspace, one) for one in before]
+        running.earlier(before, titles, lambda one: state.start_training(workspace, one))
     with right:
         at_work, at_rest = st.empty(), st.empty()
-    if running:
+    if busy:
         with at_work.container():
             watch(workspace, latest, jobs[latest])
     else:

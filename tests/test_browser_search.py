@@ -133,10 +133,14 @@ def test_a_search_goes_on_elsewhere_and_can_be_called_off(
 
     page.get_by_role("link", name="Model", exact=True).click()
     expect(page.get_by_role("heading", name="Model", exact=True)).to_be_visible(timeout=30_000)
+    badge = page.get_by_test_id("stSidebar").get_by_text(re.compile("Search: Uniform · since"))
+    expect(badge).to_be_visible(timeout=30_000)
     page.get_by_role("link", name="Search", exact=True).click()
     expect(page.get_by_text("measuring the answer · 1 plan")).to_be_visible(timeout=30_000)
     page.reload()
     expect(page.get_by_text("measuring the answer · 1 plan")).to_be_visible(timeout=30_000)
+
+    expect(badge).to_have_count(0)
 
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("Cancelled after 1 plan; what was measured is kept")).to_be_visible(timeout=30_000)

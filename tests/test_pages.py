@@ -22,6 +22,7 @@ PAGES = {
     "Ranks": "pages/3_Ranks.py",
     "Search": "pages/4_Search.py",
     "Fine-tune": "pages/5_Fine_tune.py",
+    "Compare": "pages/6_Compare.py",
     "Export": "pages/7_Export.py",
 }
 
@@ -240,7 +241,7 @@ def test_an_uploaded_plan_is_adopted(opened: Open, workspace: Workspace) -> None
 
 
 def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: Workspace, tmp_path: Path) -> None:
-    """Half precision of the .pt2, into a folder; a network without a graph is one clear line and a format that works."""
+    """Half precision of a .pt2, into a folder; a folder that is not there is one clear line."""
     page = opened("Export")
     page.button_group(key="format").set_value("pt2").run()
     page.selectbox(key="dtype pt2").set_value("bfloat16")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +11,19 @@ from typing import ClassVar
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from lowrank_core.candidate import Candidate
+from lowrank_core.correct import Correction
 from lowrank_core.cost import plan_cost
 from lowrank_core.errors import Cancelled, InvalidFile
 from lowrank_core.jobs import Job
 from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.selection import RULES, Problem, Trial
+from lowrank_core.selection import RULES, Problem, Trial, make
+from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import question, state, words
+from pages.ui.asked import from_json, to_json
 from pages.ui.question import Question, Search
+from pages.ui.tuning import Sweep, Training
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = (10, 20, 30)
@@ -239,7 +245,7 @@ def test_a_rule_that_fails_is_one_clear_text_and_what_it_measured_stays(opened: 
     planted.breaks.append(ZeroDivisionError("by zero"))
     page = press(opened("planted"), "Start search")
     assert not page.exception
-    assert [error.value for error in page.error] == ["search planted failed\\: ZeroDivisionError\\: by zero"]
+    assert [error.value for error in page.error] == ["Search\\: Planted failed\\: ZeroDivisionError\\: by zero"]
     assert len(traces(page)["trials"]["x"]) == 1
     assert list(page.dataframe[-1].value["Ended"]) == ["failed"]
 
@@ -380,3 +386,63 @@ def test_a_search_that_waits_can_be_called_off(planted: type[Planted], workspace
         job = Job("planted", lambda job: question.ask(workspace, asked, tmp_path, job))
         job.cancel()
         assert job.wait(60).cancelled
+
+
+def test_a_stopped_server_is_asked_again_where_it_was(opened: Open, planted: type[Planted]) -> None:
+    page = press(opened("planted"), "Start search")
+    state._searches.clear()
+    state._asked.clear()  # as after a new start
+    again = opened("planted", w=page.session_state["session"])
+    assert not again.dataframe
+    assert labelled(again, "selectbox", "Asked").options == ["Planted: 50 % multiplies"]
+    again = press(again, "Go on")
+    assert "answer" in traces(again)
+    assert not [button for button in again.button if button.label == "Go on"]
+    first, second = (problem.ledger for _, problem in planted.asked)
+    assert first._known.items() <= second._known.items()
+
+
+def test_what_was_asked_comes_back_from_its_text_and_what_cannot_be_asked_is_left_out() -> None:
+    candidate = Candidate(RankPlan("sha256:0", (("a", Choice("svd", (3,))),)), Correction(samples=3, data="x"))
+    wanted = (
+        Question(make("energy", {"keep": "0.8"}), (("multiplies", 0.5),), methods=("svd",)),
+        Sweep((0.5, 0.2), "bytes", make("budget", {}), Settings(epochs=2)),
+        Training(candidate, Settings(), starts=(False, True)),
+    )
+    documents = json.loads(to_json(wanted))
+    assert from_json(to_json(wanted)) == wanted
+    gone, other, damaged = (dict(documents[0]) for _ in range(3))
+    gone["rule"] = {"name": "gone", "settings": {}}
+    other["rule"] = {"name": "energy", "settings": {"keep": "much"}}
+    damaged.pop("kind")
+    assert from_json(json.dumps([gone, documents[1], other, damaged, {}]).encode()) == wanted[1:2]
+    assert from_json(b'{"cut') == from_json(b"[3]") == ()
+
+
+def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
+    opened: Open, planted: type[Planted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = opened("planted")
+    hold = threading.Event()
+
+    def slow(self: Planted, problem: Problem) -> Iterator[Trial]:
+        hold.wait(30)
+        yield problem.trial(problem.plan({**CONVOLUTIONS, "fc1": Choice("svd", (10,))}))
+
+    monkeypatch.setattr(planted, "search", slow)
+    rule = planted(note="held")
+    asked, key = Question(rule, (("multiplies", 0.5),)), state._model_key
+    shown = state._open("builtin:digits-cnn", "")
+    job = Job("Search: Planted", lambda job: question.ask(shown, asked, state._cache().points, job))
+    state._searches()[key(shown), asked] = job
+    state._asked()[page.session_state["session"], key(shown)] = (asked,)
+    page = page.switch_page("pages/1_Model.py").run()
+    assert "Search: Planted · since" in text(page).replace("\\", "")
+    hold.set()
+    assert job.wait(30).error is None
+    page = page.run()
+    assert "Search: Planted · done" in text(page).replace("\\", "")
+    page = page.switch_page("pages/4_Search.py").run()
+    assert "· done" not in text(page)
+    page = page.switch_page("pages/1_Model.py").run()
+    assert "Search: Planted" not in text(page).replace("\\", "")

@@ -36,7 +36,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
                 if kind in ("safetensors", "plan"):
                     raise
                 missing[member] = str(error).replace(f"{folder}/", "")
-        parts = any(workspace.profile.layer(name).partial for name, _ in compressed.plan.choices)
+        parts = not all(workspace.profile.layer(name).plain for name, _ in compressed.plan.choices)
         loads = {member: _loads(kind, member, workspace.opened.ref, parts) for kind, member in MEMBERS.items()}
         (folder / LOADER).write_text(loads[MEMBERS["safetensors"]].loader, encoding="utf-8")
         (folder / README).write_text(_readme(workspace, compressed, folder, missing, loads), encoding="utf-8")

@@ -36,7 +36,7 @@ def register(source: Source) -> Source:
 
 
 def open_source(ref: str) -> Opened:
-    """Open `builtin:NAME`, `path/to/model.py`, `package.module` or a folder of `save_pretrained`.
+    """Open `builtin:NAME`, `path/to/model.py`, `package.module`, a folder of `save_pretrained` or an `.onnx` file.
 
     Raises UnknownModel where nothing goes by that name, InvalidModel or InvalidData where it cannot be used.
     """

@@ -10,7 +10,7 @@ import streamlit as st
 
 from lowrank_core.errors import LowRankError
 from lowrank_core.workspace import Workspace
-from pages.ui import state, words
+from pages.ui import running, state, words
 
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -19,6 +19,7 @@ PAGES = (
     ("pages/3_Ranks.py", "Ranks", ":material/tune:"),
     ("pages/4_Search.py", "Search", ":material/search:"),
     ("pages/5_Fine_tune.py", "Fine-tune", ":material/model_training:"),
+    ("pages/6_Compare.py", "Compare", ":material/compare_arrows:"),
     ("pages/7_Export.py", "Export", ":material/file_save:"),
 )
 
@@ -43,6 +44,7 @@ def page(title: str, advice: str) -> Iterator[Workspace]:
     with st.sidebar:
         for _, label, _ in PAGES:
             link(label)
+        running.badge(title)
     header = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     header.title(title, anchor=False, width="content")
     opened = False

@@ -113,11 +113,16 @@ def flash_bytes(device: str) -> int | None:
     return int(float(typed[1]) * {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[typed[2].lower()]) if typed else None
 
 
+def title(workspace: Workspace, question: Question) -> str:
+    """Rule and what it is asked, in one line."""
+    return f"{question.rule.label}: {asked(workspace, question)}"
+
+
 def asked(workspace: Workspace, question: Question) -> str:
     """What is asked of the rule, in a few words; only what differs from the usual."""
     said = [f"{words.share(share)} {quantity}" for quantity, share in question.budgets]
     if question.max_drop is not None:
-        said.append(f"drop up to {words.drop(workspace, question.max_drop)}")
+        said.append(f"{words.loss(workspace)} up to {words.drop(workspace, question.max_drop)}")
     said += [
         f"{f.name} {getattr(question.rule, f.name)}"
         for f in fields(question.rule)  # type: ignore[arg-type]

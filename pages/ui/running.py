@@ -1,0 +1,77 @@
+"""Jobs on the pages: the one that a page watches, and a badge on every page for the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import streamlit as st
+
+from lowrank_core.jobs import Job, Snapshot
+from pages.ui import state, words
+
+A, T = TypeVar("A"), TypeVar("T")
+
+DRAW_SECONDS = 0.5  # a chart is drawn anew at most this often
+BADGE_SECONDS = 2.0
+
+
+def follow(job: Job[T], say: Callable[[Snapshot[T]], str], draw: Callable[[Snapshot[T], int], None]) -> None:
+    """Show what a job finds until it is over or a newer run waits; the run itself streams.
+
+    say: the line of progress; draw: a picture of what was found, with a number that differs from picture to picture.
+    """
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Cancel", icon=":material/stop_circle:", on_click=job.cancel)
+        line = st.empty()
+    picture = st.empty()
+    drawn, known, serial = None, job.snapshot, 0
+    while True:
+        line.markdown(f":material/hourglass_top: {say(known)}")
+        if drawn is None or len(known.found) > drawn:
+            with picture:
+                draw(known, serial)
+            drawn, serial = len(known.found), serial + 1
+        if known.over:
+            st.rerun()
+        again = time.monotonic() + DRAW_SECONDS
+        while time.monotonic() < again and not known.over:
+            known = job.changed(known, seconds=0.1)
+            if state.newer_run_waits():
+                return
+
+
+def earlier(asked: Sequence[A], titles: Sequence[str], start: Callable[[A], None]) -> None:
+    """What was asked before the server was started anew, to be asked again: what it had found is on disk."""
+    if not asked:
+        return
+    with st.expander("Asked before the server was started anew", icon=":material/history:"):
+        at = st.selectbox("Asked", range(len(asked)), format_func=titles.__getitem__, key=f"earlier {titles}")
+        st.caption("What was measured and trained then is kept: only what is missing is done.")
+        if st.button("Go on", icon=":material/play_arrow:"):
+            start(asked[at])
+            st.rerun()
+
+
+def badge(page: str) -> None:
+    """The jobs of this session that another page shows: running, or over since this session looked there."""
+    if state.jobs_elsewhere(page):
+        st.fragment(_badge, run_every=BADGE_SECONDS)(page)
+
+
+def _badge(page: str) -> None:
+    state.let_wait()
+    for started in state.jobs_elsewhere(page):
+        known, job = started.job.snapshot, started.job
+        since = datetime.now().astimezone() - timedelta(seconds=job.seconds)
+        icon, says = "hourglass_top", f"since {since:%H:%M}"
+        if known.error is not None:
+            icon, says = "error", "failed"
+        elif known.over:
+            icon, says = "check_circle", "cancelled" if known.cancelled else "done"
+        with st.container(horizontal=True, gap="xsmall", vertical_alignment="center", key=f"job {started.key}"):
+            st.markdown(f":material/{icon}: {words.plain(started.label)} · {says}", width="content")
+            if not known.over:
+                st.button("Cancel", on_click=job.cancel, key=f"cancel {started.key}", type="tertiary")
