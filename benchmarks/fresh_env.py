@@ -94,7 +94,7 @@ def write_artefacts(workspace: Workspace, expression: str, share: float, folder:
     for environment in ENVIRONMENTS:
         export = EXPORTS[environment.kind]
         export.write(workspace, compressed, folder / f"model{export.suffix}", lambda step: None)
-    partial = any(workspace.profile.layer(name).partial for name, _ in plan.choices)
+    partial = not all(workspace.profile.layer(name).plain for name, _ in plan.choices)
     snippets = EXPORTS["safetensors"].snippets(workspace.opened.ref, "model.safetensors")
     loader = next(snippet.loader for snippet in snippets if snippet.loader and snippet.partial == partial)
     (folder / "load_lowrank.py").write_text(loader)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.func import functional_call
 
 from lowrank_core.attention import without_fused_paths
 from lowrank_core.computed import copied
-from lowrank_core.discover import ModelProfile, bias_at, is_whole, weight_at
+from lowrank_core.discover import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
 from lowrank_core.errors import InvalidModel, InvalidSettings
 from lowrank_core.layers import LayerSpec, inputs_first
 
@@ -66,15 +65,15 @@ def stored_as(model: nn.Module, dense: nn.Module, profile: ModelProfile, storage
 
 def rounded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy with every real parameter rounded to a dtype, in its own dtype again: what is read back, exactly."""
-    narrowed = copied(model)
+    found = copied(model)
     with torch.no_grad():
-        for name, parameter in narrowed.named_parameters():
+        for name, parameter in found.named_parameters():
             if not parameter.is_floating_point():
                 continue
             parameter.copy_(parameter.to(dtype))
             if not torch.isfinite(parameter).all():
                 raise InvalidModel(f"{name!r} holds weights beyond the range of {dtype}; bfloat16 has room for them.")
-    return narrowed
+    return found
 
 
 def bias_folded(model: nn.Module) -> nn.Module:
@@ -108,20 +107,28 @@ def multiplied_out(model: nn.Module, dense: nn.Module, profile: ModelProfile) ->
     with torch.no_grad():
         found.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
         for layer in profile.layers:
-            chain = _module(model, "" if is_whole(dense, layer.name) else layer.name)
-            if chain is None or type(chain) is type(_module(dense, layer.name)):
-                continue
-            chain = copy.deepcopy(chain).double()
-            weight, bias = _window(chain, layer.spec) if layer.spec.kernel else _map(chain, layer.spec)
-            weight_at(found, layer).copy_(weight)
-            stored_bias = bias_at(found, layer)
-            if stored_bias is not None and bias is not None:
-                stored_bias.copy_(bias)
-            for other in layer.tied:
-                beside, last = bias_at(found, other), list(model.get_submodule(other.name).children())[-1]
-                if beside is not None:
-                    beside.copy_(last.get_parameter("bias"))
+            for each in (layer, *layer.tied):
+                chain = _module(model, "" if is_whole(dense, each.name) else each.name)
+                if chain is None or type(chain) is type(_module(dense, each.name)):
+                    continue
+                _set(found, each, chain)
     return found
+
+
+def _set(model: nn.Module, layer: Layer, chain: nn.Module) -> None:
+    """Give a layer of a dense network the weight and bias of a chain."""
+    owner, _, leaf = layer.parameter.rpartition(".")
+    if leaf not in module_at(model, layer.module).get_submodule(owner)._parameters:
+        raise InvalidModel(
+            f"layer {layer.name!r} computes its weight from others, which leaves no place for the product of its "
+            "factors; write the factors themselves."
+        )
+    chain = copied(chain).double()
+    weight, bias = _window(chain, layer.spec) if layer.spec.kernel else _map(chain, layer.spec)
+    weight_at(model, layer).copy_(weight)
+    own = bias_at(model, layer)
+    if own is not None and bias is not None:
+        own.copy_(bias)
 
 
 class Widened(nn.Module):
@@ -155,8 +162,11 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
 def _map(chain: nn.Module, spec: LayerSpec) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a map of vectors, (out, in), or of a table, (in, out): its answers to all unit vectors."""
     if spec.table:
-        tokens = torch.arange(spec.in_channels)
-        return chain(tokens[:, None] if spec.bag else tokens), None
+        first, *others = chain.children()
+        rows = first.get_parameter("weight")
+        for part in others:
+            rows = part(rows)
+        return rows, None
     bias = chain(torch.zeros(1, spec.in_channels, dtype=torch.float64))
     units = torch.split(torch.eye(spec.in_channels, dtype=torch.float64), _ROWS)
     return torch.cat([chain(rows) - bias for rows in units]).mT, bias[0]

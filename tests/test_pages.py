@@ -295,7 +295,7 @@ def test_spectra_that_take_long_are_announced_and_wait(
 
 
 def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: Workspace, tmp_path: Path) -> None:
-    """Half precision of the .pt2, into a folder that is there and into one that is not."""
+    """Half precision of a .pt2, into a folder; a folder that is not there is one clear line."""
     page = opened("Export")
     page.button_group(key="format").set_value("pt2").run()
     page.selectbox(key="dtype pt2").set_value("bfloat16")
