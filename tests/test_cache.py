@@ -265,8 +265,12 @@ def test_factors_from_disk_are_the_computed_ones_to_the_last_bit(cache, method):
     fitting = [a for a in AWKWARD if METHODS[method].obstacle(a.spec) is None]
     more = [] if method.startswith("cp") else [a for a in fitting if a.spec.groups > 1 or a.spec.transposed][:2]
     for awkward in fitting[:1] + more:
-        model = nn.Sequential(filled(awkward.spec.build(dtype=torch.float32), seed=3).float())
-        inputs = awkward.inputs(4, dtype=torch.float32)
+        model, inputs = (
+            nn.Sequential(filled(awkward.spec.build(), seed=3).float()),
+            awkward.inputs(4, dtype=torch.float32),
+        )
+        if awkward.spec.gates:
+            model, inputs = filled(nn.LSTM(7, 6, batch_first=True), seed=3).float(), torch.randn(4, 3, 7)
         profile = profiled(model, (inputs,))
         moments = MomentStore(model, profile, lambda inputs=inputs: Dataset(inputs))
 
