@@ -2,16 +2,20 @@
 
     python -m benchmarks.recurrent
 
-Also the seconds that factorising an Embedding of 30,522 x 384 takes, plain and weighted by how often tokens occur.
+First by SVD at a few ranks, then SVD of the stacked gates against Tucker and CP over them at equal cost. Also the
+seconds that factorising an Embedding of 30,522 x 384 takes, plain and weighted by how often tokens occur.
 """
 
 from __future__ import annotations
 
 import time
+from itertools import product
 
 import torch
 
 from lowrank_core import Choice, LayerSpec, RankPlan, Workspace, plan_cost
+from lowrank_core.cost import dense_cost, layer_cost
+from lowrank_core.discover import Layer
 from lowrank_core.evaluate import final_score
 from lowrank_core.methods import METHODS
 
@@ -30,11 +34,49 @@ def sides() -> None:
             for method in ("svd", "svd_aware"):
                 plan = RankPlan.of(workspace.profile.fingerprint, {name: Choice(method, (rank,))})
                 kept = 1 - (dense - plan_cost(workspace.profile, plan).multiplies) / whole
-                found = []
-                for correction in (None, workspace.correction):
-                    score = final_score(workspace.measure(workspace.compress(plan, correction)))
-                    found.append(f"{100 * score.drop:.2f} ({100 * score.drop_low:.1f} to {100 * score.drop_high:.1f})")
-                print(f"| {name} | {rank} | {kept:.0%} | {method} | {found[0]} | {found[1]} |", flush=True)
+                print(f"| {name} | {rank} | {kept:.0%} | {method} | {lost(workspace, plan)} |", flush=True)
+
+
+def lost(workspace: Workspace, plan: RankPlan) -> str:
+    """Points lost, plain and corrected, each with its paired interval, as two cells of a table."""
+    found = []
+    for correction in (None, workspace.correction):
+        score = final_score(workspace.measure(workspace.compress(plan, correction)))
+        found.append(f"{100 * score.drop:.2f} ({100 * score.drop_low:.1f} to {100 * score.drop_high:.1f})")
+    return " | ".join(found)
+
+
+def gates() -> None:
+    """One row per side, share of what its weight costs, and method, each at its closest rank of that cost."""
+    workspace = Workspace.open("builtin:digits-lstm")
+    print("| layer | at most | method | rank | multiplies | weights | error | plain | corrected |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, quantity, share in product(SIDES, ("multiplies", "parameters"), (0.5, 0.25)):
+        layer = workspace.profile.layer(name)
+        biases = layer.spec.out_channels
+        for method in ("svd", "svd_aware", "gate_tucker", "gate_cp"):
+            limit = share * (getattr(dense_cost(layer), quantity) - biases * (quantity == "parameters"))
+            rank = closest(workspace, layer, method, quantity, limit + biases * (quantity == "parameters"))
+            if rank is None:
+                continue
+            cost, dense = layer_cost(layer, Choice(method, rank)), dense_cost(layer)
+            shares = [cost.multiplies / dense.multiplies, (cost.parameters - biases) / (dense.parameters - biases)]
+            plan = RankPlan.of(workspace.profile.fingerprint, {name: Choice(method, rank)})
+            points = lost(workspace, plan)
+            error = workspace.factors(name, method).error(rank)
+            start = f"| {name} | {share:.0%} {quantity} | {method} | {', '.join(map(str, rank))}"
+            print(f"{start} | {shares[0]:.0%} | {shares[1]:.0%} | {error:.2f} | {points} |", flush=True)
+
+
+def closest(workspace: Workspace, layer: Layer, method: str, quantity: str, limit: float) -> tuple[int, ...] | None:
+    """Of the ranks within the limit that with the smallest error."""
+    top = METHODS[method].max_rank(layer.spec)
+    within = [
+        rank
+        for rank in product(*(range(1, n + 1) for n in top))
+        if getattr(layer_cost(layer, Choice(method, rank)), quantity) <= limit
+    ]
+    return min(within, key=workspace.factors(layer.name, method).error, default=None)
 
 
 def table() -> None:
@@ -51,4 +93,5 @@ def table() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sides()
+    gates()
     table()

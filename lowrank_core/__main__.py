@@ -17,6 +17,7 @@ import click
 import platformdirs
 from torch import Tensor, nn
 
+from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.check import SAMPLES
 from lowrank_core.check import check as look_over
@@ -31,9 +32,19 @@ from lowrank_core.files import write_whole
 from lowrank_core.finetune import Epoch
 from lowrank_core.finetune import told as tuning_of
 from lowrank_core.inventory import METHOD, Inventory, measure_speed, remaining
-from lowrank_core.latency import LatencyTable
+from lowrank_core.latency import (
+    RUNTIMES,
+    LatencyTable,
+    Runtime,
+    Timing,
+    cpu_name,
+    network_latency,
+    runtime_version,
+    timed,
+)
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import METRICS
+from lowrank_core.parallel import Workers
 from lowrank_core.plan import Choice, PlanFile, RankPlan, read_plan
 from lowrank_core.selection import RULES, Problem, problem_of
 from lowrank_core.selection import make as make_rule
@@ -41,6 +52,7 @@ from lowrank_core.selection import search as run_search
 from lowrank_core.sensitivity import asked
 from lowrank_core.sensitivity import profile as sensitivity_profile
 from lowrank_core.spectra import effective_rank, rank_for_energy, stable_rank
+from lowrank_core.staircase import as_table, layer_latency, setting_of, staircases
 from lowrank_core.sweep import Progress, runs, summary
 from lowrank_core.training import Loss, Settings
 from lowrank_core.workspace import Workspace, open_to_look
@@ -55,8 +67,8 @@ COUNTED = (
     "Multiplies and additions are for one sample. Multiplies: all matrix products and convolutions; "
     "additions: of the layers listed, with their biases."
 )
-CACHE = platformdirs.user_cache_path("rank-explorer") / "points"
-"""Where measured points and scores are kept, the app's among them."""
+CACHE = platformdirs.user_cache_path("rank-explorer")
+"""Where factors, measured points and scores are kept, the app's among them."""
 
 FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
 
@@ -127,8 +139,15 @@ LOCK = click.option(
     "--lock", multiple=True, metavar="LAYER", help="Layer to leave dense, or a pattern with * (repeatable)."
 )
 CACHED = click.option(
-    "--cache/--no-cache", "cached", default=True, help="Keep and use what earlier runs measured; default on."
+    "--cache/--no-cache",
+    "cached",
+    default=True,
+    help="Keep on disk what is computed and measured, and use what earlier runs kept; default on.",
 )
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), default=1, help="Processes that measure layers; default 1, this one."
+)
+DASK = click.option("--dask", metavar="ADDRESS", help="Measure layers on the dask cluster of this scheduler: tcp://...")
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")
 
 
@@ -189,9 +208,10 @@ def layers(model: str) -> Answer:
 @MODEL
 @click.option("--layer", "names", multiple=True, metavar="NAME", help="Only this layer (repeatable).")
 @click.option("--method", type=click.Choice(list(METHODS)), help="Decomposition; default: each layer's own.")
-def spectra(model: str, names: tuple[str, ...], method: str | None) -> Answer:
+@CACHED
+def spectra(model: str, names: tuple[str, ...], method: str | None, cached: bool) -> Answer:
     """Show the singular values of each layer."""
-    workspace = looked_at(model)
+    workspace = looked_at(model, cached=cached)
     if isinstance(workspace, Inventory):
         return _stock_spectra(workspace, names, method)
     chosen = [_layer(workspace, name) for name in names] or list(workspace.profile.layers)
@@ -240,9 +260,9 @@ def _spectra(curves: Iterable[tuple[str, str, list[tuple[str, Tensor]]]]) -> Ans
 # ---- weights alone --------------------------------------------------------------------------------------------------
 
 
-def looked_at(ref: str) -> Workspace | Inventory:
+def looked_at(ref: str, *, cached: bool = False) -> Workspace | Inventory:
     """Open a model or weights alone, and say what a person should know about it."""
-    found = open_to_look(ref)
+    found = open_to_look(ref, Cache(CACHE) if cached else None)
     for notice in found.notices if isinstance(found, Inventory) else found.opened.notices:
         say(notice)
     return found
@@ -346,10 +366,17 @@ def cost(model: str, plan: Path) -> Answer:
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
 @click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
+@CACHED
 @CORRECT
 @COMPARE
 def evaluate(
-    model: str, plan: Path | None, checkpoint: Path | None, samples: int | None, corrected: bool, compare: bool
+    model: str,
+    plan: Path | None,
+    checkpoint: Path | None,
+    samples: int | None,
+    cached: bool,
+    corrected: bool,
+    compare: bool,
 ) -> Answer:
     """Measure the score, paired with the dense network on the same samples.
 
@@ -359,7 +386,7 @@ def evaluate(
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
     _check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     score = measured(workspace, made.model, samples)
     found = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
@@ -369,14 +396,14 @@ def evaluate(
 
 def exporting(function: Callable[..., Answer]) -> click.Command:
     """The options that `apply` and `export` share."""
-    return command(MODEL(OUT(CORRECT(COMPARE(function)))))
+    return command(MODEL(OUT(CACHED(CORRECT(COMPARE(function))))))
 
 
 @exporting
 @PLAN
-def apply(model: str, plan: Path, out: Path, corrected: bool, compare: bool) -> Answer:
+def apply(model: str, plan: Path, out: Path, cached: bool, corrected: bool, compare: bool) -> Answer:
     """Compress by a plan, correct, and write a checkpoint (safetensors)."""
-    return exported(model, "safetensors", out, plan, None, corrected=corrected, compare=compare)
+    return exported(model, "safetensors", out, plan, None, cached=cached, corrected=corrected, compare=compare)
 
 
 @exporting
@@ -391,13 +418,14 @@ def export(
     checkpoint: Path | None,
     dense: bool,
     out: Path,
+    cached: bool,
     corrected: bool,
     compare: bool,
 ) -> Answer:
     """Write a compressed network to a file, reload it in a fresh process and compare."""
     if dense == bool(plan or checkpoint):
         raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
-    return exported(model, kind, out, plan, checkpoint, corrected=corrected, compare=compare)
+    return exported(model, kind, out, plan, checkpoint, cached=cached, corrected=corrected, compare=compare)
 
 
 def setting(name: str, *names: str) -> Callable[..., Any]:
@@ -439,6 +467,7 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
 )
 @click.option("--watch", type=click.IntRange(0), default=0, help="Evaluation samples scored after each epoch.")
 @click.option("--state", type=click.Path(dir_okay=False, path_type=Path), help="File to go on from after a kill.")
+@CACHED
 @CORRECT
 def finetune(
     model: str,
@@ -454,6 +483,7 @@ def finetune(
     seeds: int,
     watch: int,
     state: Path | None,
+    cached: bool,
     corrected: bool,
     **options: Any,
 ) -> Answer:
@@ -466,14 +496,16 @@ def finetune(
     if not distill and loss not in (None, "labels"):
         raise click.UsageError(f"--no-distill learns from the labels alone; leave it out, or --loss {loss}.")
     settings = Settings(loss=loss or ("distill" if distill else "labels"), **options)
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     asked: dict[str, Any] = {"max_drop": max_drop, "multiplies": multiplies, "bytes": bytes}
     wishes = {name: wish for name, wish in asked.items() if wish is not None}
     if (plan is None) != bool(wishes):
         raise click.UsageError("give --plan, or what to search ranks for: --max-drop, --multiplies or --bytes.")
     before = None
     if plan is None:
-        problem = problem_of(workspace, lock=lock, folder=CACHE, corrected=corrected, tell=Told(), **wishes)
+        problem = problem_of(
+            workspace, lock=lock, folder=points_of(workspace), corrected=corrected, tell=Told(), **wishes
+        )
         candidate = _found(workspace, rule or ("bisection" if "max_drop" in wishes else "budget"), problem)
         if settings.from_scratch:
             candidate = Candidate(candidate.plan)
@@ -566,6 +598,8 @@ def _epoch_document(epoch: Epoch) -> dict[str, Any]:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the rule (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=1000, help="Evaluation samples for a trial; default 1000.")
 @CACHED
+@WORKERS
+@DASK
 @CORRECT
 def search(
     model: str,
@@ -574,6 +608,8 @@ def search(
     latency_table: Path | None,
     settings: tuple[str, ...],
     cached: bool,
+    workers: int,
+    dask: str | None,
     **wishes: Any,
 ) -> Answer:
     """Let a rule choose the ranks, under budgets or within a largest drop, and write a plan.
@@ -582,9 +618,10 @@ def search(
     """
     started = time.monotonic()
     chosen = make_rule(rule, _settings(settings))
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_text(encoding="utf-8"))
-    problem = problem_of(workspace, latency=table, folder=CACHE if cached else None, tell=Told(), **wishes)
+    folder, where = points_of(workspace), Workers(workers, dask)
+    problem = problem_of(workspace, latency=table, folder=folder, workers=where, tell=Told(), **wishes)
     trials = []
     for trial in run_search(chosen, problem):
         trials.append(trial)
@@ -647,20 +684,30 @@ def _of_dense(workspace: Workspace, cost: Cost) -> str:
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Only this (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=256, help="Evaluation samples; default 256.")
 @CACHED
+@WORKERS
+@DASK
 @CORRECT
 def profile(
-    model: str, out: Path | None, methods: tuple[str, ...], samples: int, cached: bool, corrected: bool
+    model: str,
+    out: Path | None,
+    methods: tuple[str, ...],
+    samples: int,
+    cached: bool,
+    workers: int,
+    dask: str | None,
+    corrected: bool,
 ) -> Answer:
     """Measure what compressing each layer alone does, at a few ranks. Stopped and started again, it goes on."""
     started = time.monotonic()
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     asks = asked(workspace, methods or None)
     points = sensitivity_profile(
         workspace,
         workspace.correction if corrected else None,
         asks,
         workspace.reference.dataset.pick(slice(0, samples)),
-        folder=CACHE if cached else None,
+        folder=points_of(workspace),
+        workers=Workers(workers, dask),
         tell=Told(),
     )
     by_layer: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -691,6 +738,70 @@ def profile(
     by_class = workspace.metric.class_axis is not None
     measure = "mean divergence of the classes, in nats" if by_class else "squared change, relative"
     return document, f"{table(titles, rows)}\n\nLoss increase: {measure}, of that layer alone; needs no labels."
+
+
+@command
+@MODEL
+@existing("--plan", help="Rank plan, a JSON file.")
+@click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=1, help="Default 1, timed by the CPU time of the thread."
+)
+@click.option(
+    "--table",
+    "csv_file",
+    type=click.Path(path_type=Path),
+    help="Also time each layer at about ten ranks of each method and write a CSV for search --latency-table.",
+)
+@click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="For --table (repeatable).")
+@CACHED
+def latency(
+    model: str,
+    plan: Path | None,
+    runtime: Runtime,
+    threads: int,
+    csv_file: Path | None,
+    methods: tuple[str, ...],
+    cached: bool,
+) -> Answer:
+    """Time the network under a plan beside the dense one, in turn on this machine, whole and layer by layer.
+
+    Only the ratio means anything: the median over rounds, with its interquartile range; above 0.1 it is unstable and no
+    number. Unlike the network, a layer is timed alone with random weights; one with fewer multiplies may be slower.
+    """
+    if plan is None and csv_file is None:
+        raise click.UsageError("give --plan, --table or both.")
+    workspace, tell = opened(model, cached=cached), Told()
+    file = None if plan is None else plan_of(workspace, plan)
+    setting = setting_of(workspace, runtime, threads)
+    document: dict[str, Any] = {**asdict(setting), "version": runtime_version(runtime), "cpu": cpu_name()}
+    text = [f"{document['version']}, {threads} thread{'s' * (threads > 1)}, batch {setting.batch}, {document['cpu']}"]
+    if file is not None:
+        compressed = workspace.compress(file.plan)
+        (whole,) = network_latency(
+            workspace.model, [compressed], workspace.opened.example_inputs, runtime=runtime, threads=threads
+        )
+        parts = layer_latency(workspace.profile, file.plan, setting, tell=tell)
+        document |= timed(whole)
+        document["layers"] = [{"name": name, **timed(timing)} for name, timing in parts]
+        rows = [[name, *_timing(timing)] for name, timing in (("whole network", whole), *parts)]
+        text.append(table(["", "dense us", "compressed us", "ratio", "IQR"], rows))
+    if csv_file is not None:
+        found = list(
+            staircases(
+                workspace.profile.layers, setting, methods=methods or None, folder=points_of(workspace), tell=tell
+            )
+        )
+        write_whole(csv_file, as_table(found).to_csv().encode())
+        document["table"] = str(csv_file)
+        document["staircases"] = [{**asdict(s), "break_even": s.break_even, "dominated": s.dominated} for s in found]
+        text.append(f"{csv_file}: {sum(len(s.stable) for s in found)} ranks of {len(workspace.profile.layers)} layers.")
+    return document, "\n\n".join(text)
+
+
+def _timing(timing: Timing) -> list[str]:
+    shown = ["-", "unstable"] if timing.unstable else [f"{timing.compressed_us:.1f}", f"{timing.ratio:.3f}"]
+    return [f"{timing.dense_us:.1f}", *shown, f"{timing.iqr:.3f}"]
 
 
 @command
@@ -742,12 +853,17 @@ def check(model: str) -> Answer:
     return document, "\n".join(text)
 
 
-def opened(ref: str, *, with_data: bool = False) -> Workspace:
+def opened(ref: str, *, with_data: bool = False, cached: bool = False) -> Workspace:
     """Open a model, and say what a person should know about it."""
-    workspace = Workspace.open(ref)
+    workspace = Workspace.open(ref, Cache(CACHE) if cached else None)
     for notice in workspace.notices if with_data else workspace.opened.notices:
         say(notice)
     return workspace
+
+
+def points_of(workspace: Workspace) -> Path | None:
+    """Where what is measured is kept."""
+    return None if workspace.cache is None else workspace.cache.points
 
 
 def plan_of(workspace: Workspace, path: Path) -> PlanFile:
@@ -841,12 +957,13 @@ def exported(
     plan: Path | None,
     checkpoint: Path | None,
     *,
+    cached: bool,
     corrected: bool,
     compare: bool,
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
     _check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True)
+    workspace = opened(model, with_data=True, cached=cached)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     score = measured(workspace, made.model)
     compressed = replace(made, score=score)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_core.attention import factored_attention, without_fused_paths
+from lowrank_core.chain import Chain
+from lowrank_core.computed import copied
 from lowrank_core.cost import check_plan
-from lowrank_core.discover import Layer, ModelProfile, bias_at, is_whole, module_at
+from lowrank_core.discover import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
 from lowrank_core.errors import InvalidModel
 from lowrank_core.factors import FactorStore
-from lowrank_core.layers import LayerSpec, build_part
+from lowrank_core.layers import LayerSpec, build_part, sharing
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import RankPlan
 from lowrank_core.recurrent import factored
@@ -24,14 +26,19 @@ def replacement_stages(layer: Layer, plan: RankPlan) -> tuple[LayerSpec, ...]:
     return (layer.spec,) if choice is None else METHODS[choice.method].stages(layer.spec, choice.rank)
 
 
-def partial_ranks(profile: ModelProfile, plan: RankPlan) -> dict[str, dict[str, int]]:
-    """{recurrent module or attention: {its weight: rank}} of the weights that a plan factorises."""
-    found: dict[str, dict[str, int]] = {}
+def partial_ranks(profile: ModelProfile, plan: RankPlan) -> dict[str, dict[str, Any]]:
+    """{recurrent module or attention: {its weight: chain}} of the weights that a plan factorises.
+
+    A chain is the rank of two Linear layers, or a list of parts {"op", "args"} where it is another.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for name, _ in plan.choices:
         layer = profile.layer(name)
         if layer.partial:
-            first, _ = replacement_stages(layer, plan)
-            found.setdefault(layer.module, {})[layer.part or layer.parameter] = first.out_channels
+            stages = replacement_stages(layer, plan)
+            plain = [stage.op for stage in stages] == ["Linear"] * 2
+            chain = stages[0].out_channels if plain else [{"op": s.op, "args": s.arguments} for s in stages]
+            found.setdefault(layer.module, {})[layer.part or layer.parameter] = chain
     return found
 
 
@@ -47,19 +54,29 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
         if isinstance(module, nn.MultiheadAttention):
             memo[id(module)] = factored_attention(module, ranks)
             continue
-        assert isinstance(module, nn.RNNBase)
+        assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = factored(module, ranks)
     for name, _ in plan.choices:
-        if profile.layer(name).partial:
+        layer = profile.layer(name)
+        if layer.partial:
             continue
+        stages, weight = replacement_stages(layer, plan), weight_at(model, layer)
         old = module_at(model, name)
-        weight = old.get_parameter("weight")
-        stages = replacement_stages(profile.layer(name), plan)
-        parts = [build_part(s.op, s.arguments, device="meta", dtype=weight.dtype) for s in stages]
-        memo[id(old)] = nn.Sequential(*parts).to_empty(device=weight.device).train(old.training)
+        chain = memo[id(old)] = _built(stages, weight, old)
+        for other in layer.tied:
+            old, turned = module_at(model, other.name), sharing(stages, other.spec)
+            tied = memo[id(old)] = _built(turned, weight, old)
+            for part, shared in zip(tied, reversed(chain) if turned[0].transposed else chain, strict=True):
+                part.register_parameter("weight", shared.get_parameter("weight"))
     if id(model) in memo:
         return memo[id(model)]
-    return without_fused_paths(copy.deepcopy(model, memo))
+    return without_fused_paths(copied(model, memo))
+
+
+def _built(stages: tuple[LayerSpec, ...], like: Tensor, old: nn.Module) -> Chain:
+    """The modules of a chain, of the type and in the place of a weight, their own not yet set."""
+    parts = [build_part(stage.op, stage.arguments, device="meta", dtype=like.dtype) for stage in stages]
+    return Chain(*parts).to_empty(device=like.device).train(old.training)
 
 
 def apply(model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: FactorStore) -> nn.Module:
@@ -73,9 +90,11 @@ def apply(model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: Fact
                 raise InvalidModel(f"layer {name!r}: {error}") from error
             for part, weight in zip(chain_at(model, compressed, name), weights, strict=True):
                 part.get_parameter("weight").copy_(weight)
-            bias = bias_at(model, profile.layer(name))
-            if bias is not None:
-                part.get_parameter("bias").copy_(bias)
+            layer = profile.layer(name)
+            for each in (layer, *layer.tied):
+                bias = bias_at(model, each)
+                if bias is not None:
+                    chain_at(model, compressed, each.name)[-1].get_parameter("bias").copy_(bias)
     return compressed
 
 

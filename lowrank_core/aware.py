@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, Rank
-from lowrank_core.linalg import principal_basis, storage_dtype, tail_energy
+from lowrank_core.linalg import check_finite, principal_basis, storage_dtype, tail_energy
+from lowrank_core.steps import Steps, Tensors
 
 CUT_OFF = 1e-6
 
@@ -22,17 +22,24 @@ class AwareFactorization:
     The first factor turns each of `window` slices of the input alike: its rows are first (groups, R, n / window), and
     the features z = (first[:r] kron I) x. root (groups, n, n) is the root of the second moment, target (groups, out, n)
     the weight times it. out_basis (groups, out, out) holds the output axes where outputs have a rank of their own.
-    spectra: the root of what each further rank adds to E|W x|^2, one per axis.
+    spectra: the root of what each further rank adds to E|W x|^2, one per axis. All are computed when first needed.
     """
 
     weight: Tensor
-    first: Tensor
     window: int
-    root: Tensor
-    target: Tensor
-    out_basis: Tensor | None
-    spectra: tuple[Tensor, ...]
+    axes: int
     to_stages: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+    compute: Callable[[], Tensors]
+    steps: Steps = field(default_factory=Steps)
+
+    @property
+    def spectra(self) -> tuple[Tensor, ...]:
+        """One per axis of the method."""
+        return tuple(self._found[f"spectrum {axis}"] for axis in range(self.axes))
+
+    @property
+    def _found(self) -> Tensors:
+        return self.steps("whitened", self.compute)
 
     def error(self, rank: Rank) -> float:
         """Relative error of the layer's outputs on the data: exact for one axis, for two the bound of both tails."""
@@ -56,14 +63,14 @@ class AwareFactorization:
 
     def _parts(self, rank: Rank) -> tuple[Tensor, Tensor, Tensor]:
         """first (groups, r, n / window), last (groups, r_out, r * window) and the output axes (groups, out, r_out)."""
-        first = self.first[:, : rank[-1]]
-        outputs = self.target.shape[1]
-        basis = torch.eye(outputs).to(self.target).expand(len(first), -1, -1)
-        if self.out_basis is not None:
-            basis = self.out_basis[:, :, : rank[0]]
-        features = slicewise(first, self.window) @ self.root
+        found = self._found
+        first, target = found["first"][:, : rank[-1]], found["target"]
+        basis = torch.eye(target.shape[1]).to(target).expand(len(first), -1, -1)
+        if "out_basis" in found:
+            basis = found["out_basis"][:, :, : rank[0]]
+        features = slicewise(first, self.window) @ found["root"]
         inverse = torch.linalg.pinv(features @ features.mT, rtol=1e-10, hermitian=True)
-        return first, basis.mT @ self.target @ features.mT @ inverse, basis
+        return first, basis.mT @ target @ features.mT @ inverse, basis
 
 
 def factorize_aware(
@@ -78,12 +85,21 @@ def factorize_aware(
 
     second_moment: (groups, n, n) with n = in / groups * prod(kernel). ranks: the largest rank, or (out, in).
     """
-    matrix = weight.detach().double().reshape(spec.groups, spec.out_channels // spec.groups, -1)
-    if not torch.isfinite(matrix).all():
-        raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint before factorising it.")
+    check_finite(weight)
     n = spec.fan_in
     if second_moment.shape != (spec.groups, n, n):
         raise ValueError(f"second_moment must be {(spec.groups, n, n)}, but got {tuple(second_moment.shape)}")
+
+    def compute() -> Tensors:
+        return _whitened(spec, weight, second_moment, window, ranks)
+
+    return AwareFactorization(weight, window, len(ranks), to_stages, compute)
+
+
+def _whitened(spec: LayerSpec, weight: Tensor, second_moment: Tensor, window: int, ranks: Rank) -> Tensors:
+    """What AwareFactorization holds, by name."""
+    n = spec.fan_in
+    matrix = weight.detach().double().reshape(spec.groups, spec.out_channels // spec.groups, -1)
     root, _ = moment_roots(second_moment)
     target = matrix @ root
     of_slice = second_moment.reshape(spec.groups, n // window, window, n // window, window)
@@ -94,13 +110,12 @@ def factorize_aware(
     first = (scale[:, :, None] * right @ slice_inverse)[:, : ranks[-1]]
     added = _added_energy(slicewise(first, window) @ root, target)
     added = added.reshape(spec.groups, -1, window).sum((0, 2))
-    spectra: tuple[Tensor, ...] = (added.sqrt(),)
-    out_basis = None
+    found = {"first": first, "root": root, "target": target, f"spectrum {len(ranks) - 1}": added.sqrt()}
     if len(ranks) == 2:
-        out_basis = principal_basis(target @ target.mT)
-        kept = (out_basis.mT @ target).square().sum((0, 2))
-        spectra = (kept[: ranks[0]].sqrt(), *spectra)
-    return AwareFactorization(weight, first, window, root, target, out_basis, spectra, to_stages)
+        found["out_basis"] = principal_basis(target @ target.mT)
+        kept = (found["out_basis"].mT @ target).square().sum((0, 2))
+        found["spectrum 0"] = kept[: ranks[0]].sqrt()
+    return found
 
 
 def slicewise(first: Tensor, window: int) -> Tensor:

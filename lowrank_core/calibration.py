@@ -6,7 +6,6 @@ and other threads may use it meanwhile.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -21,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_core.attention import watched_attention, without_fused_paths
-from lowrank_core.data import Dataset, call, evaluating
+from lowrank_core.cache import About, Cache
+from lowrank_core.computed import copied
+from lowrank_core.data import Dataset, call, data_hash, evaluating
 from lowrank_core.discover import Layer, ModelProfile, module_at
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, inputs_first
@@ -32,6 +33,12 @@ SAMPLES = 256
 
 POSITIONS = 16_384
 """Rows kept of one layer: tokens or window positions over all samples, drawn without replacement."""
+
+ANSWERS = 8
+"""Samples whose answers tell networks apart that have the same weights."""
+
+VERSION = 1
+"""Of the way moments are learnt: what was kept by another version is not used."""
 
 CHUNK_BYTES = 32 * 2**20
 MOMENT_BYTES = 2**30
@@ -55,9 +62,9 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
         if isinstance(module, nn.MultiheadAttention):
             memo[id(module)] = watched_attention(module)
             continue
-        assert isinstance(module, nn.RNNBase)
+        assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = watched(module)
-    return without_fused_paths(copy.deepcopy(model, memo))
+    return without_fused_paths(copied(model, memo))
 
 
 @lru_cache(maxsize=64)
@@ -77,12 +84,14 @@ def output_rows(spec: LayerSpec, output: Tensor, index: Tensor | None = None) ->
 def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
     """(groups, P, in / groups * window): what each output position in `index` is computed from (im2col).
 
+    Of a shared weight (copies, P, in / copies), what it is applied to.
+
     Columns are in the order of `weight.flatten(1)`. Strides, dilation, padding and its modes are those of the layer.
     A transposed convolution is one of stride 1 over its inputs with zeros put between them, its window mirrored.
     """
     index = index.to(x.device)
     if not spec.kernel:
-        return x.reshape(-1, spec.in_channels)[index][None]
+        return x.reshape(-1, spec.in_channels)[index].view(len(index), -1, spec.copies).movedim(2, 0)
     dimensions = len(spec.kernel)
     x = x.reshape(-1, *x.shape[-dimensions - 1 :])
     padded = _spread(spec, x) if spec.transposed else _padded(spec, x)
@@ -103,12 +112,12 @@ def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
 def as_matrices(spec: LayerSpec, weight: Tensor) -> Tensor:
     """(groups, out / groups, in / groups * window) of a weight, columns in the order of `input_rows`."""
     taps = inputs_first(weight, spec.groups) if spec.transposed else weight
-    return taps.reshape(spec.groups, spec.out_channels // spec.groups, -1)
+    return taps.reshape(spec.groups, spec.out_channels // spec.groups // spec.copies, -1)
 
 
 def as_weight(spec: LayerSpec, matrices: Tensor) -> Tensor:
     """What `as_matrices` takes apart."""
-    taps = matrices.reshape(spec.out_channels, -1, *spec.kernel)
+    taps = matrices.reshape(spec.out_channels // spec.copies, -1, *spec.kernel)
     return inputs_first(taps, spec.groups) if spec.transposed else taps
 
 
@@ -233,7 +242,8 @@ class MomentStore:
     """Second moments of a network's layer inputs, learnt when first asked for; safe to share between threads.
 
     One pass serves every layer where all moments together fit into `limit_bytes`; otherwise it serves the layer asked
-    for and as many after it as fit, and what was held before is dropped.
+    for and as many after it as fit, and what was held before is dropped. On disk they are named by the fingerprint, the
+    data, the layers of the pass, and what the network answers to the first samples: its code is not in its weights.
     """
 
     def __init__(
@@ -243,9 +253,13 @@ class MomentStore:
         data: Callable[[], Dataset],
         *,
         limit_bytes: int = MOMENT_BYTES,
+        cache: Cache | None = None,
     ) -> None:
         self._model, self._profile, self._data, self._limit = model, profile, data, limit_bytes
+        self._cache = cache
+        self._pass: tuple[Layer, ...] = ()
         self._kept: dict[str, Moment] = {}
+        self._depends: About | None = None
         self._lock = threading.Lock()
 
     @property
@@ -256,10 +270,42 @@ class MomentStore:
     def __call__(self, name: str) -> Moment:
         """The moment of a layer; raises InvalidModel where it alone is over the limit."""
         with self._lock:
-            if name not in self._kept:
-                self._kept = {}
-                self._kept = input_moments(self._model, self._fitting(name), self._data())
+            if all(layer.name != name for layer in self._pass):
+                self._kept, self._pass = {}, ()
+                self._pass = tuple(self._fitting(name))
+            if name not in self._kept and not self._stored(name):
+                self._kept = input_moments(self._model, self._pass, self._data())
+                self._store()
             return self._kept[name]
+
+    def _stored(self, name: str) -> bool:
+        """Whether it was on disk; it is then held."""
+        found = None if self._cache is None else self._cache.get(self._about(name))
+        if found is not None:
+            self._kept[name] = Moment(found["second"], found["mean"], int(found["rows"]))
+        return found is not None
+
+    def _store(self) -> None:
+        if self._cache is None:
+            return
+        for name, moment in self._kept.items():
+            found = {"second": moment.second, "mean": moment.mean, "rows": torch.tensor(moment.rows)}
+            self._cache.put(self._about(name), found)
+
+    def _about(self, name: str) -> About:
+        if self._depends is None:
+            data = self._data()
+            with evaluating(twin(self._model)) as copied:
+                answers = call(copied, data.pick(slice(0, ANSWERS)).inputs)
+            self._depends = {
+                "what": "moments",
+                "version": [VERSION, torch.__version__, torch.get_num_threads()],
+                "model": self._profile.fingerprint,
+                "answers": data_hash(answers),
+                "data": data_hash(data.inputs),
+                "positions": POSITIONS,
+            }
+        return {**self._depends, "layer": name, "pass": sorted(layer.name for layer in self._pass)}
 
     def _fitting(self, name: str) -> list[Layer]:
         layers = list(self._profile.layers)

@@ -6,7 +6,6 @@ needs neither the decomposition nor this package. Structure first, then weights:
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,13 @@ from torch import Tensor, nn
 
 from lowrank_core.apply import partial_ranks, replacement_stages
 from lowrank_core.attention import KIND, Attention, attention_arguments, build_attention, without_fused_paths
+from lowrank_core.chain import Chain
+from lowrank_core.computed import copied
 from lowrank_core.discover import ModelProfile, check_finite, fingerprint, module_at
 from lowrank_core.errors import InvalidFile, InvalidModel, InvalidPlan
-from lowrank_core.layers import LayerSpec, build_part
+from lowrank_core.layers import LayerSpec, build_part, sharing
 from lowrank_core.plan import RankPlan, read_plan
-from lowrank_core.recurrent import KINDS, Recurrent, arguments, build_recurrent
+from lowrank_core.recurrent import OPS, Recurrent, arguments, build_recurrent, op_of
 from lowrank_core.torch_file import read_state_dict
 
 FORMAT = "lowrank-checkpoint/1"
@@ -79,16 +80,18 @@ def write_checkpoint(
         layer = profile.layer(name)
         if layer.partial:
             continue
-        parts = [{"op": stage.op, "args": stage.arguments} for stage in replacement_stages(layer, plan)]
-        inside = f"{name}.0.weight" in state or f"{name}.0.weight" in ties
-        layers.append({"name": name if inside else "", "parts": parts})  # "": the network is that one layer
+        stages = replacement_stages(layer, plan)
+        for each in (layer, *layer.tied):
+            parts = [{"op": stage.op, "args": stage.arguments} for stage in sharing(stages, each.spec)]
+            inside = f"{each.name}.0.weight" in state or f"{each.name}.0.weight" in ties
+            layers.append({"name": each.name if inside else "", "parts": parts})  # "": the network is that one layer
     for name, ranks in partial_ranks(profile, plan).items():
         module = module_at(model, name)
         if isinstance(module, Attention):
             part = {"op": KIND, "args": {**attention_arguments(module), "ranks": ranks}}
         else:
             assert isinstance(module, Recurrent)
-            part = {"op": module.kind, "args": {**arguments(module), "ranks": ranks}}
+            part = {"op": op_of(module), "args": {**arguments(module), "ranks": ranks}}
         layers.append({"name": name, "parts": [part]})
     about = {
         "format": FORMAT,
@@ -111,7 +114,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     path = Path(path)
     state, metadata = _read(path)
     if metadata is None:
-        return Checkpoint(_filled(copy.deepcopy(model), state, path))
+        return Checkpoint(_filled(copied(model), state, path))
     about = _about(metadata, path)
     try:
         plan = read_plan(bytes(about.plan))
@@ -128,6 +131,10 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
             raise InvalidFile(f"{path} ties {alias!r} to {name!r}, which does not fit its tensors; export it again.")
     state |= {alias: state[name] for alias, name in about.ties.items()}
     compressed = _filled(_restructured(model, about.layers, state, path), state, path)
+    for alias, name in about.ties.items():
+        owner, _, leaf = alias.rpartition(".")
+        if leaf in compressed.get_submodule(owner)._parameters:
+            compressed.get_submodule(owner).register_parameter(leaf, compressed.get_parameter(name))
     return Checkpoint(compressed, plan.plan, plan.correction or None, about.provenance)
 
 
@@ -188,13 +195,13 @@ def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tenso
         except Exception as error:
             raise InvalidFile(f"{path}: layer {layer.name!r} cannot be rebuilt ({error}).") from error
         whole = len(parts) == 1 and isinstance(parts[0], Recurrent | Attention)
-        new = parts[0] if whole else nn.Sequential(*parts)
+        new = parts[0] if whole else Chain(*parts)
         first = next((name for name, _ in new.named_parameters()), "")
         like = state.get(f"{layer.name}.{first}".removeprefix("."))
         if like is None:
             raise InvalidFile(f"{path}: layer {layer.name!r} is listed, but the file holds no weights for it.")
         memo[id(old)] = new.to(like.dtype).train(old.training)
-    found: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)
+    found: nn.Module = memo[id(model)] if id(model) in memo else copied(model, memo)
     return without_fused_paths(found) if layers else found
 
 
@@ -204,15 +211,31 @@ def _part(part: _Part) -> nn.Module:
         if {**attention_arguments(attention), "ranks": part.args.get("ranks")} != part.args:
             raise ValueError(f"the arguments {part.args} are not those of {part.op}")
         return attention
-    if part.op in KINDS.values():
+    if part.op in OPS:
         recurrent = build_recurrent(part.op, part.args, device="meta")
         if {**arguments(recurrent), "ranks": part.args.get("ranks")} != part.args:
             raise ValueError(f"the arguments {part.args} are not those of {part.op}")
+        _check_chains(recurrent, part.args["ranks"])
         return recurrent
     built = build_part(part.op, part.args, device="meta")
     if LayerSpec.of(built).arguments != part.args:
         raise ValueError(f"the arguments {part.args} are not those of {part.op}")
     return built
+
+
+def _check_chains(recurrent: Recurrent, ranks: dict[str, Any]) -> None:
+    """Raise ValueError where a chain that is listed part by part does not fit together or into its place."""
+    for name, parts in ranks.items():
+        if not isinstance(parts, list):
+            continue
+        rows, columns, biased = recurrent.weights()[name]
+        chain = [LayerSpec.of(part) for part in recurrent.get_submodule(name).children()]
+        ends = [columns, *(spec.out_channels for spec in chain)]
+        starts = [*(spec.in_channels for spec in chain), rows]
+        biases = [False] * (len(chain) - 1) + [biased]
+        listed = [{"op": spec.op, "args": spec.arguments} for spec in chain]
+        if ends != starts or [spec.bias for spec in chain] != biases or listed != parts:
+            raise ValueError(f"the chain of {name} does not fit")
 
 
 def _filled(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:

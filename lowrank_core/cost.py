@@ -10,7 +10,7 @@ from math import prod
 
 from lowrank_core.discover import Layer, ModelProfile
 from lowrank_core.errors import InvalidPlan
-from lowrank_core.layers import LayerSpec, Rank, chain_additions, chain_multiplies
+from lowrank_core.layers import LayerSpec, Rank, chain_additions, chain_multiplies, sharing
 from lowrank_core.methods import METHODS, Method
 from lowrank_core.plan import Choice, RankPlan
 
@@ -37,18 +37,21 @@ class Cost:
 
 
 def dense_cost(layer: Layer) -> Cost:
-    """What the layer costs as it is."""
-    return chain_cost((layer.spec,), layer)
+    """What the layer costs as it is, with what a parametrization stores besides."""
+    return chain_cost((layer.spec,), layer) + Cost(layer.extra, layer.extra * layer.itemsize)
 
 
 def chain_cost(stages: tuple[LayerSpec, ...], layer: Layer) -> Cost:
-    """What a chain costs in the layer's place: stored once, computed at every call."""
+    """What a chain costs in the layer's place: stored once, computed at every call, also of layers tied to it."""
     parameters = sum(stage.parameters for stage in stages)
+    parameters += sum(other.spec.out_channels for other in layer.tied if other.spec.bias)
+    calls = [(stages, size) for size in layer.in_sizes]
+    calls += [(sharing(stages, other.spec), size) for other in layer.tied for size in other.in_sizes]
     return Cost(
         parameters=parameters,
         bytes=parameters * layer.itemsize,
-        multiplies=sum(chain_multiplies(stages, size) for size in layer.in_sizes),
-        additions=sum(chain_additions(stages, size) for size in layer.in_sizes),
+        multiplies=sum(chain_multiplies(chain, size) for chain, size in calls),
+        additions=sum(chain_additions(chain, size) for chain, size in calls),
     )
 
 
@@ -168,6 +171,10 @@ def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:
         )
     layers = {layer.name: layer for layer in profile.layers}
     skipped = {s.name: s.reason for s in profile.skipped}
+    for layer in profile.layers:
+        skipped |= {
+            other.name: f"it shares the weight of {layer.name!r}, which stands for both" for other in layer.tied
+        }
     faults, warnings = [], []
     for name, choice in plan.choices:
         fault = _fault(layers, skipped, name, choice)

@@ -7,7 +7,6 @@ the same factors in every process.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
@@ -18,6 +17,7 @@ from torch import Tensor
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, Rank
 from lowrank_core.linalg import one_thread, principal_basis, storage_dtype, tail_energy
+from lowrank_core.steps import Steps, Tensors
 
 SWEEPS = 300
 TOLERANCE = 1e-5
@@ -44,8 +44,12 @@ class CpFactorization:
     kernel: Tensor
     start: Start
     fit: Fit
-    _fitted: dict[int, tuple[Factors, float]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _fitted: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> Steps:
+        """Those of the start: it and every fit are worth keeping."""
+        return self.start.steps
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
@@ -54,7 +58,8 @@ class CpFactorization:
 
     def error(self, rank: Rank) -> float:
         """Relative distance: exact where the rank is fitted, else the start's scaled as at the nearest fitted ones."""
-        bound, ratios = self.start.errors, {r: e for r, (_, e) in sorted(self._fitted.items())}
+        bound: list[float] = self.start.errors.tolist()
+        ratios = dict(sorted(self._fitted.items()))
         (r,) = rank
         if r in ratios:
             return ratios[r]
@@ -84,12 +89,15 @@ class CpFactorization:
         return compose(self._factors(rank[0])).reshape(self.weight.shape).to(storage_dtype(self.weight))
 
     def _factors(self, rank: int) -> Factors:
-        with self._lock:
-            if rank not in self._fitted:
-                factors = balanced(self.fit(self.kernel, rank))
-                check_growth(self.kernel, factors)
-                self._fitted[rank] = factors, _distance(self.kernel, factors)
-            return self._fitted[rank][0]
+        found = self.steps(f"rank {rank}", lambda: self._fit(rank))
+        self._fitted[rank] = float(found["distance"])
+        return [found[f"axis {axis}"] for axis in range(self.kernel.ndim)]
+
+    def _fit(self, rank: int) -> Tensors:
+        factors = balanced(self.fit(self.kernel, rank))
+        check_growth(self.kernel, factors)
+        distance = torch.tensor(_distance(self.kernel, factors), dtype=torch.float64)
+        return {"distance": distance, **{f"axis {axis}": factor for axis, factor in enumerate(factors)}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,16 +106,36 @@ class Start:
 
     The window is rotated to its principal axes; each rotated slice (out, in) is cut into its singular triples, and
     those of all slices are pooled. Every triple is one CP component, and there are at most window * min(out, in).
+    Computed when first needed.
     """
 
-    factors: tuple[Tensor, ...]
-    singular_values: Tensor
-    errors: tuple[float, ...]
+    kernel: Tensor
+    steps: Steps = field(default_factory=Steps)
 
     @classmethod
     def of(cls, kernel: Tensor) -> Start:
         """kernel (out, in, *window), float64."""
-        bases = []
+        return cls(kernel)
+
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """One per axis, (n_i, R); the size of each component is on the first."""
+        found = self.steps("start", self._components)
+        return tuple(found[f"axis {axis}"] for axis in range(self.kernel.ndim))
+
+    @property
+    def singular_values(self) -> Tensor:
+        """(R,) the size of each component, descending."""
+        return self.steps("start", self._components)["singular_values"]
+
+    @property
+    def errors(self) -> Tensor:
+        """(R + 1,) relative distance that the leading 0, 1, ..., R components leave."""
+        tail = tail_energy(self.singular_values)
+        return (tail / tail[0]).sqrt() if tail[0] > 0 else torch.zeros_like(tail)
+
+    def _components(self) -> Tensors:
+        kernel, bases = self.kernel, []
         rotated = kernel
         for axis in range(2, kernel.ndim):
             unfolded = kernel.movedim(axis, 0).flatten(1)
@@ -122,9 +150,8 @@ class Start:
             extent = kernel.shape[axis]
             factors.insert(2, bases[axis - 2][:, slice_index % extent])
             slice_index = slice_index // extent
-        tail = tail_energy(sigma.flatten()[order])
-        errors = (tail / tail[0]).sqrt() if tail[0] > 0 else torch.zeros_like(tail)
-        return cls(tuple(factors), sigma.flatten()[order], tuple(errors.tolist()))
+        named = {f"axis {axis}": factor for axis, factor in enumerate(factors)}
+        return {**named, "singular_values": sigma.flatten()[order]}
 
 
 def cp_kernel(weight: Tensor, *, joint_window: bool) -> Tensor:

@@ -39,3 +39,7 @@ class Cancelled(LowRankError):
 
 class UnknownModel(LowRankError):
     """Nothing goes by that name or path."""
+
+
+class WorkersLost(LowRankError):
+    """The processes that work was spread over died, or nobody answers where they should be."""

@@ -123,7 +123,7 @@ def evaluate(
     (only for metrics that judge a sample right or wrong).
     forward(batch, number of its first sample) gives the outputs where not all of the model is to be run.
 
-    A metric by sample is given after every batch, one of all samples at once each time their number has doubled.
+    A metric by sample is given after every batch, another each time the number of samples has doubled.
     Raises Cancelled as soon as `cancelled()` is true between two batches, InvalidData where the metric fails.
     """
     metric = reference.metric
@@ -150,8 +150,9 @@ def evaluate(
             if score.within is not None:
                 return
             continue
-        ours.append(outputs)
-        dense.append(dense_outputs)
+        with _judging(metric, outputs, target):
+            ours.append(outputs if metric.totals is None else metric.totals(outputs, target))
+            dense.append(dense_outputs if metric.totals is None else metric.totals(dense_outputs, target))
         targets.append(target)
         if seen >= due or seen == total:
             due = 2 * seen
@@ -242,18 +243,27 @@ class _Pairs:
 
 
 def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor, replicates: int = 200) -> Score:
-    """A metric of all samples at once: its interval is a paired bootstrap (Efron 1979), seeded."""
-    assert metric.value is not None
+    """A metric of all samples at once: its interval is a paired bootstrap (Efron 1979), seeded.
+
+    ours and dense are outputs, or the totals of each sample where the metric has those.
+    """
+
+    def judge(given: Tensor, targets: Tensor) -> float:
+        if metric.of is not None:
+            return metric.of(given.sum(0))
+        assert metric.value is not None
+        return float(metric.value(given, targets))
+
     sign = 1 if metric.higher_is_better else -1
     n = len(ours)
-    value, base = float(metric.value(ours, targets)), float(metric.value(dense, targets))
+    value, base = judge(ours, targets), judge(dense, targets)
     generator = torch.Generator().manual_seed(0)
     values, drops = [], []
     for _ in range(replicates if n > 1 else 0):
         index = torch.randint(n, (n,), generator=generator)
-        resampled = float(metric.value(ours[index], targets[index]))
+        resampled = judge(ours[index], targets[index])
         values.append(resampled)
-        drops.append(sign * (float(metric.value(dense[index], targets[index])) - resampled))
+        drops.append(sign * (judge(dense[index], targets[index]) - resampled))
     low, high = _middle(values)
     drop_low, drop_high = _middle(drops)
     drop = sign * (base - value)

@@ -1,34 +1,53 @@
-"""FactorStore: each layer is factorised once per method; any rank is then a slice."""
+"""FactorStore: each layer is factorised once per method, kept on disk if there is a place; any rank is then a slice."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from lowrank_core.discover import ModelProfile, weight_at
+from lowrank_core.cache import About, Cache
+from lowrank_core.data import data_hash
+from lowrank_core.discover import Layer, ModelProfile, weight_at
 from lowrank_core.errors import InvalidModel
 from lowrank_core.linalg import one_thread
 from lowrank_core.methods import METHODS, Factorization
+from lowrank_core.steps import Compute, Steps, Tensors
 
 SMALL = 2**18
 """Below this many weights several threads only wait for each other, on a busy machine up to 50 times longer."""
+
+VERSION = 1
+"""Of the way weights are factorised: what was kept by another version is not used. Raise it with any change of bits."""
 
 
 class FactorStore:
     """Factorisations of one network, computed when first asked for and kept; safe to share between threads.
 
+    On disk they are named by the network's fingerprint, the layer, the method, for data-aware ones the moment, and the
+    number of threads they were computed with, on which the last bits depend.
+
     >>> factors = FactorStore(model, profile)                # doctest: +SKIP
     >>> factors("fc1", "svd").weights((64,))                 # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, profile: ModelProfile, moments: Callable[[str], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        profile: ModelProfile,
+        moments: Callable[[str], Tensor] | None = None,
+        cache: Cache | None = None,
+    ) -> None:
         """`moments(name)` gives a layer's second moment, for data-aware methods; without it they are refused."""
         self._model = model
         self._profile = profile
         self._moments = moments
+        self._cache = cache
         self._kept: dict[tuple[str, str], Factorization] = {}
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         self._guard = threading.Lock()
@@ -40,17 +59,45 @@ class FactorStore:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
             if key not in self._kept:
-                layer = self._profile.layer(name)
-                weight = weight_at(self._model, layer)
-                moment = self._moment(name) if METHODS[method].data_aware else None
-                try:
-                    with one_thread() if weight.numel() < SMALL else nullcontext():
-                        self._kept[key] = METHODS[method].factorize(layer.spec, weight.detach(), moment)
-                except (InvalidModel, RuntimeError) as error:
-                    raise InvalidModel(f"layer {name!r} could not be factorised by {method}: {error}") from error
+                self._kept[key] = self._factorized(self._profile.layer(name), method)
             return self._kept[key]
+
+    def _factorized(self, layer: Layer, method: str) -> Factorization:
+        weight = weight_at(self._model, layer).detach()
+        moment = self._moment(layer.name) if METHODS[method].data_aware else None
+        small = weight.numel() < SMALL
+        with one_thread() if small else nullcontext(), _naming(layer, method):
+            found = METHODS[method].factorize(layer.spec, weight, moment)
+        steps = getattr(found, "steps", None)
+        if isinstance(steps, Steps):
+            about: About = {
+                "what": "factors",
+                "version": [VERSION, torch.__version__],
+                "model": self._profile.fingerprint,
+                "layer": [layer.name, layer.parameter, layer.rows, layer.transposed_weight, asdict(layer.spec)],
+                "method": method,
+                "moment": None if moment is None or self._cache is None else data_hash(moment),
+            }
+            steps.remember = partial(self._remember, layer, method, about, small)
+        return found
+
+    def _remember(self, layer: Layer, method: str, about: About, small: bool, step: str, compute: Compute) -> Tensors:
+        with one_thread() if small else nullcontext(), _naming(layer, method):
+            if self._cache is None:
+                return compute()
+            threads = 1 if small else torch.get_num_threads()
+            return self._cache.remembered({**about, "step": step, "threads": threads}, compute)
 
     def _moment(self, name: str) -> Tensor:
         if self._moments is None:
             raise InvalidModel("data-aware factors need calibration data; open the model together with its data.")
         return self._moments(name)
+
+
+@contextmanager
+def _naming(layer: Layer, method: str) -> Iterator[None]:
+    """Say of what goes wrong in which layer it does."""
+    try:
+        yield
+    except (InvalidModel, RuntimeError) as error:
+        raise InvalidModel(f"layer {layer.name!r} could not be factorised by {method}: {error}") from error

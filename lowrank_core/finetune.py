@@ -7,7 +7,6 @@ one. A copy starts from the plan's corrected factors, or from random ones, and l
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import json
@@ -28,6 +27,7 @@ from torch.utils._pytree import tree_map
 
 from lowrank_core.apply import chain_at, restructure
 from lowrank_core.candidate import Candidate
+from lowrank_core.computed import copied
 from lowrank_core.cost import plan_cost
 from lowrank_core.data import Dataset, Inputs, call, data_hash, evaluating
 from lowrank_core.discover import weight_at
@@ -207,7 +207,7 @@ class _Training:
         self.model = _start(workspace, candidate, settings).to(self.device).eval()
         self.dense = workspace.model
         if self.device.type == "cuda":
-            self.dense = copy.deepcopy(self.dense).to(self.device)
+            self.dense = copied(self.dense).to(self.device)
         self.trained = _trained(workspace, self.model, settings)
         self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)] if _norms_move(settings) else []
         self.rate = settings.rate(candidate.plan)
@@ -258,8 +258,7 @@ class _Training:
                 "and look for NaN in train_data(). The network and its plan are as they were."
             )
         judged = theirs if self.metric.label_free or targets is None else targets
-        unscored = self.metric.per_sample is None and self.metric.value is None
-        return loss, loss if unscored else self.metric.score(ours, judged)
+        return loss, self.metric.score(ours, judged) if self.metric.judges else loss
 
     def keep(self) -> None:
         """Remember the weights as the best."""
@@ -272,7 +271,7 @@ class _Training:
 
     def on_cpu(self) -> nn.Module:
         """The network as it is, where it can be measured."""
-        return self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        return self.model if self.device.type == "cpu" else copied(self.model).cpu()
 
     def saved(self, key: str, history: list[_Record]) -> bytes:
         """All that is needed to go on: plain tensors and numbers."""

@@ -1,15 +1,228 @@
-"""Latency as it was measured: microseconds of each layer at some ranks, read from a table made on the real device."""
+"""Latency: paired timings of compressed and dense work on this machine, and tables of microseconds by layer and rank.
+
+A time on a shared machine means little, the ratio of two that were taken in turn much more. So a dense network and its
+variants run round by round; each variant's median is divided by the dense one of the same round, and the median of
+these ratios is given with its interquartile range. With one thread the clock is the CPU time of that thread: what other
+processes do then shows only through the caches.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import isfinite
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from math import ceil, isfinite
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Literal
 
-from lowrank_core.errors import InvalidFile
+import numpy as np
+import torch
+from torch import nn
+
+from lowrank_core.data import Inputs, call, evaluating, tensors
+from lowrank_core.errors import Cancelled, InvalidFile, InvalidModel
+from lowrank_core.onnx_program import onnx_program
 from lowrank_core.plan import Choice
+
+Runtime = Literal["onnxruntime", "torch"]
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "torch")
+
+Work = Callable[[], object]
+"""One inference."""
+
+UNSTABLE_IQR = 0.1
+"""A ratio whose interquartile range is larger is no number to show."""
+
+WARM_UP = 3
+ROUNDS = 11
+ATTEMPTS = 3
+SAMPLE_SECONDS = 100e-6
+"""Shorter work is timed several times at once, or reading the clock would count."""
+
+TURN_SECONDS = 10e-3
+"""How long each variant runs in each round."""
+
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Time of one inference beside the dense one's, in microseconds, and the paired ratio of the two.
+
+    ratio: median over the rounds of compressed / dense of the same round; iqr: interquartile range of these ratios.
+
+    >>> Timing(100.0, 50.0, 0.5, 0.02, 11).unstable, Timing(100.0, 50.0, 0.5, 0.2, 11).unstable
+    (False, True)
+    """
+
+    dense_us: float
+    compressed_us: float
+    ratio: float
+    iqr: float
+    rounds: int
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the rounds disagree too much for the ratio to be a number."""
+        return not self.iqr <= UNSTABLE_IQR
+
+
+def timed(timing: Timing) -> dict[str, Any]:
+    """A timing as plain values; an unstable ratio is None."""
+    found = asdict(timing) | {"unstable": timing.unstable}
+    return found | {"ratio": None} if timing.unstable else found
+
+
+def race(
+    dense: Work,
+    others: Sequence[Work],
+    *,
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    turn_seconds: float = TURN_SECONDS,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[Timing, ...]:
+    """Time each of the others beside dense, in turn; one Timing for each.
+
+    Those that come out unstable race again, up to three times in all, and then stay unstable. Raises Cancelled.
+    """
+    found: dict[int, Timing] = {}
+    with _one_at_a_time, using_threads(threads):
+        for _ in range(ATTEMPTS):
+            left = [i for i in range(len(others)) if i not in found or found[i].unstable]
+            if left:
+                works = [dense, *(others[i] for i in left)]
+                found |= zip(left, _race(works, threads, rounds, turn_seconds, cancelled), strict=True)
+    return tuple(found[i] for i in range(len(others)))
+
+
+def _race(
+    works: Sequence[Work], threads: int, rounds: int, turn_seconds: float, cancelled: Callable[[], bool]
+) -> list[Timing]:
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    turns = [_turn(work, clock, turn_seconds) for work in works]
+    medians: list[list[float]] = [[] for _ in works]
+    for number in range(rounds):
+        order = range(len(works))
+        for i in order if number % 2 == 0 else reversed(order):
+            if cancelled():
+                raise Cancelled("the latency measurement was called off.")
+            medians[i].append(turns[i]())
+    dense = medians[0]
+    found = []
+    for other in medians[1:]:
+        ratios = [ours / theirs for ours, theirs in zip(other, dense, strict=True)]
+        low, _, high = quantiles(ratios, n=4, method="inclusive") if rounds > 1 else (0.0, 0.0, float("inf"))
+        found.append(Timing(1e6 * median(dense), 1e6 * median(other), median(ratios), high - low, rounds))
+    return found
+
+
+def _turn(work: Work, clock: Callable[[], float], turn_seconds: float) -> Callable[[], float]:
+    """One turn of a variant: seconds of one run, the median of several; the first, untimed, brings its weights back."""
+
+    def seconds(runs: int) -> float:
+        start = clock()
+        for _ in range(runs):
+            work()
+        return (clock() - start) / runs
+
+    for _ in range(WARM_UP):
+        work()
+    once = max(1e-7, min(seconds(1) for _ in range(3)))
+    together = ceil(SAMPLE_SECONDS / once)
+    samples = min(50, max(3, round(turn_seconds / (once * together))))
+
+    def turn() -> float:
+        work()
+        return max(1e-9, median(seconds(together) for _ in range(samples)))
+
+    return turn
+
+
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """PyTorch on so many threads inside; as it was before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def network_latency(
+    dense: nn.Module,
+    compressed: Sequence[nn.Module],
+    inputs: Inputs,
+    *,
+    runtime: Runtime = "onnxruntime",
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[Timing, ...]:
+    """Time whole networks on the same inputs beside the dense one. Raises InvalidModel where the runtime cannot."""
+    with evaluating(dense):
+        networks = [_network(model, inputs, runtime, threads) for model in (dense, *compressed)]
+        return race(networks[0], networks[1:], threads=threads, rounds=rounds, cancelled=cancelled)
+
+
+def _network(model: nn.Module, inputs: Inputs, runtime: Runtime, threads: int) -> Work:
+    if runtime == "torch":
+        model.eval()
+        return lambda: call(model, inputs)
+    return session(onnx_program(model, inputs), [value.numpy() for value in tensors(inputs)], threads)
+
+
+def session(program: Any, values: Sequence[Any], threads: int) -> Work:
+    """One run of an ONNX model (onnx.ModelProto, or its bytes) by onnxruntime on NumPy inputs, in their order."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    content = program if isinstance(program, bytes) else program.SerializeToString()
+    try:
+        opened = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        bound = opened.io_binding()  # calling run() with arrays costs several microseconds more
+        for given, value in zip(opened.get_inputs(), values, strict=False):
+            bound.bind_cpu_input(given.name, np.ascontiguousarray(value))
+        for made in opened.get_outputs():
+            bound.bind_output(made.name)
+        opened.run_with_iobinding(bound)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise InvalidModel(f"onnxruntime cannot run this network: {said}; measure it with torch instead.") from error
+    return lambda: opened.run_with_iobinding(bound)
+
+
+def runtime_version(runtime: Runtime) -> str:
+    """'onnxruntime 1.31.0', without importing it."""
+    try:
+        return f"{runtime} {torch.__version__ if runtime == 'torch' else version(runtime)}"
+    except PackageNotFoundError as error:
+        raise InvalidModel("onnxruntime is not installed; pip install onnxruntime, or measure with torch.") from error
+
+
+@cache
+def cpu_name() -> str:
+    """What this processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
 
 COLUMNS = ("layer", "method", "rank", "microseconds")
 DENSE = "dense"
@@ -48,6 +261,15 @@ class LatencyTable:
                 )
             found.setdefault((row["layer"], row["method"]), []).append((rank, taken))
         return LatencyTable({key: tuple(sorted(steps)) for key, steps in found.items()})
+
+    def to_csv(self) -> str:
+        """The text that `from_csv` reads."""
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for (layer, method), steps in self.steps.items():
+            writer.writerows((layer, method, "x".join(map(str, rank)), f"{taken:.6g}") for rank, taken in steps)
+        return rows.getvalue()
 
     def __call__(self, layer: str, choice: Choice | None) -> float | None:
         """Microseconds of a layer under a choice: of the smallest measured rank not below it; None where none is."""

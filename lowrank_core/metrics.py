@@ -12,12 +12,18 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """per_sample(outputs, targets) -> (N,) whose mean is the score, or value(outputs, targets) -> the score."""
+    """per_sample(outputs, targets) -> (N,) whose mean is the score, or value(outputs, targets) -> the score.
+
+    Between the two, totals(outputs, targets) -> (N, k) numbers of each sample whose sums (k,) `of` turns into the
+    score: outputs need not be kept for it.
+    """
 
     name: str
     higher_is_better: bool = True
     per_sample: Callable[[Tensor, Tensor], Tensor] | None = None
     value: Callable[[Tensor, Tensor], float] | None = None
+    totals: Callable[[Tensor, Tensor], Tensor] | None = None
+    of: Callable[[Tensor], float] | None = None
     label_free: bool = False  # targets are the dense network's outputs
     class_axis: int | None = None  # the axis of the outputs that holds one unnormalised score per class
     unbounded: bool = False  # per_sample is a number of any size, not 0 for wrong to 1 for right
@@ -26,8 +32,15 @@ class Metric:
         """The score of some samples together."""
         if self.per_sample is not None:
             return float(self.per_sample(outputs, targets).mean())
+        if self.totals is not None and self.of is not None:
+            return self.of(self.totals(outputs, targets).sum(0))
         assert self.value is not None
         return float(self.value(outputs, targets))
+
+    @property
+    def judges(self) -> bool:
+        """Whether there is a way to score outputs."""
+        return self.per_sample is not None or self.totals is not None or self.value is not None
 
     @property
     def share(self) -> bool:
@@ -89,12 +102,21 @@ def _auc(outputs: Tensor, targets: Tensor) -> float:
     return sum(found) / len(found) if found else float("nan")
 
 
-def _perplexity(outputs: Tensor, targets: Tensor) -> float:
-    """exp of the mean cross-entropy; outputs (..., classes), targets (...) of which negative ones do not count."""
+def _surprise(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(N, 2): each sample's summed cross-entropy in nats, and of how many targets; negative targets do not count.
+
+    outputs (N, ..., classes), targets (N, ...).
+    """
     if outputs.shape[:-1] != targets.shape:
         raise ValueError("outputs must be the targets' shape with one more axis at the end, the classes")
-    rows, labels = outputs.double().flatten(0, -2), targets.flatten()
-    return float(F.cross_entropy(rows[labels >= 0], labels[labels >= 0]).exp())
+    labels = targets.long().where(targets >= 0, -100).flatten()
+    nats = F.cross_entropy(outputs.flatten(0, -2), labels, reduction="none").double()
+    return torch.stack([nats.reshape(len(targets), -1).sum(1), (labels >= 0).reshape(len(targets), -1).sum(1)], dim=1)
+
+
+def _perplexity(totals: Tensor) -> float:
+    """exp of the mean cross-entropy."""
+    return float((totals[0] / totals[1]).exp())
 
 
 def _alike(outputs: Tensor, targets: Tensor) -> None:
@@ -113,7 +135,7 @@ METRICS: dict[str, Metric] = {
     "top-5": Metric("top-5 accuracy", per_sample=_top5, class_axis=1),
     "f1": Metric("macro F1", value=_f1, class_axis=1),
     "auc": Metric("macro AUC", value=_auc, class_axis=1),
-    "perplexity": Metric("perplexity", higher_is_better=False, value=_perplexity, class_axis=-1),
+    "perplexity": Metric("perplexity", False, totals=_surprise, of=_perplexity, class_axis=-1),
     "mse": Metric("mean squared error", higher_is_better=False, per_sample=_squares, unbounded=True),
     "r2": Metric("R2", value=_r2),
     "agreement": AGREEMENT,

@@ -197,10 +197,15 @@ def fitted_scale(table: NoiseTable, measured: Iterable[tuple[float, float]]) -> 
     return exp(0.02 * min(range(-100, 101), key=loss)) if pairs else 1.0
 
 
+NOISE_OUTPUTS = 2**19
+"""Numbers at most that noise is added to: of large outputs only those of the leading samples."""
+
+
 def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, draws: int = 4) -> NoiseTable:
     """Tabulate score against output noise on the leading `samples` (the noise model: no calibration, one forward pass).
 
-    The same noise, scaled, serves every row of the table, so that the score falls smoothly.
+    The same noise, scaled, serves every row of the table, so that the score falls smoothly. Where outputs are large (a
+    number for every word after every word) fewer samples take part, and the rows are shifted to the score of all.
     """
     metric = reference.metric
     parts = list(reference.batches(samples))
@@ -209,6 +214,11 @@ def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, dra
         targets = outputs
     else:
         targets = torch.cat([part.targets for part, _ in parts if part.targets is not None])
+    fewer = max(1, NOISE_OUTPUTS // max(1, outputs[0].numel()))
+    shift = 0.0
+    if fewer < len(outputs):
+        shift = metric.score(outputs, targets) - metric.score(outputs[:fewer], targets[:fewer])
+        outputs, targets = outputs[:fewer], targets[:fewer]
     scale = float(outputs.float().var()) if outputs.numel() > 1 else 1.0
     generator = torch.Generator().manual_seed(seed)
     noise = [torch.randn(outputs.shape, generator=generator) for _ in range(draws)]
@@ -216,6 +226,6 @@ def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, dra
     scores = []
     for variance in variances:
         values = [metric.score(outputs + variance**0.5 * sample, targets) for sample in noise]
-        scores.append(sum(values) / len(values))
+        scores.append(shift + sum(values) / len(values))
     logs = torch.tensor(variances, dtype=torch.float64).log().tolist()
     return NoiseTable(tuple(logs), tuple(scores), scale)

@@ -84,7 +84,7 @@ class PrefixStore:
     ) -> None:
         self.model, self.profile, self.limit_bytes = model, profile, limit_bytes
         self._probes = [samples.pick(slice(at, at + PROBE)) for at in (0, PROBE) if at < len(samples)]
-        self._dense = dict((*model.named_parameters(), *model.named_buffers()))
+        self._dense = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers()))
         self._lock, self._cutting = threading.Lock(), threading.RLock()
         self._visits: dict[str, _Visit] | None = None
         self._cuts: dict[int, Cut | None] = {}
@@ -188,7 +188,7 @@ class PrefixStore:
             return ()  # not every layer runs, or they run in another order than on the example inputs
         times = {n: self.visits[n].enter if n in self.visits else -1 for n, _ in _all_modules(self.model)}
         found: list[tuple[int, str, Tensor]] = []
-        for name, value in (*model.named_parameters(), *model.named_buffers()):
+        for name, value in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
             owner = name
             while owner and owner not in times:
                 owner = owner.rpartition(".")[0]
@@ -367,6 +367,8 @@ def _visited(model: nn.Module, part: Dataset) -> dict[str, _Visit]:
 
     with ExitStack() as hooks:
         for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # those take no hooks
+                continue
             hooks.callback(module.register_forward_pre_hook(enter).remove)
             hooks.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
         run(model, part)

@@ -8,18 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from lowrank_core.linears import GroupedLinear, SharedLinear
 
 KINDS: dict[type[nn.Module], str] = {nn.LSTM: "LSTM", nn.GRU: "GRU", nn.RNN: "RNN"}
+CELLS: dict[type[nn.Module], str] = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU", nn.RNNCell: "RNN"}
+Dense = nn.RNNBase | nn.RNNCellBase
 
 
 class Recurrent(nn.Module):
     """An nn.LSTM, nn.GRU or nn.RNN, step by step: the same arguments, states, outputs and names of parameters.
 
-    A weight in `ranks` is a chain of two Linear layers under its name, the second with its bias; the others are
-    parameters as usual. Needs torch alone, so that checkpoints can carry its source.
+    A weight in `ranks` is a chain of layers under its name, the last with its bias: two Linear layers of that rank, or
+    those of a list of parts {"op", "args"}. The others are parameters as usual. Needs torch and LINEARS alone, so that
+    checkpoints can carry its source.
     """
 
     GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # noqa: RUF012
+    LINEARS = {"Linear": nn.Linear, "GroupedLinear": GroupedLinear, "SharedLinear": SharedLinear}  # noqa: RUF012
 
     def __init__(
         self,
@@ -33,7 +40,7 @@ class Recurrent(nn.Module):
         bidirectional: bool = False,
         proj_size: int = 0,
         nonlinearity: str = "tanh",
-        ranks: dict[str, int] | None = None,
+        ranks: dict[str, Any] | None = None,
         **factory: Any,
     ) -> None:
         super().__init__()
@@ -42,8 +49,13 @@ class Recurrent(nn.Module):
         self.proj_size, self.nonlinearity = proj_size, nonlinearity
         for name, (rows, columns, biased) in self.weights().items():
             if ranks and name in ranks:
-                first = nn.Linear(columns, ranks[name], bias=False, **factory)
-                self.add_module(name, nn.Sequential(first, nn.Linear(ranks[name], rows, bias=biased, **factory)))
+                parts = ranks[name]
+                if not isinstance(parts, list):
+                    first = {"in_features": columns, "out_features": parts, "bias": False}
+                    last = {"in_features": parts, "out_features": rows, "bias": biased}
+                    parts = [{"op": "Linear", "args": args} for args in (first, last)]
+                built = [self.LINEARS[part["op"]](**part["args"], **factory) for part in parts]
+                self.add_module(name, nn.Sequential(*built))
                 continue
             self.register_parameter(name, nn.Parameter(torch.empty(rows, columns, **factory)))
             if biased:
@@ -73,12 +85,17 @@ class Recurrent(nn.Module):
     def flatten_parameters(self) -> None:
         """Nothing to do; networks that call it go on working."""
 
-    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
-        """(outputs, last states), in the shapes of PyTorch's; raises TypeError for packed sequences."""
-        if not isinstance(input, Tensor):
-            raise TypeError("packed sequences are not supported by a compressed recurrent layer; give it a tensor")
-        batched = input.dim() == 3
-        x = (input.transpose(0, 1) if self.batch_first else input) if batched else input.unsqueeze(1)
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+        """(outputs, last states), in the shapes of PyTorch's; packed sequences are padded and packed again."""
+        ended = None
+        x, batched = input, True
+        if isinstance(input, PackedSequence):
+            x, lengths = pad_packed_sequence(input)
+            ended = (torch.arange(len(x))[:, None] >= lengths).unsqueeze(-1).to(x.device)
+        elif input.dim() == 2:
+            x, batched = input.unsqueeze(1), False
+        elif self.batch_first:
+            x = input.transpose(0, 1)
         states = list(hx if self.kind == "LSTM" else (hx,)) if hx is not None else []
         states = states if batched else [state.unsqueeze(1) for state in states]
         directions = 2 if self.bidirectional else 1
@@ -93,22 +110,30 @@ class Recurrent(nn.Module):
                 zeros = [
                     x.new_zeros(x.shape[1], size) for size in (self.proj_size or self.hidden_size, self.hidden_size)
                 ]
-                output, end = self._run(suffix, x, *(start or zeros), reverse=direction == 1)
+                output, end = self._run(suffix, x, *(start or zeros), reverse=direction == 1, ended=ended)
                 outputs.append(output)
                 ends.append(end)
             x = torch.cat(outputs, dim=-1)
         last = [torch.stack(state) for state in zip(*ends, strict=True)]
-        if not batched:
+        if isinstance(input, PackedSequence):
+            x = pack_padded_sequence(x, lengths, enforce_sorted=input.sorted_indices is None)
+        elif not batched:
             x, last = x.squeeze(1), [state.squeeze(1) for state in last]
         elif self.batch_first:
             x = x.transpose(0, 1)
         return x, tuple(last) if self.kind == "LSTM" else last[0]
 
-    def _run(self, suffix: str, x: Tensor, h: Tensor, c: Any = None, *, reverse: bool) -> tuple[Tensor, Any]:
-        """One direction of one layer: (steps, batch, in) -> (steps, batch, out) and the state at its end."""
+    def _run(
+        self, suffix: str, x: Tensor, h: Tensor, c: Any = None, *, reverse: bool = False, ended: Any = None
+    ) -> tuple[Tensor, Any]:
+        """One direction of one layer: (steps, batch, in) -> (steps, batch, out) and the state at its end.
+
+        ended: (steps, batch, 1), True where a sequence is over; there the state stays as it is.
+        """
         inputs = self._times("weight_ih" + suffix, x).unbind(0)
         outputs = []
-        for a in reversed(inputs) if reverse else inputs:
+        for step, a in list(enumerate(inputs))[:: -1 if reverse else 1]:
+            before, kept = h, c
             b = self._times("weight_hh" + suffix, h)
             if self.kind == "LSTM":
                 i, f, g, o = (a + b).chunk(4, dim=-1)
@@ -121,6 +146,9 @@ class Recurrent(nn.Module):
                 h = n + z * (h - n)
             else:
                 h = torch.tanh(a + b) if self.nonlinearity == "tanh" else torch.relu(a + b)
+            if ended is not None:
+                h = torch.where(ended[step], before, h)
+                c = torch.where(ended[step], kept, c) if self.kind == "LSTM" else c
             outputs.append(h)
         return torch.stack(outputs[::-1] if reverse else outputs), (h, c) if self.kind == "LSTM" else (h,)
 
@@ -132,32 +160,58 @@ class Recurrent(nn.Module):
         return F.linear(x, part, getattr(self, name.replace("weight", "bias"), None))
 
 
-def arguments(rnn: nn.RNNBase | Recurrent) -> dict[str, Any]:
-    """Keyword arguments of `Recurrent` without ranks, plain enough for JSON."""
-    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
-    nonlinearity = getattr(rnn, "nonlinearity", "tanh")
-    return {**{name: getattr(rnn, name) for name in names}, "nonlinearity": nonlinearity}
+class Cell(Recurrent):
+    """An nn.LSTMCell, nn.GRUCell or nn.RNNCell in the same way: one step, and no numbers in the names of weights."""
+
+    def weights(self) -> dict[str, tuple[int, int, bool]]:
+        """{name: (rows, columns, whether it has a bias)}, input first."""
+        return {name.removesuffix("_l0"): about for name, about in super().weights().items()}
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """The next state, (h, c) for an LSTM, from one input (batch, in) or (in,)."""
+        states = list(hx if self.kind == "LSTM" else (hx,)) if hx is not None else []
+        zeros = [input.new_zeros(*input.shape[:-1], self.hidden_size)] * 2
+        _, last = self._run("", input[None], *(states or zeros))
+        return last if self.kind == "LSTM" else last[0]
 
 
-def build_recurrent(kind: str, given: Mapping[str, Any], **factory: Any) -> Recurrent:
+def arguments(rnn: Dense | Recurrent) -> dict[str, Any]:
+    """Keyword arguments of `Recurrent` or `Cell` without ranks, plain enough for JSON."""
+    found: dict[str, Any] = {name: getattr(rnn, name) for name in ("input_size", "hidden_size", "bias")}
+    names = ("num_layers", "batch_first", "dropout", "bidirectional", "proj_size")
+    if not isinstance(rnn, Cell | nn.RNNCellBase):
+        found |= {name: getattr(rnn, name) for name in names}
+    return {**found, "nonlinearity": getattr(rnn, "nonlinearity", "tanh")}
+
+
+def op_of(rnn: Recurrent) -> str:
+    """ "LSTM" or "LSTMCell", the name of the class that it stands for."""
+    return rnn.kind + "Cell" * isinstance(rnn, Cell)
+
+
+OPS = tuple(kind.__name__ for kind in (*KINDS, *CELLS))
+
+
+def build_recurrent(op: str, given: Mapping[str, Any], **factory: Any) -> Recurrent:
     """The module from its kind and arguments; raises ValueError where they are not those of one.
 
     >>> build_recurrent("GRU", {"input_size": 3, "hidden_size": 4, "ranks": {"weight_hh_l0": 2}}).weight_hh_l0[0]
     Linear(in_features=4, out_features=2, bias=False)
     """
-    built = Recurrent(kind, **given, **factory)
+    made = Cell if op.endswith("Cell") else Recurrent
+    built = made(op.removesuffix("Cell"), **given, **factory)
     if unknown := set(given.get("ranks", {})) - set(built.weights()):
-        raise ValueError(f"{kind} has no {', '.join(map(str, unknown))}")
+        raise ValueError(f"{op} has no {', '.join(map(str, unknown))}")
     return built
 
 
-def weight_shapes(rnn: nn.RNNBase) -> dict[str, tuple[int, int, bool]]:
+def weight_shapes(rnn: Dense) -> dict[str, tuple[int, int, bool]]:
     """{name: (rows, columns, whether it has a bias)} of a recurrent module, in the order of execution."""
     return _empty(rnn).weights()
 
 
-def factored(rnn: nn.RNNBase, ranks: Mapping[str, int]) -> Recurrent:
-    """A copy with chains of these ranks, their weights not yet set; the other weights are the module's."""
+def factored(rnn: Dense, ranks: Mapping[str, Any]) -> Recurrent:
+    """A copy with chains as `Recurrent` takes them, their weights not yet set; the other weights are the module's."""
     weight = next(rnn.parameters())
     built = _empty(rnn, dict(ranks)).to(weight.dtype).to_empty(device=weight.device).train(rnn.training)
     with torch.no_grad():
@@ -167,7 +221,7 @@ def factored(rnn: nn.RNNBase, ranks: Mapping[str, int]) -> Recurrent:
     return built
 
 
-def watched(rnn: nn.RNNBase) -> Recurrent:
+def watched(rnn: Dense) -> Recurrent:
     """The same computation with the same parameters, each weight a Linear of its own name that hooks can see."""
     built = _empty(rnn).train(rnn.training)
     for name, (rows, columns, biased) in built.weights().items():
@@ -188,5 +242,6 @@ def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.RNNBase]]:
             yield name, module
 
 
-def _empty(rnn: nn.RNNBase, ranks: dict[str, int] | None = None) -> Recurrent:
-    return Recurrent(KINDS[type(rnn)], **arguments(rnn), ranks=ranks, device="meta")
+def _empty(rnn: Dense, ranks: dict[str, Any] | None = None) -> Recurrent:
+    made = Cell if type(rnn) in CELLS else Recurrent
+    return made((KINDS | CELLS)[type(rnn)], **arguments(rnn), ranks=ranks, device="meta")

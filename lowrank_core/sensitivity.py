@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.apply import apply
+from lowrank_core.cache import Cache
 from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.data import Dataset, data_hash
@@ -24,10 +25,11 @@ from lowrank_core.evaluate import run
 from lowrank_core.files import write_whole
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import Metric
+from lowrank_core.parallel import HERE, Workers, spread
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.predict import Point, closed_form_error
 from lowrank_core.prefix import PrefixStore
-from lowrank_core.workspace import Workspace
+from lowrank_core.workspace import Workspace, opened_once
 
 VERSION = 2
 """Of the way points are measured: stored ones of another version are not used."""
@@ -128,11 +130,13 @@ def profile(
     data: Dataset,
     *,
     folder: Path | None = None,
+    workers: Workers = HERE,
     tell: Callable[[str], None] = lambda text: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[Point, ...]:
     """The points asked for, in that order. With a folder they are kept there as they come, and not measured twice.
 
+    workers: other processes open the model by its reference, and measure the same to the last bit as one thread here.
     tell hears how far it is and how long it takes. Raises Cancelled; what is measured by then is kept.
     """
     asks = tuple(asks)
@@ -140,9 +144,8 @@ def profile(
     found = {(p.layer, p.method, p.rank): p for p in (() if files is None else files.load())}
     saved, fresh = time.monotonic(), False
     try:
-        for step in measured(
-            workspace, correction, asks=asks, known=tuple(found.values()), data=data, cancelled=cancelled
-        ):
+        todo = [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in found]
+        for step in _measured(workspace, correction, todo, data, workers, cancelled):
             found[step.point.layer, step.point.method, step.point.rank], fresh = step.point, True
             tell(f"measuring layers: {step.done} of {step.total} points, {step.seconds_left:.0f} s left")
             if files is not None and time.monotonic() - saved > SAVE_SECONDS:
@@ -152,6 +155,47 @@ def profile(
         if files is not None and fresh:
             files.save(found.values())
     return tuple(found[name, choice.method, choice.rank] for name, choice in asks)
+
+
+def _measured(
+    workspace: Workspace,
+    correction: Correction | None,
+    todo: list[Ask],
+    data: Dataset,
+    workers: Workers,
+    cancelled: Callable[[], bool],
+) -> Iterator[Found]:
+    """Each point as it is measured, here or elsewhere; elsewhere a layer is one piece of work."""
+    if not workers.elsewhere:
+        yield from measured(workspace, correction, asks=todo, data=data, cancelled=cancelled)
+        return
+    layers: dict[str, list[Ask]] = {}
+    for ask in todo:
+        layers.setdefault(ask[0], []).append(ask)
+    model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
+    pieces = [_Piece(model, correction, tuple(asks), data) for asks in layers.values()]
+    started, done = time.monotonic(), 0
+    for _, points in spread(_measured_elsewhere, pieces, workers):
+        for point in points:
+            done += 1
+            yield Found(point, done, len(todo), (time.monotonic() - started) / done * (len(todo) - done))
+        if cancelled():
+            raise Cancelled("the measurement of single layers was called off.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """What another process measures: points of one layer of a model, told by reference, fingerprint and cache."""
+
+    model: tuple[str, str, Cache | None]
+    correction: Correction | None
+    asks: tuple[Ask, ...]
+    data: Dataset
+
+
+def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
+    workspace = opened_once(*piece.model)
+    return tuple(step.point for step in measured(workspace, piece.correction, asks=piece.asks, data=piece.data))
 
 
 def _samples(workspace: Workspace, samples: int) -> Dataset:

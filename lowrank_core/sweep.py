@@ -5,20 +5,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-import joblib
 from torch import nn
 
+from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.cost import Cost, plan_cost
 from lowrank_core.errors import Cancelled
 from lowrank_core.evaluate import Score, final_score
 from lowrank_core.finetune import Epoch, finetune, run_key
+from lowrank_core.parallel import Workers, spread
 from lowrank_core.training import Settings
-from lowrank_core.workspace import Workspace
+from lowrank_core.workspace import Workspace, opened_once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,18 +145,12 @@ def sweep(
         for number, candidate in enumerate(candidates):
             yield _swept(workspace, number, candidate, settings, folder, cancelled)
         return
-    jobs = (
-        joblib.delayed(_swept_elsewhere)(workspace.opened.ref, number, candidate, settings, folder)
-        for number, candidate in enumerate(candidates)
-    )
-    results = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")(jobs)
-    try:
-        for found in results:
-            yield found
-            if cancelled():
-                raise Cancelled("the sweep was called off.")
-    finally:
-        results.close()
+    model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
+    pieces = [_Piece(model, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
+    for _, found in spread(_swept_elsewhere, pieces, Workers(workers)):
+        yield found
+        if cancelled():
+            raise Cancelled("the sweep was called off.")
 
 
 def state_path(workspace: Workspace, candidate: Candidate, settings: Settings, folder: Path, *, watch: int = 0) -> Path:
@@ -182,9 +176,17 @@ def _swept(
     return Swept(number, candidate, cost, indirect, direct, last.number)
 
 
-_opened = lru_cache(maxsize=1)(Workspace.open)
-"""In a worker: the model it works on."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """What another process trains: one plan of a model, which is told by reference, fingerprint and cache."""
+
+    model: tuple[str, str, Cache | None]
+    number: int
+    candidate: Candidate
+    settings: Settings
+    folder: Path | None
 
 
-def _swept_elsewhere(ref: str, number: int, candidate: Candidate, settings: Settings, folder: Path | None) -> Swept:
-    return _swept(_opened(ref), number, candidate, settings, folder)
+def _swept_elsewhere(piece: _Piece) -> Swept:
+    workspace = opened_once(*piece.model)
+    return _swept(workspace, piece.number, piece.candidate, piece.settings, piece.folder)

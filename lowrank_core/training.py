@@ -125,7 +125,8 @@ class Settings:
         """The learning rate: as set, or smaller where CP factors take part, which break at what others bear."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return CP_RATE if any(choice.method.startswith("cp") for _, choice in plan.choices) else RATE
+        words = {word for _, choice in plan.choices for word in choice.method.split("_")}
+        return CP_RATE if any(word.startswith("cp") for word in words) else RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,17 +247,20 @@ def balance(chain: nn.Sequential, sweeps: int = 20) -> None:
     """Give the factors of a chain the same scale, in place: what the chain computes stays the same.
 
     Each channel between two factors is scaled so that both weigh the same there, which for an SVD puts the square root
-    of each singular value on either side. Unequal factors need unequal learning rates.
+    of each singular value on either side; channels that meet the same weights count as one. Unequal factors need
+    unequal learning rates.
     """
     weights = [_blocks(part) for part in chain]
     with torch.no_grad():
         for _ in range(sweeps if len(weights) > 2 else 1):
             for first, second in pairwise(weights):
-                before = first.square().sum((2, 3)).sqrt().flatten()
+                before = first.square().sum((2, 3)).flatten()
                 after = second.square().sum((1, 3)).sqrt().flatten()
+                copies = len(before) // len(after)
+                before = before.view(-1, copies).sum(1).sqrt()
                 ratio = (after / before).sqrt()
                 scale = torch.where((before > 0) & (after > 0), ratio, torch.ones_like(ratio))
-                first.mul_(scale.reshape(len(first), -1, 1, 1))
+                first.mul_(scale.repeat_interleave(copies).reshape(len(first), -1, 1, 1))
                 second.div_(scale.reshape(len(second), 1, -1, 1))
 
 
@@ -265,7 +269,7 @@ def _blocks(part: nn.Module) -> Tensor:
     weight, spec = part.get_parameter("weight").detach(), LayerSpec.of(part)
     if spec.table or spec.transposed:
         return weight.view(spec.groups, -1, spec.out_channels // spec.groups, weight[0, 0].numel()).transpose(1, 2)
-    return weight.view(spec.groups, spec.out_channels // spec.groups, spec.in_channels // spec.groups, -1)
+    return weight.view(spec.groups, len(weight) // spec.groups, weight.shape[1], -1)
 
 
 def randomise(chain: nn.Sequential, scale: float, generator: torch.Generator) -> None:

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from torch import nn
 
 from lowrank_core.apply import apply
+from lowrank_core.cache import Cache
 from lowrank_core.calibration import MomentStore, calibration_samples
 from lowrank_core.candidate import Candidate
 from lowrank_core.correct import Correction, Corrector, Step, load_overlay
@@ -36,11 +37,13 @@ class Workspace:
     ['fc1', 'fc2']
     """
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, cache: Cache | None = None) -> None:
+        """cache: where factors and moments are kept between runs; None keeps them in memory alone."""
         self.opened = opened
+        self.cache = cache
         self.model = opened.model
         self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
-        self.factors = FactorStore(opened.model, self.profile, lambda name: self.moments(name).second)
+        self.factors = FactorStore(opened.model, self.profile, lambda name: self.moments(name).second, cache)
         self._dense_scores: dict[int, float] = {}
         self._waiting = 0
         self._guard = threading.Lock()
@@ -48,9 +51,9 @@ class Workspace:
         self.plain_scores: dict[RankPlan, Score] = {}  # without correction, on some
 
     @classmethod
-    def open(cls, ref: str) -> Workspace:
+    def open(cls, ref: str, cache: Cache | None = None) -> Workspace:
         """Open a reference; raises a LowRankError that says what is wrong."""
-        return cls(open_source(ref))
+        return cls(open_source(ref), cache)
 
     @property
     def name(self) -> str:
@@ -98,7 +101,7 @@ class Workspace:
     @cached_property
     def moments(self) -> MomentStore:
         """Second moments of the layers' inputs on `calibration`."""
-        return MomentStore(self.model, self.profile, lambda: self.calibration)
+        return MomentStore(self.model, self.profile, lambda: self.calibration, cache=self.cache)
 
     @cached_property
     def corrector(self) -> Corrector:
@@ -206,7 +209,22 @@ class Workspace:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
 
 
-def open_to_look(ref: str) -> Workspace | Inventory:
+def open_to_look(ref: str, cache: Cache | None = None) -> Workspace | Inventory:
     """A model, or what weights without one tell; raises a LowRankError."""
     found = open_any(ref)
-    return take_stock(found) if isinstance(found, Weights) else Workspace(found)
+    return take_stock(found, cache) if isinstance(found, Weights) else Workspace(found, cache)
+
+
+@lru_cache(maxsize=1)
+def opened_once(ref: str, fingerprint: str, cache: Cache | None = None) -> Workspace:
+    """The workspace of a process that works for another one, opened by the reference; raises InvalidModel.
+
+    The fingerprint is that of the model the other one has.
+    """
+    workspace = Workspace.open(ref, cache)
+    if workspace.profile.fingerprint != fingerprint:
+        raise InvalidModel(
+            f"{ref} opened in a worker has other weights ({workspace.profile.fingerprint[:19]}...) than where the work "
+            f"was started ({fingerprint[:19]}...); it must be the same file everywhere, and build_model() not random."
+        )
+    return workspace

@@ -33,7 +33,7 @@ def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Searc
         [d for d in earlier if d],
         dense,
         quantity=quantity,
-        metric=words.metric(workspace),
+        metric=words.axis(workspace),
         percent=words.shares(workspace),
         limit=dict(shown.question.budgets).get(quantity),
         dark=st.context.theme.type == "dark",
@@ -162,9 +162,7 @@ def comparison(workspace: Workspace, searches: list[Search]) -> None:
             "Multiplies": st.column_config.NumberColumn(format="localized", help=words.MULTIPLIES),
             "Bytes": st.column_config.NumberColumn(format="localized", help=words.BYTES),
             "Score": st.column_config.NumberColumn(words.metric(workspace), format=unit),
-            "Drop": st.column_config.NumberColumn(
-                "Drop, points" if percent else "Drop", format="%.2f" if percent else "%.4g"
-            ),
+            "Drop": st.column_config.NumberColumn(words.loss_title(workspace), format="%.2f" if percent else "%.4g"),
             "95 %": st.column_config.TextColumn(help=words.INTERVAL),
             "Trials": st.column_config.NumberColumn(help="Plans that the rule looked at."),
             "Seconds": st.column_config.NumberColumn(format="%.1f"),

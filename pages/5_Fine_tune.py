@@ -13,7 +13,7 @@ from pages.ui.tuning import Event, Sweep, Trained, Training, Tuned
 
 def chart(workspace: Workspace, shown: Trained, key: str, main: Tuned | None = None) -> None:
     """Learning curves of a training, or what a sweep has found."""
-    dark, metric, percent = st.context.theme.type == "dark", words.metric(workspace), words.shares(workspace)
+    dark, metric, percent = st.context.theme.type == "dark", words.axis(workspace), words.shares(workspace)
     if isinstance(shown.asked, Sweep):
         if not shown.swept:
             return
@@ -166,7 +166,7 @@ def swept(workspace: Workspace, shown: Trained) -> None:
             "Indirect": st.column_config.NumberColumn(format=unit, help="The plan as it is compressed, untrained."),
             "Direct": st.column_config.NumberColumn(format=unit, help="The same plan, trained."),
             "Drop": st.column_config.NumberColumn(
-                "Direct drop, points" if percent else "Direct drop", format="%.2f" if percent else "%.4g"
+                f"Direct {words.loss_title(workspace).lower()}", format="%.2f" if percent else "%.4g"
             ),
             "95 %": st.column_config.TextColumn(help=words.INTERVAL),
         },

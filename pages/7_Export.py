@@ -136,7 +136,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
 
 def loading(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> None:
     """The lines of code that load an artefact."""
-    partial = any(workspace.profile.layer(name).partial for name, _ in plan.choices)
+    partial = not all(workspace.profile.layer(name).plain for name, _ in plan.choices)
     for snippet in export.snippets(workspace.opened.ref, file):
         if snippet.partial not in (None, partial):
             continue

@@ -95,4 +95,9 @@ AWKWARD = (
     Awkward("linear-square", LayerSpec(8, 8, bias=False), ()),
     Awkward("linear-tokens", LayerSpec(7, 12), (5,)),
     Awkward("linear-one-out", LayerSpec(9, 1), ()),
+    Awkward("lstm-input", LayerSpec(5, 28, gates=4), (6,)),
+    Awkward("lstm-projected", LayerSpec(3, 28, bias=False, gates=4), ()),
+    Awkward("gru-hidden", LayerSpec(7, 21, gates=3), ()),
+    Awkward("gru-few-inputs", LayerSpec(2, 15, gates=3), (4,)),
+    Awkward("rnn-hidden", LayerSpec(6, 6, gates=1), ()),
 )

@@ -27,7 +27,7 @@ def test_home_leads_to_ranks(url: str, page: Page) -> None:
     expect(page.get_by_role("heading", name="Ranks", exact=True)).to_be_visible()
 
 
-@pytest.mark.parametrize("path", ["Model", "Spectra", "Ranks", "Search", "Fine_tune", "Export"])
+@pytest.mark.parametrize("path", ["Model", "Spectra", "Ranks", "Search", "Fine_tune", "Compare", "Export"])
 def test_a_page_opens_by_its_address_and_fits_a_narrow_screen(url: str, page: Page, path: str) -> None:
     page.set_viewport_size({"width": 420, "height": 900})
     page.goto(f"{url}/{path}")

@@ -75,7 +75,7 @@ def test_layers(workspace: Workspace) -> None:
 def test_layers_tells_the_ranks_of_every_method_and_fits_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for method in set(map(type, METHODS.values())):
         monkeypatch.setattr(method, "factorize", lambda *args: pytest.fail("layers needs no factors"))
-    found = answer("layers", "builtin:digits-cnn")["layers"]
+    found = [layer for name in ("digits-cnn", "digits-lstm") for layer in answer("layers", f"builtin:{name}")["layers"]]
     assert {m["name"] for layer in found for m in layer["methods"]} == set(METHODS)
     for layer in found:
         for m in layer["methods"]:

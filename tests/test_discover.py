@@ -6,7 +6,6 @@ import pytest
 import torch
 from awkward_layers import seeded
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.apply import apply
@@ -74,13 +73,24 @@ def test_a_module_called_twice_is_listed_once_with_both_sizes():
     assert total.multiplies == 4 * 4 * 9 * (7 * 6 + 5 * 4)
 
 
-def test_tied_weights_stay():
+def test_a_weight_shared_with_something_else_stays():
     model = chain(embedding=nn.Embedding(11, 6), head=nn.Linear(6, 11, bias=False))
     model.head.weight = model.embedding.weight
+    model.also = nn.Bilinear(1, 6, 11)
+    model.also.weight = nn.Parameter(model.head.weight.detach()[:, None])
+    assert names(model, torch.zeros(1, 3, dtype=torch.long)) == ["embedding"]
+    model.also.bias = model.head.weight
     profile = discover(model, torch.zeros(1, 3, dtype=torch.long))
     assert profile.layers == ()
     assert "shared with 'embedding'" in {s.name: s.reason for s in profile.skipped}["head"]
-    assert profile.rest.parameters == 66
+
+
+def test_what_is_tied_to_a_layer_that_must_stay_stays_too():
+    model = chain(embedding=nn.Embedding(11, 6, max_norm=1.0), head=nn.Linear(6, 11, bias=False))
+    model.head.weight = model.embedding.weight
+    found = reasons(model, torch.zeros(1, 3, dtype=torch.long))
+    assert "max_norm" in found["embedding"]
+    assert found["head"] == "its weight is shared with 'embedding', which stays as it is"
 
 
 def test_tied_biases_stay():
@@ -90,14 +100,27 @@ def test_tied_biases_stay():
     assert plan_cost(discover(model, torch.ones(1, 6))).parameters == 36 + 36 + 6
 
 
+def own_hook() -> nn.Module:
+    """A Linear whose weight somebody's own hook computes."""
+    linear = nn.Linear(6, 4)
+    linear.raw = nn.Parameter(linear.weight.detach())
+    del linear.weight
+    linear.register_forward_pre_hook(lambda m, _: setattr(m, "weight", m.raw * 2))
+    return linear
+
+
+def with_more() -> nn.Module:
+    linear = nn.Linear(6, 4)
+    linear.scale = nn.Parameter(torch.ones(4))
+    return linear
+
+
 BARE = Calls(lambda self, x: self.fc(x + self.position), fc=nn.Linear(6, 6), position=nn.Parameter(torch.zeros(6)))
 
 
 @pytest.mark.parametrize(
     ("model", "inputs", "skipped"),
     [
-        (chain(m=nn.GRUCell(6, 4)), torch.ones(2, 6), {"m": "single recurrent step"}),
-        (chain(m=nn.EmbeddingBag(9, 4)), torch.zeros(2, 3, dtype=torch.long), {"m": "summed as they are looked up"}),
         (chain(c=nn.Conv2d(2, 2, 3, bias=False), m=nn.BatchNorm2d(2)), torch.ones(2, 2, 5, 6), {"m": "normalisation"}),
         (chain(m=nn.LayerNorm(6)), torch.ones(2, 6), {"m": "normalisation"}),
         (
@@ -107,15 +130,14 @@ BARE = Calls(lambda self, x: self.fc(x + self.position), fc=nn.Linear(6, 6), pos
         ),
         (BARE, torch.ones(2, 6), {"Calls": "bare parameters"}),
         (chain(m=nn.Bilinear(6, 6, 3)).m, (torch.ones(2, 6), torch.ones(2, 6)), {"Bilinear": "bare parameters"}),
-        (chain(m=nn.Conv2d(6, 6, 3, groups=6)), torch.ones(2, 6, 5, 7), {"m": "depthwise 3x3"}),
+        (chain(m=nn.Conv2d(6, 6, 3, groups=6)), torch.ones(2, 6, 5, 7), {"m": "3 + 3 instead of 3 * 3"}),
         (
             chain(m=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
             torch.ones(2, 5, 8),
             {"m.norm1": "normalisation", "m.norm2": "normalisation"},
         ),
-        (chain(m=parametrizations.weight_norm(nn.Linear(6, 4))), torch.ones(2, 6), {"m": "parametrization"}),
-        (chain(m=parametrizations.spectral_norm(nn.Conv1d(6, 4, 3))), torch.ones(2, 6, 9), {"m": "parametrization"}),
-        (chain(m=prune.l1_unstructured(nn.Linear(6, 4), "weight", 0.5)), torch.ones(2, 6), {"m": "by a hook"}),
+        (chain(m=own_hook()), torch.ones(2, 6), {"m": "by a hook that is not known"}),
+        (chain(m=with_more()), torch.ones(2, 6), {"m": "holds 'scale' beside weight and bias"}),
         (chain(m=nn.Linear(6, 4, dtype=torch.complex64)), torch.ones(2, 6, dtype=torch.complex64), {"m": "complex64"}),
     ],
     ids=lambda value: type(value.get_submodule("m")).__name__ if hasattr(value, "m") else "",
@@ -148,6 +170,17 @@ def test_a_layer_that_never_ran_is_skipped():
 def test_a_weight_read_without_forward_is_skipped():
     model = Calls(lambda self, x: nn.functional.linear(x, self.read.weight), read=nn.Linear(4, 4))
     assert reasons(model, torch.ones(1, 4)) == {"read": "its forward never ran on the example inputs"}
+
+
+def test_a_weight_read_beside_the_forward_is_skipped_and_sizes_are_free():
+    read = Calls(lambda self, x: self.fc(x) @ self.fc.weight, fc=nn.Linear(4, 4))
+    assert "Calls also computes with its weight" in reasons(read, torch.ones(1, 4))["fc"]
+    inside = chain(first=Calls(lambda self, x: x @ self.fc.weight.T, fc=nn.Linear(4, 4)), fc=nn.Linear(4, 4))
+    inside.fc.weight = inside.first.fc.weight
+    assert "Calls 'first' also computes" in reasons(inside, torch.ones(1, 4))["fc"]
+    asking = Calls(lambda self, x: self.fc(x.to(self.fc.weight.dtype)) * self.fc.weight.shape[0], fc=nn.Linear(4, 4))
+    (layer,) = discover(asking, torch.ones(1, 4)).layers
+    assert (layer.asked, layer.plain) == (True, False)
 
 
 def test_a_subclass_of_linear_is_skipped():

@@ -458,6 +458,8 @@ SPECS = {
     "tucker2": (LayerSpec(6, 8, (3, 3), (1, 1), (1, 1), (1, 1), bias=False), "tucker2", (4, 3)),
     "cp3": (LayerSpec(6, 8, (3, 3), (1, 1), (1, 1), (1, 1)), "cp3", (5,)),
     "cp4": (LayerSpec(6, 8, (3, 5), (1, 1), (1, 1), (1, 1)), "cp4", (5,)),
+    "gate_tucker": (LayerSpec(6, 28, gates=4), "gate_tucker", (4, 3)),
+    "gate_cp": (LayerSpec(6, 21, gates=3), "gate_cp", (5,)),
 }
 TRANSPOSED = {
     "svd": (up(6, 8, (3, 2), stride=(2, 1), groups=2), "svd", (2,)),
@@ -473,10 +475,14 @@ def outputs_first(part: nn.Module) -> Tensor:
 
 
 def channel_norms(chain: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
-    """For each pair of neighbours the norm of every channel between them, as it leaves and as it enters."""
+    """For each pair of neighbours the norm of every channel between them, as it leaves and as it enters.
+
+    Channels that meet the same weights count as one.
+    """
     found = []
     for first, second in zip(chain, list(chain)[1:], strict=False):
         leaves = outputs_first(first).flatten(1).norm(dim=1)
+        leaves = leaves.unflatten(0, (-1, LayerSpec.of(second).copies)).norm(dim=1)
         groups = LayerSpec.of(second).groups
         parts = outputs_first(second).chunk(groups)
         enters = torch.cat([part.transpose(0, 1).flatten(1).norm(dim=1) for part in parts])

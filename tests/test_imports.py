@@ -13,10 +13,10 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 # A module imports from the rows above its own, never from its own row or below. "methods.*" is each file of a package,
 # "methods" the package's __init__. A module that is not here has no place yet: give it one.
 LEVELS = (
-    "errors files template verdict",
-    "layers recurrent attention data metrics jobs torch_file builtin builtin.samples builtin.stored",
-    "linalg gram knapsack plan opened evaluate onnx_program builtin.*",
-    "aware cp evbmf weights",
+    "errors files steps template verdict linears chain computed",
+    "layers recurrent attention data metrics jobs parallel torch_file builtin builtin.samples builtin.stored",
+    "linalg gram knapsack plan opened evaluate onnx_program onnx_file onnx_ops memory onnx_chain builtin.*",
+    "aware cp evbmf tucker npz_data onnx_graph weights",
     "methods spectra cache latency predict sources",
     "methods.*",
     "discover",
@@ -25,17 +25,17 @@ LEVELS = (
     "correct checkpoint prefix",
     "candidate start training",
     "workspace",
-    "sensitivity",
+    "sensitivity onnx_surgery staircase",
     "context",
     "selection finetune",
     "drops",
-    "selection.* reload measurement survey sweep",
-    "exports check builtin.learn",
+    "selection.* reload measurement comparison survey sweep",
+    "exports check builtin.learn builtin.splits",
     "exports.*",
     "__main__",
 )
 ONE_FILE_EACH = {"methods", "selection", "sources", "exports"}
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "transformers"}  # heavy, imported where used
+OPTIONAL = {"dask", "onnx", "onnxruntime", "onnxscript", "sklearn", "transformers"}  # heavy, imported where used
 COMMANDS = {"__main__", "builtin.train", "builtin.learn"}  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
 

@@ -30,7 +30,7 @@ def test_counts_and_shapes_are_those_of_the_module(awkward):
 
 @every_layer
 def test_spec_survives_the_module_and_json(awkward):
-    spec = awkward.spec
+    spec = replace(awkward.spec, gates=0)  # what a module is part of cannot be seen in it
     assert LayerSpec.of(spec.build(device="meta")) == spec
     arguments = json.loads(json.dumps(spec.arguments))
     assert LayerSpec.of(build_part(spec.op, arguments, device="meta")) == spec

@@ -25,8 +25,9 @@ def value(name: str, outputs: Tensor, targets: Tensor) -> float:
         judged = metric.per_sample(outputs, targets)
         assert judged.shape == (len(outputs),)
         return float(judged.mean())
-    assert metric.value is not None
-    return metric.value(outputs, targets)
+    if metric.totals is not None:
+        assert metric.totals(outputs, targets).shape[0] == len(outputs)
+    return metric.score(outputs, targets)
 
 
 def test_top_5_is_among_the_first_five():
@@ -65,6 +66,32 @@ def test_perplexity_of_even_odds_is_their_number():
     outputs = torch.tensor([[log(0.5), log(0.5)], [log(0.25), log(0.75)]])
     assert value("perplexity", outputs, torch.tensor([0, 1])) == pytest.approx(exp(-(log(0.5) + log(0.75)) / 2))
     assert value("perplexity", outputs, torch.tensor([0, -100])) == pytest.approx(2)
+
+
+def test_perplexity_of_parts_is_that_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    outputs, words = torch.randn(150, 4, 9, generator=generator), torch.randint(-1, 9, (150, 4), generator=generator)
+    worse = outputs + torch.randn(outputs.shape, generator=generator)
+
+    class Table(nn.Module):
+        def __init__(self, answers: Tensor) -> None:
+            super().__init__()
+            self.answers = answers
+
+        def forward(self, numbers: Tensor) -> Tensor:
+            return self.answers[numbers]
+
+    reference = Reference(Table(outputs), Dataset(torch.arange(150), words), METRICS["perplexity"])
+    scores = list(evaluate(Table(worse), reference))
+    assert [score.samples for score in scores] == [64, 128, 150]
+    last = scores[-1]
+    rows = words.flatten() >= 0
+    whole = [float(nn.functional.cross_entropy(x.flatten(0, 1)[rows], words.flatten()[rows])) for x in (worse, outputs)]
+    assert (last.value, last.dense) == pytest.approx([exp(nats) for nats in whole], rel=1e-5)
+    assert last.drop == pytest.approx(last.value - last.dense)
+    assert last.drop_low is not None
+    assert 0 < last.drop_low < last.drop < last.drop_high
+    assert last.low < last.value < last.high
 
 
 def test_squares_and_cosine():

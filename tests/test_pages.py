@@ -24,6 +24,7 @@ PAGES = {
     "Ranks": "pages/3_Ranks.py",
     "Search": "pages/4_Search.py",
     "Fine-tune": "pages/5_Fine_tune.py",
+    "Compare": "pages/6_Compare.py",
     "Export": "pages/7_Export.py",
 }
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from lowrank_core.data import Dataset
 from lowrank_core.evaluate import Reference
-from lowrank_core.metrics import AGREEMENT, TOP1
+from lowrank_core.metrics import AGREEMENT, METRICS, TOP1
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.predict import (
+    NOISE_OUTPUTS,
     Context,
     NoiseTable,
     Point,
@@ -99,6 +100,18 @@ def test_the_noise_model_foretells_the_score_of_outputs_with_that_noise():
     agreement = noise_table(Reference(Logits(), Dataset(outputs), AGREEMENT), 500)
     assert agreement.score[0] == 1.0
     assert agreement.score[-1] < 0.3
+
+
+def test_of_large_outputs_few_samples_are_tabulated_and_the_score_is_that_of_all():
+    generator = torch.Generator().manual_seed(6)
+    words = torch.randint(500, (60, 40), generator=generator)
+    outputs = 4.0 * nn.functional.one_hot(words, 500) + torch.randn(60, 40, 500, generator=generator)
+    metric = METRICS["perplexity"]
+    assert 2 * NOISE_OUTPUTS < 60 * 40 * 500
+    table = noise_table(Reference(Logits(), Dataset(outputs, words), metric))
+    assert table.score[0] == pytest.approx(metric.score(outputs, words), rel=1e-3)
+    noisy = outputs + 0.5**0.5 * torch.randn(outputs.shape, generator=generator)
+    assert score_at(table, 0.5) == pytest.approx(metric.score(noisy, words), rel=0.05)
 
 
 def test_later_layers_of_the_plan_make_good_their_share():

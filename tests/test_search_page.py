@@ -433,7 +433,7 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
     rule = planted(note="held")
     asked, key = Question(rule, (("multiplies", 0.5),)), state._model_key
     shown = state._open("builtin:digits-cnn", "")
-    job = Job("Search: Planted", lambda job: question.ask(shown, asked, state._points(), job))
+    job = Job("Search: Planted", lambda job: question.ask(shown, asked, state._cache().points, job))
     state._searches()[key(shown), asked] = job
     state._asked()[page.session_state["session"], key(shown)] = (asked,)
     page = page.switch_page("pages/1_Model.py").run()

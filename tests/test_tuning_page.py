@@ -10,6 +10,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
+from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.checkpoint import load_checkpoint
 from lowrank_core.evaluate import final_score
@@ -68,7 +69,7 @@ def workspace(model: Path) -> Workspace:
 def nothing_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Sessions share trainings for as long as the process lives, and states for as long as the disk does."""
     restart()
-    monkeypatch.setattr(state, "_states", lambda: tmp_path / "tuning")
+    monkeypatch.setattr(state, "_cache", lambda: Cache(tmp_path))
 
 
 def restart() -> None:
@@ -425,7 +426,7 @@ def test_a_restart_of_the_server_keeps_the_tuned_weights(opened: Open, workspace
     assert not page.error
     written = load_checkpoint(workspace.model, page.session_state["written safetensors"][1].path)
     assert final_score(workspace.measure(written.model)).value == best.score.value
-    for path in state._states().iterdir():
+    for path in state._cache().tuning.iterdir():
         path.unlink()
     restart()
     page = press(opened(page="7_Export", w=session(page)), "Write the checkpoint")

@@ -7,6 +7,8 @@ BUILTIN: dict[str, str] = {
     "iris-mlp": "lowrank_core.builtin.iris_mlp",
     "fft-mlp": "lowrank_core.builtin.fft_mlp",
     "digits-lstm": "lowrank_core.builtin.digits_lstm",
+    "digits-attention": "lowrank_core.builtin.digits_attention",
+    "text-lm": "lowrank_core.builtin.text_lm",
 }
 """Public name -> module path. The first is the default."""
 

@@ -4,10 +4,9 @@ from collections import OrderedDict
 from functools import cache
 
 import numpy as np
-from sklearn.datasets import load_iris
 from torch import Tensor, nn
 
-from lowrank_core.builtin.samples import Split, stratified_split
+from lowrank_core.builtin.samples import Split, iris, stratified_split
 from lowrank_core.builtin.stored import load_weights, weights_path
 
 DESCRIPTION = "Tells three species of iris apart by four lengths: small enough to follow every number by hand."
@@ -27,8 +26,8 @@ def build_model() -> nn.Module:
 
 @cache
 def _split() -> Split:
-    iris = load_iris()
-    return stratified_split(iris.data.astype(np.float32), iris.target.astype(np.int64), TRAIN_SIZE, SEED)
+    lengths, species = iris()
+    return stratified_split(lengths.astype(np.float32), species, TRAIN_SIZE, SEED)
 
 
 def example_inputs() -> tuple[Tensor, ...]:

@@ -1,9 +1,12 @@
 """Measure what compressing single layers of the built-in networks does; the app then predicts from the first second.
 
-python -m lowrank_core.builtin.learn
+python -m lowrank_core.builtin.learn [NAME ...]
 
-Files are named by the sha256 of weights, data, correction and version, so a network trained anew never meets old ones.
+Without names all of them, and what was there before is removed. Files are named by the sha256 of weights, data,
+correction and version, so a network trained anew never meets old ones.
 """
+
+import sys
 
 from lowrank_core.builtin import BUILTIN, POINTS
 from lowrank_core.sensitivity import PointFiles, measured
@@ -12,9 +15,10 @@ from lowrank_core.workspace import Workspace
 
 
 def main() -> None:
-    for stale in POINTS.glob("*.json"):
+    names = sys.argv[1:] or list(BUILTIN)
+    for stale in () if sys.argv[1:] else POINTS.glob("*.json"):
         stale.unlink()
-    for name in BUILTIN:
+    for name in names:
         workspace = Workspace.open(f"builtin:{name}")
         for correction in (workspace.correction, None):
             points = [found.point for found in measured(workspace, correction)]

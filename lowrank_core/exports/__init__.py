@@ -58,7 +58,7 @@ class Exported:
 class Snippet:
     """Lines of code that load an artefact, and what they need.
 
-    partial: whether they are for plans that factorise weights of recurrent modules or attentions; None for every plan.
+    partial: whether they are for plans that factorise layers which are not `plain`; None for every plan.
     """
 
     label: str

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lowrank_core.attention import Attention
+from lowrank_core.chain import Chain, TransposedLinear
 from lowrank_core.checkpoint import write_checkpoint
 from lowrank_core.correct import Correction
 from lowrank_core.data import Dataset, Inputs
@@ -22,8 +23,9 @@ from lowrank_core.exports import (
     register,
     whole_or_nothing,
 )
+from lowrank_core.linears import GroupedLinear, SharedLinear
 from lowrank_core.plan import RankPlan
-from lowrank_core.recurrent import Recurrent
+from lowrank_core.recurrent import Cell, Recurrent
 from lowrank_core.reload import outputs_in_fresh_process
 from lowrank_core.workspace import Workspace
 
@@ -36,7 +38,7 @@ LOADER = """import json
 from safetensors import safe_open
 from torch import nn
 
-PARTS = {op: getattr(nn, op) for op in dir(nn) if op in ("Linear", "Embedding") or op.startswith("Conv")}
+PARTS = {op: getattr(nn, op) for op in dir(nn) if op[:4] in ("Line", "Embe", "Sequ", "Conv")}
 
 
 def load_lowrank(model: nn.Module, path: str) -> nn.Module:
@@ -47,9 +49,10 @@ def load_lowrank(model: nn.Module, path: str) -> nn.Module:
     for layer in about["layers"]:
         old = model.get_submodule(layer["name"])
         parts = [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
-        new = (nn.Sequential(*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
+        new = (PARTS["Sequential"](*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
         for parent in list(model.modules()):
-            parent._modules.update({name: new for name, child in parent._modules.items() if child is old})
+            for name in [name for name, child in parent._modules.items() if child is old]:
+                setattr(parent, name, new)
         model = new if old is model else model
     for module in model.modules():  # fused encoders would read weights that are gone
         vars(module).update(activation_relu_or_gelu=0, use_nested_tensor=False)
@@ -64,14 +67,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+{inspect.getsource(GroupedLinear)}
+
+{inspect.getsource(SharedLinear)}
 
 {inspect.getsource(Recurrent).replace("  # noqa: RUF012", "")}
 
+{inspect.getsource(Cell)}
+
 {inspect.getsource(Attention)}
 
-PARTS |= {{kind: partial(Recurrent, kind) for kind in Recurrent.GATES}} | {{"MultiheadAttention": Attention}}
+{inspect.getsource(Chain)}
+
+{inspect.getsource(TransposedLinear)}
+
+PARTS |= {{kind: partial(Recurrent, kind) for kind in Recurrent.GATES}}
+PARTS |= {{f"{{kind}}Cell": partial(Cell, kind) for kind in Recurrent.GATES}}
+PARTS |= {{"MultiheadAttention": Attention, "TransposedLinear": TransposedLinear, "Sequential": Chain}}
 """
-"""What is added where recurrent layers or attentions are compressed."""
+"""What is added where nn.Sequential and plain layers are not enough; see `Layer.plain`."""
 
 
 def export_checkpoint(
@@ -139,6 +155,8 @@ def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
 
 model = load_checkpoint(open_source({name!r}).model, {file!r}).model
 """
+    if name.endswith(".onnx"):  # there is no build_model() to call
+        return (Snippet("with lowrank_core", short),)
     module = Path(ref).stem if Path(ref).is_file() else ref
     if ref.startswith("builtin:"):
         module = f"lowrank_core.builtin.{ref.removeprefix('builtin:').replace('-', '_')}"

@@ -14,11 +14,16 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from lowrank_core.layers import LayerSpec, Rank, inputs_first
+from lowrank_core.steps import Steps
 
 
 @runtime_checkable
 class Factorization(Protocol):
-    """A factorised weight; for a nested method every rank is a slice of it."""
+    """A factorised weight; for a nested method every rank is a slice of it.
+
+    What takes long is best done in `steps` (a Steps, if it has one): then it is computed when it is first needed, once,
+    and kept on disk.
+    """
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
@@ -104,6 +109,11 @@ class Transposed:
     convolution: Factorization
 
     @property
+    def steps(self) -> Steps | None:
+        """Those of the convolution."""
+        return getattr(self.convolution, "steps", None)
+
+    @property
     def spectra(self) -> tuple[Tensor, ...]:
         """Those of the convolution."""
         return self.convolution.spectra
@@ -136,6 +146,67 @@ def factorize_transposed(
 def outputs_first(spec: LayerSpec) -> LayerSpec:
     """The layer with the same taps or numbers that stores them with outputs first."""
     return replace(spec, transposed=False, output_padding=())
+
+
+@dataclass(frozen=True, slots=True)
+class GateStacked:
+    """Factors of a weight (gates * hidden, in): those of the kernel (hidden, in, gates), whose window are the gates.
+
+    The channels between two factors that differ from gate to gate are in the order (channel, gate), so that those of a
+    smaller rank come first.
+    """
+
+    spec: LayerSpec
+    kernel: Factorization
+
+    @property
+    def steps(self) -> Steps | None:
+        """Those of the kernel."""
+        return getattr(self.kernel, "steps", None)
+
+    @property
+    def spectra(self) -> tuple[Tensor, ...]:
+        """Those of the kernel."""
+        return self.kernel.spectra
+
+    def error(self, rank: Rank) -> float:
+        """That of the kernel."""
+        return self.kernel.error(rank)
+
+    def weights(self, rank: Rank) -> tuple[Tensor, ...]:
+        """(r_in, in), the middle one (r_out * gates, r_in or 1) and (hidden, r_out), contiguous."""
+        first, middle, last = self.kernel.weights(rank)
+        return first[..., 0].contiguous(), middle.mT.flatten(0, 1).contiguous(), last[..., 0].contiguous()
+
+    def reconstruct(self, rank: Rank) -> Tensor:
+        """The weight that the chain stands for, in the shape of the original."""
+        return self.kernel.reconstruct(rank).movedim(2, 0).flatten(0, 1).contiguous()
+
+
+def stacked_gates(spec: LayerSpec) -> LayerSpec:
+    """A gate-stacked weight as the convolution whose window are the gates."""
+    one = (1,)
+    return replace(
+        spec,
+        out_channels=spec.out_channels // spec.gates,
+        kernel=(spec.gates,),
+        stride=one,
+        padding=(0,),
+        dilation=one,
+        gates=0,
+    )
+
+
+def gate_kernel(spec: LayerSpec, weight: Tensor) -> Tensor:
+    """(gates * hidden, in) -> (hidden, in, gates)"""
+    return weight.detach().reshape(spec.gates, -1, spec.in_channels).movedim(0, 2).contiguous()
+
+
+def gate_obstacle(spec: LayerSpec) -> str | None:
+    """Only weights that stack several gates have a third axis."""
+    if spec.gates == 1:
+        return "one gate: a matrix has one rank, so svd does the same with one factor less"
+    return None if spec.gates else "no gates are stacked in it: only weights of LSTM and GRU have them as a third axis"
 
 
 def depthwise_obstacle(spec: LayerSpec) -> str | None:

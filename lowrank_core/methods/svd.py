@@ -12,7 +12,14 @@ from torch import Tensor
 
 from lowrank_core.aware import factorize_aware
 from lowrank_core.layers import LayerSpec, Rank, inputs_first
-from lowrank_core.linalg import MatrixFactorization, Nested, factorize_matrices, principal_basis, storage_dtype
+from lowrank_core.linalg import (
+    MatrixFactorization,
+    Nested,
+    factorize_matrices,
+    principal_basis,
+    singular_values,
+    storage_dtype,
+)
 from lowrank_core.methods import (
     Factorization,
     Transposed,
@@ -54,7 +61,7 @@ class Svd:
         if spec.transposed:
             return spec.pointwise(spec.in_channels, channels), replace(spec, in_channels=channels)
         return (
-            replace(spec, out_channels=channels, bias=False),
+            replace(spec, out_channels=channels, bias=False, gates=0),
             spec.pointwise(channels, spec.out_channels, bias=spec.bias),
         )
 
@@ -98,15 +105,18 @@ def _table(weight: Tensor, second_moment: Tensor | None) -> Factorization:
 
     The best columns U of E|x - U U^T x|^2 over rows x as they occur need no more than the d x d moment of the rows.
     """
-    rows = weight.detach().double()
-    if second_moment is None:
-        nested = factorize_matrices(rows.mT[None])
-    else:
-        basis = principal_basis(rows.mT @ (second_moment[:, None] * rows))[:, : min(rows.shape)]
-        features = basis.mT @ rows.mT
-        nested = Nested(basis[None], features[None], (features.square() @ second_moment).sqrt()[None])
-    dtype = storage_dtype(weight)
-    nested = Nested(nested.left.to(dtype), nested.right.to(dtype), nested.singular_values)
+    columns = weight.detach().mT[None]
+    nested = factorize_matrices(columns)
+    if second_moment is not None:
+        share = second_moment
+
+        def weighted() -> tuple[Tensor, Tensor]:
+            rows = weight.detach().double()
+            basis = principal_basis(rows.mT @ (share[:, None] * rows))[:, : min(rows.shape)]
+            return basis[None].to(dtype), (basis.mT @ rows.mT)[None].to(dtype)
+
+        dtype = storage_dtype(weight)
+        nested = Nested(lambda: singular_values(columns.double() * share.sqrt()), weighted)
     return MatrixFactorization(nested, lambda right, left: (right[0].mT, left[0]), lambda product: product[0].mT)
 
 

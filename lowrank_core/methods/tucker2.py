@@ -1,110 +1,20 @@
 """Tucker-2: 1 x 1 to `in` channels, k x k to `out` channels, 1 x 1 to the outputs. Two ranks per layer.
 
-`tucker2` is the sequentially truncated higher-order SVD: the output basis once, then the input basis of what the kept
-outputs leave (Vannieuwenhoven et al., SIAM J. Sci. Comput. 2012). `tucker2_hooi` refines both bases alternately
-with tensorly's `partial_tucker`: a slow reference to compare with.
+`tucker2` is the sequentially truncated higher-order SVD, `tucker2_hooi` refines it with tensorly's `partial_tucker`: a
+slow reference to compare with.
 """
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 
-import torch
-from tensorly import unfold
-from tensorly.decomposition import partial_tucker
-from tensorly.tenalg import multi_mode_dot
 from torch import Tensor
 
 from lowrank_core.aware import factorize_aware
-from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, Rank
-from lowrank_core.linalg import principal_basis, storage_dtype, tail_energy
 from lowrank_core.methods import Factorization, depthwise_obstacle, factorize_transposed, kernel_text, register
-
-KEPT_BASES = 64
-"""Input bases kept of one layer, one for each rank of the outputs that was asked for; 2 MB each for 512 channels."""
-
-
-@dataclass(frozen=True, slots=True)
-class TuckerFactorization:
-    """Both bases of each group; a rank keeps their leading columns."""
-
-    spec: LayerSpec
-    weight: Tensor
-    kernels: tuple[Tensor, ...]
-    out_bases: tuple[Tensor, ...]
-    spectra: tuple[Tensor, ...]
-    hooi: bool
-    _bases: dict[Rank, tuple[tuple[Tensor, Tensor], ...]] = field(default_factory=dict, compare=False, repr=False)
-
-    def error(self, rank: Rank) -> float:
-        """Bound of the higher-order SVD: the squared tails of both axes add (De Lathauwer et al., SIMAX 2000)."""
-        tails = [tail_energy(spectrum) for spectrum in self.spectra]
-        total = tails[0][0]
-        if total == 0:
-            return 0.0
-        lost = sum(tail[r] for tail, r in zip(tails, rank, strict=True))
-        return float((lost / total).sqrt().clamp_max(1.0))
-
-    def weights(self, rank: Rank) -> tuple[Tensor, ...]:
-        """(groups * r_in, in / groups, 1...), (groups * r_out, r_in, *kernel) and (out, r_out, 1...)."""
-        dtype, ones = storage_dtype(self.weight), (1,) * len(self.spec.kernel)
-        first, core, last = [], [], []
-        for kernel, (out_basis, in_basis) in zip(self.kernels, self._bases_at(rank), strict=True):
-            first.append(in_basis.mT.reshape(*in_basis.mT.shape, *ones))
-            core.append(multi_mode_dot(kernel, [out_basis.mT, in_basis.mT], modes=[0, 1]))
-            last.append(out_basis.reshape(*out_basis.shape, *ones))
-        return tuple(torch.cat(parts).to(dtype).contiguous() for parts in (first, core, last))
-
-    def reconstruct(self, rank: Rank) -> Tensor:
-        """The core multiplied by both bases, in the shape of the weight."""
-        parts = [
-            multi_mode_dot(kernel, [out_basis @ out_basis.mT, in_basis @ in_basis.mT], modes=[0, 1])
-            for kernel, (out_basis, in_basis) in zip(self.kernels, self._bases_at(rank), strict=True)
-        ]
-        return torch.cat(parts).to(storage_dtype(self.weight))
-
-    def _bases_at(self, rank: Rank) -> tuple[tuple[Tensor, Tensor], ...]:
-        """(out basis, in basis) of each group, orthonormal columns; the in basis depends on the kept outputs."""
-        key = rank if self.hooi else rank[:1]
-        kept = self._bases.get(key)
-        if kept is None:
-            kept = tuple(
-                self._computed(kernel, basis, rank) for kernel, basis in zip(self.kernels, self.out_bases, strict=True)
-            )
-            if len(self._bases) >= KEPT_BASES:
-                self._bases.clear()
-            self._bases[key] = kept
-        r_out, r_in = rank
-        return tuple((out[:, :r_out], inner[:, :r_in]) for out, inner in kept)
-
-    def _computed(self, kernel: Tensor, out_basis: Tensor, rank: Rank) -> tuple[Tensor, Tensor]:
-        out = out_basis[:, : rank[0]]
-        inner = _in_basis(kernel, out)
-        return _hooi(kernel, out, inner[:, : rank[1]]) if self.hooi else (out, inner)
-
-
-def _in_basis(kernel: Tensor, out_basis: Tensor) -> Tensor:
-    """Principal input channels of what the kept outputs leave of the kernel."""
-    unfolded = unfold(multi_mode_dot(kernel, [out_basis.mT], modes=[0]), 1)
-    return principal_basis(unfolded @ unfolded.mT)
-
-
-def _hooi(kernel: Tensor, out_basis: Tensor, in_basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Higher-order orthogonal iteration: the bases that jointly keep the most energy, to a tolerance of 1e-5.
-
-    It starts from the sequential bases and each step keeps at least as much, so it is never worse than they are.
-    """
-    start = [out_basis, in_basis]
-    rank = [basis.shape[1] for basis in start]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where one rank is more than the other leaves, tensorly says how it fills up
-        (_, factors), _ = partial_tucker(
-            kernel, rank=rank, modes=[0, 1], n_iter_max=100, tol=1e-5, init=(kernel, start), random_state=0
-        )
-    return factors[0], factors[1]
+from lowrank_core.tucker import TuckerFactorization, tucker_max_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +37,7 @@ class Tucker2:
 
     def max_rank(self, spec: LayerSpec) -> Rank:
         """(out, in) per group, never more than the other axes can span."""
-        outputs, inputs, window = spec.out_channels // spec.groups, spec.in_channels // spec.groups, prod(spec.kernel)
-        return min(outputs, inputs * window), min(inputs, outputs * window)
+        return tucker_max_rank(spec)
 
     def stages(self, spec: LayerSpec, rank: Rank) -> tuple[LayerSpec, ...]:
         """in -> (1 x 1) -> r_in -> (k x k) -> r_out -> (1 x 1) -> out"""
@@ -140,7 +49,7 @@ class Tucker2:
         )
 
     def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
-        """Both unfoldings once, in float64."""
+        """Both unfoldings, in float64, when they are first needed."""
         if spec.transposed:
             return factorize_transposed(self, spec, weight, second_moment)
 
@@ -154,27 +63,7 @@ class Tucker2:
 
         if self.data_aware and second_moment is not None:
             return factorize_aware(spec, weight, second_moment, prod(spec.kernel), self.max_rank(spec), to_stages)
-        exact = weight.detach().to(torch.float64)
-        if not torch.isfinite(exact).all():
-            raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint before factorising it.")
-        kernels = exact.chunk(spec.groups)
-        energies = [torch.zeros(spec.out_channels // spec.groups), torch.zeros(spec.in_channels // spec.groups)]
-        out_bases = []
-        for kernel in kernels:
-            for axis in (0, 1):
-                matrix = unfold(kernel, axis)
-                values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
-                energies[axis] = energies[axis] + values.flip(0).clamp_min(0)
-                if axis == 0:
-                    out_bases.append(vectors.flip(1))
-        return TuckerFactorization(
-            spec,
-            weight,
-            kernels,
-            tuple(out_bases),
-            tuple(e[:r].sqrt() for e, r in zip(energies, self.max_rank(spec), strict=True)),
-            hooi=not self.nested,
-        )
+        return TuckerFactorization.of(spec, weight, hooi=not self.nested)
 
 
 register(Tucker2())

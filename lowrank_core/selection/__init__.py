@@ -30,6 +30,7 @@ from lowrank_core.evaluate import Score, final_score
 from lowrank_core.latency import LatencyTable
 from lowrank_core.layers import Rank
 from lowrank_core.methods import METHODS
+from lowrank_core.parallel import HERE, Workers
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 
@@ -99,6 +100,7 @@ class Problem:
     methods: those that may be used, () leaves it to the rule. multiple_of: every rank is a multiple of it.
     corrected: whether plans are measured with the workspace's correction. samples: of one measurement inside a search.
     ledger: scores known already; folder: where points of single layers are kept between runs.
+    workers: where points of single layers are measured.
     tell(text) hears what goes on; cancelled() ends it.
     """
 
@@ -113,6 +115,7 @@ class Problem:
     latency: LatencyTable = field(default_factory=LatencyTable)
     ledger: Ledger = field(default_factory=Ledger)
     folder: Path | None = None
+    workers: Workers = HERE
     tell: Callable[[str], None] = lambda text: None
     cancelled: Callable[[], bool] = lambda: False
 

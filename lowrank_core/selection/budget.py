@@ -50,6 +50,8 @@ class Budget:
         "svd_aware",
         "tucker2_aware",
         "cp3",
+        "gate_tucker",
+        "gate_cp",
     )
 
     samples: int = field(
@@ -94,6 +96,7 @@ class Budget:
             asks(problem),
             workspace.calibration.pick(slice(0, self.samples)),
             folder=problem.folder,
+            workers=problem.workers,
             tell=problem.tell,
             cancelled=problem.cancelled,
         ):

@@ -50,7 +50,7 @@ def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
     try:
         import transformers
     except ImportError as error:
-        raise InvalidModel(f"{folder} needs the package transformers; install it: pip install transformers") from error
+        raise InvalidModel(f"{folder} needs transformers; install it: pip install -r requirements-hf.txt") from error
     name = config["architectures"][0]
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
@@ -72,7 +72,8 @@ def _inputs(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     if "vocab_size" in config:
         longest = min(config.get(key, TOKENS) for key in ("max_position_embeddings", "n_positions"))
         shape = (SAMPLES, min(TOKENS, longest))
-        return {"input_ids": torch.randint(config["vocab_size"], shape, generator=generator)}
+        names = ["input_ids"] + ["decoder_input_ids"] * bool(config.get("is_encoder_decoder"))
+        return {name: torch.randint(config["vocab_size"], shape, generator=generator) for name in names}
     if "image_size" in config:
         side = config["image_size"]
         shape = (SAMPLES, config.get("num_channels", 3), *([side, side] if isinstance(side, int) else side))

@@ -244,7 +244,9 @@ class Board {
     const term = (text, help) => node("span", { class: "rb-term", title: help, tabindex: 0 }, text);
     list.append(node("p", { class: "rb-legend" }, "Each track is a layer's spectrum, filled up to its ",
       term("rank", this.model.help.rank), "; dashed lines mark ", term("break-even", this.model.help.break_even),
-      ", from where it stays dense. On the right: rank and bytes saved."));
+      ", from where it stays dense.", this.latencyLegend = node("span", { hidden: true },
+        " A solid line marks break-even in measured time, a dot a rank slower than a larger one."),
+      " On the right: rank and bytes saved."));
     this.groups = [];
     for (const [block, layers] of blocks) {
       const slider = node("input", {
@@ -313,11 +315,27 @@ class Board {
           marks.push(mark);
         }
       }
+      marks.push(...this.latencyMarks(method, index));
       const track = node("div", { class: "rb-track" }, node("div", { class: "rb-rail" }, back, kept, ...marks), input);
       row.trackBox.append(track);
       return { input, kept, top };
     });
     row.built = row.method;
+  }
+
+  /* Measured on Compare: from where a rank is no faster than dense, and ranks that a larger one beats in time. */
+  latencyMarks(method, index) {
+    const { latency } = method, top = method.top[index], marks = [];
+    if (!latency) return marks;
+    const put = (rank, name, title) => {
+      const mark = node("div", { class: name, title });
+      mark.style.left = `${position(rank, top)}%`;
+      marks.push(mark);
+    };
+    for (const rank of latency.dominated) put(rank[index], "rb-dominated", `rank ${rank.join(", ")}: slower than a larger rank (${latency.runtime})`);
+    const even = latency.even && latency.even[index];
+    if (even > 0 && even < top) put(even, "rb-even rb-even-latency", `break-even for latency (${latency.runtime}): rank ${even}`);
+    return marks;
   }
 
   buildSide() {
@@ -359,6 +377,7 @@ class Board {
     this.data = data;
     for (const [name, methods] of Object.entries(data.tails || {}))
       for (const [method, tails] of Object.entries(methods)) this.learn(name, method, tails);
+    this.learnLatency(data.latency || {});
     this.undoButton.disabled = !data.can_undo;
     this.redoButton.disabled = !data.can_redo;
     if (data.rev > this.rev && !this.dragging) {
@@ -387,6 +406,19 @@ class Board {
     if (known.tails) return;
     known.tails = tails;
     if (row.method === method) { row.built = null; this.detailOf = null; this.dirty.add(row); }
+  }
+
+  learnLatency(latency) {
+    const known = JSON.stringify(latency);
+    if (known === (this.latency || "{}")) return;
+    this.latency = known;
+    this.latencyLegend.hidden = known === "{}";
+    for (const row of this.rows.values()) {
+      for (const [name, method] of Object.entries(row.layer.methods)) method.latency = (latency[row.layer.name] || {})[name];
+      row.built = null;
+      this.dirty.add(row);
+    }
+    this.detailOf = null;
   }
 
   feed(message) {
@@ -723,47 +755,50 @@ class Board {
       ? this.hold.total / dense : null, moved);
   }
 
-  drawAccuracy(moved = null) {
+  drawAccuracy(touched = null) {
     const { figure, note, chart } = this.accuracyCard;
     const { model } = this;
     const choices = this.choices();
     const predicted = predict(model, choices);
     const fresh = this.score && this.scoreRev === this.rev && !this.dragging;
     const dense = model.metric.dense;
-    const unit = model.metric.share ? "points" : "";
+    const unit = model.metric.share ? " points" : "";
     let state, value;
     if (fresh) {
       state = this.measuring ? "measuring" : "measured";
       value = this.score.value;
       figure.textContent = scoreText(model, value);
       const s = this.score;
-      const half = s.drop_low === null ? "" : ` (95 %: ${signed(model, -s.drop_high)} to ${signed(model, -s.drop_low)})`;
+      const half = s.drop_low === null ? "" : ` (95 %: ${[s.drop_low, s.drop_high].map(d => against(model, d)).sort((a, b) => a - b).map(v => signed(model, v)).join(" to ")})`;
       const plain = this.plain ? ` · without correction ${scoreText(model, this.plain.value)}` : "";
       const verdict = s.within === null || s.within === undefined ? "" : s.within ? "within tolerance · " : "⚠ beyond tolerance · ";
-      note.textContent = `${verdict}${state} · ${signed(model, -s.drop)} ${unit} against dense${half} · ${s.samples || "all"} samples${plain}`;
+      note.textContent = `${verdict}${state} · ${signed(model, against(model, s.drop))}${unit} against dense${half} · ${s.samples || "all"} samples${plain}`;
     } else {
       state = predicted.rough ? "rough" : "predicted";
       value = predicted.value;
       const drop = value === null || dense === null ? null : (dense - value) * (model.metric.higher ? 1 : -1);
-      const far = drop !== null && model.metric.share && drop > 0.06;
-      figure.textContent = value === null ? "…" : far ? `< ${scoreText(model, dense - 0.06)}` : `≈ ${scoreText(model, value)}`;
-      const word = state === "rough" ? "rough estimate" : "predicted ± 1 point";
+      const reach = model.metric.share ? 0.06 : Math.abs(dense) / 2;
+      const far = drop !== null && drop > reach;
+      const limit = `${model.metric.higher ? "<" : ">"} ${scoreText(model, dense + against(model, reach))}`;
+      figure.textContent = value === null ? "…" : far ? limit : `≈ ${scoreText(model, value)}`;
+      const word = state === "rough" ? "rough estimate" : model.metric.share ? "predicted ± 1 point" : "predicted";
       note.textContent = value === null ? "not measured yet"
-        : far ? `${word} · more than 6 points lost` : `${word} · ${signed(model, -drop)} points against dense`;
+        : far ? `${word} · ${model.metric.share ? "more than 6 points lost" : "more than half as much again lost"}`
+        : `${word} · ${signed(model, against(model, drop))}${unit} against dense`;
       if (state === "rough" && this.learning) note.textContent += ` · learning the layers: ${this.learning}`;
       if (this.measuring && !this.dragging) note.textContent += ` · ${this.doing || "measuring"}…`;
     }
     figure.dataset.state = state;
     figure.classList.toggle("rb-unsure", !fresh);
     const losses = chart.values || (chart.values = new Array(model.layers.length).fill(0));
-    for (const row of moved || this.rows.values()) {
+    for (const row of touched || this.rows.values()) {
       const choice = choices[row.layer.name] || null;
       const alone = choice ? afterNoise(model, change(model, row.layer, choice)) : null;
       losses[row.layer.index] = alone === null || dense === null ? 0 : Math.max(0, (model.metric.higher ? 1 : -1) * (dense - alone));
     }
-    const scale = dense && value !== null ? Math.max(0, Math.min(1.05, value / dense)) : 0;
-    const ghost = fresh && predicted.value !== null && dense ? predicted.value / dense : null;
-    this.bars(chart, losses, null, model.metric.higher ? scale : 1, "accuracy", ghost, moved);
+    const part = v => v === null || !dense || !v ? null : model.metric.higher ? v / dense : dense / v;
+    const scale = Math.max(0, Math.min(1.05, part(value) || 0));
+    this.bars(chart, losses, null, scale, "accuracy", fresh ? part(predicted.value) : null, touched);
   }
 
   /* One chart: above, the total against dense with a tick for budget or prediction; below, layer by layer. */
@@ -792,7 +827,7 @@ class Board {
         yaxis: { ...axis, domain: [0.86, 1], range: [-0.5, 0.5] },
         xaxis2: { ...axis, anchor: "y2", range: [-0.6, layers.length - 0.4] },
         yaxis2: { ...axis, anchor: "x2", domain: [0, 0.76], showticklabels: true, nticks: 3, rangemode: "tozero",
-          autorange: false, range: [0, 1.05 * (ceiling ? Math.max(...ceiling, 1) : 0.06)], tickformat: kind === "accuracy" ? ".1%" : ".2s" },
+          autorange: false, range: [0, ceiling ? 1.05 * Math.max(...ceiling, 1) : this.lossRange(values)], tickformat: kind !== "accuracy" ? ".2s" : this.model.metric.share ? ".1%" : ".3~g" },
         shapes: [{ type: "rect", xref: "x", yref: "y", x0: 0, x1: 1, y0: -0.45, y1: 0.45, line: { width: 0 },
           fillcolor: colours.faint, layer: "below" }],
       }, { displayModeBar: false, responsive: true });
@@ -801,9 +836,15 @@ class Board {
       return;
     }
     if (this.dragging && moved && this.moveBars(chart, values, moved, share, kind)) return;
-    const top = ceiling ? chart._fullLayout.yaxis2.range[1] : 1.25 * Math.min(0.05, Math.max(0.004, ...values));
+    const top = ceiling ? chart._fullLayout.yaxis2.range[1] : this.lossRange(values);
     window.Plotly.update(chart, { x: [[share], ticks, chart.data[2].x, chart.data[3].x], y: [[0], [0], chart.data[2].y, values],
       "marker.color": [colours.primary, undefined, colours.faint, marker] }, { "yaxis2.range": [0, top] });
+  }
+
+  /* What is lost alone, as far as it can be told: 5 points, of other scores a quarter of the dense one. */
+  lossRange(values) {
+    const { share, dense } = this.model.metric, most = share ? 0.05 : Math.abs(dense || 1) / 4;
+    return 1.25 * Math.min(most, Math.max(most * 0.08, ...values));
   }
 
   /* While a thumb moves, only the bars that change are moved, in the picture Plotly drew and in its data; a full redraw
@@ -846,6 +887,10 @@ class Board {
       `weight error ${percent(e)}`, `energy kept ${percent(1 - e * e)}`];
     const even = QUANTITIES.map(q => method.even[q].join(", "));
     facts.push(even[0] === even[1] ? `break-even ${even[0]}` : `break-even ${even[0]} (bytes), ${even[1]} (multiplies)`);
+    if (method.latency && method.latency.even)
+      facts.push(method.latency.even[0] ? `${method.latency.even.join(", ")} (latency)` : "never faster than dense here");
+    if (method.latency && choice && method.latency.dominated.some(rank => rank.join() === choice.rank.join()))
+      facts.push("slower than a larger rank");
     const rate = this.exchange(row);
     if (rate) facts.push(rate);
     this.detailFacts.textContent = facts.join(" · ");
@@ -953,7 +998,7 @@ class Board {
       height: 200, margin: { l: 48, r: 10, t: 8, b: 36 }, showlegend: false, hovermode: "closest", paper_bgcolor: "transparent",
       plot_bgcolor: "transparent", font: { color: colours.muted, size: 11, family: colours.font },
       xaxis: { ...grid, title: { text: `${axis}, % of dense`, standoff: 4 }, range: [0, 104] },
-      yaxis: { ...grid, title: { text: model.metric.share ? "score %" : "score" },
+      yaxis: { ...grid, title: { text: model.metric.share ? "score %" : model.metric.higher ? "score" : "lower is better" },
         range: values.length ? [low - room, high + room] : undefined },
     }, { displayModeBar: false, responsive: true });
     if (!this.tradeoffChart.bound) {
@@ -1060,6 +1105,9 @@ function luminance(colour) {
   const [r, g, b] = [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16) / 255);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
+
+/* How the score itself moves when so much is lost. */
+function against(model, drop) { return model.metric.higher ? -drop : drop; }
 
 function signed(model, value) {
   const shown = model.metric.share ? 100 * value : value;

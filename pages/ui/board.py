@@ -14,6 +14,7 @@ from lowrank_core.cost import break_even, check_plan, coefficients, dense_cost, 
 from lowrank_core.discover import Layer
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
+from lowrank_core.latency import RUNTIMES
 from lowrank_core.linalg import tail_energy
 from lowrank_core.measurement import Measurement, Progress
 from lowrank_core.plan import Choice, RankPlan
@@ -78,6 +79,7 @@ def live(workspace: Workspace) -> None:
             "rev": history.rev,
             "choices": _choices(history.plan),
             "tails": _more_tails(workspace, history.plan),
+            "latency": _latency(workspace),
             "can_undo": bool(history.past),
             "can_redo": bool(history.future),
             "locked": list(history.locked),
@@ -229,14 +231,13 @@ def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
     dense = plan_cost(profile)
     value, _ = state.dense_score(workspace)
     table = state.noise(workspace, fingerprint, ref)
-    own = workspace.opened.evaluate is not None
     return {
         "key": model_key(workspace),
         "name": workspace.name,
         "metric": {
-            "label": words.metric(workspace),
+            "label": words.axis(workspace),
             "share": words.shares(workspace),
-            "higher": workspace.opened.higher_is_better if own else workspace.metric.higher_is_better,
+            "higher": not words.rises(workspace),
             "dense": value,
         },
         "help": {
@@ -297,6 +298,17 @@ def _more_tails(workspace: Workspace, plan: RankPlan) -> dict[str, dict[str, Any
     for name, choice in plan.choices:
         if choice.method != workspace.profile.layer(name).methods[0].name:
             found[name] = {choice.method: _tails(workspace, name, choice.method)}
+    return found
+
+
+def _latency(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """What was measured on Compare: break-even and dominated ranks; onnxruntime's where both runtimes were."""
+    found: dict[str, dict[str, Any]] = {}
+    for runtime in reversed(RUNTIMES):
+        for stairs in state.stairs(workspace, runtime):
+            even, dominated = stairs.break_even, [list(rank) for rank in stairs.dominated]
+            known = {"runtime": runtime, "even": even and list(even), "dominated": dominated}
+            found.setdefault(stairs.layer, {})[stairs.method] = known
     return found
 
 

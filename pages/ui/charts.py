@@ -5,10 +5,13 @@ from __future__ import annotations
 from base64 import b64encode
 from html import escape
 from math import ceil, floor, log10
+from struct import pack
 from typing import Any
 
 import plotly.graph_objects as go
+from torch import Tensor, uint8
 
+from lowrank_core.comparison import Flip
 from pages.ui.tables import Curve, Dot, Learning
 
 BLUE, SKY, AMBER, GREEN, GREY = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#8A94A0"
@@ -373,6 +376,40 @@ def _small(curve: Curve, line: str, points: int = 48) -> str:
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 60" preserveAspectRatio="none">'
 PEN = 'stroke-width="1.6" vector-effect="non-scaling-stroke"'
+
+
+def flips(found: list[tuple[Tensor, Flip]]) -> str:
+    """HTML of samples as small pictures, each with its class and both answers; lighter is larger."""
+    low, high = min(float(image.min()) for image, _ in found), max(float(image.max()) for image, _ in found)
+    cards = [
+        f'<figure><img alt="sample {flip.sample}" src="data:image/bmp;base64,{_bitmap(image, low, high)}">'
+        f"<figcaption><b>{flip.target}</b>: dense {_judged(flip.dense, flip)}, plan {_judged(flip.compressed, flip)}"
+        "</figcaption></figure>"
+        for image, flip in found
+    ]
+    return (
+        "<style>.flips { display: flex; flex-wrap: wrap; gap: 10px; } .flips figure { margin: 0; width: 132px; } "
+        ".flips img { width: 72px; height: 72px; object-fit: contain; image-rendering: pixelated; border-radius: 4px; "
+        "display: block; } .flips figcaption { font-size: 12px; opacity: .85; }</style>"
+        f'<div class="flips">{"".join(cards)}</div>'
+    )
+
+
+def _judged(answer: int, flip: Flip) -> str:
+    return f"{answer} {'✓' if answer == flip.target else '✗'}"
+
+
+def _bitmap(image: Tensor, low: float, high: float) -> str:
+    """(1 or 3, height, width) as a BMP of 24 bits, the last row first."""
+    scaled = ((image.detach().float() - low) / ((high - low) or 1) * 255).round().clamp(0, 255).to(uint8)
+    rows = scaled.expand(3, *scaled.shape[1:]).flip(0, 1).permute(1, 2, 0)  # blue, green, red
+    height, width, _ = rows.shape
+    rest = b"\0" * (-3 * width % 4)
+    pixels = b"".join(row.contiguous().numpy().tobytes() + rest for row in rows)
+    header = b"BM" + pack(
+        "<IHHIIiiHHIIiiII", 54 + len(pixels), 0, 0, 54, 40, width, height, 1, 24, 0, len(pixels), 0, 0, 0, 0
+    )
+    return b64encode(header + pixels).decode()
 
 
 def _log_ticks(values: tuple[float, ...]) -> list[float]:

@@ -21,6 +21,7 @@ PAGES = (
     ("pages/3_Ranks.py", "Ranks", ":material/tune:"),
     ("pages/4_Search.py", "Search", ":material/search:"),
     ("pages/5_Fine_tune.py", "Fine-tune", ":material/model_training:"),
+    ("pages/6_Compare.py", "Compare", ":material/compare_arrows:"),
     ("pages/7_Export.py", "Export", ":material/file_save:"),
 )
 

@@ -122,7 +122,7 @@ def asked(workspace: Workspace, question: Question) -> str:
     """What is asked of the rule, in a few words; only what differs from the usual."""
     said = [f"{words.share(share)} {quantity}" for quantity, share in question.budgets]
     if question.max_drop is not None:
-        said.append(f"drop up to {words.drop(workspace, question.max_drop)}")
+        said.append(f"{words.loss(workspace)} up to {words.drop(workspace, question.max_drop)}")
     said += [
         f"{f.name} {getattr(question.rule, f.name)}"
         for f in fields(question.rule)  # type: ignore[arg-type]

@@ -25,7 +25,9 @@ from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequestTy
 from streamlit.runtime.scriptrunner_utils.script_run_context import ThreadState, get_script_run_ctx
 
 from lowrank_core.builtin import BUILTIN, POINTS
+from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
+from lowrank_core.comparison import Comparison
 from lowrank_core.cost import check_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
@@ -34,17 +36,20 @@ from lowrank_core.files import write_whole
 from lowrank_core.finetune import Epoch
 from lowrank_core.inventory import Estimate, Inventory, measure_speed, remaining
 from lowrank_core.jobs import Job
+from lowrank_core.latency import Runtime, Timing
 from lowrank_core.measurement import Measurement
 from lowrank_core.plan import RankPlan
 from lowrank_core.predict import NoiseTable, noise_table
 from lowrank_core.selection import Trial
+from lowrank_core.staircase import Staircase, known_staircases, setting_of
 from lowrank_core.start import starting_plan
 from lowrank_core.survey import Survey
 from lowrank_core.sweep import Swept
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace, open_to_look
-from pages.ui import question, tuning
+from pages.ui import compare, question, tuning
 from pages.ui.asked import Asked, from_json, to_json
+from pages.ui.compare import Found, Raced
 from pages.ui.history import History
 from pages.ui.question import Question
 from pages.ui.tuning import Event, Sweep, Training, Tuned
@@ -95,7 +100,12 @@ def opened() -> Workspace | Inventory:
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the model…")
 def _open(ref: str, stamp: str) -> Workspace | Inventory:
-    return open_to_look(ref)
+    return open_to_look(ref, _cache())
+
+
+def _cache() -> Cache:
+    """What is kept on disk for all sessions, and for the command line."""
+    return Cache(platformdirs.user_cache_path("rank-explorer"))
 
 
 def _stamp(ref: str) -> str:
@@ -187,12 +197,7 @@ def _measurements() -> dict[str, Measurement]:
 @st.cache_resource(max_entries=4, on_release=lambda survey: survey.stop())
 def _survey(_workspace: Workspace, fingerprint: str, ref: str, corrected: bool) -> Survey:
     shipped = POINTS if ref.startswith("builtin:") else None
-    return Survey(_workspace, corrected=corrected, folder=_points(), shipped=shipped)
-
-
-def _points() -> Path:
-    """Where points of single layers and scores of plans are kept for all sessions."""
-    return platformdirs.user_cache_path("rank-explorer") / "points"
+    return Survey(_workspace, corrected=corrected, folder=_cache().points, shipped=shipped)
 
 
 def survey(shown: Workspace) -> Survey:
@@ -284,8 +289,9 @@ def searches(shown: Workspace) -> dict[Question, Job[Trial]]:
 
 def start_search(shown: Workspace, asked: Question) -> None:
     """Ask, unless it was answered or is being answered; a search that broke off goes on where it was."""
-    folder = _points()
-    _start(
+    folder = _cache().points
+    _note_asked(shown, asked)
+    _begin(
         shown,
         _searches(),
         _asked(),
@@ -302,7 +308,7 @@ def _jobs_of_session(
     return {one: jobs[model, one] for one in asked.get((_session_id(), model), ()) if (model, one) in jobs}
 
 
-def _start(
+def _begin(
     shown: Workspace,
     jobs: dict[tuple[str, A], Job[T]],
     asked: dict[tuple[str, str], tuple[A, ...]],
@@ -319,6 +325,10 @@ def _start(
         del jobs[key]
     mine = (_session_id(), model)
     asked[mine] = (*(other for other in asked.get(mine, ()) if other != wanted), wanted)
+
+
+def _note_asked(shown: Workspace, wanted: Asked) -> None:
+    """Remember on disk what was asked, for a server that is started anew."""
     noted = [other for other in asked_before(shown) if other != wanted]
     write_whole(_asked_file(shown), to_json([*noted, wanted][-MOST_ASKED:]))
 
@@ -363,11 +373,6 @@ def _tuned_networks() -> dict[tuple[str, Tuned], Epoch]:
     return {}
 
 
-def _states() -> Path:
-    """Where trainings keep what they need to go on after a kill."""
-    return platformdirs.user_cache_path("rank-explorer") / "tuning"
-
-
 def trainings(shown: Workspace) -> dict[Training | Sweep, Job[Event]]:
     """What this session has trained of this model, the latest last; the same training of two sessions is one job."""
     return _jobs_of_session(shown, _trainings(), _trained())
@@ -375,7 +380,7 @@ def trainings(shown: Workspace) -> dict[Training | Sweep, Job[Event]]:
 
 def start_training(shown: Workspace, asked: Training | Sweep) -> None:
     """Train, unless that is done or under way; what broke off, even with the server, goes on where it was."""
-    folder, points, networks, model = _states(), _points(), _tuned_networks(), _model_key(shown)
+    folder, points, networks, model = _cache().tuning, _cache().points, _tuned_networks(), _model_key(shown)
 
     def work(job: Job[Event]) -> Iterator[Event]:
         if isinstance(asked, Sweep):
@@ -384,7 +389,8 @@ def start_training(shown: Workspace, asked: Training | Sweep) -> None:
             shown, asked, folder, points, lambda found, epoch: _keep_network(networks, (model, found), epoch), job
         )
 
-    _start(shown, _trainings(), _trained(), asked, MOST_TRAININGS, lambda: Job("Fine-tuning", work))
+    _note_asked(shown, asked)
+    _begin(shown, _trainings(), _trained(), asked, MOST_TRAININGS, lambda: Job("Fine-tuning", work))
 
 
 def _keep_network(networks: dict[tuple[str, Tuned], Epoch], key: tuple[str, Tuned], epoch: Epoch) -> None:
@@ -410,7 +416,7 @@ def send_to_export(shown: Workspace, wanted: Tuned) -> None:
 
 def send_swept(shown: Workspace, asked: Sweep, swept: Swept) -> None:
     """The same for a plan of a sweep; raises InvalidFile."""
-    found, epoch = tuning.of_sweep(shown, asked, swept, _states())
+    found, epoch = tuning.of_sweep(shown, asked, swept, _cache().tuning)
     _keep_network(_tuned_networks(), (_model_key(shown), found), epoch)
     send_to_export(shown, found)
 
@@ -419,7 +425,7 @@ def tuned_network(shown: Workspace, wanted: Tuned) -> Epoch:
     """The epoch with the network that has these weights; raises InvalidFile where they are gone."""
     networks, key = _tuned_networks(), (_model_key(shown), wanted)
     if key not in networks:
-        _keep_network(networks, key, tuning.weights(shown, wanted, _states()))
+        _keep_network(networks, key, tuning.weights(shown, wanted, _cache().tuning))
     return networks[key]
 
 
@@ -447,6 +453,69 @@ def _notes(shown: Workspace) -> Path:
     return _folder() / f"{_session_id()}-{shown.profile.fingerprint[7:19]}-tuned.json"
 
 
+# ---- comparisons ----------------------------------------------------------------------------------------------------
+
+MOST_COMPARISONS = 100
+"""Kept in memory for all sessions, as figures; the oldest that are over are forgotten first."""
+
+
+@st.cache_resource
+def _comparing() -> dict[tuple[str, compare.Asked], Job[Found]]:
+    return {}
+
+
+@st.cache_resource
+def _compared() -> dict[tuple[str, str], tuple[compare.Asked, ...]]:
+    return {}
+
+
+def comparing(shown: Workspace) -> dict[compare.Asked, Job[Found]]:
+    """What this session has had measured on Compare, the latest last."""
+    return _jobs_of_session(shown, _comparing(), _compared())
+
+
+def start_comparing(shown: Workspace, asked: compare.Asked) -> None:
+    """Measure plans, their latency, or that of the layers; what is over is measured again."""
+    folder, known = _cache().points, _comparing().get((_model_key(shown), asked))
+    if known is not None and known.snapshot.over:
+        del _comparing()[_model_key(shown), asked]
+    _begin(
+        shown,
+        _comparing(),
+        _compared(),
+        asked,
+        MOST_COMPARISONS,
+        lambda: Job(compare.label(asked), lambda job: compare.work(shown, asked, folder, job)),
+    )
+
+
+def compared(shown: Workspace) -> dict[Candidate, Comparison]:
+    """Every candidate of this model that was measured, by whichever session."""
+    return {one.candidate: one for one in _found(shown) if isinstance(one, Comparison)}
+
+
+def raced(shown: Workspace) -> dict[tuple[Candidate, Runtime], Timing]:
+    """The latency of every candidate that was timed."""
+    return {(one.candidate, one.runtime): one.timing for one in _found(shown) if isinstance(one, Raced)}
+
+
+def _found(shown: Workspace) -> list[Found]:
+    model = _model_key(shown)
+    return [one for (key, _), job in list(_comparing().items()) if key == model for one in job.snapshot.found]
+
+
+def stairs(shown: Workspace, runtime: Runtime) -> tuple[Staircase, ...]:
+    """The latency staircases of this model's layers that were measured on this machine."""
+    folder = _cache().points
+    changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
+    return _stairs(shown, shown.profile.fingerprint, shown.opened.ref, runtime, changed) if changed else ()
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _stairs(_workspace: Workspace, fingerprint: str, ref: str, runtime: Runtime, changed: int) -> tuple[Staircase, ...]:
+    return known_staircases(_workspace.profile.layers, setting_of(_workspace, runtime), _cache().points)
+
+
 # ---- jobs of all kinds ----------------------------------------------------------------------------------------------
 
 
@@ -469,6 +538,7 @@ def jobs_elsewhere(page: str) -> list[Started]:
     _restore_session()
     looked: set[str] = st.session_state.setdefault("looked", set())
     found = [*_started("Search", _searches(), _asked()), *_started("Fine-tune", _trainings(), _trained())]
+    found += _started("Compare", _comparing(), _compared())
     looked |= {started.key for started in found if started.page == page and started.job.snapshot.over}
     return [started for started in found if started.page != page and started.key not in looked]
 

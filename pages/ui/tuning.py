@@ -421,7 +421,9 @@ def title(workspace: Workspace, asked: Training | Sweep) -> str:
     share = ""
     if asked.candidate is None:
         assert asked.max_drop is not None
-        begun = f"ranks by bisection, drop up to {words.drop(workspace, asked.max_drop)}, then {begun}"
+        begun = (
+            f"ranks by bisection, {words.loss(workspace)} up to {words.drop(workspace, asked.max_drop)}, then {begun}"
+        )
     else:
         dense = plan_cost(workspace.profile).multiplies or 1
         share = f" at {words.share(plan_cost(workspace.profile, asked.candidate.plan).multiplies / dense)} multiplies"

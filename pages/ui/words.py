@@ -129,6 +129,26 @@ def metric(workspace: Workspace) -> str:
     return "Score" if workspace.opened.evaluate is not None else workspace.metric.name.capitalize()
 
 
+def rises(workspace: Workspace) -> bool:
+    """Whether a score gets worse by rising."""
+    return not (workspace.opened.higher_is_better if workspace.opened.evaluate else workspace.metric.higher_is_better)
+
+
+def axis(workspace: Workspace) -> str:
+    """Name of the score beside an axis or a figure, where nothing else says which way is better."""
+    return f"{metric(workspace)}, lower is better" if rises(workspace) else metric(workspace)
+
+
+def loss(workspace: Workspace) -> str:
+    """What getting worse is called."""
+    return "rise" if rises(workspace) else "drop"
+
+
+def loss_title(workspace: Workspace) -> str:
+    """The same above a column of figures."""
+    return f"{loss(workspace).capitalize()}, points" if shares(workspace) else loss(workspace).capitalize()
+
+
 def score(workspace: Workspace, value: float) -> str:
     """A score in its own unit."""
     return f"{100 * value:.2f} %" if shares(workspace) else f"{value:.4g}"
@@ -154,13 +174,15 @@ def verdict(workspace: Workspace, found: Score) -> str:
 
 
 def change(workspace: Workspace, found: Score, against: str) -> str:
-    """A drop the other way round, positive when better, with its interval."""
+    """How the score itself has moved, with its interval: a drop the other way round, a rise as it is."""
     scale, unit = (100, " points") if shares(workspace) else (1, "")
+    scale = -scale if found.higher_is_better else scale
 
     def signed(drop: float) -> str:
-        return f"{round(-scale * drop, 2) + 0.0:+.2f}".replace("-", "−")
+        return f"{round(scale * drop, 2) + 0.0:+.2f}".replace("-", "−")
 
     line = f"{signed(found.drop)}{unit} {against}"
     if found.drop_low is None or found.drop_high is None:
         return line
-    return f"{line} (95 %: {signed(found.drop_high)} to {signed(found.drop_low)})"
+    low, high = sorted((found.drop_low, found.drop_high), key=lambda drop: scale * drop)
+    return f"{line} (95 %: {signed(low)} to {signed(high)})"

@@ -1,0 +1,58 @@
+"""Weights that are computed: by torch.nn.utils.parametrize, or by hooks of weight_norm, spectral_norm and pruning."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+kind_of = parametrize.type_before_parametrizations
+"""The class of a module; of a parametrized one, the class it had before."""
+
+
+def effective(module: nn.Module, name: str) -> Tensor | None:
+    """The tensor that a module computes with under this name in eval mode; None where nothing known makes it.
+
+    A parameter is given as it is; what is computed has no gradient. The module is not changed.
+    """
+    if name in module._parameters:
+        return module._parameters[name]
+    with torch.no_grad():
+        if parametrize.is_parametrized(module, name):
+            modes = {part: part.training for part in module.modules()}
+            module.eval()
+            try:
+                value: Tensor = getattr(module, name)
+                return value.detach()
+            finally:
+                for part, training in modes.items():
+                    part.training = training
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm) and hook.name == name:
+                normed: Tensor = hook.compute_weight(module)
+                return normed
+            if isinstance(hook, SpectralNorm) and hook.name == name:
+                return hook.compute_weight(module, do_power_iteration=False)
+            if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+                pruned: Tensor = hook.apply_mask(module)  # type: ignore[no-untyped-call]
+                return pruned
+    return None
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """copy.deepcopy, which refuses the results of hooks that were computed with gradients: they are copied as values.
+
+    memo: {id: what stands for that object in the copy}, as for deepcopy.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo.setdefault(id(value), value.detach().clone())
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,284 @@
+"""ONNX files, read without trust: every claim is held against the bytes that are there before anything is loaded.
+
+A file of ONNX is data, not code; what could do harm are paths to other files, sizes that lie, messages that swell when
+they are unpacked, and functions that call each other until there are billions of nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lowrank_core.errors import InvalidFile, InvalidModel
+
+OPSETS = (13, 23)
+"""The versions of the standard operators whose meaning is known here."""
+
+LARGEST = 2**31 - 1
+"""Bytes of one protobuf file; larger models keep their weights in a file beside it."""
+
+MESSAGES = 1_000_000
+"""More parts than any network has, in a file that is made to swell."""
+
+NODES = 100_000
+"""More nodes than any network has, once its functions are written out."""
+
+QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
+QUANTIZED |= {"ConvInteger", "MatMulInteger"}
+CONTROL = {"If", "Loop", "Scan"}
+
+
+def read_onnx(path: Path) -> Any:
+    """The `onnx.ModelProto` of a file, weights inside, functions written out, and nothing in it that is not known.
+
+    Raises InvalidFile where the file is damaged or was made to do harm, InvalidModel where it is sound but holds what
+    cannot be compressed: quantised weights, control flow, operators that are not ONNX's own.
+    """
+    onnx = _onnx(path)
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise InvalidFile(
+            f"{path} is {size:,} bytes, but a file of ONNX ends at 2 GB; keep the weights in a second file."
+        )
+    content = path.read_bytes()
+    _check_wire(content, onnx.ModelProto.DESCRIPTOR, path)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except Exception as error:
+        raise InvalidFile(f"{path} is cut short or damaged ({' '.join(str(error).split())[:200]}).") from error
+    del content
+    if not model.graph.node:
+        raise InvalidFile(f"{path} holds no graph; it is no model of ONNX.")
+    _load_external(model, path)
+    _check_meaning(model, path)
+    if model.functions:
+        _check_functions(model, path)
+        model = _known(path, lambda: onnx.inliner.inline_local_functions(model))
+    _check_operators(model, path)
+    if model.ByteSize() < LARGEST:
+        _known(path, lambda: onnx.checker.check_model(model))
+    return model
+
+
+def _onnx(path: Path) -> Any:
+    try:
+        import onnx
+        import onnx.inliner
+    except ImportError as error:
+        raise InvalidModel(f"{path} needs the package onnx; install it: pip install onnx") from error
+    return onnx
+
+
+def _known(path: Path, work: Any) -> Any:
+    """What the tools of ONNX answer; whatever they raise becomes one line."""
+    try:
+        return work()
+    except Exception as error:
+        raise InvalidFile(f"{path} is no valid model of ONNX: {' '.join(str(error).split())[:400]}") from error
+
+
+def _check_wire(content: bytes, descriptor: Any, path: Path) -> None:
+    """Walk the messages as they lie in the file, and stop where there are more than any network has."""
+    stack: list[tuple[int, int, Any]] = [(0, len(content), _nested(descriptor))]
+    known: dict[str, Any] = {}
+    fields_seen = messages = 0
+    try:
+        while stack:
+            at, end, fields = stack.pop()
+            while at < end:
+                fields_seen += 1
+                if fields_seen > 5 * MESSAGES or messages > MESSAGES:
+                    raise InvalidFile(f"{path} has more parts than any network; it was not opened.")
+                tag, at = _varint(content, at)
+                kind = tag & 7
+                if kind == 0:
+                    _, at = _varint(content, at)
+                elif kind == 2:
+                    length, at = _varint(content, at)
+                    inner = fields.get(tag >> 3)
+                    if inner is not None:
+                        messages += 1
+                        if inner.full_name not in known:
+                            known[inner.full_name] = _nested(inner)
+                        stack.append((at, at + length, known[inner.full_name]))
+                    at += length
+                elif kind in (1, 5):
+                    at += 8 if kind == 1 else 4
+                else:
+                    raise ValueError(f"wire type {kind}")
+            if at != end:
+                raise ValueError("a part is longer than what holds it")
+    except (IndexError, ValueError) as error:
+        raise InvalidFile(f"{path} is cut short or damaged, or no model of ONNX ({error}).") from error
+
+
+def _nested(descriptor: Any) -> dict[int, Any]:
+    """The fields of a message that hold messages."""
+    return {field.number: field.message_type for field in descriptor.fields if field.message_type is not None}
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number without an end")
+
+
+def _graphs(model: Any) -> Iterator[Any]:
+    """The graph and the functions, with every graph inside their nodes."""
+    pending = [model.graph, *model.functions]
+    while pending:
+        graph = pending.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                pending += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    for graph in _graphs(model):
+        yield from getattr(graph, "initializer", ())
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield from attribute.tensors
+                if attribute.HasField("t"):
+                    yield attribute.t
+
+
+def _load_external(model: Any, path: Path) -> None:
+    """Check every path and size first; only then read what lies in the files beside the model."""
+    from onnx import TensorProto
+
+    outside = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
+    places = [_place(tensor, path) for tensor in outside]
+    held = {file: file.stat().st_size for file, _, _ in places}
+    claimed = sum(length for _, _, length in places)
+    if claimed > sum(held.values()):
+        raise InvalidFile(
+            f"{path} claims {claimed:,} bytes of weights in files of {sum(held.values()):,}; it was not opened."
+        )
+    for tensor, (file, offset, length) in zip(outside, places, strict=True):
+        with file.open("rb") as data:
+            data.seek(offset)
+            tensor.raw_data = data.read(length)
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _place(tensor: Any, path: Path) -> tuple[Path, int, int]:
+    """(file, offset, bytes) of a tensor outside the model's file, in its folder or below, with all its bytes there."""
+    about = {entry.key: entry.value for entry in tensor.external_data}
+    location = about.get("location", "")
+    where = f"{path}: the weights {tensor.name[:100]!r}"
+    parts = Path(location).parts
+    if not parts or Path(location).is_absolute() or ".." in parts or "\\" in location or "\0" in location:
+        raise InvalidFile(f"{where} lie in {location[:100]!r}, outside the model's folder; that is not opened.")
+    file = path.parent
+    for part in parts:
+        file = file / part
+        if file.is_symlink():
+            raise InvalidFile(f"{where} lie behind the link {location[:100]!r}, which is not followed; copy the file.")
+    if not file.is_file():
+        raise InvalidFile(
+            f"{where} lie in {location[:100]!r}, but there is no such file beside the model; copy it there."
+        )
+    try:
+        offset = int(about.get("offset", "0"))
+        length = int(about["length"]) if "length" in about else file.stat().st_size - offset
+    except ValueError:
+        offset = length = -1
+    bits = _bits(tensor.data_type)
+    if offset < 0 or length < 0 or bits is None or -(-prod(tensor.dims) * bits // 8) != length:
+        shape = "x".join(map(str, tensor.dims))
+        raise InvalidFile(
+            f"{where} claim to be {length:,} bytes at {offset:,} for {shape}, which cannot be; not opened."
+        )
+    if offset + length > file.stat().st_size:
+        held = file.stat().st_size
+        raise InvalidFile(
+            f"{where} end at byte {offset + length:,} of {location[:100]!r}, which has {held:,}; not opened."
+        )
+    return file, offset, length
+
+
+def _bits(data_type: int) -> int | None:
+    """Bits of one element; None for texts and what is no type."""
+    from onnx import TensorProto, helper
+
+    if data_type == TensorProto.STRING or data_type not in helper.get_all_tensor_dtypes():
+        return None
+    name = TensorProto.DataType.Name(data_type)
+    if name in ("INT4", "UINT4", "FLOAT4E2M1"):
+        return 4
+    if name in ("INT2", "UINT2"):
+        return 2
+    return 8 * int(helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+
+
+def _check_meaning(model: Any, path: Path) -> None:
+    """What is sound, but is not opened here."""
+    versions = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
+    opset = versions.get("ai.onnx", 0)
+    low, high = OPSETS
+    if not low <= opset <= high:
+        raise InvalidModel(
+            f"{path} is written in opset {opset}, and {low} to {high} are read; convert it: "
+            f"onnx.version_converter.convert_version(model, {min(max(opset, 18), high)})."
+        )
+    if model.training_info:
+        raise InvalidModel(f"{path} carries a training graph; export the network for inference.")
+    if any(getattr(graph, "sparse_initializer", ()) for graph in _graphs(model)):
+        raise InvalidModel(f"{path} holds sparse weights, which are not factorised; export them dense.")
+
+
+def _check_functions(model: Any, path: Path) -> None:
+    """How many nodes there will be once every function is written out; none may call itself."""
+    bodies = {(f.domain, f.name, getattr(f, "overload", "")): f for f in model.functions}
+    counted: dict[Any, int] = {}
+
+    def count(nodes: Any, open_: tuple[Any, ...]) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type, getattr(node, "overload", ""))
+            if key in open_ or len(open_) > 100:
+                raise InvalidFile(f"{path}: the function {node.op_type!r} calls itself; it was not opened.")
+            if key in bodies and key not in counted:
+                counted[key] = count(bodies[key].node, (*open_, key))
+            total += counted.get(key, 1)
+            for attribute in node.attribute:
+                for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                    total += count(graph.node, open_)
+        return total
+
+    total = count(model.graph.node, ())
+    if total > NODES:
+        raise InvalidFile(f"{path} would have {total:,} nodes once its functions are written out; it was not opened.")
+
+
+def _check_operators(model: Any, path: Path) -> None:
+    for node in model.graph.node:
+        name = node.name or (node.output[0] if node.output else "")
+        if node.domain not in ("", "ai.onnx"):
+            raise InvalidModel(
+                f"{path} uses {node.domain}.{node.op_type} (node {name!r}), which is not one of ONNX's own operators; "
+                "export it without optimisation for one runtime."
+            )
+        if node.op_type in QUANTIZED:
+            raise InvalidModel(
+                f"{path} is quantised ({node.op_type}, node {name!r}): its weights are integers and cannot be "
+                "factorised; give the float model, and quantise what comes out."
+            )
+        if node.op_type in CONTROL:
+            raise InvalidModel(
+                f"{path} has control flow ({node.op_type}, node {name!r}), which is not followed; export the network "
+                "without it, or give it as a Python file."
+            )

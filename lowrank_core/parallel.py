@@ -1,0 +1,103 @@
+"""Work in several processes. joblib is the only door: processes of this machine, or those of a dask cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import joblib
+import torch
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from lowrank_core.errors import LowRankError, WorkersLost
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+ATTEMPTS = 3
+"""How often all processes may be lost before the work is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Where work is done: in so many processes of this machine (1: here), or by the dask scheduler at an address.
+
+    >>> Workers(4).elsewhere, Workers().elsewhere
+    (True, False)
+    """
+
+    count: int = 1
+    dask: str | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether work leaves this process."""
+        return self.count != 1 or self.dask is not None
+
+
+HERE = Workers()
+"""In this process, as it is."""
+
+
+def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> Iterator[tuple[int, R]]:
+    """Yield (position, function(ask)) of each as it is done, in any order; function and asks must be picklable.
+
+    Every process has one torch thread, so an answer does not depend on where it is computed. What a process did that
+    was killed is asked again. Raises what function raises, and WorkersLost where processes keep dying or the scheduler
+    does not answer. Closing the generator calls off what has not begun.
+
+    >>> sorted(spread(abs, [-3, 4], Workers()))
+    [(0, 3), (1, 4)]
+    """
+    if not workers.elsewhere:
+        for at, ask in enumerate(asks):
+            yield at, function(ask)
+        return
+    left, lost = dict(enumerate(asks)), 0
+    with _pool(workers) as pool:
+        while left:
+            results = pool(joblib.delayed(_one)(function, at, ask) for at, ask in list(left.items()))
+            try:
+                for at, answer in results:
+                    del left[at]
+                    yield at, answer
+            except BrokenProcessPool as error:
+                lost += 1
+                if lost == ATTEMPTS:
+                    why = str(error).partition(".")[0]
+                    raise WorkersLost(
+                        f"worker processes died {ATTEMPTS} times ({why}); is there enough memory? Take fewer workers."
+                    ) from error
+            finally:
+                results.close()
+
+
+def _one(function: Callable[[A], R], at: int, ask: A) -> tuple[int, R]:
+    torch.set_num_threads(1)
+    return at, function(ask)
+
+
+@contextmanager
+def _pool(workers: Workers) -> Iterator[joblib.Parallel]:
+    options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
+    if workers.dask is None:
+        yield joblib.Parallel(n_jobs=workers.count, backend="loky", **options)
+        return
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise LowRankError(
+            "a dask cluster needs more packages: pip install -r requirements-cluster.txt, here and on its workers."
+        ) from error
+    try:
+        client = Client(workers.dask, timeout=10, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise WorkersLost(f"no dask scheduler answers at {workers.dask!r} ({error}); check the address.") from error
+    try:
+        with joblib.parallel_config(backend="dask", client=client):
+            pool = joblib.Parallel(n_jobs=-1, **options)
+        yield pool
+    finally:
+        client.close()

@@ -1,0 +1,185 @@
+"""A network in an `.onnx` file: data, not code. Its data are arrays in a `.npz` of the same name beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from lowrank_core.data import Dataset, evaluating, tensors
+from lowrank_core.discover import check_finite
+from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
+from lowrank_core.evaluate import run
+from lowrank_core.model_file import open_module
+from lowrank_core.npz_data import NpzData, read_npz
+from lowrank_core.onnx_file import read_onnx
+from lowrank_core.onnx_graph import OnnxGraph, Program, build
+from lowrank_core.onnx_ops import dtype_of
+from lowrank_core.opened import Opened
+from lowrank_core.sources import Source, register
+
+SAMPLES = 256
+"""Random inputs where there are no data."""
+
+EXAMPLES = 2
+"""Samples in a batch where the file does not say how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input of the graph. sizes: None for what may be anything."""
+
+    name: str
+    dtype: torch.dtype
+    sizes: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join('?' if n is None else str(n) for n in self.sizes)})"
+
+
+def _open(ref: str) -> Opened:
+    path = Path(ref).expanduser()
+    if not path.is_file():
+        raise UnknownModel(f"there is no file {ref}.")
+    path = path.resolve()
+    proto = read_onnx(path)
+    graph = build(proto)
+    inputs = tuple(_input(value, path) for value in proto.graph.input if value.name in graph.program.inputs)
+    del proto
+    check_finite(graph)
+    beside = path.with_suffix(".npz")
+    data, notices = (_data(beside, inputs), []) if beside.is_file() else _random(graph, inputs, beside)
+    fixed = {value.sizes[0] for value in inputs if value.sizes} - {None}
+    if fixed:
+        batch = fixed.pop()
+        assert batch is not None
+        graph = _freed(graph, data.eval, batch, path)
+        notices.append(f"The file fixes its batch at {batch}; here it runs with any, and an exported file keeps it.")
+
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    module.__doc__ = f"ONNX, opset {graph.program.opset}, {len(graph.program.steps)} steps."
+    vars(module).update(
+        build_model=lambda: graph,
+        example_inputs=lambda: data.eval.pick(slice(0, EXAMPLES)).inputs,
+        eval_data=lambda: data.eval,
+    )
+    if data.train is not None:
+        vars(module)["train_data"] = lambda: data.train
+    if data.metric is not None:
+        vars(module)["metric"] = data.metric
+    opened = open_module(module, ref=str(path), name=path.stem)
+    run(graph, data.eval.pick(slice(0, EXAMPLES)))  # shows which operators are slow
+    if graph.program.slow:
+        slow = ", ".join(sorted(graph.program.slow))
+        notices.append(f"{slow}: computed by ONNX's own reference, which is right and slow.")
+    if graph.program.aside:
+        notices.append(f"Weights that are left as they are: {'; '.join(graph.program.aside[:5])}.")
+    if data.train is None and beside.is_file():
+        notices.append(f"{beside.name} has no train_inputs: calibration uses its inputs, without their targets.")
+    return replace(opened, notices=tuple(notices))
+
+
+def _input(value: Any, path: Path) -> Input:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+        raise InvalidModel(f"{path}: the input {value.name!r} must be a tensor with a shape; export it with one.")
+    sizes = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
+    return Input(value.name, dtype_of(kind.elem_type), sizes)
+
+
+def _data(path: Path, inputs: tuple[Input, ...]) -> NpzData:
+    """What lies beside the model, in the types that the graph declares."""
+    found = read_npz(path, [value.name for value in inputs])
+
+    def fitting(data: Dataset) -> Dataset:
+        given = tensors(data.inputs)
+        for value, array in zip(inputs, given, strict=True):
+            sizes = (None, *value.sizes[1:])
+            if array.ndim != len(sizes) or any(n not in (None, m) for n, m in zip(sizes, array.shape, strict=True)):
+                raise InvalidData(f"{path}: the network takes {value}, but got {tuple(array.shape)}.")
+        cast = tuple(array.to(value.dtype) for value, array in zip(inputs, given, strict=True))
+        return Dataset(cast if len(cast) > 1 else cast[0], data.targets)
+
+    return NpzData(fitting(found.eval), None if found.train is None else fitting(found.train), found.metric)
+
+
+def _random(graph: OnnxGraph, inputs: tuple[Input, ...], beside: Path) -> tuple[NpzData, list[str]]:
+    """Normal numbers, or tokens of the table that an input is looked up in, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for value in inputs:
+        if any(n is None for n in value.sizes[1:]) or not value.sizes:
+            raise InvalidData(
+                f"the input {value} has free sizes besides its batch; save inputs as deployed beside the model: "
+                f"numpy.savez({beside.name!r}, {value.name if value.name.isidentifier() else 'inputs'}=array)."
+            )
+        shape = (SAMPLES, *(n for n in value.sizes[1:] if n is not None))
+        if value.dtype.is_floating_point:
+            found.append(torch.randn(shape, generator=generator).to(value.dtype))
+        elif value.dtype is torch.bool:
+            found.append(torch.ones(shape, dtype=torch.bool))
+        else:
+            found.append(torch.randint(_tokens(graph, value.name), shape, generator=generator).to(value.dtype))
+    data = Dataset(tuple(found) if len(found) > 1 else found[0])
+    notice = (
+        f"There is no {beside.name} beside the file: its inputs are {SAMPLES} random ones, and the score is how often "
+        "the compressed network agrees with the dense one on them, which says little about real data. "
+        f"numpy.savez({beside.name!r}, inputs=..., targets=...) gives it some."
+    )
+    return NpzData(data), [notice]
+
+
+def _tokens(graph: OnnxGraph, name: str) -> int:
+    """Rows of the smallest table that an input is looked up in, through casts and the like; 2 where there is none."""
+    reached, rows = {name}, []
+    for step in graph.program.steps:
+        if step.site is not None and step.op == "Gather" and step.inputs[0] in reached:
+            rows.append(int(step.attributes["rows"]))
+        elif (
+            step.op in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten") and step.inputs[0] in reached
+        ):
+            reached.update(step.outputs)
+    return min(rows, default=2)
+
+
+def _freed(graph: OnnxGraph, data: Dataset, batch: int, path: Path) -> OnnxGraph:
+    """The network for any batch, where the file fixes one: shapes that begin with it take what comes.
+
+    Proved on twice the batch, which must give what its halves give.
+    """
+    samples = data.pick(torch.arange(2 * batch) % len(data))
+    halves = [run(graph, samples.pick(slice(at, at + batch))) for at in (0, batch)]
+    for program in (graph.program, _any_batch(graph.program, batch)):
+        graph.program = program
+        try:
+            with evaluating(graph):
+                both = graph(*tensors(samples.inputs))
+        except Exception:
+            continue
+        first = tensors(both)[0]
+        if first.shape == (2 * batch, *halves[0].shape[1:]) and torch.allclose(first, torch.cat(halves), 1e-4, 1e-5):
+            return graph
+    raise InvalidModel(
+        f"{path} is made for a batch of {batch} and gives something else for others; export it with a free batch "
+        "(dynamic_shapes of torch.onnx.export)."
+    )
+
+
+def _any_batch(program: Program, batch: int) -> Program:
+    """Reshapes to a constant shape that begins with the batch keep what comes instead."""
+    shapes = {step.inputs[1] for step in program.steps if step.op == "Reshape"}
+    others = {n for s in program.steps for i, n in enumerate(s.inputs) if s.op != "Reshape" or i != 1}
+    sizes = dict(program.sizes)
+    for name in (shapes - others) & sizes.keys():
+        shape = sizes[name].tolist()
+        if len(shape) > 1 and shape[0] == batch:
+            sizes[name] = np.array([0 if -1 in shape else -1, *shape[1:]], dtype=object)
+    return replace(program, sizes=sizes)
+
+
+register(Source("onnx", lambda ref: ref.lower().endswith(".onnx"), _open, "path/to/model.onnx"))

@@ -1,0 +1,223 @@
+"""What plans are compared by, as values and plain rows: nothing here knows a session or a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowrank_core.candidate import Candidate
+from lowrank_core.comparison import Comparison, compare
+from lowrank_core.cost import plan_cost
+from lowrank_core.data import batch_size
+from lowrank_core.jobs import Job
+from lowrank_core.latency import LatencyTable, Runtime, Timing, network_latency
+from lowrank_core.staircase import Staircase, setting_of, staircases
+from lowrank_core.workspace import Workspace
+from pages.ui import devices, words
+from pages.ui.question import patient
+
+DENSE = "Dense"
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Measure these candidates on all samples."""
+
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Races:
+    """Time these candidates beside the dense network."""
+
+    candidates: tuple[Candidate, ...]
+    runtime: Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Stairs:
+    """Time every layer at some ranks of these methods."""
+
+    runtime: Runtime
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Raced:
+    """How long a candidate takes beside the dense network."""
+
+    candidate: Candidate
+    runtime: Runtime
+    timing: Timing
+
+
+Asked = Scores | Races | Stairs
+Found = Comparison | Raced | Staircase
+
+
+def label(asked: Asked) -> str:
+    """What is measured, in two words."""
+    return {Scores: "Comparing plans", Races: "Timing plans", Stairs: "Timing layers"}[type(asked)]
+
+
+def work(workspace: Workspace, asked: Asked, folder: Path, job: Job[Found]) -> Iterator[Found]:
+    """What comes of a question, one after the other. Scores give way to whoever waits; all else gives way to timing."""
+    if isinstance(asked, Scores):
+        for candidate in asked.candidates:
+            yield compare(workspace, candidate, tell=job.tell, cancelled=patient(workspace, job))
+        return
+    with workspace.somebody_waits():
+        if isinstance(asked, Stairs):
+            setting = setting_of(workspace, asked.runtime)
+            yield from staircases(
+                workspace.profile.layers,
+                setting,
+                methods=asked.methods,
+                folder=folder,
+                tell=job.tell,
+                cancelled=job.stopped,
+            )
+            return
+        job.tell(f"timing {asked.runtime}, all plans in turn")
+        timings = network_latency(
+            workspace.model,
+            [workspace.compress(candidate.plan) for candidate in asked.candidates],
+            workspace.opened.example_inputs,
+            runtime=asked.runtime,
+            cancelled=job.stopped,
+        )
+        for candidate, timing in zip(asked.candidates, timings, strict=True):
+            yield Raced(candidate, asked.runtime, timing)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a plan is judged for: number format, a device's flash and RAM, and energy in pJ where it is wanted."""
+
+    number: str = "as it is"
+    flash_bytes: int | None = None
+    ram_bytes: int | None = None
+    multiply_pj: float | None = None
+    byte_pj: float | None = None
+
+
+def latency(timing: Timing | None) -> str:
+    """A paired ratio; unstable ones are words.
+
+    >>> latency(Timing(100.0, 50.0, 0.5, 0.02, 11)), latency(Timing(100.0, 50.0, 0.5, 0.2, 11)), latency(None)
+    ('0.50 × dense, 50 µs', 'unstable', '–')
+    """
+    if timing is None:
+        return "–"
+    if timing.unstable:
+        return "unstable"
+    return f"{timing.ratio:.2f} × dense, {words.count(float(f'{timing.ratio * timing.dense_us:.3g}'))} µs"
+
+
+def rows(
+    workspace: Workspace,
+    found: dict[str, Comparison],
+    raced: dict[tuple[Candidate, Runtime], Timing],
+    target: Target,
+    table: LatencyTable,
+) -> dict[str, dict[str, str]]:
+    """{row: {plan: cell}}; the first plan is the dense network."""
+    made: dict[str, dict[str, str]] = {}
+
+    def row(label: str, cell: Callable[[Comparison], str]) -> None:
+        made[label] = {name: cell(one) for name, one in found.items()}
+
+    batch, metric = batch_size(workspace.opened.example_inputs), words.metric(workspace)
+    row(metric, lambda c: words.score(workspace, c.score.value))
+    row("Against dense", lambda c: _against(workspace, c))
+    if any(c.classes for c in found.values()):
+        row("Samples lost, won", lambda c: f"{c.lost:,}, {c.won:,}" if c.candidate.plan.choices else "–")
+    costs = {name: plan_cost(workspace.profile, c.candidate.plan) for name, c in found.items()}
+    made["Multiplies"] = {name: words.count(cost.multiplies) for name, cost in costs.items()}
+    row("Flash", lambda c: words.count(c.memory[target.number].flash_bytes, "B"))
+    row("Peak RAM", lambda c: words.count(c.memory[target.number].peak.bytes, "B"))
+    row("… during", lambda c: words.plain(c.memory[target.number].peak.node))
+    row("Bytes moved", lambda c: words.count(c.memory[target.number].moved_bytes, "B"))
+    made["Multiplies per byte"] = {
+        name: f"{found[name].memory[target.number].intensity(cost.multiplies * batch):.2f}"
+        for name, cost in costs.items()
+    }
+    if target.flash_bytes is not None and target.ram_bytes is not None:
+        flash, ram = target.flash_bytes, target.ram_bytes
+        row("On the device", lambda c: _fits(c, target.number, flash, ram))
+    for runtime in dict.fromkeys(runtime for _, runtime in raced):
+        row(f"Latency, {runtime}", lambda c, r=runtime: _raced(c, raced.get((c.candidate, r))))  # type: ignore[misc]
+    if table.layers:
+        row("Your table", lambda c: _by_table(workspace, c, table))
+    row("Checkpoint", lambda c: words.count(c.checkpoint_bytes, "B"))
+    if target.multiply_pj is not None and target.byte_pj is not None:
+        pj, byte_pj = target.multiply_pj, target.byte_pj
+
+        def energy(one: Comparison) -> str:
+            multiplies = batch * plan_cost(workspace.profile, one.candidate.plan).multiplies
+            picojoules = pj * multiplies + byte_pj * one.memory[target.number].moved_bytes
+            return f"{picojoules / 1e6:.3g} µJ"
+
+        row("Energy, a rough guess", energy)
+    return made
+
+
+def _against(workspace: Workspace, one: Comparison) -> str:
+    return words.change(workspace, one.score, "") if one.candidate.plan.choices else "–"
+
+
+def _raced(one: Comparison, timing: Timing | None) -> str:
+    return latency(timing) if one.candidate.plan.choices else "1"
+
+
+def _fits(one: Comparison, number: str, flash_bytes: int, ram_bytes: int) -> str:
+    memory = one.memory[number]
+    fits, over = devices.verdict(memory.flash_bytes, memory.peak.bytes, flash_bytes, ram_bytes)
+    if fits:
+        return "✓ fits"
+    return "✗ does not fit: " + ", ".join(f"{word} {words.count(missing, 'B')} over" for word, missing in over)
+
+
+def _by_table(workspace: Workspace, one: Comparison, table: LatencyTable) -> str:
+    """Microseconds of the layers in a table; a rank it does not know takes as long as the dense layer."""
+    chosen, total = dict(one.candidate.plan.choices), 0.0
+    for name in table.layers & {layer.name for layer in workspace.profile.layers}:
+        taken, dense = table(name, chosen.get(name)), table(name, None)
+        total += taken if taken is not None else dense or 0.0
+    return f"{words.count(float(f'{total:.4g}'))} µs"
+
+
+def class_rows(one: Comparison) -> list[dict[str, float]]:
+    """One row per class: its samples, what each network gets right, and the difference in points."""
+    return [
+        {
+            "Class": c.label,
+            "Samples": c.samples,
+            "Dense": 100 * c.dense_right / c.samples,
+            "Plan": 100 * c.right / c.samples,
+            "Change": 100 * (c.right - c.dense_right) / c.samples,
+        }
+        for c in one.classes
+    ]
+
+
+def stair_rows(found: list[Staircase]) -> list[dict[str, object]]:
+    """One row per layer and method: where latency breaks even, and which measured ranks a larger one beats."""
+    made: list[dict[str, object]] = []
+    for stairs in found:
+        stable = stairs.stable
+        even = stairs.break_even
+        fastest = min(stable, key=lambda rung: rung.ratio, default=None)
+        made.append(
+            {
+                "Layer": stairs.layer,
+                "Method": stairs.method,
+                "Dense, µs": round(stairs.dense_us, 1),
+                "Break-even": "unstable" if even is None else words.sizes(even) if all(even) else "never",
+                "Fastest": "–" if fastest is None else f"{words.sizes(fastest.rank)} at {fastest.ratio:.2f}",
+                "Dominated": ", ".join(words.sizes(rank) for rank in stairs.dominated) or "–",
+                "Ranks": f"{len(stable)} of {len(stairs.rungs)}",
+            }
+        )
+    return made

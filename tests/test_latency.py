@@ -1,0 +1,298 @@
+"""Latency: planted times on a clock of our own, chains as ONNX against PyTorch, staircases kept on disk."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
+
+from lowrank_core import latency, staircase
+from lowrank_core.__main__ import cli
+from lowrank_core.errors import Cancelled, InvalidModel
+from lowrank_core.latency import LatencyTable, Timing, network_latency, race, session, timed
+from lowrank_core.layers import LayerSpec
+from lowrank_core.methods import METHODS
+from lowrank_core.onnx_chain import example_input, onnx_chain
+from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.staircase import Rung, Setting, Staircase, as_table, known_staircases, staircases
+from lowrank_core.workspace import Workspace
+from tests.awkward_layers import AWKWARD
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Clock:
+    """CPU time that passes only where a test says so; reading it costs `tick`."""
+
+    def __init__(self, tick: float = 0.0) -> None:
+        self.now, self.tick = 0.0, tick
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+    def work(self, *seconds: float):
+        """Work that takes these times in turn."""
+        times = itertools.cycle(seconds)
+
+        def run() -> None:
+            self.now += next(times)
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(latency.time, "thread_time", found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def workspace() -> Workspace:
+    return Workspace.open("builtin:iris-mlp")
+
+
+def test_a_race_gives_the_ratio_of_each_variant_to_dense(clock: Clock) -> None:
+    half, twice = race(clock.work(0.004), [clock.work(0.002), clock.work(0.008)], rounds=5)
+    assert (half.ratio, half.iqr, half.unstable) == (pytest.approx(0.5), pytest.approx(0), False)
+    assert (half.dense_us, half.compressed_us) == (pytest.approx(4000), pytest.approx(2000))
+    assert twice.ratio == pytest.approx(2)
+
+
+def test_short_work_is_timed_several_times_at_once(clock: Clock) -> None:
+    clock.tick = 1e-5  # ten times the work: one run alone would measure the clock
+    (found,) = race(clock.work(1e-6), [clock.work(3e-6)], rounds=5)
+    assert found.compressed_us < 5
+
+
+def test_a_machine_that_is_slower_in_some_rounds_cancels_out(clock: Clock) -> None:
+    turns = itertools.count()
+    slow = {"now": 1.0}
+
+    def before_each_turn() -> bool:
+        slow["now"] = 1.0 + next(turns) // 2 % 3  # two turns a round
+        return False
+
+    def work(seconds: float):
+        return lambda: setattr(clock, "now", clock.now + seconds * slow["now"])
+
+    (found,) = race(work(0.004), [work(0.002)], rounds=9, cancelled=before_each_turn)
+    assert found.ratio == pytest.approx(0.5)
+    assert found.iqr == pytest.approx(0)
+    assert found.dense_us == pytest.approx(8000)
+
+
+def wild(clock: Clock, until: float) -> tuple[Timing, ...]:
+    """A race against work that takes ten times as long in every other round, up to some turn."""
+    turns, factor = itertools.count(), {"now": 1.0}
+
+    def before_each_turn() -> bool:
+        turn = next(turns)
+        factor["now"] = 10.0 if turn < until and turn // 2 % 2 else 1.0
+        return False
+
+    other = lambda: setattr(clock, "now", clock.now + 0.002 * factor["now"])  # noqa: E731
+    return race(clock.work(0.004), [other], rounds=9, cancelled=before_each_turn)
+
+
+def test_rounds_that_disagree_are_unstable_and_no_number(clock: Clock) -> None:
+    (found,) = wild(clock, until=float("inf"))
+    assert found.unstable
+    assert timed(found)["ratio"] is None
+    assert timed(found)["unstable"]
+    assert timed(Timing(2.0, 1.0, 0.5, 0.01, 9))["ratio"] == 0.5
+
+
+def test_what_is_unstable_races_again(clock: Clock) -> None:
+    (found,) = wild(clock, until=18)
+    assert not found.unstable
+    assert found.ratio == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_are_put_back(clock: Clock, fails: bool) -> None:
+    seen = []
+
+    def work() -> None:
+        seen.append(torch.get_num_threads())
+        clock.now += 0.01
+        if fails:
+            raise ValueError
+
+    torch.set_num_threads(2)
+    try:
+        race(work, [work], rounds=2)
+    except ValueError:
+        assert fails
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_a_race_can_be_called_off(clock: Clock) -> None:
+    with pytest.raises(Cancelled):
+        race(clock.work(0.01), [clock.work(0.01)], cancelled=lambda: True)
+
+
+@pytest.mark.parametrize("runtime", latency.RUNTIMES)
+def test_networks_are_timed_by_both_runtimes(workspace: Workspace, runtime: str, monkeypatch) -> None:
+    monkeypatch.setattr(latency.time, "thread_time", Clock(tick=0.01))
+    (found,) = network_latency(
+        workspace.model, [workspace.model], workspace.opened.example_inputs, runtime=runtime, rounds=3
+    )
+    assert found.ratio == pytest.approx(1)
+
+
+def test_what_onnxruntime_cannot_open_is_one_clear_error() -> None:
+    with pytest.raises(InvalidModel, match="onnxruntime cannot run"):
+        session(b"no model", [], 1)
+
+
+# ---- chains as ONNX -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [None, *METHODS], ids=str)
+@pytest.mark.parametrize(
+    "layer", [layer for layer in AWKWARD if layer.name != "up-dilated"], ids=lambda layer: layer.name
+)
+def test_a_chain_as_onnx_computes_what_pytorch_computes(layer, method) -> None:
+    spec, size = layer.spec, layer.size
+    if method is not None and METHODS[method].obstacle(spec):
+        pytest.skip("does not fit")
+    stages = (spec,)
+    if method is not None:
+        stages = METHODS[method].stages(spec, tuple(min(2, top) for top in METHODS[method].max_rank(spec)))
+    program = onnx_chain(stages, size, 2)
+    given = example_input(spec, size, 2)
+    (ours,) = onnxruntime.InferenceSession(program.SerializeToString()).run(None, {"x": given})
+    weights = {w.name: torch.from_numpy(numpy_helper.to_array(w).copy()) for w in program.graph.initializer}
+    chain = torch.nn.Sequential(*(stage.build() for stage in stages)).eval()
+    with torch.no_grad():
+        for i, (stage, part) in enumerate(zip(stages, chain, strict=True)):
+            weight = weights[f"w{i}"]
+            part.weight.copy_(weight if stage.kernel or stage.table else weight.T)
+            if stage.bias:
+                part.bias.zero_()
+        theirs = chain(torch.from_numpy(given))
+    assert ours.shape == tuple(theirs.shape)
+    assert torch.allclose(torch.from_numpy(ours), theirs, atol=1e-4)
+
+
+def test_a_layer_that_onnxruntime_cannot_run_is_left_out(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(latency.time, "thread_time", Clock(tick=0.01))
+    (up,) = (layer for layer in AWKWARD if layer.name == "up-dilated")  # output_padding beyond the stride
+    told: list[str] = []
+    layer = replace(up.layer, itemsize=4)
+    assert list(staircases([layer], Setting(), tell=told.append)) == []
+    assert "is left out" in told[-1]
+    assert list(staircases([layer], Setting("torch"), methods=["svd"]))
+
+
+def test_one_vector_is_a_gemm() -> None:
+    program = onnx_chain((LayerSpec(6, 4),), (), 3)
+    assert [node.op_type for node in program.graph.node] == ["Gemm"]
+
+
+# ---- staircases -----------------------------------------------------------------------------------------------------
+
+
+def stairs(*steps: tuple[tuple[int, ...], float, float]) -> Staircase:
+    return Staircase("fc", "svd", 100.0, tuple(Rung(*step) for step in steps))
+
+
+@pytest.mark.parametrize(
+    ("found", "even", "dominated"),
+    [
+        (stairs(((8,), 0.5, 0.0), ((16,), 1.5, 0.0)), (11,), ()),
+        (stairs(((8,), 0.5, 0.0), ((16,), 0.9, 0.0)), (16,), ()),
+        (stairs(((8,), 1.2, 0.0), ((16,), 1.5, 0.0)), (0,), ()),
+        (stairs(((8,), 0.5, 0.0), ((16,), 0.9, 0.3)), None, ()),
+        (stairs(((4,), 0.8, 0.0), ((8,), 0.5, 0.0), ((16,), 0.9, 0.3)), (8,), ((4,),)),
+        (stairs(((4,), 0.54, 0.0), ((8,), 0.5, 0.0)), (8,), ()),
+        (stairs(((4,), 0.58, 0.1), ((8,), 0.5, 0.1)), (8,), ()),
+        (stairs(((4, 2), 0.9, 0.0), ((8, 1), 0.5, 0.0), ((8, 4), 0.6, 0.0)), (8, 4), ((4, 2),)),
+    ],
+)
+def test_break_even_and_dominated_ranks(found: Staircase, even: tuple[int, ...] | None, dominated) -> None:
+    assert found.break_even == even
+    assert found.dominated == dominated
+
+
+def test_ranks_are_ten_at_most_and_every_other_one_is_aligned() -> None:
+    layers = Workspace.open("builtin:fft-mlp").profile.layers
+    found = staircase.ranks(layers[0], "svd")
+    assert found[-1] == (126,)
+    assert len(found) <= 10
+    assert sum(rank % 16 == 0 for (rank,) in found) >= 4
+    assert any(rank % 16 for (rank,) in found)
+
+
+def test_staircases_are_measured_once_and_alike_methods_share(
+    workspace: Workspace, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(latency.time, "thread_time", Clock(tick=0.01))
+    told: list[str] = []
+    layers, setting = workspace.profile.layers, Setting("torch")
+    found = list(staircases(layers, setting, folder=tmp_path, tell=told.append))
+    usual = {(layer.name, m.name) for layer in layers for m in layer.methods if not m.reference}
+    assert {(s.layer, s.method) for s in found} == usual
+    assert len(told) == len(layers)  # the data-aware factors have the same shapes
+    assert all(rung.ratio == pytest.approx(1) for s in found for rung in s.rungs)
+    monkeypatch.setattr(staircase, "race", None)
+    assert list(staircases(layers, setting, folder=tmp_path)) == found
+    assert set(known_staircases(layers, setting, tmp_path)) == set(found)
+    assert known_staircases(layers, Setting("torch", batch=7), tmp_path) == ()
+    for path in tmp_path.iterdir():
+        path.write_text("{")
+    assert known_staircases(layers, setting, tmp_path) == ()
+
+
+def test_unstable_ranks_are_no_rows_of_a_table() -> None:
+    found = as_table([stairs(((8,), 0.5, 0.0), ((16,), 0.9, 0.3))])
+    assert found("fc", None) == 100.0
+    assert found("fc", Choice("svd", (8,))) == 50.0
+    assert found("fc", Choice("svd", (16,))) is None
+    assert LatencyTable.from_csv(found.to_csv()).steps == found.steps
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, [*arguments])
+
+
+def test_the_command_gives_ratios_and_a_table_for_searches(workspace: Workspace, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(latency.time, "thread_time", Clock(tick=0.01))
+    plan, table, out = tmp_path / "plan.json", tmp_path / "table.csv", tmp_path / "found.json"
+    plan.write_text(RankPlan.of(workspace.profile.fingerprint, {"fc1": Choice("svd", (2,))}).to_json())
+    asked = ["builtin:iris-mlp", "--plan", str(plan), "--runtime", "torch", "--json"]
+    found = json.loads(command("latency", *asked, "--table", str(table)).stdout)
+    assert {"dense_us", "compressed_us", "ratio", "iqr", "unstable"} <= set(found)
+    assert found["ratio"] == pytest.approx(1)
+    assert [layer["name"] for layer in found["layers"]] == ["fc1"]
+    assert LatencyTable.from_csv(table.read_text()).layers == {"fc1", "fc2"}
+    search = ["search", "builtin:iris-mlp", "--microseconds", "1", "--latency-table", str(table), "--out", str(out)]
+    assert command(*search, "--samples", "20", "--rule", "uniform").exit_code == 0, command(*search).output
+
+
+def test_the_command_shows_no_number_where_rounds_disagree(workspace: Workspace, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "lowrank_core.__main__.network_latency", lambda *given, **named: (Timing(10.0, 5.0, 0.5, 0.3, 11),)
+    )
+    plan = tmp_path / "plan.json"
+    plan.write_text(RankPlan(workspace.profile.fingerprint).to_json())
+    asked = ["latency", "builtin:iris-mlp", "--plan", str(plan)]
+    assert "unstable" in command(*asked).stdout
+    assert "0.500" not in command(*asked).stdout
+    found = json.loads(command(*asked, "--json").stdout)
+    assert (found["ratio"], found["unstable"], found["iqr"]) == (None, True, 0.3)
+
+
+def test_the_command_needs_something_to_time() -> None:
+    assert command("latency", "builtin:iris-mlp").exit_code == 2

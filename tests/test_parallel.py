@@ -1,0 +1,125 @@
+"""Work in other processes: the same answers in any order, processes that die, and what is said when all of them do."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowrank_core.errors import InvalidModel, WorkersLost
+from lowrank_core.parallel import HERE, Workers, spread
+from lowrank_core.selection import make, problem_of, search
+from lowrank_core.sensitivity import asked, profile
+from lowrank_core.workspace import Workspace, opened_once
+
+IRIS = "builtin:iris-mlp"
+
+
+def threads(ask: int) -> tuple[int, int, int]:
+    return ask * ask, torch.get_num_threads(), os.getpid()
+
+
+def dies_once(ask: tuple[Path, int]) -> int:
+    """The process that meets the third ask is killed, as by the kernel when memory runs out; once."""
+    marker, number = ask
+    if number == 2 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def dies(ask: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ask
+
+
+def fails(ask: int) -> int:
+    raise InvalidModel(f"number {ask} is bad.")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a dask scheduler with two workers in processes of their own."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
+    ) as local:
+        yield local.scheduler_address
+
+
+def where(kind: str, request: pytest.FixtureRequest) -> Workers:
+    return Workers(2) if kind == "processes" else Workers(dask=request.getfixturevalue("cluster"))
+
+
+@pytest.mark.parametrize("kind", ["processes", "dask"])
+def test_other_processes_answer_with_one_thread_each(kind: str, request: pytest.FixtureRequest) -> None:
+    found = dict(spread(threads, range(8), where(kind, request)))
+    assert [found[at][0] for at in range(8)] == [at * at for at in range(8)]
+    assert {answer[1] for answer in found.values()} == {1}
+    assert os.getpid() not in {answer[2] for answer in found.values()}
+
+
+def test_here_it_is_done_in_order_by_this_process() -> None:
+    assert [at for at, _ in spread(threads, range(5), HERE)] == list(range(5))
+    assert {answer[2] for _, answer in spread(threads, range(5), HERE)} == {os.getpid()}
+
+
+@pytest.mark.parametrize("kind", ["processes", "dask"])
+def test_a_process_that_is_killed_costs_nothing_but_time(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    asks = [(tmp_path / "killed", number) for number in range(12)]
+    found = list(spread(dies_once, asks, where(kind, request)))
+    assert (tmp_path / "killed").exists()
+    assert sorted(found) == [(n, n * n) for n in range(12)]
+
+
+def test_processes_that_keep_dying_end_in_one_error() -> None:
+    with pytest.raises(WorkersLost, match=r"died 3 times.*fewer workers"):
+        list(spread(dies, [1, 2], Workers(2)))
+
+
+@pytest.mark.parametrize("kind", ["processes", "dask"])
+def test_an_error_of_the_work_is_raised_here(kind: str, request: pytest.FixtureRequest) -> None:
+    with pytest.raises(InvalidModel, match=r"number \d is bad"):
+        list(spread(fails, [1, 2, 3], where(kind, request)))
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", "tcp://"])
+def test_a_scheduler_that_does_not_answer(address: str) -> None:
+    pytest.importorskip("distributed")
+    with pytest.raises(WorkersLost, match="no dask scheduler answers at"):
+        list(spread(threads, [1], Workers(dask=address)))
+
+
+@pytest.mark.parametrize("kind", ["processes", "dask"])
+def test_points_are_those_of_one_thread_to_the_last_bit(kind: str, request: pytest.FixtureRequest) -> None:
+    workspace, threads = Workspace.open(IRIS), torch.get_num_threads()
+    data = workspace.reference.dataset.pick(slice(0, 64))
+    torch.set_num_threads(1)
+    try:
+        serial = profile(workspace, workspace.correction, asked(workspace), data)
+    finally:
+        torch.set_num_threads(threads)
+    told: list[str] = []
+    fresh = Workspace.open(IRIS)
+    elsewhere = profile(fresh, fresh.correction, asked(fresh), data, workers=where(kind, request), tell=told.append)
+    assert elsewhere == serial
+    assert told[-1].startswith(f"measuring layers: {len(serial)} of {len(serial)} points")
+
+
+def test_a_search_with_workers_finds_the_same_plan() -> None:
+    found = []
+    for workers in (HERE, Workers(2)):
+        workspace = Workspace.open(IRIS)
+        problem = problem_of(workspace, bytes=0.8, workers=workers)
+        *_, answer = search(make("budget", {}), problem)
+        found.append(answer.candidate)
+    assert found[0] == found[1]
+
+
+def test_a_worker_that_opens_other_weights_says_so() -> None:
+    with pytest.raises(InvalidModel, match="opened in a worker has other weights"):
+        opened_once(IRIS, "sha256:other")
