@@ -5,8 +5,9 @@ import json
 import logging
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch.export import Dim
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, open_source
 from lowrank_core.cost import useful_rank
 from lowrank_core.errors import InvalidFile, InvalidModel, LowRankError
-from lowrank_core.exports.safetensors import LOADER, export_checkpoint
+from lowrank_core.exports.safetensors import export_checkpoint, snippets
 from lowrank_core.start import starting_plan
 from tests.test_bad_input import Attack, refused
 
@@ -68,10 +69,12 @@ def test_written_as_a_checkpoint_and_as_a_program(program: Workspace, path: Path
     export_checkpoint(program, plan, tmp_path / "small.safetensors")
     loaded = load_checkpoint(open_source(str(path)).model, tmp_path / "small.safetensors").model
     assert torch.equal(loaded(inputs), compressed(inputs))
-    names: dict[str, object] = {}
-    exec(LOADER, names)
-    alone = names["load_lowrank"](torch.export.unflatten(torch.export.load(path)), str(tmp_path / "small.safetensors"))  # type: ignore[operator]
-    assert torch.equal(alone(inputs), compressed(inputs))
+    (snippet,) = (one for one in snippets(str(path), "small.safetensors") if one.partial is False)
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    names: dict[str, Any] = {}
+    with chdir(tmp_path):
+        exec(snippet.code, names)
+    assert torch.equal(names["model"](inputs), compressed(inputs))
     again = Workspace.open(str(saved(tmp_path / "small.pt2", compressed, torch.rand(2, 1, 8, 8))))
     assert torch.equal(again.model(inputs), compressed(inputs))
     assert sum(p.numel() for p in again.model.parameters()) == sum(p.numel() for p in compressed.parameters())
