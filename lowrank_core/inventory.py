@@ -12,17 +12,21 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lowrank_core.cache import Cache
 from lowrank_core.discover import Layer, Rest, Skipped
 from lowrank_core.errors import InvalidModel
 from lowrank_core.gram import GramMatrix, row_blocks
 from lowrank_core.layers import LayerSpec
-from lowrank_core.weights import StoredTensor, Weights, fingerprint
+from lowrank_core.weights import StoredTensor, Weights, content_hash, fingerprint
 
 METHOD = "svd"
 """Spectra of weights alone are those of the (out, in * window) matrix: other decompositions follow a structure."""
 
 TOLD_BY_NAME = "Tables (Embedding) are told from Linear layers by their names: embed..., wte, wpe."
 NOT_IN_THE_FILE = "Stride, padding and groups of convolutions are not in the file."
+VERSION = 1
+"""Of the way spectra are computed: what another version kept on disk is not used."""
+
 LONGEST_WINDOW = 64
 FINGERPRINTED_BYTES = 2**29
 """Up to this size the fingerprint is computed unasked: about a third of a second."""
@@ -45,6 +49,7 @@ class Inventory:
     rest: Rest
     notices: tuple[str, ...]
     tensors: dict[str, StoredTensor]
+    cache: Cache | None = None
     _kept: dict[str, Tensor] = field(default_factory=dict)
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
@@ -76,13 +81,24 @@ class Inventory:
         with self._turn:
             if name not in self._kept:
                 try:
-                    self._kept[name] = _spectrum(self.tensors[name], cancelled)
+                    self._kept[name] = self._computed(self.tensors[name], cancelled)
                 except InvalidModel as error:
                     raise InvalidModel(f"layer {name!r}: {error}") from error
             return self._kept[name]
 
+    def _computed(self, tensor: StoredTensor, cancelled: Callable[[], bool]) -> Tensor:
+        if self.cache is None:
+            return _spectrum(tensor, cancelled)
+        about = {
+            "what": "spectrum of a stored tensor",
+            "version": [VERSION, torch.__version__],
+            "tensor": content_hash(tensor),
+            "threads": torch.get_num_threads(),
+        }
+        return self.cache.remembered(about, lambda: {"values": _spectrum(tensor, cancelled)})["values"]
 
-def take_stock(weights: Weights) -> Inventory:
+
+def take_stock(weights: Weights, cache: Cache | None = None) -> Inventory:
     """Sort tensors into layers (a matrix or a convolution each, with its bias), what is skipped, and the rest."""
     found = {tensor.name: tensor for tensor in weights.tensors}
     layers: list[Layer] = []
@@ -122,6 +138,7 @@ def take_stock(weights: Weights) -> Inventory:
         ),
         notices=tuple(notices),
         tensors=taken,
+        cache=cache,
     )
 
 

@@ -212,7 +212,7 @@ class Workspace:
 def open_to_look(ref: str, cache: Cache | None = None) -> Workspace | Inventory:
     """A model, or what weights without one tell; raises a LowRankError."""
     found = open_any(ref)
-    return take_stock(found) if isinstance(found, Weights) else Workspace(found, cache)
+    return take_stock(found, cache) if isinstance(found, Weights) else Workspace(found, cache)
 
 
 @lru_cache(maxsize=1)

@@ -148,6 +148,11 @@ model = load_checkpoint(open_source({name!r}).model, {file!r}).model
 
 model = load_lowrank(build_model(), {file!r})
 """
+    if name.endswith(".pt2"):
+        use = f"""import torch
+
+model = load_lowrank(torch.export.unflatten(torch.export.load({name!r})), {file!r})
+"""
     return (
         Snippet("with lowrank_core", short),
         _alone(LOADER, use, partial=False),

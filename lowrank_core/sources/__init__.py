@@ -39,7 +39,7 @@ def register(source: Source) -> Source:
 
 
 def open_source(ref: str) -> Opened:
-    """Open what can be run: `builtin:NAME`, `path/to/model.py`, `package.module`, a folder of `save_pretrained`, ...
+    """Open what can be run: `builtin:NAME`, a Python file, `package.module`, `save_pretrained` folder, .pt2, .onnx.
 
     Raises UnknownModel where nothing goes by that name, InvalidModel or InvalidData where it cannot be used, as weights
     alone cannot.

@@ -17,16 +17,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.unflatten import InterpreterModule, UnflattenedModule
 from torch.utils._pytree import tree_map
 
-from lowrank_core.data import Inputs, batch_size, call
-from lowrank_core.errors import InvalidData, InvalidFile, InvalidModel, UnknownModel
+from lowrank_core.data import Dataset, Inputs, batch_size, call, tensors
+from lowrank_core.errors import InvalidFile, InvalidModel, UnknownModel
 from lowrank_core.model_file import open_module
+from lowrank_core.npz_data import read_npz
 from lowrank_core.opened import Opened
 from lowrank_core.sources import Source, register
 
@@ -35,7 +35,7 @@ FREE_BATCH = "torch.export.export(model, inputs, dynamic_shapes=({0: torch.expor
 
 
 def _open(ref: str) -> Opened:
-    """The program, its example inputs, and arrays of `NAME.npz` beside it as data; without them random inputs."""
+    """The program, its example inputs, and as data the arrays of `NAME.npz` beside it; without them random inputs."""
     path = Path(ref).expanduser().resolve()
     if not path.is_file():
         raise UnknownModel(f"there is no file {ref}.")
@@ -48,7 +48,7 @@ def _open(ref: str) -> Opened:
     module.__doc__ = f"A program of torch.export{'' if beside.is_file() else ', with random inputs'}."
     vars(module).update(build_model=lambda: _model(_load(path), inputs, path), example_inputs=lambda: inputs)
     if beside.is_file():
-        vars(module).update(_data(beside))
+        vars(module).update(_data(beside, inputs, _argument_names(program.module_call_graph)))
         return open_module(module, ref=str(path), name=path.stem)
     vars(module)["eval_data"] = lambda: _random(inputs)
     opened = open_module(module, ref=str(path), name=path.stem)
@@ -137,10 +137,7 @@ def _model(program: ExportedProgram, inputs: Inputs, path: Path) -> nn.Module:
 
 def _name_arguments(model: UnflattenedModule) -> None:
     """Give `forward` the arguments of the network that was exported; without them it could not be exported again."""
-    entry = model.module_call_graph[0].signature
-    assert entry is not None
-    positional, keywords = entry.in_spec.children()
-    names = entry.forward_arg_names or [*(f"input_{n}" for n in range(positional.num_children)), *keywords.context]
+    names = _argument_names(model.module_call_graph)
 
     def forward(self: UnflattenedModule, *args: Any, **kwargs: Any) -> Any:
         return UnflattenedModule.forward(self, *args, **kwargs)  # type: ignore[no-untyped-call]
@@ -149,6 +146,14 @@ def _name_arguments(model: UnflattenedModule) -> None:
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in ("self", *names)])
     vars(forward)["__signature__"] = signature
     model.__class__ = type("Program", (UnflattenedModule,), {"forward": forward})
+
+
+def _argument_names(calls: list[ModuleCallEntry]) -> list[str]:
+    """Of the whole network."""
+    signature = calls[0].signature
+    assert signature is not None
+    positional, keywords = signature.in_spec.children()
+    return signature.forward_arg_names or [*(f"input_{n}" for n in range(positional.num_children)), *keywords.context]
 
 
 def _plain(module: InterpreterModule) -> nn.Module | None:
@@ -299,24 +304,20 @@ def _random_tensor(like: Tensor, shape: tuple[int, ...], generator: torch.Genera
     return ((drawn * deviation + float(like.double().mean())) if deviation > 0 else drawn).to(like.dtype)
 
 
-def _data(path: Path) -> dict[str, Callable[[], tuple[Tensor, Tensor | None]]]:
-    """eval_data from `inputs` and `targets` of an .npz, train_data from `train_inputs` and `train_targets`."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        held = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    except Exception as error:  # numpy's readers raise what they meet
-        raise InvalidData(f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}).") from error
-    if "inputs" not in held or set(held) - {"inputs", "targets", "train_inputs", "train_targets"}:
-        raise InvalidData(
-            f"{path} must hold the arrays inputs and targets, and may hold train_inputs and train_targets, "
-            f"but has {', '.join(sorted(held)) or 'none'}."
-        )
+def _data(path: Path, inputs: Inputs, names: list[str]) -> dict[str, Any]:
+    """eval_data, train_data and metric from the arrays of an .npz, in the types of the example inputs."""
+    found = read_npz(path, names)
+    like = tensors(inputs)
 
-    def pair(prefix: str) -> Callable[[], tuple[Tensor, Tensor | None]]:
-        return lambda: (held[f"{prefix}inputs"], held.get(f"{prefix}targets"))
+    def pair(data: Dataset) -> Callable[[], Dataset]:
+        cast = [array.to(one.dtype) for array, one in zip(tensors(data.inputs), like, strict=True)]
+        given = dict(zip(inputs, cast, strict=True)) if isinstance(inputs, dict) else tuple(cast)
+        return lambda: Dataset(given, data.targets)
 
-    return {"eval_data": pair("")} | ({"train_data": pair("train_")} if "train_inputs" in held else {})
+    functions: dict[str, Any] = {"eval_data": pair(found.eval)}
+    if found.train is not None:
+        functions["train_data"] = pair(found.train)
+    return functions | ({} if found.metric is None else {"metric": found.metric})
 
 
 register(Source("pt2", lambda ref: ref.endswith(".pt2"), _open, "a program of torch.export (.pt2)"))
