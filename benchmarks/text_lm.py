@@ -48,6 +48,14 @@ def told(score: Score) -> str:
     return f"{score.value:.1f} ({score.drop_low:+.1f} to {score.drop_high:+.1f})"
 
 
+def named(choice: Choice | None) -> str:
+    """'58', or 'gate_cp 191' where the method is no SVD."""
+    if choice is None:
+        return "dense"
+    ranks = " x ".join(map(str, choice.rank))
+    return ranks if choice.method.startswith("svd") else f"{choice.method} {ranks}"
+
+
 def measured(workspace: Workspace, candidate: Candidate) -> Score:
     """On all samples, without training."""
     return final_score(workspace.measure(workspace.compress(candidate.plan, candidate.correction), keep=False))
@@ -74,7 +82,7 @@ def table(workspace: Workspace, shares: list[float], epochs: int) -> None:
         for title, layers, plan in plans(workspace, share):
             kept = sum(layer_cost(layer, plan.get(layer.name)).bytes for layer in layers)
             kept /= sum(layer_cost(layer, None).bytes for layer in layers)
-            ranks = ", ".join(str(choice.rank[0]) if (choice := plan.get(x.name)) else "dense" for x in layers)
+            ranks = ", ".join(named(plan.get(layer.name)) for layer in layers)
             candidate = workspace.candidate(plan)
             found = [measured(workspace, Candidate(plan)), measured(workspace, candidate)]
             for settings in (ANSWERS, WORDS):

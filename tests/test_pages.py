@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from lowrank_core.cost import plan_cost
+from lowrank_core.evaluate import Score
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.start import starting_plan
 from lowrank_core.workspace import Workspace
@@ -309,3 +310,13 @@ def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: W
     page.text_input(key="export folder").set_value(str(tmp_path / "missing")).run()
     next(button for button in page.button if button.label == "Write the exported program").click().run()
     assert "there is no folder" in page.error[0].value
+
+
+def test_a_score_that_gets_worse_by_rising_is_told_so():
+    text, digits = Workspace.open("builtin:text-lm"), Workspace.open("builtin:digits-lstm")
+    rise = Score("perplexity", 60.0, 58.0, 369, False, 55.0, 65.0, 2.0, 1.5, 2.75)
+    drop = Score("top-1 accuracy", 0.95, 0.97, 797, True, 0.94, 0.96, 0.02, 0.01, 0.03)
+    assert words.change(text, rise, "against dense") == "+2.00 against dense (95 %: +1.50 to +2.75)"
+    assert words.change(digits, drop, "against dense") == "−2.00 points against dense (95 %: −3.00 to −1.00)"
+    assert [words.loss_title(text), words.loss_title(digits)] == ["Rise", "Drop, points"]
+    assert [words.axis(text), words.axis(digits)] == ["Perplexity, lower is better", "Top-1 accuracy"]
