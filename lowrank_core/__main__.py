@@ -45,7 +45,7 @@ from lowrank_core.latency import (
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import METRICS
 from lowrank_core.parallel import Workers
-from lowrank_core.plan import Choice, PlanFile, RankPlan, read_plan
+from lowrank_core.plan import LARGEST_BYTES, Choice, PlanFile, RankPlan, read_plan
 from lowrank_core.selection import RULES, Problem, problem_of
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
@@ -880,7 +880,8 @@ def points_of(workspace: Workspace) -> Path | None:
 def plan_of(workspace: Workspace, path: Path) -> PlanFile:
     """Read a plan, check it against the model, and warn of ranks that save nothing."""
     try:
-        file = read_plan(path.read_bytes())
+        with path.open("rb") as given:
+            file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow
         if file.correction:
             Correction.from_dict(file.correction)
         for warning in check_plan(workspace.profile, file.plan):

@@ -206,6 +206,32 @@ def test_other_forms_answer_the_same(
     torch.testing.assert_close(reload.run(loaded, Dataset(inputs)), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_tied_layers_are_multiplied_out_together() -> None:
+    """The table and the answers share factors, and after that one weight; each keeps its own bias."""
+    model = filled(Tied()).float()
+    workspace = Workspace(
+        Opened("tied", "tied", "", model, TOKENS, lambda: Dataset(TOKENS), None, lambda dataset: AGREEMENT)
+    )
+    plan = RankPlan.of(workspace.profile.fingerprint, {"table": Choice("svd", (3,))})
+    given = Compressed(workspace.compress(plan), plan)
+    stored = given.stored(workspace, DENSE).model
+    assert stored.head.weight is stored.table.weight
+    torch.testing.assert_close(
+        reload.run(stored, Dataset(TOKENS)), reload.run(given.model, Dataset(TOKENS)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_weight_that_is_computed_has_no_place_for_a_product() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(7, 5)), nn.Linear(5, 4)).eval()
+    inputs = rows(7)
+    workspace = Workspace(
+        Opened("normed", "normed", "", model, inputs, lambda: Dataset(inputs), None, lambda dataset: AGREEMENT)
+    )
+    plan = RankPlan.of(workspace.profile.fingerprint, {"0": Choice("svd", (2,))})
+    with pytest.raises(InvalidModel, match="layer '0' computes its weight from others"):
+        Compressed(workspace.compress(plan), plan).stored(workspace, DENSE)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "pt2", "onnx"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_the_bytes(
