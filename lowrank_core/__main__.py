@@ -53,6 +53,7 @@ from lowrank_core.sensitivity import asked
 from lowrank_core.sensitivity import profile as sensitivity_profile
 from lowrank_core.spectra import effective_rank, rank_for_energy, stable_rank
 from lowrank_core.staircase import as_table, layer_latency, setting_of, staircases
+from lowrank_core.storage import Storage
 from lowrank_core.sweep import Progress, runs, summary
 from lowrank_core.training import Loss, Settings
 from lowrank_core.workspace import Workspace, open_to_look
@@ -70,6 +71,7 @@ COUNTED = (
 CACHE = platformdirs.user_cache_path("rank-explorer")
 """Where factors, measured points and scores are kept, the app's among them."""
 
+DTYPE_NAMES = sorted({dtype for export in EXPORTS.values() for dtype in export.dtypes})
 FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
 
 
@@ -410,22 +412,31 @@ def apply(model: str, plan: Path, out: Path, cached: bool, corrected: bool, comp
 @click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="Kind of file.")
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint to take the weights from; with --plan, both must agree.")
-@click.option("--dense", is_flag=True, help="The network as it is, uncompressed.")
+@click.option("--dense", is_flag=True, help="One weight per layer, the product of its factors; alone: uncompressed.")
+@click.option("--fold-bias", is_flag=True, help="Every Linear as [W b], its input extended by a one.")
+@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 for ONNX alone.")
 def export(
     model: str,
     kind: str,
     plan: Path | None,
     checkpoint: Path | None,
     dense: bool,
+    fold_bias: bool,
+    dtype: str | None,
     out: Path,
     cached: bool,
     corrected: bool,
     compare: bool,
 ) -> Answer:
     """Write a compressed network to a file, reload it in a fresh process and compare."""
-    if dense == bool(plan or checkpoint):
+    if not (dense or plan or checkpoint):
         raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
-    return exported(model, kind, out, plan, checkpoint, cached=cached, corrected=corrected, compare=compare)
+    if dtype is not None and dtype not in EXPORTS[kind].dtypes:
+        raise click.UsageError(f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes)}, but got {dtype}.")
+    storage = Storage(dtype, fold_bias, dense and bool(plan or checkpoint))
+    return exported(
+        model, kind, out, plan, checkpoint, cached=cached, corrected=corrected, compare=compare, storage=storage
+    )
 
 
 def setting(name: str, *names: str) -> Callable[..., Any]:
@@ -960,17 +971,20 @@ def exported(
     cached: bool,
     corrected: bool,
     compare: bool,
+    storage: Storage = Storage(),  # noqa: B008
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
     _check_compare(compare, plan, checkpoint)
     workspace = opened(model, with_data=True, cached=cached)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
+    if storage.told:
+        made = made.stored(workspace, storage)
     score = measured(workspace, made.model)
     compressed = replace(made, score=score)
     found = EXPORTS[kind].write(workspace, compressed, out, lambda step: say(f"{step} ..."))
     text = (
         f"{found.path}: {size(found.bytes)}. Outputs after reloading in a fresh process differ by at most "
-        f"{found.max_abs_diff or 0:.3g}.\n{_told(score, alone=False)}"
+        f"{found.max_abs_diff or 0:.3g}.\n{_told(found.score or score, alone=False)}"
     )
     document = {**asdict(found), "correction": compressed.correction}
     return _compared(workspace, compressed, None, document, text) if compare else (document, text)

@@ -22,6 +22,7 @@ LEVELS = (
     "discover",
     "factors cost model_file inventory",
     "apply calibration sources.*",
+    "storage",
     "correct checkpoint prefix",
     "candidate start training",
     "workspace",

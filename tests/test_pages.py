@@ -292,3 +292,20 @@ def test_spectra_that_take_long_are_announced_and_wait(
     next(button for button in page.button if button.label == "Compute them all").click().run()
     drawn = [element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body]
     assert sum(body.count('<figure class="sm"') for body in drawn) == 60
+
+
+def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: Workspace, tmp_path: Path) -> None:
+    """Half precision of a .pt2, into a folder; a folder that is not there is one clear line."""
+    page = opened("Export")
+    page.button_group(key="format").set_value("pt2").run()
+    page.selectbox(key="dtype pt2").set_value("bfloat16")
+    page.text_input(key="export folder").set_value(str(tmp_path)).run()
+    next(button for button in page.button if button.label == "Write the exported program").click().run()
+    assert not page.error
+    (file,) = tmp_path.iterdir()
+    assert file.suffix == ".pt2"
+    assert "1, 2, 7 and all samples" in text(page)
+    assert str(file.name) in page.success[0].value.replace("\\", "")
+    page.text_input(key="export folder").set_value(str(tmp_path / "missing")).run()
+    next(button for button in page.button if button.label == "Write the exported program").click().run()
+    assert "there is no folder" in page.error[0].value

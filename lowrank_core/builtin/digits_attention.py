@@ -4,10 +4,9 @@ from functools import cache
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from lowrank_core.builtin.samples import Split, stratified_split
+from lowrank_core.builtin.samples import Split, digits, stratified_split
 from lowrank_core.builtin.stored import load_weights, weights_path
 
 DESCRIPTION = "Reads 8 x 8 pixel handwritten digits as eight rows that attend to each other: a two-layer transformer."
@@ -45,9 +44,8 @@ def build_model() -> nn.Module:
 
 @cache
 def _split() -> Split:
-    digits = load_digits()
-    images = (digits.images / 16).astype(np.float32)
-    return stratified_split(images, digits.target.astype(np.int64), TRAIN_SIZE, SEED)
+    images, targets = digits()
+    return stratified_split((images / 16).astype(np.float32), targets, TRAIN_SIZE, SEED)
 
 
 def example_inputs() -> tuple[Tensor, ...]:
