@@ -42,10 +42,14 @@ def fails(ask: int) -> int:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a dask scheduler with two workers in processes of their own."""
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
-    ) as local:
+    distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
+    patient = {"distributed.comm.timeouts.connect": "110s"}  # a busy machine takes long to start its workers
+    with (
+        dask.config.set(patient),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
+        ) as local,
+    ):
         yield local.scheduler_address
 
 

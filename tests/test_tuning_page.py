@@ -373,6 +373,12 @@ def test_old_states_are_tidied_away(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # ---- what is exported -----------------------------------------------------------------------------------------------
 
 
+def written_file(page: AppTest) -> str:
+    """The checkpoint that Export wrote last."""
+    keys = [key for key in page.session_state.filtered_state if key.startswith("written safetensors ")]
+    return page.session_state[keys[-1]][1].path
+
+
 def test_export_takes_the_tuned_weights_and_says_so(opened: Open, workspace: Workspace) -> None:
     page = opened()
     number(page, "Learning rate", 0.02)
@@ -391,7 +397,7 @@ def test_export_takes_the_tuned_weights_and_says_so(opened: Open, workspace: Wor
     assert words.plain(words.verdict(workspace, best.score)) in text(page)
     page = press(page, "Write the checkpoint")
     assert not page.error
-    written = load_checkpoint(workspace.model, page.session_state["written safetensors"][1].path)
+    written = load_checkpoint(workspace.model, written_file(page))
     assert final_score(workspace.measure(written.model)).value == best.score.value
     assert written.provenance["tuned"]["best_epoch"] == best.epoch
     untuned = workspace.compress(asked.candidate.plan, asked.candidate.correction).state_dict()
@@ -400,7 +406,7 @@ def test_export_takes_the_tuned_weights_and_says_so(opened: Open, workspace: Wor
     page = labelled(page, "radio", "Weights").set_value(1).run()
     assert "Download the checkpoint" not in [b.label for b in page.get("download_button")]
     page = press(page, "Write the checkpoint")
-    written = load_checkpoint(workspace.model, page.session_state["written safetensors"][1].path)
+    written = load_checkpoint(workspace.model, written_file(page))
     assert torch.equal(written.model.state_dict()["0.0.weight"], untuned["0.0.weight"])
     assert "tuned" not in written.provenance
 
@@ -424,7 +430,7 @@ def test_a_restart_of_the_server_keeps_the_tuned_weights(opened: Open, workspace
     assert tuning.weights_name(workspace, best) in labelled(page, "radio", "Weights").options[0]
     page = press(page, "Write the checkpoint")
     assert not page.error
-    written = load_checkpoint(workspace.model, page.session_state["written safetensors"][1].path)
+    written = load_checkpoint(workspace.model, written_file(page))
     assert final_score(workspace.measure(written.model)).value == best.score.value
     for path in state._cache().tuning.iterdir():
         path.unlink()
