@@ -3,12 +3,28 @@
 import streamlit as st
 
 from lowrank_core.cost import plan_cost
+from lowrank_core.inventory import Inventory
+from lowrank_core.sources import weights_alone
 from pages.ui import frame, words
+
+
+def weights(stock: Inventory) -> None:
+    """Weights without a model: what they are, and where to look at them."""
+    frame.pick_model()
+    with st.container(horizontal=True, gap="medium"):
+        st.metric("Parameters", words.count(stock.parameters), width="content")
+        st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
+        st.metric("Layers", len(stock.layers), width="content")
+    st.info(words.plain(weights_alone(stock.weights)), icon=":material/info:")
+    frame.link("Model", says="See what is in the file")
+    frame.link("Spectra", says="See the spectra")
+
 
 with frame.page(
     "Rank Explorer",
     "Make a trained network smaller and faster: replace each layer by thinner ones, choose their ranks, and see at "
     "once what that costs and what accuracy it keeps.",
+    weights,
 ) as workspace:
     cost, rest = plan_cost(workspace.profile), workspace.profile.rest
     left, right = st.columns([3, 2], gap="large")
@@ -34,4 +50,7 @@ with frame.page(
         st.code("python -m lowrank_core new my_model.py", language="bash")
         st.markdown("and this opens it here:")
         st.code("streamlit run app.py -- path/to/model.py", language="bash")
-        st.caption("A model file is Python code, so it is opened only from the command line, never from an upload.")
+        st.caption(
+            "A model file is Python code, and a program of torch.export (.pt2) may run some, so they are opened only "
+            "from the command line, never from an upload. Weights alone (.safetensors, .pt): sizes and spectra."
+        )

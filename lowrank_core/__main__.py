@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 import platformdirs
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
@@ -24,13 +24,14 @@ from lowrank_core.check import check as look_over
 from lowrank_core.checkpoint import load_checkpoint
 from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import Cost, break_even, check_plan, dense_cost, layer_cost, plan_cost
-from lowrank_core.discover import Layer
+from lowrank_core.discover import Layer, Skipped
 from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
 from lowrank_core.evaluate import Score, final_score
 from lowrank_core.exports import EXPORTS, Compressed, plain, plan_document, whole_or_nothing
 from lowrank_core.files import write_whole
 from lowrank_core.finetune import Epoch
 from lowrank_core.finetune import told as tuning_of
+from lowrank_core.inventory import METHOD, Inventory, measure_speed, remaining
 from lowrank_core.latency import (
     RUNTIMES,
     LatencyTable,
@@ -44,7 +45,7 @@ from lowrank_core.latency import (
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import METRICS
 from lowrank_core.parallel import Workers
-from lowrank_core.plan import Choice, PlanFile, RankPlan, read_plan
+from lowrank_core.plan import LARGEST_BYTES, Choice, PlanFile, RankPlan, read_plan
 from lowrank_core.selection import RULES, Problem, problem_of
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
@@ -52,9 +53,10 @@ from lowrank_core.sensitivity import asked
 from lowrank_core.sensitivity import profile as sensitivity_profile
 from lowrank_core.spectra import effective_rank, rank_for_energy, stable_rank
 from lowrank_core.staircase import as_table, layer_latency, setting_of, staircases
+from lowrank_core.storage import Storage
 from lowrank_core.sweep import Progress, runs, summary
 from lowrank_core.training import Loss, Settings
-from lowrank_core.workspace import Workspace
+from lowrank_core.workspace import Workspace, open_to_look
 
 Answer = tuple[dict[str, Any], str]
 """What a command found: a JSON object, and the same for people to read."""
@@ -69,6 +71,7 @@ COUNTED = (
 CACHE = platformdirs.user_cache_path("rank-explorer")
 """Where factors, measured points and scores are kept, the app's among them."""
 
+DTYPE_NAMES = sorted({dtype for export in EXPORTS.values() for dtype in export.dtypes})
 FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
 
 
@@ -89,8 +92,10 @@ class NotThere(Refused):
 def cli() -> None:
     """Look at a network, compress it by a rank plan, measure and export it.
 
-    MODEL is builtin:NAME, path/to/model.py, package.module, or a folder written by save_pretrained (with transformers
-    installed; offline, none of its code is run). Exit status: 0 done, 1 refused, 2 wrong usage.
+    MODEL is builtin:NAME, path/to/model.py, package.module, a program of torch.export (.pt2; like a Python file it may
+    run code), or a folder written by save_pretrained (with transformers installed; offline, none of its code is run).
+    layers and spectra also take weights alone: .safetensors, an index or a folder of shards, a state_dict (.pt, .pth).
+    Exit status: 0 done, 1 refused, 2 wrong usage.
     """
 
 
@@ -152,7 +157,9 @@ OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help
 @MODEL
 def layers(model: str) -> Answer:
     """List the layers, what can be done with each, and what each costs."""
-    workspace = opened(model)
+    workspace = looked_at(model)
+    if isinstance(workspace, Inventory):
+        return _stock_listed(workspace)
     profile, total = workspace.profile, plan_cost(workspace.profile)
     document = {
         "name": workspace.name,
@@ -206,7 +213,9 @@ def layers(model: str) -> Answer:
 @CACHED
 def spectra(model: str, names: tuple[str, ...], method: str | None, cached: bool) -> Answer:
     """Show the singular values of each layer."""
-    workspace = opened(model, cached=cached)
+    workspace = looked_at(model, cached=cached)
+    if isinstance(workspace, Inventory):
+        return _stock_spectra(workspace, names, method)
     chosen = [_layer(workspace, name) for name in names] or list(workspace.profile.layers)
     if method is not None:
         fitting = [layer for layer in chosen if METHODS[method].obstacle(layer.spec) is None]
@@ -215,15 +224,22 @@ def spectra(model: str, names: tuple[str, ...], method: str | None, cached: bool
                 if why := METHODS[method].obstacle(layer.spec):
                     raise InvalidPlan(f"layer {layer.name!r}: {method} does not fit, {why}; choose another method.")
         chosen = fitting
+    used = [METHODS[method] if method is not None else layer.methods[0] for layer in chosen]
+    return _spectra(
+        (layer.name, one.name, list(zip(one.axes, workspace.factors(layer.name, one.name).spectra, strict=True)))
+        for layer, one in zip(chosen, used, strict=True)
+    )
+
+
+def _spectra(curves: Iterable[tuple[str, str, list[tuple[str, Tensor]]]]) -> Answer:
+    """(layer, method, spectra by axis) as an answer."""
     found, rows = [], []
-    for layer in chosen:
-        used = METHODS[method] if method is not None else layer.methods[0]
-        axes = list(zip(used.axes, workspace.factors(layer.name, used.name).spectra, strict=True))
+    for name, method, axes in curves:
         first = axes[0][1]
         found.append(
             {
-                "name": layer.name,
-                "method": used.name,
+                "name": name,
+                "method": method,
                 "spectra": [{"axis": axis, "singular_values": sigma.tolist()} for axis, sigma in axes],
                 "effective_rank": effective_rank(first),
                 "stable_rank": stable_rank(first),
@@ -232,7 +248,7 @@ def spectra(model: str, names: tuple[str, ...], method: str | None, cached: bool
         for axis, sigma in axes:
             kept = [str(rank_for_energy(sigma, share)) for share in (0.9, 0.99)]
             about = [f"{effective_rank(sigma):.1f}", f"{stable_rank(sigma):.1f}"]
-            rows.append([layer.name, used.name, axis, str(len(sigma)), f"{float(sigma[0]):.4g}", *about, *kept])
+            rows.append([name, method, axis, str(len(sigma)), f"{float(sigma[0]):.4g}", *about, *kept])
     titles = ["layer", "method", "axis", "ranks", "largest", "effective", "stable", "90 % energy", "99 % energy"]
     text = [
         table(titles, rows),
@@ -241,6 +257,95 @@ def spectra(model: str, names: tuple[str, ...], method: str | None, cached: bool
         "The last two columns: smallest rank that keeps this share of the squared singular values.",
     ]
     return {"layers": found}, "\n".join(text)
+
+
+# ---- weights alone --------------------------------------------------------------------------------------------------
+
+
+def looked_at(ref: str, *, cached: bool = False) -> Workspace | Inventory:
+    """Open a model or weights alone, and say what a person should know about it."""
+    found = open_to_look(ref, Cache(CACHE) if cached else None)
+    for notice in found.notices if isinstance(found, Inventory) else found.opened.notices:
+        say(notice)
+    return found
+
+
+def _stock_listed(stock: Inventory) -> Answer:
+    """What `layers` says of weights alone: sizes; what follows from a structure is null."""
+    document = {
+        "name": stock.weights.name,
+        "fingerprint": stock.fingerprint(),
+        "parameters": stock.parameters,
+        "bytes": stock.bytes,
+        "multiplies": None,
+        "rest": {**asdict(stock.rest), "multiplies": None},
+        "layers": [
+            {
+                "name": layer.name,
+                "type": layer.type,
+                "weight_shape": layer.spec.weight_shape,
+                "weights": layer.spec.weights,
+                "itemsize": layer.itemsize,
+                "parameters": dense_cost(layer).parameters,
+                "bytes": dense_cost(layer).bytes,
+                "multiplies": None,
+                "methods": [
+                    {
+                        "name": METHOD,
+                        "max_rank": METHODS[METHOD].max_rank(layer.spec),
+                        "break_even_bytes": break_even(layer, METHOD, "bytes"),
+                        "break_even_multiplies": None,
+                    }
+                ],
+            }
+            for layer in stock.layers
+        ],
+        "skipped": [asdict(skipped) for skipped in stock.skipped],
+    }
+
+    def row(name: str, kind: str, shape: str, parameters: int, stored: int, ranks: str) -> list[str]:
+        return [name, kind, shape, f"{parameters:,}", size(stored), "unknown", ranks]
+
+    rows = []
+    for layer in stock.layers:
+        cost, shape = dense_cost(layer), "x".join(map(str, layer.spec.weight_shape))
+        ranks = f"{METHOD}: {_rank(break_even(layer, METHOD, 'bytes'))}"
+        rows.append(row(layer.name, layer.type, shape, cost.parameters, cost.bytes, ranks))
+    rows.append(row("everything else", "", "", stock.rest.parameters, stock.rest.bytes, ""))
+    rows.append(row("total", "", "", stock.parameters, stock.bytes, ""))
+    text = [
+        f"{stock.weights.name}, weights without a model",
+        "",
+        table(["layer", "type", "weight", "parameters", "bytes", "multiplies", "ranks that save bytes, up to"], rows),
+    ]
+    if stock.skipped:
+        text += ["", "Left as they are:", table([], [["  " + s.name, s.type, s.reason] for s in stock.skipped])]
+    return document, "\n".join(text)
+
+
+def _stock_spectra(stock: Inventory, names: tuple[str, ...], method: str | None) -> Answer:
+    """Spectra of weights alone, with an estimate of the time before, and what is left on the way."""
+    if method not in (None, METHOD):
+        raise InvalidPlan(f"of weights without a model the spectra are those of {METHOD}; {method} needs a model file.")
+    known = [layer.name for layer in stock.layers]
+    for name in names:
+        if name not in known:
+            raise InvalidPlan(_unknown_layer(name, known, stock.skipped))
+    wanted = list(dict.fromkeys(names)) or known
+    speed, told = measure_speed(), Told()
+    whole = remaining(stock, wanted, speed)
+    say(f"Spectra of {len(wanted)} of {len(known)} layers: about {duration(whole)} (from a 1024 x 1024 matrix here).")
+
+    def curves() -> Iterator[tuple[str, str, list[tuple[str, Tensor]]]]:
+        began = time.monotonic()
+        for done, name in enumerate(wanted):
+            left = remaining(stock, wanted, speed)
+            passed = time.monotonic() - began
+            pace = passed / (whole - left) if done and whole > left else 1.0
+            told(f"{done} of {len(wanted)} layers, about {duration(pace * left)} left: {name}")
+            yield name, METHOD, [("rank", stock.spectrum(name))]
+
+    return _spectra(curves())
 
 
 @command
@@ -307,22 +412,31 @@ def apply(model: str, plan: Path, out: Path, cached: bool, corrected: bool, comp
 @click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="Kind of file.")
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint to take the weights from; with --plan, both must agree.")
-@click.option("--dense", is_flag=True, help="The network as it is, uncompressed.")
+@click.option("--dense", is_flag=True, help="One weight per layer, the product of its factors; alone: uncompressed.")
+@click.option("--fold-bias", is_flag=True, help="Every Linear as [W b], its input extended by a one.")
+@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 for ONNX alone.")
 def export(
     model: str,
     kind: str,
     plan: Path | None,
     checkpoint: Path | None,
     dense: bool,
+    fold_bias: bool,
+    dtype: str | None,
     out: Path,
     cached: bool,
     corrected: bool,
     compare: bool,
 ) -> Answer:
     """Write a compressed network to a file, reload it in a fresh process and compare."""
-    if dense == bool(plan or checkpoint):
+    if not (dense or plan or checkpoint):
         raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
-    return exported(model, kind, out, plan, checkpoint, cached=cached, corrected=corrected, compare=compare)
+    if dtype is not None and dtype not in EXPORTS[kind].dtypes:
+        raise click.UsageError(f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes)}, but got {dtype}.")
+    storage = Storage(dtype, fold_bias, dense and bool(plan or checkpoint))
+    return exported(
+        model, kind, out, plan, checkpoint, cached=cached, corrected=corrected, compare=compare, storage=storage
+    )
 
 
 def setting(name: str, *names: str) -> Callable[..., Any]:
@@ -766,7 +880,8 @@ def points_of(workspace: Workspace) -> Path | None:
 def plan_of(workspace: Workspace, path: Path) -> PlanFile:
     """Read a plan, check it against the model, and warn of ranks that save nothing."""
     try:
-        file = read_plan(path.read_bytes())
+        with path.open("rb") as given:
+            file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow
         if file.correction:
             Correction.from_dict(file.correction)
         for warning in check_plan(workspace.profile, file.plan):
@@ -857,17 +972,20 @@ def exported(
     cached: bool,
     corrected: bool,
     compare: bool,
+    storage: Storage = Storage(),  # noqa: B008
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
     _check_compare(compare, plan, checkpoint)
     workspace = opened(model, with_data=True, cached=cached)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
+    if storage.told:
+        made = made.stored(workspace, storage)
     score = measured(workspace, made.model)
     compressed = replace(made, score=score)
     found = EXPORTS[kind].write(workspace, compressed, out, lambda step: say(f"{step} ..."))
     text = (
         f"{found.path}: {size(found.bytes)}. Outputs after reloading in a fresh process differ by at most "
-        f"{found.max_abs_diff or 0:.3g}.\n{_told(score, alone=False)}"
+        f"{found.max_abs_diff or 0:.3g}.\n{_told(found.score or score, alone=False)}"
     )
     document = {**asdict(found), "correction": compressed.correction}
     return _compared(workspace, compressed, None, document, text) if compare else (document, text)
@@ -918,6 +1036,13 @@ def size(count: float) -> str:
     return f"{amount(count)}B" if count >= 10_000 else f"{count:,.0f} B"
 
 
+def duration(seconds: float) -> str:
+    """'45 s', '23 min', '2.5 h'."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def figures(cost: Cost) -> list[str]:
     """Parameters, bytes and multiplies for people."""
     return [f"{cost.parameters:,}", size(cost.bytes), amount(cost.multiplies)]
@@ -931,13 +1056,18 @@ def _layer(workspace: Workspace, name: str) -> Layer:
     try:
         return workspace.profile.layer(name)
     except KeyError as error:
-        skipped = {s.name: s.reason for s in workspace.profile.skipped}
-        if name in skipped:
-            raise InvalidPlan(f"layer {name!r} cannot be compressed: {skipped[name]}.") from error
         known = [layer.name for layer in workspace.profile.layers]
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(known[:8])}."
-        raise InvalidPlan(f"the model has no layer {name!r}; {hint}") from error
+        raise InvalidPlan(_unknown_layer(name, known, workspace.profile.skipped)) from error
+
+
+def _unknown_layer(name: str, known: list[str], skipped: tuple[Skipped, ...]) -> str:
+    """Why there is no such layer, and which one may be meant."""
+    reasons = {s.name: s.reason for s in skipped}
+    if name in reasons:
+        return f"layer {name!r} cannot be compressed: {reasons[name]}."
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(known[:8])}."
+    return f"the model has no layer {name!r}; {hint}"
 
 
 def _layer_row(layer: Layer) -> list[str]:

@@ -26,6 +26,7 @@ from lowrank_core.errors import InvalidFile, InvalidModel, InvalidPlan
 from lowrank_core.layers import LayerSpec, build_part, sharing
 from lowrank_core.plan import RankPlan, read_plan
 from lowrank_core.recurrent import OPS, Recurrent, arguments, build_recurrent, op_of
+from lowrank_core.storage import BiasFolded
 from lowrank_core.torch_file import read_state_dict
 
 FORMAT = "lowrank-checkpoint/1"
@@ -72,9 +73,14 @@ def write_checkpoint(
     *,
     plan_document: str,
     provenance: dict[str, Any],
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Write the state_dict of a compressed copy and the list of its replaced layers; tied tensors once."""
-    state, ties = _untied(model)
+    """Write the state_dict of a compressed copy and the list of its replaced layers; tied tensors once.
+
+    dtype: what its real parameters are written in. A network whose factors are multiplied out has no replaced layers.
+    """
+    state, ties = _untied(model, dtype)
+    modules = dict(model.named_modules(remove_duplicate=False))
     layers = []
     for name, _ in plan.choices:
         layer = profile.layer(name)
@@ -82,17 +88,22 @@ def write_checkpoint(
             continue
         stages = replacement_stages(layer, plan)
         for each in (layer, *layer.tied):
-            parts = [{"op": stage.op, "args": stage.arguments} for stage in sharing(stages, each.spec)]
-            inside = f"{each.name}.0.weight" in state or f"{each.name}.0.weight" in ties
-            layers.append({"name": each.name if inside else "", "parts": parts})  # "": the network is that one layer
+            place = each.name if each.name in modules else ""  # "": the network is that one layer
+            if isinstance(modules[place], Chain):
+                parts = [{"op": stage.op, "args": stage.arguments} for stage in sharing(stages, each.spec)]
+                layers.append({"name": place, "parts": parts})
     for name, ranks in partial_ranks(profile, plan).items():
         module = module_at(model, name)
         if isinstance(module, Attention):
             part = {"op": KIND, "args": {**attention_arguments(module), "ranks": ranks}}
-        else:
-            assert isinstance(module, Recurrent)
+        elif isinstance(module, Recurrent):
             part = {"op": op_of(module), "args": {**arguments(module), "ranks": ranks}}
+        else:
+            continue
         layers.append({"name": name, "parts": [part]})
+    for name, module in model.named_modules():
+        if isinstance(module, BiasFolded):
+            layers.append({"name": name, "parts": [_PAD, {"op": "Linear", "args": LayerSpec.of(module[1]).arguments}]})
     about = {
         "format": FORMAT,
         "layers": layers,
@@ -101,6 +112,10 @@ def write_checkpoint(
         "provenance": provenance,
     }
     save_file(state, path, metadata={KEY: json.dumps(about, sort_keys=True, ensure_ascii=False, allow_nan=False)})
+
+
+_PAD = {"op": "ConstantPad1d", "args": {"padding": [0, 1], "value": 1.0}}
+"""Extends an input by a one, in front of a weight that holds its bias as last column."""
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
@@ -138,8 +153,9 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     return Checkpoint(compressed, plan.plan, plan.correction or None, about.provenance)
 
 
-def _untied(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _untied(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state_dict with each shared tensor once, contiguous, and the other names of shared tensors."""
+    narrowed = {name for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
     kept: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -152,6 +168,8 @@ def _untied(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             continue
         first[identity] = name
         kept[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if dtype is not None and name in narrowed:
+            kept[name] = kept[name].to(dtype)
     return kept, ties
 
 
@@ -167,13 +185,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
                 return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(KEY)  # noqa: SIM118
         except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
             raise InvalidFile(f"{path} is cut short or damaged ({error}); copy or export it again.") from error
-    if head.startswith(b"PK"):
+    if head.startswith((b"PK", b"\x80")):
         return read_state_dict(path), None
-    if head.startswith(b"\x80"):
-        raise InvalidFile(
-            f"{path} is a plain pickle, which could run code; load it where you trust it and save the weights again "
-            "with torch.save(model.state_dict(), path) of PyTorch 1.6 or newer, or as safetensors."
-        )
     raise InvalidFile(f"{path} is neither safetensors nor a file of torch.save; give a checkpoint or a state_dict.")
 
 
@@ -191,22 +204,29 @@ def _about(metadata: str, path: Path) -> _About:
 
 
 def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tensor], path: Path) -> nn.Module:
-    """A copy with the listed layers in place, their weights on the meta device where they take no memory."""
-    memo: dict[int, Any] = {}
-    for layer in layers:
-        try:
-            old = model.get_submodule(layer.name)
-            parts = [_part(part) for part in layer.parts]
-        except Exception as error:
-            raise InvalidFile(f"{path}: layer {layer.name!r} cannot be rebuilt ({error}).") from error
-        whole = len(parts) == 1 and isinstance(parts[0], Recurrent | Attention)
-        new = parts[0] if whole else Chain(*parts)
-        first = next((name for name, _ in new.named_parameters()), "")
-        like = state.get(f"{layer.name}.{first}".removeprefix("."))
-        if like is None:
-            raise InvalidFile(f"{path}: layer {layer.name!r} is listed, but the file holds no weights for it.")
-        memo[id(old)] = new.to(like.dtype).train(old.training)
-    found: nn.Module = memo[id(model)] if id(model) in memo else copied(model, memo)
+    """A copy with the listed layers in place, their weights on the meta device where they take no memory.
+
+    First those of the network, then those inside of what replaced them.
+    """
+    found = model
+    inside = [layer for layer in layers if layer.parts and layer.parts[0].op == _PAD["op"]]
+    for listed in ([layer for layer in layers if layer not in inside], inside):
+        memo: dict[int, Any] = {}
+        for layer in listed:
+            try:
+                old = found.get_submodule(layer.name)
+                parts = [_part(part) for part in layer.parts]
+                own = next(old.parameters()).dtype
+            except Exception as error:
+                raise InvalidFile(f"{path}: layer {layer.name!r} cannot be rebuilt ({error}).") from error
+            whole = len(parts) == 1 and isinstance(parts[0], Recurrent | Attention)
+            new = parts[0] if whole else Chain(*parts)
+            first = next((name for name, _ in new.named_parameters()), "")
+            if f"{layer.name}.{first}".removeprefix(".") not in state and layer not in inside:
+                raise InvalidFile(f"{path}: layer {layer.name!r} is listed, but the file holds no weights for it.")
+            memo[id(old)] = new.to(own).train(old.training)
+        if memo or found is model:
+            found = memo[id(found)] if id(found) in memo else copied(found, memo)
     return without_fused_paths(found) if layers else found
 
 
@@ -222,6 +242,10 @@ def _part(part: _Part) -> nn.Module:
             raise ValueError(f"the arguments {part.args} are not those of {part.op}")
         _check_chains(recurrent, part.args["ranks"])
         return recurrent
+    if part.op == _PAD["op"]:
+        if part.args != _PAD["args"]:
+            raise ValueError(f"the arguments of {part.op} must be {_PAD['args']}, but got {part.args}")
+        return nn.ConstantPad1d((0, 1), 1.0)
     built = build_part(part.op, part.args, device="meta")
     if LayerSpec.of(built).arguments != part.args:
         raise ValueError(f"the arguments {part.args} are not those of {part.op}")

@@ -35,7 +35,7 @@ def onnx_chain(stages: tuple[LayerSpec, ...], size: Size, batch: int = 1) -> Any
     value, first = "x", stages[0]
     for i, stage in enumerate(stages):
         scale = 1 / max(1, stage.fan_in) ** 0.5
-        shape = stage.weight_shape if stage.kernel or stage.table else stage.weight_shape[::-1]
+        shape = stage.weight_shape if stage.kernel or stage.table or stage.transposed else stage.weight_shape[::-1]
         weight = constant(f"w{i}", (scale * random.standard_normal(shape)).astype(np.float32))
         bias = [constant(f"b{i}", np.zeros(stage.out_channels, np.float32))] if stage.bias else []
         if stage.table:
@@ -51,6 +51,21 @@ def onnx_chain(stages: tuple[LayerSpec, ...], size: Size, batch: int = 1) -> Any
                 attributes["output_padding"] = stage.output_padding
             op = "ConvTranspose" if stage.transposed else "Conv"
             value = node(op, [value, weight, *bias], f"y{i}", pads=[*before, *after], **attributes)
+        elif stage.groups > 1 or stage.copies > 1:
+            parts, outputs = stage.groups * stage.copies, stage.out_channels
+            split = [batch, *size, parts, 1, -1] if stage.groups > 1 else [batch, *size, -1, parts]
+            value = node("Reshape", [value, constant(f"s{i}", np.array(split, np.int64))], f"split{i}")
+            if stage.groups > 1:  # (parts, 1, in) times (parts, in, out)
+                apart = constant(f"a{i}", np.array([stage.fan_in, parts, outputs // parts], np.int64))
+                weight = node("Reshape", [weight, apart], f"apart{i}")
+                weight = node("Transpose", [weight], f"each{i}", perm=[1, 0, 2])
+            else:
+                order = [*range(1 + len(size)), 2 + len(size), 1 + len(size)]
+                value = node("Transpose", [value], f"turned{i}", perm=order)
+            value = node("MatMul", [value, weight], f"m{i}")
+            value = node("Reshape", [value, constant(f"j{i}", np.array([batch, *size, outputs], np.int64))], f"y{i}")
+            if bias:
+                value = node("Add", [value, *bias], f"z{i}")
         elif len(size) == 0:
             value = node("Gemm", [value, weight, *bias], f"y{i}")
         else:

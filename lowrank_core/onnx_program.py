@@ -9,20 +9,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
-from lowrank_core.data import Inputs, batch_size, call, evaluating
-from lowrank_core.errors import InvalidModel
+from lowrank_core.data import Inputs, batch_size, call, evaluating, tensors
+from lowrank_core.errors import InvalidFile, InvalidModel
 
 if TYPE_CHECKING:
     import onnx
 
 _NETWORK = "network"
+_TORCH = str(Path(torch.__file__).parent)
+_LAYERS = str(Path(nn.__file__).parent)
 
 
 def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
@@ -34,22 +38,29 @@ def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     inputs = _two_or_more(inputs)
     kwargs = inputs if isinstance(inputs, dict) else {}
     args = () if kwargs else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    free: Any = tree_map(lambda leaf: {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) else None, kwargs or args)
+    free: Any = ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in tensors(inputs):
+        free[tensor] = {0: Dim.DYNAMIC}
     try:
-        with evaluating(model), _quiet(), _plain_attention():
-            return torch.export.export(model, args, kwargs, dynamic_shapes=free)
+        with evaluating(model), quiet(), _plain_attention():
+            traced = torch.export.export(model, args, kwargs, dynamic_shapes=free)
     except Exception as error:
         raise InvalidModel(
             f"the network cannot be exported as a graph: {_place(model, error)}{_short(error)}; a checkpoint "
             "(safetensors) holds it all the same."
         ) from error
+    traced.example_inputs = None  # nobody's samples are written
+    for part in traced.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # nor the paths of this machine
+    return traced
 
 
-def onnx_program(model: nn.Module, inputs: Inputs) -> onnx.ModelProto:
+def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> onnx.ModelProto:
     """The network as ONNX, in memory, with a free batch axis; weights keep their names.
 
     Inputs are called "input" (a tensor), "input_0", "input_1" ... (a tuple) or by the keys of a dict; the output,
-    "output", is the tensor that `data.call` takes.
+    "output", is the tensor that `data.call` takes. optimize: fold constants and BatchNorm; runtimes do so in any case.
     Raises InvalidModel with the layer and the operator where the network cannot be exported.
     """
     names = ["input"]
@@ -59,9 +70,15 @@ def onnx_program(model: nn.Module, inputs: Inputs) -> onnx.ModelProto:
         names = [f"input_{number}" for number in range(len(inputs))]
     traced = exported_program(_OneOutput(model), (inputs,))
     try:
-        with _quiet():
+        with quiet():
             made = torch.onnx.export(
-                traced, dynamo=True, verbose=False, external_data=False, input_names=names, output_names=["output"]
+                traced,
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                optimize=optimize,
+                input_names=names,
+                output_names=["output"],
             )
         assert made is not None
     except Exception as error:
@@ -78,6 +95,33 @@ def onnx_program(model: nn.Module, inputs: Inputs) -> onnx.ModelProto:
         if axes and axes[0].dim_param:
             axes[0].dim_param = "batch"
     return proto
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file, or its bytes, run by onnxruntime and called as the network was that it was made from."""
+
+    def __init__(self, model: str | bytes) -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes are many, and none has a common parent
+            raise InvalidFile(f"onnxruntime cannot open it: {_short(error)}.") from error
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxNetwork:
+        """Itself: a session keeps nothing between two calls."""
+        return self
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """The output named "output", or the first."""
+        taken = [given.name for given in self._session.get_inputs()]
+        named = kwargs or dict(zip(taken, args, strict=True))
+        feed = {name: named[name].detach().cpu().numpy() for name in taken}
+        return torch.from_numpy(self._session.run(None, feed)[0])
 
 
 class _OneOutput(nn.Module):
@@ -99,7 +143,7 @@ def _two_or_more(inputs: Inputs) -> Inputs:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No log lines, no warnings, no graphs on stderr: the exporters give dozens that no user can act on."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -135,7 +179,9 @@ def _place(model: nn.Module, error: Exception) -> str:
         for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
             receiver = frame.f_locals.get((*frame.f_code.co_varnames, "")[0])
             module = names.get(id(receiver))
-            if module is None or frame.f_code.co_filename in (nn.modules.module.__file__, __file__):
+            file = frame.f_code.co_filename
+            machinery = file.startswith(_TORCH) and not file.startswith(_LAYERS)
+            if module is None or machinery or file in (nn.modules.module.__file__, __file__):
                 continue
             source = traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name).line or "?"
             module = _own_name(module)

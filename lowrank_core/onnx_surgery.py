@@ -53,7 +53,8 @@ def compressed_onnx(
     proto = read_onnx(path)
     if fingerprint(build(proto)) != workspace.profile.fingerprint:
         raise InvalidFile(f"{path} has changed since it was opened; open it again.")
-    _Surgeon(proto, dense, model, dict(plan.choices).keys()).operate()
+    chosen = [workspace.profile.layer(name) for name, _ in plan.choices]
+    _Surgeon(proto, dense, model, {each.name for layer in chosen for each in (layer, *layer.tied)}).operate()
     known = {entry.key: entry.value for entry in proto.metadata_props}
     onnx.helper.set_model_props(proto, known | dict(properties or {}))
     if proto.ByteSize() < 2**31:
@@ -64,14 +65,17 @@ def compressed_onnx(
 class _Surgeon:
     """Works on one graph, in place."""
 
-    def __init__(self, proto: Any, dense: OnnxGraph, model: nn.Module, chosen: Any) -> None:
-        self.graph, self.dense, self.model, self.chosen = proto.graph, dense, model, set(chosen)
+    def __init__(self, proto: Any, dense: OnnxGraph, model: nn.Module, chosen: set[str]) -> None:
+        self.graph, self.dense, self.model, self.chosen = proto.graph, dense, model, chosen
         self.nodes = {_key(node): node for node in self.graph.node}
         self.stored = {tensor.name: tensor for tensor in self.graph.initializer}
         self.uses = Counter(name for node in self.graph.node for name in node.input)
         self.taken = {name for node in self.graph.node for name in (*node.input, *node.output, node.name)}
         self.taken |= {value.name for value in (*self.graph.initializer, *self.graph.input, *self.graph.output)}
         self.written: dict[tuple[str, str], str] = {}  # (module, tensor in it) -> name of what holds it
+        self.homes: dict[int, str] = {}  # of a tensor that several modules share: where it is stored
+        parameters = [p for m in model.modules() for p in m.parameters(recurse=False)]
+        self.shared = {key for key, count in Counter(map(id, parameters)).items() if count > 1}
 
     def operate(self) -> None:
         """Replace the nodes of the plan, write what else has changed, and remove what nothing needs any more."""
@@ -150,10 +154,17 @@ class _Surgeon:
             yield helper.make_node(op, inputs, [y], name=name, kernel_shape=spec.kernel, **window)
         elif site.op == "Gemm":
             inputs = [x, self._stored(path, "weight", weight), *([bias] if bias else [])]
-            yield helper.make_node("Gemm", inputs, [y], name=name, transB=1)
+            yield helper.make_node("Gemm", inputs, [y], name=name, transB=int(not spec.transposed))
         else:
             product = self._name(f"{y}.product") if bias else y
-            flipped = self._stored(path, "weight", weight.T)
+            if spec.transposed:
+                flipped = self._stored(path, "weight", weight)
+            elif id(weight) in self.shared:  # stored once, as the others need it
+                flipped = self._name(f"{path}.flipped")
+                held = self._stored(path, "weight", weight)
+                yield helper.make_node("Transpose", [held], [flipped], name=self._name(f"{name}.flip"), perm=[1, 0])
+            else:
+                flipped = self._stored(path, "weight", weight.T)
             yield helper.make_node("MatMul", [x, flipped], [product], name=name)
             if bias:
                 yield helper.make_node("Add", [product, bias], [y], name=self._name(f"{name}.bias"))
@@ -187,6 +198,7 @@ class _Surgeon:
 
     def _stored(self, path: str, name: str, value: Tensor) -> str:
         """The name of an initializer that holds this tensor of a module; the module may be at several places."""
+        path = self.homes.setdefault(id(value), path) if id(value) in self.shared else path
         if (path, name) not in self.written:
             self.written[path, name] = self._name(f"{path}.{name}")
             self._store(self.written[path, name], value)

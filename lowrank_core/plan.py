@@ -139,9 +139,7 @@ def read_plan(text: str | bytes) -> PlanFile:
     """
     raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(raw) > LARGEST_BYTES:
-        raise InvalidPlan(
-            f"a plan file is at most {LARGEST_BYTES >> 20} MB, but got {len(raw) >> 20} MB; this is no plan."
-        )
+        raise InvalidPlan(f"a plan file is at most {LARGEST_BYTES >> 20} MB, but this is larger; it is no plan.")
     try:
         header = msgspec.json.decode(raw, type=_Header)
         if header.format != FORMAT:

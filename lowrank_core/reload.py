@@ -1,4 +1,4 @@
-"""Prove that a checkpoint can be used: load it in a fresh process, run stored inputs, return the outputs."""
+"""Prove that a file can be used: load it in a fresh process, run stored inputs there, compare the outputs."""
 
 from __future__ import annotations
 
@@ -6,37 +6,70 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lowrank_core.checkpoint import load_checkpoint
-from lowrank_core.data import Dataset, Inputs
+from lowrank_core.data import Dataset, Inputs, batch_size, call
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.evaluate import run
+from lowrank_core.onnx_program import OnnxNetwork, quiet
 from lowrank_core.sources import open_source
 
+BATCHES = (1, 2, 7)
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from lowrank_core.reload import main; main(sys.argv[2])"
 )
 
 
-def outputs_in_fresh_process(ref: str, checkpoint: Path, inputs: Inputs) -> Tensor:
-    """What a new Python process computes that opens the model, loads the checkpoint and runs the inputs.
+def largest_difference(
+    kind: str, ref: str, written: Path, network: nn.Module, inputs: Inputs, *, tolerance: float, name: str
+) -> float:
+    """Largest distance of any output of a written file, read in a fresh process, from those of the network.
+
+    kind: a key of READERS. Compared on all the inputs at once and, but for checkpoints, in batches of 1, 2 and 7.
+    tolerance is relative to the largest output; name is what the file is called in messages.
+    Raises InvalidFile where the file cannot be used or answers otherwise.
+    """
+    batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size) for size in BATCHES)]
+    try:
+        found = outputs_in_fresh_process(kind, ref, written, batches)
+    except InvalidFile as error:
+        raise InvalidFile(f"{name} was not saved: {str(error).replace(str(written.resolve()), name)}") from error
+    largest = 0.0
+    for given, theirs in zip(batches, found, strict=True):
+        ours = run(network, Dataset(given))
+        same = ours.shape == theirs.shape and ours.numel() > 0
+        apart = float((ours.double() - theirs.double()).abs().max()) if same else float("nan")
+        if not apart <= tolerance * float(ours.double().abs().max()):
+            raise InvalidFile(
+                f"{name} was not saved: outputs after reloading must be those of the measured network, but differ by "
+                f"{apart:.3g} in a batch of {batch_size(given)}; a build_model() that is random or reads other files "
+                "would do that."
+            )
+        largest = max(largest, apart)
+    return largest
+
+
+def outputs_in_fresh_process(kind: str, ref: str, written: Path, batches: list[Inputs]) -> list[Tensor]:
+    """What a new Python process computes that loads the file and runs each batch of inputs.
 
     Raises InvalidFile with the reason where it fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(inputs, Path(folder, "inputs.pt"))
-        request = {"ref": ref, "checkpoint": str(checkpoint.resolve()), "threads": torch.get_num_threads()}
+        torch.save(batches, Path(folder, "inputs.pt"))
+        request = {"kind": kind, "ref": ref, "file": str(written.resolve()), "threads": torch.get_num_threads()}
         Path(folder, "request.json").write_text(json.dumps(request))
         command = [sys.executable, "-c", _START, json.dumps(sys.path), folder]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
             raise InvalidFile(f"a fresh process could not use it: {lines[-1].strip()}")
-        outputs: Tensor = torch.load(Path(folder, "outputs.pt"), weights_only=True)
+        outputs: list[Tensor] = torch.load(Path(folder, "outputs.pt"), weights_only=True)
         return outputs
 
 
@@ -45,8 +78,38 @@ def main(folder: str) -> None:
     request = json.loads(Path(folder, "request.json").read_text())
     torch.set_num_threads(request["threads"])
     try:
-        model = load_checkpoint(open_source(request["ref"]).model, request["checkpoint"]).model
-        inputs = torch.load(Path(folder, "inputs.pt"), weights_only=True)
-        torch.save(run(model, Dataset(inputs)).clone(), Path(folder, "outputs.pt"))
+        outputs = READERS[request["kind"]](request["ref"], request["file"])
+        batches = torch.load(Path(folder, "inputs.pt"), weights_only=True)
+        torch.save([outputs(inputs).clone() for inputs in batches], Path(folder, "outputs.pt"))
     except LowRankError as error:
         sys.exit(" ".join(str(error).split()))
+
+
+def _checkpoint(ref: str, file: str) -> Callable[[Inputs], Tensor]:
+    model = load_checkpoint(open_source(ref).model, file).model
+    return lambda inputs: run(model, Dataset(inputs))
+
+
+def _graph(ref: str, file: str) -> Callable[[Inputs], Tensor]:
+    with quiet(), open(file, "rb") as opened:
+        model = torch.export.load(opened).module()
+    return torch.no_grad()(lambda inputs: call(model, inputs))
+
+
+def _onnx(ref: str, file: str) -> Callable[[Inputs], Tensor]:
+    model = OnnxNetwork(file)
+    return lambda inputs: call(model, inputs)
+
+
+READERS: dict[str, Callable[[str, str], Callable[[Inputs], Tensor]]] = {
+    "safetensors": _checkpoint,
+    "pt2": _graph,
+    "onnx": _onnx,
+}
+"""How the fresh process reads each kind of file, given the reference of the model and the path."""
+
+
+def _batch(inputs: Inputs, size: int) -> Inputs:
+    """The first samples, over and over where there are too few."""
+    index = torch.arange(size) % batch_size(inputs)
+    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, inputs)

@@ -21,7 +21,7 @@ from torch import Tensor
 from lowrank_core.errors import InvalidFile
 
 ADVICE = "save the weights alone: torch.save(model.state_dict(), path), or as safetensors"
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict", "ema")
 _PREFIXES = ("module.", "_orig_mod.")
 _REBUILDS = {"_rebuild_tensor_v2", "_rebuild_parameter"}
 _OPCODES = re.compile(
@@ -37,6 +37,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises InvalidFile for anything else, above all for pickles that could run code and files that claim more than
     they hold.
     """
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The same, and whole sentences about what was taken, what was left out and which prefix was stripped."""
+    with path.open("rb") as file:
+        if file.read(1) == b"\x80":
+            raise InvalidFile(
+                f"{path} is a plain pickle, which could run code; load it where you trust it and save the weights "
+                "again with torch.save(model.state_dict(), path) of PyTorch 1.6 or newer, or as safetensors."
+            )
     sizes = _member_sizes(path)
     try:
         raw = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
@@ -175,20 +186,27 @@ def _first(data: object, *_: object) -> object:
     return data
 
 
-def _state_dict(found: object, path: Path) -> dict[str, Tensor]:
-    """The state_dict itself, or the one under the usual key of a training checkpoint."""
-    if isinstance(found, dict):
-        for key in _WRAPPERS:
-            if isinstance(found.get(key), dict):
-                found = found[key]
-                break
+def _state_dict(found: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state_dict itself, or the one under the usual key of a training checkpoint, and what there is to say."""
+    notices = []
+    for _ in _WRAPPERS:  # an "ema" may hold a "state_dict" of its own
+        key = next((k for k in _WRAPPERS if isinstance(found, dict) and isinstance(found.get(k), dict)), None)
+        if key is None:
+            break
+        assert isinstance(found, dict)
+        left = [str(name)[:80] for name in found if name != key]
+        notices.append(f"The weights under {key!r} are taken" + (f"; {_few(left)} left out." if left else "."))
+        found = found[key]
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        what = (
-            f"a dict with {', '.join(map(repr, list(found)[:5]))}" if isinstance(found, dict) else type(found).__name__
-        )
+        what = f"a dict with {_few(list(map(repr, found)))}" if isinstance(found, dict) else type(found).__name__
         raise InvalidFile(f"{path} must hold a state_dict (names and tensors), but got {what}; {ADVICE}.")
     state = {str(name): value for name, value in found.items()}
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+            notices.append(f"The prefix {prefix!r} of every name is left off.")
+    return state, tuple(notices)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -20,11 +20,13 @@ from lowrank_core.discover import ModelProfile, discover
 from lowrank_core.errors import InvalidModel
 from lowrank_core.evaluate import Reference, Score, evaluate
 from lowrank_core.factors import FactorStore
+from lowrank_core.inventory import Inventory, take_stock
 from lowrank_core.metrics import Metric
 from lowrank_core.opened import Opened, sorted_by_class
 from lowrank_core.plan import PlanFile, RankPlan
 from lowrank_core.prefix import PrefixStore
-from lowrank_core.sources import open_source
+from lowrank_core.sources import open_any, open_source
+from lowrank_core.weights import Weights
 
 
 class Workspace:
@@ -205,6 +207,12 @@ class Workspace:
             return float(self.opened.evaluate(model))
         except Exception as error:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
+
+
+def open_to_look(ref: str, cache: Cache | None = None) -> Workspace | Inventory:
+    """A model, or what weights without one tell; raises a LowRankError."""
+    found = open_any(ref)
+    return take_stock(found, cache) if isinstance(found, Weights) else Workspace(found, cache)
 
 
 @lru_cache(maxsize=1)

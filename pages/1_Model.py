@@ -6,9 +6,16 @@ import pandas as pd
 import streamlit as st
 
 from lowrank_core.cost import plan_cost
+from lowrank_core.discover import Layer
+from lowrank_core.inventory import Inventory
+from lowrank_core.sources import weights_alone
 from pages.ui import charts, frame, tables, words
 
+MANY = 40
+
 COLUMNS = {
+    "Block": st.column_config.TextColumn(pinned=True),
+    "Layers": st.column_config.NumberColumn(),
     "Layer": st.column_config.TextColumn(pinned=True),
     "Weight": st.column_config.TextColumn(help="Shape of the weight: outputs × inputs × kernel."),
     "Input": st.column_config.TextColumn(help="Extent of the input: height × width, or tokens; – for a single vector."),
@@ -31,9 +38,35 @@ def table(rows: list[dict[str, Any]]) -> None:
     st.dataframe(pd.DataFrame(rows), column_config=COLUMNS, hide_index=True, height=height)
 
 
+def by_block(layers: tuple[Layer, ...], *, called: bool = True) -> None:
+    """Many layers, summed up by block."""
+    if len(layers) > MANY:
+        st.header("Blocks", anchor=False)
+        table(tables.blocks(layers, called=called))
+
+
+def weights(stock: Inventory) -> None:
+    """What names and shapes tell of weights without a model."""
+    with st.container(horizontal=True, gap="large"):
+        st.metric("Parameters", words.count(stock.parameters), width="content")
+        st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
+        st.metric("Layers", len(stock.layers), width="content")
+    st.info(words.plain(weights_alone(stock.weights)), icon=":material/info:")
+    for notice in stock.notices:
+        st.caption(f":material/info: {words.plain(notice)}")
+    by_block(stock.layers, called=False)
+    st.header("Layers", anchor=False)
+    table(tables.weights(stock))
+    if stock.skipped:
+        st.header("Left as it is", anchor=False)
+        table([{"Tensor": s.name, "Type": s.type, "Why": s.reason} for s in stock.skipped])
+    frame.link("Spectra", says="See the spectra")
+
+
 with frame.page(
     "Model",
     "Find the layers that cost most: there a smaller rank pays. Then see in the spectra how far each can shrink.",
+    weights,
 ) as workspace:
     profile = workspace.profile
     cost = plan_cost(profile)
@@ -46,6 +79,7 @@ with frame.page(
     st.header("Where the cost is", anchor=False)
     st.plotly_chart(charts.cost_shares(tables.cost_shares(profile)), alt="Share of multiplies and bytes by layer")
 
+    by_block(profile.layers)
     st.header("Layers that can be compressed", anchor=False)
     table(tables.layer_costs(profile))
 

@@ -1,6 +1,7 @@
 """Export: what the plan costs and keeps, its files and the lines that load them; and a plan opened from a file."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
@@ -8,12 +9,16 @@ import streamlit as st
 from lowrank_core.candidate import Candidate
 from lowrank_core.cost import check_plan, plan_cost
 from lowrank_core.errors import LowRankError
-from lowrank_core.evaluate import Score
-from lowrank_core.exports import EXPORTS, Compressed, Export, plan_document
+from lowrank_core.evaluate import Score, final_score
+from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, plan_document
 from lowrank_core.plan import LARGEST_BYTES, RankPlan, read_plan
+from lowrank_core.storage import Storage
 from lowrank_core.workspace import Workspace
 from pages.ui import frame, state, tuning, words
 from pages.ui.tuning import Tuned
+
+ORDER = ("safetensors", "pt2", "onnx", "bundle")
+LARGEST_DOWNLOAD = 200 * 2**20
 
 
 def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
@@ -98,32 +103,90 @@ def taken(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> Compress
     return as_measured(workspace, state.candidate(workspace, plan), measured(workspace))
 
 
+def noun(export: Export) -> str:
+    """What a kind of file is called in a sentence."""
+    first = export.label.split(" (")[0]
+    return first if first[:2].isupper() else first[0].lower() + first[1:]
+
+
+def storage_form(export: Export) -> Storage:
+    """How the weights are stored."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        dtype = st.selectbox(
+            "Weights stored in",
+            ("", *export.dtypes),
+            format_func=lambda dtype: dtype or "their own type",
+            key=f"dtype {export.name}",
+            help="Half precision is widened again when the file is loaded. int8 also quantises what flows between "
+            "layers, with ranges from the calibration samples. The score below is that of what is stored.",
+            width=180,
+        )
+        fold = st.toggle(
+            "Fold biases into weights",
+            key="fold bias",
+            help="Every Linear becomes [W b] and its input is extended by a one, for hardware without biases.",
+        )
+        dense = st.toggle(
+            "Multiply the factors out",
+            key="multiply out",
+            help="One weight per layer again, in the original architecture: for programs that know only that. "
+            "It saves nothing; it shows what the compressed network answers.",
+        )
+    return Storage(dtype or None, fold, dense)
+
+
 def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: Export, file: str) -> None:
-    """Write a file, checked in a fresh process, then offer it for download."""
-    noun = export.label.split(" (")[0].lower()
+    """Write a file, checked in a fresh process, into a folder or for a download."""
     wanted = tuned or state.candidate(workspace, plan)
     if tuned is not None:
         st.caption(f"Holds the **tuned** weights: {words.plain(tuning.weights_name(workspace, tuned))}.")
-    if st.button(f"Write the {noun}", icon=":material/build:", key=f"write {export.name}"):
-        with st.status("Measuring", expanded=False) as status:
-            target = state.export_folder() / file
-            found = export.write(
-                workspace,
-                taken(workspace, plan, tuned),
-                target,
-                lambda step: status.update(label=step.capitalize()),
-            )
-            state.keep_written(export.name, wanted, found)
-        st.rerun()
-    written = state.written(export.name, wanted)
-    if written is None:
-        return
-    st.markdown(
-        f"`{file}`, {words.count(written.bytes, 'B')}. Reloaded in a fresh process, its outputs differ by "
-        f"**{written.max_abs_diff:.3g}** at most."
+    storage = storage_form(export)
+    given = st.text_input(
+        "Folder on this machine",
+        key="export folder",
+        placeholder="empty: offered for download",
+        help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD >> 20} MB a folder is needed.",
     )
+    folder = Path(given).expanduser() if given else state.export_folder()
+    key = f"{export.name} {storage} {folder}"
+    if st.button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}"):
+        try:
+            with st.status("Measuring", expanded=False) as status:
+                network = taken(workspace, plan, tuned)
+                if storage.told:
+                    network = network.stored(workspace, storage)
+                    if storage.dtype != "int8":
+                        network = replace(network, score=final_score(workspace.measure(network.model)))
+                found = export.write(
+                    workspace, network, folder / file, lambda step: status.update(label=step.capitalize())
+                )
+        except LowRankError as error:
+            st.error(words.plain(str(error)), icon=":material/error:")
+            return
+        state.keep_written(key, wanted, found)
+        st.rerun()
+    written = state.written(key, wanted)
+    if written is not None and Path(written.path).is_file():
+        report(workspace, plan, export, written, file, kept=bool(given))
+
+
+def report(workspace: Workspace, plan: RankPlan, export: Export, written: Exported, file: str, *, kept: bool) -> None:
+    """What was verified, and the file."""
+    board = plan_cost(workspace.profile, plan).bytes
+    rows = [
+        ("Size", f"{words.count(written.bytes, 'B')}; the board shows {words.count(board, 'B')} of weights"),
+        ("Reloaded", f"in a fresh process; outputs differ by **{written.max_abs_diff or 0:.3g}** at most"),
+    ]
+    if export.name != "safetensors":
+        rows.append(("Batch sizes", "1, 2, 7 and all samples at once"))
+    if written.score is not None:
+        rows.append(("Score", words.plain(words.verdict(workspace, written.score))))
+    st.markdown("| Verified | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows))
+    if kept or written.bytes > LARGEST_DOWNLOAD:
+        st.success(words.plain(f"Written to {written.path}"), icon=":material/folder:")
+        return
     st.download_button(
-        f"Download the {noun}",
+        f"Download the {noun(export)}",
         Path(written.path).read_bytes,
         file,
         "application/octet-stream",
@@ -173,23 +236,26 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
 
 with frame.page(
     "Export",
-    "Take the plan and the compressed weights with you: write the checkpoint, download it, and load it with the lines "
-    "below.",
+    "Take the plan and the compressed network with you: write a file, tried before it counts as saved, and load "
+    "it with the lines below.",
 ) as workspace:
     plan = state.plan(workspace)
     tuned = weights(workspace, plan)
     name = re.sub(r"[^\w.-]+", "-", workspace.name)
     summary(workspace, plan, tuned)
-    for export in sorted(EXPORTS.values(), key=lambda export: export.name != "plan"):
-        st.header(export.label, anchor=False)
-        if export.name == "plan":
-            plan_file(workspace, plan, f"{name}-plan{export.suffix}")
-            if tuned is not None:
-                st.caption("A plan holds ranks, not weights: opened elsewhere, its factors start **untrained**.")
-            loading(workspace, plan, export, f"{name}-plan{export.suffix}")
-        else:
-            file = f"{name}-{'lowrank' if tuned is None else 'tuned'}{export.suffix}"
-            artefact(workspace, plan, tuned, export, file)
-            loading(workspace, plan, export, file)
+    st.header(EXPORTS["plan"].label, anchor=False)
+    plan_file(workspace, plan, f"{name}-plan.json")
+    if tuned is not None:
+        st.caption("A plan holds ranks, not weights: opened elsewhere, its factors start **untrained**.")
+    loading(workspace, plan, EXPORTS["plan"], f"{name}-plan.json")
+    st.header("Compressed network", anchor=False)
+    kinds = sorted((kind for kind in EXPORTS if kind != "plan"), key=lambda kind: (*ORDER, kind).index(kind))
+    kind = st.segmented_control(
+        "Format", kinds, default=kinds[0], format_func=lambda kind: EXPORTS[kind].label, required=True, key="format"
+    )
+    export = EXPORTS[kind]
+    file = f"{name}-{'lowrank' if tuned is None else 'tuned'}{export.suffix}"
+    artefact(workspace, plan, tuned, export, file)
+    loading(workspace, plan, export, file)
     st.header("Open a plan", anchor=False)
     upload(workspace, plan)

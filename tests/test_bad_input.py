@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import pickle
 import re
+import resource
 import struct
 import subprocess
 import sys
@@ -266,6 +268,38 @@ def test_a_file_that_is_no_plan(content: bytes, model: Path, tmp_path: Path) -> 
     path = tmp_path / "plan.json"
     path.write_bytes(content)
     refused("cost", model, "--plan", path)
+
+
+def test_a_plan_that_is_nested_without_end(workspace: Workspace, tmp_path: Path) -> None:
+    """Well-formed, ten thousand deep, where anything may stand."""
+    path = tmp_path / "plan.json"
+    deep = '{"a":' * 10_000 + "1" + "}" * 10_000
+    plan = RankPlan(workspace.profile.fingerprint).to_json()
+    path.write_text(plan.replace('"provenance": {}', f'"provenance": {deep}'))
+    assert "not a valid plan file" in refused("cost", workspace.opened.ref, "--plan", path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory limits as Linux has them")
+def test_a_plan_of_200_mb_is_not_read(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.touch()
+    os.truncate(path, 200 * 2**20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "at most 16 MB" in refused("cost", model, "--plan", path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
+
+
+def test_a_bundle_is_not_unpacked(workspace: Workspace, tmp_path: Path) -> None:
+    """Its members may be called anything; given as a checkpoint it is refused, and no file appears anywhere."""
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "bundle.zip", "w") as archive:
+        for name in ("../escaped", "/tmp/../escaped", "model.safetensors"):
+            archive.writestr(name, b"content")
+    before = set(tmp_path.rglob("*"))
+    told = refused("evaluate", workspace.opened.ref, "--checkpoint", folder / "bundle.zip")
+    assert "not one of torch.save" in told
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_refused_plan_writes_nothing(workspace: Workspace, tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost
+from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost, reload
 from lowrank_core.__main__ import amount, cli, size
 from lowrank_core.correct import Correction
 from lowrank_core.cost import uniform_plan
 from lowrank_core.evaluate import final_score
 from lowrank_core.evaluate import run as run_batch
-from lowrank_core.exports import safetensors as exporter
 from lowrank_core.methods import METHODS
 from lowrank_core.spectra import effective_rank, stable_rank
 
@@ -223,12 +223,11 @@ def test_evaluate_dense_alone_on_some_samples() -> None:
 def same_process(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it to spare a command its fresh process, which test_exports.py and the first `apply` below do start."""
 
-    def outputs(ref: str, checkpoint: Path, inputs: Tensor) -> Tensor:
+    def outputs(kind: str, ref: str, checkpoint: Path, batches: list[Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            found: Tensor = load_checkpoint(workspace.model, checkpoint).model(inputs)
-        return found
+            return [load_checkpoint(workspace.model, checkpoint).model(inputs) for inputs in batches]
 
-    return lambda: monkeypatch.setattr(exporter, "outputs_in_fresh_process", outputs)
+    return lambda: monkeypatch.setattr(reload, "outputs_in_fresh_process", outputs)
 
 
 def test_apply_and_export_write_the_same_kind_of_checkpoint(
@@ -275,6 +274,43 @@ def test_export_of_the_dense_network(tmp_path: Path, same_process: Callable[[], 
     assert (found["max_abs_diff"], found["score"]["drop"]) == (0, 0)
 
 
+@pytest.mark.parametrize("options", [["--dtype", "float16"], ["--fold-bias"], ["--dense"]])
+def test_evaluate_reads_what_export_stored_otherwise(
+    options: list[str], plan_file: Path, tmp_path: Path, same_process: Callable[[], None]
+) -> None:
+    same_process()
+    out = tmp_path / "stored"
+    command = ["export", MODEL, "--format", "safetensors", "--plan", plan_file, "--out", out, *options]
+    found = answer(*command)
+    assert {"path", "bytes", "max_abs_diff", "score"} <= set(found)
+    measured = answer("evaluate", MODEL, "--checkpoint", out)
+    assert (measured["value"], measured["correction"]) == (found["score"]["value"], found["correction"])
+
+
+APPLIED = """
+import sys
+from safetensors.torch import save_file
+from lowrank_core import Workspace, read_plan
+workspace = Workspace.open(sys.argv[1])
+model = workspace.compress(read_plan(open(sys.argv[2], "rb").read()).plan, workspace.correction)
+save_file(model.state_dict(), sys.argv[3])
+"""
+
+
+def test_a_plan_gives_the_same_tensors_in_any_process(tmp_path: Path) -> None:
+    """A fresh process, and this one after it compressed and corrected other plans; what `apply` writes is that."""
+    busy = Workspace.open("builtin:digits-cnn")
+    plan = uniform_plan(busy.profile, 0.4)
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    command = [sys.executable, "-c", APPLIED, "builtin:digits-cnn", tmp_path / "plan.json", tmp_path / "fresh"]
+    subprocess.run([*map(str, command)], cwd=ROOT, check=True, timeout=110)
+    for other in (uniform_plan(busy.profile, 0.3), plan.with_choice("fc1", None)):
+        busy.compress(other, busy.correction)
+    own, fresh = busy.compress(plan, busy.correction).state_dict(), load_file(tmp_path / "fresh")
+    assert fresh.keys() == own.keys()
+    assert [name for name, value in fresh.items() if not torch.equal(value, own[name])] == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -290,6 +326,7 @@ def test_export_of_the_dense_network(tmp_path: Path, same_process: Callable[[], 
         ["spectra", MODEL, "--method", "magic"],
         ["export", MODEL, "--format", "gif", "--out", "x", "--dense"],
         ["export", MODEL, "--format", "safetensors", "--out", "x"],
+        ["export", MODEL, "--format", "safetensors", "--out", "x", "--dense", "--dtype", "int8"],
         ["new", "model.txt"],
     ],
 )

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
+from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, reload
 from lowrank_core.__main__ import cli
 from lowrank_core.candidate import Candidate
 from lowrank_core.data import Dataset
@@ -33,7 +33,6 @@ from lowrank_core.errors import (
     TrainingFailed,
 )
 from lowrank_core.evaluate import final_score, run
-from lowrank_core.exports import safetensors as exporter
 from lowrank_core.finetune import Epoch, finetune, kept
 from lowrank_core.layers import LayerSpec, inputs_first
 from lowrank_core.methods import METHODS
@@ -648,10 +647,10 @@ def plan_file(planted: Workspace, tmp_path: Path) -> Path:
 def in_process(planted: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are reloaded here, not in a fresh process, which takes seconds and has its own tests."""
 
-    def reloaded(ref: str, path: Path, inputs: Any) -> Tensor:
-        return run(load_checkpoint(planted.model, path).model, Dataset(inputs))
+    def reloaded(kind: str, ref: str, path: Path, batches: list[Any]) -> list[Tensor]:
+        return [run(load_checkpoint(planted.model, path).model, Dataset(inputs)) for inputs in batches]
 
-    monkeypatch.setattr(exporter, "outputs_in_fresh_process", reloaded)
+    monkeypatch.setattr(reload, "outputs_in_fresh_process", reloaded)
 
 
 def command(*arguments: object, status: int = 0) -> Any:

@@ -245,7 +245,7 @@ def test_a_weight_used_twice_in_one_way_is_one_layer_called_twice():
     assert layer.in_sizes == ((), ())
 
 
-def test_a_weight_used_in_two_ways_is_left_alone_with_the_reason():
+def test_a_weight_used_in_two_ways_is_one_layer():
     nodes = [
         helper.make_node("Gather", ["emb.weight", "x"], ["e"]),
         helper.make_node("Transpose", ["emb.weight"], ["t"], perm=[1, 0]),
@@ -256,9 +256,21 @@ def test_a_weight_used_in_two_ways_is_left_alone_with_the_reason():
     model = build(proto)
     assert largest_difference(proto, model, tokens) < TOLERANCE
     assert model.emb.weight is model.emb_1.weight
-    reasons = {s.name: s.reason for s in discover(model, tokens).skipped}
-    assert "shared with 'emb'" in reasons["emb_1"]
-    assert "shared with 'emb_1'" in reasons["emb"]
+    (layer,) = discover(model, tokens).layers
+    assert [layer.name, *(other.name for other in layer.tied)] == ["emb", "emb_1"]
+
+
+def test_a_weight_that_is_also_computed_with_is_left_alone_with_the_reason():
+    nodes = [
+        helper.make_node("Gemm", ["x", "a.weight"], ["h"], transB=1),
+        helper.make_node("Mul", ["a.weight", "h"], ["y"]),
+    ]
+    proto = graph(nodes, {"a.weight": numbers(6, 6)}, (6, 6))
+    model = build(proto)
+    assert largest_difference(proto, model, numbers(6, 6)) < TOLERANCE
+    profile = discover(model, numbers(6, 6))
+    assert not profile.layers
+    assert "shared with 'constants'" in {s.name: s.reason for s in profile.skipped}["a"]
 
 
 def test_equal_biases_that_are_stored_once_are_not_tied():

@@ -139,6 +139,28 @@ def test_trained_weights_of_layers_that_stay_are_written(name, tmp_path):
     assert largest_difference(compressed_onnx(workspace, model, plan), model, network(name)[1]) < TOLERANCE
 
 
+@pytest.mark.parametrize("gemm", [False, True])
+def test_factors_that_a_table_and_its_head_share_are_stored_once(gemm, tmp_path):
+    head = [
+        helper.make_node("Gather", ["emb.weight", "x"], ["e"]),
+        helper.make_node("ReduceSum", ["e", "axis"], ["s"], keepdims=0),
+        helper.make_node("Transpose", ["emb.weight"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["s", "t"], ["y"]),
+    ]
+    if gemm:
+        head[2:] = [helper.make_node("Gemm", ["s", "emb.weight", "head.bias"], ["y"], transB=1)]
+    weights = {"emb.weight": numbers(30, 8), "axis": torch.tensor([1]), "head.bias": numbers(30)}
+    tokens = torch.randint(30, (16, 5), generator=torch.Generator().manual_seed(0))
+    proto = graph(head, weights, ("n", 5), kind=onnx.TensorProto.INT64)
+    workspace = Workspace.open(str(saved(proto, tmp_path / "m.onnx", tokens)))
+    plan = half(workspace)
+    model = workspace.compress(plan)
+    small = compressed_onnx(workspace, model, plan)
+    assert largest_difference(small, model, tokens) < TOLERANCE
+    stored = sorted(tuple(tensor.dims) for tensor in small.graph.initializer if len(tensor.dims) == 2)
+    assert stored == [(8, 4), (30, 4)]
+
+
 def test_names_that_are_taken_are_not_used_again(tmp_path):
     nodes = [
         helper.make_node("MatMul", ["x", "fc.weight"], ["h"], name="fc.0"),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from lowrank_core.cost import plan_cost
@@ -13,7 +15,7 @@ from lowrank_core.evaluate import Score
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.start import starting_plan
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, tables, words
+from pages.ui import charts, state, tables, words
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -239,6 +241,75 @@ def test_an_uploaded_plan_is_adopted(opened: Open, workspace: Workspace) -> None
     assert metrics(page)["Layers factorised"] == "1 of 6"
     assert metrics(page)["Bytes"] == words.count(plan_cost(workspace.profile, plan).bytes, "B")
     assert "mine" in page.success[0].value
+
+
+# ---- weights without a model, and many layers ----
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    """Sixty layers in blocks, and a norm."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"layers.{n}.{part}.weight": torch.randn(6, 5, generator=generator) for n in range(30) for part in "ab"}
+    save_file(tensors | {"norm.weight": torch.ones(5)}, tmp_path / "large.safetensors")
+    return str(tmp_path / "large.safetensors")
+
+
+@pytest.mark.parametrize("title", PAGES)
+def test_every_page_says_what_weights_alone_are_good_for(opened: Open, weights: str, title: str) -> None:
+    page = opened(title, weights)
+    assert not page.exception
+    assert not page.error
+    if title != "Spectra":
+        assert "sizes and spectra only" in page.info[0].value
+
+
+def test_model_lists_weights_by_block_and_by_layer(opened: Open, weights: str) -> None:
+    page = opened("Model", weights)
+    blocks, layers, left = (element.value for element in page.dataframe)
+    assert list(blocks["Block"]) == [f"layers.{n}" for n in range(30)]
+    assert set(blocks["Parameters"]) == {60}
+    assert len(layers) == 60
+    assert "Multiplies" not in layers
+    assert list(left["Tensor"]) == ["norm.weight"]
+    assert metrics(page)["Parameters"] == "1.805 k"
+
+
+def test_spectra_of_weights_alone_arrive_unasked_where_that_is_quick(opened: Open, weights: str) -> None:
+    page = opened("Spectra", weights)
+    drawn = [element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body]
+    assert sum(body.count('<figure class="sm"') for body in drawn) == 60
+    assert "<summary>layers.0 to layers.23, 48 layers</summary>" in drawn[0]
+    assert metrics(page)["Break-even in bytes"] == "2"
+
+
+def test_spectra_that_take_long_are_announced_and_wait(
+    opened: Open, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "SPECTRA_SECONDS", 0.0)
+    page = opened("Spectra", weights)
+    assert "The spectra of 59 layers take about 1 s on this machine" in page.info[0].value, "one is shown large"
+    assert not [element for element in page.get("html") if "sm-grid" in element.proto.body]
+    next(button for button in page.button if button.label == "Compute them all").click().run()
+    drawn = [element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body]
+    assert sum(body.count('<figure class="sm"') for body in drawn) == 60
+
+
+def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: Workspace, tmp_path: Path) -> None:
+    """Half precision of a .pt2, into a folder; a folder that is not there is one clear line."""
+    page = opened("Export")
+    page.button_group(key="format").set_value("pt2").run()
+    page.selectbox(key="dtype pt2").set_value("bfloat16")
+    page.text_input(key="export folder").set_value(str(tmp_path)).run()
+    next(button for button in page.button if button.label == "Write the exported program").click().run()
+    assert not page.error
+    (file,) = tmp_path.iterdir()
+    assert file.suffix == ".pt2"
+    assert "1, 2, 7 and all samples" in text(page)
+    assert str(file.name) in page.success[0].value.replace("\\", "")
+    page.text_input(key="export folder").set_value(str(tmp_path / "missing")).run()
+    next(button for button in page.button if button.label == "Write the exported program").click().run()
+    assert "there is no folder" in page.error[0].value
 
 
 def test_a_score_that_gets_worse_by_rising_is_told_so():

@@ -10,7 +10,7 @@ import platform
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from lowrank_core.cost import plan_cost
-from lowrank_core.data import data_hash
-from lowrank_core.errors import InvalidFile
+from lowrank_core.data import Inputs, data_hash
+from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import RankPlan
+from lowrank_core.storage import Storage, stored_as
 from lowrank_core.workspace import Workspace
 
 
@@ -32,6 +33,7 @@ class Compressed:
     """What is exported: a compressed copy, the plan it follows, what was fitted, and the score it reached.
 
     tuned: how its weights were trained (`finetune.told`), None where they follow from the plan.
+    storage: how its weights are written; `model` is the network that comes out of that.
     """
 
     model: nn.Module
@@ -39,6 +41,12 @@ class Compressed:
     score: Score | None = None
     correction: dict[str, Any] | None = None
     tuned: dict[str, Any] | None = None
+    storage: Storage = Storage()  # noqa: RUF009
+
+    def stored(self, workspace: Workspace, storage: Storage) -> Compressed:
+        """What is written instead: no score yet, since it is another network; see `storage.stored_as`."""
+        model = stored_as(self.model, workspace.model, workspace.profile, storage)
+        return replace(self, model=model, score=None, storage=storage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +67,32 @@ class Snippet:
     """Lines of code that load an artefact, and what they need.
 
     partial: whether they are for plans that factorise layers which are not `plain`; None for every plan.
+    loader: what the code begins with where that could be a file of its own.
     """
 
     label: str
     code: str
     partial: bool | None = None
+    loader: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One kind of artefact. write(workspace, compressed, path, progress); snippets(model reference, file name)."""
+    """One kind of artefact. write(workspace, compressed, path, progress); snippets(model reference, file name).
+
+    dtypes: what its weights can be written in beside their own.
+    """
 
     name: str
     label: str
     suffix: str
     write: Callable[[Workspace, Compressed, Path, Callable[[str], None]], Exported]
     snippets: Callable[[str, str], tuple[Snippet, ...]]
+    dtypes: tuple[str, ...] = ()
 
 
 EXPORTS: dict[str, Export] = {}
+REFERENCE_SAMPLES = 64
 
 
 def register(export: Export) -> Export:
@@ -108,6 +123,14 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def reference_inputs(workspace: Workspace) -> Inputs:
+    """The first evaluation samples, or the example inputs where there is no usable evaluation set."""
+    try:
+        return workspace.reference.dataset.pick(slice(0, REFERENCE_SAMPLES)).inputs
+    except LowRankError:
+        return workspace.opened.example_inputs
+
+
 def plan_document(workspace: Workspace, compressed: Compressed, **origin: Any) -> str:
     """The plan as a JSON text, with where it comes from, `origin` added, and what it reached."""
     return compressed.plan.to_json(
@@ -129,6 +152,8 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
         found["score"] = plain(compressed.score)
     if compressed.tuned is not None:
         found["tuned"] = compressed.tuned
+    if compressed.storage.told:
+        found["storage"] = compressed.storage.told
     data: dict[str, Any] = {}
     if compressed.score is not None and compressed.score.samples:
         data["evaluation"] = workspace.reference.hash

@@ -10,9 +10,7 @@ from lowrank_core.attention import Attention
 from lowrank_core.chain import Chain, TransposedLinear
 from lowrank_core.checkpoint import write_checkpoint
 from lowrank_core.correct import Correction
-from lowrank_core.data import Dataset, Inputs
-from lowrank_core.errors import InvalidFile, LowRankError
-from lowrank_core.evaluate import Score, run
+from lowrank_core.evaluate import Score
 from lowrank_core.exports import (
     Compressed,
     Export,
@@ -20,16 +18,17 @@ from lowrank_core.exports import (
     Snippet,
     plan_document,
     provenance,
+    reference_inputs,
     register,
     whole_or_nothing,
 )
 from lowrank_core.linears import GroupedLinear, SharedLinear
 from lowrank_core.plan import RankPlan
 from lowrank_core.recurrent import Cell, Recurrent
-from lowrank_core.reload import outputs_in_fresh_process
+from lowrank_core.reload import largest_difference
+from lowrank_core.storage import DTYPES
 from lowrank_core.workspace import Workspace
 
-REFERENCE_SAMPLES = 64
 TOLERANCE = 1e-6
 """Largest distance of outputs that passes, relative to the largest output; on one machine it is 0."""
 
@@ -38,7 +37,7 @@ LOADER = """import json
 from safetensors import safe_open
 from torch import nn
 
-PARTS = {op: getattr(nn, op) for op in dir(nn) if op[:4] in ("Line", "Embe", "Sequ", "Conv")}
+PARTS = {op: getattr(nn, op) for op in dir(nn) if op[:4] in ("Line", "Embe", "Sequ", "Conv", "Cons")}
 
 
 def load_lowrank(model: nn.Module, path: str) -> nn.Module:
@@ -50,9 +49,8 @@ def load_lowrank(model: nn.Module, path: str) -> nn.Module:
         old = model.get_submodule(layer["name"])
         parts = [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
         new = (PARTS["Sequential"](*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
-        for parent in list(model.modules()):
-            for name in [name for name, child in parent._modules.items() if child is old]:
-                setattr(parent, name, new)
+        for parent, name in [(p, n) for p in model.modules() for n, child in p._modules.items() if child is old]:
+            setattr(parent, name, new)
         model = new if old is model else model
     for module in model.modules():  # fused encoders would read weights that are gone
         vars(module).update(activation_relu_or_gelu=0, use_nested_tensor=False)
@@ -119,33 +117,19 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
             temporary,
             plan_document=plan_document(workspace, compressed),
             provenance=provenance(workspace, compressed),
+            dtype=DTYPES.get(compressed.storage.dtype or ""),
         )
         progress("reloading in a fresh process")
-        inputs = reference_inputs(workspace)
-        ours = run(compressed.model, Dataset(inputs)).double()
-        try:
-            theirs = outputs_in_fresh_process(workspace.opened.ref, temporary, inputs).double()
-        except InvalidFile as error:
-            raise InvalidFile(
-                f"{path} was not saved: {str(error).replace(str(temporary.resolve()), path.name)}"
-            ) from error
-        progress("comparing")
-        same_shape = ours.shape == theirs.shape
-        largest = float((ours - theirs).abs().max()) if same_shape and ours.numel() else float("nan")
-        if not largest <= TOLERANCE * float(ours.abs().max()):
-            raise InvalidFile(
-                f"{path} was not saved: outputs after reloading must be those of the measured network, but differ by "
-                f"{largest:.3g}; a build_model() that is random or reads other files would do that."
-            )
+        largest = largest_difference(
+            "safetensors",
+            workspace.opened.ref,
+            temporary,
+            compressed.model,
+            reference_inputs(workspace),
+            tolerance=TOLERANCE,
+            name=str(path),
+        )
     return Exported(str(path), path.stat().st_size, largest, compressed.score)
-
-
-def reference_inputs(workspace: Workspace) -> Inputs:
-    """The first evaluation samples, or the example inputs where there is no usable evaluation set."""
-    try:
-        return workspace.reference.dataset.pick(slice(0, REFERENCE_SAMPLES)).inputs
-    except LowRankError:
-        return workspace.opened.example_inputs
 
 
 def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
@@ -164,11 +148,20 @@ model = load_checkpoint(open_source({name!r}).model, {file!r}).model
 
 model = load_lowrank(build_model(), {file!r})
 """
+    if name.endswith(".pt2"):
+        use = f"""import torch
+
+model = load_lowrank(torch.export.unflatten(torch.export.load({name!r})), {file!r})
+"""
     return (
         Snippet("with lowrank_core", short),
-        Snippet("with torch and safetensors alone", f"{LOADER}\n\n{use}", partial=False),
-        Snippet("with torch and safetensors alone", f"{LOADER}\n\n{MODULES}\n\n{use}", partial=True),
+        _alone(LOADER, use, partial=False),
+        _alone(f"{LOADER}\n\n{MODULES}", use, partial=True),
     )
 
 
-register(Export("safetensors", "Checkpoint (safetensors)", ".safetensors", write, snippets))
+def _alone(loader: str, use: str, *, partial: bool) -> Snippet:
+    return Snippet("with torch and safetensors alone", f"{loader}\n\n{use}", partial, loader)
+
+
+register(Export("safetensors", "Checkpoint (safetensors)", ".safetensors", write, snippets, tuple(DTYPES)))

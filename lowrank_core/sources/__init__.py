@@ -1,6 +1,7 @@
 """Where models come from: each file of this package opens one kind of reference.
 
-A source is a function `open(ref) -> Opened`, registered with a predicate that says whether a reference is its kind.
+A source is a function `open(ref) -> Opened | Weights`, registered with a predicate that says whether a reference is its
+kind. Weights alone can be listed and their spectra shown; everything else needs a model.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from lowrank_core.errors import UnknownModel
+from lowrank_core.errors import InvalidModel, UnknownModel
 from lowrank_core.opened import Opened
+from lowrank_core.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Source:
 
     name: str
     accepts: Callable[[str], bool]
-    open: Callable[[str], Opened]
+    open: Callable[[str], Opened | Weights]
     example: str
 
 
@@ -36,15 +39,34 @@ def register(source: Source) -> Source:
 
 
 def open_source(ref: str) -> Opened:
-    """Open `builtin:NAME`, `path/to/model.py`, `package.module`, a folder of `save_pretrained` or an `.onnx` file.
+    """Open what can be run: `builtin:NAME`, a Python file, `package.module`, `save_pretrained` folder, .pt2, .onnx.
 
-    Raises UnknownModel where nothing goes by that name, InvalidModel or InvalidData where it cannot be used.
+    Raises UnknownModel where nothing goes by that name, InvalidModel or InvalidData where it cannot be used, as weights
+    alone cannot.
     """
+    found = open_any(ref)
+    if isinstance(found, Weights):
+        raise InvalidModel(weights_alone(found))
+    return found
+
+
+def open_any(ref: str) -> Opened | Weights:
+    """Open a model, or weights alone."""
     for source in SOURCES.values():
         if source.accepts(ref):
             return source.open(ref)
     known = ", ".join(source.example for source in SOURCES.values())
+    if Path(ref).expanduser().exists():
+        raise InvalidModel(f"{ref} is no model file; give one of: {known}.")
     raise UnknownModel(f"no model goes by {ref!r}; give one of: {known}.")
+
+
+def weights_alone(weights: Weights) -> str:
+    """What is missing where weights alone are given, in one line."""
+    return (
+        f"{weights.name} is weights without a model: sizes and spectra only. Give a Python model file to measure or "
+        "compress; `python -m lowrank_core new FILE` writes one to fill in."
+    )
 
 
 for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):

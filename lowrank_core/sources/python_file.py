@@ -13,16 +13,20 @@ from lowrank_core.model_file import load_file, open_module
 from lowrank_core.opened import Opened
 from lowrank_core.sources import Source, register
 
+FILES = (".ckpt", ".json", ".onnx", ".pt", ".pt2", ".pth", ".safetensors")
+"""Endings of files, which look like the names of modules where there is no such file."""
+
 
 def _accepts(ref: str) -> bool:
-    return ref.endswith(".py") or Path(ref).exists() or re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", ref) is not None
+    named = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", ref) is not None and not ref.endswith(FILES)
+    return ref.endswith(".py") or (named and not Path(ref).exists())
 
 
 def _open(ref: str) -> Opened:
     path = Path(ref).expanduser()
+    if path.is_dir():
+        raise InvalidModel(f"{ref} is no model file: it is a folder.")
     if path.exists():
-        if path.suffix != ".py" or path.is_dir():
-            raise InvalidModel(f"{ref} is no model file: a model is opened from a Python file (.py) or a module.")
         return open_module(load_file(path), ref=str(path.resolve()), name=path.stem)
     if ref.endswith(".py"):
         raise UnknownModel(f"there is no file {ref}; `python -m lowrank_core new {ref}` writes one to fill in.")

@@ -324,15 +324,22 @@ def _marks(curve: Curve, line: str) -> list[dict[str, Any]]:
     return marks
 
 
-def small_multiples(curves: list[Curve], *, dark: bool = False) -> str:
-    """A grid of log spectra as small images: light enough for hundreds of layers, and it wraps on narrow screens."""
+def small_multiples(curves: list[Curve], label: str = "", *, dark: bool = False) -> str:
+    """A grid of log spectra as small images: light enough for hundreds of layers, and it wraps on narrow screens.
+
+    With a label it can be folded.
+    """
     cells = "".join(_small(curve, SKY if dark else BLUE) for curve in curves)
-    return f'{SMALL_STYLE}<div class="sm-grid">{cells}</div>'
+    grid = f'<div class="sm-grid">{cells}</div>'
+    if label:
+        grid = f'<details class="sm-part" open><summary>{escape(label)}</summary>{grid}</details>'
+    return f"{SMALL_STYLE}{grid}"
 
 
 SMALL_STYLE = """
 <style>
 .sm-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 10px 14px; }
+.sm-part summary { cursor: pointer; padding: 2px 0 8px; font-weight: 600; }
 .sm { margin: 0; font-size: .8rem; min-width: 0; }
 .sm figcaption { display: flex; justify-content: space-between; gap: 6px; }
 .sm b { font-weight: 500; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; direction: rtl; }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import streamlit as st
 
 from lowrank_core.errors import LowRankError
+from lowrank_core.inventory import Inventory
+from lowrank_core.sources import weights_alone
 from lowrank_core.workspace import Workspace
 from pages.ui import running, state, words
 
@@ -37,8 +39,11 @@ STYLE = """
 
 
 @contextmanager
-def page(title: str, advice: str) -> Iterator[Workspace]:
-    """Open the session's model and show the page around it; whatever goes wrong is shown as one clear text."""
+def page(title: str, advice: str, weights: Callable[[Inventory], None] | None = None) -> Iterator[Workspace]:
+    """Open the session's model and show the page around it; whatever goes wrong is shown as one clear text.
+
+    weights: what the page shows of weights without a model; without it the page says what is needed.
+    """
     st.set_page_config(page_title=f"{title} · Rank Explorer", page_icon="🎚️", layout="wide")
     st.html(STYLE)
     with st.sidebar:
@@ -49,7 +54,11 @@ def page(title: str, advice: str) -> Iterator[Workspace]:
     header.title(title, anchor=False, width="content")
     opened = False
     try:
-        workspace = state.workspace()
+        workspace = state.opened()
+        if isinstance(workspace, Inventory):
+            header.markdown(f"{words.plain(workspace.weights.name)} · weights without a model", width="content")
+            (weights or _needs_a_model)(workspace)
+            st.stop()
         header.markdown(words.dense(workspace, *state.dense_score(workspace)), width="content", help=words.DENSE)
         for notice in workspace.notices:
             st.caption(f":material/info: {words.plain(notice)}")
@@ -67,6 +76,13 @@ def page(title: str, advice: str) -> Iterator[Workspace]:
         st.markdown("Choose another model to go on:")
         pick_model()
     st.stop()
+
+
+def _needs_a_model(stock: Inventory) -> None:
+    """What a page can do with weights alone: nothing, and why."""
+    st.info(words.plain(weights_alone(stock.weights)), icon=":material/info:")
+    link("Model", says="See what is in the file")
+    link("Spectra", says="See the spectra")
 
 
 def pick_model() -> None:

@@ -34,6 +34,7 @@ from lowrank_core.evaluate import Score
 from lowrank_core.exports import Exported
 from lowrank_core.files import write_whole
 from lowrank_core.finetune import Epoch
+from lowrank_core.inventory import Estimate, Inventory, measure_speed, remaining
 from lowrank_core.jobs import Job
 from lowrank_core.latency import Runtime, Timing
 from lowrank_core.measurement import Measurement
@@ -45,7 +46,7 @@ from lowrank_core.start import starting_plan
 from lowrank_core.survey import Survey
 from lowrank_core.sweep import Swept
 from lowrank_core.training import Settings
-from lowrank_core.workspace import Workspace
+from lowrank_core.workspace import Workspace, open_to_look
 from pages.ui import compare, question, tuning
 from pages.ui.asked import Asked, from_json, to_json
 from pages.ui.compare import Found, Raced
@@ -88,8 +89,8 @@ def choose_model(ref: str) -> None:
     st.query_params["model"] = ref
 
 
-def workspace() -> Workspace:
-    """The opened model, shared by all sessions; raises a LowRankError."""
+def opened() -> Workspace | Inventory:
+    """The opened model, or weights without one, shared by all sessions; raises a LowRankError."""
     ref = model_ref()
     st.query_params["w"] = _session_id()
     if ref != model_refs()[0] or "model" in st.query_params:
@@ -98,8 +99,8 @@ def workspace() -> Workspace:
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the model…")
-def _open(ref: str, stamp: str) -> Workspace:
-    return Workspace.open(ref, _cache())
+def _open(ref: str, stamp: str) -> Workspace | Inventory:
+    return open_to_look(ref, _cache())
 
 
 def _cache() -> Cache:
@@ -108,11 +109,12 @@ def _cache() -> Cache:
 
 
 def _stamp(ref: str) -> str:
-    """Changes when a model file, or a file beside it, does: an edited model is opened again."""
+    """Changes when a model file, or a file beside it or in its folder, does: an edited model is opened again."""
     path = Path(ref).expanduser()
-    if not path.is_file():
+    if not path.exists():
         return ""
-    beside = sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in path.parent.iterdir() if p.is_file())
+    folder = path if path.is_dir() else path.parent
+    beside = sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.iterdir() if p.is_file())
     return hashlib.sha256(repr(beside).encode()).hexdigest()
 
 
@@ -143,6 +145,13 @@ def history(shown: Workspace) -> History:
 def plan(shown: Workspace) -> RankPlan:
     """The plan as it stands."""
     return history(shown).plan
+
+
+def plan_if_made(shown: Workspace) -> RankPlan | None:
+    """The plan as it stands; None where the first one has still to be found, for which every layer is factorised."""
+    fingerprint = shown.profile.fingerprint
+    kept = st.session_state.get("histories", {}).get(fingerprint) or _saved(fingerprint, shown)
+    return kept.plan if kept else None
 
 
 def set_history(shown: Workspace, changed: History) -> None:
@@ -539,6 +548,46 @@ def _started(
 ) -> list[Started]:
     mine = [(model, one) for (session, model), ones in asked.items() if session == _session_id() for one in ones]
     return [Started(page, jobs[key].label, jobs[key]) for key in mine if key in jobs]
+
+
+# ---- weights without a model ----------------------------------------------------------------------------------------
+
+SPECTRA_SECONDS = 20.0
+"""Spectra that take no longer are computed unasked."""
+
+
+@st.cache_resource
+def _spectra_jobs() -> dict[Inventory, Job[str]]:
+    return {}
+
+
+@st.cache_resource(show_spinner="Measuring the speed of this machine…")
+def speed() -> Estimate:
+    """How fast spectra are computed here."""
+    return measure_speed()
+
+
+def spectra_job(stock: Inventory) -> Job[str] | None:
+    """What computes all spectra, for all sessions; started unasked where that is short."""
+    jobs = _spectra_jobs()
+    names = [layer.name for layer in stock.layers]
+    if stock not in jobs and 0 < remaining(stock, names, speed()) <= SPECTRA_SECONDS:
+        start_spectra(stock)
+    return jobs.get(stock)
+
+
+def start_spectra(stock: Inventory) -> None:
+    """Compute those that are missing, one after the other; the job yields the names."""
+
+    def work(job: Job[str]) -> Iterator[str]:
+        for layer in stock.layers:
+            stock.spectrum(layer.name, cancelled=job.stopped)
+            yield layer.name
+
+    jobs = _spectra_jobs()
+    jobs[stock] = Job("spectra", work)
+    for oldest in [key for key, job in jobs.items() if job.snapshot.over and key is not stock]:
+        del jobs[oldest]
 
 
 # ---- exports --------------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrank_core.cost import break_even, dense_cost, layer_cost, plan_cost
+from lowrank_core.cost import Cost, break_even, dense_cost, layer_cost, plan_cost
 from lowrank_core.discover import Layer, ModelProfile
 from lowrank_core.evaluate import Score
 from lowrank_core.finetune import Epoch
+from lowrank_core.inventory import METHOD, Inventory
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import RankPlan
 from lowrank_core.selection import Trial
@@ -61,6 +62,38 @@ def layer_ranks(profile: ModelProfile) -> list[dict[str, Any]]:
         for method in layer.methods
         if not method.reference
     ]
+
+
+def weights(stock: Inventory) -> list[dict[str, Any]]:
+    """One row per layer that weights without a model seem to belong to."""
+    rows = []
+    for layer in stock.layers:
+        cost = dense_cost(layer)
+        rows.append(
+            {
+                "Layer": layer.name,
+                "Type": layer.type,
+                "Weight": words.sizes(layer.spec.weight_shape),
+                "Parameters": cost.parameters,
+                "Bytes": cost.bytes,
+                "Maximum": words.sizes(METHODS[METHOD].max_rank(layer.spec)),
+                "Break-even in bytes": words.sizes(break_even(layer, METHOD, "bytes")),
+            }
+        )
+    return rows
+
+
+def blocks(layers: Iterable[Layer], *, called: bool = True) -> list[dict[str, Any]]:
+    """One row per block of the network, in order: how many layers it has and what they cost."""
+    found: dict[str, list[Layer]] = {}
+    for layer in layers:
+        found.setdefault(words.block(layer.name), []).append(layer)
+    rows = []
+    for block, inside in found.items():
+        cost = sum((dense_cost(layer) for layer in inside), Cost())
+        row = {"Block": block or "–", "Layers": len(inside), "Parameters": cost.parameters, "Bytes": cost.bytes}
+        rows.append(row | ({"Multiplies": cost.multiplies} if called else {}))
+    return rows
 
 
 def cost_shares(profile: ModelProfile, most: int = 30) -> list[tuple[str, float, float]]:
@@ -229,9 +262,9 @@ class Curve:
         return len(self.sigma)
 
 
-def curves(workspace: Workspace, layer: Layer, method: str, plan: RankPlan) -> tuple[Curve, ...]:
+def curves(workspace: Workspace, layer: Layer, method: str, plan: RankPlan | None) -> tuple[Curve, ...]:
     """One curve per axis of the method; the plan's rank is on it where the plan uses this method."""
-    choice = plan.get(layer.name)
+    choice = plan.get(layer.name) if plan else None
     chosen = choice.rank if choice and choice.method == method else None
     even = {quantity: break_even(layer, method, quantity) for quantity in ("bytes", "multiplies")}
     axes = next(m.axes for m in layer.methods if m.name == method)
@@ -239,6 +272,11 @@ def curves(workspace: Workspace, layer: Layer, method: str, plan: RankPlan) -> t
         _curve(layer.name, axis, spectrum, chosen[i] if chosen else None, even["bytes"][i], even["multiplies"][i])
         for i, (axis, spectrum) in enumerate(zip(axes, workspace.factors(layer.name, method).spectra, strict=True))
     )
+
+
+def weights_curve(layer: Layer, spectrum: Tensor) -> Curve:
+    """The spectrum of weights without a model, of which no plan and no multiplies are known."""
+    return _curve(layer.name, "rank", spectrum, None, break_even(layer, METHOD, "bytes")[0], 0)
 
 
 def _curve(layer: str, axis: str, spectrum: Tensor, chosen: int | None, in_bytes: int, in_multiplies: int) -> Curve:

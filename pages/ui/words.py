@@ -59,6 +59,17 @@ def share(value: float) -> str:
     return f"{100 * value:.3g} %"
 
 
+def block(name: str) -> str:
+    """The block of a layer: its name up to the last number in front of its own, or all but its own.
+
+    >>> block("model.layers.3.mlp.up_proj"), block("encoder.head.fc"), block("fc")
+    ('model.layers.3', 'encoder.head', '')
+    """
+    parts = name.split(".")[:-1]
+    numbered = max((at + 1 for at, part in enumerate(parts) if part.isdecimal()), default=len(parts))
+    return ".".join(parts[:numbered])
+
+
 def duration(seconds: float) -> str:
     """A time as people say it.
 

@@ -1,0 +1,97 @@
+"""A bundle: every kind of file in one zip, with the loader, and a README of hashes, sizes and lines that load each."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from lowrank_core.errors import InvalidFile, LowRankError
+from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, Snippet, register, whole_or_nothing
+from lowrank_core.storage import DTYPES
+from lowrank_core.workspace import Workspace
+
+MEMBERS = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx", "plan": "plan.json"}
+LOADER = "load_lowrank.py"
+README = "README.md"
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # so that the same network gives the same bundle
+
+
+def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+    """Write each file, reloaded and compared as it is alone, into one zip, and read that back.
+
+    A kind that this network has no file of is named in the README with the reason. Raises InvalidFile where the
+    checkpoint itself cannot be written; then `path` is as it was.
+    """
+    with whole_or_nothing(path) as temporary, tempfile.TemporaryDirectory() as name:
+        folder, found, missing = Path(name), {}, {}
+        for kind, member in MEMBERS.items():
+            told = partial(_said, progress, kind)
+            try:
+                found[member] = EXPORTS[kind].write(workspace, compressed, folder / member, told)
+            except LowRankError as error:
+                if kind in ("safetensors", "plan"):
+                    raise
+                missing[member] = str(error).replace(f"{folder}/", "")
+        parts = not all(workspace.profile.layer(name).plain for name, _ in compressed.plan.choices)
+        loads = {member: _loads(kind, member, workspace.opened.ref, parts) for kind, member in MEMBERS.items()}
+        (folder / LOADER).write_text(loads[MEMBERS["safetensors"]].loader, encoding="utf-8")
+        (folder / README).write_text(_readme(workspace, compressed, folder, missing, loads), encoding="utf-8")
+        progress("packing")
+        hashes = {file.name: _hash(file.read_bytes()) for file in sorted(folder.iterdir())}
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for member in hashes:
+                archive.writestr(zipfile.ZipInfo(member, _LONG_AGO), (folder / member).read_bytes())
+        with zipfile.ZipFile(temporary) as archive:
+            if {member: _hash(archive.read(member)) for member in archive.namelist()} != hashes:
+                raise InvalidFile(f"{path} was not saved: what was read back is not what was written.")
+    largest = max(one.max_abs_diff or 0.0 for one in found.values())
+    return Exported(str(path), path.stat().st_size, largest, compressed.score)
+
+
+def _said(progress: Callable[[str], None], kind: str, step: str) -> None:
+    progress(f"{kind}: {step}")
+
+
+def _loads(kind: str, member: str, ref: str, parts: bool) -> Snippet:
+    """The lines that need least to load a member."""
+    fitting = [s for s in EXPORTS[kind].snippets(ref, member) if s.partial in (None, parts)]
+    found = next((snippet for snippet in fitting if snippet.loader), fitting[0])
+    if not found.loader:
+        return found
+    code = found.code.removeprefix(found.loader).lstrip("\n")
+    return Snippet(found.label, f"from {Path(LOADER).stem} import load_lowrank\n{code}", parts, found.loader)
+
+
+def _readme(
+    workspace: Workspace, compressed: Compressed, folder: Path, missing: dict[str, str], loads: dict[str, Snippet]
+) -> str:
+    """What is in the bundle, what is not and why, and the lines that load each file."""
+    lines = [f"# {workspace.name}, compressed", ""]
+    if compressed.score is not None:
+        score = compressed.score
+        lines += [f"{score.metric}: {score.value:.6g}, dense {score.dense:.6g}.", ""]
+    lines += ["| file | bytes | sha256 |", "|---|---|---|"]
+    for file in sorted(folder.iterdir()):
+        lines.append(f"| `{file.name}` | {file.stat().st_size:,} | `{_hash(file.read_bytes())}` |")
+    for member, reason in missing.items():
+        lines += ["", f"There is no `{member}`: {reason}"]
+    for member, snippet in loads.items():
+        if member not in missing:
+            lines += ["", f"## {member}, {snippet.label}", "", "```python", snippet.code.strip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+    """Unpack it; its README says how each file is loaded."""
+    return (Snippet("with Python alone", f"import zipfile\n\nzipfile.ZipFile({file!r}).extractall()\n"),)
+
+
+register(Export("bundle", "Bundle (zip)", ".zip", write, snippets, tuple(DTYPES)))

@@ -1,0 +1,195 @@
+"""ONNX: one file that onnxruntime runs without PyTorch, at any batch size; its weights may be quantised to int8."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_core.apply import partial_ranks
+from lowrank_core.data import Inputs, tensors
+from lowrank_core.errors import InvalidModel
+from lowrank_core.evaluate import final_score
+from lowrank_core.exports import (
+    Compressed,
+    Export,
+    Exported,
+    Snippet,
+    plan_document,
+    reference_inputs,
+    register,
+    whole_or_nothing,
+)
+from lowrank_core.onnx_program import OnnxNetwork, onnx_program, quiet
+from lowrank_core.onnx_surgery import came_from_onnx, compressed_onnx
+from lowrank_core.reload import largest_difference
+from lowrank_core.storage import DTYPES
+from lowrank_core.workspace import Workspace
+
+if TYPE_CHECKING:
+    import onnx
+
+PLAN = "lowrank_plan"
+"""Key of the plan among the model's properties."""
+
+LARGEST_BYTES = 2**31 - 2**20
+"""Above this, weights go to a second file beside: a protobuf holds less than 2 GB."""
+
+TOLERANCE = 1e-4
+"""Largest distance of outputs that passes, relative to the largest output: another runtime rounds otherwise."""
+
+
+def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+    """Write the graph under a temporary name, run it in a fresh process, compare, then move it to `path`.
+
+    int8: weights per channel and activations, with ranges from the calibration samples; the score is then that of the
+    quantised network, and compared is what the file answers here and in the fresh process.
+
+    Raises InvalidModel where the network cannot be written, InvalidFile where a step fails; then `path` is as it was.
+    """
+    import onnx
+
+    progress("tracing")
+    narrow = DTYPES.get(compressed.storage.dtype or "")
+    stored, profile = compressed.storage, workspace.profile
+    own = came_from_onnx(workspace) and not (
+        stored.fold_bias or stored.dense or partial_ranks(profile, compressed.plan)
+    )
+    if own:  # nothing of its graph changes but the compressed layers
+        proto = compressed_onnx(workspace, compressed.model, compressed.plan)
+    else:
+        proto = onnx_program(compressed.model, workspace.opened.example_inputs, optimize=narrow is None)
+    network, score = compressed.model, compressed.score
+    if narrow is not None:
+        _narrow(proto, narrow)
+    if compressed.storage.dtype == "int8":
+        progress("quantising")
+        proto = _quantised(proto, workspace.calibration.inputs)
+        network = OnnxNetwork(proto.SerializeToString())
+        progress("measuring")
+        score = final_score(workspace.measure(network, keep=False))
+        compressed = replace(compressed, score=score)
+    for part in () if own else (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
+        del part.metadata_props[:]  # how each operator came about, often larger than the weights
+    carried = {prop.key: prop.value for prop in proto.metadata_props}
+    onnx.helper.set_model_props(proto, {**carried, PLAN: plan_document(workspace, compressed)})
+    with _files(path, proto) as temporary:
+        progress("reloading in a fresh process")
+        inputs = reference_inputs(workspace)
+        largest = largest_difference(
+            "onnx", workspace.opened.ref, temporary, network, inputs, tolerance=TOLERANCE, name=str(path)
+        )
+        written = sum(file.stat().st_size for file in (temporary, data_path(temporary)) if file.is_file())
+    return Exported(str(path), written, largest, score)
+
+
+def data_path(path: Path) -> Path:
+    """Where the weights of a large model lie."""
+    return path.with_name(f"{path.name}.data")
+
+
+@contextmanager
+def _files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
+    """The model under a temporary name, its weights beside it where they are large; both are moved at the end."""
+    import onnx
+
+    with whole_or_nothing(path) as temporary:
+        if sum(len(weight.raw_data) for weight in proto.graph.initializer) <= LARGEST_BYTES:
+            temporary.write_bytes(proto.SerializeToString())
+            yield temporary
+            return
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:100]}.") as folder:
+            inside = Path(folder, path.name)
+            onnx.save(proto, inside, save_as_external_data=True, location=data_path(path).name)
+            yield inside
+            os.replace(data_path(inside), data_path(path))
+            os.replace(inside, temporary)
+
+
+def _narrow(proto: onnx.ModelProto, dtype: torch.dtype) -> None:
+    """Keep every weight that the dtype holds exactly in it, and widen it first thing; runtimes do that once."""
+    import onnx
+
+    kind = onnx.TensorProto.FLOAT16 if dtype == torch.float16 else onnx.TensorProto.BFLOAT16
+    casts = []
+    for weight in proto.graph.initializer:
+        if weight.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE) or prod(weight.dims) < 2:
+            continue
+        wide = torch.from_numpy(onnx.numpy_helper.to_array(weight).copy())
+        narrowed = wide.to(dtype)
+        if torch.equal(narrowed.to(wide.dtype), wide):
+            stored = f"{weight.name}.{str(dtype).removeprefix('torch.')}"
+            casts.append(onnx.helper.make_node("Cast", [stored], [weight.name], to=weight.data_type))
+            raw = narrowed.view(torch.int16).numpy().tobytes()
+            weight.CopyFrom(onnx.helper.make_tensor(stored, kind, list(weight.dims), raw, raw=True))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
+    """Static quantisation with QuantizeLinear and DequantizeLinear around each operator, one scale per channel."""
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    names = [given.name for given in proto.graph.input]
+
+    class Samples(quantization.CalibrationDataReader):  # type: ignore[misc]
+        """Calibration samples in batches, each named as the graph names its inputs."""
+
+        def __init__(self) -> None:
+            split = [torch.split(tensor, _BATCH) for tensor in tensors(samples)]
+            self._feeds = iter(
+                [dict(zip(names, (t.numpy() for t in part), strict=True)) for part in zip(*split, strict=True)]
+            )
+
+        def get_next(self) -> dict[str, object] | None:
+            """The next batch, None at the end."""
+            return next(self._feeds, None)
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        given, prepared, done = (Path(folder, f"{name}.onnx") for name in ("given", "prepared", "quantised"))
+        try:
+            onnx.save(proto, given)
+            quant_pre_process(given, prepared, skip_symbolic_shape=True)
+            quantization.quantize_static(
+                prepared, done, Samples(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
+            )
+            return onnx.load(done)
+        except Exception as error:
+            raise InvalidModel(
+                f"onnxruntime cannot quantise this network: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}; float16 halves the bytes too."
+            ) from error
+
+
+_BATCH = 32
+
+
+def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+    """Load and run it; and read the plan inside."""
+    code = f"""import onnxruntime
+
+session = onnxruntime.InferenceSession({file!r})
+print([(given.name, given.shape) for given in session.get_inputs()])
+# outputs = session.run(["output"], {{"input": array}})[0]
+"""
+    plan = f"""import json
+
+import onnxruntime
+
+properties = onnxruntime.InferenceSession({file!r}).get_modelmeta().custom_metadata_map
+plan = json.loads(properties[{PLAN!r}])
+"""
+    return Snippet("with onnxruntime alone", code), Snippet("and read the plan in it", plan)
+
+
+register(Export("onnx", "ONNX model", ".onnx", write, snippets, (*DTYPES, "int8")))

@@ -1,0 +1,75 @@
+"""A program of `torch.export` (.pt2): graph and weights in one file that PyTorch alone runs, at any batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lowrank_core.exports import (
+    Compressed,
+    Export,
+    Exported,
+    Snippet,
+    plan_document,
+    reference_inputs,
+    register,
+    whole_or_nothing,
+)
+from lowrank_core.onnx_program import exported_program, quiet
+from lowrank_core.reload import largest_difference
+from lowrank_core.storage import DTYPES, Widened
+from lowrank_core.workspace import Workspace
+
+PLAN = "plan.json"
+"""Name of the plan inside the file."""
+
+TOLERANCE = 1e-5
+"""Largest distance of outputs that passes, relative to the largest output."""
+
+
+def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+    """Write the program under a temporary name, run it in a fresh process, compare, then move it to `path`.
+
+    Raises InvalidModel where the network has no graph, InvalidFile where a step fails; then `path` is as it was.
+    """
+    progress("tracing")
+    narrow = DTYPES.get(compressed.storage.dtype or "")
+    network = compressed.model if narrow is None else Widened(compressed.model, narrow)
+    program = exported_program(network, workspace.opened.example_inputs)
+    with whole_or_nothing(path) as temporary:
+        progress("writing")
+        with temporary.open("wb") as file, quiet():
+            torch.export.save(program, file, extra_files={PLAN: plan_document(workspace, compressed)})
+        progress("reloading in a fresh process")
+        largest = largest_difference(
+            "pt2",
+            workspace.opened.ref,
+            temporary,
+            compressed.model,
+            reference_inputs(workspace),
+            tolerance=TOLERANCE,
+            name=str(path),
+        )
+    return Exported(str(path), path.stat().st_size, largest, compressed.score)
+
+
+def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+    """Load and run it; and read the plan inside."""
+    code = f"""import torch
+
+model = torch.export.load({file!r}).module()  # runs code that is in the file: open only what you trust
+"""
+    plan = f"""import json
+
+import torch
+
+inside = {{{PLAN!r}: ""}}
+torch.export.load({file!r}, extra_files=inside)
+plan = json.loads(inside[{PLAN!r}])
+"""
+    return Snippet("with torch alone", code), Snippet("and read the plan in it", plan)
+
+
+register(Export("pt2", "Exported program (.pt2)", ".pt2", write, snippets, tuple(DTYPES)))

@@ -1,0 +1,125 @@
+"""Singular values of a matrix that is read in parts, in less memory than the matrix takes in float64.
+
+The Gram matrix of the smaller side, of which only the lower block triangle is kept, is reduced to a band by blocked
+Householder reflections in place (Bischof, Lang & Sun, ACM TOMS 26, 2000), and LAPACK finds the eigenvalues of the band:
+as exact as `eigvalsh`, which would need the whole matrix, a copy of it and workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from scipy.linalg import eigvals_banded
+from torch import Tensor
+
+from lowrank_core.errors import Cancelled, InvalidModel
+
+WIDTH = 64
+"""Columns of one block, and half the bandwidth: wider blocks multiply faster, narrower bands are solved faster."""
+
+WHOLE = 768
+"""Up to this side the matrix is small, and LAPACK's dense solver is faster."""
+
+BLOCK_BYTES = 2**23
+"""Memory for one part of the matrix in float64."""
+
+Blocks = list[Tensor]
+"""The lower triangle of a symmetric matrix: block column j from its diagonal downwards, (n - j * WIDTH, WIDTH)."""
+
+
+class GramMatrix:
+    """X^T X of a matrix X of so many columns, added up from rows.
+
+    >>> gram = GramMatrix(2)
+    >>> gram.add(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+    >>> gram.singular_values().tolist()
+    [3.0, 2.0]
+    """
+
+    def __init__(self, columns: int, *, cancelled: Callable[[], bool] = lambda: False) -> None:
+        self.columns = columns
+        self._cancelled = cancelled
+        self._blocks = [
+            torch.zeros(columns - at, min(WIDTH, columns - at), dtype=torch.float64) for at in range(0, columns, WIDTH)
+        ]
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (k, columns) of X in any floating dtype; raises Cancelled."""
+        _go_on(self._cancelled)
+        rows = rows.to(torch.float64)
+        for at, block in zip(range(0, self.columns, WIDTH), self._blocks, strict=True):
+            block.addmm_(rows[:, at:].mT, rows[:, at : at + WIDTH])
+
+    def singular_values(self) -> Tensor:
+        """(columns,) float64, descending; the Gram matrix is used up.
+
+        Raises InvalidModel where X held NaN or Inf, and Cancelled.
+        """
+        blocks, self._blocks = self._blocks, []
+        if not all(torch.isfinite(block.diagonal()).all() for block in blocks):
+            raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint.")
+        whole = self.columns <= WHOLE
+        values = torch.linalg.eigvalsh(_whole(blocks)) if whole else _eigenvalues(blocks, self._cancelled)
+        return values.clamp_min(0).sqrt().flip(0)
+
+
+def _go_on(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled("called off.")
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Leading slices that cover all rows, each of at most BLOCK_BYTES in float64."""
+    step = max(1, BLOCK_BYTES // (8 * max(1, columns)))
+    return (slice(at, min(at + step, rows)) for at in range(0, rows, step))
+
+
+def _whole(blocks: Blocks) -> Tensor:
+    size = len(blocks[0])
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    for number, block in enumerate(blocks):
+        at = number * WIDTH
+        matrix[at:, at : at + WIDTH] = block
+    return matrix  # eigvalsh reads the lower triangle alone
+
+
+def _eigenvalues(blocks: Blocks, cancelled: Callable[[], bool]) -> Tensor:
+    """(n,) ascending; the blocks are overwritten."""
+    size = len(blocks[0])
+    band = torch.zeros(WIDTH + 1, size, dtype=torch.float64)
+    for number, block in enumerate(blocks):
+        _go_on(cancelled)
+        at, width = number * WIDTH, block.shape[1]
+        corner = block[: 2 * width].clone()
+        if len(block) > width:
+            reflected, scales = torch.geqrf(block[width:])
+            corner[width:] = 0
+            corner[width : 2 * width] = reflected[:width].triu()[: len(corner) - width]
+            _reflect(blocks[number + 1 :], reflected, scales)
+        for below in range(WIDTH + 1):
+            entries = corner.diagonal(-below)
+            band[below, at : at + len(entries)] = entries
+        blocks[number] = corner[:0]  # its memory is free for the panels to come
+    return torch.from_numpy(eigvals_banded(band.numpy(), lower=True, overwrite_a_band=True, check_finite=False))
+
+
+def _reflect(blocks: Blocks, reflected: Tensor, scales: Tensor) -> None:
+    """Q^T A Q in place, Q = I - Y T Y^T as `geqrf` leaves it (Schreiber & Van Loan 1989)."""
+    steps = len(scales)
+    y = reflected[:, :steps].tril(-1)
+    y.diagonal().fill_(1)
+    inverse = (y.mT @ y).triu(1)
+    inverse.diagonal().copy_(1 / torch.where(scales == 0, 1e-300, scales))  # no reflection: T has a zero there
+    product = torch.zeros_like(y)
+    for number, block in enumerate(blocks):
+        at, width = number * WIDTH, block.shape[1]
+        product[at:] += block @ y[at : at + width]
+        product[at : at + width] += block[width:].mT @ y[at + width :]
+    w = torch.linalg.solve_triangular(inverse, product, upper=True, left=False)
+    half = torch.linalg.solve_triangular(inverse.mT, y.mT @ w, upper=False)
+    w -= 0.5 * (y @ half)
+    for number, block in enumerate(blocks):
+        at, width = number * WIDTH, block.shape[1]
+        block.addmm_(w[at:], y[at : at + width].mT, alpha=-1)
+        block.addmm_(y[at:], w[at : at + width].mT, alpha=-1)

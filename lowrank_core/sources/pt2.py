@@ -1,0 +1,323 @@
+"""A program that `torch.export.save` has written (.pt2), with its layers as plain modules again.
+
+Loading one may run code that is in it, so it is opened like a Python file: only where a person names it when the
+command or the app is started. What can be seen to carry code is refused before; that is no proof of the contrary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, ModuleCallEntry
+from torch.export.unflatten import InterpreterModule, UnflattenedModule
+from torch.utils._pytree import tree_map
+
+from lowrank_core.data import Dataset, Inputs, batch_size, call, tensors
+from lowrank_core.errors import InvalidFile, InvalidModel, UnknownModel
+from lowrank_core.model_file import open_module
+from lowrank_core.npz_data import read_npz
+from lowrank_core.opened import Opened
+from lowrank_core.sources import Source, register
+
+SAMPLES = 64
+FREE_BATCH = "torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim('batch')},))"
+
+
+def _open(ref: str) -> Opened:
+    """The program, its example inputs, and as data the arrays of `NAME.npz` beside it; without them random inputs."""
+    path = Path(ref).expanduser().resolve()
+    if not path.is_file():
+        raise UnknownModel(f"there is no file {ref}.")
+    refuse_code(path)
+    program = _load(path)
+    inputs = _inputs(program, path)
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    beside = path.with_suffix(".npz")
+    module.__doc__ = f"A program of torch.export{'' if beside.is_file() else ', with random inputs'}."
+    vars(module).update(build_model=lambda: _model(_load(path), inputs, path), example_inputs=lambda: inputs)
+    if beside.is_file():
+        vars(module).update(_data(beside, inputs, _argument_names(program.module_call_graph)))
+        return open_module(module, ref=str(path), name=path.stem)
+    vars(module)["eval_data"] = lambda: _random(inputs)
+    opened = open_module(module, ref=str(path), name=path.stem)
+    notice = f"There is no {beside.name} with inputs and targets: the score is agreement on random inputs."
+    return replace(opened, notices=(notice, *opened.notices), provides=opened.provides - {"eval_data"})
+
+
+def refuse_code(path: Path) -> None:
+    """Raise InvalidFile where a pickle in the archive names anything but tensors, or where it holds script objects."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
+                sum(m.file_size for m in members) > path.stat().st_size
+            ):
+                raise InvalidFile(f"{path} claims more than it holds; torch.export.save writes no such file.")
+            names = {m.filename.partition("/")[2]: m.filename for m in members}
+            if not any(name.startswith(("models/", "serialized_exported_program")) for name in names):
+                raise InvalidFile(f"{path} is no program of torch.export; give weights as .pt or .safetensors.")
+            for name in _pickled(archive, names):
+                _check_pickle(path, name, archive.read(names[name]))
+    except (zipfile.BadZipFile, NotImplementedError, KeyError, ValueError, RecursionError) as error:
+        raise InvalidFile(f"{path} is cut short or damaged ({' '.join(str(error).split())[:200]}).") from error
+
+
+def _pickled(archive: zipfile.ZipFile, names: dict[str, str]) -> Iterator[str]:
+    """Members that the loader of PyTorch unpickles: sample inputs, and what a config marks so."""
+    yield from (name for name in names if name.endswith((".pt", ".pkl")))
+    for name in names:
+        if not name.endswith("_config.json"):
+            continue
+        for entry in json.loads(archive.read(names[name]))["config"].values():
+            held = str(entry["path_name"])
+            if entry.get("use_pickle") or "_obj_" in held:
+                yield f"{name.rpartition('/')[0]}/{held}"
+
+
+def _check_pickle(path: Path, name: str, raw: bytes) -> None:
+    if not raw.startswith(b"PK"):
+        raise InvalidFile(f"{path} carries a plain pickle or script object ({name}), which could run code; not opened.")
+    try:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(raw))
+    except Exception as error:  # whatever a damaged pickle makes the reader raise
+        raise InvalidFile(f"{path}: {name} cannot be read ({' '.join(str(error).split())[:200]}).") from error
+    if unsafe:
+        raise InvalidFile(
+            f"{path} carries code: {name} names {', '.join(unsafe[:5])}, which loading would call; it was not opened."
+        )
+
+
+def _load(path: Path) -> ExportedProgram:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(path)
+    except Exception as error:  # the archive is a person's file: anything may be wrong with it
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InvalidModel(
+            f"{path} cannot be loaded by PyTorch {torch.__version__} ({said}); export it again."
+        ) from error
+
+
+# ---- the network ----------------------------------------------------------------------------------------------------
+
+
+def _model(program: ExportedProgram, inputs: Inputs, path: Path) -> nn.Module:
+    """The program module by module, those of one linear map or a normalisation as plain `torch.nn` layers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.export.unflatten(program)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, InterpreterModule) and (plain := _plain(module)) is not None:
+            model.set_submodule(name, plain)
+    for module in model.modules():
+        if isinstance(module, InterpreterModule | UnflattenedModule):
+            for node in module.graph.nodes:
+                node.meta.clear()  # symbolic sizes, which cannot be copied
+            module.finalize()  # type: ignore[no-untyped-call]
+    model.meta.clear()
+    model.check_input_constraints = False
+    _name_arguments(model)
+    model.eval()
+    _check_batch(model, inputs, path)
+    return model
+
+
+def _name_arguments(model: UnflattenedModule) -> None:
+    """Give `forward` the arguments of the network that was exported; without them it could not be exported again."""
+    names = _argument_names(model.module_call_graph)
+
+    def forward(self: UnflattenedModule, *args: Any, **kwargs: Any) -> Any:
+        return UnflattenedModule.forward(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in ("self", *names)])
+    vars(forward)["__signature__"] = signature
+    model.__class__ = type("Program", (UnflattenedModule,), {"forward": forward})
+
+
+def _argument_names(calls: list[ModuleCallEntry]) -> list[str]:
+    """Of the whole network."""
+    signature = calls[0].signature
+    assert signature is not None
+    positional, keywords = signature.in_spec.children()
+    return signature.forward_arg_names or [*(f"input_{n}" for n in range(positional.num_children)), *keywords.context]
+
+
+def _plain(module: InterpreterModule) -> nn.Module | None:
+    """The `torch.nn` layer that does the same, with the same parameters; None where there is none."""
+    nodes = list(module.graph.nodes)
+    if [n.op for n in nodes].count("placeholder") != 1 or any(n.op == "call_module" for n in nodes):
+        return None
+    calls = [n for n in nodes if n.op == "call_function"]
+    if len(calls) != 1 or dict(module.named_children()):
+        return None
+    (node,) = calls
+    schema = node.target._schema
+    given = {argument.name: argument.default_value for argument in schema.arguments}
+    given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+    build = _BUILDERS.get(schema.name.removeprefix("aten::"))
+    held = {name: value for name, value in given.items() if isinstance(value, torch.fx.Node) and value.op == "get_attr"}
+    if build is None or any(name != value.target for name, value in held.items()) or "weight" not in held:
+        return None
+    plain = build(given, module)
+    if plain is None:
+        return None
+    plain._parameters.update(module._parameters)
+    plain._buffers.update(module._buffers)
+    return plain
+
+
+def _linear(given: dict[str, Any], module: nn.Module) -> nn.Module:
+    outputs, inputs = module.get_parameter("weight").shape
+    return nn.Linear(inputs, outputs, bias=given["bias"] is not None, device="meta")
+
+
+def _convolution(given: dict[str, Any], module: nn.Module) -> nn.Module | None:
+    weight = module.get_parameter("weight")
+    kernel, transposed = tuple(weight.shape[2:]), given["transposed"]
+    kind = getattr(nn, f"Conv{'Transpose' if transposed else ''}{len(kernel)}d")
+    groups = given["groups"]
+    channels = (weight.shape[0], weight.shape[1] * groups)
+    extra = {"output_padding": _each(given["output_padding"], kernel)} if transposed else {}
+    padding = given["padding"]
+    built: nn.Module = kind(
+        *(channels if transposed else channels[::-1]),
+        kernel,
+        stride=_each(given["stride"], kernel),
+        padding=padding if isinstance(padding, str) else _each(padding, kernel),
+        dilation=_each(given["dilation"], kernel),
+        groups=groups,
+        bias=given["bias"] is not None,
+        device="meta",
+        **extra,
+    )
+    return built
+
+
+def _each(values: list[int], kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """One number may stand for all axes."""
+    return tuple(values) * len(kernel) if len(values) == 1 else tuple(values)
+
+
+def _embedding(given: dict[str, Any], module: nn.Module) -> nn.Module:
+    rows, columns = module.get_parameter("weight").shape
+    padding = given["padding_idx"]
+    return nn.Embedding(rows, columns, padding_idx=None if padding < 0 else padding, device="meta")
+
+
+def _batch_norm(given: dict[str, Any], module: nn.Module) -> nn.Module | None:
+    axes = given["input"].meta["val"].ndim
+    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(axes)
+    if given["training"] or kind is None or "running_mean" not in module._buffers:
+        return None
+    return kind(len(module.get_parameter("weight")), eps=given["eps"], momentum=given["momentum"], device="meta")
+
+
+def _layer_norm(given: dict[str, Any], module: nn.Module) -> nn.Module:
+    return nn.LayerNorm(given["normalized_shape"], eps=given["eps"], bias=given["bias"] is not None, device="meta")
+
+
+def _of_convolution(transposed: bool) -> Callable[[dict[str, Any], nn.Module], nn.Module | None]:
+    return lambda given, module: _convolution({"transposed": transposed, **given}, module)
+
+
+_BUILDERS: dict[str, Callable[[dict[str, Any], nn.Module], nn.Module | None]] = {
+    "linear": _linear,
+    "convolution": _convolution,
+    **{f"conv{n}d": _of_convolution(False) for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _of_convolution(True) for n in (1, 2, 3)},
+    "embedding": _embedding,
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+}
+"""By the operator that is the whole of a module's graph."""
+
+
+def _check_batch(model: nn.Module, inputs: Inputs, path: Path) -> None:
+    """One sample more must be answered, and the others as before: programs are often exported for one size alone."""
+    wider = tree_map(lambda t: torch.cat([t, t[:1]]) if isinstance(t, Tensor) else t, inputs)
+    try:
+        with torch.no_grad():
+            once, more = call(model, inputs), call(model, wider)
+        free = len(more) == len(once) + 1 and torch.allclose(more[:-1], once, rtol=1e-3, atol=1e-5)
+    except Exception:  # whatever an operator says about a size it was not made for
+        free = False
+    if not free:
+        raise InvalidModel(
+            f"{path} was exported for batches of {batch_size(inputs)} alone; export it with a free batch: {FREE_BATCH}."
+        )
+
+
+# ---- its inputs and data --------------------------------------------------------------------------------------------
+
+
+def _inputs(program: ExportedProgram, path: Path) -> Inputs:
+    """The example inputs of the program, or random ones of the shapes it was exported for."""
+    if program.example_inputs is not None:
+        positional, named = program.example_inputs
+        if positional and named:
+            raise InvalidModel(f"{path} takes positional and keyword inputs; export it with the one or the other.")
+        return named or tuple(positional)
+    spec = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in _user_inputs(program)]
+    shapes = [tuple(n if isinstance(n, int) else 2 for n in node.meta["val"].shape) for node in spec]
+    return tuple(
+        _random_tensor(torch.zeros(shape, dtype=node.meta["val"].dtype), shape, torch.Generator().manual_seed(0))
+        for node, shape in zip(spec, shapes, strict=True)
+    )
+
+
+def _user_inputs(program: ExportedProgram) -> set[str]:
+    return {str(name) for name in program.graph_signature.user_inputs}
+
+
+def _random(inputs: Inputs) -> Inputs:
+    """Samples like the example inputs, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+
+    def like(leaf: Any) -> Any:
+        return _random_tensor(leaf, (SAMPLES, *leaf.shape[1:]), generator) if isinstance(leaf, Tensor) else leaf
+
+    found = tree_map(like, inputs)
+    return found if isinstance(found, dict) else [(found, None)]
+
+
+def _random_tensor(like: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Normal with mean and deviation of a float tensor, (0, 1) where it is constant; the values of any other, mixed."""
+    if not like.is_floating_point():
+        values = like.reshape(-1)
+        return values[torch.randint(max(1, len(values)), shape, generator=generator)]
+    deviation = float(like.double().std(correction=0))
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return ((drawn * deviation + float(like.double().mean())) if deviation > 0 else drawn).to(like.dtype)
+
+
+def _data(path: Path, inputs: Inputs, names: list[str]) -> dict[str, Any]:
+    """eval_data, train_data and metric from the arrays of an .npz, in the types of the example inputs."""
+    found = read_npz(path, names)
+    like = tensors(inputs)
+
+    def pair(data: Dataset) -> Callable[[], Dataset]:
+        cast = [array.to(one.dtype) for array, one in zip(tensors(data.inputs), like, strict=True)]
+        given = dict(zip(inputs, cast, strict=True)) if isinstance(inputs, dict) else tuple(cast)
+        return lambda: Dataset(given, data.targets)
+
+    functions: dict[str, Any] = {"eval_data": pair(found.eval)}
+    if found.train is not None:
+        functions["train_data"] = pair(found.train)
+    return functions | ({} if found.metric is None else {"metric": found.metric})
+
+
+register(Source("pt2", lambda ref: ref.endswith(".pt2"), _open, "a program of torch.export (.pt2)"))

@@ -1,0 +1,210 @@
+"""Weights in safetensors: one file, or the shards of a large checkpoint. Only headers are read at first.
+
+The format: 8 bytes with the length of a JSON header, the header (dtype, shape and place of each tensor), the tensors
+without gaps (github.com/huggingface/safetensors). It is read here and not by the library, which maps whole files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_core.errors import InvalidFile, UnknownModel
+from lowrank_core.sources import Source, register
+from lowrank_core.weights import StoredTensor, Weights
+
+SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
+LARGEST_HEADER = 16 * 2**20
+"""Bytes: a hundred thousand tensors."""
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+def _accepts(ref: str) -> bool:
+    path = Path(ref).expanduser()
+    return ref.endswith((SUFFIX, INDEX)) or (path.is_dir() and any(path.glob(f"*{SUFFIX}")))
+
+
+def _open(ref: str) -> Weights:
+    """Weights of a file, of an index with its shards, or of a folder of shards; raises InvalidFile."""
+    path = Path(ref).expanduser().resolve()
+    if not path.exists():
+        raise UnknownModel(f"there is no file {ref}.")
+    if path.is_dir():
+        indices = sorted(path.glob(f"*{INDEX}"))
+        if len(indices) > 1:
+            raise InvalidFile(f"{ref} has several indices; name one of {', '.join(i.name for i in indices)}.")
+        tensors = _of_index(indices[0]) if indices else _of_shards(sorted(path.glob(f"*{SUFFIX}")))
+        return Weights(str(path), path.name, f"Weights in a folder of {SUFFIX}.", _in_order(tensors))
+    if path.name.endswith(INDEX):
+        name = path.name.removesuffix(INDEX)
+        return Weights(str(path), name, "Weights in several files.", _in_order(_of_index(path)))
+    return Weights(str(path), path.name.removesuffix(SUFFIX), "Weights in a file.", _in_order(_of_file(path)))
+
+
+def _in_order(tensors: Iterable[StoredTensor]) -> tuple[StoredTensor, ...]:
+    """By name, numbers as numbers: writers sort 'layers.10' before 'layers.2'."""
+
+    def key(tensor: StoredTensor) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", tensor.name)]
+
+    return tuple(sorted(tensors, key=key))
+
+
+def _of_index(path: Path) -> list[StoredTensor]:
+    """The tensors an index lists, each in the shard that it names; a shard lies beside the index."""
+    if path.stat().st_size > LARGEST_HEADER:
+        raise InvalidFile(f"{path} is no index: it is larger than {LARGEST_HEADER:,} bytes.")
+    listed = _json(path.read_bytes(), path).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+        raise InvalidFile(f"{path} is no index: it must have a weight_map of tensor names and file names.")
+    found: list[StoredTensor] = []
+    for file in sorted(set(listed.values())):
+        if file in ("", ".", "..") or not re.fullmatch(r"[^/\\\0:]+", file):
+            raise InvalidFile(f"{path} names a shard {file[:80]!r} that is not beside it; no other place is looked at.")
+        shard = path.with_name(file)
+        if not shard.is_file():
+            raise InvalidFile(f"{path} names a shard {file!r}, which is missing; download it, or all again.")
+        held = {tensor.name: tensor for tensor in _of_file(shard)}
+        wanted = [name for name, place in listed.items() if place == file]
+        if absent := [name for name in wanted if name not in held]:
+            raise InvalidFile(f"{shard} holds no {absent[0]!r}, though {path.name} says so; download both again.")
+        found += [held[name] for name in wanted]
+    return found
+
+
+def _of_shards(paths: list[Path]) -> list[StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for path in paths:
+        for tensor in _of_file(path):
+            if tensor.name in found:
+                raise InvalidFile(
+                    f"{path.parent} holds {tensor.name!r} in several files; give the one that is meant, or the index."
+                )
+            found[tensor.name] = tensor
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the rows of a tensor lie in a file."""
+
+    path: Path
+    begin: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __call__(self, rows: slice) -> Tensor:
+        shape = (len(range(*rows.indices(self.shape[0]))), *self.shape[1:]) if self.shape else ()
+        size = prod(shape) * self.dtype.itemsize
+        if not size:
+            return torch.empty(shape, dtype=self.dtype)
+        first = rows.indices(self.shape[0])[0] if self.shape else 0
+        held = bytearray(size)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.begin + first * prod(self.shape[1:]) * self.dtype.itemsize)
+            read, view = 0, memoryview(held)
+            while count := file.readinto(view[read:]):
+                read += count
+        if read < size:
+            raise InvalidFile(f"{self.path} became shorter while it was read; open it again.")
+        return torch.frombuffer(held, dtype=self.dtype).reshape(shape)
+
+
+def _of_file(path: Path) -> list[StoredTensor]:
+    """Every tensor of one file; raises InvalidFile unless they fill it exactly, one after the other."""
+    held = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if held < 8 or length > held - 8 or length > LARGEST_HEADER:
+            raise InvalidFile(
+                f"{path} is no safetensors file, or cut short: its header claims {length:,} bytes of {held:,}, "
+                f"at most {LARGEST_HEADER:,} are read."
+            )
+        header = _json(file.read(length), path)
+    header.pop("__metadata__", None)
+    places = {name: _entry(name, entry, path) for name, entry in header.items()}
+    at = 0
+    for name, (kind, shape, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
+        size = DTYPES[kind].itemsize * prod(shape) if kind in DTYPES else end - begin
+        if begin != at or end - begin != size:
+            raise _lies(path, name, f"{size:,} bytes from {at:,} on must hold it, but it claims {begin:,} to {end:,}")
+        at = end
+    if at != held - 8 - length:
+        raise InvalidFile(f"{path} is damaged: its tensors take {at:,} bytes, but {held - 8 - length:,} are there.")
+    found = []
+    for name, (kind, shape, begin, end) in places.items():
+        dtype = DTYPES.get(kind)
+        read = _Place(path, 8 + length + begin, shape, dtype or torch.uint8)
+        found.append(StoredTensor(name, shape, dtype, kind, end - begin, read))
+    return found
+
+
+def _entry(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
+    """(kind, shape, begin, end) of one tensor."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        raise _lies(path, name, "it has no dtype")
+    shape, offsets = _numbers(entry.get("shape")), _numbers(entry.get("data_offsets"))
+    if shape is None or offsets is None:
+        raise _lies(path, name, "shape and data_offsets must be lists of numbers from 0 on")
+    if len(offsets) != 2 or offsets[0] > offsets[1] or len(shape) > 64:
+        raise _lies(path, name, "data_offsets must be where it begins and where it ends")
+    return entry["dtype"], shape, offsets[0], offsets[1]
+
+
+def _numbers(value: Any) -> tuple[int, ...] | None:
+    if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
+        return None
+    return tuple(value)
+
+
+def _lies(path: Path, name: str, why: str) -> InvalidFile:
+    return InvalidFile(f"{path} is damaged or was made to do harm: of tensor {name[:80]!r}, {why}.")
+
+
+def _json(raw: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object that says everything once."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidFile(f"{path} is damaged or was made to do harm: it lists {twice[:80]!r} twice.")
+        return found
+
+    try:
+        found = json.loads(raw, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise InvalidFile(f"{path} is cut short or damaged: its header is no JSON ({str(error)[:80]}).") from error
+    if not isinstance(found, dict):
+        raise InvalidFile(f"{path} is damaged: its header must be a JSON object.")
+    return found
+
+
+register(Source("safetensors", _accepts, _open, "weights alone (.safetensors, an index of shards, a folder of shards)"))
