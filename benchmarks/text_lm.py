@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.quality import uniform
 from lowrank_core import Choice, RankPlan, Workspace
+from lowrank_core.builtin import text_lm
 from lowrank_core.candidate import Candidate
 from lowrank_core.cost import layer_cost, plan_cost
 from lowrank_core.discover import Layer
@@ -75,7 +76,12 @@ def plans(workspace: Workspace, share: float) -> Iterator[tuple[str, list[Layer]
 def table(workspace: Workspace, shares: list[float], epochs: int) -> None:
     """Every group at every share."""
     dense, samples = workspace.dense_score()
-    print(f"Dense perplexity {dense:.2f} on {samples} samples of held-out text.\n")
+    often = torch.bincount(text_lm.train_data()[1].flatten(), minlength=len(text_lm.vocabulary())).double() + 1
+    words = text_lm.eval_data()[1].flatten()
+    print(
+        f"Dense perplexity {dense:.2f} on {samples} samples of held-out text; by how often words occur "
+        f"{(often.sum() / often)[words].log().mean().exp():.0f}. Unknown words: {(words == 0).double().mean():.0%}.\n"
+    )
     titles = "layers | bytes kept | ranks | factorised | corrected | tuned on answers | tuned on answers and words"
     print(f"| {titles} |\n|---|---|---|---|---|---|---|")
     for share in shares:
