@@ -17,6 +17,7 @@ from lowrank_core.evaluate import final_score
 from lowrank_core.jobs import Job, Snapshot
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.selection import make
+from lowrank_core.storage import Storage
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import state, tuning, words
@@ -375,8 +376,8 @@ def test_old_states_are_tidied_away(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def written_file(page: AppTest) -> str:
     """The checkpoint that Export wrote last."""
-    keys = [key for key in page.session_state.filtered_state if key.startswith("written safetensors ")]
-    return page.session_state[keys[-1]][1].path
+    folder = Path(state._exports().name) / page.session_state["session"]
+    return page.session_state[f"written safetensors {Storage()} {folder}"][1].path
 
 
 def test_export_takes_the_tuned_weights_and_says_so(opened: Open, workspace: Workspace) -> None:
