@@ -96,6 +96,11 @@ def _pool(workers: Workers) -> Iterator[joblib.Parallel]:
     except (OSError, ValueError, TypeError) as error:
         raise WorkersLost(f"no dask scheduler answers at {workers.dask!r} ({error}); check the address.") from error
     try:
+        client.wait_for_workers(1, timeout=30)
+    except TimeoutError as error:
+        client.close()
+        raise WorkersLost(f"the dask scheduler at {workers.dask!r} has no workers; start some.") from error
+    try:
         with joblib.parallel_config(backend="dask", client=client):
             pool = joblib.Parallel(n_jobs=-1, **options)
         yield pool
