@@ -436,16 +436,16 @@ from torch import nn
 class Last(nn.Module):
     def __init__(self):
         super().__init__()
-        self.rnn = nn.LSTMCell(4, 6)
+        self.mix = nn.Bilinear(4, 4, 6)
 
     def forward(self, x):
-        return self.rnn(x[:, 0])[0]
+        return self.mix(x, x)
 
 def build_model():
     return Last().eval()
 
 def example_inputs():
-    return (torch.zeros(1, 7, 4),)
+    return (torch.ones(1, 7, 4),)
 """
 
 
