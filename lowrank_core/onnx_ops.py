@@ -684,6 +684,12 @@ def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0.0) -> Te
     return F.pad(x, flat, value=value) if any(flat) else x
 
 
+def even_pads(pads: Sequence[tuple[int, int]], kernel_shape: Sequence[int]) -> list[int] | None:
+    """The pads as PyTorch's pooling takes them: the same before and after, at most half a window; None where not so."""
+    even = all(low == high and 2 * low <= k for (low, high), k in zip(pads, kernel_shape, strict=True))
+    return [low for low, _ in pads] if even else None
+
+
 @_op("MaxPool")
 def _max_pool(
     x: Tensor,
@@ -700,8 +706,7 @@ def _max_pool(
     both = window_pads(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
     if len(kernel_shape) not in _POOL or not x.is_floating_point():
         raise Unhandled("MaxPool")
-    if all(low == high and 2 * low <= k for (low, high), k in zip(both, kernel_shape, strict=True)):
-        low = [pair[0] for pair in both]
+    if (low := even_pads(both, kernel_shape)) is not None:
         found: Tensor = _POOL[len(kernel_shape)](x, kernel_shape, strides, low, dilations, bool(ceil_mode))
         return found
     if ceil_mode:
@@ -727,8 +732,7 @@ def _average_pool(
     pool = _MEAN.get(len(kernel_shape))
     if pool is None or any(n != 1 for n in dilations or ()):
         raise Unhandled("AveragePool")
-    if all(low == high and 2 * low <= k for (low, high), k in zip(both, kernel_shape, strict=True)):
-        low = [pair[0] for pair in both]
+    if (low := even_pads(both, kernel_shape)) is not None:
         return pool(x, kernel_shape, strides, low, bool(ceil_mode), bool(count_include_pad))
     if ceil_mode:
         raise Unhandled("AveragePool")

@@ -10,7 +10,7 @@ from lowrank_core.candidate import Candidate
 from lowrank_core.cost import check_plan, plan_cost
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score, final_score
-from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, plan_document
+from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, loading, plan_document
 from lowrank_core.plan import LARGEST_BYTES, RankPlan, read_plan
 from lowrank_core.storage import Storage
 from lowrank_core.workspace import Workspace
@@ -197,12 +197,9 @@ def report(workspace: Workspace, plan: RankPlan, export: Export, written: Export
     )
 
 
-def loading(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> None:
+def lines(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> None:
     """The lines of code that load an artefact."""
-    partial = not all(workspace.profile.layer(name).plain for name, _ in plan.choices)
-    for snippet in export.snippets(workspace.opened.ref, file):
-        if snippet.partial not in (None, partial):
-            continue
+    for snippet in loading(export, workspace, plan, file):
         long = snippet.code.count("\n") > 8
         place = st.expander(f"Load it {snippet.label}") if long else st.container(gap="xsmall")
         with place:
@@ -247,7 +244,7 @@ with frame.page(
     plan_file(workspace, plan, f"{name}-plan.json")
     if tuned is not None:
         st.caption("A plan holds ranks, not weights: opened elsewhere, its factors start **untrained**.")
-    loading(workspace, plan, EXPORTS["plan"], f"{name}-plan.json")
+    lines(workspace, plan, EXPORTS["plan"], f"{name}-plan.json")
     st.header("Compressed network", anchor=False)
     kinds = sorted((kind for kind in EXPORTS if kind != "plan"), key=lambda kind: (*ORDER, kind).index(kind))
     kind = st.segmented_control(
@@ -256,6 +253,6 @@ with frame.page(
     export = EXPORTS[kind]
     file = f"{name}-{'lowrank' if tuned is None else 'tuned'}{export.suffix}"
     artefact(workspace, plan, tuned, export, file)
-    loading(workspace, plan, export, file)
+    lines(workspace, plan, export, file)
     st.header("Open a plan", anchor=False)
     upload(workspace, plan)

@@ -24,6 +24,7 @@ from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import RankPlan
+from lowrank_core.reload import largest_difference
 from lowrank_core.storage import Storage, stored_as
 from lowrank_core.workspace import Workspace
 
@@ -101,6 +102,31 @@ def register(export: Export) -> Export:
         raise ValueError(f"export {export.name!r} is registered twice")
     EXPORTS[export.name] = export
     return export
+
+
+def loading(export: Export, workspace: Workspace, plan: RankPlan, file: str) -> list[Snippet]:
+    """The snippets for a file of this plan."""
+    partial = not all(workspace.profile.layer(name).plain for name, _ in plan.choices)
+    return [s for s in export.snippets(workspace.opened.ref, file) if s.partial in (None, partial)]
+
+
+def reloaded(
+    kind: str,
+    workspace: Workspace,
+    network: nn.Module,
+    written: Path,
+    path: Path,
+    progress: Callable[[str], None],
+    *,
+    tolerance: float,
+) -> float:
+    """Largest distance of outputs after reloading in a fresh process; see `largest_difference`.
+
+    written: the temporary name of what will be `path`.
+    """
+    progress("reloading in a fresh process")
+    inputs, ref = reference_inputs(workspace), workspace.opened.ref
+    return largest_difference(kind, ref, written, network, inputs, tolerance=tolerance, name=str(path))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from lowrank_core.errors import InvalidFile, LowRankError
-from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, Snippet, register, whole_or_nothing
+from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, Snippet, loading, register, whole_or_nothing
 from lowrank_core.storage import DTYPES
 from lowrank_core.workspace import Workspace
 
@@ -36,8 +36,10 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
                 if kind in ("safetensors", "plan"):
                     raise
                 missing[member] = str(error).replace(f"{folder}/", "")
-        parts = not all(workspace.profile.layer(name).plain for name, _ in compressed.plan.choices)
-        loads = {member: _loads(kind, member, workspace.opened.ref, parts) for kind, member in MEMBERS.items()}
+        loads = {
+            member: _loads(loading(EXPORTS[kind], workspace, compressed.plan, member))
+            for kind, member in MEMBERS.items()
+        }
         (folder / LOADER).write_text(loads[MEMBERS["safetensors"]].loader, encoding="utf-8")
         (folder / README).write_text(_readme(workspace, compressed, folder, missing, loads), encoding="utf-8")
         progress("packing")
@@ -56,14 +58,13 @@ def _said(progress: Callable[[str], None], kind: str, step: str) -> None:
     progress(f"{kind}: {step}")
 
 
-def _loads(kind: str, member: str, ref: str, parts: bool) -> Snippet:
+def _loads(fitting: list[Snippet]) -> Snippet:
     """The lines that need least to load a member."""
-    fitting = [s for s in EXPORTS[kind].snippets(ref, member) if s.partial in (None, parts)]
     found = next((snippet for snippet in fitting if snippet.loader), fitting[0])
     if not found.loader:
         return found
     code = found.code.removeprefix(found.loader).lstrip("\n")
-    return Snippet(found.label, f"from {Path(LOADER).stem} import load_lowrank\n{code}", parts, found.loader)
+    return Snippet(found.label, f"from {Path(LOADER).stem} import load_lowrank\n{code}", found.partial, found.loader)
 
 
 def _readme(

@@ -23,13 +23,12 @@ from lowrank_core.exports import (
     Exported,
     Snippet,
     plan_document,
-    reference_inputs,
     register,
+    reloaded,
     whole_or_nothing,
 )
 from lowrank_core.onnx_program import OnnxNetwork, onnx_program, quiet
 from lowrank_core.onnx_surgery import came_from_onnx, compressed_onnx
-from lowrank_core.reload import largest_difference
 from lowrank_core.storage import DTYPES
 from lowrank_core.workspace import Workspace
 
@@ -81,11 +80,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
     carried = {prop.key: prop.value for prop in proto.metadata_props}
     onnx.helper.set_model_props(proto, {**carried, PLAN: plan_document(workspace, compressed)})
     with _files(path, proto) as temporary:
-        progress("reloading in a fresh process")
-        inputs = reference_inputs(workspace)
-        largest = largest_difference(
-            "onnx", workspace.opened.ref, temporary, network, inputs, tolerance=TOLERANCE, name=str(path)
-        )
+        largest = reloaded("onnx", workspace, network, temporary, path, progress, tolerance=TOLERANCE)
         written = sum(file.stat().st_size for file in (temporary, data_path(temporary)) if file.is_file())
     return Exported(str(path), written, largest, score)
 

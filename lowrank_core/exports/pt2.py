@@ -13,12 +13,11 @@ from lowrank_core.exports import (
     Exported,
     Snippet,
     plan_document,
-    reference_inputs,
     register,
+    reloaded,
     whole_or_nothing,
 )
 from lowrank_core.onnx_program import exported_program, quiet
-from lowrank_core.reload import largest_difference
 from lowrank_core.storage import DTYPES, Widened
 from lowrank_core.workspace import Workspace
 
@@ -42,16 +41,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
         progress("writing")
         with temporary.open("wb") as file, quiet():
             torch.export.save(program, file, extra_files={PLAN: plan_document(workspace, compressed)})
-        progress("reloading in a fresh process")
-        largest = largest_difference(
-            "pt2",
-            workspace.opened.ref,
-            temporary,
-            compressed.model,
-            reference_inputs(workspace),
-            tolerance=TOLERANCE,
-            name=str(path),
-        )
+        largest = reloaded("pt2", workspace, compressed.model, temporary, path, progress, tolerance=TOLERANCE)
     return Exported(str(path), path.stat().st_size, largest, compressed.score)
 
 

@@ -18,14 +18,13 @@ from lowrank_core.exports import (
     Snippet,
     plan_document,
     provenance,
-    reference_inputs,
     register,
+    reloaded,
     whole_or_nothing,
 )
 from lowrank_core.linears import GroupedLinear, SharedLinear
 from lowrank_core.plan import RankPlan
 from lowrank_core.recurrent import Cell, Recurrent
-from lowrank_core.reload import largest_difference
 from lowrank_core.storage import DTYPES
 from lowrank_core.workspace import Workspace
 
@@ -119,16 +118,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
             provenance=provenance(workspace, compressed),
             dtype=DTYPES.get(compressed.storage.dtype or ""),
         )
-        progress("reloading in a fresh process")
-        largest = largest_difference(
-            "safetensors",
-            workspace.opened.ref,
-            temporary,
-            compressed.model,
-            reference_inputs(workspace),
-            tolerance=TOLERANCE,
-            name=str(path),
-        )
+        largest = reloaded("safetensors", workspace, compressed.model, temporary, path, progress, tolerance=TOLERANCE)
     return Exported(str(path), path.stat().st_size, largest, compressed.score)
 
 

@@ -70,7 +70,7 @@ def refuse_code(path: Path) -> None:
                 raise InvalidFile(f"{path} is no program of torch.export; give weights as .pt or .safetensors.")
             for name in _pickled(archive, names):
                 _check_pickle(path, name, archive.read(names[name]))
-    except (zipfile.BadZipFile, NotImplementedError, KeyError, ValueError, RecursionError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, KeyError, ValueError, RecursionError) as error:  # as in torch_file
         raise InvalidFile(f"{path} is cut short or damaged ({' '.join(str(error).split())[:200]}).") from error
 
 

@@ -49,6 +49,6 @@ def _asked(document: dict[str, Any]) -> Asked | None:
 
 def _rule(wanted: type, value: dict[str, Any]) -> Rule:
     if wanted is not Rule:
-        raise NotImplementedError(wanted)
+        raise NotImplementedError(wanted)  # msgspec's word for a type that a hook does not know
     rule: Rule = msgspec.convert(value["settings"], RULES[value["name"]])
     return rule
