@@ -100,6 +100,13 @@ def is_ready(port: int) -> bool:
 @contextmanager
 def running_app(log: Path, *model: str | Path) -> Iterator[str]:
     """The app in a process of its own; gives its base URL and always ends the process."""
+    with running_server(log, *model) as (url, _):
+        yield url
+
+
+@contextmanager
+def running_server(log: Path, *model: str | Path) -> Iterator[tuple[str, int]]:
+    """The same, with the process's id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -113,7 +120,7 @@ def running_app(log: Path, *model: str | Path) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the app did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
     finally:
         process.terminate()
         try:
