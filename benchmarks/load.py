@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -157,7 +156,11 @@ class Visitor:
         if not wait or found == self.ranks:
             assert found == self.ranks, f"the board shows {found}, not {self.ranks}"
         else:  # right after a reload the board may still be adopting them
-            await self.page.wait_for_function(f"wanted => JSON.stringify(({RANKS})([...document.querySelectorAll('.rb-row')])) === wanted", arg=__import__("json").dumps(self.ranks, separators=(",", ":")), timeout=20_000)
+            await self.page.wait_for_function(
+                f"wanted => JSON.stringify(({RANKS})([...document.querySelectorAll('.rb-row')])) === wanted",
+                arg=__import__("json").dumps(self.ranks, separators=(",", ":")),
+                timeout=20_000,
+            )
         cost = plan_cost(self.workspace.profile, plan_of(self.workspace, self.ranks))
         for kind, exact in (("bytes", cost.bytes), ("multiplies", cost.multiplies)):
             text = await self.page.inner_text(f"[data-testid=live-{kind}]")
@@ -240,7 +243,9 @@ class Visitor:
     async def at_rest(self) -> None:
         """The page is whole, and complains of nothing."""
         await self.page.wait_for_selector(IDLE)
-        alerts = await self.page.locator("[data-testid=stException], [data-testid=stAlertContentError]").all_inner_texts()
+        alerts = await self.page.locator(
+            "[data-testid=stException], [data-testid=stAlertContentError]"
+        ).all_inner_texts()
         assert not alerts, f"the page says {alerts}"
 
     async def model(self) -> None:
@@ -387,7 +392,9 @@ async def crowd(browser: Browser, url: str, options: argparse.Namespace, workspa
     return visitors
 
 
-async def use(url: str, pid: int, options: argparse.Namespace, workspaces: list[Workspace]) -> tuple[list[Visitor], list[tuple[float, float]]]:
+async def use(
+    url: str, pid: int, options: argparse.Namespace, workspaces: list[Workspace]
+) -> tuple[list[Visitor], list[tuple[float, float]]]:
     """All sessions at once until the time is over."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
@@ -420,9 +427,14 @@ def main() -> None:
     wrong = [problem for visitor in visitors for problem in visitor.wrong]
     wrong += [f"log: {line}" for line in told.splitlines() if WRONG.search(line)]
     steps: Counter[str] = sum((visitor.done for visitor in visitors), Counter())
-    print(f"\n{len(visitors)} sessions on {', '.join(w.name for w in workspaces)}, {options.minutes:g} minutes: " + ", ".join(f"{n} {step}" for step, n in steps.most_common()))
+    print(
+        f"\n{len(visitors)} sessions on {', '.join(w.name for w in workspaces)}, {options.minutes:g} minutes: "
+        + ", ".join(f"{n} {step}" for step, n in steps.most_common())
+    )
     for workspace in workspaces:
-        wrong += measured_again(workspace, [v for v in visitors if v.workspace is workspace], random.Random(options.seed))
+        wrong += measured_again(
+            workspace, [v for v in visitors if v.workspace is workspace], random.Random(options.seed)
+        )
     is_flat = flat(curve, options.minutes, options.warm_up)
     print(f"memory is {'flat' if is_flat else 'NOT flat'}; {len(wrong)} things went wrong")
     print("\n".join(wrong))

@@ -18,8 +18,8 @@ class Steps:
     """Results of pure functions of tensors, safe to share between threads.
 
     `remember(name, compute)` is asked for each result once; whoever holds a cache puts itself there, so that no
-    factorisation knows of files, and gives `kept` a place in its own room. Results are kept contiguous: one from a file is the same as a fresh one to the last
-    bit, and so is whatever is computed from it.
+    factorisation knows of files, and gives `kept` a part of its own room. Results are kept contiguous: one from a file
+    is the same as a fresh one to the last bit, and so is whatever is computed from it.
 
     >>> steps = Steps()
     >>> steps("ones", lambda: {"ones": torch.ones(2)})["ones"].tolist()

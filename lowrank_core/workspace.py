@@ -29,9 +29,9 @@ from lowrank_core.room import Recent, Room
 from lowrank_core.sources import open_any, open_source
 from lowrank_core.weights import Weights
 
-
 MOST_SCORES = 500
 """Finished scores that are remembered with their plans: 2 MB for 20 layers, 100 MB for 1,000."""
+
 
 class Workspace:
     """A model, its profile, its factors and its evaluation samples. Read-only: the model is never changed.
@@ -51,7 +51,9 @@ class Workspace:
         self.cache = cache
         self.model = opened.model
         self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
-        self.factors = FactorStore(opened.model, self.profile, lambda name: self.moments(name).second, cache, self._room)
+        self.factors = FactorStore(
+            opened.model, self.profile, lambda name: self.moments(name).second, cache, self._room
+        )
         self._dense_scores: dict[int, float] = {}
         self._waiting = 0
         self._guard = threading.Lock()
