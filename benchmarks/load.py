@@ -1,21 +1,22 @@
-"""Many people at once: sessions of real browsers on several models, the server's memory, its log, and whose plan is whose.
+"""Many people at once: real browsers on several models, the server's memory, its log, and whose plan is whose.
 
     python -m benchmarks.load [--minutes 10] [--sessions 8] [--model ../shared/data/resnet20_cifar10.py]
 
 Every session follows a seeded script: drags ranks, reads the live figures, undoes, switches pages, searches, compares,
 trains, exports, downloads its plan, reloads. It knows which ranks it has set; whenever a page shows them, and in every
-file, they must be these and no others, and bytes and multiplies must be those of this plan. Afterwards measured accuracies
-are measured again here. Printed: the curve of the server's resident memory, what was done, and everything that went wrong:
-wrong plans, alerts, time-outs, errors in a browser's console, exceptions in the server's log. The exit status is 1 if
-anything did, or if memory still grows: after the warm-up, a line through the curve must rise by less than 0.5 % of its
-median per minute (or by nothing that differs from zero), and the last third of the run must have at most 2 % more
-than the third before it.
+file, they must be these and no others, and bytes and multiplies must be those of this plan. Afterwards accuracies that
+were shown are measured again here. Printed: the curve of the server's resident memory, what was done, and all that went
+wrong: foreign plans, alerts, time-outs, errors in a browser's console, exceptions in the server's log. The exit status
+is 1 if anything did, or if memory still grows: after the warm-up, a line through the curve must rise by less than 0.5 %
+of its median per minute (or by nothing that differs from zero), and the last third of the run must have at most 2 %
+more than the third before it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import re
@@ -23,6 +24,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -46,11 +49,15 @@ SAMPLE_SECONDS = 5.0
 RECOMPUTED = 10
 """Measured accuracies that are measured again, for each model."""
 
-RANKS = "rows => Object.fromEntries(rows.map(row => [row.dataset.layer, row.querySelector('.rb-entry').value]))"
+RANKS = """() => Object.fromEntries([...document.querySelectorAll('.rb-row')].map(
+    row => [row.dataset.layer, row.querySelector('.rb-entry').value]))"""
 FRESH = "[data-testid=live-accuracy]:is([data-state=measuring], [data-state=measured])"
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 WRONG = re.compile(r"Traceback|Uncaught|Exception|\bERROR\b|\bCRITICAL\b")
+
+Curve = list[tuple[float, float]]
+"""(minutes, MB) of the server."""
 
 Ranks = dict[str, str]
 """{layer: what the board writes beside its slider: "dense", "12" or "16, 12"}"""
@@ -111,17 +118,17 @@ class Visitor:
             (step,) = self.draw.choices(list(often), list(often.values()))
             await self.attempt(step.__name__, step)
 
-    async def attempt(self, name: str, step) -> None:  # type: ignore[no-untyped-def]
+    async def attempt(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
         """One step; what goes wrong is noted, and the session begins again where the address leads."""
         try:
             await step()
             self.done[name] += 1
         except (BrowserError, AssertionError) as error:
             self.say(f"{name}: {str(error).strip()[:300]}")
-            if not self.page.is_closed():
-                await self.page.goto(self.page.url)
-                await self.page.get_by_role("link", name="Ranks", exact=True).first.click()
-                await self.see(wait=True)
+            with suppress(BrowserError):
+                await self.page.goto(re.sub(r":(\d+)/\w*", r":\1/Ranks", self.page.url))
+                await self.page.wait_for_selector(FRESH)
+                self.ranks = await self.shown()
 
     def say(self, what: str) -> None:
         """Note what went wrong."""
@@ -146,21 +153,17 @@ class Visitor:
 
     async def shown(self) -> Ranks:
         """What the board shows."""
-        found: Ranks = await self.page.eval_on_selector_all(".rb-row", RANKS)
+        found: Ranks = await self.page.evaluate(RANKS)
         return found
 
     async def see(self, *, wait: bool) -> None:
         """The board must show this session's plan, with its bytes and multiplies."""
         await self.page.wait_for_selector(FRESH)
+        if wait and await self.shown() != self.ranks:  # the board may still be adopting them
+            wanted = json.dumps(self.ranks, separators=(",", ":"))
+            await self.page.wait_for_function(f"wanted => JSON.stringify(({RANKS})()) === wanted", arg=wanted)
         found = await self.shown()
-        if not wait or found == self.ranks:
-            assert found == self.ranks, f"the board shows {found}, not {self.ranks}"
-        else:  # right after a reload the board may still be adopting them
-            await self.page.wait_for_function(
-                f"wanted => JSON.stringify(({RANKS})([...document.querySelectorAll('.rb-row')])) === wanted",
-                arg=__import__("json").dumps(self.ranks, separators=(",", ":")),
-                timeout=20_000,
-            )
+        assert found == self.ranks, f"the board shows {found}, not {self.ranks}"
         cost = plan_cost(self.workspace.profile, plan_of(self.workspace, self.ranks))
         for kind, exact in (("bytes", cost.bytes), ("multiplies", cost.multiplies)):
             text = await self.page.inner_text(f"[data-testid=live-{kind}]")
@@ -332,7 +335,7 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-async def sampled(pid: int, until: float, curve: list[tuple[float, float]]) -> None:
+async def sampled(pid: int, until: float, curve: Curve) -> None:
     """Note (minutes, MB) every few seconds."""
     began = time.monotonic()
     while time.monotonic() < until:
@@ -340,7 +343,7 @@ async def sampled(pid: int, until: float, curve: list[tuple[float, float]]) -> N
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
-def flat(curve: list[tuple[float, float]], minutes: float, warm_up: float) -> bool:
+def flat(curve: Curve, minutes: float, warm_up: float) -> bool:
     """Print the curve, and whether it still rises after the warm-up."""
     print("\n| minute | MB, smallest | median | largest |\n|---|---|---|---|")
     for minute in range(int(-(-minutes // 1))):
@@ -362,7 +365,7 @@ def flat(curve: list[tuple[float, float]], minutes: float, warm_up: float) -> bo
     ratio = median(thirds[2]) / median(thirds[1])
     print(
         f"\nafter {warm_up:g} minutes: {line.slope:+.1f} MB per minute (95 %: {line.slope - half_width:+.1f} to "
-        f"{line.slope + half_width:+.1f}) of {usual:.0f} MB; last third against the middle one: {100 * (ratio - 1):+.1f} %"
+        f"{line.slope + half_width:+.1f}) of {usual:.0f} MB; last third against middle third: {100 * (ratio - 1):+.1f} %"
     )
     return (line.slope - half_width <= 0 or line.slope < 0.005 * usual) and ratio <= 1.02
 
@@ -394,12 +397,12 @@ async def crowd(browser: Browser, url: str, options: argparse.Namespace, workspa
 
 async def use(
     url: str, pid: int, options: argparse.Namespace, workspaces: list[Workspace]
-) -> tuple[list[Visitor], list[tuple[float, float]]]:
+) -> tuple[list[Visitor], Curve]:
     """All sessions at once until the time is over."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         visitors = await crowd(browser, url, options, workspaces)
-        until, curve = time.monotonic() + 60 * options.minutes, []  # type: ignore[var-annotated]
+        until, curve = time.monotonic() + 60 * options.minutes, Curve()
         await asyncio.gather(sampled(pid, until, curve), *(visitor.stay(until) for visitor in visitors))
         await browser.close()
     return visitors, curve
@@ -427,14 +430,11 @@ def main() -> None:
     wrong = [problem for visitor in visitors for problem in visitor.wrong]
     wrong += [f"log: {line}" for line in told.splitlines() if WRONG.search(line)]
     steps: Counter[str] = sum((visitor.done for visitor in visitors), Counter())
-    print(
-        f"\n{len(visitors)} sessions on {', '.join(w.name for w in workspaces)}, {options.minutes:g} minutes: "
-        + ", ".join(f"{n} {step}" for step, n in steps.most_common())
-    )
+    done = ", ".join(f"{count} {step}" for step, count in steps.most_common())
+    print(f"\n{len(visitors)} sessions on {', '.join(w.name for w in workspaces)}, {options.minutes:g} minutes: {done}")
     for workspace in workspaces:
-        wrong += measured_again(
-            workspace, [v for v in visitors if v.workspace is workspace], random.Random(options.seed)
-        )
+        mine = [visitor for visitor in visitors if visitor.workspace is workspace]
+        wrong += measured_again(workspace, mine, random.Random(options.seed))
     is_flat = flat(curve, options.minutes, options.warm_up)
     print(f"memory is {'flat' if is_flat else 'NOT flat'}; {len(wrong)} things went wrong")
     print("\n".join(wrong))
