@@ -43,7 +43,7 @@ def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
 def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
     """Cost and measured score of the plan with these weights, against the dense network."""
     cost, dense = plan_cost(workspace.profile, plan), plan_cost(workspace.profile)
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         for label, now, before, unit, tip in (
             ("Bytes", cost.bytes, dense.bytes, "B", words.BYTES),
             ("Multiplies", cost.multiplies, dense.multiplies, "", words.MULTIPLIES),
