@@ -42,7 +42,7 @@ from lowrank_core.workspace import Workspace
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_server
 
 MODELS = ("builtin:digits-cnn", "builtin:digits-attention", "builtin:fft-mlp")
-WAIT = 180_000
+WAIT = 300_000
 """Milliseconds: eight renderers and the server share few cores."""
 
 SAMPLE_SECONDS = 5.0

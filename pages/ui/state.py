@@ -12,7 +12,8 @@ import re
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -540,15 +541,20 @@ def spectra_job(stock: Inventory) -> Job[str] | None:
 
 
 def start_spectra(stock: Inventory) -> None:
-    """Compute those that are missing, one after the other; the job yields the names."""
+    """Compute those that are missing."""
+    job = partial(Job, f"Spectra of {stock.weights.name}", all_spectra(stock))
+    _spectra_jobs().begin(_session_id(), _weights_key(stock), ALL, job, again=True)
+
+
+def all_spectra(stock: Inventory) -> Callable[[Job[str]], Iterator[str]]:
+    """Work that computes one spectrum after the other, and yields the names."""
 
     def work(job: Job[str]) -> Iterator[str]:
         for layer in stock.layers:
             stock.spectrum(layer.name, cancelled=job.stopped)
             yield layer.name
 
-    label = f"Spectra of {stock.weights.name}"
-    _spectra_jobs().begin(_session_id(), _weights_key(stock), ALL, lambda: Job(label, work), again=True)
+    return work
 
 
 def _weights_key(stock: Inventory) -> str:
