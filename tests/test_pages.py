@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
+from lowrank_core.builtin import BUILTIN
 from lowrank_core.cost import plan_cost
 from lowrank_core.evaluate import Score
 from lowrank_core.inventory import Inventory
@@ -339,9 +340,10 @@ def test_exports_that_wait_for_their_download_are_bounded(tmp_path: Path) -> Non
     assert [path.stem for path in tmp_path.rglob("*.onnx")] == ["4"], "the newest is about to be downloaded"
 
 
-def test_all_built_in_models_stay_open_and_share_one_room(opened: Open) -> None:
-    first = [state._open(ref, "") for ref in state.model_refs()]
-    assert [state._open(ref, "") for ref in state.model_refs()] == first
+def test_all_built_in_models_stay_open_and_share_one_room() -> None:
+    refs = [f"builtin:{name}" for name in BUILTIN]
+    first = [state._open(ref, "") for ref in refs]
+    assert [state._open(ref, "") for ref in refs] == first
     assert {id(workspace._room) for workspace in first} == {id(state._room())}
 
 
