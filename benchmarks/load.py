@@ -51,6 +51,7 @@ RECOMPUTED = 10
 
 RANKS = """() => Object.fromEntries([...document.querySelectorAll('.rb-row')].map(
     row => [row.dataset.layer, row.querySelector('.rb-entry').value]))"""
+FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 FRESH = "[data-testid=live-accuracy]:is([data-state=measuring], [data-state=measured])"
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
@@ -186,6 +187,7 @@ class Visitor:
             await handle.press(self.draw.choice(["ArrowLeft", "ArrowRight", "PageDown", "PageUp"]))
         else:
             await self.by_mouse(handle)
+        await self.page.evaluate(FRAMES)  # figures and entries are drawn once per frame
         after = await self.shown()
         moved = {layer for layer in after if after[layer] != before.get(layer)}
         assert moved <= {name}, f"{name} was dragged, {moved} moved"
