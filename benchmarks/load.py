@@ -46,7 +46,7 @@ WAIT = 300_000
 """Milliseconds: eight renderers and the server share few cores."""
 
 SAMPLE_SECONDS = 5.0
-RECOMPUTED = 10
+RECOMPUTED = 5
 """Measured accuracies that are measured again, for each model."""
 
 RANKS = """() => Object.fromEntries([...document.querySelectorAll('.rb-row')].map(
