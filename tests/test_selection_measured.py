@@ -12,10 +12,11 @@ from lowrank_core.cost import useful_rank
 from lowrank_core.data import Dataset
 from lowrank_core.drops import Steps
 from lowrank_core.errors import Cancelled, InvalidSearch
+from lowrank_core.ledger import Ledger
 from lowrank_core.metrics import AGREEMENT, TOP1, Metric
 from lowrank_core.opened import Opened
 from lowrank_core.plan import Choice
-from lowrank_core.selection import RULES, Ledger, make, problem_of, search
+from lowrank_core.selection import RULES, make, problem_of, search
 from lowrank_core.workspace import Workspace
 
 MEASURED = ("brute_force", "bisection", "naive_sensitivity", "cross_validation", "aimet_greedy")
