@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar, cast
 
-from lowrank_core import lines
 from lowrank_core.candidate import Candidate
 from lowrank_core.evaluate import Score
+from lowrank_core.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace
 
 VERSION = 2
@@ -33,7 +33,7 @@ class Ledger:
         self._path = path
         self._known: dict[str, Score | float] = {}
         if path is not None:
-            self._known.update(lines.read(path, tuple[str, Score | float]))
+            self._known.update(read_lines(path, tuple[str, Score | float]))
 
     @classmethod
     def of(cls, workspace: Workspace, folder: Path | None = None) -> Ledger:
@@ -57,7 +57,7 @@ class Ledger:
         if key not in self._known:
             self._known[key] = value = compute()
             if self._path is not None:
-                lines.append(self._path, (key, value))
+                append_line(self._path, (key, value))
         return cast(T, self._known[key])
 
 

@@ -13,11 +13,12 @@ import msgspec
 T = TypeVar("T")
 
 
-def append(path: Path, value: object) -> None:
+def append_line(path: Path, value: object) -> None:
     """Add a value (dataclasses, numbers, texts and tuples of them); folder and file are made if need be.
 
-    One write: of processes that add at once none loses a line, and one that is killed tears its own at most. A line is a
-    newline, a checksum and the value as JSON: newline first, so that what was torn before stays alone. Raises OSError.
+    One write: of processes that add at once none loses a line, and one that is killed tears its own at most. A line is
+    a newline, a checksum and the value as JSON: the newline first, so that what was torn before stays alone. Raises
+    OSError.
     """
     text = json.dumps(msgspec.to_builtins(value)).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,10 +26,10 @@ def append(path: Path, value: object) -> None:
         file.write(b"\n%08x %b" % (zlib.crc32(text), text))
 
 
-def read(path: Path, kind: type[T]) -> Iterator[T]:
+def read_lines(path: Path, kind: type[T]) -> Iterator[T]:
     """The values of that type in the order they came; what is torn, damaged or something else is left out.
 
-    >>> list(read(Path("missing"), int))
+    >>> list(read_lines(Path("missing"), int))
     []
     """
     try:

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowrank_core import lines
 from lowrank_core.apply import apply
 from lowrank_core.cache import Cache
 from lowrank_core.correct import Correction, load_overlay
@@ -21,6 +20,7 @@ from lowrank_core.data import Dataset, data_hash
 from lowrank_core.discover import Layer
 from lowrank_core.errors import Cancelled
 from lowrank_core.evaluate import run
+from lowrank_core.lines import append_line, read_lines
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import Metric
 from lowrank_core.parallel import HERE, Workers, spread
@@ -241,12 +241,12 @@ class PointFile:
 
     def load(self) -> tuple[Point, ...]:
         """Every stored point, each once; what is damaged counts as missing."""
-        stored = (point for point in lines.read(self.path, Point) if point.method in METHODS)
+        stored = (point for point in read_lines(self.path, Point) if point.method in METHODS)
         return tuple({(p.layer, p.method, p.rank): p for p in stored}.values())
 
     def add(self, point: Point) -> None:
         """Keep one more point."""
-        lines.append(self.path, point)
+        append_line(self.path, point)
 
     def beside(self, what: str) -> Path:
         """A file for something else that depends on the same."""

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from lowrank_core import lines
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.data import batch_size
 from lowrank_core.discover import Layer, ModelProfile
@@ -32,6 +31,7 @@ from lowrank_core.latency import (
     session,
 )
 from lowrank_core.layers import LayerSpec, Rank
+from lowrank_core.lines import append_line, read_lines
 from lowrank_core.methods import METHODS
 from lowrank_core.onnx_chain import example_input, onnx_chain
 from lowrank_core.plan import RankPlan
@@ -308,11 +308,11 @@ class StairFile:
     def save(self, stairs: Staircase) -> None:
         """Keep a staircase beside those of the other methods."""
         if self.path is not None:
-            lines.append(self.path, stairs)
+            append_line(self.path, stairs)
 
     def _read(self) -> dict[str, Staircase]:
         """By method; of several the one measured last."""
-        found = () if self.path is None else lines.read(self.path, Staircase)
+        found = () if self.path is None else read_lines(self.path, Staircase)
         return {stairs.method: stairs for stairs in found if stairs.method in METHODS}
 
 

@@ -221,8 +221,17 @@ def test_a_network_of_one_layer(rule):
 def test_a_search_that_was_stopped_goes_on_where_it_was(planted, rule, wish, tmp_path, monkeypatch):
     """After any number of measurements: the same answer, and nothing is measured twice."""
     put: list[str] = []
-    keep = Ledger.put
-    monkeypatch.setattr(Ledger, "put", lambda self, key, score: (put.append(key), keep(self, key, score))[1])
+    keep = Ledger.remembered
+
+    def remembered(self, key, compute):
+        def counted():
+            value = compute()
+            put.append(key)
+            return value
+
+        return keep(self, key, counted)
+
+    monkeypatch.setattr(Ledger, "remembered", remembered)
     whole = answer(rule, problem_of(planted, **WISHES[wish]))
     measured = list(put)
     assert len(measured) == len(set(measured))
