@@ -5,9 +5,10 @@
 
 Each kill has a cache and a folder of its own. A command runs in a process of its own (forked from one that has imported
 PyTorch, so that kills meet the work), the app as a real server with a browser; both count in a journal what they finish
-where it is computed, not where it is saved: points of layers, evaluations, epochs, tensors kept in the cache. SIGKILL
-comes at a moment drawn uniformly over the time that an undisturbed run takes. Then all that lies on disk is read, what
-the killed run left is made older, and the same is started again. For every kill it must hold that
+where it is computed, not where it is saved: points of layers, evaluations of networks, all numbers of whole plans,
+epochs, tensors kept in the cache. SIGKILL comes at a moment drawn uniformly over the time that an undisturbed run
+takes. Then all that lies on disk is read, what the killed run left is made older, and the same is started again. For
+every kill it must hold that
 
 - a file at a final name is absent, as it was before (every other kill begins with an older one in its place), or the
   undisturbed run's; every entry of the cache and every line can be read and says what the undisturbed run's says;
@@ -52,13 +53,14 @@ from lowrank_core import __main__ as command_line
 from lowrank_core import finetune, sensitivity
 from lowrank_core.cache import Cache
 from lowrank_core.evaluate import Score
+from lowrank_core.ledger import Ledger
 from lowrank_core.lines import read_lines
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.predict import Point
 from lowrank_core.workspace import Workspace
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, is_ready
 
-COUNTED = ("point", "evaluation", "epoch", "tensor")
+COUNTED = ("point", "evaluation", "number", "epoch", "tensor")
 OLD_SECONDS = 8 * 86400
 IMPORTED = ("lowrank_core.__main__", "lowrank_core.builtin.digits_cnn", "torch._dynamo", "tests.conftest")
 AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
@@ -151,8 +153,20 @@ def count_in(journal: Path) -> None:
 
         return counted
 
+    def computing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(ledger: Ledger, key: str, compute: Callable[[], Any]) -> Any:
+            def computed() -> Any:
+                found = compute()
+                note("number")
+                return found
+
+            return function(ledger, key, computed)
+
+        return counted
+
     sensitivity.measured = each(sensitivity.measured)
     Workspace.measure = at_end(Workspace.measure)  # type: ignore[method-assign]
+    Ledger.remembered = computing(Ledger.remembered)  # type: ignore[method-assign]
     finetune._Training.epoch = after(finetune._Training.epoch)  # type: ignore[method-assign]
     Cache.put = before(Cache.put)  # type: ignore[method-assign]
     note("began")
@@ -208,7 +222,8 @@ class Disk:
         """In the words of the journal; the start of a training is no epoch."""
         scores = sum(isinstance(value, Score) for value in self.numbers.values())
         epochs = sum(len(history) - 1 for history in self.epochs.values())
-        return Counter(point=len(self.points), evaluation=scores, epoch=epochs, tensor=len(self.tensors))
+        sizes = {"point": len(self.points), "number": len(self.numbers), "tensor": len(self.tensors)}
+        return Counter(evaluation=scores, epoch=epochs, **sizes)
 
 
 def disk(cache: Path) -> Disk:
@@ -368,6 +383,8 @@ def add_up(
 ) -> None:
     """Hold what was on disk and what was done after it against the undisturbed run; nothing stands there twice."""
     for word in words:
+        if whole.disk.counts[word] != whole.done[word]:
+            found.wrong.append(f"{word}: undisturbed {whole.done[word]} finished, {whole.disk.counts[word]} kept")
         kept, before, after = at_kill.counts[word], finished[word], redone[word]
         found.kept += kept
         found.repeated += max(0, kept + after - whole.done[word])

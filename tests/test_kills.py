@@ -46,7 +46,7 @@ def wholes() -> dict[str, Undisturbed]:
         (PROFILE, "point", 1),
         (PROFILE, "point", 7),
         (SEARCH, "point", 5),
-        (SEARCH, "evaluation", 1),
+        (SEARCH, "number", 3),
         (FINETUNE, "epoch", 3),
         (FINETUNE, "epoch", 9),
     ],

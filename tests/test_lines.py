@@ -3,10 +3,10 @@
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from lowrank_core import lines
 from lowrank_core.lines import append_line, read_lines
 from lowrank_core.predict import Point
 
@@ -68,17 +68,20 @@ def test_what_is_no_line_is_left_out(tmp_path, content):
 def test_many_processes_lose_no_line(tmp_path):
     path = tmp_path / "lines.jsonl"
     code = """
-import sys
+import runpy, sys, time
 from pathlib import Path
-from lowrank_core.lines import append_line
-for number in range(300):
-    append_line(Path(sys.argv[1]), (sys.argv[2], number, "x" * (number * 50 % 9000)))
+append_line = runpy.run_path(sys.argv[1])["append_line"]  # alone: the package imports PyTorch
+path, name = Path(sys.argv[2]), sys.argv[3]
+path.with_name(name).touch()
+while not all(path.with_name(other).exists() for other in "abc"):
+    time.sleep(0.001)
+for number in range(600):
+    append_line(path, (name, number, "x" * (number * 50 % 9000)))
 """
-    root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-c", code, str(path)]
-    running = [subprocess.Popen([*command, name], cwd=root) for name in "abc"]
+    command = [sys.executable, "-c", code, lines.__file__, str(path)]
+    running = [subprocess.Popen([*command, name]) for name in "abc"]
     assert [process.wait() for process in running] == [0, 0, 0]
     found = list(read_lines(path, tuple[str, int, str]))
-    assert len(found) == 900
+    assert len(found) == 1800
     for name in "abc":
-        assert [number for who, number, _ in found if who == name] == list(range(300))
+        assert [number for who, number, _ in found if who == name] == list(range(600))
