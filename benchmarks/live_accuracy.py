@@ -26,7 +26,7 @@ from lowrank_core.cost import useful_rank
 from lowrank_core.evaluate import Score, final_score, run
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.predict import Context, Point, Repair, curves, noise_table, predict
-from lowrank_core.sensitivity import PointFiles, asked, measured
+from lowrank_core.sensitivity import PointFile, asked, measured
 from lowrank_core.start import starting_plan
 from lowrank_core.workspace import Workspace
 
@@ -164,13 +164,13 @@ def measured_plans(workspace: Workspace, plans: int, samples: int, seed: int) ->
 
 def prediction(workspace: Workspace, plans: int, samples: int, seed: int, folder: Path) -> None:
     """(e): points are kept in the folder and measured only where they are missing; so are the measured plans."""
-    files = PointFiles(folder, workspace, workspace.correction)
-    known = list(files.load())
+    file = PointFile(folder, workspace, workspace.correction)
+    known = list(file.load())
     asks = asked(workspace, METHODS)
     for found in measured(workspace, workspace.correction, asks=asks, known=known):
         known.append(found.point)
+        file.add(found.point)
         if found.done % 20 == 0 or found.done == found.total:
-            files.save(known)
             print(f"point {found.done} of {found.total}, {found.seconds_left:.0f} s left", file=sys.stderr, flush=True)
     context = measured_context(workspace, known, folder / "context.json")
     kept = folder / f"plans-{plans}-{samples}-{seed}.json"

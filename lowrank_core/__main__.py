@@ -28,7 +28,6 @@ from lowrank_core.discover import Layer, Skipped
 from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
 from lowrank_core.evaluate import Score, final_score
 from lowrank_core.exports import EXPORTS, Compressed, plain, plan_document, whole_or_nothing
-from lowrank_core.files import write_whole
 from lowrank_core.finetune import Epoch
 from lowrank_core.finetune import told as tuning_of
 from lowrank_core.inventory import METHOD, Inventory, measure_speed, remaining
@@ -42,6 +41,7 @@ from lowrank_core.latency import (
     runtime_version,
     timed,
 )
+from lowrank_core.ledger import score_key
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import METRICS
 from lowrank_core.parallel import Workers
@@ -54,7 +54,7 @@ from lowrank_core.sensitivity import profile as sensitivity_profile
 from lowrank_core.spectra import effective_rank, rank_for_energy, stable_rank
 from lowrank_core.staircase import as_table, layer_latency, setting_of, staircases
 from lowrank_core.storage import Storage
-from lowrank_core.sweep import Progress, runs, summary
+from lowrank_core.sweep import Progress, compressed_score, runs, summary, tidy
 from lowrank_core.training import Loss, Settings
 from lowrank_core.workspace import Workspace, open_to_look
 
@@ -477,7 +477,11 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
     "--seeds", type=click.IntRange(1, 100), default=1, help="Runs, each with the next seed; the best is kept."
 )
 @click.option("--watch", type=click.IntRange(0), default=0, help="Evaluation samples scored after each epoch.")
-@click.option("--state", type=click.Path(dir_okay=False, path_type=Path), help="File to go on from after a kill.")
+@click.option(
+    "--state",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to go on from after a kill; default: in the cache.",
+)
 @CACHED
 @CORRECT
 def finetune(
@@ -521,17 +525,19 @@ def finetune(
         if settings.from_scratch:
             candidate = Candidate(candidate.plan)
         else:
-            before = measured(workspace, workspace.compress(candidate.plan, candidate.correction))
+            before = compressed_score(workspace, candidate)
     elif settings.from_scratch:
         candidate = Candidate(plan_of(workspace, plan).plan)
     else:
         made = compressed_by(workspace, plan, None, corrected=corrected)
         correction = None if made.correction is None else Correction.from_dict(made.correction)
-        candidate, before = Candidate(made.plan, correction), measured(workspace, made.model)
-    step, last = None, -5.0
-    for step in runs(
-        workspace, candidate, settings, range(settings.seed, settings.seed + seeds), state=state, watch=watch
-    ):
+        candidate = Candidate(made.plan, correction)
+        before = compressed_score(workspace, candidate)
+    step, last, folder = None, -5.0, None if workspace.cache is None else workspace.cache.tuning
+    if folder is not None:
+        tidy(folder)
+    every = range(settings.seed, settings.seed + seeds)
+    for step in runs(workspace, candidate, settings, every, state=state, folder=folder, watch=watch):
         if step.epoch.model is not None or time.monotonic() - last > 1:
             last = time.monotonic()
             say(_epoch_line(step))
@@ -640,7 +646,9 @@ def search(
         scored = f"; {_told(trial.score, alone=False)}" if trial.score else ""
         say(f"trial {len(trials)}: {note}{_of_dense(workspace, trial.cost)}{scored}")
     answer = trials[-1].candidate
-    score = measured(workspace, workspace.compress(answer.plan, answer.correction))
+    score = problem.ledger.remembered(
+        score_key(answer, None), lambda: measured(workspace, workspace.compress(answer.plan, answer.correction))
+    )
     correction = None if answer.correction is None else answer.correction.to_dict()
     compressed = Compressed(workspace.model, answer.plan, score, correction)
     question = {
@@ -744,7 +752,8 @@ def profile(
         "seconds": time.monotonic() - started,
     }
     if out is not None:
-        write_whole(out, (json.dumps(plain(document), indent=2) + "\n").encode())
+        with whole_or_nothing(out) as temporary:
+            temporary.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
     titles = ["layer", "method", "rank", "bytes", "multiplies", "loss increase", "drop"]
     by_class = workspace.metric.class_axis is not None
     measure = "mean divergence of the classes, in nats" if by_class else "squared change, relative"
@@ -803,7 +812,8 @@ def latency(
                 workspace.profile.layers, setting, methods=methods or None, folder=points_of(workspace), tell=tell
             )
         )
-        write_whole(csv_file, as_table(found).to_csv().encode())
+        with whole_or_nothing(csv_file) as temporary:
+            temporary.write_bytes(as_table(found).to_csv().encode())
         document["table"] = str(csv_file)
         document["staircases"] = [{**asdict(s), "break_even": s.break_even, "dominated": s.dominated} for s in found]
         text.append(f"{csv_file}: {sum(len(s.stable) for s in found)} ranks of {len(workspace.profile.layers)} layers.")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import time
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lowrank_core.files import write_whole
+from lowrank_core.files import drop, remove_left, write_whole
 from lowrank_core.steps import Compute, Tensors, compact
 
 LIMIT_BYTES = 2 * 10**9
@@ -28,9 +26,6 @@ KEPT_SHARE = 0.9
 
 LOOK_BYTES = 1 / 128
 """Share of the limit from which on an entry makes the cache count its files; of smaller ones one in sixteen does."""
-
-LEFT_SECONDS = 3600.0
-"""A temporary file of this age was left by a process that was killed."""
 
 About = dict[str, Any]
 """All that a result depends on, as JSON: weights and data by their hashes, settings, the version of the algorithm."""
@@ -85,7 +80,7 @@ class Cache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, SafetensorError):
-            _drop(path)
+            drop(path)
             return None
         with suppress(OSError):
             os.utime(path)
@@ -103,7 +98,9 @@ class Cache:
                 self.trim()
 
     def trim(self) -> None:
-        """Remove the least recently used files where all together are over the limit."""
+        """Remove the least recently used files where all together are over the limit, and what kills left."""
+        for folder in (self.folder / "tensors", self.points, self.tuning):
+            remove_left(folder)
         files = []
         for folder in (self.folder / "tensors", self.points):
             with suppress(OSError):
@@ -111,10 +108,9 @@ class Cache:
         oldest_first = sorted((max(s.st_atime, s.st_mtime), s.st_size, path) for path, s in files)
         total = sum(size for _, size, _ in oldest_first)
         keep = KEPT_SHARE * self.limit_bytes if total > self.limit_bytes else total
-        for used, size, path in oldest_first:
-            unfinished = path.endswith(".tmp")
-            if (not unfinished and total > keep) or (unfinished and used < time.time() - LEFT_SECONDS):
-                _drop(Path(path))
+        for _, size, path in oldest_first:
+            if total > keep and not path.endswith(".tmp"):  # one that is being written
+                drop(Path(path))
                 total -= size
 
 
@@ -129,11 +125,3 @@ def _header(about: About, tensors: Tensors) -> dict[str, str]:
         total = zlib.crc32(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode(), total)
         total = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, total)
     return {"about": _text(about), "crc32": f"{total:08x}"}
-
-
-def _drop(path: Path) -> None:
-    """Remove a file, or a folder that stands in its place; another process may be faster."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        shutil.rmtree(path, ignore_errors=True)

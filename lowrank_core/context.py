@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from lowrank_core.apply import apply
+from lowrank_core.candidate import Candidate
 from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.errors import Cancelled
-from lowrank_core.evaluate import run
+from lowrank_core.evaluate import Score, run
+from lowrank_core.ledger import Ledger, score_key
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.predict import Context, Curve, NoiseTable, Point, Repair, curves, fitted_scale, plan_variance
 from lowrank_core.sensitivity import BATCH, SAMPLES, ranks
@@ -43,6 +45,7 @@ def repairs(
     workspace: Workspace,
     correction: Correction,
     points: Iterable[Point],
+    ledger: Ledger | None = None,
     *,
     samples: int = SAMPLES,
     cancelled: Callable[[], bool] = lambda: False,
@@ -50,9 +53,9 @@ def repairs(
     """For each layer at its default method's ranks: what is left of its change when all later layers are refitted.
 
     The later layers are compressed as little as pays; what that does by itself is taken off. `points` give the change
-    of each layer alone, on the same samples. Raises Cancelled.
+    of each layer alone, on the same samples. What the ledger holds is not measured again. Raises Cancelled.
     """
-    layers = workspace.profile.layers
+    layers, kept = workspace.profile.layers, ledger or Ledger()
     alone = {(p.layer, p.method, p.rank): p.change for p in points}
     lightly = {layer.name: Choice(m := layer.methods[0].name, ranks(layer, m)[-1]) for layer in layers}
     inputs = workspace.reference.dataset.pick(slice(0, samples))
@@ -62,12 +65,16 @@ def repairs(
     def changed(choices: dict[str, Choice]) -> float:
         if cancelled():
             raise Cancelled("the measurement was called off.")
-        plan = RankPlan.of(workspace.profile.fingerprint, choices)
-        compressed = apply(workspace.model, workspace.profile, plan, workspace.factors)
-        *_, last = workspace.correcting(plan, correction, cancelled=cancelled)
-        load_overlay(compressed, last.overlay)
-        outputs: Tensor = torch.cat([run(compressed, part) for part in parts]).double()
-        return float((outputs - dense).square().mean())
+        candidate = Candidate(RankPlan.of(workspace.profile.fingerprint, choices), correction)
+
+        def measure() -> float:
+            compressed = apply(workspace.model, workspace.profile, candidate.plan, workspace.factors)
+            *_, last = workspace.correcting(candidate.plan, correction, cancelled=cancelled)
+            load_overlay(compressed, last.overlay)
+            outputs: Tensor = torch.cat([run(compressed, part) for part in parts]).double()
+            return float((outputs - dense).square().mean())
+
+        return kept.remembered(f"change {score_key(candidate, len(inputs))}", measure)
 
     for number, layer in enumerate(layers[:-1]):
         method = layer.methods[0].name
@@ -99,26 +106,40 @@ def joints(
     workspace: Workspace,
     correction: Correction | None,
     methods: Iterable[str],
+    ledger: Ledger | None = None,
     *,
     plans: int = JOINT_PLANS,
     samples: int = JOINT_SAMPLES,
     seed: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Joint]:
-    """Measure random plans; of those drawn, the ones that lose too much are left out. Raises Cancelled."""
-    taken = 0
+    """Measure random plans; of those drawn, the ones that lose too much are left out. Raises Cancelled.
+
+    What the ledger holds is not measured again.
+    """
+    taken, kept = 0, ledger or Ledger()
     for drawn, plan in enumerate(joint_plans(workspace, methods, seed=seed)):
         if taken == plans or drawn == 4 * plans:
             return
         if cancelled():
             raise Cancelled("the measurement was called off.")
-        model = workspace.compress(plan, correction if plan.choices else None)
-        for score in workspace.measure(model, samples=samples, keep=False, cancelled=cancelled):
-            if score.drop_low is not None and score.drop_low > TOO_FAR * abs(score.dense):
-                break
-        else:
+        candidate = Candidate(plan, correction if plan.choices else None)
+
+        def measure(candidate: Candidate = candidate) -> Score:
+            model = workspace.compress(candidate.plan, candidate.correction)
+            for score in workspace.measure(model, samples=samples, keep=False, cancelled=cancelled):
+                if _too_far(score):
+                    break
+            return score
+
+        found = kept.remembered(f"joint {score_key(candidate, samples)}", measure)
+        if not _too_far(found):
             taken += 1
-            yield Joint(plan, score.value)
+            yield Joint(plan, found.value)
+
+
+def _too_far(score: Score) -> bool:
+    return score.drop_low is not None and score.drop_low > TOO_FAR * abs(score.dense)
 
 
 def context_of(

@@ -33,7 +33,7 @@ from lowrank_core.data import Dataset, Inputs, call, data_hash, evaluating
 from lowrank_core.discover import weight_at
 from lowrank_core.errors import Cancelled, InvalidData, InvalidFile, InvalidPlan, LowRankError, TrainingFailed
 from lowrank_core.evaluate import Score, final_score, run
-from lowrank_core.files import write_whole
+from lowrank_core.files import remove_left, write_whole
 from lowrank_core.linalg import one_thread
 from lowrank_core.metrics import Metric
 from lowrank_core.plan import RankPlan
@@ -97,6 +97,8 @@ def finetune(
     training = _Training(workspace, candidate, settings, cancelled)
     key = run_key(workspace, candidate, settings, watch=watch)
     history: list[_Record] = []
+    if state is not None:
+        remove_left(state.parent, state.name)
     if state is not None and state.exists():
         history = training.restore(state, key)
         for record in history[:-1] if _over(history, settings) else history:

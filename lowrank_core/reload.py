@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from lowrank_core.checkpoint import load_checkpoint
 from lowrank_core.data import Dataset, Inputs, batch_size, call
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.evaluate import run
+from lowrank_core.files import scratch
 from lowrank_core.onnx_program import OnnxNetwork
 from lowrank_core.sources import open_source
 from lowrank_core.switches import quiet
@@ -61,11 +61,11 @@ def outputs_in_fresh_process(kind: str, ref: str, written: Path, batches: list[I
 
     Raises InvalidFile with the reason where it fails.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         torch.save(batches, Path(folder, "inputs.pt"))
         request = {"kind": kind, "ref": ref, "file": str(written.resolve()), "threads": torch.get_num_threads()}
         Path(folder, "request.json").write_text(json.dumps(request))
-        command = [sys.executable, "-c", _START, json.dumps(sys.path), folder]
+        command = [sys.executable, "-c", _START, json.dumps(sys.path), str(folder)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]

@@ -6,11 +6,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -22,7 +20,7 @@ from lowrank_core.data import Dataset, data_hash
 from lowrank_core.discover import Layer
 from lowrank_core.errors import Cancelled
 from lowrank_core.evaluate import run
-from lowrank_core.files import write_whole
+from lowrank_core.lines import append_line, read_lines
 from lowrank_core.methods import METHODS
 from lowrank_core.metrics import Metric
 from lowrank_core.parallel import HERE, Workers, spread
@@ -31,7 +29,7 @@ from lowrank_core.predict import Point, closed_form_error
 from lowrank_core.prefix import PrefixStore
 from lowrank_core.workspace import Workspace, opened_once
 
-VERSION = 2
+VERSION = 3
 """Of the way points are measured: stored ones of another version are not used."""
 
 SAMPLES = 128
@@ -39,9 +37,6 @@ SHARES = (0.08, 0.25, 0.5, 0.9)
 """Shares of the largest useful rank; the lowest is where the curve is steepest."""
 
 BATCH = 64
-
-SAVE_SECONDS = 5.0
-"""Between two writes of a profile to disk: what a kill can cost."""
 
 Ask = tuple[str, Choice]
 
@@ -140,20 +135,14 @@ def profile(
     tell hears how far it is and how long it takes. Raises Cancelled; what is measured by then is kept.
     """
     asks = tuple(asks)
-    files = None if folder is None else PointFiles(folder, workspace, correction, data=data)
-    found = {(p.layer, p.method, p.rank): p for p in (() if files is None else files.load())}
-    saved, fresh = time.monotonic(), False
-    try:
-        todo = [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in found]
-        for step in _measured(workspace, correction, todo, data, workers, cancelled):
-            found[step.point.layer, step.point.method, step.point.rank], fresh = step.point, True
-            tell(f"measuring layers: {step.done} of {step.total} points, {step.seconds_left:.0f} s left")
-            if files is not None and time.monotonic() - saved > SAVE_SECONDS:
-                files.save(found.values())
-                saved, fresh = time.monotonic(), False
-    finally:
-        if files is not None and fresh:
-            files.save(found.values())
+    file = None if folder is None else PointFile(folder, workspace, correction, data=data)
+    found = {(p.layer, p.method, p.rank): p for p in (() if file is None else file.load())}
+    todo = [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in found]
+    for step in _measured(workspace, correction, todo, data, workers, cancelled):
+        found[step.point.layer, step.point.method, step.point.rank] = step.point
+        if file is not None:
+            file.add(step.point)
+        tell(f"measuring layers: {step.done} of {step.total} points, {step.seconds_left:.0f} s left")
     return tuple(found[name, choice.method, choice.rank] for name, choice in asks)
 
 
@@ -228,8 +217,8 @@ def _drop(metric: Metric, outputs: Tensor, dense: Tensor, targets: Tensor | None
 # ---- on disk --------------------------------------------------------------------------------------------------------
 
 
-class PointFiles:
-    """Points of one network, data and correction in a folder, one JSON per method; anything else is never mixed in."""
+class PointFile:
+    """Points of one network, data and correction, line by line in a file of a folder that is named by all of them."""
 
     def __init__(
         self,
@@ -241,38 +230,24 @@ class PointFiles:
     ) -> None:
         """data: the samples the points are measured on, as in `measured`."""
         data = _samples(workspace, SAMPLES) if data is None else data
-        self.folder = folder
-        self._key = {
+        key = {
             "fingerprint": workspace.profile.fingerprint,
             "data": data_hash((data.inputs, data.targets)),
             "correction": None if correction is None else correction.to_dict(),
             "version": VERSION,
         }
+        self._name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        self.path = folder / f"points-{self._name}.jsonl"
 
     def load(self) -> tuple[Point, ...]:
-        """Every stored point; files that are missing, damaged or of something else count as empty."""
-        found: list[Point] = []
-        for method in METHODS:
-            try:
-                document = json.loads(self.path(method).read_text(encoding="utf-8"))
-                if {key: document[key] for key in self._key} == self._key and document["method"] == method:
-                    found += msgspec.convert(document["points"], list[Point])
-            except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError):
-                continue
-        return tuple(found)
+        """Every stored point, each once; what is damaged counts as missing."""
+        stored = (point for point in read_lines(self.path, Point) if point.method in METHODS)
+        return tuple({(p.layer, p.method, p.rank): p for p in stored}.values())
 
-    def save(self, points: Iterable[Point]) -> None:
-        """Write the points whole or not at all, one file per method."""
-        by_method: dict[str, list[Point]] = {}
-        for point in points:
-            by_method.setdefault(point.method, []).append(point)
-        for method, chosen in by_method.items():
-            document: dict[str, Any] = {**self._key, "method": method}
-            document["points"] = [asdict(p) for p in sorted(chosen, key=lambda p: (p.layer, p.rank))]
-            text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-            write_whole(self.path(method), text.encode())
+    def add(self, point: Point) -> None:
+        """Keep one more point."""
+        append_line(self.path, point)
 
-    def path(self, method: str) -> Path:
-        """Where the points of a method are."""
-        key = json.dumps({**self._key, "method": method}, sort_keys=True)
-        return self.folder / f"points-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    def beside(self, what: str) -> Path:
+        """A file for something else that depends on the same."""
+        return self.path.with_name(f"{what}-{self._name}.json")

@@ -11,16 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import floor, prod
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.data import batch_size
 from lowrank_core.discover import Layer, ModelProfile
 from lowrank_core.errors import InvalidModel
-from lowrank_core.files import write_whole
 from lowrank_core.latency import (
     DENSE,
     UNSTABLE_IQR,
@@ -34,6 +31,7 @@ from lowrank_core.latency import (
     session,
 )
 from lowrank_core.layers import LayerSpec, Rank
+from lowrank_core.lines import append_line, read_lines
 from lowrank_core.methods import METHODS
 from lowrank_core.onnx_chain import example_input, onnx_chain
 from lowrank_core.plan import RankPlan
@@ -297,9 +295,8 @@ class StairFile:
             "cpu": cpu_name(),
             "version": VERSION,
         }
-        self._key: dict[str, Any] = json.loads(json.dumps(key))
-        name = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:24]
-        self.path = None if folder is None else folder / f"latency-{name}.json"
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        self.path = None if folder is None else folder / f"latency-{name}.jsonl"
 
     def load(self, layer: Layer, method: str) -> Staircase | None:
         """The staircase of a method under the layer's own name; None where it is missing or damaged."""
@@ -310,22 +307,12 @@ class StairFile:
 
     def save(self, stairs: Staircase) -> None:
         """Keep a staircase beside those of the other methods."""
-        if self.path is None:
-            return
-        known = self._read() | {stairs.method: stairs}
-        document = {"key": self._key, "staircases": [asdict(s) for s in known.values()]}
-        write_whole(self.path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+        if self.path is not None:
+            append_line(self.path, stairs)
 
     def _read(self) -> dict[str, Staircase]:
-        if self.path is None:
-            return {}
-        try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
-            if document["key"] != self._key:
-                return {}
-            found = msgspec.convert(document["staircases"], list[Staircase])
-        except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError):
-            return {}
+        """By method; of several the one measured last."""
+        found = () if self.path is None else read_lines(self.path, Staircase)
         return {stairs.method: stairs for stairs in found if stairs.method in METHODS}
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import msgspec
 
+from lowrank_core.candidate import Candidate
 from lowrank_core.context import context_of, joints, repairs
 from lowrank_core.cost import plan_cost, uniform_plan
 from lowrank_core.errors import LowRankError
-from lowrank_core.evaluate import final_score
+from lowrank_core.evaluate import Score, final_score
 from lowrank_core.files import write_whole
+from lowrank_core.ledger import Ledger, score_key
 from lowrank_core.predict import Context, Point, noise_table
-from lowrank_core.sensitivity import PointFiles, measured
+from lowrank_core.sensitivity import PointFile, measured
 from lowrank_core.workspace import Workspace
 
 SHARES = (0.15, 0.25, 0.35, 0.5, 0.65, 0.8)
@@ -53,8 +55,8 @@ class Findings:
 class Survey:
     """One survey of one workspace, with its correction or without. Read `findings` at any time.
 
-    Points are kept in `folder`, where another survey of the same network, data and correction finds them; those that
-    ship with a built-in network are read from `shipped`.
+    What it measures is kept in `folder` as it comes, where another survey of the same network, data and correction
+    finds it; the points that ship with a built-in network are read from `shipped`.
     """
 
     def __init__(self, workspace: Workspace, *, corrected: bool, folder: Path, shipped: Path | None = None) -> None:
@@ -81,48 +83,45 @@ class Survey:
     def _run(self, workspace: Workspace) -> None:
         try:
             if workspace.opened.evaluate is None:
-                files = self._points(workspace)
-                pause = partial(self._pause, workspace)
-                for found in uniform_reference(workspace, corrected=self._corrected, cancelled=pause):
+                file = self._points(workspace)
+                pause, ledger = partial(self._pause, workspace), Ledger.of(workspace, self._folder)
+                for found in uniform_reference(workspace, ledger, corrected=self._corrected, cancelled=pause):
                     self._findings = replace(self._findings, uniform=(*self._findings.uniform, found), doing="")
-                self._context(workspace, files, pause)
+                self._context(workspace, file, ledger, pause)
         except LowRankError:
             pass  # the measurement of the plan itself says what is wrong
         finally:
             self._findings = replace(self._findings, doing="", over=True)
 
-    def _points(self, workspace: Workspace) -> PointFiles:
+    def _points(self, workspace: Workspace) -> PointFile:
         correction = workspace.correction if self._corrected else None
-        files = PointFiles(self._folder, workspace, correction)
-        known = files.load()
+        file = PointFile(self._folder, workspace, correction)
+        known = file.load()
         if self._shipped is not None:
-            known = (*PointFiles(self._shipped, workspace, correction).load(), *known)
+            known = (*PointFile(self._shipped, workspace, correction).load(), *known)
         self._findings = replace(self._findings, points=known)
         fresh: list[Point] = []
-        try:
-            for found in measured(workspace, correction, known=known, cancelled=partial(self._pause, workspace)):
-                fresh.append(found.point)
-                if found.done % EVERY == 0 or found.done == found.total:
-                    left = f"{found.done} of {found.total} points, {found.seconds_left:.0f} s left"
-                    self._findings = replace(self._findings, points=(*known, *fresh), doing=left)
-        finally:
-            if fresh:
-                files.save((*known, *fresh))
-        return files
+        for found in measured(workspace, correction, known=known, cancelled=partial(self._pause, workspace)):
+            file.add(found.point)
+            fresh.append(found.point)
+            if found.done % EVERY == 0 or found.done == found.total:
+                left = f"{found.done} of {found.total} points, {found.seconds_left:.0f} s left"
+                self._findings = replace(self._findings, points=(*known, *fresh), doing=left)
+        return file
 
-    def _context(self, workspace: Workspace, files: PointFiles, pause: Callable[[], bool]) -> None:
+    def _context(self, workspace: Workspace, file: PointFile, ledger: Ledger, pause: Callable[[], bool]) -> None:
         """What later layers make good, and what the sum is worth: only a correction makes layers act on each other."""
         if not self._corrected:
             return
-        shipped = () if self._shipped is None else (PointFiles(self._shipped, workspace, workspace.correction),)
-        for place in (*shipped, files):
+        shipped = () if self._shipped is None else (PointFile(self._shipped, workspace, workspace.correction),)
+        for place in (*shipped, file):
             found = read_context(place)
             if found is not None:
                 self._findings = replace(self._findings, context=found)
                 return
-        context = learn_context(workspace, self._findings.points, cancelled=pause)
+        context = learn_context(workspace, self._findings.points, ledger, cancelled=pause)
         self._findings = replace(self._findings, context=context)
-        write_context(files, context)
+        write_context(file, context)
 
     def _pause(self, workspace: Workspace) -> bool:
         """Give way to whoever waits for a figure; whether to stop for good."""
@@ -132,31 +131,31 @@ class Survey:
 
 
 def learn_context(
-    workspace: Workspace, points: tuple[Point, ...], *, cancelled: Callable[[], bool] = lambda: False
+    workspace: Workspace, points: tuple[Point, ...], ledger: Ledger, *, cancelled: Callable[[], bool] = lambda: False
 ) -> Context:
-    """Measure it, with the workspace's correction; raises Cancelled."""
-    found = tuple(repairs(workspace, workspace.correction, points, cancelled=cancelled))
-    plans = tuple(joints(workspace, workspace.correction, MIXED, cancelled=cancelled))
+    """Measure what the ledger does not hold, with the workspace's correction; raises Cancelled."""
+    found = tuple(repairs(workspace, workspace.correction, points, ledger, cancelled=cancelled))
+    plans = tuple(joints(workspace, workspace.correction, MIXED, ledger, cancelled=cancelled))
     return context_of(workspace, points, noise_table(workspace.reference), found, plans)
 
 
-def read_context(files: PointFiles) -> Context | None:
+def read_context(file: PointFile) -> Context | None:
     """The context stored beside the points, if there is one that can be read."""
     try:
-        return msgspec.json.decode(files.path("context").read_bytes(), type=Context)
+        return msgspec.json.decode(file.beside("context").read_bytes(), type=Context)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def write_context(files: PointFiles, context: Context) -> None:
+def write_context(file: PointFile, context: Context) -> None:
     """Store it beside the points, whole or not at all."""
-    write_whole(files.path("context"), msgspec.json.encode(context))
+    write_whole(file.beside("context"), msgspec.json.encode(context))
 
 
 def uniform_reference(
-    workspace: Workspace, *, corrected: bool, cancelled: Callable[[], bool] = lambda: False
+    workspace: Workspace, ledger: Ledger, *, corrected: bool, cancelled: Callable[[], bool] = lambda: False
 ) -> Iterator[Uniform]:
-    """Uniform compression at a few shares of the multiplies."""
+    """Uniform compression at a few shares of the multiplies; scores that the ledger holds are not measured again."""
     seen = set()
     for share in SHARES:
         plan = uniform_plan(workspace.profile, share)
@@ -164,10 +163,14 @@ def uniform_reference(
             continue
         seen.add(plan)
         candidate = workspace.candidate(plan, corrected=corrected)
-        if candidate.correction is not None:
-            for _ in workspace.correcting(plan, candidate.correction, cancelled=cancelled):
-                pass
-        model = workspace.compress(plan, candidate.correction)
-        score = final_score(workspace.measure(model, samples=SAMPLES, keep=False, cancelled=cancelled))
+
+        def measure(candidate: Candidate = candidate) -> Score:
+            if candidate.correction is not None:
+                for _ in workspace.correcting(candidate.plan, candidate.correction, cancelled=cancelled):
+                    pass
+            model = workspace.compress(candidate.plan, candidate.correction)
+            return final_score(workspace.measure(model, samples=SAMPLES, keep=False, cancelled=cancelled))
+
+        score = ledger.remembered(score_key(candidate, SAMPLES), measure)
         cost = plan_cost(workspace.profile, plan)
         yield Uniform(cost.bytes, cost.multiplies, score.value)

@@ -15,10 +15,15 @@ from lowrank_core.candidate import Candidate
 from lowrank_core.cost import Cost, plan_cost
 from lowrank_core.errors import Cancelled
 from lowrank_core.evaluate import Score, final_score
+from lowrank_core.files import remove_left
 from lowrank_core.finetune import Epoch, finetune, run_key
+from lowrank_core.ledger import Ledger, score_key
 from lowrank_core.parallel import Workers, spread
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace, opened_once
+
+MOST_BYTES = 2 * 2**30
+"""Of the states of trainings in a folder; the oldest go first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,23 +73,60 @@ def runs(
     seeds: Iterable[int],
     *,
     state: Path | None = None,
+    folder: Path | None = None,
     watch: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress]:
-    """Fine-tune once for each seed and measure; the last one's `finished` are all runs. Each has its own state file."""
+    """Fine-tune once for each seed and measure; the last one's `finished` are all runs.
+
+    Each has its own state file, `state` with the seed at its end, or in `folder` under a name of all it depends on.
+    """
     finished: tuple[Run, ...] = ()
     for seed in seeds:
-        own = None if state is None else state.with_name(f"{state.name}.{seed}")
+        own, run = None, replace(settings, seed=seed)
+        if state is not None:
+            own = state.with_name(f"{state.name}.{seed}")
+        elif folder is not None:
+            own = state_path(workspace, candidate, run, folder, watch=watch)
         seen: list[Epoch] = []
-        training = finetune(
-            workspace, candidate, replace(settings, seed=seed), state=own, watch=watch, cancelled=cancelled
-        )
-        for epoch in training:
+        for epoch in finetune(workspace, candidate, run, state=own, watch=watch, cancelled=cancelled):
             seen.append(epoch)
             if epoch.model is not None:
-                score = final_score(workspace.measure(epoch.model, keep=False, cancelled=cancelled))
+                score = tuned_score(workspace, candidate, run, epoch.model, watch=watch, cancelled=cancelled)
                 finished += (Run(seed, tuple(seen), epoch.model, score),)
             yield Progress(seed, epoch, finished)
+
+
+def tuned_score(
+    workspace: Workspace,
+    candidate: Candidate,
+    settings: Settings,
+    model: nn.Module,
+    *,
+    watch: int = 0,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Score:
+    """The score of a training's network on all evaluation samples; kept in the workspace's cache, if it has one."""
+    return Ledger.of(workspace).remembered(
+        f"tuned {run_key(workspace, candidate, settings, watch=watch)}",
+        lambda: final_score(workspace.measure(model, keep=False, cancelled=cancelled)),
+    )
+
+
+def compressed_score(
+    workspace: Workspace,
+    candidate: Candidate,
+    *,
+    samples: int | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Score:
+    """The same of a candidate as it is compressed, or on some samples."""
+
+    def measure() -> Score:
+        model = workspace.compress(candidate.plan, candidate.correction)
+        return final_score(workspace.measure(model, samples=samples, keep=False, cancelled=cancelled))
+
+    return Ledger.of(workspace).remembered(score_key(candidate, samples), measure)
 
 
 class Scored(Protocol):
@@ -158,6 +200,17 @@ def state_path(workspace: Workspace, candidate: Candidate, settings: Settings, f
     return folder / f"tune-{run_key(workspace, candidate, settings, watch=watch)}.pt"
 
 
+def tidy(folder: Path) -> None:
+    """Keep the newest states, and nothing that killed processes left."""
+    remove_left(folder)
+    found = sorted(folder.glob("tune-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    total = 0
+    for path in found:
+        total += path.stat().st_size
+        if total > MOST_BYTES:
+            path.unlink(missing_ok=True)
+
+
 def _swept(
     workspace: Workspace,
     number: int,
@@ -167,11 +220,10 @@ def _swept(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Swept:
     state = None if folder is None else state_path(workspace, candidate, settings, folder)
-    model = workspace.compress(candidate.plan, candidate.correction)
-    indirect = final_score(workspace.measure(model, keep=False, cancelled=cancelled))
+    indirect = compressed_score(workspace, candidate, cancelled=cancelled)
     *_, last = finetune(workspace, candidate, settings, state=state, cancelled=cancelled)
     assert last.model is not None
-    direct = final_score(workspace.measure(last.model, keep=False, cancelled=cancelled))
+    direct = tuned_score(workspace, candidate, settings, last.model, cancelled=cancelled)
     cost = plan_cost(workspace.profile, candidate.plan)
     return Swept(number, candidate, cost, indirect, direct, last.number)
 

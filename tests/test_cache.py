@@ -227,12 +227,12 @@ def test_points_count_and_trainings_stay(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     cache = Cache(tmp_path)
     cache.put(ABOUT, TENSORS)
-    for name, age in (("left.1-1.tmp", 7200), ("being-written.2-2.tmp", 60)):
+    for name, age in ((".left.12345678.tmp", 7200), (".being-written.12345678.tmp", 60)):
         path = cache.path(ABOUT).with_name(name)
         path.write_bytes(b"half")
         aged(path, age)
     cache.trim()
-    assert files(cache) == sorted(["being-written.2-2.tmp", cache.path(ABOUT).name])
+    assert files(cache) == sorted([".being-written.12345678.tmp", cache.path(ABOUT).name])
 
 
 # ---- factors --------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def test_search_writes_a_plan_that_keeps_the_budget(tmp_path, cache):
     assert json.loads(out.read_text()) == found["plan"]
     assert file.provenance["search"]["rule"] == "budget"
     assert file.correction["samples"] > 0
-    assert any(fnmatch(path.name, "points-*.json") for path in (cache / "points").iterdir())
+    assert any(fnmatch(path.name, "points-*.jsonl") for path in (cache / "points").iterdir())
     evaluated = json.loads(run("evaluate", MODEL, "--plan", out, "--json").stdout)
     assert evaluated["value"] == found["score"]["value"]
 

@@ -11,10 +11,11 @@ from lowrank_core.cost import plan_cost
 from lowrank_core.data import Dataset
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidSearch
 from lowrank_core.latency import LatencyTable
+from lowrank_core.ledger import Ledger
 from lowrank_core.metrics import AGREEMENT, TOP1, Metric
 from lowrank_core.opened import Opened
 from lowrank_core.plan import Choice
-from lowrank_core.selection import RULES, Ledger, make, problem_of, search
+from lowrank_core.selection import RULES, make, problem_of, search
 from lowrank_core.selection.budget import SHARES, asks, best_plan
 from lowrank_core.workspace import Workspace
 
@@ -193,7 +194,7 @@ def test_a_ledger_forgives_a_line_that_was_cut_off(tmp_path, small):
     problem = replace(problem_of(small, samples=64), ledger=ledger)
     score = problem.measure(problem.plan({"0": Choice("svd", (3,))}))
     with (tmp_path / "scores.jsonl").open("ab") as file:
-        file.write(b'["abc", {"metric": "top')
+        file.write(b'\n0a1b2c3d ["abc", {"metric": "top')
     again = Ledger(tmp_path / "scores.jsonl")
     problem = replace(problem, ledger=again, workspace=None)  # nothing is left to measure with
     with pytest.raises(AttributeError):

@@ -12,10 +12,11 @@ from lowrank_core.cost import useful_rank
 from lowrank_core.data import Dataset
 from lowrank_core.drops import Steps
 from lowrank_core.errors import Cancelled, InvalidSearch
+from lowrank_core.ledger import Ledger
 from lowrank_core.metrics import AGREEMENT, TOP1, Metric
 from lowrank_core.opened import Opened
 from lowrank_core.plan import Choice
-from lowrank_core.selection import RULES, Ledger, make, problem_of, search
+from lowrank_core.selection import RULES, make, problem_of, search
 from lowrank_core.workspace import Workspace
 
 MEASURED = ("brute_force", "bisection", "naive_sensitivity", "cross_validation", "aimet_greedy")
@@ -220,8 +221,17 @@ def test_a_network_of_one_layer(rule):
 def test_a_search_that_was_stopped_goes_on_where_it_was(planted, rule, wish, tmp_path, monkeypatch):
     """After any number of measurements: the same answer, and nothing is measured twice."""
     put: list[str] = []
-    keep = Ledger.put
-    monkeypatch.setattr(Ledger, "put", lambda self, key, score: (put.append(key), keep(self, key, score))[1])
+    keep = Ledger.remembered
+
+    def remembered(self, key, compute):
+        def counted():
+            value = compute()
+            put.append(key)
+            return value
+
+        return keep(self, key, counted)
+
+    monkeypatch.setattr(Ledger, "remembered", remembered)
     whole = answer(rule, problem_of(planted, **WISHES[wish]))
     measured = list(put)
     assert len(measured) == len(set(measured))

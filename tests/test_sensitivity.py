@@ -1,7 +1,5 @@
 """Sensitivity: the change that is planted comes back, the default methods come first, and nothing is measured twice."""
 
-import json
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +10,7 @@ from lowrank_core.errors import Cancelled
 from lowrank_core.metrics import TOP1, Metric
 from lowrank_core.opened import Opened
 from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.sensitivity import PointFiles, asked, measured, ranks
+from lowrank_core.sensitivity import VERSION, PointFile, asked, measured, ranks
 from lowrank_core.workspace import Workspace
 
 
@@ -118,30 +116,33 @@ def test_files_hold_what_was_measured_and_nothing_else_is_taken_for_it(net, tmp_
     correction = Correction(samples=64)
     asks = [ask for ask in asked(net) if ask[0] == "second"][:6]
     points = [step.point for step in measured(net, asks=asks)]
-    files = PointFiles(tmp_path / "new", net, None)
-    assert files.load() == ()
-    files.save(points)
-    assert set(PointFiles(tmp_path / "new", net, None).load()) == set(points)
-    assert len(list((tmp_path / "new").iterdir())) == len({p.method for p in points}) == 2
+    file = PointFile(tmp_path / "new", net, None)
+    assert file.load() == ()
+    for point in (*points, points[0]):  # another process may have measured one too
+        file.add(point)
+    assert PointFile(tmp_path / "new", net, None).load() == tuple(points)
+    assert list((tmp_path / "new").iterdir()) == [file.path]
     other_data = workspace(net.model, torch.zeros(96, 3, 6, 6))
     other_model = workspace(nn.Sequential(nn.Linear(3, 10), nn.Linear(10, 2)), torch.zeros(4, 3))
-    assert PointFiles(tmp_path / "new", net, correction).load() == ()
-    assert PointFiles(tmp_path / "new", other_data, None).load() == ()
-    assert PointFiles(tmp_path / "new", other_model, None).load() == ()
+    assert PointFile(tmp_path / "new", net, correction).load() == ()
+    assert PointFile(tmp_path / "new", other_data, None).load() == ()
+    assert PointFile(tmp_path / "new", other_model, None).load() == ()
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"points": 3}', "version", "rank"])
-def test_damaged_files_count_as_empty(net, tmp_path, damage):
-    point = next(measured(net, asks=asked(net)[:1])).point
-    files = PointFiles(tmp_path, net, None)
-    files.save([point])
-    path = files.path(point.method)
-    document = json.loads(path.read_text())
-    if damage == "version":
-        document["version"] += 1
-    if damage == "rank":
-        document["points"][0]["rank"] = "1"
-    path.write_text(json.dumps(document) if damage in {"version", "rank"} else damage)
-    assert files.load() == ()
-    files.save([point])
-    assert files.load() == (point,)
+def test_points_of_another_version_are_not_taken(net, tmp_path, monkeypatch):
+    file = PointFile(tmp_path, net, None)
+    file.add(next(measured(net, asks=asked(net)[:1])).point)
+    monkeypatch.setattr("lowrank_core.sensitivity.VERSION", VERSION + 1)
+    assert PointFile(tmp_path, net, None).load() == ()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\n00000000 []", b'\n{"points": 3}'])
+def test_what_is_damaged_is_measured_again(net, tmp_path, damage):
+    points = [step.point for step in measured(net, asks=asked(net)[:2])]
+    file = PointFile(tmp_path, net, None)
+    file.add(points[0])
+    file.path.write_bytes(file.path.read_bytes()[:-1] + damage)
+    assert file.load() == ()
+    for point in points:
+        file.add(point)
+    assert file.load() == tuple(points)

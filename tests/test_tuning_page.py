@@ -10,6 +10,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
+from lowrank_core import sweep
 from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.checkpoint import load_checkpoint
@@ -362,12 +363,12 @@ def test_time_left_counts_the_runs_to_come(workspace: Workspace, tmp_path: Path)
 def test_old_states_are_tidied_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    monkeypatch.setattr(tuning, "MOST_BYTES", 250)
+    monkeypatch.setattr(sweep, "MOST_BYTES", 250)
     for age in range(4):
         path = tmp_path / f"tune-{age}.pt"
         path.write_bytes(b"x" * 100)
         os.utime(path, (1000 - age, 1000 - age))
-    tuning.tidy(tmp_path)
+    sweep.tidy(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tune-0.pt", "tune-1.pt"]
 
 

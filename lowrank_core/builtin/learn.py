@@ -9,24 +9,26 @@ correction and version, so a network trained anew never meets old ones.
 import sys
 
 from lowrank_core.builtin import BUILTIN, POINTS
-from lowrank_core.sensitivity import PointFiles, measured
+from lowrank_core.ledger import Ledger
+from lowrank_core.sensitivity import PointFile, measured
 from lowrank_core.survey import learn_context, write_context
 from lowrank_core.workspace import Workspace
 
 
 def main() -> None:
     names = sys.argv[1:] or list(BUILTIN)
-    for stale in () if sys.argv[1:] else POINTS.glob("*.json"):
+    for stale in () if sys.argv[1:] else POINTS.iterdir():
         stale.unlink()
     for name in names:
         workspace = Workspace.open(f"builtin:{name}")
         for correction in (workspace.correction, None):
-            points = [found.point for found in measured(workspace, correction)]
-            files = PointFiles(POINTS, workspace, correction)
-            files.save(points)
+            file = PointFile(POINTS, workspace, correction)
+            file.path.unlink(missing_ok=True)
+            for found in measured(workspace, correction):
+                file.add(found.point)
             if correction is not None:
-                write_context(files, learn_context(workspace, tuple(points)))
-            print(f"{name}, {'corrected' if correction else 'plain'}: {len(points)} points", flush=True)
+                write_context(file, learn_context(workspace, file.load(), Ledger()))
+            print(f"{name}, {'corrected' if correction else 'plain'}: {len(file.load())} points", flush=True)
 
 
 if __name__ == "__main__":

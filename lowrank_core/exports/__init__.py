@@ -7,7 +7,6 @@ import importlib
 import os
 import pkgutil
 import platform
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -22,6 +21,7 @@ from lowrank_core.cost import plan_cost
 from lowrank_core.data import Inputs, data_hash
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.evaluate import Score
+from lowrank_core.files import remove_left, temporary_name
 from lowrank_core.methods import METHODS
 from lowrank_core.plan import RankPlan
 from lowrank_core.reload import largest_difference
@@ -131,12 +131,16 @@ def reloaded(
 
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder, which takes the place of `path` at the end; removed where anything fails."""
+    """A temporary name in the same folder, which takes the place of `path` at the end; removed where anything fails.
+
+    What a killed process left of an earlier attempt is removed once it is an hour old.
+    """
     if path.is_dir():
         raise InvalidFile(f"{path} is a folder; give the name of a file.")
     if not path.parent.is_dir():
         raise InvalidFile(f"there is no folder {path.parent}; create it first.")
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    remove_left(path.parent, path.name)
+    temporary = temporary_name(path)
     try:
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, Snippet, loading, register, whole_or_nothing
+from lowrank_core.files import scratch
 from lowrank_core.storage import DTYPES
 from lowrank_core.workspace import Workspace
 
@@ -26,8 +26,8 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
     A kind that this network has no file of is named in the README with the reason. Raises InvalidFile where the
     checkpoint itself cannot be written; then `path` is as it was.
     """
-    with whole_or_nothing(path) as temporary, tempfile.TemporaryDirectory() as name:
-        folder, found, missing = Path(name), {}, {}
+    with whole_or_nothing(path) as temporary, scratch() as folder:
+        found, missing = {}, {}
         for kind, member in MEMBERS.items():
             told = partial(_said, progress, kind)
             try:

@@ -27,6 +27,7 @@ from lowrank_core.exports import (
     reloaded,
     whole_or_nothing,
 )
+from lowrank_core.files import scratch
 from lowrank_core.onnx_program import OnnxNetwork, onnx_program
 from lowrank_core.onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.storage import DTYPES
@@ -101,7 +102,7 @@ def _files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
             temporary.write_bytes(proto.SerializeToString())
             yield temporary
             return
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:100]}.") as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:200]}.", suffix=".tmp") as folder:
             inside = Path(folder, path.name)
             onnx.save(proto, inside, save_as_external_data=True, location=data_path(path).name)
             yield inside
@@ -151,8 +152,8 @@ def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
             """The next batch, None at the end."""
             return next(self._feeds, None)
 
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        given, prepared, done = (Path(folder, f"{name}.onnx") for name in ("given", "prepared", "quantised"))
+    with scratch() as folder, quiet():
+        given, prepared, done = (folder / f"{name}.onnx" for name in ("given", "prepared", "quantised"))
         try:
             onnx.save(proto, given)
             quant_pre_process(given, prepared, skip_symbolic_shape=True)

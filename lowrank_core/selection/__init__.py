@@ -6,19 +6,16 @@ can draw its form. `search(rule, problem)` yields trials as they are made; the l
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-import msgspec
 from torch import nn
 
 from lowrank_core.candidate import Candidate
@@ -29,13 +26,11 @@ from lowrank_core.errors import Cancelled, InvalidSearch
 from lowrank_core.evaluate import Score, final_score
 from lowrank_core.latency import LatencyTable
 from lowrank_core.layers import Rank
+from lowrank_core.ledger import Ledger, score_key
 from lowrank_core.methods import METHODS
 from lowrank_core.parallel import HERE, Workers
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
-
-VERSION = 1
-"""Of the way plans are measured: a ledger of another version is not read."""
 
 MOST_RANKS = 128
 """Ranks of one layer and method that are offered; of more, an even choice."""
@@ -55,41 +50,6 @@ class Trial:
     cost: Cost
     score: Score | None = None
     note: str = ""
-
-
-class Ledger:
-    """Scores that are known already, line by line in a file: a search that was stopped goes on where it was."""
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._known: dict[str, Score] = {}
-        for line in path.read_bytes().splitlines() if path is not None and path.exists() else ():
-            try:
-                key, score = msgspec.json.decode(line, type=tuple[str, Score])
-            except msgspec.MsgspecError:
-                continue  # a line that was cut off when the power went
-            self._known[key] = score
-
-    @classmethod
-    def of(cls, workspace: Workspace, folder: Path) -> Ledger:
-        """The ledger of a network, its evaluation data, and the file that says how it is judged."""
-        source, data = Path(workspace.opened.ref), ""
-        code = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else ""
-        if workspace.opened.evaluate is None:
-            data = workspace.reference.hash
-        return cls(folder / f"scores-{_digest(json.dumps([workspace.profile.fingerprint, data, code, VERSION]))}.jsonl")
-
-    def get(self, key: str) -> Score | None:
-        """The score under a key."""
-        return self._known.get(key)
-
-    def put(self, key: str, score: Score) -> None:
-        """Remember a score."""
-        self._known[key] = score
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab") as file:
-                file.write(b"\n" + msgspec.json.encode((key, score)) + b"\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,17 +172,14 @@ class Problem:
         if self.cancelled():
             raise Cancelled("the search was called off; what it has measured is kept.")
         wanted, count = self.candidate(plan), self.samples if samples is None else samples
-        told = json.dumps([[(n, asdict(c)) for n, c in plan.choices], asdict(wanted)["correction"], count, tolerance])
-        key = _digest(told)
-        known = self.ledger.get(key)
-        if known is None:
+
+        def measured() -> Score:
             model = self._compressed(plan, wanted.correction)
-            scores = self.workspace.measure(
-                model, samples=count, tolerance=tolerance, cancelled=self.cancelled, keep=keep
+            return final_score(
+                self.workspace.measure(model, samples=count, tolerance=tolerance, cancelled=self.cancelled, keep=keep)
             )
-            known = final_score(scores)
-            self.ledger.put(key, known)
-        return known
+
+        return self.ledger.remembered(score_key(wanted, count, tolerance), measured)
 
     def _compressed(self, plan: RankPlan, correction: Correction | None) -> nn.Module:
         """As `Workspace.compress`; where a single layer is compressed little more than that layer is run."""
@@ -438,10 +395,6 @@ def largest(
         else:
             high = middle
     return best
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):

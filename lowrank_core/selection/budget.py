@@ -9,10 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from lowrank_core.candidate import Candidate
+from lowrank_core.data import data_hash
 from lowrank_core.errors import Cancelled, InvalidSearch
 from lowrank_core.evaluate import Score, run
 from lowrank_core.knapsack import cheapest_loss
 from lowrank_core.layers import Rank
+from lowrank_core.ledger import score_key
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.predict import Point, change, closed_form_error
 from lowrank_core.selection import Problem, Quantity, Trial, Wish, check_settings, register
@@ -134,8 +137,13 @@ class Budget:
             candidate = problem.candidate(plan)
             if problem.cancelled():
                 raise Cancelled("the search was called off; what it has measured is kept.")
-            outputs = run(problem.workspace.compress(plan, candidate.correction), data)
-            loss = loss_increase(problem.workspace.metric, outputs, dense)
+
+            def divergence(candidate: Candidate = candidate) -> float:
+                outputs = run(problem.workspace.compress(candidate.plan, candidate.correction), data)
+                return loss_increase(problem.workspace.metric, outputs, dense)
+
+            key = f"divergence {data_hash(data.inputs)} {score_key(candidate, len(data))}"
+            loss = problem.ledger.remembered(key, divergence)
             problem.tell(f"refining: {number} of {self.refine}, divergence {min(loss, least):.4f}")
             if loss < least:
                 best, least = plan, loss

@@ -146,17 +146,17 @@ class _Fold:
             raise Cancelled("the search was called off; what it has measured is kept.")
         correction = None if self.correction is None else self.correction.to_dict()
         key = json.dumps([self.title, name, choice.method, choice.rank, correction])
-        known = problem.ledger.get(key)
-        if known is None:
+
+        def measured() -> Score:
             plan = problem.plan({name: choice})
             model = apply(workspace.model, workspace.profile, plan, self.factors)
             if self.correction is not None:
                 load_overlay(model, self.corrector.alone(model, plan, self.correction))
             before = [layer.name for layer in workspace.profile.layers].index(name)
             forward = self.prefixes.runner(model, len(self.reference), record=[before])
-            known = final_score(evaluate(model, self.reference, cancelled=problem.cancelled, forward=forward))
-            problem.ledger.put(key, known)
-        return known
+            return final_score(evaluate(model, self.reference, cancelled=problem.cancelled, forward=forward))
+
+        return problem.ledger.remembered(key, measured)
 
 
 def _grid(ranks: tuple[Rank, ...]) -> tuple[Rank, ...]:

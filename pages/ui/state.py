@@ -32,7 +32,7 @@ from lowrank_core.cost import check_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.exports import Exported
-from lowrank_core.files import write_whole
+from lowrank_core.files import SCRATCH, remove_left, remove_old_scratch, write_whole
 from lowrank_core.finetune import Epoch
 from lowrank_core.inventory import Estimate, Inventory, measure_speed, remaining
 from lowrank_core.jobs import Job
@@ -191,6 +191,7 @@ def set_history(shown: Workspace, changed: History) -> None:
 
 def _saved(fingerprint: str, shown: Workspace) -> History | None:
     path = _folder() / f"{_session_id()}-{fingerprint[7:19]}.json"
+    remove_left(path.parent)
     try:
         found = History.from_json(path.read_text(encoding="utf-8"))
         for kept in (found.plan, *found.past, *found.future, *(s.plan for s in found.snapshots)):
@@ -566,13 +567,14 @@ def _weights_key(stock: Inventory) -> str:
 
 @st.cache_resource
 def _exports() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="rank-explorer-")
+    remove_old_scratch()
+    return tempfile.TemporaryDirectory(prefix=SCRATCH)
 
 
 def export_folder() -> Path:
     """Where this session's files are written before they are downloaded; gone when the server ends."""
     folder = Path(_exports().name) / _session_id()
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -19,7 +19,7 @@ from lowrank_core.exports import Compressed
 from lowrank_core.finetune import Epoch, finetune, kept, told, training_data
 from lowrank_core.jobs import Job, Snapshot
 from lowrank_core.selection import Problem, Quantity, Rule, Trial, make, problem_of, search
-from lowrank_core.sweep import Swept, state_path
+from lowrank_core.sweep import Swept, compressed_score, state_path, tidy, tuned_score
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import words
@@ -27,9 +27,6 @@ from pages.ui.question import patient
 
 WATCH = 1000
 """Evaluation samples that are scored after each epoch, to be looked at; they choose nothing."""
-
-MOST_BYTES = 2 * 2**30
-"""Of the states of trainings on disk; the oldest go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +220,7 @@ def train(
                 yield Pass(run, replace(epoch, model=None), job.seconds)
             assert epoch.model is not None
             job.tell("measuring the tuned network")
-            score = final_score(workspace.measure(epoch.model, keep=False, cancelled=called_off))
+            score = tuned_score(workspace, begun, run, epoch.model, watch=WATCH, cancelled=called_off)
         except LowRankError:
             if state.exists():
                 yield _kept(workspace, begun, run, state, keep)
@@ -272,13 +269,12 @@ def run_sweep(workspace: Workspace, asked: Sweep, folder: Path, points: Path, jo
 
 def as_compressed(workspace: Workspace, candidate: Candidate, cancelled: Callable[[], bool]) -> Before:
     """A plan before any training, measured unless its score is known."""
-    model = workspace.compress(candidate.plan, candidate.correction)
     if candidate not in workspace.scores:
-        workspace.scores[candidate] = final_score(workspace.measure(model, cancelled=cancelled))
+        workspace.scores[candidate] = compressed_score(workspace, candidate, cancelled=cancelled)
     score = workspace.scores[candidate]
     if score.samples <= WATCH:
         return Before(candidate, score, score)
-    return Before(candidate, score, final_score(workspace.measure(model, samples=WATCH, cancelled=cancelled)))
+    return Before(candidate, score, compressed_score(workspace, candidate, samples=WATCH, cancelled=cancelled))
 
 
 def weights(workspace: Workspace, tuned: Tuned, folder: Path) -> Epoch:
@@ -315,16 +311,6 @@ def compressed(workspace: Workspace, tuned: Tuned, epoch: Epoch) -> Compressed:
         None if correction is None else correction.to_dict(),
         told(workspace, tuned.settings, plan, epoch),
     )
-
-
-def tidy(folder: Path) -> None:
-    """Keep the newest states."""
-    found = sorted(folder.glob("tune-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
-    total = 0
-    for path in found:
-        total += path.stat().st_size
-        if total > MOST_BYTES:
-            path.unlink(missing_ok=True)
 
 
 def _tuned(

@@ -1,0 +1,47 @@
+"""Lines: values in a file, one a line, added as they come; each is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def append_line(path: Path, value: object) -> None:
+    """Add a value (dataclasses, numbers, texts and tuples of them); folder and file are made if need be.
+
+    One write: of processes that add at once none loses a line, and one that is killed tears its own at most. A line is
+    a newline, a checksum and the value as JSON: the newline first, so that what was torn before stays alone. Raises
+    OSError.
+    """
+    text = json.dumps(msgspec.to_builtins(value)).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write(b"\n%08x %b" % (zlib.crc32(text), text))
+
+
+def read_lines(path: Path, kind: type[T]) -> Iterator[T]:
+    """The values of that type in the order they came; what is torn, damaged or something else is left out.
+
+    >>> list(read_lines(Path("missing"), int))
+    []
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return
+    for line in content.split(b"\n"):
+        checksum, _, text = line.partition(b" ")
+        if checksum != b"%08x" % zlib.crc32(text):
+            continue
+        try:
+            value = msgspec.convert(json.loads(text), kind)
+        except (ValueError, msgspec.ValidationError):
+            continue
+        yield value
