@@ -630,7 +630,7 @@ def search(
     started = time.monotonic()
     chosen = make_rule(rule, _settings(settings))
     workspace = opened(model, with_data=True, cached=cached)
-    table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_text(encoding="utf-8"))
+    table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_bytes())
     folder, where = points_of(workspace), Workers(workers, dask)
     problem = problem_of(workspace, latency=table, folder=folder, workers=where, tell=Told(), **wishes)
     trials = []

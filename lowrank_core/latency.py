@@ -240,13 +240,10 @@ class LatencyTable:
     steps: Mapping[tuple[str, str], tuple[tuple[tuple[int, ...], float], ...]] = field(default_factory=dict)
 
     @staticmethod
-    def from_csv(text: str) -> LatencyTable:
-        """Columns layer, method, rank (16, or 16x12 for two axes) and microseconds. Raises InvalidFile."""
-        rows = csv.DictReader(io.StringIO(text))
-        if rows.fieldnames is None or not set(COLUMNS) <= set(rows.fieldnames):
-            raise InvalidFile(f"a latency table has the columns {', '.join(COLUMNS)}, but got {rows.fieldnames}.")
+    def from_csv(text: str | bytes) -> LatencyTable:
+        """Columns layer, method, rank (16, or 16x12 for two axes) and microseconds, in UTF-8. Raises InvalidFile."""
         found: dict[tuple[str, str], list[tuple[tuple[int, ...], float]]] = {}
-        for number, row in enumerate(rows, start=2):
+        for number, row in enumerate(_rows(text), start=2):
             try:
                 rank = tuple(int(r) for r in (row["rank"] or "").split("x") if r)
                 taken = float(row["microseconds"])
@@ -283,3 +280,16 @@ class LatencyTable:
     def layers(self) -> frozenset[str]:
         """Layers whose dense time is known."""
         return frozenset(layer for layer, method in self.steps if method == DENSE)
+
+
+def _rows(text: str | bytes) -> Iterator[dict[str, str]]:
+    """The lines of a table, by column; a byte order mark, which spreadsheets write, is no part of the first name."""
+    try:
+        told = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        rows = csv.DictReader(io.StringIO(told, newline=""))
+        if rows.fieldnames is None or not set(COLUMNS) <= set(rows.fieldnames):
+            got = ", ".join(rows.fieldnames or ())[:200]
+            raise InvalidFile(f"a latency table has the columns {', '.join(COLUMNS)}, but got {got or 'none'}.")
+        yield from rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidFile(f"a latency table is a CSV in UTF-8, but this is none ({error}); save it as one.") from error

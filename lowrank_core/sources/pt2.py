@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import json
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, ModuleCallEntry
@@ -27,6 +26,7 @@ from lowrank_core.data import Dataset, Inputs, batch_size, call, tensors
 from lowrank_core.errors import InvalidFile, InvalidModel, UnknownModel
 from lowrank_core.model_file import open_module
 from lowrank_core.npz_data import read_npz
+from lowrank_core.onnx_program import quiet
 from lowrank_core.opened import Opened
 from lowrank_core.sources import Source, register
 
@@ -56,6 +56,19 @@ def _open(ref: str) -> Opened:
     return replace(opened, notices=(notice, *opened.notices), provides=opened.provides - {"eval_data"})
 
 
+class _Payload(msgspec.Struct):
+    """Where a tensor or an object of the program lies."""
+
+    path_name: str
+    use_pickle: bool | None = None
+
+
+class _Config(msgspec.Struct):
+    """What an archive says of its weights or constants."""
+
+    config: dict[str, _Payload]
+
+
 def refuse_code(path: Path) -> None:
     """Raise InvalidFile where a pickle in the archive names anything but tensors, or where it holds script objects."""
     try:
@@ -80,10 +93,10 @@ def _pickled(archive: zipfile.ZipFile, names: dict[str, str]) -> Iterator[str]:
     for name in names:
         if not name.endswith("_config.json"):
             continue
-        for entry in json.loads(archive.read(names[name]))["config"].values():
-            held = str(entry["path_name"])
-            if entry.get("use_pickle") or "_obj_" in held:
-                yield f"{name.rpartition('/')[0]}/{held}"
+        for entry in msgspec.json.decode(archive.read(names[name]), type=_Config).config.values():
+            held = f"{name.rpartition('/')[0]}/{entry.path_name}"
+            if entry.use_pickle or "_obj_" in entry.path_name:
+                yield held
 
 
 def _check_pickle(path: Path, name: str, raw: bytes) -> None:
@@ -101,8 +114,7 @@ def _check_pickle(path: Path, name: str, raw: bytes) -> None:
 
 def _load(path: Path) -> ExportedProgram:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             return torch.export.load(path)
     except Exception as error:  # the archive is a person's file: anything may be wrong with it
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -116,8 +128,7 @@ def _load(path: Path) -> ExportedProgram:
 
 def _model(program: ExportedProgram, inputs: Inputs, path: Path) -> nn.Module:
     """The program module by module, those of one linear map or a normalisation as plain `torch.nn` layers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         model = torch.export.unflatten(program)
     for name, module in list(model.named_modules()):
         if isinstance(module, InterpreterModule) and (plain := _plain(module)) is not None:
