@@ -7,7 +7,7 @@
 Half of the inputs are bytes as atheris makes them. The other half are changed where they stay well-formed, so that
 they come further than the first check: a value or key of the JSON (also of JSON in a text of JSON), a field of the
 protobuf, a member of the archive, with lengths and checksums that fit. Prints how many inputs were tried by which
-reader. An input that fails is kept in the folder it names.
+reader. An input that fails in a way that none did before is kept in the folder it names.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -329,7 +330,8 @@ def _opening(name: str, seeds: tuple[bytes, ...], change: Change, folder: Path |
         if isinstance(found, Weights):
             take_stock(found)
             for tensor in found.tensors:
-                tensor.read(slice(0, 1))
+                if tensor.dtype is not None:
+                    tensor.read(slice(0, 1))
         return found
 
     return Reader(read, seeds, change)
@@ -519,9 +521,22 @@ def fuzz(name: str, corpus: Path, options: list[str]) -> None:
         (corpus / f"seed-{number}").write_bytes(seed)
     longest = 2 * max(map(len, reader.seeds))
 
+    failed: set[str] = set()
+
     def one(data: bytes) -> None:
-        with contextlib.suppress(LowRankError):
+        try:
             reader.read(data)
+        except LowRankError:
+            pass
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in frames if "lowrank_core" in frame.filename]
+            where = f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
+            if where not in failed:
+                failed.add(where)
+                kept = corpus.with_name(f"failed-{len(failed)}")
+                kept.write_bytes(data)
+                print(f"FAILED {where} ({str(error)[:200]!r}): {kept}", file=sys.stderr, flush=True)
 
     def changed(data: bytes, most: int, seed: int) -> bytes:
         random = Random(seed)
@@ -550,18 +565,25 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.inside:
         fuzz(asked.readers[0], asked.inside, [f"-max_total_time={asked.seconds}", f"-seed={asked.seed}"])
-    total = 0
+    total, failures = 0, []
     for name in asked.readers:
         folder = Path(tempfile.mkdtemp(prefix=f"rank-explorer-{name}-"))
+        (folder / "corpus").mkdir()
         again = [sys.executable, __file__, name, "--seconds", str(asked.seconds), "--seed", str(asked.seed)]
-        ended = subprocess.run([*again, "--inside", str(folder)], stderr=subprocess.PIPE, text=True, cwd=folder)
-        done = re.search(r"Done (\d+) runs in (\d+) second", ended.stderr)
+        with (folder / "log").open("w+", errors="replace") as log:
+            ended = subprocess.run([*again, "--inside", str(folder / "corpus")], stdout=log, stderr=log, cwd=folder)
+            log.seek(0)
+            told = log.read()
+        failed = re.findall(r"^FAILED .*", told, re.MULTILINE)
+        done = re.search(r"Done (\d+) runs in (\d+) second", told)
         if done is None or ended.returncode:
-            print("\n".join(ended.stderr.splitlines()[-40:]))
-            sys.exit(f"{name}: an input failed; it lies in {folder}")
-        total += int(done[1])
-        print(f"{name}: {int(done[1]):,} inputs in {done[2]} s, nothing but refusals", flush=True)
+            failed.append(f"FAILED: the process ended (see {folder}/log): {' '.join(told.splitlines()[-4:])}")
+        failures += failed
+        total += int(done[1]) if done else 0
+        runs = f"{int(done[1]):,} inputs in {done[2]} s" if done else "no end"
+        print("\n".join([f"{name}: {runs}, {len(failed) or 'none'} failed", *failed]), flush=True)
     print(f"{total:,} inputs in all")
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from lowrank_core.model_file import open_module
 from lowrank_core.npz_data import NpzData, read_npz
 from lowrank_core.onnx_file import read_onnx
 from lowrank_core.onnx_graph import OnnxGraph, Program, build
-from lowrank_core.onnx_ops import dtype_of
+from lowrank_core.onnx_ops import Unhandled, dtype_of
 from lowrank_core.opened import Opened
 from lowrank_core.sources import Source, register
 
@@ -89,7 +89,10 @@ def _input(value: Any, path: Path) -> Input:
     if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
         raise InvalidModel(f"{path}: the input {value.name!r} must be a tensor with a shape; export it with one.")
     sizes = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
-    return Input(value.name, dtype_of(kind.elem_type), sizes)
+    try:
+        return Input(value.name, dtype_of(kind.elem_type), sizes)
+    except Unhandled as error:
+        raise InvalidModel(f"{path}: the input {value.name!r} has {error}, which PyTorch has no tensors of.") from error
 
 
 def _data(path: Path, inputs: tuple[Input, ...]) -> NpzData:
