@@ -40,10 +40,9 @@ def test_what_is_changed_is_read_or_refused(name: str) -> None:
         note(f"{len(data)} bytes: {data[:200]!r}")
         try:
             reader(name).read(data)
-        except LowRankError as error:
-            assert "\n" not in str(error), error
-        else:
-            read.append(data)
+        except LowRankError:
+            return
+        read.append(data)
 
     attempt()
     assert read, "every file was refused: the changes do not come far"

@@ -96,7 +96,7 @@ def _input(value: Any, path: Path) -> Input:
     fixed = (max(SAMPLES, 2 * (sizes[0] or 1)), *(n or 1 for n in sizes[1:])) if sizes else ()
     if prod(fixed) > MOST_NUMBERS:
         shown = "x".join(str(n or "?") for n in sizes)
-        raise InvalidModel(f"{path}: the input {value.name!r} is {shown[:100]}, too large to be tried; correct its shape.")
+        raise InvalidModel(f"{path}: the input {value.name!r} is {shown[:100]}, too large to try; correct its shape.")
     try:
         return Input(value.name, dtype_of(kind.elem_type), sizes)
     except Unhandled as error:
