@@ -31,6 +31,7 @@ from lowrank_core.exports import EXPORTS, Compressed, plain, plan_document, whol
 from lowrank_core.files import write_whole
 from lowrank_core.finetune import Epoch
 from lowrank_core.finetune import told as tuning_of
+from lowrank_core.interrupt import as_usual
 from lowrank_core.inventory import METHOD, Inventory, measure_speed, remaining
 from lowrank_core.latency import (
     RUNTIMES,
@@ -1106,4 +1107,5 @@ def _between(score: Score, low: float, high: float) -> str:
 
 
 if __name__ == "__main__":
+    as_usual()
     cli(prog_name="python -m lowrank_core")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lowrank_core.errors import Cancelled, LowRankError
+from lowrank_core.stop import until
 
 T = TypeVar("T")
 
@@ -98,14 +99,18 @@ class Job(Generic[T]):
 
     def _run(self, work: Callable[[Job[T]], Iterator[T]]) -> None:
         try:
-            for item in work(self):
-                self._change(found=(item,))
-                if self.stopped():
-                    raise Cancelled("called off.")
+            with until(self.stopped):
+                for item in work(self):
+                    self._change(found=(item,))
+                    if self.stopped():
+                        raise Cancelled("called off.")
             self._change(doing="", over=True)
         except Cancelled:
             self._change(doing="", cancelled=True, over=True)
-        except LowRankError as error:
-            self._change(doing="", error=str(error), over=True)
         except Exception as error:  # a person's own model may raise anything; the page must say so, not hang
-            self._change(doing="", error=f"{self.label} failed: {type(error).__name__}: {error}", over=True)
+            if self.stopped():  # PyTorch's exporters wrap whatever ends them
+                self._change(doing="", cancelled=True, over=True)
+                return
+            ours = isinstance(error, LowRankError)
+            said = str(error) if ours else f"{self.label} failed: {type(error).__name__}: {error}"
+            self._change(doing="", error=said, over=True)
