@@ -31,11 +31,27 @@ WATCH = """() => {
 }"""
 
 
-def measure(page: Page, url: str, drags: int) -> dict[str, float]:
+HEAD = """| layers | input -> drawn, ms: median / p95 | frame interval, ms: median / p95 | messages while moving \
+| per release | n |
+|---|---|---|---|---|---|"""
+
+
+def row(label: str, found: dict[str, float]) -> str:
+    """A line of the table."""
+    return (
+        f"| {label} | {found['median']:.1f} / {found['p95']:.1f} | {found['frame_median']:.1f} / "
+        f"{found['frame_p95']:.1f} | {found['during']} | {found['per_release']:.2f} | {found['n']} |"
+    )
+
+
+def measure(page: Page, url: str, drags: int, hold: str = "") -> dict[str, float]:
+    """hold: bytes or multiplies, to drag with that budget locked."""
     sent: list[str] = []
     page.on("websocket", lambda socket: socket.on("framesent", lambda frame: sent.append("frame")))
     page.goto(f"{url}/Ranks")
-    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=120_000)
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=300_000)
+    if hold:
+        page.get_by_label("Budget lock").select_option(hold)
     page.wait_for_timeout(1000)
     page.evaluate(WATCH)
     sliders = page.locator("input[type=range][aria-label$=' rank']")
@@ -57,7 +73,7 @@ def measure(page: Page, url: str, drags: int) -> dict[str, float]:
         during += len(sent) - before
         page.evaluate("window.moving = false")
         page.mouse.up()
-        page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=60_000)
+        page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=120_000)
         page.wait_for_timeout(300)
         released += len(sent) - before
     latencies, frames = page.evaluate("[window.latencies, window.frames]")
@@ -77,11 +93,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="*", default=[8, 50, 150])
     parser.add_argument("--drags", type=int, default=8)
     options = parser.parse_args()
-    print(
-        "| layers | input -> drawn, ms: median / p95 | frame interval, ms: median / p95 | messages while moving "
-        "| per release | n |"
-    )
-    print("|---|---|---|---|---|---|")
+    print(HEAD)
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_STATE_HOME"] = folder
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
@@ -91,11 +103,7 @@ def main() -> None:
                 page = browser.new_page(viewport={"width": 1440, "height": 1000})
                 found = measure(page, url, options.drags)
                 page.close()
-            print(
-                f"| {layers} | {found['median']:.1f} / {found['p95']:.1f} | {found['frame_median']:.1f} / "
-                f"{found['frame_p95']:.1f} | {found['during']} | {found['per_release']:.2f} | {found['n']} |",
-                flush=True,
-            )
+            print(row(str(layers), found), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from lowrank_core.steps import Steps, Tensors
 CUT_OFF = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AwareFactorization:
     """First factors that are nested, and for each rank the last factor that answers best on the data.
 
@@ -41,12 +42,15 @@ class AwareFactorization:
     def _found(self) -> Tensors:
         return self.steps("whitened", self.compute)
 
+    @cached_property
+    def _tails(self) -> list[list[float]]:
+        return [tail_energy(spectrum).tolist() for spectrum in self.spectra]
+
     def error(self, rank: Rank) -> float:
         """Relative error of the layer's outputs on the data: exact for one axis, for two the bound of both tails."""
-        tails = [tail_energy(spectrum) for spectrum in self.spectra]
-        if tails[0][0] == 0:
+        if self._tails[0][0] == 0:
             return 0.0
-        lost = sum(float(tail[r] / tail[0]) for tail, r in zip(tails, rank, strict=True))
+        lost = sum(tail[r] / tail[0] for tail, r in zip(self._tails, rank, strict=True))
         return float(min(1.0, lost) ** 0.5)
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:

@@ -8,9 +8,11 @@ recomputes the layer's output before it goes on.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import weakref
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
@@ -411,12 +413,14 @@ class _Enough(Exception):
 
 def load_overlay(compressed: nn.Module, overlay: Overlay) -> nn.Module:
     """Put the values of an overlay into a compressed copy, in place; names and shapes must be its own."""
-    state = compressed.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in overlay.items():
-            if state[name].shape != value.shape:
-                raise ValueError(f"{name} is {tuple(state[name].shape)}, but the overlay's is {tuple(value.shape)}")
-            state[name].copy_(value)
+            inside, _, leaf = name.rpartition(".")
+            owner = compressed.get_submodule(inside)
+            held = owner.get_parameter(leaf) if leaf in owner._parameters else owner.get_buffer(leaf)
+            if held.shape != value.shape:
+                raise ValueError(f"{name} is {tuple(held.shape)}, but the overlay's is {tuple(value.shape)}")
+            held.copy_(value)
     return compressed
 
 
@@ -577,17 +581,23 @@ def _ridge_step(moment: Tensor, relation: Tensor, ridge: float) -> Tensor:
 def _prefixes(plan: RankPlan, calls: tuple[str, ...]) -> deque[tuple[str, Any]]:
     """(layer, what its correction depends on) in the order of execution.
 
-    That is the plan up to the layer, and for layers that are called again later, up to the last of those calls.
+    That is a digest of the plan up to the layer, and for layers that are called again later, up to the last of those
+    calls.
     """
     chosen = dict(plan.choices)
     order = [name for name in dict.fromkeys(calls) if name in chosen]
     last = {name: position for position, name in enumerate(calls)}
+    first = {name: position for position, name in reversed(list(enumerate(calls)))}
+    starts = [first[name] for name in order]
+    told, digest = [b""], hashlib.blake2b(digest_size=32)
+    for name in order:
+        digest.update(repr((name, chosen[name])).encode())
+        told.append(digest.digest())
     prefixes: deque[tuple[str, Any]] = deque()
     reach = 0
     for name in order:
         reach = max(reach, last[name])
-        before = set(calls[: reach + 1])
-        prefixes.append((name, (name, tuple((n, chosen[n]) for n in order if n in before))))
+        prefixes.append((name, (name, told[bisect_right(starts, reach)])))
     return prefixes
 
 

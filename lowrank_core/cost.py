@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from math import prod
 
 from lowrank_core.discover import Layer, ModelProfile
@@ -95,11 +96,11 @@ def break_even(layer: Layer, method_name: str, quantity: str) -> Rank:
     method = METHODS[method_name]
     top = method.max_rank(layer.spec)
     dense = getattr(dense_cost(layer), quantity)
+    closed = coefficients(layer, method, quantity)
     longest = max(top)
 
     def cheaper(step: int) -> bool:
-        rank = rank_at(top, step / longest)
-        return bool(getattr(chain_cost(method.stages(layer.spec, rank), layer), quantity) < dense)
+        return bool(_evaluated(closed, rank_at(top, step / longest)) < dense)
 
     step = _last_true(cheaper, longest)
     return rank_at(top, step / longest) if step else (0,) * len(top)
@@ -124,18 +125,49 @@ def _last_true(holds: Callable[[int], bool], top: int) -> int:
 
 
 def coefficients(layer: Layer, method: Method, quantity: str) -> tuple[int, ...]:
-    """Exact integers of the closed form, for a browser: c0 + c1 r, or c0 + c1 r_out + c2 r_in + c3 r_out r_in."""
-
-    def at(*rank: int) -> int:
-        return int(getattr(chain_cost(method.stages(layer.spec, rank), layer), quantity))
-
+    """Exact integers of the closed form, for a browser too: c0 + c1 r, or c0 + c1 r_out + c2 r_in + c3 r_out r_in."""
+    at = {rank: int(getattr(cost, quantity)) for rank, cost in _corners(layer, method.name).items()}
     if len(method.axes) == 1:
-        slope = at(2) - at(1)
-        return at(1) - slope, slope
-    both = at(2, 2) - at(2, 1) - at(1, 2) + at(1, 1)
-    out = at(2, 1) - at(1, 1) - both
-    inner = at(1, 2) - at(1, 1) - both
-    return at(1, 1) - out - inner - both, out, inner, both
+        slope = at[2,] - at[1,]
+        return at[1,] - slope, slope
+    both = at[2, 2] - at[2, 1] - at[1, 2] + at[1, 1]
+    out = at[2, 1] - at[1, 1] - both
+    inner = at[1, 2] - at[1, 1] - both
+    return at[1, 1] - out - inner - both, out, inner, both
+
+
+@lru_cache(maxsize=10_000)
+def _corners(layer: Layer, method_name: str) -> dict[Rank, Cost]:
+    """What the smallest ranks cost: they decide all others."""
+    method = METHODS[method_name]
+    ranks = product((1, 2), repeat=len(method.axes))
+    return {rank: chain_cost(method.stages(layer.spec, rank), layer) for rank in ranks}
+
+
+def _evaluated(closed: tuple[int, ...], rank: Rank) -> int:
+    """The closed form at a rank."""
+    if len(rank) == 1:
+        return closed[0] + closed[1] * rank[0]
+    return closed[0] + closed[1] * rank[0] + closed[2] * rank[1] + closed[3] * rank[0] * rank[1]
+
+
+def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> list[int]:
+    """What `layer_cost` says of one quantity, bytes or multiplies, for many choices at once.
+
+    >>> fc = Layer("fc", "Linear", LayerSpec(8192, 128), ((),), 4)
+    >>> amounts(fc, [None, Choice("svd", (64,))], "multiplies")
+    [1048576, 532480]
+    """
+    closed: dict[str, tuple[int, ...]] = {}
+    found = []
+    for choice in choices:
+        if choice is None:
+            found.append(int(getattr(dense_cost(layer), quantity)))
+            continue
+        if choice.method not in closed:
+            closed[choice.method] = coefficients(layer, METHODS[choice.method], quantity)
+        found.append(_evaluated(closed[choice.method], choice.rank))
+    return found
 
 
 def uniform_plan(

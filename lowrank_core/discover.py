@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ class Rest:
     buffer_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelProfile:
     """The structure of a network as the product sees it; layers are in order of execution."""
 
@@ -118,10 +119,11 @@ class ModelProfile:
 
     def layer(self, name: str) -> Layer:
         """The compressible layer of that name; KeyError otherwise."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
 
 
 class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -216,6 +218,7 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
     check_finite(model)
     names = _names(model)
     owners = _owners(model)
+    parents = _parent_obstacles(model)
     calls: dict[nn.Module, list[Size]] = {}
     looks: dict[nn.Module, list[tuple[Size, Size]]] = {}
     runs: dict[nn.Module, list[list[int]]] = {}
@@ -269,7 +272,7 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
         found = _computed_obstacle(module) or _shared(model, module, owners, group) or _obstacle(module)
         if found or (module not in calls and module is group[0]):
             return found or NEVER_RAN
-        return _parent_obstacle(model, module) or readers.found.get(module) or _no_method(module)
+        return parents.get(module) or readers.found.get(module) or _no_method(module)
 
     def layer_of(module: nn.Module) -> Layer:
         return Layer(
@@ -589,11 +592,15 @@ def _obstacle(module: nn.Module) -> str | None:
     return None
 
 
-def _parent_obstacle(model: nn.Module, module: nn.Module) -> str | None:
-    for parent_name, parent in model.named_modules():
-        if _reads_weights(parent) and any(m is module for m in parent.modules()):
-            return f"{type(parent).__name__} {parent_name!r} reads this weight directly, so a replacement would not run"
-    return None
+def _parent_obstacles(model: nn.Module) -> dict[nn.Module, str]:
+    """What is in the way of modules inside one that reads their weights."""
+    found: dict[nn.Module, str] = {}
+    for name, parent in model.named_modules():
+        if _reads_weights(parent):
+            reason = f"{type(parent).__name__} {name!r} reads this weight directly, so a replacement would not run"
+            for module in parent.modules():
+                found.setdefault(module, reason)
+    return found
 
 
 def _no_method(module: nn.Module) -> str | None:

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import sqrt
 
 import tensorly
 import torch
@@ -70,7 +72,7 @@ class Nested:
         return self.singular_values.square().sum(0).sqrt()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MatrixFactorization:
     """A weight factorised as a matrix: how its slices become stage weights and its product the weight again.
 
@@ -92,10 +94,15 @@ class MatrixFactorization:
         """The singular values."""
         return (self.nested.spectrum,)
 
+    @cached_property
+    def _tail(self) -> list[float]:
+        tail: list[float] = tail_energy(self.nested.spectrum).tolist()
+        return tail
+
     def error(self, rank: tuple[int, ...]) -> float:
         """Share of the Frobenius norm beyond the rank (Eckart-Young: no matrix of that rank is closer)."""
-        tail = tail_energy(self.nested.spectrum)
-        return float((tail[rank[0]] / tail[0]).sqrt()) if tail[0] > 0 else 0.0
+        tail = self._tail
+        return sqrt(tail[rank[0]] / tail[0]) if tail[0] > 0 else 0.0
 
     def weights(self, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
         """One contiguous weight per stage."""

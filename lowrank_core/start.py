@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from lowrank_core.cost import Cost, layer_cost, plan_cost, rank_at, useful_rank
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_core.cost import amounts, plan_cost, rank_at, useful_rank
 from lowrank_core.discover import Layer, ModelProfile
 from lowrank_core.factors import FactorStore
 from lowrank_core.plan import Choice, RankPlan
@@ -18,40 +21,38 @@ def starting_plan(profile: ModelProfile, factors: FactorStore, share: float = 0.
     more, that one.
     """
     dense = plan_cost(profile)
-    budget = share * dense.multiplies
-    menus = [(layer, _menu(layer, factors, dense)) for layer in profile.layers]
+    menus = [_menu(layer) for layer in profile.layers]
+    width = max(map(len, menus), default=0)
+    lost = np.full((len(menus), width), np.inf)
+    multiplies, bytes = np.zeros((len(menus), width), np.int64), np.zeros((len(menus), width), np.int64)
+    for row, (layer, menu) in enumerate(zip(profile.layers, menus, strict=True)):
+        found = factors(layer.name, layer.methods[0].name) if len(menu) > 1 else None
+        lost[row, : len(menu)] = [found.error(choice.rank) ** 2 if found and choice else 0.0 for choice in menu]
+        multiplies[row, : len(menu)] = amounts(layer, menu, "multiplies")
+        bytes[row, : len(menu)] = amounts(layer, menu, "bytes")
+    paid = multiplies / max(1, dense.multiplies) + 0.5 * bytes / max(1, dense.bytes)
+    rows = np.arange(len(menus))
 
-    def at(price: float) -> RankPlan:
-        chosen = {}
-        for layer, menu in menus:
-            _, _, choice = min(menu, key=lambda option: option[0] + price * option[1])
-            if choice is not None:
-                chosen[layer.name] = choice
-        return RankPlan.of(profile.fingerprint, chosen)
+    def best(price: float) -> NDArray[np.intp]:
+        columns: NDArray[np.intp] = np.argmin(lost + price * paid, axis=1)
+        return columns
 
     low, high = 0.0, 1e6
-    for _ in range(80):
+    for _ in range(80 if menus else 0):
         middle = (low + high) / 2
-        if plan_cost(profile, at(middle)).multiplies <= budget:
+        if multiplies[rows, best(middle)].sum() + profile.rest.multiplies <= share * dense.multiplies:
             high = middle
         else:
             low = middle
-    return at(high)
+    chosen = {}
+    if menus:
+        chosen = {x.name: menu[at] for x, menu, at in zip(profile.layers, menus, best(high), strict=True)}
+    return RankPlan.of(profile.fingerprint, {name: choice for name, choice in chosen.items() if choice is not None})
 
 
-def _menu(layer: Layer, factors: FactorStore, dense: Cost) -> list[tuple[float, float, Choice | None]]:
-    """(squared relative error, what it costs as shares of the dense network, choice): dense, and useful ranks."""
-
-    def price(choice: Choice | None) -> float:
-        cost = layer_cost(layer, choice)
-        return cost.multiplies / max(1, dense.multiplies) + 0.5 * cost.bytes / max(1, dense.bytes)
-
+def _menu(layer: Layer) -> list[Choice | None]:
+    """What a layer may become: dense, and ranks of its default method that pay."""
     method = layer.methods[0].name
-    menu: list[tuple[float, float, Choice | None]] = [(0.0, price(None), None)]
     top = useful_rank(layer, method)
-    if all(top):
-        found = factors(layer.name, method)
-        for rank in sorted({rank_at(top, step / STEPS) for step in range(1, STEPS + 1)}):
-            choice = Choice(method, rank)
-            menu.append((found.error(rank) ** 2, price(choice), choice))
-    return menu
+    ranks = sorted({rank_at(top, step / STEPS) for step in range(1, STEPS + 1)}) if all(top) else []
+    return [None, *(Choice(method, rank) for rank in ranks)]

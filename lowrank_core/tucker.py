@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from math import prod
+from functools import cached_property
+from math import prod, sqrt
 
 import torch
 from tensorly import unfold
@@ -30,7 +31,7 @@ def tucker_max_rank(spec: LayerSpec) -> Rank:
     return min(outputs, inputs * window), min(inputs, outputs * window)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TuckerFactorization:
     """Both bases of each group; a rank keeps their leading columns."""
 
@@ -72,14 +73,15 @@ class TuckerFactorization:
         outputs, inputs = (e[:r].sqrt() for e, r in zip(energies, self.ranks, strict=True))
         return {"out": outputs, "in": inputs, **bases}
 
+    @cached_property
+    def _tails(self) -> list[list[float]]:
+        return [tail_energy(spectrum).tolist() for spectrum in self.spectra]
+
     def error(self, rank: Rank) -> float:
         """Bound of the higher-order SVD: the squared tails of both axes add (De Lathauwer et al., SIMAX 2000)."""
-        tails = [tail_energy(spectrum) for spectrum in self.spectra]
-        total = tails[0][0]
-        if total == 0:
-            return 0.0
-        lost = sum(tail[r] for tail, r in zip(tails, rank, strict=True))
-        return float((lost / total).sqrt().clamp_max(1.0))
+        total = self._tails[0][0]
+        lost = sum(tail[r] for tail, r in zip(self._tails, rank, strict=True))
+        return min(1.0, sqrt(lost / total)) if total > 0 else 0.0
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:
         """(groups * r_in, in / groups, 1...), (groups * r_out, r_in, *kernel) and (out, r_out, 1...)."""

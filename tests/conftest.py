@@ -1,5 +1,6 @@
 """Shared fixtures: the real app on a free port, and pages of real Chromium to use it."""
 
+import json
 import os
 import shutil
 import socket
@@ -121,6 +122,39 @@ def running_app(log: Path, *model: str | Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def dask_cluster(folder: Path) -> Iterator[str]:
+    """The address of a dask scheduler with two workers of one thread, started as a person starts them."""
+    from distributed import Client
+
+    told = folder / "scheduler.json"
+    usual = ["--scheduler-file", str(told), "--no-dashboard"]
+    commands = (["scheduler", "--port", "0", *usual], ["worker", "--nworkers", "2", "--nthreads", "1", *usual])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{command[0]}", *command[1:]],
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for command in commands
+    ]
+    try:
+        while not told.is_file():
+            assert all(one.poll() is None for one in started)
+            time.sleep(0.1)
+        address = json.loads(told.read_text())["address"]
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=100)
+        yield address
+    finally:
+        for one in started[::-1]:
+            one.terminate()
+            one.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Costs: closed forms against the chains themselves, worked examples, break-even, presets, and what a plan may say."""
 
-import statistics
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -11,9 +10,10 @@ from awkward_layers import AWKWARD, conv
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plan_cost import WIDTHS, milliseconds, vgg16
+from benchmarks.plan_cost import WIDTHS, vgg16
 from lowrank_core.cost import (
     Cost,
+    amounts,
     break_even,
     chain_cost,
     check_plan,
@@ -109,10 +109,6 @@ def test_vgg16_is_counted_as_pytorch_counts_it():
     assert plan_cost(vgg16()).multiplies == counter.get_total_flops() // 2
 
 
-def test_cost_of_a_new_vgg16_plan_takes_under_two_milliseconds():
-    assert statistics.median(milliseconds(plans=100)) < 2
-
-
 @every_pair
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_coefficients_give_the_exact_cost_of_every_rank(method, awkward, quantity):
@@ -124,6 +120,8 @@ def test_coefficients_give_the_exact_cost_of_every_rank(method, awkward, quantit
         if len(rank) == 2:
             closed += c[2] * rank[1] + c[3] * rank[0] * rank[1]
         assert closed == getattr(layer_cost(called_twice, Choice(method.name, rank)), quantity), rank
+    menu = [None, *(Choice(method.name, rank) for rank in all_ranks(method, awkward.spec))]
+    assert amounts(called_twice, menu, quantity) == [getattr(layer_cost(called_twice, c), quantity) for c in menu]
 
 
 @every_pair

@@ -1,16 +1,13 @@
 """Work in other processes: the same answers in any order, processes that die, and what is said when all of them do."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import dask_cluster
 
 from lowrank_core.errors import InvalidModel, WorkersLost
 from lowrank_core.parallel import HERE, Workers, spread
@@ -46,33 +43,9 @@ def fails(ask: int) -> int:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a dask scheduler with two workers, started as a person starts them."""
-    distributed = pytest.importorskip("distributed")
-    told = tmp_path_factory.mktemp("dask") / "scheduler.json"
-    usual = ["--scheduler-file", str(told), "--no-dashboard"]
-    commands = (["scheduler", "--port", "0", *usual], ["worker", "--nworkers", "2", "--nthreads", "1", *usual])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"distributed.cli.dask_{command[0]}", *command[1:]],
-            env=environment,
-            cwd=told.parent,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for command in commands
-    ]
-    try:
-        while not told.is_file():
-            assert all(one.poll() is None for one in started)
-            time.sleep(0.1)
-        address = json.loads(told.read_text())["address"]
-        with distributed.Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=100)
+    pytest.importorskip("distributed")
+    with dask_cluster(tmp_path_factory.mktemp("dask")) as address:
         yield address
-    finally:
-        for one in started[::-1]:
-            one.terminate()
-            one.wait(30)
 
 
 def where(kind: str, request: pytest.FixtureRequest) -> Workers:
