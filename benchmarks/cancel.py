@@ -70,9 +70,7 @@ def profiling(ref: str, folder: Path) -> Begun:
 
     def work(job: Job[Any]) -> Iterator[Any]:
         samples = Dataset(workspace.reference.dataset.pick(slice(0, 128)).inputs)
-        yield profile(
-            workspace, workspace.correction, asked(workspace), samples, folder=folder, cancelled=job.stopped
-        )
+        yield profile(workspace, workspace.correction, asked(workspace), samples, folder=folder, cancelled=job.stopped)
 
     return _begun(Job("profile", work))
 
@@ -202,7 +200,9 @@ def told(threads: set[threading.Thread]) -> None:
     frames = sys._current_frames()
     for thread in threads:
         if thread.ident in frames:
-            lines = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_stack(frames[thread.ident])]
+            lines = [
+                f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_stack(frames[thread.ident])
+            ]
             print(f"      {thread.name}: {' > '.join(lines[-9:])}", flush=True)
 
 

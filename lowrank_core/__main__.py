@@ -25,6 +25,7 @@ from lowrank_core.checkpoint import load_checkpoint
 from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import Cost, break_even, check_plan, dense_cost, layer_cost, plan_cost
 from lowrank_core.discover import Layer, Skipped
+from lowrank_core.doing import Doing
 from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
 from lowrank_core.evaluate import Score, final_score
 from lowrank_core.exports import EXPORTS, Compressed, plain, plan_document, whole_or_nothing
@@ -343,7 +344,7 @@ def _stock_spectra(stock: Inventory, names: tuple[str, ...], method: str | None)
             left = remaining(stock, wanted, speed)
             passed = time.monotonic() - began
             pace = passed / (whole - left) if done and whole > left else 1.0
-            told(f"{done} of {len(wanted)} layers, about {duration(pace * left)} left: {name}")
+            told(Doing(f"spectrum {done + 1} of {len(wanted)}, {name}", pace * left))
             yield name, METHOD, [("rank", stock.spectrum(name))]
 
     return _spectra(curves())
@@ -999,6 +1000,9 @@ class Told:
         self._last = -5.0
 
     def __call__(self, text: str) -> None:
+        left = getattr(text, "seconds_left", None)
+        if left is not None:
+            text = f"{text}, about {duration(left)} left"
         live = sys.stderr.isatty()
         if live or time.monotonic() - self._last > 5:
             self._last = time.monotonic()

@@ -42,7 +42,7 @@ class Job(Generic[T]):
         self.label = label
         self._stop = threading.Event()
         self._news = threading.Condition()
-        self._started = time.monotonic()
+        self._started = self._told = time.monotonic()
         self._snapshot: Snapshot[T] = Snapshot()
         self._thread = threading.Thread(target=self._run, args=(work,), name=label, daemon=True)
         self._thread.start()
@@ -62,8 +62,18 @@ class Job(Generic[T]):
         """Whether the job has been called off."""
         return self._stop.is_set()
 
+    @property
+    def seconds_left(self) -> float | None:
+        """What is left of what goes on, by what was told last; None where nothing can be said, or it is called off."""
+        latest = self._snapshot
+        left = getattr(latest.doing, "seconds_left", None)
+        if left is None or latest.over or self.stopped():
+            return None
+        return max(0.0, float(left) - (time.monotonic() - self._told))
+
     def tell(self, doing: str) -> None:
-        """Say what goes on."""
+        """Say what goes on; a `Doing` also says how long it still takes."""
+        self._told = time.monotonic()
         self._change(doing=doing)
 
     def cancel(self) -> None:

@@ -20,6 +20,7 @@ from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.data import Dataset, data_hash
 from lowrank_core.discover import Layer
+from lowrank_core.doing import Doing
 from lowrank_core.errors import Cancelled
 from lowrank_core.evaluate import run
 from lowrank_core.files import write_whole
@@ -147,7 +148,7 @@ def profile(
         todo = [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in found]
         for step in _measured(workspace, correction, todo, data, workers, cancelled):
             found[step.point.layer, step.point.method, step.point.rank], fresh = step.point, True
-            tell(f"measuring layers: {step.done} of {step.total} points, {step.seconds_left:.0f} s left")
+            tell(Doing(f"measuring layers: {step.done} of {step.total} points", step.seconds_left))
             if files is not None and time.monotonic() - saved > SAVE_SECONDS:
                 files.save(found.values())
                 saved, fresh = time.monotonic(), False

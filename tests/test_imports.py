@@ -13,7 +13,7 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 # A module imports from the rows above its own, never from its own row or below. "methods.*" is each file of a package,
 # "methods" the package's __init__. A module that is not here has no place yet: give it one.
 LEVELS = (
-    "errors files interrupt steps template verdict linears chain computed",
+    "doing errors files interrupt steps template verdict linears chain computed",
     "stop",
     "layers recurrent attention data metrics jobs parallel torch_file builtin builtin.samples builtin.stored",
     "linalg gram knapsack plan opened evaluate onnx_program onnx_file onnx_ops memory onnx_chain builtin.*",

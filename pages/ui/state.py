@@ -29,6 +29,7 @@ from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.comparison import Comparison
 from lowrank_core.cost import check_plan
+from lowrank_core.doing import Doing
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.exports import Exported
@@ -580,9 +581,11 @@ def start_spectra(stock: Inventory) -> None:
     """Compute those that are missing, one after the other; the job yields the names."""
 
     def work(job: Job[str]) -> Iterator[str]:
-        for layer in stock.layers:
-            stock.spectrum(layer.name, cancelled=job.stopped)
-            yield layer.name
+        names = [layer.name for layer in stock.layers]
+        for name in names:
+            job.tell(Doing(f"spectrum of {name}", remaining(stock, names, speed())))
+            stock.spectrum(name, cancelled=job.stopped)
+            yield name
 
     jobs = _spectra_jobs()
     jobs[stock] = Job("spectra", work)
