@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_core import interrupt
+from lowrank_core import interrupt, stop
 from lowrank_core.data import Dataset
 from lowrank_core.doing import Doing
 from lowrank_core.errors import Cancelled, InvalidSearch
 from lowrank_core.evaluate import run
 from lowrank_core.jobs import Job, Snapshot
-from lowrank_core.stop import go_on, until
 
 
 class Steps:
@@ -145,7 +144,7 @@ def test_work_far_below_that_asks_ends_with_its_job():
 
     def work(job: Job[int]) -> Iterator[int]:
         while True:
-            go_on()
+            stop.go_on()
             begun.set()
         yield 1
 
@@ -157,28 +156,28 @@ def test_work_far_below_that_asks_ends_with_its_job():
 
 
 def test_what_is_called_off_is_known_in_its_own_thread_and_inside_alone():
-    with until(lambda: False):
-        with until(lambda: True), pytest.raises(Cancelled):
-            go_on()
-        go_on()
+    with stop.until(lambda: False):
+        with stop.until(lambda: True), pytest.raises(Cancelled):
+            stop.go_on()
+        stop.go_on()
         failed: list[BaseException] = []
 
         def elsewhere() -> None:
             try:
-                go_on()
+                stop.go_on()
             except BaseException as error:
                 failed.append(error)
 
-        with until(lambda: True):
+        with stop.until(lambda: True):
             other = threading.Thread(target=elsewhere)
             other.start()
             other.join()
         assert not failed
-    go_on()
+    stop.go_on()
 
 
 def test_a_forward_pass_is_where_work_is_called_off():
-    with until(lambda: True), pytest.raises(Cancelled):
+    with stop.until(lambda: True), pytest.raises(Cancelled):
         run(nn.Linear(2, 2), Dataset(torch.zeros(1, 2)))
 
 
