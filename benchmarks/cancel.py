@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -49,11 +50,22 @@ Start = Callable[[str, Path], Begun]
 """Begin with a model's reference, and a folder for what is kept on disk."""
 
 
+def opened(ref: str) -> Workspace:
+    """A model that is open and whose data are read, as they are on a page; a person's own code cannot be interrupted."""
+    workspace = Workspace.open(ref)
+    for data in (workspace.reference, workspace.calibration_pool):
+        assert data is not None
+    if workspace.opened.train_data is not None:
+        read = workspace.opened.train_data()
+        workspace.opened = replace(workspace.opened, train_data=lambda: read)
+    return workspace
+
+
 def searching(rule: str) -> Start:
     """A search by a rule, from a model that is open."""
 
     def start(ref: str, folder: Path) -> Begun:
-        workspace = Workspace.open(ref)
+        workspace = opened(ref)
         budget = "budget" in RULES[rule].serves  # type: ignore[attr-defined]
         asks: dict[str, Any] = {"budgets": (("multiplies", 0.5),)} if budget else {"max_drop": 0.05}
         if "nothing" in RULES[rule].serves and not budget and "max_drop" not in RULES[rule].serves:  # type: ignore[attr-defined]
@@ -66,7 +78,7 @@ def searching(rule: str) -> Start:
 
 def profiling(ref: str, folder: Path) -> Begun:
     """Every layer at every method and a few ranks, corrected."""
-    workspace = Workspace.open(ref)
+    workspace = opened(ref)
 
     def work(job: Job[Any]) -> Iterator[Any]:
         samples = Dataset(workspace.reference.dataset.pick(slice(0, 128)).inputs)
@@ -77,7 +89,7 @@ def profiling(ref: str, folder: Path) -> Begun:
 
 def fine_tuning(ref: str, folder: Path) -> Begun:
     """The starting plan, for three epochs."""
-    workspace = Workspace.open(ref)
+    workspace = opened(ref)
     wanted = tuning.Training(_candidate(workspace), Settings(epochs=3))
     return _begun(
         Job("train", lambda job: tuning.train(workspace, wanted, folder, folder, lambda tuned, epoch: None, job))
@@ -88,7 +100,7 @@ def sweeping(workers: int) -> Start:
     """Plans at three shares, trained here or in several processes."""
 
     def start(ref: str, folder: Path) -> Begun:
-        workspace = Workspace.open(ref)
+        workspace = opened(ref)
         wanted = tuning.Sweep((0.3, 0.5, 0.7), "multiplies", make("energy", {}), Settings(epochs=2), workers=workers)
         return _begun(Job("sweep", lambda job: tuning.run_sweep(workspace, wanted, folder, folder, job)))
 
@@ -99,7 +111,7 @@ def comparing(make_asked: Callable[[Workspace], compare.Asked]) -> Start:
     """A job of the page Compare."""
 
     def start(ref: str, folder: Path) -> Begun:
-        workspace = Workspace.open(ref)
+        workspace = opened(ref)
         wanted = make_asked(workspace)
         return _begun(Job("compare", lambda job: compare.work(workspace, wanted, folder, job)))
 
@@ -124,7 +136,7 @@ def spectra(ref: str, folder: Path) -> Begun:
 
 def factorising(ref: str, folder: Path) -> Begun:
     """Every layer by every method."""
-    workspace = Workspace.open(ref)
+    workspace = opened(ref)
 
     def work(job: Job[str]) -> Iterator[str]:
         for layer in workspace.profile.layers:
@@ -137,13 +149,13 @@ def factorising(ref: str, folder: Path) -> Begun:
 
 def surveying(ref: str, folder: Path) -> Begun:
     """What Ranks learns in the background."""
-    survey = Survey(Workspace.open(ref), corrected=True, folder=folder)
+    survey = Survey(opened(ref), corrected=True, folder=folder)
     return survey.stop, lambda seconds: survey.wait(seconds).over
 
 
 def measuring(ref: str, folder: Path) -> Begun:
     """The starting plan, corrected, on all samples."""
-    workspace = Workspace.open(ref)
+    workspace = opened(ref)
     measurement = Measurement(workspace, _candidate(workspace))
 
     def over(seconds: float) -> bool:

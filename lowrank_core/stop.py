@@ -16,8 +16,8 @@ _here = threading.local()
 
 
 @contextmanager
-def until(stopped: Callable[[], bool]) -> Iterator[None]:
-    """Inside, `go_on` of this thread raises Cancelled once `stopped()` is true; it must answer at once.
+def until(ended: Callable[[], bool]) -> Iterator[None]:
+    """Inside, `go_on` of this thread raises Cancelled once `ended()` is true; it must answer at once.
 
     >>> with until(lambda: True):
     ...     go_on()
@@ -25,15 +25,20 @@ def until(stopped: Callable[[], bool]) -> Iterator[None]:
     lowrank_core.errors.Cancelled: called off.
     """
     before = getattr(_here, "stopped", None)
-    _here.stopped = stopped
+    _here.stopped = ended
     try:
         yield
     finally:
         _here.stopped = before
 
 
+def stopped() -> Callable[[], bool]:
+    """Whether the work of this thread has been called off: for `until` in a thread that does a part of it."""
+    found: Callable[[], bool] = getattr(_here, "stopped", None) or (lambda: False)
+    return found
+
+
 def go_on() -> None:
     """Raise Cancelled where the work of this thread has been called off."""
-    stopped = getattr(_here, "stopped", None)
-    if stopped is not None and stopped():
+    if stopped()():
         raise Cancelled("called off.")
