@@ -51,10 +51,9 @@ Start = Callable[[str, Path], Begun]
 
 
 def opened(ref: str) -> Workspace:
-    """A model that is open and whose data are read, as they are on a page; a person's own code cannot be interrupted."""
+    """A model that is open and whose data are read: a person's own code cannot be interrupted."""
     workspace = Workspace.open(ref)
-    for data in (workspace.reference, workspace.calibration_pool):
-        assert data is not None
+    _ = workspace.reference, workspace.calibration_pool
     if workspace.opened.train_data is not None:
         read = workspace.opened.train_data()
         workspace.opened = replace(workspace.opened, train_data=lambda: read)
