@@ -75,7 +75,7 @@ def nothing_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def restart() -> None:
     """What a server that was killed has forgotten."""
-    for forgotten in (state._trainings, state._trained, state._tuned_networks):
+    for forgotten in (state._trainings, state._tuned_networks):
         forgotten.clear()
 
 
@@ -126,7 +126,7 @@ def traces(page: AppTest) -> list[dict]:
 
 def trained() -> tuple[Training | Sweep, Snapshot]:
     """The latest training of all sessions."""
-    (_, asked), job = list(state._trainings().items())[-1]
+    (_, asked), job = list(state._trainings()._jobs.items())[-1]
     return asked, job.snapshot
 
 

@@ -20,6 +20,7 @@ from lowrank_core.exports import Compressed
 from lowrank_core.finetune import Epoch, finetune, kept, told, training_data
 from lowrank_core.jobs import Job, Snapshot
 from lowrank_core.selection import Problem, Quantity, Rule, Trial, make, problem_of, search
+from lowrank_core.stop import until
 from lowrank_core.sweep import Swept, state_path
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace
@@ -219,7 +220,9 @@ def train(
             score = final_score(workspace.measure(epoch.model, keep=False, cancelled=called_off))
         except LowRankError:
             if state.exists():
-                yield _kept(workspace, begun, run, state, keep)
+                with until(lambda: False):  # called off or not: what there is is kept
+                    best_so_far = _kept(workspace, begun, run, state, keep)
+                yield best_so_far
             raise
         tuned = _tuned(begun, run, epochs, WATCH, score)
         keep(tuned, epoch)
