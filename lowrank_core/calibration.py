@@ -28,6 +28,7 @@ from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, inputs_first
 from lowrank_core.recurrent import watched
 from lowrank_core.room import Room
+from lowrank_core.stop import go_on
 
 SAMPLES = 256
 """Calibration uses at most this many samples; more change nothing that can be measured (see benchmarks/quality.py)."""
@@ -207,6 +208,7 @@ def input_moments(
         total = output.numel() // layer.spec.out_channels
         index = draw_positions(total, max(1, round(POSITIONS * share)), seed + len(counts))
         for part in row_chunks(layer.spec, index):
+            go_on()
             rows = with_ones(input_rows(layer.spec, x, part).double())
             gram = rows.mT @ rows
             sums[layer.name] = sums[layer.name].add_(gram) if layer.name in sums else gram

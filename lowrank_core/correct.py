@@ -49,6 +49,7 @@ from lowrank_core.layers import LayerSpec
 from lowrank_core.linalg import one_thread
 from lowrank_core.plan import RankPlan
 from lowrank_core.room import Room
+from lowrank_core.stop import go_on, stopped, until
 
 MEMORY_BYTES = 2**30
 """Stored targets take at most half of this, a forward pass about the other half; fewer positions and samples else."""
@@ -600,16 +601,16 @@ def _prefixes(plan: RankPlan, calls: tuple[str, ...]) -> deque[tuple[str, Any]]:
 def _stepwise(work: Callable[[Callable[[Step], None]], None]) -> Iterator[Step]:
     """Run work(emit) in a thread, because hooks cannot yield, and yield what it emits; closing ends it early."""
     steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
-    closed = threading.Event()
+    closed, called_off = threading.Event(), stopped()
 
     def emit(step: Step) -> None:
-        if closed.is_set():
-            raise Cancelled("the correction was called off.")
+        go_on()
         steps.put(step)
 
     def run() -> None:
         try:
-            work(emit)
+            with until(lambda: closed.is_set() or called_off()):
+                work(emit)
             steps.put(None)
         except BaseException as error:
             steps.put(error)

@@ -19,6 +19,7 @@ from lowrank_core.linalg import one_thread
 from lowrank_core.methods import METHODS, Factorization
 from lowrank_core.room import Room
 from lowrank_core.steps import Compute, Steps, Tensors
+from lowrank_core.stop import go_on
 
 SMALL = 2**18
 """Below this many weights several threads only wait for each other, on a busy machine up to 50 times longer."""
@@ -69,6 +70,7 @@ class FactorStore:
             return self._kept[key]
 
     def _factorized(self, layer: Layer, method: str) -> Factorization:
+        go_on()
         weight = weight_at(self._model, layer).detach()
         moment = self._moment(layer.name) if METHODS[method].data_aware else None
         small = weight.numel() < SMALL

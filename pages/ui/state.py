@@ -29,6 +29,7 @@ from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.comparison import Comparison
 from lowrank_core.cost import check_plan
+from lowrank_core.doing import Doing
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.exports import Exported
@@ -551,9 +552,11 @@ def all_spectra(stock: Inventory) -> Callable[[Job[str]], Iterator[str]]:
     """Work that computes one spectrum after the other, and yields the names."""
 
     def work(job: Job[str]) -> Iterator[str]:
-        for layer in stock.layers:
-            stock.spectrum(layer.name, cancelled=job.stopped)
-            yield layer.name
+        names = [layer.name for layer in stock.layers]
+        for name in names:
+            job.tell(Doing(f"spectrum of {name}", remaining(stock, names, speed())))
+            stock.spectrum(name, cancelled=job.stopped)
+            yield name
 
     return work
 
