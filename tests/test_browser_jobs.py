@@ -76,7 +76,7 @@ def search_all_samples(page: Page) -> None:
 
 KINDS = {
     "search": Kind("Search", search_all_samples, "Search: Uniform", "1 plan"),
-    "comparison": Kind("Compare", lambda page: None, "Comparing plans", " s$"),
+    "comparison": Kind("Compare", lambda page: None, "Comparing plans", "samples|correcting| s$"),
     "training": Kind("Fine-tune", press("Start training"), "Fine-tuning", "epoch|measuring the plan"),
     "spectra": Kind("Spectra", press("Compute them all"), "Spectra of large", f"of {LAYERS} layers"),
 }
