@@ -18,7 +18,7 @@ test: .venv/dev.stamp
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .venv/bin/python:
 	@command -v "$(PYTHON)" >/dev/null || { echo "Rank Explorer needs Python 3.11 or newer, and there is no '$(PYTHON)' here."; exit 1; }

@@ -1,5 +1,8 @@
 """lowrank_core: choose, measure and ship the ranks of a low-rank factorised network, without the dashboard."""
 
+from lowrank_core import interrupt as interrupt
+
+# isort: split
 from lowrank_core.apply import apply
 from lowrank_core.checkpoint import Checkpoint, load_checkpoint
 from lowrank_core.cost import Cost, plan_cost

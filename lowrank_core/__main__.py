@@ -25,11 +25,13 @@ from lowrank_core.checkpoint import load_checkpoint
 from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import Cost, break_even, check_plan, dense_cost, layer_cost, plan_cost
 from lowrank_core.discover import Layer, Skipped
+from lowrank_core.doing import Doing
 from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
 from lowrank_core.evaluate import Score, final_score
 from lowrank_core.exports import EXPORTS, Compressed, plain, plan_document, whole_or_nothing
 from lowrank_core.finetune import Epoch
 from lowrank_core.finetune import told as tuning_of
+from lowrank_core.interrupt import as_usual
 from lowrank_core.inventory import METHOD, Inventory, measure_speed, remaining
 from lowrank_core.latency import (
     RUNTIMES,
@@ -342,7 +344,7 @@ def _stock_spectra(stock: Inventory, names: tuple[str, ...], method: str | None)
             left = remaining(stock, wanted, speed)
             passed = time.monotonic() - began
             pace = passed / (whole - left) if done and whole > left else 1.0
-            told(f"{done} of {len(wanted)} layers, about {duration(pace * left)} left: {name}")
+            told(Doing(f"spectrum {done + 1} of {len(wanted)}, {name}", pace * left))
             yield name, METHOD, [("rank", stock.spectrum(name))]
 
     return _spectra(curves())
@@ -636,7 +638,7 @@ def search(
     started = time.monotonic()
     chosen = make_rule(rule, _settings(settings))
     workspace = opened(model, with_data=True, cached=cached)
-    table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_text(encoding="utf-8"))
+    table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_bytes())
     folder, where = points_of(workspace), Workers(workers, dask)
     problem = problem_of(workspace, latency=table, folder=folder, workers=where, tell=Told(), **wishes)
     trials = []
@@ -1008,6 +1010,9 @@ class Told:
         self._last = -5.0
 
     def __call__(self, text: str) -> None:
+        left = getattr(text, "seconds_left", None)
+        if left is not None:
+            text = f"{text}, about {duration(left)} left"
         live = sys.stderr.isatty()
         if live or time.monotonic() - self._last > 5:
             self._last = time.monotonic()
@@ -1116,4 +1121,5 @@ def _between(score: Score, low: float, high: float) -> str:
 
 
 if __name__ == "__main__":
+    as_usual()
     cli(prog_name="python -m lowrank_core")

@@ -27,6 +27,8 @@ from lowrank_core.discover import Layer, ModelProfile, module_at
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, inputs_first
 from lowrank_core.recurrent import watched
+from lowrank_core.room import Room
+from lowrank_core.stop import go_on
 
 SAMPLES = 256
 """Calibration uses at most this many samples; more change nothing that can be measured (see benchmarks/quality.py)."""
@@ -41,7 +43,9 @@ VERSION = 1
 """Of the way moments are learnt: what was kept by another version is not used."""
 
 CHUNK_BYTES = 32 * 2**20
-MOMENT_BYTES = 2**30
+MOMENT_BYTES = 2**29
+SHELF = "moments"
+"""All of a pass go together where room is needed: one pass brings all of them back."""
 
 
 def calibration_samples(pool: Dataset, samples: int = SAMPLES, seed: int = 0) -> Dataset:
@@ -204,6 +208,7 @@ def input_moments(
         total = output.numel() // layer.spec.out_channels
         index = draw_positions(total, max(1, round(POSITIONS * share)), seed + len(counts))
         for part in row_chunks(layer.spec, index):
+            go_on()
             rows = with_ones(input_rows(layer.spec, x, part).double())
             gram = rows.mT @ rows
             sums[layer.name] = sums[layer.name].add_(gram) if layer.name in sums else gram
@@ -254,43 +259,51 @@ class MomentStore:
         *,
         limit_bytes: int = MOMENT_BYTES,
         cache: Cache | None = None,
+        room: Room | None = None,
     ) -> None:
         self._model, self._profile, self._data, self._limit = model, profile, data, limit_bytes
         self._cache = cache
         self._pass: tuple[Layer, ...] = ()
-        self._kept: dict[str, Moment] = {}
+        self._kept = (room or Room(limit_bytes)).part(limit_bytes)
         self._depends: About | None = None
         self._lock = threading.Lock()
 
     @property
     def bytes(self) -> int:
         """Memory held now; never more than the limit."""
-        return sum(m.second.numel() * 8 + m.mean.numel() * 8 for m in self._kept.values())
+        return self._kept.bytes
 
     def __call__(self, name: str) -> Moment:
         """The moment of a layer; raises InvalidModel where it alone is over the limit."""
         with self._lock:
             if all(layer.name != name for layer in self._pass):
-                self._kept, self._pass = {}, ()
+                self._kept.clear()
+                self._pass = ()
                 self._pass = tuple(self._fitting(name))
-            if name not in self._kept and not self._stored(name):
-                self._kept = input_moments(self._model, self._pass, self._data())
-                self._store()
-            return self._kept[name]
+            known: Moment | None = self._kept.get(SHELF, name)
+            return known or self._stored(name) or self._learnt(name)
 
-    def _stored(self, name: str) -> bool:
-        """Whether it was on disk; it is then held."""
+    def _stored(self, name: str) -> Moment | None:
+        """The moment on disk, if it is there; it is then held."""
         found = None if self._cache is None else self._cache.get(self._about(name))
-        if found is not None:
-            self._kept[name] = Moment(found["second"], found["mean"], int(found["rows"]))
-        return found is not None
+        if found is None:
+            return None
+        return self._hold(name, Moment(found["second"], found["mean"], int(found["rows"])))
 
-    def _store(self) -> None:
-        if self._cache is None:
-            return
-        for name, moment in self._kept.items():
-            found = {"second": moment.second, "mean": moment.mean, "rows": torch.tensor(moment.rows)}
-            self._cache.put(self._about(name), found)
+    def _learnt(self, name: str) -> Moment:
+        """Those of all layers of the pass; they are then held and stored."""
+        learnt = input_moments(self._model, self._pass, self._data())
+        for at, moment in learnt.items():
+            self._hold(at, moment)
+            if self._cache is not None:
+                found = {"second": moment.second, "mean": moment.mean, "rows": torch.tensor(moment.rows)}
+                self._cache.put(self._about(at), found)
+        return learnt[name]
+
+    def _hold(self, name: str, moment: Moment) -> Moment:
+        size = moment.second.nbytes + (0 if moment.mean is moment.second else moment.mean.nbytes)
+        self._kept.put(SHELF, moment, size, item=name)
+        return moment
 
     def _about(self, name: str) -> About:
         if self._depends is None:

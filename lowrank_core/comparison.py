@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_core.candidate import Candidate
 from lowrank_core.data import Dataset
+from lowrank_core.doing import Doing, Pace
 from lowrank_core.evaluate import Score, evaluate, final_score
 from lowrank_core.memory import Memory, memory_of, trace
 from lowrank_core.workspace import Workspace
@@ -69,8 +70,10 @@ def compare(
 ) -> Comparison:
     """Measure a candidate on all evaluation samples and trace one inference. Raises Cancelled."""
     if candidate.correction is not None:
+        pace = Pace(1.0)
         for step in workspace.correcting(candidate.plan, candidate.correction, cancelled=cancelled):
-            tell(f"correcting layer {min(step.done + 1, step.total)} of {step.total}")
+            words = f"correcting layer {min(step.done + 1, step.total)} of {step.total}"
+            tell(Doing(words, pace(step.done / step.total)))
     model = workspace.model
     if candidate.plan.choices:
         model = workspace.compress(candidate.plan, candidate.correction)
@@ -108,8 +111,9 @@ def _scores(
             answers.append(outputs.argmax(1))
         return outputs
 
+    pace = Pace(total)
     for score in evaluate(model, workspace.reference, cancelled=cancelled, forward=forward):
-        tell(f"{score.samples:,} of {total:,} samples")
+        tell(Doing(f"{score.samples:,} of {total:,} samples", pace(score.samples)))
         yield score
 
 

@@ -13,7 +13,7 @@ import queue
 import threading
 import weakref
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -48,6 +48,8 @@ from lowrank_core.factors import FactorStore
 from lowrank_core.layers import LayerSpec
 from lowrank_core.linalg import one_thread
 from lowrank_core.plan import RankPlan
+from lowrank_core.room import Room
+from lowrank_core.stop import go_on, stopped, until
 
 MEMORY_BYTES = 2**30
 """Stored targets take at most half of this, a forward pass about the other half; fewer positions and samples else."""
@@ -130,12 +132,18 @@ class DensePass:
     followers: dict[str, tuple[str, ...]]
     states: dict[str, list[Tensor]]
 
+    @property
+    def bytes(self) -> int:
+        """Memory that all of it takes."""
+        listed = (*self.index.values(), *self.targets.values(), *self.states.values())
+        return sum(t.nbytes for t in (*tensors(self.inputs), *(t for ts in listed for t in ts)))
+
 
 class Corrector:
     """Corrects compressed copies of one network on one pool of unlabelled samples; safe to share between threads.
 
     What is fitted for a layer depends only on the plan up to it, so it is kept by that prefix: moving one layer's rank
-    keeps the corrections of the layers before it. Kept results take at most MEMO_BYTES.
+    keeps the corrections of the layers before it. These take at most MEMO_BYTES; all that is kept stands in `room`.
     """
 
     def __init__(
@@ -146,14 +154,13 @@ class Corrector:
         pool: Callable[[], Dataset],
         *,
         memory_bytes: int = MEMORY_BYTES,
+        room: Room | None = None,
     ) -> None:
         self.model, self.profile, self.factors = model, profile, factors
         self._pool, self._memory_bytes = pool, memory_bytes
         self._lock = threading.Lock()
-        self._dense: tuple[tuple[int, int], DensePass] | None = None
-        self._memo: OrderedDict[Any, Overlay] = OrderedDict()
-        self._memo_bytes = 0
-        self._inputs: tuple[tuple[int, int], dict[str, Tensor]] | None = None
+        room = room or Room()
+        self._dense, self._inputs, self._memo = room.part(), room.part(INPUT_BYTES), room.part(MEMO_BYTES)
 
     def __call__(
         self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
@@ -190,9 +197,9 @@ class Corrector:
     def _input_of(self, name: str, correction: Correction, dense: DensePass) -> Tensor:
         """What goes into a layer of the dense network in its only call; of later layers as well, as memory allows."""
         key = correction.samples, correction.seed
-        with self._lock:
-            if self._inputs is not None and self._inputs[0] == key and name in self._inputs[1]:
-                return self._inputs[1][name]
+        known: dict[str, Tensor] = self._inputs.get(key) or {}
+        if name in known:
+            return known[name]
         copied = twin(self.model, self.profile.layers)
         seen: dict[str, Tensor] = {}
         wanted = [n for n in dict.fromkeys(dense.calls) if dense.calls.count(n) == 1]
@@ -211,8 +218,8 @@ class Corrector:
             module_at(copied, at).register_forward_pre_hook(hook, with_kwargs=True)
         with evaluating(copied), suppress(_Enough):
             call(copied, dense.inputs)
-        with self._lock:
-            self._inputs = key, seen
+        self._inputs.clear()
+        self._inputs.put(key, seen, _overlay_bytes(seen))
         return seen[name]
 
     def samples(self, correction: Correction) -> int:
@@ -223,10 +230,13 @@ class Corrector:
         """The dense network's answers, computed once for each choice of samples; the latest one is kept."""
         key = correction.samples, correction.seed
         with self._lock:
-            if self._dense is None or self._dense[0] != key:
+            found: DensePass | None = self._dense.get(key)
+            if found is None:
                 data = calibration_samples(self._pool(), correction.samples, correction.seed)
-                self._dense = key, observe(self.model, self.profile, data, correction.seed, self._memory_bytes)
-            return self._dense[1]
+                found = observe(self.model, self.profile, data, correction.seed, self._memory_bytes)
+                self._dense.clear()
+                self._dense.put(key, found, found.bytes)
+            return found
 
     def _factors(self, plan: RankPlan, correction: Correction, emit: Callable[[Step], None]) -> None:
         """Refit or shift last factors: one pass, and more for each layer that is called several times."""
@@ -238,13 +248,13 @@ class Corrector:
 
         def settle(part: Overlay) -> None:
             name, prefix = todo.popleft()
-            self._keep((correction, prefix), part)
+            self._memo.put((correction, prefix), part, _overlay_bytes(part))
             overlay.update(part)
             load_overlay(compressed, part)
             emit(Step(name, total - len(todo), total, dict(overlay)))
 
         while todo:
-            known = self._recall((correction, todo[0][1]))
+            known: Overlay | None = self._memo.get((correction, todo[0][1]))
             if known is not None:
                 settle(known)
             elif todo[0][0] in dense.states:
@@ -388,19 +398,6 @@ class Corrector:
                 hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: estimate(to, args[0])).remove)
             call(compressed, dense.inputs)
         emit(Step("", len(norms), len(norms), dict(overlay)))
-
-    def _recall(self, key: Any) -> Overlay | None:
-        with self._lock:
-            if key in self._memo:
-                self._memo.move_to_end(key)
-            return self._memo.get(key)
-
-    def _keep(self, key: Any, part: Overlay) -> None:
-        with self._lock:
-            self._memo_bytes += _overlay_bytes(part) - _overlay_bytes(self._memo.get(key, {}))
-            self._memo[key] = part
-            while self._memo_bytes > MEMO_BYTES:
-                self._memo_bytes -= _overlay_bytes(self._memo.popitem(last=False)[1])
 
 
 def _overlay_bytes(overlay: Overlay) -> int:
@@ -604,16 +601,16 @@ def _prefixes(plan: RankPlan, calls: tuple[str, ...]) -> deque[tuple[str, Any]]:
 def _stepwise(work: Callable[[Callable[[Step], None]], None]) -> Iterator[Step]:
     """Run work(emit) in a thread, because hooks cannot yield, and yield what it emits; closing ends it early."""
     steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
-    closed = threading.Event()
+    closed, called_off = threading.Event(), stopped()
 
     def emit(step: Step) -> None:
-        if closed.is_set():
-            raise Cancelled("the correction was called off.")
+        go_on()
         steps.put(step)
 
     def run() -> None:
         try:
-            work(emit)
+            with until(lambda: closed.is_set() or called_off()):
+                work(emit)
             steps.put(None)
         except BaseException as error:
             steps.put(error)

@@ -18,6 +18,7 @@ from lowrank_core.errors import InvalidModel
 from lowrank_core.layers import LayerSpec, Rank
 from lowrank_core.linalg import one_thread, principal_basis, storage_dtype, tail_energy
 from lowrank_core.steps import Steps, Tensors
+from lowrank_core.stop import go_on
 
 SWEEPS = 300
 TOLERANCE = 1e-5
@@ -196,6 +197,7 @@ def sweep(kernel: Tensor, factors: Factors, *, sweeps: int) -> Factors:
     unfoldings = [kernel.movedim(axis, 0).flatten(1) for axis in range(kernel.ndim)]
     before = torch.inf
     for _ in range(sweeps):
+        go_on()
         for axis, unfolded in enumerate(unfoldings):
             others = [f for i, f in enumerate(factors) if i != axis]
             gram = torch.stack([(f.mT @ f).double() for f in others]).prod(0)

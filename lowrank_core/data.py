@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lowrank_core.errors import InvalidData
+from lowrank_core.stop import go_on
 
 Inputs = Any
 """A Tensor, a tuple (called as `model(*x)`) or a dict (`model(**x)`); the first axis of each tensor is the batch."""
@@ -67,8 +68,9 @@ def batch_size(inputs: Inputs) -> int:
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """Run the model and return its output tensor: the output itself, its `.logits`, or the first tensor in it.
 
-    The model is given a copy of the inputs: some write into theirs.
+    The model is given a copy of the inputs: some write into theirs. Raises Cancelled where the work was called off.
     """
+    go_on()
     inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     if isinstance(inputs, dict):
         out = model(**inputs)

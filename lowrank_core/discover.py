@@ -28,6 +28,7 @@ from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers import LayerSpec, Size
 from lowrank_core.methods import METHODS, Method
 from lowrank_core.recurrent import CELLS, KINDS, Dense, Recurrent, weight_shapes
+from lowrank_core.switches import plain_attention
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Embedding, nn.EmbeddingBag)
@@ -353,18 +354,14 @@ def _countable(model: nn.Module) -> Iterator[None]:
 
     Weights that a parametrization computes are computed before, so that they count for no sample.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
     parametrized = [module for module in model.modules() if parametrize.is_parametrized(module)]
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), _unfused() if recurrent else nullcontext(), parametrize.cached():
-            for module in parametrized:  # once, before anybody counts
-                for name, _ in module.get_submodule("parametrizations").named_children():
-                    getattr(module, name)
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    unfused = _unfused() if recurrent else nullcontext()
+    with plain_attention(), sdpa_kernel(SDPBackend.MATH), unfused, parametrize.cached():
+        for module in parametrized:  # once, before anybody counts
+            for name, _ in module.get_submodule("parametrizations").named_children():
+                getattr(module, name)
+        yield
 
 
 @contextmanager

@@ -5,13 +5,13 @@ What brute force and bisection have in common; they differ only in how they find
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from lowrank_core.cost import rank_at, useful_rank
+from lowrank_core.doing import Doing, Pace
 from lowrank_core.evaluate import Score
 from lowrank_core.plan import Choice, RankPlan
 
@@ -94,16 +94,13 @@ class Progress:
     """Tells what comes next, how much is done and about how long the rest takes at most."""
 
     def __init__(self, tell: Callable[[str], None], total: int) -> None:
-        self._tell, self._total, self._done, self._started = tell, total, 0, time.monotonic()
+        self._tell, self._total, self._done, self._pace = tell, total, 0, Pace(total)
 
     def __call__(self, what: str) -> None:
         """The next measurement begins."""
-        left = (
-            (time.monotonic() - self._started) / self._done * max(1, self._total - self._done) if self._done else None
-        )
+        left = self._pace(self._done) if self._done < self._total else None
         self._done += 1
-        about = "" if left is None else f", at most about {left:.0f} s left"
-        self._tell(f"{what}: measurement {self._done} of at most {max(self._done, self._total)}{about}")
+        self._tell(Doing(f"{what}: measurement {self._done} of at most {max(self._done, self._total)}", left))
 
 
 def lowest(problem: Problem, order: str, find: Find, most: Callable[[int], int]) -> Iterator[Trial]:

@@ -99,7 +99,7 @@ def run(model: nn.Module, samples: Dataset) -> Tensor:
     try:
         with evaluating(model):
             return call(model, samples.inputs)
-    except InvalidData:
+    except (InvalidData, Cancelled):
         raise
     except Exception as error:
         raise InvalidData(

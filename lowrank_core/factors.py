@@ -17,7 +17,9 @@ from lowrank_core.discover import Layer, ModelProfile, weight_at
 from lowrank_core.errors import InvalidModel
 from lowrank_core.linalg import one_thread
 from lowrank_core.methods import METHODS, Factorization
+from lowrank_core.room import Room
 from lowrank_core.steps import Compute, Steps, Tensors
+from lowrank_core.stop import go_on
 
 SMALL = 2**18
 """Below this many weights several threads only wait for each other, on a busy machine up to 50 times longer."""
@@ -42,12 +44,17 @@ class FactorStore:
         profile: ModelProfile,
         moments: Callable[[str], Tensor] | None = None,
         cache: Cache | None = None,
+        room: Room | None = None,
     ) -> None:
-        """`moments(name)` gives a layer's second moment, for data-aware methods; without it they are refused."""
+        """`moments(name)` gives a layer's second moment, for data-aware methods; without it they are refused.
+
+        room: where the tensors are held in memory; what had to go is read from the cache or computed again.
+        """
         self._model = model
         self._profile = profile
         self._moments = moments
         self._cache = cache
+        self._held = (room or Room()).part()
         self._kept: dict[tuple[str, str], Factorization] = {}
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         self._guard = threading.Lock()
@@ -63,6 +70,7 @@ class FactorStore:
             return self._kept[key]
 
     def _factorized(self, layer: Layer, method: str) -> Factorization:
+        go_on()
         weight = weight_at(self._model, layer).detach()
         moment = self._moment(layer.name) if METHODS[method].data_aware else None
         small = weight.numel() < SMALL
@@ -78,6 +86,7 @@ class FactorStore:
                 "method": method,
                 "moment": None if moment is None or self._cache is None else data_hash(moment),
             }
+            steps.kept = self._held
             steps.remember = partial(self._remember, layer, method, about, small)
         return found
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lowrank_core.errors import Cancelled, LowRankError
+from lowrank_core.stop import until
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Job(Generic[T]):
         self.label = label
         self._stop = threading.Event()
         self._news = threading.Condition()
-        self._started = time.monotonic()
+        self._started = self._told = time.monotonic()
         self._snapshot: Snapshot[T] = Snapshot()
         self._thread = threading.Thread(target=self._run, args=(work,), name=label, daemon=True)
         self._thread.start()
@@ -61,8 +62,18 @@ class Job(Generic[T]):
         """Whether the job has been called off."""
         return self._stop.is_set()
 
+    @property
+    def seconds_left(self) -> float | None:
+        """What is left of what goes on, by what was told last; None where nothing can be said, or it is called off."""
+        latest = self._snapshot
+        left = getattr(latest.doing, "seconds_left", None)
+        if left is None or latest.over or self.stopped():
+            return None
+        return max(0.0, float(left) - (time.monotonic() - self._told))
+
     def tell(self, doing: str) -> None:
-        """Say what goes on."""
+        """Say what goes on; a `Doing` also says how long it still takes."""
+        self._told = time.monotonic()
         self._change(doing=doing)
 
     def cancel(self) -> None:
@@ -98,14 +109,18 @@ class Job(Generic[T]):
 
     def _run(self, work: Callable[[Job[T]], Iterator[T]]) -> None:
         try:
-            for item in work(self):
-                self._change(found=(item,))
-                if self.stopped():
-                    raise Cancelled("called off.")
+            with until(self.stopped):
+                for item in work(self):
+                    self._change(found=(item,))
+                    if self.stopped():
+                        raise Cancelled("called off.")
             self._change(doing="", over=True)
         except Cancelled:
             self._change(doing="", cancelled=True, over=True)
-        except LowRankError as error:
-            self._change(doing="", error=str(error), over=True)
         except Exception as error:  # a person's own model may raise anything; the page must say so, not hang
-            self._change(doing="", error=f"{self.label} failed: {type(error).__name__}: {error}", over=True)
+            if self.stopped():  # PyTorch's exporters wrap whatever ends them
+                self._change(doing="", cancelled=True, over=True)
+                return
+            ours = isinstance(error, LowRankError)
+            said = str(error) if ours else f"{self.label} failed: {type(error).__name__}: {error}"
+            self._change(doing="", error=said, over=True)

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from lowrank_core.data import Inputs, call, evaluating, tensors
+from lowrank_core.doing import Doing, Pace
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidModel
 from lowrank_core.onnx_program import onnx_program
 from lowrank_core.plan import Choice
@@ -88,6 +89,7 @@ def race(
     threads: int = 1,
     rounds: int = ROUNDS,
     turn_seconds: float = TURN_SECONDS,
+    tell: Callable[[str], None] = lambda text: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[Timing, ...]:
     """Time each of the others beside dense, in turn; one Timing for each.
@@ -100,17 +102,24 @@ def race(
             left = [i for i in range(len(others)) if i not in found or found[i].unstable]
             if left:
                 works = [dense, *(others[i] for i in left)]
-                found |= zip(left, _race(works, threads, rounds, turn_seconds, cancelled), strict=True)
+                found |= zip(left, _race(works, threads, rounds, turn_seconds, tell, cancelled), strict=True)
     return tuple(found[i] for i in range(len(others)))
 
 
 def _race(
-    works: Sequence[Work], threads: int, rounds: int, turn_seconds: float, cancelled: Callable[[], bool]
+    works: Sequence[Work],
+    threads: int,
+    rounds: int,
+    turn_seconds: float,
+    tell: Callable[[str], None],
+    cancelled: Callable[[], bool],
 ) -> list[Timing]:
     clock = time.thread_time if threads == 1 else time.perf_counter
     turns = [_turn(work, clock, turn_seconds) for work in works]
     medians: list[list[float]] = [[] for _ in works]
+    pace = Pace(rounds)
     for number in range(rounds):
+        tell(Doing(f"timing, round {number + 1} of {rounds}", pace(number)))
         order = range(len(works))
         for i in order if number % 2 == 0 else reversed(order):
             if cancelled():
@@ -166,12 +175,19 @@ def network_latency(
     runtime: Runtime = "onnxruntime",
     threads: int = 1,
     rounds: int = ROUNDS,
+    tell: Callable[[str], None] = lambda text: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[Timing, ...]:
     """Time whole networks on the same inputs beside the dense one. Raises InvalidModel where the runtime cannot."""
     with evaluating(dense):
-        networks = [_network(model, inputs, runtime, threads) for model in (dense, *compressed)]
-        return race(networks[0], networks[1:], threads=threads, rounds=rounds, cancelled=cancelled)
+        networks, models = [], (dense, *compressed)
+        pace = Pace(len(models))
+        for number, model in enumerate(models):
+            if cancelled():
+                raise Cancelled("the latency measurement was called off.")
+            tell(Doing(f"preparing network {number + 1} of {len(models)} for {runtime}", pace(number)))
+            networks.append(_network(model, inputs, runtime, threads))
+        return race(networks[0], networks[1:], threads=threads, rounds=rounds, tell=tell, cancelled=cancelled)
 
 
 def _network(model: nn.Module, inputs: Inputs, runtime: Runtime, threads: int) -> Work:
@@ -240,13 +256,10 @@ class LatencyTable:
     steps: Mapping[tuple[str, str], tuple[tuple[tuple[int, ...], float], ...]] = field(default_factory=dict)
 
     @staticmethod
-    def from_csv(text: str) -> LatencyTable:
-        """Columns layer, method, rank (16, or 16x12 for two axes) and microseconds. Raises InvalidFile."""
-        rows = csv.DictReader(io.StringIO(text))
-        if rows.fieldnames is None or not set(COLUMNS) <= set(rows.fieldnames):
-            raise InvalidFile(f"a latency table has the columns {', '.join(COLUMNS)}, but got {rows.fieldnames}.")
+    def from_csv(text: str | bytes) -> LatencyTable:
+        """Columns layer, method, rank (16, or 16x12 for two axes) and microseconds, in UTF-8. Raises InvalidFile."""
         found: dict[tuple[str, str], list[tuple[tuple[int, ...], float]]] = {}
-        for number, row in enumerate(rows, start=2):
+        for number, row in enumerate(_rows(text), start=2):
             try:
                 rank = tuple(int(r) for r in (row["rank"] or "").split("x") if r)
                 taken = float(row["microseconds"])
@@ -283,3 +296,16 @@ class LatencyTable:
     def layers(self) -> frozenset[str]:
         """Layers whose dense time is known."""
         return frozenset(layer for layer, method in self.steps if method == DENSE)
+
+
+def _rows(text: str | bytes) -> Iterator[dict[str, str]]:
+    """The lines of a table, by column; a byte order mark, which spreadsheets write, is no part of the first name."""
+    try:
+        told = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        rows = csv.DictReader(io.StringIO(told, newline=""))
+        if rows.fieldnames is None or not set(COLUMNS) <= set(rows.fieldnames):
+            got = ", ".join(rows.fieldnames or ())[:200]
+            raise InvalidFile(f"a latency table has the columns {', '.join(COLUMNS)}, but got {got or 'none'}.")
+        yield from rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidFile(f"a latency table is a CSV in UTF-8, but this is none ({error}); save it as one.") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from lowrank_core.candidate import Candidate
 from lowrank_core.errors import Cancelled, LowRankError
 from lowrank_core.evaluate import Score, final_score
+from lowrank_core.stop import until
 from lowrank_core.workspace import Workspace
 
 PLAIN_SAMPLES = 1024
@@ -84,7 +85,7 @@ class Measurement:
 
     def _run(self, workspace: Workspace) -> None:
         try:
-            with workspace.somebody_waits():
+            with workspace.somebody_waits(), until(self._stop.is_set):
                 self._measure(workspace)
         except Cancelled:
             self._tell(replace(self._progress, done=True, over=True))

@@ -270,8 +270,7 @@ class _Reader:
         for number, node in enumerate(self.nodes):
             if number in self.taken or self._constant(node):
                 continue
-            layer = LAYERS.get(node.op)
-            step = layer(self, number, node) if layer is not None else None
+            step = self._layer(number, node)
             if step is None:
                 if node.op not in OPERATORS and not computable(node.proto.SerializeToString(), self.opset):
                     raise InvalidModel(f"node {_named(node)!r} is {node.op}, which nothing here can compute.")
@@ -288,6 +287,15 @@ class _Reader:
             self.inputs, self.outputs, steps, buffers, sizes, self.opset, aside=tuple(dict.fromkeys(self.aside))
         )
         return OnnxGraph(program, self.modules, constants).eval()
+
+    def _layer(self, number: int, node: _Node) -> Step | None:
+        layer = LAYERS.get(node.op)
+        try:
+            return None if layer is None else layer(self, number, node)
+        except Exception as error:  # the checker of ONNX does not compare shapes
+            raise InvalidModel(
+                f"node {_named(node)!r} ({node.op}) has weights or attributes that do not fit: {_told(error)}"
+            ) from error
 
     def _constant(self, node: _Node) -> bool:
         """Compute what follows from constants alone; weights are kept apart, so that layers can still share them."""

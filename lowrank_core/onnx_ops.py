@@ -274,10 +274,10 @@ def dtype_of(data_type: int) -> torch.dtype:
     names |= {
         name: name.lower() for name in ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT16", "INT32", "INT64", "BOOL")
     }
-    found = names.get(TensorProto.DataType.Name(data_type))
-    if found is None:
-        raise Unhandled(f"the type {TensorProto.DataType.Name(data_type)}")
-    dtype: torch.dtype = getattr(torch, found)
+    kind = TensorProto.DataType.Name(data_type) if data_type in TensorProto.DataType.values() else str(data_type)
+    if kind not in names:
+        raise Unhandled(f"the type {kind}")
+    dtype: torch.dtype = getattr(torch, names[kind])
     return dtype
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import traceback
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from lowrank_core.data import Inputs, batch_size, call, evaluating, tensors
 from lowrank_core.errors import InvalidFile, InvalidModel
+from lowrank_core.switches import plain_attention, quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -42,7 +39,7 @@ def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     for tensor in tensors(inputs):
         free[tensor] = {0: Dim.DYNAMIC}
     try:
-        with evaluating(model), quiet(), _plain_attention():
+        with evaluating(model), quiet(), plain_attention():
             traced = torch.export.export(model, args, kwargs, dynamic_shapes=free)
     except Exception as error:
         raise InvalidModel(
@@ -140,30 +137,6 @@ def _two_or_more(inputs: Inputs) -> Inputs:
     if batch_size(inputs) > 1:
         return inputs
     return tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, inputs)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines, no warnings, no graphs on stderr: the exporters give dozens that no user can act on."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Encoder layers as the operators they are made of; their fused kernel exists in PyTorch alone."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

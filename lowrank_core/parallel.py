@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import joblib
 import torch
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from lowrank_core.errors import LowRankError, WorkersLost
+from lowrank_core.stop import go_on
 
 A = TypeVar("A")
 R = TypeVar("R")
+
+ASK_SECONDS = 0.1
+"""Between two questions whether to go on."""
 
 ATTEMPTS = 3
 """How often all processes may be lost before the work is given up."""
@@ -46,13 +53,15 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
 
     Every process has one torch thread, so an answer does not depend on where it is computed. What a process did that
     was killed is asked again. Raises what function raises, and WorkersLost where processes keep dying or the scheduler
-    does not answer. Closing the generator calls off what has not begun.
+    does not answer. Closing the generator, calling off the work of this thread (`stop.until`) and Ctrl-C end the
+    processes of this machine; those of a cluster finish what they have begun.
 
     >>> sorted(spread(abs, [-3, 4], Workers()))
     [(0, 3), (1, 4)]
     """
     if not workers.elsewhere:
         for at, ask in enumerate(asks):
+            go_on()
             yield at, function(ask)
         return
     left, lost = dict(enumerate(asks)), 0
@@ -60,7 +69,7 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
         while left:
             results = pool(joblib.delayed(_one)(function, at, ask) for at, ask in list(left.items()))
             try:
-                for at, answer in results:
+                for at, answer in _waiting(results):
                     del left[at]
                     yield at, answer
             except BrokenProcessPool as error:
@@ -70,8 +79,36 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
                     raise WorkersLost(
                         f"worker processes died {ATTEMPTS} times ({why}); is there enough memory? Take fewer workers."
                     ) from error
-            finally:
-                results.close()
+            except BaseException:  # an error of the work, a cancellation, Ctrl-C, or a caller who has enough
+                if workers.dask is None:  # those of a cluster end by themselves once nobody waits for them
+                    get_reusable_executor(reuse=True).shutdown(wait=False, kill_workers=True)
+                raise
+
+
+def _waiting(results: Generator[tuple[int, R], None, None]) -> Iterator[tuple[int, R]]:
+    """The same; while it waits for the next one it asks whether to go on, which joblib does not."""
+    answers: SimpleQueue[tuple[int, R] | BaseException] = SimpleQueue()
+
+    def wait() -> None:
+        try:
+            for answer in results:
+                answers.put(answer)
+            answers.put(StopIteration())
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=wait, name="answers of workers", daemon=True).start()
+    while True:
+        go_on()
+        try:
+            answer = answers.get(timeout=ASK_SECONDS)
+        except Empty:
+            continue
+        if isinstance(answer, StopIteration):
+            return
+        if isinstance(answer, BaseException):
+            raise answer
+        yield answer
 
 
 def _one(function: Callable[[A], R], at: int, ask: A) -> tuple[int, R]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from operator import eq
 from typing import Any
@@ -26,9 +26,10 @@ from lowrank_core.data import Dataset, tensors
 from lowrank_core.discover import ModelProfile
 from lowrank_core.errors import InvalidData
 from lowrank_core.evaluate import run
+from lowrank_core.room import Room
 
 LIMIT_BYTES = 512 * 2**20
-"""Kept outputs take at most this."""
+"""Kept outputs of one network take at most this."""
 
 PROBE = 2
 """Samples in each of the two batches on which a cut is proved."""
@@ -64,14 +65,6 @@ class _Visit:
     keepable: bool
 
 
-@dataclass(slots=True)
-class _Shelf:
-    """What one cut keeps of one prefix."""
-
-    batches: dict[Batch, Outputs] = field(default_factory=dict)
-    bytes: int = 0
-
-
 class PrefixStore:
     """Runs copies of one network on batches of its samples, each with what earlier copies left behind.
 
@@ -80,22 +73,27 @@ class PrefixStore:
     """
 
     def __init__(
-        self, model: nn.Module, profile: ModelProfile, samples: Dataset, *, limit_bytes: int = LIMIT_BYTES
+        self,
+        model: nn.Module,
+        profile: ModelProfile,
+        samples: Dataset,
+        *,
+        limit_bytes: int = LIMIT_BYTES,
+        room: Room | None = None,
     ) -> None:
         self.model, self.profile, self.limit_bytes = model, profile, limit_bytes
+        self._kept = (room or Room(limit_bytes)).part(limit_bytes)  # a shelf for what one cut keeps of one prefix
         self._probes = [samples.pick(slice(at, at + PROBE)) for at in (0, PROBE) if at < len(samples)]
         self._dense = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers()))
         self._lock, self._cutting = threading.Lock(), threading.RLock()
         self._visits: dict[str, _Visit] | None = None
         self._cuts: dict[int, Cut | None] = {}
-        self._shelves: OrderedDict[Key, _Shelf] = OrderedDict()
         self._recent: deque[Prefixes] = deque(maxlen=RECENT)
 
     @property
     def bytes(self) -> int:
         """Memory held now; never more than the limit."""
-        with self._lock:
-            return sum(shelf.bytes for shelf in self._shelves.values())
+        return self._kept.bytes
 
     def runner(self, model: nn.Module, samples: int, *, record: Collection[int] | None = None) -> Runner:
         """What runs a copy batch by batch, over so many samples in all.
@@ -106,8 +104,8 @@ class PrefixStore:
         prefixes = self._prefixes(model)
         if not prefixes:
             return Runner(self, model, [], [])
+        usable = [before for before, digest in self._kept.shelves() if prefixes[before] == digest]
         with self._lock:
-            usable = [before for before, digest in self._shelves if prefixes[before] == digest]
             shared = [sum(map(eq, prefixes, other)) - 1 for other in self._recent]
             if record is None and prefixes not in self._recent:
                 self._recent.append(prefixes)
@@ -139,26 +137,12 @@ class PrefixStore:
 
     def get(self, key: Key, batch: Batch) -> Outputs | None:
         """What is kept of a batch."""
-        with self._lock:
-            if key not in self._shelves:
-                return None
-            self._shelves.move_to_end(key)
-            return self._shelves[key].batches.get(batch)
+        found: Outputs | None = self._kept.get(key, batch)
+        return found
 
     def put(self, key: Key, batch: Batch, outputs: Outputs) -> None:
         """Keep a batch; what was used least lately makes room."""
-        size = sum(map(_bytes, outputs.values()))
-        with self._lock:
-            shelf = self._shelves.setdefault(key, _Shelf())
-            self._shelves.move_to_end(key)
-            if batch in shelf.batches:
-                return
-            used = sum(kept.bytes for kept in self._shelves.values())
-            while used + size > self.limit_bytes and next(iter(self._shelves)) != key:
-                used -= self._shelves.popitem(last=False)[1].bytes
-            if used + size <= self.limit_bytes:
-                shelf.batches[batch] = outputs
-                shelf.bytes += size
+        self._kept.put(key, outputs, sum(map(_bytes, outputs.values())), item=batch)
 
     def _before(self, layer: int, samples: int) -> Cut | None:
         """The cut before a layer, or before one of the three ahead of it where it would take most of the memory."""

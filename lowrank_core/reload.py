@@ -17,8 +17,9 @@ from lowrank_core.data import Dataset, Inputs, batch_size, call
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.evaluate import run
 from lowrank_core.files import scratch
-from lowrank_core.onnx_program import OnnxNetwork, quiet
+from lowrank_core.onnx_program import OnnxNetwork
 from lowrank_core.sources import open_source
+from lowrank_core.switches import quiet
 
 BATCHES = (1, 2, 7)
 _START = (

@@ -18,6 +18,7 @@ from lowrank_core.correct import Correction, load_overlay
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.data import Dataset, data_hash
 from lowrank_core.discover import Layer
+from lowrank_core.doing import Doing
 from lowrank_core.errors import Cancelled
 from lowrank_core.evaluate import run
 from lowrank_core.lines import append_line, read_lines
@@ -142,7 +143,7 @@ def profile(
         found[step.point.layer, step.point.method, step.point.rank] = step.point
         if file is not None:
             file.add(step.point)
-        tell(f"measuring layers: {step.done} of {step.total} points, {step.seconds_left:.0f} s left")
+        tell(Doing(f"measuring layers: {step.done} of {step.total} points", step.seconds_left))
     return tuple(found[name, choice.method, choice.rank] for name, choice in asks)
 
 

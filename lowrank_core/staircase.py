@@ -17,6 +17,7 @@ import torch
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.data import batch_size
 from lowrank_core.discover import Layer, ModelProfile
+from lowrank_core.doing import Doing, Pace
 from lowrank_core.errors import InvalidModel
 from lowrank_core.latency import (
     DENSE,
@@ -163,6 +164,7 @@ def staircases(
     Raises Cancelled; what is measured by then is kept.
     """
     layers, wanted = tuple(layers), None if methods is None else set(methods)
+    pace = Pace(len(layers))
     for number, layer in enumerate(layers, start=1):
         names = [m.name for m in layer.methods if (not m.reference if wanted is None else m.name in wanted)]
         files = StairFile(folder, layer, setting)
@@ -172,7 +174,8 @@ def staircases(
             if known is None:
                 known = files.load(layer, name)
                 if known is None or any(rung.unstable for rung in known.rungs):
-                    tell(f"timing layer {number} of {len(layers)}: {layer.name}, {METHODS[name].label}")
+                    told = f"timing layer {number} of {len(layers)}: {layer.name}, {METHODS[name].label}"
+                    tell(Doing(told, pace(number - 1)))
                     try:
                         known = _measured(layer, name, setting, cancelled)
                     except InvalidModel as error:
@@ -213,9 +216,9 @@ def layer_latency(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[tuple[str, Timing]]:
     """Each layer that a plan factorises, alone, beside its dense form. Raises Cancelled."""
-    found = []
+    found, pace = [], Pace(len(plan.choices))
     for number, (name, choice) in enumerate(plan.choices, start=1):
-        tell(f"timing layer {number} of {len(plan.choices)}: {name}")
+        tell(Doing(f"timing layer {number} of {len(plan.choices)}: {name}", pace(number - 1)))
         layer = profile.layer(name)
         chains = [(layer.spec,), METHODS[choice.method].stages(layer.spec, choice.rank)]
         try:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lowrank_core.room import Room
+
 Tensors = dict[str, Tensor]
 Compute = Callable[[], Tensors]
 
@@ -16,8 +18,8 @@ class Steps:
     """Results of pure functions of tensors, safe to share between threads.
 
     `remember(name, compute)` is asked for each result once; whoever holds a cache puts itself there, so that no
-    factorisation knows of files. Results are kept contiguous: one from a file is the same as a fresh one to the last
-    bit, and so is whatever is computed from it.
+    factorisation knows of files, and gives `kept` a part of its own room. Results are kept contiguous: one from a file
+    is the same as a fresh one to the last bit, and so is whatever is computed from it.
 
     >>> steps = Steps()
     >>> steps("ones", lambda: {"ones": torch.ones(2)})["ones"].tolist()
@@ -26,15 +28,17 @@ class Steps:
 
     def __init__(self) -> None:
         self.remember: Callable[[str, Compute], Tensors] = lambda name, compute: compute()
-        self._held: dict[str, Tensors] = {}
+        self.kept = Room().part()
         self._lock = threading.RLock()
 
     def __call__(self, name: str, compute: Compute) -> Tensors:
         """The result of that name."""
         with self._lock:
-            if name not in self._held:
-                self._held[name] = compact(self.remember(name, compute))
-            return self._held[name]
+            found: Tensors | None = self.kept.get((id(self), name))
+            if found is None:
+                found = compact(self.remember(name, compute))
+                self.kept.put((id(self), name), found, sum(t.nbytes for t in found.values()))
+            return found
 
 
 def compact(tensors: Tensors) -> Tensors:

@@ -20,6 +20,7 @@ from lowrank_core.files import write_whole
 from lowrank_core.ledger import Ledger, score_key
 from lowrank_core.predict import Context, Point, noise_table
 from lowrank_core.sensitivity import PointFile, measured
+from lowrank_core.stop import until
 from lowrank_core.workspace import Workspace
 
 SHARES = (0.15, 0.25, 0.35, 0.5, 0.65, 0.8)
@@ -81,6 +82,10 @@ class Survey:
         return self._findings
 
     def _run(self, workspace: Workspace) -> None:
+        with until(self._stop.is_set):
+            self._learn(workspace)
+
+    def _learn(self, workspace: Workspace) -> None:
         try:
             if workspace.opened.evaluate is None:
                 file = self._points(workspace)

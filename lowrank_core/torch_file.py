@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     sizes = _member_sizes(path)
     try:
         raw = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
-    except RuntimeError as error:
+    except Exception as error:  # whatever PyTorch's own reader raises
         raise InvalidFile(f"{path} is a zip archive, but not one of torch.save; {ADVICE}.") from error
     unsafe = _unsafe_globals(path, raw)
     if unsafe:

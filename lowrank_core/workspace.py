@@ -25,8 +25,12 @@ from lowrank_core.metrics import Metric
 from lowrank_core.opened import Opened, sorted_by_class
 from lowrank_core.plan import PlanFile, RankPlan
 from lowrank_core.prefix import PrefixStore
+from lowrank_core.room import Recent, Room
 from lowrank_core.sources import open_any, open_source
 from lowrank_core.weights import Weights
+
+MOST_SCORES = 500
+"""Finished scores that are remembered with their plans: 2 MB for 20 layers, 100 MB for 1,000."""
 
 
 class Workspace:
@@ -37,18 +41,24 @@ class Workspace:
     ['fc1', 'fc2']
     """
 
-    def __init__(self, opened: Opened, cache: Cache | None = None) -> None:
-        """cache: where factors and moments are kept between runs; None keeps them in memory alone."""
+    def __init__(self, opened: Opened, cache: Cache | None = None, room: Room | None = None) -> None:
+        """cache: where factors and moments are kept between runs; None keeps them in memory alone.
+
+        room: the memory for all that can be computed again; several workspaces may share one.
+        """
+        self._room = room or Room()
         self.opened = opened
         self.cache = cache
         self.model = opened.model
         self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
-        self.factors = FactorStore(opened.model, self.profile, lambda name: self.moments(name).second, cache)
+        self.factors = FactorStore(
+            opened.model, self.profile, lambda name: self.moments(name).second, cache, self._room
+        )
         self._dense_scores: dict[int, float] = {}
         self._waiting = 0
         self._guard = threading.Lock()
-        self.scores: dict[Candidate, Score] = {}  # finished measurements on all samples
-        self.plain_scores: dict[RankPlan, Score] = {}  # without correction, on some
+        self.scores: Recent[Candidate, Score] = Recent(MOST_SCORES)  # finished measurements on all samples
+        self.plain_scores: Recent[RankPlan, Score] = Recent(MOST_SCORES)  # without correction, on some
 
     @classmethod
     def open(cls, ref: str, cache: Cache | None = None) -> Workspace:
@@ -101,17 +111,17 @@ class Workspace:
     @cached_property
     def moments(self) -> MomentStore:
         """Second moments of the layers' inputs on `calibration`."""
-        return MomentStore(self.model, self.profile, lambda: self.calibration, cache=self.cache)
+        return MomentStore(self.model, self.profile, lambda: self.calibration, cache=self.cache, room=self._room)
 
     @cached_property
     def corrector(self) -> Corrector:
         """Corrects copies of the model, and remembers what it learnt for the leading layers of each plan."""
-        return Corrector(self.model, self.profile, self.factors, lambda: self.calibration_pool)
+        return Corrector(self.model, self.profile, self.factors, lambda: self.calibration_pool, room=self._room)
 
     @cached_property
     def prefixes(self) -> PrefixStore:
         """What copies of the model left behind on the evaluation samples, for copies that begin in the same way."""
-        return PrefixStore(self.model, self.profile, self.reference.dataset)
+        return PrefixStore(self.model, self.profile, self.reference.dataset, room=self._room)
 
     def correcting(
         self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
@@ -209,10 +219,10 @@ class Workspace:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
 
 
-def open_to_look(ref: str, cache: Cache | None = None) -> Workspace | Inventory:
+def open_to_look(ref: str, cache: Cache | None = None, room: Room | None = None) -> Workspace | Inventory:
     """A model, or what weights without one tell; raises a LowRankError."""
     found = open_any(ref)
-    return take_stock(found, cache) if isinstance(found, Weights) else Workspace(found, cache)
+    return take_stock(found, cache) if isinstance(found, Weights) else Workspace(found, cache, room)
 
 
 @lru_cache(maxsize=1)

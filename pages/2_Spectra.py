@@ -113,8 +113,7 @@ def compute(stock: Inventory, shown: Overview) -> None:
         return
 
     def says(known: Snapshot[str]) -> str:
-        time_left = words.duration(max(1, remaining(stock, names, state.speed())))
-        return f"{sum(stock.known(name) is not None for name in names)} of {len(names)} layers, about {time_left} left"
+        return f"{sum(stock.known(name) is not None for name in names)} of {len(names)} layers"
 
     running.follow(job, says, lambda known, serial: shown.draw(lambda layer: known_curve(stock, layer)))
 

@@ -44,9 +44,6 @@ def progress(job: Job[Event], shown: Trained) -> str:
             said.append(f"run {len(shown.runs)} of {len(shown.asked.runs)}, {tuning.run_name(settings)}")
     elif shown.trials:
         said.append(f"{shown.trials} plan{'' if shown.trials == 1 else 's'}")
-    left = shown.seconds_left(job.seconds)
-    if left is not None:
-        said.append(f"about {words.duration(left)} left")
     return " · ".join(map(words.plain, [*said, words.duration(job.seconds)]))
 
 

@@ -43,7 +43,7 @@ def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
 def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
     """Cost and measured score of the plan with these weights, against the dense network."""
     cost, dense = plan_cost(workspace.profile, plan), plan_cost(workspace.profile)
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         for label, now, before, unit, tip in (
             ("Bytes", cost.bytes, dense.bytes, "B", words.BYTES),
             ("Multiplies", cost.multiplies, dense.multiplies, "", words.MULTIPLIES),
@@ -79,15 +79,16 @@ def as_measured(workspace: Workspace, candidate: Candidate, score: Score | None)
 
 
 def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
-    """The plan as JSON, written when it is asked for: in a thread that knows no session."""
+    """The plan as JSON, with the score if it was measured.
+
+    Files are given as bytes: Streamlit (1.67) throws away what a callable made at the click as soon as two runs of any
+    session end before the browser has fetched it.
+    """
     candidate, score = state.candidate(workspace, plan), state.measured(workspace, plan)
-
-    def document() -> str:
-        return plan_document(workspace, as_measured(workspace, candidate, score))
-
+    correction = None if candidate.correction is None else candidate.correction.to_dict()
     st.download_button(
         "Download the plan",
-        document,
+        plan_document(workspace, Compressed(workspace.model, plan, score, correction)),
         file,
         "application/json",
         icon=":material/download:",
@@ -187,7 +188,7 @@ def report(workspace: Workspace, plan: RankPlan, export: Export, written: Export
         return
     st.download_button(
         f"Download the {noun(export)}",
-        Path(written.path).read_bytes,
+        Path(written.path).read_bytes(),
         file,
         "application/octet-stream",
         type="primary",

@@ -13,6 +13,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes share the cores
+
 import pytest
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -101,6 +103,13 @@ def is_ready(port: int) -> bool:
 @contextmanager
 def running_app(log: Path, *model: str | Path) -> Iterator[str]:
     """The app in a process of its own; gives its base URL and always ends the process."""
+    with running_server(log, *model) as (url, _):
+        yield url
+
+
+@contextmanager
+def running_server(log: Path, *model: str | Path) -> Iterator[tuple[str, int]]:
+    """The same, with the process's id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -114,7 +123,7 @@ def running_app(log: Path, *model: str | Path) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the app did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
     finally:
         process.terminate()
         try:

@@ -386,6 +386,34 @@ def test_the_prediction_of_the_browser_is_pythons(ranks: Page, tmp_path: Path) -
     assert min(expected) < 0.8 < 0.99 < max(expected)
 
 
+def test_many_layers_share_bars_and_rows_out_of_sight_follow_at_rest(
+    page: Page, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERS", "500")
+    page.goto(f"{serve('benchmarks/deep_network.py')}/Ranks")
+    slider(page, "head").wait_for(timeout=120_000)
+    page.wait_for_function("document.querySelector('.rb-root').__board.hidden.size > 300")
+    board = "document.querySelector('.rb-root').__board"
+    total = f"RankBoard.totals({board}.model, {board}.choices()).multiplies"
+    for kind in ("accuracy", "bytes", "multiplies"):
+        bars = page.locator(f"[data-testid=chart-{kind}] .subplot.x2y2 .barlayer .trace:last-child .point")
+        assert bars.count() == 167
+    page.get_by_label("Budget lock").select_option("multiplies")
+    held = page.evaluate(f"{board}.hold.total")
+    name, moved, shown, kept = page.evaluate(f"""() => {{
+        const board = {board};
+        board.drag(board.rows.get("blocks.0.down"), 0, 90);
+        board.draw(false);
+        const far = [...board.stale].pop();
+        return [far.layer.name, far.rank[0], Number(far.tracks[0].input.value), {total}];
+    }}""")
+    assert moved < shown
+    assert 0.97 * held < kept <= held
+    page.wait_for_function(f"{board}.stale.size === 0")
+    assert slider(page, name).input_value() == str(moved)
+    assert (slider(page, name).get_attribute("aria-valuetext") or "").startswith(f"rank {moved} of 96")
+
+
 SLOW_MODEL = """
 import time, torch
 from torch import nn

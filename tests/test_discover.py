@@ -1,5 +1,6 @@
 """discover: what is in a network, what can be compressed, and why the rest cannot."""
 
+import threading
 import warnings
 
 import pytest
@@ -419,3 +420,43 @@ def test_the_conv1d_of_transformers_is_a_linear_turned_round():
     *_, last = Corrector(model, profile, factors, lambda: pool)(plan, Correction())
     far = (half(pool.inputs) - model(pool.inputs)).norm()
     assert (load_overlay(half, last.overlay)(pool.inputs) - model(pool.inputs)).norm() < far
+
+
+def test_networks_opened_at_once_are_counted_as_when_opened_alone() -> None:
+    """What is switched off while multiplies are counted is switched for the whole process."""
+    entered, left = (threading.Event(), threading.Event()), threading.Event()
+
+    class Waiting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.wait = lambda: None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.wait()
+            return self.layer(x)
+
+    def first_waits() -> None:
+        entered[0].set()
+        entered[1].wait(0.5)
+
+    def second_waits() -> None:
+        entered[1].set()
+        left.wait(0.5)
+
+    first, second, x = Waiting().eval(), Waiting().eval(), torch.zeros(1, 5, 8)
+    alone = discover(first, (x,)).rest.multiplies
+    first.wait, second.wait = first_waits, second_waits
+    found: list[int] = []
+    threads = [
+        threading.Thread(target=lambda model=model: found.append(discover(model, (x,)).rest.multiplies))
+        for model in (first, second)
+    ]
+    threads[0].start()
+    assert entered[0].wait(10)
+    threads[1].start()
+    threads[0].join()
+    left.set()
+    threads[1].join()
+    assert found == [alone, alone]
+    assert torch.backends.mha.get_fastpath_enabled()

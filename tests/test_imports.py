@@ -13,8 +13,9 @@ FILES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(CORE.rg
 # A module imports from the rows above its own, never from its own row or below. "methods.*" is each file of a package,
 # "methods" the package's __init__. A module that is not here has no place yet: give it one.
 LEVELS = (
-    "errors files lines steps template verdict linears chain computed",
-    "layers recurrent attention data metrics jobs parallel torch_file builtin builtin.samples builtin.stored",
+    "doing errors files interrupt lines room switches template verdict linears chain computed",
+    "stop",
+    "layers recurrent attention data metrics jobs steps parallel torch_file builtin builtin.samples builtin.stored",
     "linalg gram knapsack plan opened evaluate onnx_program onnx_file onnx_ops memory onnx_chain builtin.*",
     "aware cp evbmf tucker npz_data onnx_graph weights",
     "methods spectra cache latency predict sources",

@@ -1,13 +1,22 @@
 """Jobs: what they find is seen as it comes, stays when they are called off, and an end is always told."""
 
 import gc
+import importlib
+import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
 
 import pytest
+import torch
+from torch import nn
 
+from lowrank_core import interrupt, stop
+from lowrank_core.data import Dataset
+from lowrank_core.doing import Doing
 from lowrank_core.errors import Cancelled, InvalidSearch
+from lowrank_core.evaluate import run
 from lowrank_core.jobs import Job, Snapshot
 
 
@@ -104,3 +113,101 @@ def test_a_job_that_is_over_lets_go_of_what_it_worked_on():
     gc.collect()
     assert gone() is None
     assert job.snapshot.found == (1,)
+
+
+def test_time_left_runs_down_and_is_told_of_work_that_goes_on_alone():
+    told, go = threading.Event(), threading.Event()
+
+    def work(job: Job[int]) -> Iterator[int]:
+        job.tell("opening")
+        assert job.seconds_left is None
+        job.tell(Doing("counting", 100.0))
+        told.set()
+        go.wait()
+        yield 1
+
+    job = Job("count", work)
+    told.wait()
+    first = job.seconds_left
+    assert first is not None
+    assert 0 < first <= 100
+    assert job.seconds_left <= first
+    job.cancel()
+    assert job.seconds_left is None
+    go.set()
+    assert job.wait(10).over
+    assert job.seconds_left is None
+
+
+def test_work_far_below_that_asks_ends_with_its_job():
+    begun = threading.Event()
+
+    def work(job: Job[int]) -> Iterator[int]:
+        while True:
+            stop.go_on()
+            begun.set()
+        yield 1
+
+    job = Job("endless", work)
+    begun.wait()
+    job.cancel()
+    end = job.wait(10)
+    assert (end.over, end.cancelled, end.error) == (True, True, None)
+
+
+def test_what_is_called_off_is_known_in_its_own_thread_and_inside_alone():
+    with stop.until(lambda: False):
+        with stop.until(lambda: True), pytest.raises(Cancelled):
+            stop.go_on()
+        stop.go_on()
+        failed: list[BaseException] = []
+
+        def elsewhere() -> None:
+            try:
+                stop.go_on()
+            except BaseException as error:
+                failed.append(error)
+
+        with stop.until(lambda: True):
+            other = threading.Thread(target=elsewhere)
+            other.start()
+            other.join()
+        assert not failed
+    stop.go_on()
+
+
+def test_a_forward_pass_is_where_work_is_called_off():
+    with stop.until(lambda: True), pytest.raises(Cancelled):
+        run(nn.Linear(2, 2), Dataset(torch.zeros(1, 2)))
+
+
+def test_an_error_after_it_was_called_off_is_no_failure():
+    begun, go = threading.Event(), threading.Event()
+
+    def work(job: Job[int]) -> Iterator[int]:
+        begun.set()
+        go.wait()
+        raise RuntimeError("an exporter wraps what ends it")
+        yield 1
+
+    job = Job("export", work)
+    begun.wait()
+    job.cancel()
+    go.set()
+    end = job.wait(10)
+    assert (end.cancelled, end.error) == (True, None)
+
+
+def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        monkeypatch.setattr(sys, "argv", ["a program", "of somebody else"])
+        importlib.reload(interrupt)
+        assert signal.getsignal(signal.SIGINT) is before
+        monkeypatch.setattr(sys, "argv", ["-m", "layers"])
+        importlib.reload(interrupt)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        interrupt.as_usual()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

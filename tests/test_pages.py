@@ -1,17 +1,23 @@
 """What a reader sees on each page, without a browser."""
 
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
+from lowrank_core.builtin import BUILTIN
 from lowrank_core.cost import plan_cost
 from lowrank_core.evaluate import Score
+from lowrank_core.inventory import Inventory
+from lowrank_core.jobs import Job
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.start import starting_plan
 from lowrank_core.workspace import Workspace
@@ -320,3 +326,51 @@ def test_a_score_that_gets_worse_by_rising_is_told_so():
     assert words.change(digits, drop, "against dense") == "−2.00 points against dense (95 %: −3.00 to −1.00)"
     assert [words.loss_title(text), words.loss_title(digits)] == ["Rise", "Drop, points"]
     assert [words.axis(text), words.axis(digits)] == ["Perplexity, lower is better", "Top-1 accuracy"]
+
+
+def test_exports_that_wait_for_their_download_are_bounded(tmp_path: Path) -> None:
+    for number in range(5):
+        file = tmp_path / f"session {number % 2}" / f"{number}.onnx"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bytes(100))
+        os.utime(file, (number, number))
+    state.keep_newest(tmp_path, 250)
+    assert sorted(path.stem for path in tmp_path.rglob("*.onnx")) == ["3", "4"]
+    state.keep_newest(tmp_path, 10)
+    assert [path.stem for path in tmp_path.rglob("*.onnx")] == ["4"], "the newest is about to be downloaded"
+
+
+def test_all_built_in_models_stay_open_and_share_one_room() -> None:
+    refs = [f"builtin:{name}" for name in BUILTIN]
+    first = [state._open(ref, "") for ref in refs]
+    assert [state._open(ref, "") for ref in refs] == first
+    assert {id(workspace._room) for workspace in first} == {id(state._room())}
+
+
+def test_spectra_of_weights_are_a_job_that_other_pages_show(
+    opened: Open, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "SPECTRA_SECONDS", 0.0)
+    page = opened("Spectra", weights)
+    hold, compute = threading.Event(), Inventory.spectrum
+
+    def slow(self: Inventory, name: str, **how: Any) -> torch.Tensor:
+        hold.wait(30)
+        return compute(self, name, **how)
+
+    monkeypatch.setattr(Inventory, "spectrum", slow)
+    stock = state._open(weights, state._stamp(weights))
+    assert isinstance(stock, Inventory)
+    session = page.session_state["session"]
+    job = state._spectra_jobs().begin(
+        session, state._weights_key(stock), state.ALL, lambda: Job("Spectra of large", state.all_spectra(stock))
+    )
+    page = page.switch_page("pages/1_Model.py").run()
+    assert "Spectra of large · since" in text(page)
+    hold.set()
+    assert job.wait(30).error is None
+    page = page.run()
+    assert "Spectra of large · done" in text(page)
+    page = page.switch_page("pages/2_Spectra.py").run()
+    page = page.switch_page("pages/1_Model.py").run()
+    assert "Spectra of large" not in text(page)

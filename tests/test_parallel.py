@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import pytest
 import torch
 from conftest import dask_cluster
 
-from lowrank_core.errors import InvalidModel, WorkersLost
+from lowrank_core.errors import Cancelled, InvalidModel, WorkersLost
 from lowrank_core.parallel import HERE, Workers, spread
 from lowrank_core.selection import make, problem_of, search
 from lowrank_core.sensitivity import asked, profile
+from lowrank_core.stop import until
 from lowrank_core.workspace import Workspace, opened_once
 
 IRIS = "builtin:iris-mlp"
@@ -91,6 +94,15 @@ def test_a_scheduler_that_does_not_answer(address: str) -> None:
     pytest.importorskip("distributed")
     with pytest.raises(WorkersLost, match="no dask scheduler answers at"):
         list(spread(threads, [1], Workers(dask=address)))
+
+
+def test_processes_at_work_are_ended_when_it_is_called_off() -> None:
+    stop = threading.Event()
+    assert dict(spread(abs, [-1, 2], Workers(2))) == {0: 1, 1: 2}
+    threading.Timer(1.0, stop.set).start()
+    with until(stop.is_set), pytest.raises(Cancelled):
+        list(spread(time.sleep, [3600.0, 3600.0, 3600.0], Workers(2)))
+    assert dict(spread(abs, [-1, 2], Workers(2))) == {0: 1, 1: 2}
 
 
 @pytest.mark.parametrize("kind", ["processes", "dask"])

@@ -390,8 +390,7 @@ def test_a_search_that_waits_can_be_called_off(planted: type[Planted], workspace
 
 def test_a_stopped_server_is_asked_again_where_it_was(opened: Open, planted: type[Planted]) -> None:
     page = press(opened("planted"), "Start search")
-    state._searches.clear()
-    state._asked.clear()  # as after a new start
+    state._searches.clear()  # as after a new start
     again = opened("planted", w=page.session_state["session"])
     assert not again.dataframe
     assert labelled(again, "selectbox", "Asked").options == ["Planted: 50 % multiplies"]
@@ -434,8 +433,7 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
     asked, key = Question(rule, (("multiplies", 0.5),)), state._model_key
     shown = state._open("builtin:digits-cnn", "")
     job = Job("Search: Planted", lambda job: question.ask(shown, asked, state._cache().points, job))
-    state._searches()[key(shown), asked] = job
-    state._asked()[page.session_state["session"], key(shown)] = (asked,)
+    state._searches().begin(page.session_state["session"], key(shown), asked, lambda: job)
     page = page.switch_page("pages/1_Model.py").run()
     assert "Search: Planted · since" in text(page).replace("\\", "")
     hold.set()

@@ -76,7 +76,7 @@ def nothing_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def restart() -> None:
     """What a server that was killed has forgotten."""
-    for forgotten in (state._trainings, state._trained, state._tuned_networks):
+    for forgotten in (state._trainings, state._tuned_networks):
         forgotten.clear()
 
 
@@ -127,7 +127,7 @@ def traces(page: AppTest) -> list[dict]:
 
 def trained() -> tuple[Training | Sweep, Snapshot]:
     """The latest training of all sessions."""
-    (_, asked), job = list(state._trainings().items())[-1]
+    (_, asked), job = list(state._trainings()._jobs.items())[-1]
     return asked, job.snapshot
 
 
@@ -350,14 +350,25 @@ def test_called_off_before_the_first_epoch_there_is_nothing(workspace: Workspace
 
 
 def test_time_left_counts_the_runs_to_come(workspace: Workspace, tmp_path: Path) -> None:
-    asked = asked_for(workspace)
-    known = job_of(workspace, asked, tmp_path, {}, stop_after=3).wait(60)
-    passes = [event for event in known.found if isinstance(event, Pass)]
-    one, three = (Trained(replace(asked, seeds=seeds), known) for seeds in (1, 3))
-    mean = sum(p.epoch.seconds for p in passes[1:]) / 3
-    assert one.seconds_left(passes[-1].at) == pytest.approx(3 * mean)
-    assert three.seconds_left(passes[-1].at) == pytest.approx(3 * mean + 2 * 6 * mean)
-    assert Trained(asked, Snapshot(known.found[:2])).seconds_left(1.0) is None
+    heard: list[str] = []
+
+    class Listening:
+        tell = staticmethod(heard.append)
+        stopped = staticmethod(lambda: False)
+
+    asked = replace(asked_for(workspace), seeds=3)
+    epochs, seconds = asked.settings.epochs, []
+    for event in tuning.train(workspace, asked, tmp_path, tmp_path, lambda tuned, epoch: None, Listening()):
+        if isinstance(event, Pass):
+            left = getattr(heard[-1], "seconds_left", None)
+            seconds += [event.epoch.seconds] if event.epoch.number else []
+            if not seconds:
+                assert left is None, "nothing can be said yet"
+                continue
+            to_come = 2 - (event.settings.seed - asked.settings.seed)
+            mean = sum(seconds) / len(seconds)
+            assert left == pytest.approx(event.epoch.seconds_left + to_come * epochs * mean)
+    assert len(seconds) > epochs
 
 
 def test_old_states_are_tidied_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

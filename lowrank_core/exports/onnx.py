@@ -28,9 +28,10 @@ from lowrank_core.exports import (
     whole_or_nothing,
 )
 from lowrank_core.files import scratch
-from lowrank_core.onnx_program import OnnxNetwork, onnx_program, quiet
+from lowrank_core.onnx_program import OnnxNetwork, onnx_program
 from lowrank_core.onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.storage import DTYPES
+from lowrank_core.switches import quiet
 from lowrank_core.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from lowrank_core.exports import (
     reloaded,
     whole_or_nothing,
 )
-from lowrank_core.onnx_program import exported_program, quiet
+from lowrank_core.onnx_program import exported_program
 from lowrank_core.storage import DTYPES, Widened
+from lowrank_core.switches import quiet
 from lowrank_core.workspace import Workspace
 
 PLAN = "plan.json"

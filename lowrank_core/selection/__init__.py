@@ -30,6 +30,7 @@ from lowrank_core.ledger import Ledger, score_key
 from lowrank_core.methods import METHODS
 from lowrank_core.parallel import HERE, Workers
 from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.stop import go_on
 from lowrank_core.workspace import Workspace
 
 MOST_RANKS = 128
@@ -388,6 +389,7 @@ def largest(
         return plan
     best = plan_at(low)
     for _ in range(steps):
+        go_on()
         middle = (low + high) / 2
         plan = plan_at(middle)
         if problem.fits(plan):

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from lowrank_core.discover import Layer
+from lowrank_core.doing import Doing, Pace
 from lowrank_core.linalg import MatrixFactorization
 from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
@@ -39,8 +40,9 @@ class Alds:
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""
         menus = []
-        for layer in problem.layers:
-            problem.tell(f"spectra of {layer.name}")
+        pace = Pace(len(problem.layers))
+        for number, layer in enumerate(problem.layers):
+            problem.tell(Doing(f"spectra of {layer.name}", pace(number)))
             dense = problem.share(layer, None)
             priced = [(problem.share(layer, choice), choice, error) for choice, error in _options(problem, layer)]
             paying = sorted((option for option in priced if option[0] < dense), key=lambda option: option[0])

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lowrank_core.doing import Doing, Pace
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.knapsack import cheapest_loss
 from lowrank_core.selection import Problem, Trial, Wish, register
@@ -31,8 +32,9 @@ class Balf:
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""
         menus = []
-        for layer in problem.layers:
-            problem.tell(f"whitened spectrum of {layer.name}")
+        pace = Pace(len(problem.layers))
+        for number, layer in enumerate(problem.layers):
+            problem.tell(Doing(f"whitened spectrum of {layer.name}", pace(number)))
             menus.append(problem.menu(layer, problem.method_of(layer)))
         costs = [
             np.array([[problem.layer_amount(layer, c, q) for q, _ in problem.budgets] for c in choices])

@@ -11,6 +11,7 @@ import numpy as np
 
 from lowrank_core.candidate import Candidate
 from lowrank_core.data import data_hash
+from lowrank_core.doing import Doing, Pace
 from lowrank_core.errors import Cancelled, InvalidSearch
 from lowrank_core.evaluate import Score, run
 from lowrank_core.knapsack import cheapest_loss
@@ -125,7 +126,7 @@ class Budget:
             return
         data = problem.workspace.calibration
         dense = run(problem.workspace.model, data)
-        generator = np.random.default_rng(0)
+        generator, pace = np.random.default_rng(0), Pace(self.refine + 1)
         best, least, seen = problem.plan({}), inf, set[RankPlan]()
         for number in range(self.refine + 1):
             factors = generator.lognormal(0.0, 0.5 if number else 0.0, len(menus))
@@ -144,7 +145,8 @@ class Budget:
 
             key = f"divergence {data_hash(data.inputs)} {score_key(candidate, len(data))}"
             loss = problem.ledger.remembered(key, divergence)
-            problem.tell(f"refining: {number} of {self.refine}, divergence {min(loss, least):.4f}")
+            told = f"refining: {number} of {self.refine}, divergence {min(loss, least):.4f}"
+            problem.tell(Doing(told, pace(number + 1)))
             if loss < least:
                 best, least = plan, loss
                 yield problem.trial(plan, f"divergence {loss:.4f}")
@@ -158,9 +160,10 @@ class Budget:
         dense, limits = problem.amount(quantity), dict(problem.budgets)
         low, high = _least(problem, menus, quantity) / dense, min(1.0, limits.get(quantity, inf) / dense)
         best: Trial | None = None
+        pace = Pace(STEPS)
         for step in range(STEPS):
             share = high if best is None and step == 1 and high < 1 else (low + high) / 2
-            problem.tell(f"step {step + 1} of {STEPS}: {share:.1%} of the {quantity}")
+            problem.tell(Doing(f"step {step + 1} of {STEPS}: {share:.1%} of the {quantity}", pace(step)))
             plan = best_plan(problem, menus, limits | {quantity: share * dense})
             score = problem.measure(plan, samples=len(problem.workspace.reference), tolerance=problem.max_drop)
             good = _is_within(problem, score, problem.max_drop)

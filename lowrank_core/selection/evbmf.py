@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lowrank_core.discover import Layer
+from lowrank_core.doing import Doing, Pace
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.evbmf import evbmf_of
 from lowrank_core.layers import Rank
@@ -47,10 +48,11 @@ class VariationalBayes:
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""
         found = []
-        for layer in problem.layers:
+        pace = Pace(len(problem.layers))
+        for number, layer in enumerate(problem.layers):
             method = next((name for name in problem.methods_of(layer) if name in MATRICES), None)
             if method is not None:
-                problem.tell(f"EVBMF of {layer.name}")
+                problem.tell(Doing(f"EVBMF of {layer.name}", pace(number)))
                 found.append((layer, method, METHODS[method].max_rank(layer.spec), _ranks(problem, layer, method)))
         if not found:
             raise InvalidSearch(f"EVBMF finds ranks of matrices: allow one of the methods {', '.join(MATRICES)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,12 +19,15 @@ from lowrank_core.model_file import open_module
 from lowrank_core.npz_data import NpzData, read_npz
 from lowrank_core.onnx_file import read_onnx
 from lowrank_core.onnx_graph import OnnxGraph, Program, build
-from lowrank_core.onnx_ops import dtype_of
+from lowrank_core.onnx_ops import Unhandled, dtype_of
 from lowrank_core.opened import Opened
 from lowrank_core.sources import Source, register
 
 SAMPLES = 256
 """Random inputs where there are no data."""
+
+MOST_NUMBERS = 2**30
+"""In the random inputs, or in twice the batch that a file fixes: a size above that is a mistake, or meant to harm."""
 
 EXAMPLES = 2
 """Samples in a batch where the file does not say how many."""
@@ -89,7 +93,14 @@ def _input(value: Any, path: Path) -> Input:
     if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
         raise InvalidModel(f"{path}: the input {value.name!r} must be a tensor with a shape; export it with one.")
     sizes = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
-    return Input(value.name, dtype_of(kind.elem_type), sizes)
+    fixed = (max(SAMPLES, 2 * (sizes[0] or 1)), *(n or 1 for n in sizes[1:])) if sizes else ()
+    if prod(fixed) > MOST_NUMBERS:
+        shown = "x".join(str(n or "?") for n in sizes)
+        raise InvalidModel(f"{path}: the input {value.name!r} is {shown[:100]}, too large to try; correct its shape.")
+    try:
+        return Input(value.name, dtype_of(kind.elem_type), sizes)
+    except Unhandled as error:
+        raise InvalidModel(f"{path}: the input {value.name!r} has {error}, which PyTorch has no tensors of.") from error
 
 
 def _data(path: Path, inputs: tuple[Input, ...]) -> NpzData:

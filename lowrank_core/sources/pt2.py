@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import json
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, ModuleCallEntry
@@ -29,6 +28,7 @@ from lowrank_core.model_file import open_module
 from lowrank_core.npz_data import read_npz
 from lowrank_core.opened import Opened
 from lowrank_core.sources import Source, register
+from lowrank_core.switches import quiet
 
 SAMPLES = 64
 FREE_BATCH = "torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim('batch')},))"
@@ -56,6 +56,19 @@ def _open(ref: str) -> Opened:
     return replace(opened, notices=(notice, *opened.notices), provides=opened.provides - {"eval_data"})
 
 
+class _Payload(msgspec.Struct):
+    """Where a tensor or an object of the program lies."""
+
+    path_name: str
+    use_pickle: bool | None = None
+
+
+class _Config(msgspec.Struct):
+    """What an archive says of its weights or constants."""
+
+    config: dict[str, _Payload]
+
+
 def refuse_code(path: Path) -> None:
     """Raise InvalidFile where a pickle in the archive names anything but tensors, or where it holds script objects."""
     try:
@@ -70,7 +83,9 @@ def refuse_code(path: Path) -> None:
                 raise InvalidFile(f"{path} is no program of torch.export; give weights as .pt or .safetensors.")
             for name in _pickled(archive, names):
                 _check_pickle(path, name, archive.read(names[name]))
-    except (zipfile.BadZipFile, NotImplementedError, KeyError, ValueError, RecursionError) as error:  # as in torch_file
+    except InvalidFile:
+        raise
+    except Exception as error:  # whatever zipfile and JSON say of damaged bytes
         raise InvalidFile(f"{path} is cut short or damaged ({' '.join(str(error).split())[:200]}).") from error
 
 
@@ -80,10 +95,10 @@ def _pickled(archive: zipfile.ZipFile, names: dict[str, str]) -> Iterator[str]:
     for name in names:
         if not name.endswith("_config.json"):
             continue
-        for entry in json.loads(archive.read(names[name]))["config"].values():
-            held = str(entry["path_name"])
-            if entry.get("use_pickle") or "_obj_" in held:
-                yield f"{name.rpartition('/')[0]}/{held}"
+        for entry in msgspec.json.decode(archive.read(names[name]), type=_Config).config.values():
+            held = f"{name.rpartition('/')[0]}/{entry.path_name}"
+            if entry.use_pickle or "_obj_" in entry.path_name:
+                yield held
 
 
 def _check_pickle(path: Path, name: str, raw: bytes) -> None:
@@ -101,8 +116,7 @@ def _check_pickle(path: Path, name: str, raw: bytes) -> None:
 
 def _load(path: Path) -> ExportedProgram:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             return torch.export.load(path)
     except Exception as error:  # the archive is a person's file: anything may be wrong with it
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -116,8 +130,7 @@ def _load(path: Path) -> ExportedProgram:
 
 def _model(program: ExportedProgram, inputs: Inputs, path: Path) -> nn.Module:
     """The program module by module, those of one linear map or a normalisation as plain `torch.nn` layers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         model = torch.export.unflatten(program)
     for name, module in list(model.named_modules()):
         if isinstance(module, InterpreterModule) and (plain := _plain(module)) is not None:

@@ -152,6 +152,8 @@ def _of_file(path: Path) -> list[StoredTensor]:
     at = 0
     for name, (kind, shape, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
         size = DTYPES[kind].itemsize * prod(shape) if kind in DTYPES else end - begin
+        if prod(shape) > 8 * size:
+            raise _lies(path, name, f"{prod(shape):,} numbers of {kind[:20]} cannot be held in {size:,} bytes")
         if begin != at or end - begin != size:
             raise _lies(path, name, f"{size:,} bytes from {at:,} on must hold it, but it claims {begin:,} to {end:,}")
         at = end

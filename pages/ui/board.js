@@ -6,6 +6,7 @@
 
 const QUANTITIES = ["bytes", "multiplies"];
 const REST_MILLISECONDS = 250;
+const MOST_BARS = 240;                                     // of a chart: beyond it neighbours share a bar
 
 /* ---- closed forms: the same integers as Python's ---------------------------------------------------------------- */
 
@@ -151,6 +152,16 @@ class Board {
     this.axis = "multiplies";
     this.dirty = new Set();
     this.frame = 0;
+    this.hidden = new Set();                               // rows out of sight, and those not drawn as they are
+    this.stale = new Set();
+    this.sight = new IntersectionObserver(seen => {
+      for (const { target, isIntersecting } of seen) {
+        const row = this.rows.get(target.dataset.layer);
+        if (!isIntersecting) this.hidden.add(row);
+        else if (this.hidden.delete(row) && this.stale.has(row)) this.drawRow(row);
+      }
+    }, { rootMargin: "300px" });
+    this.group = Math.ceil(model.layers.length / MOST_BARS) || 1;
     this.build();
     this.onFeed = event => this.feed(event.detail);
     window.addEventListener("rank-feed", this.onFeed);
@@ -286,6 +297,7 @@ class Board {
     row.saving = node("span", { class: "rb-saving" });
     row.element = node("div", { class: "rb-row", "data-layer": layer.name }, row.lock, row.name, row.trackBox, row.entry, row.saving);
     this.rows.set(layer.name, row);
+    this.sight.observe(row.element);
     return row.element;
   }
 
@@ -473,10 +485,7 @@ class Board {
     return chosen;
   }
 
-  savesNothing(row) {
-    const choice = { method: row.method, rank: row.rank };
-    return QUANTITIES.every(q => cost(row.layer, choice, q) >= row.layer.dense[q]);
-  }
+  savesNothing(layer, choice) { return QUANTITIES.every(q => cost(layer, choice, q) >= layer.dense[q]); }
 
   snap(value, top) {
     if (this.multiple === 1) return value;
@@ -484,13 +493,18 @@ class Board {
   }
 
   setRank(row, rank, snapped = true) {
+    row.rank = this.allowed(row, rank, snapped);
+    row.dense = this.savesNothing(row.layer, { method: row.method, rank: row.rank });
+    this.dirty.add(row);
+  }
+
+  /* The nearest rank that a layer can have. */
+  allowed(row, rank, snapped = true) {
     const top = row.layer.methods[row.method].top;
-    row.rank = rank.map((r, i) => {
+    return rank.map((r, i) => {
       const inside = Math.min(top[i], Math.max(1, Math.round(r)));
       return snapped ? this.snap(inside, top[i]) : inside;
     });
-    row.dense = this.savesNothing(row);
-    this.dirty.add(row);
   }
 
   drag(row, axis, value) {
@@ -657,23 +671,36 @@ class Board {
   /* Budget lock: scale the ranks of the other unlocked layers by one factor, the largest that keeps the total. */
   giveWay(moved) {
     if (!this.hold) return;
+    const { quantity, total } = this.hold;
     const others = [...this.rows.values()].filter(row =>
       !moved.has(row) && !this.locked.has(row.layer.name) && this.canSave(row));
-    const apply = factor => {
-      for (const row of others) {
-        const base = this.start.get(row), useful = this.useful(row);
-        this.setRank(row, base.map((r, i) => Math.min(r, useful[i] + 1) * factor));
+    const full = others.map(row => {
+      const useful = this.useful(row);
+      return this.start.get(row).map((r, i) => Math.min(r, useful[i] + 1));
+    });
+    const kept = new Set(others);
+    let fixed = this.model.rest[quantity];
+    for (const row of this.rows.values())
+      if (!kept.has(row)) fixed += cost(row.layer, row.dense ? null : { method: row.method, rank: row.rank }, quantity);
+    const scaled = (at, factor) => this.allowed(others[at], full[at].map(r => r * factor));
+    const fits = factor => {
+      let sum = fixed;
+      for (let at = 0; at < others.length && sum <= total; at++) {
+        const choice = { method: others[at].method, rank: scaled(at, factor) };
+        sum += cost(others[at].layer, this.savesNothing(others[at].layer, choice) ? null : choice, quantity);
       }
-      return totals(this.model, this.choices())[this.hold.quantity];
+      return sum <= total;
     };
     let low = 0, high = 4;
-    if (apply(high) > this.hold.total) {
-      for (let i = 0; i < 24; i++) {
-        const middle = (low + high) / 2;
-        if (apply(middle) <= this.hold.total) low = middle; else high = middle;
-      }
-      apply(low);
+    if (fits(high)) low = high;
+    for (let i = 0; i < 16 && low < high; i++) {
+      const middle = (low + high) / 2;
+      if (fits(middle)) low = middle; else high = middle;
     }
+    others.forEach((row, at) => {
+      const rank = scaled(at, low);
+      if (rank.some((r, i) => r !== row.rank[i])) this.setRank(row, rank, false);
+    });
   }
 
   select(name) {
@@ -709,7 +736,9 @@ class Board {
     if (!window.Plotly) return;
     const moved = [...this.dirty];
     this.dirty.clear();
-    for (const row of moved) this.drawRow(row);
+    for (const row of moved) this.stale.add(row);
+    for (const row of this.stale)
+      if (!this.dragging || !this.hidden.has(row)) this.drawRow(row);
     const choices = this.choices();
     const now = totals(this.model, choices);
     for (const quantity of QUANTITIES) this.drawCost(quantity, now[quantity], choices, everything ? null : moved);
@@ -721,6 +750,7 @@ class Board {
   }
 
   drawRow(row) {
+    this.stale.delete(row);
     if (row.built !== row.method) this.buildTracks(row);
     const { layer } = row;
     row.tracks.forEach((track, axis) => {
@@ -750,7 +780,7 @@ class Board {
     (moved || [...this.rows.values()]).forEach(row => {
       values[row.layer.index] = cost(row.layer, choices[row.layer.name] || null, quantity);
     });
-    const ceiling = this.model.layers.map(l => l.dense[quantity]);
+    const ceiling = chart.ceiling || (chart.ceiling = this.grouped(this.model.layers.map(l => l.dense[quantity])));
     this.bars(chart, values, ceiling, total / dense, quantity, this.hold && this.hold.quantity === quantity
       ? this.hold.total / dense : null, moved);
   }
@@ -801,15 +831,28 @@ class Board {
     this.bars(chart, losses, null, scale, "accuracy", fresh ? part(predicted.value) : null, touched);
   }
 
+  /* Sums of neighbours, where there are more layers than a chart has room for bars. */
+  grouped(values) {
+    if (this.group === 1) return values;
+    const sums = new Array(Math.ceil(values.length / this.group)).fill(0);
+    values.forEach((value, i) => { sums[this.bar(i)] += value; });
+    return sums;
+  }
+
+  bar(index) { return Math.floor(index / this.group); }
+
   /* One chart: above, the total against dense with a tick for budget or prediction; below, layer by layer. */
-  bars(chart, values, ceiling, share, kind, tick, moved) {
+  bars(chart, each, ceiling, share, kind, tick, moved) {
     const colours = this.colours;
-    const layers = this.model.layers;
-    const marker = layers.map(l => l.name === this.selected ? colours.accent : colours.primary);
+    const layers = this.model.layers, values = this.grouped(each), chosen = this.rows.get(this.selected);
+    const index = values.map((_, i) => i);
+    const marker = index.map(i => chosen && i === this.bar(chosen.layer.index) ? colours.accent : colours.primary);
     const ticks = tick === null ? [null] : [tick];
     if (!chart.drawn) {
-      const names = layers.map(l => l.name);
-      const index = layers.map((_, i) => i);
+      const names = index.map(i => {
+        const first = layers[i * this.group].name, last = layers[Math.min(layers.length, (i + 1) * this.group) - 1].name;
+        return first === last ? first : `${first} to ${last}`;
+      });
       const axis = { fixedrange: true, zeroline: false, showgrid: false, showticklabels: false };
       const unit = kind === "accuracy" ? "%{y:.4f} lost alone" : "%{y:,} " + kind;
       const traces = [
@@ -825,14 +868,17 @@ class Board {
         paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: { color: colours.muted, size: 10, family: colours.font },
         xaxis: { ...axis, domain: [0, 1], range: [0, kind === "accuracy" ? 1.02 : Math.max(1.02, share)] },
         yaxis: { ...axis, domain: [0.86, 1], range: [-0.5, 0.5] },
-        xaxis2: { ...axis, anchor: "y2", range: [-0.6, layers.length - 0.4] },
+        xaxis2: { ...axis, anchor: "y2", range: [-0.6, values.length - 0.4] },
         yaxis2: { ...axis, anchor: "x2", domain: [0, 0.76], showticklabels: true, nticks: 3, rangemode: "tozero",
           autorange: false, range: [0, ceiling ? 1.05 * Math.max(...ceiling, 1) : this.lossRange(values)], tickformat: kind !== "accuracy" ? ".2s" : this.model.metric.share ? ".1%" : ".3~g" },
         shapes: [{ type: "rect", xref: "x", yref: "y", x0: 0, x1: 1, y0: -0.45, y1: 0.45, line: { width: 0 },
           fillcolor: colours.faint, layer: "below" }],
       }, { displayModeBar: false, responsive: true });
       chart.drawn = true;
-      if (kind !== "accuracy") chart.on("plotly_click", event => event.points[0].customdata && this.select(event.points[0].customdata));
+      if (kind !== "accuracy") chart.on("plotly_click", event => {
+        const { customdata, x } = event.points[0];
+        if (customdata) this.select(layers[x * this.group].name);
+      });
       return;
     }
     if (this.dragging && moved && this.moveBars(chart, values, moved, share, kind)) return;
@@ -858,8 +904,7 @@ class Board {
     const box = (x0, y0, x1, y1) => `M${x0},${y0}V${y1}H${x1}V${y0}Z`;
     chart.data[0].x[0] = share;
     total.setAttribute("d", box(0, yaxis.c2p(-0.45, true), xaxis.c2p(share, true), yaxis.c2p(0.45, true)));
-    for (const row of moved) {
-      const i = row.layer.index;
+    for (const i of new Set(moved.map(row => this.bar(row.layer.index)))) {
       points[i].setAttribute("d", box(xaxis2.c2p(i - 0.425, true), yaxis2.c2p(0, true), xaxis2.c2p(i + 0.425, true), yaxis2.c2p(values[i], true)));
     }
     if (kind === "accuracy") chart.querySelectorAll(".subplot.xy .scatterlayer .point").forEach(p => { p.style.visibility = "hidden"; });

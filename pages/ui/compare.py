@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lowrank_core.candidate import Candidate
 from lowrank_core.comparison import Comparison, compare
 from lowrank_core.cost import plan_cost
 from lowrank_core.data import batch_size
+from lowrank_core.doing import Doing
 from lowrank_core.jobs import Job
 from lowrank_core.latency import LatencyTable, Runtime, Timing, network_latency
 from lowrank_core.staircase import Staircase, setting_of, staircases
@@ -64,8 +66,9 @@ def label(asked: Asked) -> str:
 def work(workspace: Workspace, asked: Asked, folder: Path, job: Job[Found]) -> Iterator[Found]:
     """What comes of a question, one after the other. Scores give way to whoever waits; all else gives way to timing."""
     if isinstance(asked, Scores):
-        for candidate in asked.candidates:
-            yield compare(workspace, candidate, tell=job.tell, cancelled=patient(workspace, job))
+        for number, candidate in enumerate(asked.candidates, start=1):
+            tell = partial(_tell, job, f"plan {number} of {len(asked.candidates)}: " * (len(asked.candidates) > 1))
+            yield compare(workspace, candidate, tell=tell, cancelled=patient(workspace, job))
         return
     with workspace.somebody_waits():
         if isinstance(asked, Stairs):
@@ -79,16 +82,20 @@ def work(workspace: Workspace, asked: Asked, folder: Path, job: Job[Found]) -> I
                 cancelled=job.stopped,
             )
             return
-        job.tell(f"timing {asked.runtime}, all plans in turn")
         timings = network_latency(
             workspace.model,
             [workspace.compress(candidate.plan) for candidate in asked.candidates],
             workspace.opened.example_inputs,
             runtime=asked.runtime,
+            tell=job.tell,
             cancelled=job.stopped,
         )
         for candidate, timing in zip(asked.candidates, timings, strict=True):
             yield Raced(candidate, asked.runtime, timing)
+
+
+def _tell(job: Job[Found], before: str, doing: str) -> None:
+    job.tell(Doing(f"{before}{doing}", getattr(doing, "seconds_left", None)))
 
 
 @dataclass(frozen=True, slots=True)

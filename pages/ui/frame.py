@@ -27,7 +27,6 @@ PAGES = (
 
 STYLE = """
 <style>
-[data-testid="stSidebarNav"] { display: none; }
 [data-testid="stMainBlockContainer"] { padding-top: 2.6rem; padding-bottom: 2rem; max-width: 1500px; }
 [data-testid="stMainBlockContainer"] h1 { font-size: 1.7rem; padding: 0 0 .1rem; }
 [data-testid="stMainBlockContainer"] h2 { font-size: 1.2rem; padding: .8rem 0 .4rem; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import streamlit as st
 
@@ -29,7 +29,7 @@ def follow(job: Job[T], say: Callable[[Snapshot[T]], str], draw: Callable[[Snaps
     picture = st.empty()
     drawn, known, serial = None, job.snapshot, 0
     while True:
-        line.markdown(f":material/hourglass_top: {say(known)}")
+        line.markdown(f":material/hourglass_top: {say(known)}{time_left(job)}")
         if drawn is None or len(known.found) > drawn:
             with picture:
                 draw(known, serial)
@@ -41,6 +41,12 @@ def follow(job: Job[T], say: Callable[[Snapshot[T]], str], draw: Callable[[Snaps
             known = job.changed(known, seconds=0.1)
             if state.newer_run_waits():
                 return
+
+
+def time_left(job: Job[Any]) -> str:
+    """How long what goes on still takes, after what is said of it; nothing where that cannot be told."""
+    left = job.seconds_left
+    return "" if left is None else f" · about {words.duration(max(1.0, left))} left"
 
 
 def earlier(asked: Sequence[A], titles: Sequence[str], start: Callable[[A], None]) -> None:
@@ -66,7 +72,7 @@ def _badge(page: str) -> None:
     for started in state.jobs_elsewhere(page):
         known, job = started.job.snapshot, started.job
         since = datetime.now().astimezone() - timedelta(seconds=job.seconds)
-        icon, says = "hourglass_top", f"since {since:%H:%M}"
+        icon, says = "hourglass_top", f"since {since:%H:%M}{time_left(job)}"
         if known.error is not None:
             icon, says = "error", "failed"
         elif known.over:

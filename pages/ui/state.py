@@ -13,9 +13,9 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import platformdirs
@@ -29,6 +29,7 @@ from lowrank_core.cache import Cache
 from lowrank_core.candidate import Candidate
 from lowrank_core.comparison import Comparison
 from lowrank_core.cost import check_plan
+from lowrank_core.doing import Doing
 from lowrank_core.errors import LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.exports import Exported
@@ -40,6 +41,7 @@ from lowrank_core.latency import Runtime, Timing
 from lowrank_core.measurement import Measurement
 from lowrank_core.plan import RankPlan
 from lowrank_core.predict import NoiseTable, noise_table
+from lowrank_core.room import Part, Recent, Room
 from lowrank_core.selection import Trial
 from lowrank_core.staircase import Staircase, known_staircases, setting_of
 from lowrank_core.start import starting_plan
@@ -52,11 +54,22 @@ from pages.ui.asked import Asked, from_json, to_json
 from pages.ui.compare import Found, Raced
 from pages.ui.history import History
 from pages.ui.question import Question
+from pages.ui.shared_jobs import SharedJobs, Started
 from pages.ui.tuning import Event, Sweep, Training, Tuned
 
-A, T = TypeVar("A", bound=Asked), TypeVar("T")
-
 DENSE_SAMPLES = 1024
+
+MOST_MODELS = 2 * (len(BUILTIN) + 1)
+"""Of which small things are kept: every built-in one and the given one, with the correction and without."""
+
+MOST_SESSIONS = 200
+"""Of which the measurement that runs is known."""
+
+TUNED_BYTES = 2**28
+"""Tuned networks in memory take at most this; others come back from their states on disk."""
+
+MOST_EXPORTED_BYTES = 4 * 10**9
+"""Files that wait for their download take at most this, for all sessions; the oldest go first."""
 
 # One core stays free for the server; threads that outnumber free cores wait for each other many times longer.
 torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
@@ -98,9 +111,25 @@ def opened() -> Workspace | Inventory:
     return _open(ref, _stamp(ref))
 
 
-@st.cache_resource(max_entries=2, show_spinner="Opening the model…")
 def _open(ref: str, stamp: str) -> Workspace | Inventory:
-    return open_to_look(ref, _cache())
+    """Built-in models are few and small, so all of them stay open; of the given one also what it was before an edit."""
+    return _open_builtin(ref) if ref.startswith("builtin:") else _open_given(ref, stamp)
+
+
+@st.cache_resource(max_entries=len(BUILTIN), show_spinner="Opening the model…")
+def _open_builtin(ref: str) -> Workspace | Inventory:
+    return open_to_look(ref, _cache(), _room())
+
+
+@st.cache_resource(max_entries=2, show_spinner="Opening the model…")
+def _open_given(ref: str, stamp: str) -> Workspace | Inventory:
+    return open_to_look(ref, _cache(), _room())
+
+
+@st.cache_resource
+def _room() -> Room:
+    """What is kept in memory of all models together is bounded by this."""
+    return Room()
 
 
 def _cache() -> Cache:
@@ -124,7 +153,7 @@ def dense_score(shown: Workspace) -> tuple[float, int]:
     return shown.dense_score(None if complete else DENSE_SAMPLES)
 
 
-@st.cache_resource(max_entries=4, show_spinner="Preparing the prediction…")
+@st.cache_resource(max_entries=MOST_MODELS, show_spinner="Preparing the prediction…")
 def noise(_workspace: Workspace, fingerprint: str, ref: str) -> NoiseTable | None:
     """The prediction table; None where the model file scores itself."""
     return None if _workspace.opened.evaluate is not None else noise_table(_workspace.reference, DENSE_SAMPLES)
@@ -191,11 +220,11 @@ def _restore_session() -> None:
 
 
 @st.cache_resource
-def _measurements() -> dict[str, Measurement]:
-    return {}
+def _measurements() -> Recent[str, Measurement]:
+    return Recent(MOST_SESSIONS)
 
 
-@st.cache_resource(max_entries=4, on_release=lambda survey: survey.stop())
+@st.cache_resource(max_entries=MOST_MODELS, on_release=lambda survey: survey.stop())
 def _survey(_workspace: Workspace, fingerprint: str, ref: str, corrected: bool) -> Survey:
     shipped = POINTS if ref.startswith("builtin:") else None
     return Survey(_workspace, corrected=corrected, folder=_cache().points, shipped=shipped)
@@ -274,58 +303,25 @@ MOST_SEARCHES = 200
 
 
 @st.cache_resource
-def _searches() -> dict[tuple[str, Question], Job[Trial]]:
-    return {}
-
-
-@st.cache_resource
-def _asked() -> dict[tuple[str, str], tuple[Question, ...]]:
-    return {}
+def _searches() -> SharedJobs[Question, Trial]:
+    return SharedJobs("Search", MOST_SEARCHES)
 
 
 def searches(shown: Workspace) -> dict[Question, Job[Trial]]:
     """What this session has asked about this model, the latest last; the same question of two sessions is one job."""
-    return _jobs_of_session(shown, _searches(), _asked())
+    return _searches().asked_by(_session_id(), _model_key(shown))
 
 
 def start_search(shown: Workspace, asked: Question) -> None:
     """Ask, unless it was answered or is being answered; a search that broke off goes on where it was."""
     folder = _cache().points
     _note_asked(shown, asked)
-    _begin(
-        shown,
-        _searches(),
-        _asked(),
+    _searches().begin(
+        _session_id(),
+        _model_key(shown),
         asked,
-        MOST_SEARCHES,
         lambda: Job(f"Search: {asked.rule.label}", lambda job: question.ask(shown, asked, folder, job)),
     )
-
-
-def _jobs_of_session(
-    shown: Workspace, jobs: dict[tuple[str, A], Job[T]], asked: dict[tuple[str, str], tuple[A, ...]]
-) -> dict[A, Job[T]]:
-    model = _model_key(shown)
-    return {one: jobs[model, one] for one in asked.get((_session_id(), model), ()) if (model, one) in jobs}
-
-
-def _begin(
-    shown: Workspace,
-    jobs: dict[tuple[str, A], Job[T]],
-    asked: dict[tuple[str, str], tuple[A, ...]],
-    wanted: A,
-    most: int,
-    begin: Callable[[], Job[T]],
-) -> None:
-    """Begin a job unless it is done or under way, note it as this session's latest, and forget old ones."""
-    model = _model_key(shown)
-    known = jobs.get((model, wanted))
-    if known is None or known.stopped() or known.snapshot.cancelled or known.snapshot.error is not None:
-        jobs[model, wanted] = begin()
-    for key in [k for k, job in jobs.items() if job.snapshot.over][: max(0, len(jobs) - most)]:
-        del jobs[key]
-    mine = (_session_id(), model)
-    asked[mine] = (*(other for other in asked.get(mine, ()) if other != wanted), wanted)
 
 
 def _note_asked(shown: Workspace, wanted: Asked) -> None:
@@ -355,28 +351,20 @@ def _model_key(shown: Workspace) -> str:
 MOST_TRAININGS = 100
 """Kept in memory for all sessions, as curves and scores; the oldest that are over are forgotten first."""
 
-MOST_TUNED = 8
-"""Tuned networks in memory for all sessions; others come back from their states on disk."""
+
+@st.cache_resource
+def _trainings() -> SharedJobs[Training | Sweep, Event]:
+    return SharedJobs("Fine-tune", MOST_TRAININGS)
 
 
 @st.cache_resource
-def _trainings() -> dict[tuple[str, Training | Sweep], Job[Event]]:
-    return {}
-
-
-@st.cache_resource
-def _trained() -> dict[tuple[str, str], tuple[Training | Sweep, ...]]:
-    return {}
-
-
-@st.cache_resource
-def _tuned_networks() -> dict[tuple[str, Tuned], Epoch]:
-    return {}
+def _tuned_networks() -> Part:
+    return _room().part(TUNED_BYTES)
 
 
 def trainings(shown: Workspace) -> dict[Training | Sweep, Job[Event]]:
     """What this session has trained of this model, the latest last; the same training of two sessions is one job."""
-    return _jobs_of_session(shown, _trainings(), _trained())
+    return _trainings().asked_by(_session_id(), _model_key(shown))
 
 
 def start_training(shown: Workspace, asked: Training | Sweep) -> None:
@@ -391,13 +379,11 @@ def start_training(shown: Workspace, asked: Training | Sweep) -> None:
         )
 
     _note_asked(shown, asked)
-    _begin(shown, _trainings(), _trained(), asked, MOST_TRAININGS, lambda: Job("Fine-tuning", work))
+    _trainings().begin(_session_id(), model, asked, lambda: Job("Fine-tuning", work))
 
 
-def _keep_network(networks: dict[tuple[str, Tuned], Epoch], key: tuple[str, Tuned], epoch: Epoch) -> None:
-    networks[key] = epoch
-    for oldest in list(networks)[:-MOST_TUNED]:
-        networks.pop(oldest, None)
+def _keep_network(networks: Part, key: tuple[str, Tuned], epoch: Epoch) -> None:
+    networks.put(key, epoch, sum(p.nbytes for p in epoch.model.parameters()) if epoch.model else 0)
 
 
 def tuned(shown: Workspace) -> tuple[Tuned, ...]:
@@ -425,9 +411,11 @@ def send_swept(shown: Workspace, asked: Sweep, swept: Swept) -> None:
 def tuned_network(shown: Workspace, wanted: Tuned) -> Epoch:
     """The epoch with the network that has these weights; raises InvalidFile where they are gone."""
     networks, key = _tuned_networks(), (_model_key(shown), wanted)
-    if key not in networks:
-        _keep_network(networks, key, tuning.weights(shown, wanted, _cache().tuning))
-    return networks[key]
+    known: Epoch | None = networks.get(key)
+    if known is None:
+        known = tuning.weights(shown, wanted, _cache().tuning)
+        _keep_network(networks, key, known)
+    return known
 
 
 def _note(shown: Workspace, known: tuple[Tuned, ...], fresh: tuple[Tuned, ...]) -> tuple[Tuned, ...]:
@@ -461,32 +449,24 @@ MOST_COMPARISONS = 100
 
 
 @st.cache_resource
-def _comparing() -> dict[tuple[str, compare.Asked], Job[Found]]:
-    return {}
-
-
-@st.cache_resource
-def _compared() -> dict[tuple[str, str], tuple[compare.Asked, ...]]:
-    return {}
+def _comparing() -> SharedJobs[compare.Asked, Found]:
+    return SharedJobs("Compare", MOST_COMPARISONS)
 
 
 def comparing(shown: Workspace) -> dict[compare.Asked, Job[Found]]:
     """What this session has had measured on Compare, the latest last."""
-    return _jobs_of_session(shown, _comparing(), _compared())
+    return _comparing().asked_by(_session_id(), _model_key(shown))
 
 
 def start_comparing(shown: Workspace, asked: compare.Asked) -> None:
     """Measure plans, their latency, or that of the layers; what is over is measured again."""
-    folder, known = _cache().points, _comparing().get((_model_key(shown), asked))
-    if known is not None and known.snapshot.over:
-        del _comparing()[_model_key(shown), asked]
-    _begin(
-        shown,
-        _comparing(),
-        _compared(),
+    folder = _cache().points
+    _comparing().begin(
+        _session_id(),
+        _model_key(shown),
         asked,
-        MOST_COMPARISONS,
         lambda: Job(compare.label(asked), lambda job: compare.work(shown, asked, folder, job)),
+        again=True,
     )
 
 
@@ -501,8 +481,7 @@ def raced(shown: Workspace) -> dict[tuple[Candidate, Runtime], Timing]:
 
 
 def _found(shown: Workspace) -> list[Found]:
-    model = _model_key(shown)
-    return [one for (key, _), job in list(_comparing().items()) if key == model for one in job.snapshot.found]
+    return [one for job in _comparing().of_model(_model_key(shown)) for one in job.snapshot.found]
 
 
 def stairs(shown: Workspace, runtime: Runtime) -> tuple[Staircase, ...]:
@@ -520,35 +499,15 @@ def _stairs(_workspace: Workspace, fingerprint: str, ref: str, runtime: Runtime,
 # ---- jobs of all kinds ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A job of this session and the page that shows it."""
-
-    page: str
-    label: str
-    job: Job[Any]
-
-    @property
-    def key(self) -> str:
-        """A name no other job has."""
-        return f"{id(self.job):x}"
-
-
 def jobs_elsewhere(page: str) -> list[Started]:
     """Jobs of this session, of any model, that other pages show: running, or over since it last looked there."""
     _restore_session()
     looked: set[str] = st.session_state.setdefault("looked", set())
-    found = [*_started("Search", _searches(), _asked()), *_started("Fine-tune", _trainings(), _trained())]
-    found += _started("Compare", _comparing(), _compared())
+    kinds: tuple[SharedJobs[Any, Any], ...] = (_searches(), _trainings(), _comparing(), _spectra_jobs())
+    found = [started for jobs in kinds for started in jobs.of_session(_session_id())]
     looked |= {started.key for started in found if started.page == page and started.job.snapshot.over}
+    looked &= {started.key for started in found}
     return [started for started in found if started.page != page and started.key not in looked]
-
-
-def _started(
-    page: str, jobs: dict[tuple[str, A], Job[T]], asked: dict[tuple[str, str], tuple[A, ...]]
-) -> list[Started]:
-    mine = [(model, one) for (session, model), ones in asked.items() if session == _session_id() for one in ones]
-    return [Started(page, jobs[key].label, jobs[key]) for key in mine if key in jobs]
 
 
 # ---- weights without a model ----------------------------------------------------------------------------------------
@@ -557,9 +516,13 @@ SPECTRA_SECONDS = 20.0
 """Spectra that take no longer are computed unasked."""
 
 
+ALL = "all spectra"
+"""The one wish there is."""
+
+
 @st.cache_resource
-def _spectra_jobs() -> dict[Inventory, Job[str]]:
-    return {}
+def _spectra_jobs() -> SharedJobs[str, str]:
+    return SharedJobs("Spectra", 20)
 
 
 @st.cache_resource(show_spinner="Measuring the speed of this machine…")
@@ -569,26 +532,37 @@ def speed() -> Estimate:
 
 
 def spectra_job(stock: Inventory) -> Job[str] | None:
-    """What computes all spectra, for all sessions; started unasked where that is short."""
-    jobs = _spectra_jobs()
-    names = [layer.name for layer in stock.layers]
-    if stock not in jobs and 0 < remaining(stock, names, speed()) <= SPECTRA_SECONDS:
+    """What computes all spectra, for all sessions that look; started unasked where that is short."""
+    jobs, key = _spectra_jobs(), _weights_key(stock)
+    job, names = jobs.get(key, ALL), [layer.name for layer in stock.layers]
+    if job is None and 0 < remaining(stock, names, speed()) <= SPECTRA_SECONDS:
         start_spectra(stock)
-    return jobs.get(stock)
+    elif job is not None and not job.snapshot.over:
+        jobs.join(_session_id(), key, ALL)
+    return jobs.get(key, ALL)
 
 
 def start_spectra(stock: Inventory) -> None:
-    """Compute those that are missing, one after the other; the job yields the names."""
+    """Compute those that are missing."""
+    job = partial(Job, f"Spectra of {stock.weights.name}", all_spectra(stock))
+    _spectra_jobs().begin(_session_id(), _weights_key(stock), ALL, job, again=True)
+
+
+def all_spectra(stock: Inventory) -> Callable[[Job[str]], Iterator[str]]:
+    """Work that computes one spectrum after the other, and yields the names."""
 
     def work(job: Job[str]) -> Iterator[str]:
-        for layer in stock.layers:
-            stock.spectrum(layer.name, cancelled=job.stopped)
-            yield layer.name
+        names = [layer.name for layer in stock.layers]
+        for name in names:
+            job.tell(Doing(f"spectrum of {name}", remaining(stock, names, speed())))
+            stock.spectrum(name, cancelled=job.stopped)
+            yield name
 
-    jobs = _spectra_jobs()
-    jobs[stock] = Job("spectra", work)
-    for oldest in [key for key, job in jobs.items() if job.snapshot.over and key is not stock]:
-        del jobs[oldest]
+    return work
+
+
+def _weights_key(stock: Inventory) -> str:
+    return f"{stock.weights.ref} {_stamp(stock.weights.ref)}"
 
 
 # ---- exports --------------------------------------------------------------------------------------------------------
@@ -616,3 +590,15 @@ def written(kind: str, wanted: Candidate | Tuned) -> Exported | None:
 def keep_written(kind: str, wanted: Candidate | Tuned, exported: Exported) -> None:
     """Remember the latest file of a kind."""
     st.session_state[f"written {kind}"] = (wanted, exported)
+    keep_newest(Path(_exports().name), MOST_EXPORTED_BYTES)
+
+
+def keep_newest(folder: Path, most_bytes: int) -> None:
+    """Remove the oldest files below a folder until the rest take at most so many bytes; the newest always stays."""
+    found = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in folder.rglob("*") if p.is_file())
+    total = sum(size for _, size, _ in found)
+    for _, size, path in found[:-1]:
+        if total <= most_bytes:
+            break
+        path.unlink(missing_ok=True)
+        total -= size

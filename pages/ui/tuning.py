@@ -13,12 +13,14 @@ from torch import nn
 from lowrank_core import sweep
 from lowrank_core.candidate import Candidate
 from lowrank_core.cost import plan_cost
+from lowrank_core.doing import Doing, Pace
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidSearch, LowRankError
 from lowrank_core.evaluate import Reference, Score, evaluate, final_score
 from lowrank_core.exports import Compressed
 from lowrank_core.finetune import Epoch, finetune, kept, told, training_data
 from lowrank_core.jobs import Job, Snapshot
 from lowrank_core.selection import Problem, Quantity, Rule, Trial, make, problem_of, search
+from lowrank_core.stop import until
 from lowrank_core.sweep import Swept, compressed_score, state_path, tidy, tuned_score
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace
@@ -79,11 +81,10 @@ class Before:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """One more epoch of a run, without its network; at: seconds since the job began."""
+    """One more epoch of a run, without its network."""
 
     settings: Settings
     epoch: Epoch
-    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +163,6 @@ class Trained:
         found = [event for event in self.known.found if isinstance(event, Swept)]
         return tuple(sorted(found, key=lambda swept: swept.cost.multiplies))
 
-    def seconds_left(self, now: float) -> float | None:
-        """What is left at this second of the job, from the epochs so far; None where nothing can be said yet."""
-        if isinstance(self.asked, Sweep):
-            done = len(self.swept)
-            return now / done * (len(self.asked.shares) - done) if done else None
-        passes = [event for event in self.known.found if isinstance(event, Pass)]
-        seconds = [event.epoch.seconds for event in passes if event.epoch.number]
-        if not seconds:
-            return None
-        waiting = (len(self.asked.runs) - len(self.runs)) * self.asked.settings.epochs * statistics.fmean(seconds)
-        return max(0.0, passes[-1].epoch.seconds_left - (now - passes[-1].at)) + waiting
-
 
 # ---- work -----------------------------------------------------------------------------------------------------------
 
@@ -209,7 +198,8 @@ def train(
     job.tell("measuring the plan as it is compressed")
     yield as_compressed(workspace, candidate, called_off)
     best: tuple[Tuned, nn.Module] | None = None
-    for (begun, run), state in zip(runs, states, strict=True):
+    seconds: list[float] = []
+    for number, ((begun, run), state) in enumerate(zip(runs, states, strict=True), start=1):
         job.tell("training")
         try:
             epochs = []
@@ -217,13 +207,19 @@ def train(
                 epochs.append(epoch)
                 if job.stopped():  # nothing more is asked for after the next item: let it be the weights
                     raise Cancelled("the training was called off.")
-                yield Pass(run, replace(epoch, model=None), job.seconds)
+                seconds += [epoch.seconds] if epoch.number else []
+                if seconds:
+                    to_come = (len(runs) - number) * run.epochs * statistics.fmean(seconds)
+                    job.tell(Doing("training", epoch.seconds_left + to_come))
+                yield Pass(run, replace(epoch, model=None))
             assert epoch.model is not None
             job.tell("measuring the tuned network")
             score = tuned_score(workspace, begun, run, epoch.model, watch=WATCH, cancelled=called_off)
         except LowRankError:
             if state.exists():
-                yield _kept(workspace, begun, run, state, keep)
+                with until(lambda: False):  # called off or not: what there is is kept
+                    best_so_far = _kept(workspace, begun, run, state, keep)
+                yield best_so_far
             raise
         tuned = _tuned(begun, run, epochs, WATCH, score)
         keep(tuned, epoch)
@@ -262,9 +258,13 @@ def run_sweep(workspace: Workspace, asked: Sweep, folder: Path, points: Path, jo
         candidates.append(answer.candidate)
     candidates = list(dict.fromkeys(candidates))
     job.tell("training")
-    yield from sweep.sweep(
+    swept = sweep.sweep(
         workspace, candidates, asked.settings, workers=asked.workers, folder=folder, cancelled=called_off
     )
+    pace = Pace(len(candidates))
+    for done, found in enumerate(swept, start=1):
+        job.tell(Doing("training", pace(done)))
+        yield found
 
 
 def as_compressed(workspace: Workspace, candidate: Candidate, cancelled: Callable[[], bool]) -> Before:

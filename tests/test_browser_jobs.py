@@ -1,0 +1,159 @@
+"""Jobs of every kind in real Chromium: they outlive a page switch and a refresh, and are one for all who look."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.test_browser_search import choose
+
+SLOW = """
+import time, torch
+from torch import nn
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        time.sleep(0.05 if len(x) > 1 else 0)
+        return self.fc2(torch.relu(self.fc1(x)))
+
+def build_model():
+    torch.manual_seed(0)
+    return Slow().eval()
+
+def example_inputs():
+    return (torch.zeros(1, 16),)
+
+def data(samples, seed):
+    return torch.randn(samples, 16, generator=torch.Generator().manual_seed(seed))
+
+def train_data():
+    return data(300, 1)
+
+def eval_data():
+    return data(64_000, 2)
+"""
+LAYERS, SIDE = 100, 1536
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job: its page, how it is started, its name in the badge, and the line that says what goes on."""
+
+    page: str
+    start: Callable[[Page], None]
+    badge: str
+    says: str
+
+
+def press(name: str) -> Callable[[Page], None]:
+    def start(page: Page) -> None:
+        button = page.get_by_role("button", name=re.compile(name))
+        expect(button).to_be_enabled(timeout=60_000)
+        rest(page)
+        button.click()
+
+    return start
+
+
+def search_all_samples(page: Page) -> None:
+    choose(page, "Uniform")
+    page.get_by_text("Layers, methods, measurement").click()
+    samples = page.get_by_role("spinbutton", name="Samples per trial")
+    samples.fill("64000")
+    samples.press("Enter")
+    rest(page)
+    press("Start search")(page)
+
+
+KINDS = {
+    "search": Kind("Search", search_all_samples, "Search: Uniform", "1 plan"),
+    "comparison": Kind("Compare", lambda page: None, "Comparing plans", " s$"),
+    "training": Kind("Fine-tune", press("Start training"), "Fine-tuning", "epoch|measuring the plan"),
+    "spectra": Kind("Spectra", press("Compute them all"), "Spectra of large", f"of {LAYERS} layers"),
+}
+
+
+def rest(page: Page) -> None:
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+
+
+def line(page: Page, kind: Kind) -> Locator:
+    """What goes on, beside the button that calls it off."""
+    return page.get_by_test_id("stMain").get_by_text(re.compile(kind.says)).last
+
+
+def under_way(page: Page, kind: Kind) -> None:
+    expect(page.get_by_test_id("stMain").get_by_role("button", name="Cancel")).to_be_visible(timeout=60_000)
+    expect(line(page, kind)).to_be_visible(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def slow(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of which everything takes long."""
+    path = tmp_path_factory.mktemp("slow") / "slow.py"
+    path.write_text(SLOW)
+    return serve(path)
+
+
+@pytest.fixture(scope="module")
+def large(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights whose spectra take minutes: a file of holes."""
+    path = tmp_path_factory.mktemp("large") / "large.safetensors"
+    size = 2 * SIDE**2
+    header = {
+        f"layers.{n}.weight": {"dtype": "BF16", "shape": [SIDE, SIDE], "data_offsets": [n * size, (n + 1) * size]}
+        for n in range(LAYERS)
+    }
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + LAYERS * size)
+    return serve(path)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_job_outlives_a_page_switch_and_a_refresh_and_is_one_for_all(
+    name: str, page: Page, browser: Browser, request: pytest.FixtureRequest
+) -> None:
+    kind = KINDS[name]
+    url = request.getfixturevalue("large" if name == "spectra" else "slow")
+    page.goto(f"{url}/{kind.page.replace('-', '_')}")
+    kind.start(page)
+    under_way(page, kind)
+
+    page.get_by_test_id("stSidebar").get_by_role("link", name="Model", exact=True).click()
+    expect(page.get_by_role("heading", name="Model", exact=True)).to_be_visible(timeout=60_000)
+    badge = page.get_by_test_id("stSidebar").get_by_text(re.compile(f"{kind.badge}.* since"))
+    expect(badge).to_be_visible(timeout=60_000)
+    page.reload()
+    expect(badge).to_be_visible(timeout=60_000)
+
+    page.get_by_test_id("stSidebar").get_by_role("link", name=kind.page, exact=True).click()
+    under_way(page, kind)
+    expect(badge).to_have_count(0)
+
+    tab = page.context.new_page()  # what a refresh does as well
+    tab.goto(page.url)
+    under_way(tab, kind)
+    tab.close()
+
+    somebody = browser.new_context().new_page()
+    somebody.goto(f"{url}/{kind.page.replace('-', '_')}")
+    if name != "spectra":  # those are the same for all who look
+        kind.start(somebody)
+    under_way(somebody, kind)
+    somebody.get_by_test_id("stSidebar").get_by_role("link", name="Model", exact=True).click()
+    theirs = somebody.get_by_test_id("stSidebar").get_by_text(re.compile(f"{kind.badge}.* since"))
+    expect(theirs).to_be_visible(timeout=60_000)
+    somebody.get_by_test_id("stSidebar").get_by_role("button", name="Cancel").click()
+    expect(page.get_by_test_id("stMain").get_by_role("button", name="Cancel")).to_have_count(0, timeout=60_000)
+    somebody.context.close()
