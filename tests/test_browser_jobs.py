@@ -41,7 +41,7 @@ def train_data():
 def eval_data():
     return data(64_000, 2)
 """
-LAYERS, SIDE = 100, 1536
+LAYERS, SIDE = 600, 1536
 
 
 @dataclass(frozen=True)
