@@ -168,7 +168,7 @@ def cluster(ref: str) -> None:
     def searched(workers: Workers, tell: Callable[[str], None] = lambda text: None) -> object:
         workspace = Workspace.open(ref)
         problem = problem_of(workspace, multiplies=0.5, workers=workers, tell=tell)
-        *_, answer = search(make("budget"), problem)
+        *_, answer = search(make("budget", {}), problem)
         return answer.candidate, answer.score
 
     with tempfile.TemporaryDirectory() as folder, dask_cluster(Path(folder)) as address:
