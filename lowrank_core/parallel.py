@@ -65,9 +65,9 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
             yield at, function(ask)
         return
     left, lost = dict(enumerate(asks)), 0
-    with _pool(workers) as pool:
+    with _pool(workers) as begin:
         while left:
-            results = pool(joblib.delayed(_one)(function, at, ask) for at, ask in list(left.items()))
+            results = begin()(joblib.delayed(_one)(function, at, ask) for at, ask in list(left.items()))
             try:
                 for at, answer in _waiting(results):
                     del left[at]
@@ -117,10 +117,11 @@ def _one(function: Callable[[A], R], at: int, ask: A) -> tuple[int, R]:
 
 
 @contextmanager
-def _pool(workers: Workers) -> Iterator[joblib.Parallel]:
+def _pool(workers: Workers) -> Iterator[Callable[[], joblib.Parallel]]:
+    """What begins anew each time it is called: a Parallel whose processes died may still send out its old asks."""
     options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
     if workers.dask is None:
-        yield joblib.Parallel(n_jobs=workers.count, backend="loky", **options)
+        yield lambda: joblib.Parallel(n_jobs=workers.count, backend="loky", **options)
         return
     try:
         from dask.distributed import Client
@@ -137,9 +138,12 @@ def _pool(workers: Workers) -> Iterator[joblib.Parallel]:
     except TimeoutError as error:
         client.close()
         raise WorkersLost(f"the dask scheduler at {workers.dask!r} has no workers; start some.") from error
-    try:
+
+    def begin() -> joblib.Parallel:
         with joblib.parallel_config(backend="dask", client=client):
-            pool = joblib.Parallel(n_jobs=-1, **options)
-        yield pool
+            return joblib.Parallel(n_jobs=-1, **options)
+
+    try:
+        yield begin
     finally:
         client.close()

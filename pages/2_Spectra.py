@@ -97,14 +97,16 @@ def known_curve(stock: Inventory, layer: Layer) -> tables.Curve | None:
 def compute(stock: Inventory, shown: Overview) -> None:
     """The spectra that are missing: how long they take, and a button; or what is going on."""
     names = [layer.name for layer in stock.layers]
-    left = remaining(stock, names, state.speed())
-    missing = sum(stock.known(name) is None for name in names)
     job = state.spectra_job(stock)
-    if not missing:
-        return
     if job is None or job.snapshot.over:
+        if job is not None:
+            shown.draw(lambda layer: known_curve(stock, layer))  # also what came while this page was drawn
+        missing = sum(stock.known(name) is None for name in names)
+        if not missing:
+            return
         if job is not None and job.snapshot.error:
             st.error(words.plain(job.snapshot.error), icon=":material/error:")
+        left = remaining(stock, names, state.speed())
         what = f"The spectra of {missing} layers take" if missing > 1 else "The spectrum of the last layer takes"
         st.info(f"{what} about {words.duration(max(1, left))} on this machine.", icon=":material/timer:")
         if st.button("Compute them all", icon=":material/play_arrow:"):
