@@ -30,14 +30,15 @@ class Room:
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._clock = count()
         self._parts: WeakSet[Part] = WeakSet()
 
     @property
     def bytes(self) -> int:
         """Taken by all parts; never more than the limit."""
-        return sum(part.bytes for part in self._parts)
+        with self._lock:
+            return sum(part.bytes for part in self._parts)
 
     def part(self, limit_bytes: int | None = None) -> Part:
         """A part with a limit of its own; it gives its memory back when nobody holds it any more."""

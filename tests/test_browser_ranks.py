@@ -146,6 +146,66 @@ def test_undo_and_redo(ranks: Page) -> None:
     ranks.wait_for_function("([e, v]) => e.value === v", arg=[handle.element_handle(), dragged])
 
 
+BOARD = "document.querySelector('.rb-root').__board"
+ONE_PLAN = f"() => {{ const b = {BOARD}; return b.data.rev === b.rev && JSON.stringify(b.choices()) === b.sent; }}"
+
+
+def test_steps_of_undo_that_come_close_together_are_all_taken(ranks: Page) -> None:
+    """Streamlit keeps the later one of two triggers of a component."""
+    handle = slider(ranks, "fc1")
+    start = handle.input_value()
+    for rank in ("9", "11", "13", "15"):
+        entry = ranks.get_by_label("fc1 exact rank")
+        entry.fill(rank)
+        entry.press("Enter")
+        measured(ranks)
+    ranks.evaluate(f"() => {{ for (let i = 0; i < 4; i++) setTimeout(() => {BOARD}.act('undo'), 15 * i); }}")
+    ranks.wait_for_function("([e, v]) => e.value === v", arg=[handle.element_handle(), start])
+    measured(ranks)
+    assert ranks.evaluate(ONE_PLAN)
+    assert ranks.evaluate(f"{BOARD}.outbox") == []
+
+
+def test_a_rank_chosen_before_an_undo_has_answered_is_the_plan(ranks: Page) -> None:
+    entry = ranks.get_by_label("fc1 exact rank")
+    for rank in ("9", "11"):
+        entry.fill(rank)
+        entry.press("Enter")
+        measured(ranks)
+    ranks.get_by_label("fc1 exact rank").fill("21")
+    ranks.evaluate(f"() => {{ {BOARD}.act('undo'); {BOARD}.enter({BOARD}.rows.get('fc1')); }}")
+    ranks.wait_for_timeout(500)
+    measured(ranks)
+    ranks.wait_for_function(ONE_PLAN)
+    assert slider(ranks, "fc1").input_value() == "21"
+    assert ranks.evaluate(f"{BOARD}.data.choices.fc1.rank") == [21]
+
+
+def test_a_message_that_was_lost_comes_again(ranks: Page) -> None:
+    ranks.evaluate(f"() => {{ const b = {BOARD}; b.sends = b.send; b.send = () => {{ b.send = b.sends; }}; }}")
+    entry = ranks.get_by_label("fc1 exact rank")
+    entry.fill("19")
+    entry.press("Enter")
+    ranks.wait_for_function(f"{BOARD}.outbox.length === 0", timeout=20_000)
+    measured(ranks)
+    assert ranks.evaluate(f"{BOARD}.data.choices.fc1.rank") == [19]
+
+
+def test_a_step_after_a_page_switch_is_a_step_of_its_own(ranks: Page) -> None:
+    handle = slider(ranks, "fc1")
+    drag(ranks, handle, 30)
+    measured(ranks)
+    before = handle.input_value()
+    for name in ("Model", "Ranks"):
+        ranks.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click()
+        ranks.get_by_role("heading", name=name, exact=True).wait_for()
+    measured(ranks)
+    drag(ranks, slider(ranks, "fc1"), 12)
+    measured(ranks)
+    ranks.get_by_role("button", name="Undo").click()
+    ranks.wait_for_function("([e, v]) => e.value === v", arg=[slider(ranks, "fc1").element_handle(), before])
+
+
 def test_keyboard_moves_a_rank_and_held_keys_are_one_step_of_undo(ranks: Page) -> None:
     handle = slider(ranks, "conv3")
     start = int(handle.input_value())

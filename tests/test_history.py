@@ -33,6 +33,25 @@ def test_commits_of_one_gesture_are_one_step():
     assert history.undo().undo().plan == START
 
 
+def test_a_gesture_that_comes_back_to_its_start_is_no_step():
+    history = History(START).commit(at(5))
+    for rank in (6, 5):
+        history = history.commit(at(rank), rev=history.rev + 1, gesture=3)
+    assert history.undo().plan == START
+    history = history.commit(at(7), rev=history.rev + 1, gesture=3)
+    assert history.undo().plan == at(5)
+
+
+def test_ranks_sent_before_an_undo_was_seen_are_the_plan(workspace):
+    """The browser numbers its ranks by what it has seen: here as the undo that came before them."""
+    fingerprint = workspace.profile.fingerprint
+    history = History(RankPlan(fingerprint)).commit(RankPlan.of(fingerprint, {"fc1": Choice("svd", (2,))})).undo()
+    choices = {"fc1": {"method": "svd", "rank": [3]}}
+    changed = commit(workspace, history, {"rev": history.rev, "gesture": 9, "choices": choices})
+    assert changed.plan.get("fc1") == Choice("svd", (3,))
+    assert changed.rev > history.rev
+
+
 def test_a_late_message_changes_nothing():
     history = History(START).commit(at(5), rev=7)
     assert history.commit(at(9), rev=7) is history

@@ -6,6 +6,7 @@
 
 const QUANTITIES = ["bytes", "multiplies"];
 const REST_MILLISECONDS = 250;
+const AGAIN_MILLISECONDS = 5000;                             // without an answer, until a message goes out again
 const MOST_BARS = 240;                                     // of a chart: beyond it neighbours share a bar
 
 /* ---- closed forms: the same integers as Python's ---------------------------------------------------------------- */
@@ -139,8 +140,11 @@ class Board {
     this.model = model;
     this.send = send;
     this.rev = -1;
-    this.gesture = 0;
+    this.gesture = Date.now();                             // also newer than those of a board before this one
     this.sent = "";
+    this.name = Math.random().toString(36).slice(2);
+    this.outbox = [];                                      // what Python has not said it has heard
+    this.said = 0;
     this.rows = new Map();
     this.score = null;
     this.scoreRev = -1;
@@ -164,7 +168,20 @@ class Board {
     this.group = Math.ceil(model.layers.length / MOST_BARS) || 1;
     this.build();
     this.onFeed = event => this.feed(event.detail);
+    this.palette();
+  }
+
+  /* While it is on the page it hears the feed and follows the theme. */
+  live() {
     window.addEventListener("rank-feed", this.onFeed);
+    clearInterval(this.look);
+    this.look = window.setInterval(() => { if (this.root.isConnected) this.palette(); else this.leave(); }, 700);
+  }
+
+  leave() {
+    window.removeEventListener("rank-feed", this.onFeed);
+    clearInterval(this.look);
+    clearTimeout(this.again);
   }
 
   /* -- structure -- */
@@ -189,8 +206,6 @@ class Board {
         this.act(key === "y" || event.shiftKey ? "redo" : "undo");
       }
     });
-    this.palette();
-    window.setInterval(() => { if (this.root.isConnected) this.palette(); }, 700);
   }
 
   buildToolbar() {
@@ -387,6 +402,8 @@ class Board {
 
   update(data) {
     this.data = data;
+    const [board, heard] = data.heard;
+    if (board === this.name) this.outbox = this.outbox.filter(message => message.id > heard);
     for (const [name, methods] of Object.entries(data.tails || {}))
       for (const [method, tails] of Object.entries(methods)) this.learn(name, method, tails);
     this.learnLatency(data.latency || {});
@@ -581,13 +598,31 @@ class Board {
   }
 
   commit() {
-    const message = this.pending();
-    if (message) { this.send("commit", message); this.drawDifference(); }
+    const plan = this.pending();
+    if (plan) { this.say("commit", plan); this.drawDifference(); }
     this.draw(true);
   }
 
   act(action, extra = {}) {
-    this.send("action", { action, pending: this.pending(), nonce: Date.now(), ...extra });
+    const plan = this.pending();
+    if (plan) this.say("commit", plan);
+    this.say(action, extra);
+  }
+
+  /* Of two triggers that come close together Streamlit keeps the later one, and one that comes while a page is still
+     being built may be lost. So whatever Python has not said it has heard goes out again with the next, or by itself. */
+  say(action, extra) {
+    const last = this.outbox[this.outbox.length - 1];
+    if (action === "commit" && last && last.action === "commit" && last.gesture === extra.gesture) this.outbox.pop();
+    this.outbox.push({ id: this.said += 1, action, ...extra });
+    this.post();
+  }
+
+  post() {
+    clearTimeout(this.again);
+    if (!this.outbox.length || !this.root.isConnected) return;
+    this.send("messages", { board: this.name, model: this.model.key, messages: this.outbox });
+    this.again = setTimeout(() => this.post(), AGAIN_MILLISECONDS);
   }
 
   useful(row) {
@@ -1200,10 +1235,11 @@ function mount(root, data, send) {
   }
   root.__pending = null;
   if (!root.__board || root.__board.model.key !== model.key) {
-    if (root.__board) window.removeEventListener("rank-feed", root.__board.onFeed);
+    if (root.__board) root.__board.leave();
     root.__board = new Board(root, model, send);
   }
   root.__board.send = send;
+  root.__board.live();
   root.__board.update(data);
   if (window.__rankFeed) root.__board.feed(window.__rankFeed);
 }

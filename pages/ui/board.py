@@ -77,6 +77,7 @@ def live(workspace: Workspace) -> None:
         data={
             "model": model_key(workspace),
             "rev": history.rev,
+            "heard": state.heard(),
             "choices": _choices(history.plan),
             "tails": _more_tails(workspace, history.plan),
             "latency": _latency(workspace),
@@ -88,8 +89,7 @@ def live(workspace: Workspace) -> None:
             "tolerance": history.tolerance,
             **_figures(shown),
         },
-        on_commit_change=lambda: _committed(workspace),
-        on_action_change=lambda: _acted(workspace),
+        on_messages_change=lambda: _told(workspace),
     )
     editor.show(workspace)
     _stream(workspace, history, measurement, shown)
@@ -127,19 +127,17 @@ def _learnt(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _committed(workspace: Workspace) -> None:
-    message = state.widget("board").commit
-    if message is not None:
-        state.set_history(workspace, commit(workspace, state.history(workspace), message))
-
-
-def _acted(workspace: Workspace) -> None:
-    message = state.widget("board").action
-    if message is not None:
-        history = state.history(workspace)
-        if message.get("pending"):
-            history = commit(workspace, history, message["pending"])
-        state.set_history(workspace, act(history, message))
+def _told(workspace: Workspace) -> None:
+    told = state.widget("board").messages
+    if told is None or told["model"] != model_key(workspace):
+        return
+    history = state.history(workspace)
+    changed = history
+    for message in told["messages"]:
+        if state.hear(told["board"], int(message["id"])):
+            changed = commit(workspace, changed, message) if message["action"] == "commit" else act(changed, message)
+    if changed is not history:
+        state.set_history(workspace, changed)
 
 
 def commit(workspace: Workspace, history: History, message: dict[str, Any]) -> History:
@@ -152,7 +150,8 @@ def commit(workspace: Workspace, history: History, message: dict[str, Any]) -> H
         check_plan(workspace.profile, plan)
     except (LowRankError, KeyError, TypeError, ValueError):
         return history
-    return history.commit(plan, rev=int(message["rev"]), gesture=int(message["gesture"]))
+    rev = max(int(message["rev"]), history.rev + 1)  # the browser has not yet seen an undo that came just before
+    return history.commit(plan, rev=rev, gesture=int(message["gesture"]))
 
 
 def act(history: History, message: dict[str, Any]) -> History:

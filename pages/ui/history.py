@@ -40,8 +40,10 @@ class History:
         if new_rev <= self.rev:
             return self
         if plan == self.plan:
-            return replace(self, rev=new_rev, gesture=gesture)
+            return replace(self, rev=new_rev)
         same = gesture >= 0 and gesture == self.gesture
+        if same and self.past[-1:] == (plan,):  # there and back again is no step
+            return replace(self, plan=plan, past=self.past[:-1], rev=new_rev, gesture=-1)
         past = self.past if same else (*self.past, self.plan)[-DEPTH:]
         return replace(self, plan=plan, past=past, future=(), rev=new_rev, gesture=gesture)
 

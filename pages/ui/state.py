@@ -266,6 +266,20 @@ def set_widget(key: str, value: str) -> None:
     st.session_state[key] = value
 
 
+def heard() -> tuple[str, int]:
+    """The board whose messages came last, and the number of the last one."""
+    found: tuple[str, int] = st.session_state.get("heard", ("", 0))
+    return found
+
+
+def hear(board: str, number: int) -> bool:
+    """Note a message of a board; False where it was heard before, as messages may come again."""
+    if heard()[0] == board and number <= heard()[1]:
+        return False
+    st.session_state["heard"] = board, number
+    return True
+
+
 def newer_run_waits() -> bool:
     """Whether another run of this session waits for this one to end.
 
@@ -277,6 +291,8 @@ def newer_run_waits() -> bool:
     requests = None if context is None else context.script_requests
     if requests is None or requests._state is ScriptRequestType.CONTINUE:
         return False
+    if requests._state is ScriptRequestType.STOP:  # nobody looks any more
+        return True
     waiting = set(requests._rerun_data.fragment_id_queue)
     return not waiting or not waiting <= st.session_state.get("patient", set())
 
