@@ -51,6 +51,12 @@ RECOMPUTED = 5
 
 RANKS = """() => Object.fromEntries([...document.querySelectorAll('.rb-row')].map(
     row => [row.dataset.layer, row.querySelector('.rb-entry').value]))"""
+BOARD = """() => {
+    const board = (document.querySelector('.rb-root') || {}).__board, app = document.querySelector('[data-testid=stApp]');
+    return { script: app && app.dataset.testScriptState, ...(board && {
+        rev: board.rev, python: board.data.rev, scored: board.scoreRev, measuring: board.measuring, doing: board.doing,
+        dragging: board.dragging, unheard: board.outbox.length, status: board.status.textContent }) };
+}"""
 FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 FRESH = "[data-testid=live-accuracy]:is([data-state=measuring], [data-state=measured])"
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
@@ -127,6 +133,7 @@ class Visitor:
         except (BrowserError, AssertionError) as error:
             self.say(f"{name}: {str(error).strip()[:300]}")
             with suppress(BrowserError):
+                print(f"session {self.number}: {await self.page.evaluate(BOARD)}", flush=True)
                 await self.page.goto(re.sub(r":(\d+)/\w*", r":\1/Ranks", self.page.url))
                 await self.page.wait_for_selector(FRESH)
                 self.ranks = await self.shown()
