@@ -52,7 +52,8 @@ RECOMPUTED = 5
 RANKS = """() => Object.fromEntries([...document.querySelectorAll('.rb-row')].map(
     row => [row.dataset.layer, row.querySelector('.rb-entry').value]))"""
 BOARD = """() => {
-    const board = (document.querySelector('.rb-root') || {}).__board, app = document.querySelector('[data-testid=stApp]');
+    const board = (document.querySelector('.rb-root') || {}).__board;
+    const app = document.querySelector('[data-testid=stApp]');
     return { script: app && app.dataset.testScriptState, ...(board && {
         rev: board.rev, python: board.data.rev, scored: board.scoreRev, measuring: board.measuring, doing: board.doing,
         dragging: board.dragging, unheard: board.outbox.length, status: board.status.textContent }) };

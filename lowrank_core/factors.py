@@ -94,8 +94,8 @@ class FactorStore:
         with one_thread() if small else nullcontext(), _naming(layer, method):
             if self._cache is None:
                 return compute()
-            threads = 1 if small else torch.get_num_threads()
-            return self._cache.remembered({**about, "step": step, "threads": threads}, compute)
+            where = 1 if small else "cuda" if torch.cuda.is_available() else torch.get_num_threads()
+            return self._cache.remembered({**about, "step": step, "threads": where}, compute)
 
     def _moment(self, name: str) -> Tensor:
         if self._moments is None:

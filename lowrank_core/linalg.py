@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import sqrt
+from typing import TypeVar
 
 import tensorly
 import torch
@@ -22,6 +23,7 @@ from lowrank_core.steps import Steps
 
 tensorly.set_backend("pytorch")
 
+R = TypeVar("R", Tensor, tuple[Tensor, Tensor])
 
 EXACT = 128
 """Up to this many components singular values come from an SVD in float64, exact to the last. Those of a Gram matrix
@@ -32,6 +34,10 @@ BLOCK = 512
 
 BLOCK_BYTES = 32 * 2**20
 """Of a matrix that is turned into float64 at a time."""
+
+WORTH_MOVING = 1024
+"""Shorter side from which a matrix is worth the way to a CUDA device. Everything is float64 there, too: singular values
+agree with the CPU's to 1e-7 of the largest, their squares to 1e-14, as those of two CPUs do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +147,7 @@ def factorize_matrices(matrices: Tensor) -> Nested:
     Raises InvalidModel for NaN or Inf entries.
     """
     check_finite(matrices)
-    return Nested(lambda: singular_values(matrices), lambda: _factors(matrices))
+    return Nested(lambda: singular_values(matrices), lambda: _where_fastest(_factors, matrices))
 
 
 def check_finite(weight: Tensor) -> None:
@@ -159,6 +165,22 @@ def singular_values(matrices: Tensor) -> Tensor:
     >>> singular_values(torch.tensor([[[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]]])).tolist()
     [[4.0, 3.0]]
     """
+    return _where_fastest(_singular_values, matrices)
+
+
+def _where_fastest(work: Callable[[Tensor], R], matrices: Tensor) -> R:
+    """work(matrices) on a CUDA device where there is one, they are large, and they fit; else where they are."""
+    if min(matrices.shape[1:]) >= WORTH_MOVING and not matrices.is_cuda and torch.cuda.is_available():
+        with suppress(torch.cuda.OutOfMemoryError):
+            found = work(matrices.cuda())
+            if isinstance(found, Tensor):
+                return found.to(matrices.device)
+            left, right = found
+            return left.to(matrices.device), right.to(matrices.device)
+    return work(matrices)
+
+
+def _singular_values(matrices: Tensor) -> Tensor:
     wide = matrices.detach()
     wide = wide if wide.shape[1] <= wide.shape[2] else wide.mT
     if wide.shape[1] <= EXACT:
@@ -183,7 +205,7 @@ def lower_gram(matrix: Tensor) -> Tensor:
 
 
 def _factors(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """left (groups, m, k) and right (groups, k, n)"""
+    """left (groups, m, k) and right (groups, k, n)."""
     stack = matrices.detach().to(torch.float64)
     _, rows, columns = stack.shape
     if rows == columns <= EXACT:

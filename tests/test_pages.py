@@ -6,11 +6,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from streamlit.runtime.scriptrunner_utils.exceptions import StopException
+from streamlit.runtime.scriptrunner_utils.script_requests import RerunData, ScriptRequests
 from streamlit.testing.v1 import AppTest
 
 from lowrank_core.builtin import BUILTIN
@@ -49,6 +52,18 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
         return (app if PAGES[title] == "app.py" else app.switch_page(PAGES[title])).run()
 
     return opener
+
+
+def test_a_run_that_streams_ends_for_a_newer_one_but_never_as_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended by itself, a run that Streamlit has replaced takes the fragments of the page that is there now with it."""
+    requests = ScriptRequests()
+    monkeypatch.setattr(state, "get_script_run_ctx", lambda: SimpleNamespace(script_requests=requests))
+    assert not state.newer_run_waits()
+    requests.request_rerun(RerunData())
+    assert state.newer_run_waits()
+    requests.request_stop()
+    with pytest.raises(StopException):
+        state.newer_run_waits()
 
 
 def text(page: AppTest) -> str:

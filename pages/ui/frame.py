@@ -64,6 +64,7 @@ def page(title: str, advice: str, weights: Callable[[Inventory], None] | None = 
         opened = True
         st.markdown(advice)
         yield workspace
+        state.end_if_replaced()
         return
     except LowRankError as error:
         text = str(error)

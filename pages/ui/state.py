@@ -21,6 +21,7 @@ import msgspec
 import platformdirs
 import streamlit as st
 import torch
+from streamlit.runtime.scriptrunner_utils.exceptions import StopException
 from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequestType
 from streamlit.runtime.scriptrunner_utils.script_run_context import ThreadState, get_script_run_ctx
 
@@ -287,14 +288,25 @@ def newer_run_waits() -> bool:
     that streams has to look, or a released thumb would wait for the measurement before it. The fragments of `let_wait`
     do wait.
     """
+    end_if_replaced()
     context = get_script_run_ctx()
     requests = None if context is None else context.script_requests
     if requests is None or requests._state is ScriptRequestType.CONTINUE:
         return False
-    if requests._state is ScriptRequestType.STOP:  # nobody looks any more
-        return True
     waiting = set(requests._rerun_data.fragment_id_queue)
     return not waiting or not waiting <= st.session_state.get("patient", set())
+
+
+def end_if_replaced() -> None:
+    """End this run where Streamlit has already begun another one for the same page, as after a page switch.
+
+    A run of a page that comes to its end by itself removes all fragments but its own (1.67): those of the run that took
+    its place with them, whose buttons and boards then do nothing any more. Ended like this it removes none.
+    """
+    context = get_script_run_ctx()
+    requests = None if context is None else context.script_requests
+    if requests is not None and requests._state is ScriptRequestType.STOP:
+        raise StopException
 
 
 def let_wait() -> None:
