@@ -430,8 +430,10 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py", help="beside two built-in ones")
+    parser.add_argument("--memory-mb", default="", help="what the server may keep of results; by default 1,074")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["RANK_EXPLORER_MEMORY_MB"] = options.memory_mb
     given = [options.model] if Path(options.model).exists() else []
     refs = [*given, *MODELS][: len(MODELS)]
     workspaces = [Workspace.open(ref) for ref in refs]

@@ -66,6 +66,26 @@ def test_a_run_that_streams_ends_for_a_newer_one_but_never_as_the_latest(monkeyp
         state.newer_run_waits()
 
 
+@pytest.mark.parametrize("given", ["x", "0", "-5", "1.5"])
+def test_a_limit_of_memory_that_is_none_is_one_clear_error(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv(state.MEMORY, given)
+    state._room.clear()
+    state._open_builtin.clear()
+    try:
+        assert f"must be a whole number of MB from 1, such as 512; got {given!r}" in opened("Model").error[0].value
+    finally:
+        state._open_builtin.clear()
+
+
+def test_the_limit_of_memory_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(state.MEMORY, "512")
+    state._room.clear()
+    assert state._room().limit_bytes == 512_000_000
+    state._room.clear()
+
+
 def text(page: AppTest) -> str:
     """All prose on the page."""
     return "\n".join(str(element.value) for kind in ("markdown", "caption") for element in page.get(kind))

@@ -31,7 +31,7 @@ from lowrank_core.candidate import Candidate
 from lowrank_core.comparison import Comparison
 from lowrank_core.cost import check_plan
 from lowrank_core.doing import Doing
-from lowrank_core.errors import LowRankError
+from lowrank_core.errors import InvalidSettings, LowRankError
 from lowrank_core.evaluate import Score
 from lowrank_core.exports import Exported
 from lowrank_core.files import SCRATCH, remove_left, remove_old_scratch, write_whole
@@ -50,7 +50,7 @@ from lowrank_core.survey import Survey
 from lowrank_core.sweep import Swept
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace, open_to_look
-from pages.ui import compare, question, tuning
+from pages.ui import compare, heap, question, tuning
 from pages.ui.asked import Asked, from_json, to_json
 from pages.ui.compare import Found, Raced
 from pages.ui.history import History
@@ -66,6 +66,9 @@ MOST_MODELS = 2 * (len(BUILTIN) + 1)
 MOST_SESSIONS = 200
 """Of which the measurement that runs is known."""
 
+MEMORY = "RANK_EXPLORER_MEMORY_MB"
+"""The environment variable that says how much memory results that can be computed again may take."""
+
 TUNED_BYTES = 2**28
 """Tuned networks in memory take at most this; others come back from their states on disk."""
 
@@ -74,6 +77,7 @@ MOST_EXPORTED_BYTES = 4 * 10**9
 
 # One core stays free for the server; threads that outnumber free cores wait for each other many times longer.
 torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+heap.keep_small()
 
 
 def model_given() -> str | None:
@@ -129,8 +133,13 @@ def _open_given(ref: str, stamp: str) -> Workspace | Inventory:
 
 @st.cache_resource
 def _room() -> Room:
-    """What is kept in memory of all models together is bounded by this."""
-    return Room()
+    """What is kept in memory of all models together is bounded by this; raises InvalidSettings."""
+    given = os.environ.get(MEMORY, "")
+    if not given:
+        return Room()
+    if not re.fullmatch(r"[1-9]\d{0,8}", given):
+        raise InvalidSettings(f"{MEMORY} must be a whole number of MB from 1, such as 512; got {given!r}. Correct it.")
+    return Room(int(given) * 10**6)
 
 
 def _cache() -> Cache:

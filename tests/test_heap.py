@@ -1,0 +1,50 @@
+"""Memory that was freed goes back to the system, tried in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pages.ui import heap
+
+FREED = """
+import threading, time
+from pathlib import Path
+from pages.ui import heap
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+def fill():
+    blocks = [bytes(1000) for _ in range(100_000)]
+    del blocks[1::2], blocks[:-1]
+    kept.extend(blocks)  # the last block stays, so that what lies below it is not at the end of the heap
+
+kept = []
+before = resident()
+threads = [threading.Thread(target=fill) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+full = resident()
+assert heap.keep_small(0.1) is not None
+time.sleep(0.5)
+print(full - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+def test_what_was_freed_goes_back() -> None:
+    told = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True).stdout
+    full, left = map(float, told.split())
+    assert full > 50
+    assert left < full / 2
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(heap.ctypes, "CDLL", missing)
+    assert heap.keep_small() is None
