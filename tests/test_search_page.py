@@ -123,6 +123,13 @@ def histories(page: AppTest):
     return next(iter(page.session_state["histories"].values()))
 
 
+def test_a_job_goes_on_even_where_somebody_always_waits() -> None:
+    workspace, job = Workspace.open("builtin:iris-mlp"), Job("count", lambda job: iter(()))
+    with workspace.somebody_waits():
+        called_off = question.patient(workspace, job)
+        assert [called_off(), called_off()] == [False, False]
+
+
 def test_a_rule_appears_by_itself_with_its_words_and_settings(opened: Open, planted: type[Planted]) -> None:
     page = opened("planted")
     assert "Three ranks of fc1, one after the other. *Source: this test.*" in text(page)

@@ -82,12 +82,26 @@ def ask(workspace: Workspace, question: Question, folder: Path, job: Job[Trial])
     yield from search(question.rule, problem)
 
 
+PATIENCE_SECONDS = 0.5
+"""A job gives way for at most so long, and then works for as long: its own asker waits, too."""
+
+
 def patient(workspace: Workspace, job: Job[Any]) -> Callable[[], bool]:
-    """Whether a job has been called off, asked by work that gives way: the answer waits while somebody waits."""
+    """Whether a job has been called off, asked by work that gives way: the answer waits while somebody waits.
+
+    Where somebody always waits, as many people at one model do, half of the time is the job's.
+    """
+    turn = 0.0
 
     def called_off() -> bool:
-        while workspace.busy and not job.stopped():
+        nonlocal turn
+        if time.monotonic() < turn + PATIENCE_SECONDS:
+            return job.stopped()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while workspace.busy and not job.stopped() and time.monotonic() < until:
             time.sleep(0.02)
+        if time.monotonic() >= until:
+            turn = time.monotonic()
         return job.stopped()
 
     return called_off
