@@ -153,20 +153,25 @@ def drag(layers: int, drags: int) -> None:
 # ---- a cluster ------------------------------------------------------------------------------------------------------
 
 
+POINTS = 100
+"""Measured by a profile on a cluster, at most."""
+
+
 def cluster(ref: str) -> None:
     from distributed import Client
 
     from tests.conftest import dask_cluster
 
     torch.set_num_threads(1)
+    workspace = Workspace.open(ref)  # a worker, too, opens it once and keeps its factors
 
     def profiled(workers: Workers, tell: Callable[[str], None] = lambda text: None) -> object:
-        workspace = Workspace.open(ref)
         data = workspace.reference.dataset.pick(slice(0, 512))
-        return profile(workspace, workspace.correction, asked(workspace), data, workers=workers, tell=tell)
+        asks = asked(workspace)
+        some = asks[:: -(-len(asks) // POINTS)]
+        return profile(workspace, workspace.correction, some, data, workers=workers, tell=tell)
 
     def searched(workers: Workers, tell: Callable[[str], None] = lambda text: None) -> object:
-        workspace = Workspace.open(ref)
         problem = problem_of(workspace, multiplies=0.5, workers=workers, tell=tell)
         *_, answer = search(make("budget", {}), problem)
         return answer.candidate, answer.score
@@ -174,7 +179,8 @@ def cluster(ref: str) -> None:
     with tempfile.TemporaryDirectory() as folder, dask_cluster(Path(folder)) as address:
         two = Workers(dask=address)
         for name, work in (("profile", profiled), ("search", searched)):
-            work(two)  # workers have imported everything and opened the model
+            for workers in (HERE, two):  # the first time imports, opens and factorises
+                work(workers)
             taken, answers = [], []
             for workers in (HERE, two):
                 started = time.monotonic()
