@@ -57,11 +57,45 @@ class GramMatrix:
         Raises InvalidModel where X held NaN or Inf, and Cancelled.
         """
         blocks, self._blocks = self._blocks, []
-        if not all(torch.isfinite(block.diagonal()).all() for block in blocks):
-            raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint.")
+        for block in blocks:
+            _check(block.diagonal())
         whole = self.columns <= WHOLE
         values = torch.linalg.eigvalsh(_whole(blocks)) if whole else _eigenvalues(blocks, self._cancelled)
         return values.clamp_min(0).sqrt().flip(0)
+
+
+class DeviceGram:
+    """The same on one device, as a whole: for a CUDA device, which is fast and has a memory of its own.
+
+    >>> gram = DeviceGram(2, device="cpu")
+    >>> gram.add(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+    >>> gram.singular_values().tolist()
+    [3.0, 2.0]
+    """
+
+    def __init__(self, columns: int, *, device: str = "cuda", cancelled: Callable[[], bool] = lambda: False) -> None:
+        self._cancelled = cancelled
+        self._whole = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (k, columns) of X in any floating dtype; raises Cancelled."""
+        _go_on(self._cancelled)
+        there = rows.to(self._whole.device, torch.float64)
+        self._whole.addmm_(there.mT, there)
+        if self._whole.is_cuda:
+            torch.cuda.synchronize()  # so that it can be called off, and its time be told
+
+    def singular_values(self) -> Tensor:
+        """(columns,) float64, descending, in main memory. Raises InvalidModel for NaN or Inf in X, and Cancelled."""
+        _go_on(self._cancelled)
+        _check(self._whole.diagonal())
+        energies: Tensor = torch.linalg.eigvalsh(self._whole)
+        return energies.clamp_min(0).sqrt().flip(0).cpu()
+
+
+def _check(diagonal: Tensor) -> None:
+    if not torch.isfinite(diagonal).all():
+        raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint.")
 
 
 def _go_on(cancelled: Callable[[], bool]) -> None:

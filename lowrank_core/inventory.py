@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from lowrank_core.cache import Cache
 from lowrank_core.discover import Layer, Rest, Skipped
 from lowrank_core.errors import InvalidModel
-from lowrank_core.gram import GramMatrix, row_blocks
+from lowrank_core.gram import DeviceGram, GramMatrix, row_blocks
 from lowrank_core.layers import LayerSpec
+from lowrank_core.linalg import worth_moving
 from lowrank_core.weights import StoredTensor, Weights, content_hash, fingerprint
 
 METHOD = "svd"
@@ -93,7 +95,7 @@ class Inventory:
             "what": "spectrum of a stored tensor",
             "version": [VERSION, torch.__version__],
             "tensor": content_hash(tensor),
-            "threads": torch.get_num_threads(),
+            "threads": "cuda" if worth_moving(_side(tensor)) else torch.get_num_threads(),
         }
         return self.cache.remembered(about, lambda: {"values": _spectrum(tensor, cancelled)})["values"]
 
@@ -172,9 +174,21 @@ def _spec(name: str, shape: tuple[int, ...], *, biased: bool) -> LayerSpec:
     )
 
 
+def _side(tensor: StoredTensor) -> int:
+    """The shorter one of the tensor as a matrix."""
+    return min(tensor.shape[0], prod(tensor.shape[1:]))
+
+
 def _spectrum(tensor: StoredTensor, cancelled: Callable[[], bool]) -> Tensor:
+    side = _side(tensor)
+    if worth_moving(side):
+        with suppress(torch.cuda.OutOfMemoryError):
+            return _summed(DeviceGram(side, cancelled=cancelled), tensor)
+    return _summed(GramMatrix(side, cancelled=cancelled), tensor)
+
+
+def _summed(gram: GramMatrix | DeviceGram, tensor: StoredTensor) -> Tensor:
     rows, columns = tensor.shape[0], prod(tensor.shape[1:])
-    gram = GramMatrix(min(rows, columns), cancelled=cancelled)
     if columns <= rows:
         for part in row_blocks(rows, columns):
             gram.add(tensor.read(part).reshape(-1, columns))
@@ -216,7 +230,7 @@ def measure_speed(clock: Callable[[], float] = time.perf_counter) -> Estimate:
     found = []
     for _ in range(2):
         began = clock()
-        gram = GramMatrix(PROBE)
+        gram = DeviceGram(PROBE) if worth_moving(PROBE) else GramMatrix(PROBE)
         gram.add(rows)
         added = clock()
         gram.singular_values()

@@ -168,9 +168,14 @@ def singular_values(matrices: Tensor) -> Tensor:
     return _where_fastest(_singular_values, matrices)
 
 
+def worth_moving(side: int) -> bool:
+    """Whether a matrix with that shorter side is worked on faster on the CUDA device, where there is one."""
+    return side >= WORTH_MOVING and torch.cuda.is_available()
+
+
 def _where_fastest(work: Callable[[Tensor], R], matrices: Tensor) -> R:
     """work(matrices) on a CUDA device where there is one, they are large, and they fit; else where they are."""
-    if min(matrices.shape[1:]) >= WORTH_MOVING and not matrices.is_cuda and torch.cuda.is_available():
+    if worth_moving(min(matrices.shape[1:])) and not matrices.is_cuda:
         with suppress(torch.cuda.OutOfMemoryError):
             found = work(matrices.cuda())
             if isinstance(found, Tensor):

@@ -1,13 +1,18 @@
 """Large matrices on a CUDA device, where there is one: the same answers; and without room there, the CPU's."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lowrank_core import linalg
+from lowrank_core import inventory, linalg
+from lowrank_core.inventory import take_stock
 from lowrank_core.linalg import WORTH_MOVING, factorize_matrices, singular_values
+from lowrank_core.sources import open_any
+from lowrank_core.weights import Weights
 
 SHAPES = [(1, WORTH_MOVING, WORTH_MOVING), (1, 2 * WORTH_MOVING, WORTH_MOVING), (2, WORTH_MOVING, WORTH_MOVING + 7)]
 
@@ -43,6 +48,24 @@ def test_without_room_on_the_device_the_cpu_answers(
     expected = on_the_cpu(lambda: singular_values(large), monkeypatch)
     assert torch.equal(singular_values(large), expected)
     assert full == [SHAPES[0]]
+
+
+def test_a_stored_tensor_without_room_on_the_device_is_worked_on_by_the_cpu(
+    full: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "large.safetensors"
+    save_file({"layer.weight": planted(SHAPES[0])[0]}, file)
+    weights = open_any(str(file))
+    assert isinstance(weights, Weights)
+    expected = on_the_cpu(lambda: take_stock(weights).spectrum("layer"), monkeypatch)
+
+    def no_room(side: int, **_: object) -> None:
+        full.append((side, side))
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(inventory, "DeviceGram", no_room)
+    assert torch.equal(take_stock(weights).spectrum("layer"), expected)
+    assert full == [(WORTH_MOVING, WORTH_MOVING)]
 
 
 def test_small_matrices_stay_where_they_are(full: list[tuple[int, ...]]) -> None:

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lowrank_core import Workspace
 from lowrank_core.__main__ import cli
 from lowrank_core.discover import fingerprint
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidModel, LowRankError, UnknownModel
-from lowrank_core.gram import WHOLE, GramMatrix, row_blocks
+from lowrank_core.gram import WHOLE, DeviceGram, GramMatrix, row_blocks
 from lowrank_core.inventory import Inventory, measure_speed, remaining, take_stock
 from lowrank_core.sources import open_any
 from lowrank_core.sources.safetensors import LARGEST_HEADER
@@ -46,13 +47,14 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 # ---- singular values in little memory ----
 
 
+@pytest.mark.parametrize("gram_of", [GramMatrix, partial(DeviceGram, device="cpu")], ids=["blocks", "device"])
 @pytest.mark.parametrize("side", [1, 5, WHOLE, WHOLE + 1, WHOLE + 70, WHOLE + 130])
-def test_planted_singular_values_are_found(side: int) -> None:
+def test_planted_singular_values_are_found(side: int, gram_of: Callable[[int], GramMatrix | DeviceGram]) -> None:
     planted = torch.logspace(0, -6, side, dtype=torch.float64)
     left = torch.linalg.qr(random(side + 3, side, dtype=torch.float64)).Q
     right = torch.linalg.qr(random(side, side, dtype=torch.float64)).Q
     rows = left * planted @ right.mT
-    gram = GramMatrix(side)
+    gram = gram_of(side)
     for part in (rows[:2], rows[2:]):
         gram.add(part)
     found = gram.singular_values()
