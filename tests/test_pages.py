@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -244,6 +245,7 @@ def test_a_weight_of_zeros_can_be_drawn() -> None:
     assert len(charts.spectrum(curve).data) == 2
     assert charts.small_multiples([curve])
     assert "leave it dense" in tables.advice(curve)
+    assert "Every weight of this layer is zero" in tables.advice(replace(curve, even_bytes=5, even_multiplies=5))
 
 
 def test_export_measures_the_plan_and_writes_a_checked_file(opened: Open, workspace: Workspace) -> None:

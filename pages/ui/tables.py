@@ -301,6 +301,8 @@ def advice(curve: Curve) -> str:
     useful = max(curve.even_bytes, curve.even_multiplies)
     if useful == 0:
         return "No rank of this method is cheaper than the layer itself: leave it dense, or try another method."
+    if curve.effective_rank == 0:
+        return "Every weight of this layer is zero, so it answers with its bias alone: was it ever trained?"
     if curve.rank_90 > useful:
         return (
             f"Even 90 % of the energy needs rank {curve.rank_90}, above break-even at {useful}: expect a loss of "
