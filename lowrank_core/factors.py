@@ -94,8 +94,10 @@ class FactorStore:
         with one_thread() if small else nullcontext(), _naming(layer, method):
             if self._cache is None:
                 return compute()
-            where = 1 if small else "cuda" if torch.cuda.is_available() else torch.get_num_threads()
-            return self._cache.remembered({**about, "step": step, "threads": where}, compute)
+            threads: int | str = 1 if small else torch.get_num_threads()
+            if not small and torch.cuda.is_available():
+                threads = f"{threads} and CUDA"  # the large ones of a step may have been worked on there
+            return self._cache.remembered({**about, "step": step, "threads": threads}, compute)
 
     def _moment(self, name: str) -> Tensor:
         if self._moments is None:

@@ -1,6 +1,7 @@
 """Spectra: how fast the singular values of every layer fall, and which ranks pay."""
 
 from collections.abc import Callable
+from functools import partial
 
 import streamlit as st
 
@@ -80,7 +81,7 @@ def weights(stock: Inventory) -> None:
     st.header("Every layer", anchor=False, help=HELP)
     progress, shown = st.container(), Overview(stock.layers)
     st.caption("Dashed: break-even in bytes. The number is the effective rank.")
-    shown.draw(lambda layer: known_curve(stock, layer))
+    shown.draw(partial(known_curve, stock))
     st.header("One layer", anchor=False)
     one_of(stock)
     frame.link("Model")
@@ -97,10 +98,11 @@ def known_curve(stock: Inventory, layer: Layer) -> tables.Curve | None:
 def compute(stock: Inventory, shown: Overview) -> None:
     """The spectra that are missing: how long they take, and a button; or what is going on."""
     names = [layer.name for layer in stock.layers]
+    curve = partial(known_curve, stock)
     job = state.spectra_job(stock)
     if job is None or job.snapshot.over:
         if job is not None:
-            shown.draw(lambda layer: known_curve(stock, layer))  # also what came while this page was drawn
+            shown.draw(curve)  # also what came while this page was drawn
         missing = sum(stock.known(name) is None for name in names)
         if not missing:
             return
@@ -117,7 +119,7 @@ def compute(stock: Inventory, shown: Overview) -> None:
     def says(known: Snapshot[str]) -> str:
         return f"{sum(stock.known(name) is not None for name in names)} of {len(names)} layers"
 
-    running.follow(job, says, lambda known, serial: shown.draw(lambda layer: known_curve(stock, layer)))
+    running.follow(job, says, lambda known, serial: shown.draw(curve))
 
 
 @st.fragment

@@ -16,6 +16,7 @@ from lowrank_core.predict import curves, noise_table, predict
 from lowrank_core.survey import Survey
 from lowrank_core.workspace import Workspace
 
+BOARD = "document.querySelector('.rb-root').__board"
 FIGURES = ("accuracy", "bytes", "multiplies")
 
 
@@ -146,7 +147,6 @@ def test_undo_and_redo(ranks: Page) -> None:
     ranks.wait_for_function("([e, v]) => e.value === v", arg=[handle.element_handle(), dragged])
 
 
-BOARD = "document.querySelector('.rb-root').__board"
 ONE_PLAN = f"() => {{ const b = {BOARD}; return b.data.rev === b.rev && JSON.stringify(b.choices()) === b.sent; }}"
 
 
@@ -394,23 +394,21 @@ def test_a_measurement_stops_once_it_is_decided_against_the_tolerance(ranks: Pag
 
 
 def test_no_late_rerun_moves_a_thumb_back(ranks: Page) -> None:
-    board = "document.querySelector('.rb-root').__board"
-    old = ranks.evaluate(f"({{...{board}.data}})")
+    old = ranks.evaluate(f"({{...{BOARD}.data}})")
     drag(ranks, slider(ranks, "fc1"), 44)
     measured(ranks)
     kept = slider(ranks, "fc1").input_value()
-    ranks.evaluate(f"old => {board}.update({{...old, choices: {{}}}})", old)
+    ranks.evaluate(f"old => {BOARD}.update({{...old, choices: {{}}}})", old)
     assert slider(ranks, "fc1").input_value() == kept
-    newer = old | {"rev": ranks.evaluate(f"{board}.rev") + 1, "choices": {"fc1": {"method": "svd", "rank": [9]}}}
-    ranks.evaluate(f"data => {board}.update(data)", newer)
+    newer = old | {"rev": ranks.evaluate(f"{BOARD}.rev") + 1, "choices": {"fc1": {"method": "svd", "rank": [9]}}}
+    ranks.evaluate(f"data => {BOARD}.update(data)", newer)
     assert slider(ranks, "fc1").input_value() == "9"
 
 
 def test_a_score_is_shown_only_with_the_plan_it_belongs_to(ranks: Page) -> None:
-    board = "document.querySelector('.rb-root').__board"
     before = figure(ranks, "accuracy")
     stale = "{model: b.model.key, rev: b.rev - 1, score: {value: 0.5, dense: 0.9, samples: 9, drop: 0.4}, done: true}"
-    ranks.evaluate(f"() => {{ const b = {board}; b.feed({stale}); }}")
+    ranks.evaluate(f"() => {{ const b = {BOARD}; b.feed({stale}); }}")
     assert figure(ranks, "accuracy") == before
     drag(ranks, slider(ranks, "fc1"), 33, release=False)
     assert ranks.get_attribute("[data-testid=live-accuracy]", "data-state") != "measured"
@@ -452,16 +450,15 @@ def test_many_layers_share_bars_and_rows_out_of_sight_follow_at_rest(
     monkeypatch.setenv("LAYERS", "500")
     page.goto(f"{serve('benchmarks/deep_network.py')}/Ranks")
     slider(page, "head").wait_for(timeout=120_000)
-    page.wait_for_function("document.querySelector('.rb-root').__board.hidden.size > 300")
-    board = "document.querySelector('.rb-root').__board"
-    total = f"RankBoard.totals({board}.model, {board}.choices()).multiplies"
+    page.wait_for_function(f"{BOARD}.hidden.size > 300")
+    total = f"RankBoard.totals({BOARD}.model, {BOARD}.choices()).multiplies"
     for kind in ("accuracy", "bytes", "multiplies"):
         bars = page.locator(f"[data-testid=chart-{kind}] .subplot.x2y2 .barlayer .trace:last-child .point")
         assert bars.count() == 167
     page.get_by_label("Budget lock").select_option("multiplies")
-    held = page.evaluate(f"{board}.hold.total")
+    held = page.evaluate(f"{BOARD}.hold.total")
     name, moved, shown, kept = page.evaluate(f"""() => {{
-        const board = {board};
+        const board = {BOARD};
         board.drag(board.rows.get("blocks.0.down"), 0, 90);
         board.draw(false);
         const far = [...board.stale].pop();
@@ -469,7 +466,7 @@ def test_many_layers_share_bars_and_rows_out_of_sight_follow_at_rest(
     }}""")
     assert moved < shown
     assert 0.97 * held < kept <= held
-    page.wait_for_function(f"{board}.stale.size === 0")
+    page.wait_for_function(f"{BOARD}.stale.size === 0")
     assert slider(page, name).input_value() == str(moved)
     assert (slider(page, name).get_attribute("aria-valuetext") or "").startswith(f"rank {moved} of 96")
 

@@ -22,7 +22,7 @@ import platformdirs
 import streamlit as st
 import torch
 from streamlit.runtime.scriptrunner_utils.exceptions import StopException
-from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequestType
+from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequests, ScriptRequestType
 from streamlit.runtime.scriptrunner_utils.script_run_context import ThreadState, get_script_run_ctx
 
 from lowrank_core.builtin import BUILTIN, POINTS
@@ -298,8 +298,7 @@ def newer_run_waits() -> bool:
     do wait.
     """
     end_if_replaced()
-    context = get_script_run_ctx()
-    requests = None if context is None else context.script_requests
+    requests = _script_requests()
     if requests is None or requests._state is ScriptRequestType.CONTINUE:
         return False
     waiting = set(requests._rerun_data.fragment_id_queue)
@@ -312,10 +311,15 @@ def end_if_replaced() -> None:
     A run of a page that comes to its end by itself removes all fragments but its own (1.67): those of the run that took
     its place with them, whose buttons and boards then do nothing any more. Ended like this it removes none.
     """
-    context = get_script_run_ctx()
-    requests = None if context is None else context.script_requests
+    requests = _script_requests()
     if requests is not None and requests._state is ScriptRequestType.STOP:
         raise StopException
+
+
+def _script_requests() -> ScriptRequests | None:
+    """What Streamlit asks of this run; None outside of one."""
+    context = get_script_run_ctx()
+    return None if context is None else context.script_requests
 
 
 def let_wait() -> None:
