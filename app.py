@@ -6,6 +6,7 @@ from lowrank_core.cost import plan_cost
 from lowrank_core.inventory import Inventory
 from lowrank_core.sources import weights_alone
 from pages.ui import frame, words
+from pages.ui.button import button
 
 
 def weights(stock: Inventory) -> None:
@@ -36,7 +37,7 @@ with frame.page(
             st.metric("Multiplies", words.count(cost.multiplies), help=words.MULTIPLIES, width="content")
             compressible = 1 - rest.multiplies / cost.multiplies if cost.multiplies else 0.0
             st.metric("Compressible", words.share(compressible), help=words.COMPRESSIBLE, width="content")
-        if st.button("Tune the ranks", type="primary", icon=":material/tune:"):
+        if button("Tune the ranks", type="primary", icon=":material/tune:"):
             st.switch_page("pages/3_Ranks.py")
     with right:
         st.markdown(

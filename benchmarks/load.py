@@ -60,6 +60,7 @@ BOARD = """() => {
 }"""
 FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 FRESH = "[data-testid=live-accuracy]:is([data-state=measuring], [data-state=measured])"
+MAIN = "[data-testid=stMain]"
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 WRONG = re.compile(r"Traceback|Uncaught|Exception|\bERROR\b|\bCRITICAL\b")
@@ -135,6 +136,7 @@ class Visitor:
             self.say(f"{name}: {str(error).strip()[:300]}")
             with suppress(BrowserError):
                 print(f"session {self.number}: {await self.page.evaluate(BOARD)}", flush=True)
+                print((await self.page.inner_text(MAIN))[:2000], flush=True)
                 await self.page.goto(re.sub(r":(\d+)/\w*", r":\1/Ranks", self.page.url))
                 await self.page.wait_for_selector(FRESH)
                 self.ranks = await self.shown()
@@ -300,8 +302,10 @@ class Visitor:
         """Write a checkpoint, tried in a fresh process."""
         await self.go("Export")
         await self.page.get_by_role("button", name="Write the checkpoint").click()
+        written = self.page.get_by_role("button", name="Download the checkpoint")
+        await expect(written).to_have_count(0)  # one written before goes
         async with self.page.expect_download() as download:
-            await self.page.get_by_role("button", name="Download the checkpoint").click()
+            await written.click()
         await (await download.value).path()
         await self.at_rest()
 

@@ -12,6 +12,7 @@ from lowrank_core.jobs import Snapshot
 from lowrank_core.plan import RankPlan
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, running, state, tables, words
+from pages.ui.button import button
 
 PART = 48  # layers that are drawn at once, and folded together
 SOON = 5.0  # seconds that may be spent on a layer unasked
@@ -111,7 +112,7 @@ def compute(stock: Inventory, shown: Overview) -> None:
         left = remaining(stock, names, state.speed())
         what = f"The spectra of {missing} layers take" if missing > 1 else "The spectrum of the last layer takes"
         st.info(f"{what} about {words.duration(max(1, left))} on this machine.", icon=":material/timer:")
-        if st.button("Compute them all", icon=":material/play_arrow:"):
+        if button("Compute them all", icon=":material/play_arrow:"):
             state.start_spectra(stock)
             st.rerun()
         return

@@ -11,6 +11,7 @@ from lowrank_core.jobs import Job
 from lowrank_core.selection import Trial
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, question, question_form, running, state, tables, words
+from pages.ui.button import button
 from pages.ui.question import Question, Search
 
 
@@ -137,7 +138,7 @@ def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
     history = state.history(workspace)
     with st.container(horizontal=True, vertical_alignment="center"):
         if (history.plan, history.corrected) != (trial.candidate.plan, corrected):
-            if st.button("Adopt this plan", type="primary", icon=":material/check:"):
+            if button("Adopt this plan", type="primary", icon=":material/check:"):
                 adopted = history.commit(trial.candidate.plan)
                 state.set_history(workspace, adopted if adopted.corrected == corrected else adopted.correct(corrected))
                 st.rerun()
@@ -198,7 +199,7 @@ with frame.page(
             wanted = None
             st.error(words.plain(str(error)), icon=":material/error:")
         label, icon = "Start search", ":material/search:"
-        if st.button(label, type="primary", icon=icon, disabled=busy or wanted is None):
+        if button(label, type="primary", icon=icon, disabled=busy or wanted is None):
             state.start_search(workspace, wanted)
             st.rerun()
         before = [one for one in state.asked_before(workspace)[::-1] if isinstance(one, Question) and one not in jobs]

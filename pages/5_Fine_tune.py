@@ -8,6 +8,7 @@ from lowrank_core.jobs import Job
 from lowrank_core.sweep import Swept
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, running, state, tables, tuning, tuning_form, words
+from pages.ui.button import button
 from pages.ui.tuning import Event, Sweep, Trained, Training, Tuned
 
 
@@ -115,7 +116,7 @@ def send(workspace: Workspace, taken: Tuned) -> None:
             "These weights belong to another plan than the one on *Ranks*: sending them makes theirs the plan; *Undo* "
             "on Ranks brings the one before it back."
         )
-    if st.button("Send to Export", type="primary", icon=":material/file_save:"):
+    if button("Send to Export", type="primary", icon=":material/file_save:"):
         state.send_to_export(workspace, taken)
         st.switch_page("pages/7_Export.py")
 
@@ -179,7 +180,7 @@ def swept(workspace: Workspace, shown: Trained) -> None:
     one = shown.swept[at]
     st.markdown(words.plain(words.verdict(workspace, one.direct)), help=words.INTERVAL)
     st.caption("Its plan becomes the plan on *Ranks*; *Undo* there brings the one before it back.")
-    if st.button("Send to Export", type="primary", icon=":material/file_save:"):
+    if button("Send to Export", type="primary", icon=":material/file_save:"):
         state.send_swept(workspace, shown.asked, one)
         st.switch_page("pages/7_Export.py")
 
@@ -196,7 +197,7 @@ with frame.page(
     left, right = st.columns([2, 3], gap="large")
     with left:
         wanted, label = tuning_form.show(workspace)
-        if st.button(label, type="primary", icon=":material/model_training:", disabled=busy or wanted is None):
+        if button(label, type="primary", icon=":material/model_training:", disabled=busy or wanted is None):
             state.start_training(workspace, wanted)
             st.rerun()
         noted = state.asked_before(workspace)[::-1]

@@ -15,6 +15,7 @@ from lowrank_core.plan import RankPlan
 from lowrank_core.staircase import as_table
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, compare, frame, question, running, state, words
+from pages.ui.button import button
 from pages.ui.compare import Asked, Found, Races, Scores, Stairs
 from pages.ui.devices import DEVICES, kB
 
@@ -92,7 +93,7 @@ def watch(job: Job[Found]) -> None:
 def ask(workspace: Workspace, asked: Asked, label: str, busy: bool) -> None:
     """A button for a measurement, and why the last one failed."""
     job = state.comparing(workspace).get(asked)
-    if st.button(label, icon=":material/timer:", key=f"ask {label}", disabled=busy):
+    if button(label, icon=":material/timer:", key=f"ask {label}", disabled=busy):
         state.start_comparing(workspace, asked)
         st.rerun()
     if job is not None and job.snapshot.error:

@@ -15,6 +15,7 @@ from lowrank_core.plan import LARGEST_BYTES, RankPlan, read_plan
 from lowrank_core.storage import Storage
 from lowrank_core.workspace import Workspace
 from pages.ui import frame, state, tuning, words
+from pages.ui.button import button
 from pages.ui.tuning import Tuned
 
 ORDER = ("safetensors", "pt2", "onnx", "bundle")
@@ -56,7 +57,7 @@ def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
     if found is not None:
         verdict = words.plain(words.verdict(workspace, found))
         st.markdown(f"Measured {words.metric(workspace).lower()}: **{verdict}**", help=words.INTERVAL)
-    elif st.button("Measure the accuracy", icon=":material/speed:"):
+    elif button("Measure the accuracy", icon=":material/speed:"):
         with st.spinner("Measuring on all samples…"):
             measured(workspace)
         st.rerun()
@@ -150,9 +151,11 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
     )
     folder = Path(given).expanduser() if given else state.export_folder()
     key = f"{export.name} {storage} {folder}"
-    if st.button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}"):
+    pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}")
+    shown = st.empty()  # a file written before is gone from the page while another is written
+    if pressed:
         try:
-            with st.status("Measuring", expanded=False) as status:
+            with shown.status("Measuring", expanded=False) as status:
                 network = taken(workspace, plan, tuned)
                 if storage.told:
                     network = network.stored(workspace, storage)
@@ -162,13 +165,14 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
                     workspace, network, folder / file, lambda step: status.update(label=step.capitalize())
                 )
         except LowRankError as error:
-            st.error(words.plain(str(error)), icon=":material/error:")
+            shown.error(words.plain(str(error)), icon=":material/error:")
             return
         state.keep_written(key, wanted, found)
         st.rerun()
     written = state.written(key, wanted)
     if written is not None and Path(written.path).is_file():
-        report(workspace, plan, export, written, file, kept=bool(given))
+        with shown.container():
+            report(workspace, plan, export, written, file, kept=bool(given))
 
 
 def report(workspace: Workspace, plan: RankPlan, export: Export, written: Exported, file: str, *, kept: bool) -> None:

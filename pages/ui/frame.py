@@ -13,6 +13,7 @@ from lowrank_core.inventory import Inventory
 from lowrank_core.sources import weights_alone
 from lowrank_core.workspace import Workspace
 from pages.ui import running, state, words
+from pages.ui.button import turn_to
 
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -45,6 +46,7 @@ def page(title: str, advice: str, weights: Callable[[Inventory], None] | None = 
     """
     st.set_page_config(page_title=f"{title} · Rank Explorer", page_icon="🎚️", layout="wide")
     st.html(STYLE)
+    turn_to(title)
     with st.sidebar:
         for _, label, _ in PAGES:
             link(label)

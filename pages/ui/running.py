@@ -11,6 +11,7 @@ import streamlit as st
 
 from lowrank_core.jobs import Job, Snapshot
 from pages.ui import state, words
+from pages.ui.button import button
 
 A, T = TypeVar("A"), TypeVar("T")
 
@@ -56,7 +57,7 @@ def earlier(asked: Sequence[A], titles: Sequence[str], start: Callable[[A], None
     with st.expander("Asked before the server was started anew", icon=":material/history:"):
         at = st.selectbox("Asked", range(len(asked)), format_func=titles.__getitem__, key=f"earlier {titles}")
         st.caption("What was measured and trained then is kept: only what is missing is done.")
-        if st.button("Go on", icon=":material/play_arrow:"):
+        if button("Go on", icon=":material/play_arrow:"):
             start(asked[at])
             st.rerun()
 
