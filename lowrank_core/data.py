@@ -34,6 +34,10 @@ class Dataset:
         targets = None if self.targets is None else self.targets[index]
         return Dataset(tree_map(lambda t: t[index], self.inputs), targets)
 
+    def alone(self) -> Dataset:
+        """The same samples in memory of their own: what a slice picks is sent with all that it was picked from."""
+        return Dataset(*tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, (self.inputs, self.targets)))
+
     def shuffled(self, seed: int) -> Dataset:
         """The same samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -96,10 +97,34 @@ def measured(
     todo = [(name, choice) for name, choice in wanted if (name, choice.method, choice.rank) not in have]
     if not todo:
         return
-    data = _samples(workspace, samples) if data is None else data
-    store = PrefixStore(workspace.model, workspace.profile, data)
+    ground = _ground(workspace, _samples(workspace, samples) if data is None else data)
+    yield from _points(workspace, correction, todo, ground, cancelled)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ground:
+    """What all points on the same samples start from: batches with their places, dense outputs, and prefixes."""
+
+    data: Dataset
+    parts: list[tuple[Dataset, int]]
+    dense: Tensor
+    store: PrefixStore
+
+
+def _ground(workspace: Workspace, data: Dataset) -> _Ground:
     parts = [(data.pick(slice(at, min(at + BATCH, len(data)))), at) for at in range(0, len(data), BATCH)]
     dense = torch.cat([run(workspace.model, part) for part, _ in parts])
+    return _Ground(data, parts, dense, PrefixStore(workspace.model, workspace.profile, data))
+
+
+def _points(
+    workspace: Workspace,
+    correction: Correction | None,
+    todo: Sequence[Ask],
+    ground: _Ground,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Found]:
+    dense = ground.dense
     number = {layer.name: i for i, layer in enumerate(workspace.profile.layers)}
     started = time.monotonic()
     for done, (name, choice) in enumerate(todo, start=1):
@@ -109,12 +134,12 @@ def measured(
         compressed = apply(workspace.model, workspace.profile, plan, workspace.factors)
         if correction is not None:
             load_overlay(compressed, workspace.corrector.alone(compressed, plan, correction))
-        forward = store.runner(compressed, len(data), record=[number[name]])
-        outputs = torch.cat([forward(part, at) for part, at in parts])
+        forward = ground.store.runner(compressed, len(ground.data), record=[number[name]])
+        outputs = torch.cat([forward(part, at) for part, at in ground.parts])
         error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
         squares = float((outputs.double() - dense.double()).square().mean())
         loss = loss_increase(workspace.metric, outputs, dense)
-        drop = _drop(workspace.metric, outputs, dense, data.targets)
+        drop = _drop(workspace.metric, outputs, dense, ground.data.targets)
         point = Point(name, choice.method, choice.rank, error, squares, loss, drop)
         yield Found(point, done, len(todo), (time.monotonic() - started) / done * (len(todo) - done))
 
@@ -163,7 +188,8 @@ def _measured(
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
     model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
-    pieces = [_Piece(model, correction, tuple(asks), data) for asks in layers.values()]
+    samples = _Samples(data_hash((data.inputs, data.targets)), data.alone())
+    pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
     started, done = time.monotonic(), 0
     for _, points in spread(_measured_elsewhere, pieces, workers):
         for point in points:
@@ -173,6 +199,14 @@ def _measured(
             raise Cancelled("the measurement of single layers was called off.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """Samples, told apart by their hash."""
+
+    hash: str
+    data: Dataset = field(compare=False)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
     """What another process measures: points of one layer of a model, told by reference, fingerprint and cache."""
@@ -180,12 +214,18 @@ class _Piece:
     model: tuple[str, str, Cache | None]
     correction: Correction | None
     asks: tuple[Ask, ...]
-    data: Dataset
+    samples: _Samples
 
 
 def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
-    workspace = opened_once(*piece.model)
-    return tuple(step.point for step in measured(workspace, piece.correction, asks=piece.asks, data=piece.data))
+    ground = _ground_once(piece.model, piece.samples)
+    return tuple(step.point for step in _points(opened_once(*piece.model), piece.correction, piece.asks, ground))
+
+
+@lru_cache(maxsize=1)
+def _ground_once(model: tuple[str, str, Cache | None], samples: _Samples) -> _Ground:
+    """That of a process which measures piece after piece."""
+    return _ground(opened_once(*model), samples.data)
 
 
 def _samples(workspace: Workspace, samples: int) -> Dataset:

@@ -1,6 +1,7 @@
 """Work in other processes: the same answers in any order, processes that die, and what is said when all of them do."""
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -119,6 +120,15 @@ def test_points_are_those_of_one_thread_to_the_last_bit(kind: str, request: pyte
     elsewhere = profile(fresh, fresh.correction, asked(fresh), data, workers=where(kind, request), tell=told.append)
     assert elsewhere == serial
     assert told[-1].startswith(f"measuring layers: {len(serial)} of {len(serial)} points")
+
+
+def test_what_is_sent_holds_the_samples_that_are_measured_and_no_others() -> None:
+    few = Workspace.open("builtin:digits-cnn").reference.dataset.pick(slice(0, 2))
+    assert len(pickle.dumps(few)) > 100_000  # a slice is sent with what it was picked from
+    sent = few.alone()
+    assert len(pickle.dumps(sent)) < 5_000
+    assert torch.equal(sent.inputs, few.inputs)
+    assert torch.equal(sent.targets, few.targets)
 
 
 def test_a_search_with_workers_finds_the_same_plan() -> None:

@@ -518,10 +518,12 @@ class Board {
   /* The nearest rank that a layer can have. */
   allowed(row, rank, snapped = true) {
     const top = row.layer.methods[row.method].top;
-    return rank.map((r, i) => {
-      const inside = Math.min(top[i], Math.max(1, Math.round(r)));
-      return snapped ? this.snap(inside, top[i]) : inside;
-    });
+    return rank.map((r, i) => this.allowedUpTo(top[i], r, snapped));
+  }
+
+  allowedUpTo(top, r, snapped = true) {
+    const inside = Math.min(top, Math.max(1, Math.round(r)));
+    return snapped ? this.snap(inside, top) : inside;
   }
 
   drag(row, axis, value) {
@@ -706,25 +708,28 @@ class Board {
   /* Budget lock: scale the ranks of the other unlocked layers by one factor, the largest that keeps the total. */
   giveWay(moved) {
     if (!this.hold) return;
-    const { quantity, total } = this.hold;
-    const others = [...this.rows.values()].filter(row =>
-      !moved.has(row) && !this.locked.has(row.layer.name) && this.canSave(row));
-    const full = others.map(row => {
-      const useful = this.useful(row);
-      return this.start.get(row).map((r, i) => Math.min(r, useful[i] + 1));
-    });
-    const kept = new Set(others);
+    const { quantity, total } = this.hold, others = [];
     let fixed = this.model.rest[quantity];
-    for (const row of this.rows.values())
-      if (!kept.has(row)) fixed += cost(row.layer, row.dense ? null : { method: row.method, rank: row.rank }, quantity);
-    const scaled = (at, factor) => this.allowed(others[at], full[at].map(r => r * factor));
+    for (const row of this.rows.values()) {
+      if (moved.has(row) || this.locked.has(row.layer.name) || !this.canSave(row)) {
+        fixed += cost(row.layer, row.dense ? null : row, quantity);
+        continue;
+      }
+      const useful = this.useful(row), full = this.start.get(row).map((r, i) => Math.min(r, useful[i] + 1));
+      others.push({ row, full, top: row.layer.methods[row.method].top, choice: { method: row.method, rank: [] } });
+    }
+    const scaled = ({ full, top, choice }, factor) => {            // in place: thousands of these make a frame
+      for (let i = 0; i < full.length; i++) choice.rank[i] = this.allowedUpTo(top[i], full[i] * factor);
+      return choice;
+    };
     const fits = factor => {
       let sum = fixed;
-      for (let at = 0; at < others.length && sum <= total; at++) {
-        const choice = { method: others[at].method, rank: scaled(at, factor) };
-        sum += cost(others[at].layer, this.savesNothing(others[at].layer, choice) ? null : choice, quantity);
+      for (const other of others) {
+        const choice = scaled(other, factor), { layer } = other.row;
+        sum += cost(layer, this.savesNothing(layer, choice) ? null : choice, quantity);
+        if (sum > total) return false;
       }
-      return sum <= total;
+      return true;
     };
     let low = 0, high = 4;
     if (fits(high)) low = high;
@@ -732,10 +737,10 @@ class Board {
       const middle = (low + high) / 2;
       if (fits(middle)) low = middle; else high = middle;
     }
-    others.forEach((row, at) => {
-      const rank = scaled(at, low);
-      if (rank.some((r, i) => r !== row.rank[i])) this.setRank(row, rank, false);
-    });
+    for (const other of others) {
+      const { rank } = scaled(other, low);
+      if (rank.some((r, i) => r !== other.row.rank[i])) this.setRank(other.row, rank, false);
+    }
   }
 
   select(name) {
@@ -775,11 +780,11 @@ class Board {
     for (const row of this.stale)
       if (!this.dragging || !this.hidden.has(row)) this.drawRow(row);
     const choices = this.choices();
-    const now = totals(this.model, choices);
+    const now = totals(this.model, choices), predicted = predict(this.model, choices);
     for (const quantity of QUANTITIES) this.drawCost(quantity, now[quantity], choices, everything ? null : moved);
-    this.drawAccuracy(everything ? null : moved);
+    this.drawAccuracy(everything ? null : moved, choices, predicted);
     this.drawDetail();
-    this.moveTradeoff(now);
+    this.moveTradeoff(now, predicted.value);
     if (everything) this.drawTradeoff();
     this.root.dispatchEvent(new CustomEvent("rank-drawn", { bubbles: true }));
   }
@@ -820,11 +825,9 @@ class Board {
       ? this.hold.total / dense : null, moved);
   }
 
-  drawAccuracy(touched = null) {
+  drawAccuracy(touched = null, choices = this.choices(), predicted = predict(this.model, choices)) {
     const { figure, note, chart } = this.accuracyCard;
     const { model } = this;
-    const choices = this.choices();
-    const predicted = predict(model, choices);
     const fresh = this.score && this.scoreRev === this.rev && !this.dragging;
     const dense = model.metric.dense;
     const unit = model.metric.share ? " points" : "";
@@ -1098,7 +1101,7 @@ class Board {
     return predict(this.model, this.choices()).value;
   }
 
-  moveTradeoff(now) {
+  moveTradeoff(now, predicted = predict(this.model, this.choices()).value) {
     const full = this.tradeoffChart._fullLayout;
     if (!full || !full.xaxis) return;
     const mark = this.nowMark || (this.nowMark = node("div", { class: "rb-now", title: "this plan" }));
@@ -1113,8 +1116,8 @@ class Board {
       element.style.transform = `translate(${left}px, ${full.yaxis._offset + full.yaxis.l2p(shown)}px)`;
     };
     const measured = this.score && this.scoreRev === this.rev && !this.dragging;
-    place(mark, this.nowScore());
-    place(ghost, measured ? predict(this.model, this.choices()).value : null);
+    place(mark, measured ? this.score.value : predicted);
+    place(ghost, measured ? predicted : null);
     mark.classList.toggle("rb-unsure", !measured);
   }
 

@@ -1,10 +1,12 @@
-"""Heap: what was freed goes back to the system, which glibc seldom does by itself in a process of many threads."""
+"""Heap: memory that nobody uses any more goes back to the system, without stopping everybody to look for it."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 import time
+from collections.abc import Callable
 
 ARENA_MAX = -8
 """glibc's number of the setting (malloc.h)."""
@@ -15,23 +17,35 @@ ARENAS = 2
 SECONDS = 10.0
 
 
-def keep_small(seconds: float = SECONDS) -> threading.Thread | None:
-    """Give freed memory back now and then, in a thread; None where the C library is not glibc.
+def keep_small(seconds: float = SECONDS) -> threading.Thread:
+    """Collect what refers to itself and give freed memory back now and then, in a thread.
 
-    With eight sessions on three models half of the server's resident memory was free (`benchmarks/load.py`).
+    Streamlit would collect after every run, fragments too, through all objects of PyTorch: 0.15 s in which no other
+    thread runs, with eight sessions a quarter of the server's time (`benchmarks/load.py`). That is switched off in
+    .streamlit/config.toml, and what is there at the start is not gone through any more. glibc seldom gives back by
+    itself in a process of many threads: half of the resident memory was free.
     """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(ARENA_MAX, ARENAS)
-        trim = libc.malloc_trim
-    except (OSError, AttributeError):
-        return None
+    gc.collect()
+    gc.freeze()
+    trim = _trim()
 
     def work() -> None:
         while True:
             time.sleep(seconds)
+            gc.collect()
             trim(0)
 
     thread = threading.Thread(target=work, name="heap", daemon=True)
     thread.start()
     return thread
+
+
+def _trim() -> Callable[[int], object]:
+    """What gives freed memory back; nothing where the C library is not glibc."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(ARENA_MAX, ARENAS)
+        trim: Callable[[int], object] = libc.malloc_trim
+    except (OSError, AttributeError):
+        return lambda kept: None
+    return trim
