@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -22,6 +24,11 @@ R = TypeVar("R")
 
 ASK_SECONDS = 0.1
 """Between two questions whether to go on."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of these settings (malloc.h)."""
+
+BLOCK_BYTES, KEPT_BYTES = 2**25, 2**28
 
 ATTEMPTS = 3
 """How often all processes may be lost before the work is given up."""
@@ -113,7 +120,21 @@ def _waiting(results: Generator[tuple[int, R], None, None]) -> Iterator[tuple[in
 
 def _one(function: Callable[[A], R], at: int, ask: A) -> tuple[int, R]:
     torch.set_num_threads(1)
+    _keep_what_is_freed()
     return at, function(ask)
+
+
+@cache
+def _keep_what_is_freed() -> None:
+    """Let glibc use freed memory again, up to KEPT_BYTES of it, in blocks below BLOCK_BYTES.
+
+    dask tells its workers to give everything back at once (MALLOC_TRIM_THRESHOLD_), so that every output of a layer is
+    mapped and unmapped by the kernel: measuring ResNet-20 takes 1.6 times as long.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, BLOCK_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 @contextmanager
