@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from lowrank_core.attention import watched_attention, without_fused_paths
 from lowrank_core.cache import About, Cache
-from lowrank_core.computed import copied
+from lowrank_core.computed import sharing
 from lowrank_core.data import Dataset, call, data_hash, evaluating
 from lowrank_core.discover import Layer, ModelProfile, module_at
 from lowrank_core.errors import InvalidModel
@@ -60,7 +60,7 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
     Each layer in `watch` is a module under its name, which hooks can see: also the weights of recurrent modules and
     attentions.
     """
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    memo: dict[int, Any] = {}
     for name in {layer.module for layer in watch if layer.partial}:
         module = module_at(model, name)
         if isinstance(module, nn.MultiheadAttention):
@@ -68,7 +68,7 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
             continue
         assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = watched(module)
-    return without_fused_paths(copied(model, memo))
+    return without_fused_paths(sharing(model, memo))
 
 
 @lru_cache(maxsize=64)

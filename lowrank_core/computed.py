@@ -60,3 +60,12 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             elif type(value) in (OrderedDict, set) and not value:
                 memo.setdefault(id(value), type(value)())
     return copy.deepcopy(model, memo)
+
+
+def sharing(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy with modules of its own that shares every parameter and buffer with the original.
+
+    What puts something else in place of parameters while it works, as `torch.export` does, takes such a copy: others
+    may run the network meanwhile. memo: as in `copied`.
+    """
+    return copied(model, {id(t): t for t in (*model.parameters(), *model.buffers())} | (memo or {}))

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.module_tracker import ModuleTracker
 
+from lowrank_core.computed import sharing
 from lowrank_core.data import Inputs, evaluating, tensors
 
 EXPORTED = "torch.export"
@@ -159,9 +160,9 @@ def trace(model: nn.Module, inputs: Inputs) -> Trace:
 def exported_trace(model: nn.Module, inputs: Inputs) -> Trace:
     """The trace of an exported graph; raises whatever `torch.export` raises."""
     args, kwargs = _called_with(inputs)
-    with evaluating(model), warnings.catch_warnings():
+    with evaluating(sharing(model)) as own, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(model, args, kwargs)
+        program = torch.export.export(own, args, kwargs)
     given = set(program.graph_signature.user_inputs)
     notes = _Notes()
     weights: set[int] = set()

@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
+from lowrank_core.computed import sharing
 from lowrank_core.data import Inputs, batch_size, call, evaluating, tensors
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.switches import plain_attention, quiet
@@ -38,12 +39,13 @@ def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     free: Any = ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in tensors(inputs):
         free[tensor] = {0: Dim.DYNAMIC}
+    own = sharing(model)
     try:
-        with evaluating(model), quiet(), plain_attention():
-            traced = torch.export.export(model, args, kwargs, dynamic_shapes=free)
+        with evaluating(own), quiet(), plain_attention():
+            traced = torch.export.export(own, args, kwargs, dynamic_shapes=free)
     except Exception as error:
         raise InvalidModel(
-            f"the network cannot be exported as a graph: {_place(model, error)}{_short(error)}; a checkpoint "
+            f"the network cannot be exported as a graph: {_place(own, error)}{_short(error)}; a checkpoint "
             "(safetensors) holds it all the same."
         ) from error
     traced.example_inputs = None  # nobody's samples are written

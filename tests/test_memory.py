@@ -1,5 +1,6 @@
 """Memory of one inference: live storages as PyTorch itself frees them, and closed forms."""
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from lowrank_core.layers import LayerSpec
 from lowrank_core.memory import EXPORTED, RAN, exported_trace, flash_bytes, memory, peak, run_trace, trace
 from lowrank_core.methods import METHODS
+from lowrank_core.onnx_program import exported_program
 from lowrank_core.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -163,6 +165,28 @@ def test_a_network_that_cannot_be_exported_is_run_and_says_so() -> None:
     found = memory(Choosing(), torch.zeros(1, 6))
     assert found.how == RAN
     assert found.peak.bytes >= 2 * 6 * 4
+
+
+class Looking(nn.Module):
+    """Notes, while it is traced, what somebody else would find in the network itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.look = [lambda: None]
+
+    def forward(self, x):
+        self.look[0]()
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("export", [exported_trace, exported_program])
+def test_others_may_run_a_network_while_it_is_exported(export) -> None:
+    network, found = Looking(), []
+    original = weakref.ref(network)
+    network.look[0] = lambda: found.append(type(original().fc.weight))
+    export(network, torch.zeros(2, 6))
+    assert set(found) == {nn.Parameter}
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "digits-lstm", "fft-mlp", "iris-mlp"])
