@@ -14,7 +14,7 @@ ARENA_MAX = -8
 ARENAS = 2
 """Heaps that threads share; by default there are eight for each core, and each keeps what was freed in it."""
 
-SECONDS = 10.0
+SECONDS = 5.0
 
 
 def keep_small(seconds: float = SECONDS) -> threading.Thread:
