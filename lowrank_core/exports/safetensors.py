@@ -28,8 +28,12 @@ from lowrank_core.recurrent import Cell, Recurrent
 from lowrank_core.storage import DTYPES
 from lowrank_core.workspace import Workspace
 
-TOLERANCE = 1e-6
-"""Largest distance of outputs that passes, relative to the largest output; on one machine it is 0."""
+TOLERANCE = 1e-5
+"""Largest distance of outputs that passes, relative to the largest output.
+
+On one machine it is nearly always 0; float32 sums that a kernel makes in another order differ by 1e-6, and were seen to
+on a busy server. Other weights differ by far more.
+"""
 
 LOADER = """import json
 

@@ -8,12 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 
-ARENA_MAX = -8
-"""glibc's number of the setting (malloc.h)."""
-
-ARENAS = 2
-"""Heaps that threads share; by default there are eight for each core, and each keeps what was freed in it."""
-
 SECONDS = 5.0
 
 
@@ -43,9 +37,7 @@ def keep_small(seconds: float = SECONDS) -> threading.Thread:
 def _trim() -> Callable[[int], object]:
     """What gives freed memory back; nothing where the C library is not glibc."""
     try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(ARENA_MAX, ARENAS)
-        trim: Callable[[int], object] = libc.malloc_trim
+        trim: Callable[[int], object] = ctypes.CDLL("libc.so.6").malloc_trim
     except (OSError, AttributeError):
         return lambda kept: None
     return trim
