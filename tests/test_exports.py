@@ -276,6 +276,18 @@ def test_other_outputs_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sums_in_another_order_are_no_reason_to_refuse(
+    digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounded(kind: str, ref: str, checkpoint: Path, batches: list[Tensor]) -> list[Tensor]:
+        found = [output(load_checkpoint(digits.model, checkpoint).model, (inputs,)) for inputs in batches]
+        return [outputs + 2e-6 * outputs.abs().max() for outputs in found]
+
+    monkeypatch.setattr(reload, "outputs_in_fresh_process", rounded)
+    found = export_checkpoint(digits, RankPlan(digits.profile.fingerprint), tmp_path / "c")
+    assert found.max_abs_diff > 0
+
+
 @pytest.mark.parametrize("target", ["missing/c.safetensors", "."])
 def test_a_target_that_cannot_be_written(target: str, digits: Workspace, tmp_path: Path) -> None:
     with pytest.raises(InvalidFile, match="folder"):
