@@ -6,11 +6,10 @@ Every session follows a seeded script, first each step once and then whatever co
 figures, undoes, switches pages, searches, compares, trains, exports, downloads its plan, reloads. It knows which ranks
 it has set; whenever a page shows them, and in every file, they must be these and no others, and bytes and multiplies
 must be those of this plan. Afterwards accuracies that were shown are measured again here. Printed: the curve of the
-server's resident memory, what was done, and all that went
-wrong: foreign plans, alerts, time-outs, errors in a browser's console, exceptions in the server's log. The exit status
-is 1 if anything did, or if memory still grows: after the warm-up, a line through the curve must rise by less than 0.5 %
-of its median per minute (or by nothing that differs from zero), and the last third of the run must have at most 2 %
-more than the third before it.
+server's resident memory, what was done, and all that went wrong: foreign plans, alerts, time-outs, errors in a
+browser's console, exceptions in the server's log. The exit status is 1 if anything did, or if memory still grows: after
+the warm-up, a line through the curve must rise by less than 0.5 % of its median per minute (or by nothing that differs
+from zero), and the last third of the run must have at most 2 % more than the third before it.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Dataset:
 
     def alone(self) -> Dataset:
         """The same samples in memory of their own: what a slice picks is sent with all that it was picked from."""
-        return Dataset(*tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, (self.inputs, self.targets)))
+        return Dataset(*cloned((self.inputs, self.targets)))
 
     def shuffled(self, seed: int) -> Dataset:
         """The same samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
@@ -47,6 +47,11 @@ class Dataset:
 def tensors(value: Any) -> list[Tensor]:
     """Every tensor inside a nested structure, in order."""
     return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+
+
+def cloned(value: Any) -> Any:
+    """The same nested structure, every tensor in memory of its own."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def data_hash(inputs: Inputs) -> str:
@@ -75,7 +80,7 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
     The model is given a copy of the inputs: some write into theirs. Raises Cancelled where the work was called off.
     """
     go_on()
-    inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    inputs = cloned(inputs)
     if isinstance(inputs, dict):
         out = model(**inputs)
     elif isinstance(inputs, tuple | list):

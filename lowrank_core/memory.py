@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from torch.utils.module_tracker import ModuleTracker
 
 from lowrank_core.computed import sharing
-from lowrank_core.data import Inputs, evaluating, tensors
+from lowrank_core.data import Inputs, cloned, evaluating, tensors
 
 EXPORTED = "torch.export"
 RAN = "one run"
@@ -198,7 +197,7 @@ def run_trace(model: nn.Module, inputs: Inputs) -> Trace:
 
 def _called_with(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments as a model takes them: copies, for inputs may be slices of something larger."""
-    own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    own = cloned(inputs)
     if isinstance(own, dict):
         return (), own
     return (tuple(own) if isinstance(own, tuple | list) else (own,)), {}

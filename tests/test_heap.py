@@ -1,16 +1,11 @@
 """Memory that was freed goes back to the system, tried in a process of its own."""
 
-import gc
 import subprocess
 import sys
-import time
 import tomllib
-import weakref
 
 import pytest
 from conftest import ROOT
-
-from pages.ui import heap
 
 FREED = """
 import threading, time
@@ -47,30 +42,32 @@ def test_what_was_freed_goes_back() -> None:
     assert left < full / 2
 
 
-class Ring:
-    """Refers to itself."""
+RING = """
+import ctypes, gc, time, weakref
+from pages.ui import heap
 
-    def __init__(self) -> None:
+def missing(name):
+    raise OSError(name)
+
+class Ring:
+    def __init__(self):
         self.own = self
 
+ctypes.CDLL = missing
+gc.disable()
+heap.keep_small(0.05)
+ring = Ring()
+gone = weakref.ref(ring)
+del ring
+deadline = time.monotonic() + 30
+while gone() is not None and time.monotonic() < deadline:
+    time.sleep(0.05)
+assert gone() is None
+"""
 
-def test_what_refers_to_itself_is_collected_also_beside_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise OSError(name)
 
-    monkeypatch.setattr(heap.ctypes, "CDLL", missing)
-    gc.disable()
-    try:
-        heap.keep_small(0.05)
-        ring = Ring()
-        gone = weakref.ref(ring)
-        del ring
-        deadline = time.monotonic() + 30
-        while gone() is not None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert gone() is None
-    finally:
-        gc.enable()
+def test_what_refers_to_itself_is_collected_also_beside_another_c_library() -> None:
+    subprocess.run([sys.executable, "-c", RING], check=True)
 
 
 def test_streamlit_does_not_collect_after_every_run() -> None:

@@ -510,18 +510,14 @@ class Board {
   }
 
   setRank(row, rank, snapped = true) {
-    row.rank = this.allowed(row, rank, snapped);
+    const { top } = row.layer.methods[row.method];
+    row.rank = rank.map((r, i) => this.allowed(top[i], r, snapped));
     row.dense = this.savesNothing(row.layer, { method: row.method, rank: row.rank });
     this.dirty.add(row);
   }
 
-  /* The nearest rank that a layer can have. */
-  allowed(row, rank, snapped = true) {
-    const top = row.layer.methods[row.method].top;
-    return rank.map((r, i) => this.allowedUpTo(top[i], r, snapped));
-  }
-
-  allowedUpTo(top, r, snapped = true) {
+  /* The nearest rank, along one axis, that a layer can have. */
+  allowed(top, r, snapped = true) {
     const inside = Math.min(top, Math.max(1, Math.round(r)));
     return snapped ? this.snap(inside, top) : inside;
   }
@@ -719,7 +715,7 @@ class Board {
       others.push({ row, full, top: row.layer.methods[row.method].top, choice: { method: row.method, rank: [] } });
     }
     const scaled = ({ full, top, choice }, factor) => {            // in place: thousands of these make a frame
-      for (let i = 0; i < full.length; i++) choice.rank[i] = this.allowedUpTo(top[i], full[i] * factor);
+      for (let i = 0; i < full.length; i++) choice.rank[i] = this.allowed(top[i], full[i] * factor);
       return choice;
     };
     const fits = factor => {
@@ -828,7 +824,7 @@ class Board {
   drawAccuracy(touched = null, choices = this.choices(), predicted = predict(this.model, choices)) {
     const { figure, note, chart } = this.accuracyCard;
     const { model } = this;
-    const fresh = this.score && this.scoreRev === this.rev && !this.dragging;
+    const fresh = this.isMeasured();
     const dense = model.metric.dense;
     const unit = model.metric.share ? " points" : "";
     let state, value;
@@ -1072,7 +1068,7 @@ class Board {
         marker: { color: colours.snapshot, symbol: "diamond", size: 11 }, hovertemplate: "%{customdata}: %{y:.4g} at %{x:.1f} %<extra>click restores</extra>" },
     ];
     const values = traces.flatMap(t => t.y).filter(v => v !== null && v !== undefined);
-    const now = this.nowScore();
+    const choices = this.choices(), predicted = predict(model, choices).value, now = this.nowScore(predicted);
     if (now !== null) values.push(y(now));
     const low = Math.min(...values, Infinity), high = Math.max(...values, -Infinity);
     const room = Math.max((high - low) * 0.12, 1e-3);
@@ -1093,13 +1089,12 @@ class Board {
       });
       new ResizeObserver(() => requestAnimationFrame(() => this.moveTradeoff(totals(model, this.choices())))).observe(this.tradeoffChart);
     }
-    this.moveTradeoff(totals(model, this.choices()));
+    this.moveTradeoff(totals(model, choices), predicted);
   }
 
-  nowScore() {
-    if (this.score && this.scoreRev === this.rev && !this.dragging) return this.score.value;
-    return predict(this.model, this.choices()).value;
-  }
+  isMeasured() { return this.score && this.scoreRev === this.rev && !this.dragging; }
+
+  nowScore(predicted) { return this.isMeasured() ? this.score.value : predicted; }
 
   moveTradeoff(now, predicted = predict(this.model, this.choices()).value) {
     const full = this.tradeoffChart._fullLayout;
@@ -1115,8 +1110,8 @@ class Board {
       const left = full.xaxis._offset + full.xaxis.l2p(100 * now[this.axis] / this.model.dense[this.axis]);
       element.style.transform = `translate(${left}px, ${full.yaxis._offset + full.yaxis.l2p(shown)}px)`;
     };
-    const measured = this.score && this.scoreRev === this.rev && !this.dragging;
-    place(mark, measured ? this.score.value : predicted);
+    const measured = this.isMeasured();
+    place(mark, this.nowScore(predicted));
     place(ghost, measured ? predicted : null);
     mark.classList.toggle("rb-unsure", !measured);
   }
