@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes sh
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60
@@ -153,7 +153,7 @@ def dask_cluster(folder: Path) -> Iterator[str]:
         for command in commands
     ]
     try:
-        while not told.is_file():
+        while not (told.is_file() and told.read_text().rstrip().endswith("}")):
             assert all(one.poll() is None for one in started)
             time.sleep(0.1)
         address = json.loads(told.read_text())["address"]
@@ -182,6 +182,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., st
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One headless Chromium for all tests."""
+    expect.set_options(timeout=START_SECONDS * 500)  # milliseconds: beside other tests a page may take its time
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS, headless=True)
         yield chromium

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from safetensors.torch import load_file
 
 from lowrank_core.correct import Correction
@@ -48,10 +48,12 @@ def download(page: Page, name: str, folder: Path) -> Path:
 def test_exported_in_the_browser_is_what_was_evaluated(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
     page.goto(f"{serve()}/Ranks")
     page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=60_000)
+    bytes_now = page.get_by_test_id("live-bytes")
+    before = bytes_now.inner_text()
     entry = page.get_by_label("fc1 exact rank")
     entry.fill("37")
     entry.press("Enter")
-    page.wait_for_selector("[data-testid=live-accuracy]:not([data-state=measured])")
+    expect(bytes_now).not_to_have_text(before, timeout=60_000)
     page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=60_000)
     shown = float(page.inner_text("[data-testid=live-accuracy]").split()[0])
 
