@@ -18,7 +18,7 @@ PART = 48  # layers that are drawn at once, and folded together
 SOON = 5.0  # seconds that may be spent on a layer unasked
 
 HELP = "Singular values on a logarithmic scale, from rank 1 to the largest."
-LEGEND = "Shaded: ranks the plan keeps. Dashed: break-even in bytes. The number is the effective rank."
+LEGEND = "In full colour: the ranks the plan keeps. Dashed: break-even in bytes. The number is the effective rank."
 
 
 class Overview:

@@ -235,6 +235,16 @@ def test_spectra_shows_every_layer_and_one_large(opened: Open, workspace: Worksp
     assert len(figure["data"]) == 2
 
 
+def test_a_small_spectrum_is_filled_up_to_its_rank_and_is_no_document_of_its_own() -> None:
+    curve = tables.Curve("fc", "rank", (1.0, 0.1, 0.01, 0.01), (0.9, 0.95, 0.98, 1.0), 1, 2, 2, 1.5, 1.1, 1, 2)
+    drawn = charts.small_multiples([curve])
+    assert "--kept:25.0%" in drawn
+    assert "polygon(0 5.0%,12.5% 5.0%,37.5% 50.0%,62.5% 95.0%,87.5% 95.0%,100% 95.0%,100% 100%,0 100%)" in drawn
+    assert 'style="left:37.5%"' in drawn
+    assert "--kept:100.0%" in charts.small_multiples([replace(curve, chosen=None)])
+    assert "<img" not in drawn, "an image of SVG takes a browser 30 ms"
+
+
 def test_a_layer_name_is_never_markup() -> None:
     curve = tables.Curve("<img src=x>", "rank", (1.0, 0.1), (0.9, 1.0), 1, 1, 1, 1.5, 1.1, 1, 2)
     assert "<img src=x>" not in charts.small_multiples([curve])
