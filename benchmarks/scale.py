@@ -1,6 +1,6 @@
 """Cost against work: more layers, more ranks, more samples, more processes.
 
-OMP_NUM_THREADS=1 python -m benchmarks.scale [--part discovery profile drag cluster] [--plot scale.html]
+OMP_NUM_THREADS=1 python -m benchmarks.scale [--part discovery profile drag pages cluster] [--plot scale.html]
 
 discovery: CPU seconds of `discover` for residual networks of 10 to 1,000 Linear layers.
 profile: CPU seconds of measuring single layers of one network with 40 layers, without and with correction, over the
@@ -9,6 +9,7 @@ For each: the exponent, the slope of log seconds over log work by least squares.
 less. The smallest of three runs in fresh workspaces whose factors are there.
 drag: a board of 1,000 layers in Chromium: from the input event to the last chart, and between frames; with the budget
 locked every other layer gives way at each step.
+pages: seconds until each page of 1,000 layers is at rest, and how long the browser was busy with it.
 cluster: a profile and a search on a dask cluster of two workers on this machine, against one process with one thread:
 the same answers, the ratio of wall seconds, and the same again with one worker killed half way.
 """
@@ -150,6 +151,41 @@ def drag(layers: int, drags: int) -> None:
                 page.close()
 
 
+AT_REST = {"Ranks": "[data-testid=live-accuracy][data-state=measured]"}
+"""Where a page goes on listening: the board to the survey."""
+
+
+def pages(layers: int) -> None:
+    """Each page of a network of so many layers, opened by its address for the first and for the second time."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
+
+    os.environ["LAYERS"] = str(layers)
+    print(f"| page, {layers} layers | first: at rest after | browser busy | second: at rest after | browser busy |")
+    print("|---|---|---|---|---|")
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_STATE_HOME"] = os.environ["XDG_CACHE_HOME"] = folder
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        with running_app(Path(folder) / "log", DEEP) as url:
+            for name in ("Ranks", "Model", "Spectra", "Search", "Fine_tune", "Compare", "Export"):
+                cells = []
+                for _ in range(2):
+                    page = browser.new_page(viewport={"width": 1440, "height": 1000})
+                    page.set_default_timeout(300_000)
+                    session = page.context.new_cdp_session(page)
+                    session.send("Performance.enable")
+                    started = time.monotonic()
+                    page.goto(f"{url}/{name}")
+                    page.get_by_role("heading", name=name.replace("_", "-"), exact=True).wait_for()
+                    page.wait_for_selector(AT_REST.get(name, "[data-testid=stApp][data-test-script-state=notRunning]"))
+                    found = session.send("Performance.getMetrics")["metrics"]
+                    busy = next(metric["value"] for metric in found if metric["name"] == "TaskDuration")
+                    cells += [f"{time.monotonic() - started:.1f} s", f"{busy:.1f} s"]
+                    page.close()
+                print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 # ---- a cluster ------------------------------------------------------------------------------------------------------
 
 
@@ -207,14 +243,14 @@ def cluster(ref: str) -> None:
             )
 
 
-PARTS = ("discovery", "profile", "drag", "cluster")
+PARTS = ("discovery", "profile", "drag", "pages", "cluster")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--plot", type=Path, help="where to write a picture of the curves (HTML)")
-    parser.add_argument("--layers", type=int, default=1000, help="on the board")
+    parser.add_argument("--layers", type=int, default=1000, help="on the board and the pages")
     parser.add_argument("--drags", type=int, default=6)
     parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py", help="for the cluster")
     options = parser.parse_args()
@@ -234,6 +270,8 @@ def main() -> None:
         plot(curves, options.plot)
     if "drag" in options.part:
         drag(options.layers, options.drags)
+    if "pages" in options.part:
+        pages(options.layers)
     if "cluster" in options.part:
         cluster(options.model)
 

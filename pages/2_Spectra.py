@@ -25,6 +25,7 @@ class Overview:
     """A small picture of every layer, in parts that appear as their spectra are known."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
+        st.html(charts.SMALL_STYLE)
         self.parts = [layers[at : at + PART] for at in range(0, len(layers), PART)]
         self._places = [st.empty() for _ in self.parts]
         self._drawn: dict[int, int] = {}

@@ -224,7 +224,7 @@ def test_a_curve_carries_the_plan_and_the_marks(workspace: Workspace) -> None:
 
 def test_spectra_shows_every_layer_and_one_large(opened: Open, workspace: Workspace) -> None:
     page = opened("Spectra")
-    grid = next(element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body)
+    grid = next(element.proto.body for element in page.get("html") if 'class="sm-grid"' in element.proto.body)
     assert all(f"<b>{layer.name}</b>" in grid for layer in workspace.profile.layers)
     plan = starting_plan(workspace.profile, workspace.factors)
     page.selectbox[0].set_value("fc1").run()
@@ -330,7 +330,7 @@ def test_model_lists_weights_by_block_and_by_layer(opened: Open, weights: str) -
 
 def test_spectra_of_weights_alone_arrive_unasked_where_that_is_quick(opened: Open, weights: str) -> None:
     page = opened("Spectra", weights)
-    drawn = [element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body]
+    drawn = [element.proto.body for element in page.get("html") if 'class="sm-grid"' in element.proto.body]
     assert sum(body.count('<figure class="sm"') for body in drawn) == 60
     assert "<summary>layers.0 to layers.23, 48 layers</summary>" in drawn[0]
     assert metrics(page)["Break-even in bytes"] == "2"
@@ -342,9 +342,9 @@ def test_spectra_that_take_long_are_announced_and_wait(
     monkeypatch.setattr(state, "SPECTRA_SECONDS", 0.0)
     page = opened("Spectra", weights)
     assert "The spectra of 59 layers take about 1 s on this machine" in page.info[0].value, "one is shown large"
-    assert not [element for element in page.get("html") if "sm-grid" in element.proto.body]
+    assert not [element for element in page.get("html") if 'class="sm-grid"' in element.proto.body]
     next(button for button in page.button if button.label == "Compute them all").click().run()
-    drawn = [element.proto.body for element in page.get("html") if "sm-grid" in element.proto.body]
+    drawn = [element.proto.body for element in page.get("html") if 'class="sm-grid"' in element.proto.body]
     assert sum(body.count('<figure class="sm"') for body in drawn) == 60
 
 

@@ -327,19 +327,20 @@ def _marks(curve: Curve, line: str) -> list[dict[str, Any]]:
 def small_multiples(curves: list[Curve], label: str = "", *, dark: bool = False) -> str:
     """A grid of log spectra, light enough for a thousand layers; it wraps on narrow screens.
 
-    With a label it can be folded. Each curve is cut out of a plain element: pages take no inline SVG, and one image of
-    SVG each is a document each to the browser, 30 ms of its time.
+    It needs SMALL_STYLE on the page. With a label it can be folded. Each curve is cut out of a plain element: pages
+    take no inline SVG, and an image of SVG is a document of its own to the browser, 30 ms of its time.
     """
     cells = "".join(map(_small, curves))
     grid = f'<div class="sm-grid" style="--sm-line: {SKY if dark else BLUE}">{cells}</div>'
     if label:
         grid = f'<details class="sm-part" open><summary>{escape(label)}</summary>{grid}</details>'
-    return f"{SMALL_STYLE}{grid}"
+    return grid
 
 
 SMALL_STYLE = f"""
 <style>
 .sm-grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 10px 14px; }}
+.sm-part {{ content-visibility: auto; contain-intrinsic-size: auto 760px; }}
 .sm-part summary {{ cursor: pointer; padding: 2px 0 8px; font-weight: 600; }}
 .sm {{ margin: 0; font-size: .8rem; min-width: 0; }}
 .sm figcaption {{ display: flex; justify-content: space-between; gap: 6px; }}
