@@ -49,9 +49,9 @@ from typing import Any
 import torch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from lowrank_core import __main__ as command_line
-from lowrank_core import finetune, sensitivity
+from lowrank_core import commands, finetune, sensitivity
 from lowrank_core.cache import Cache
+from lowrank_core.commands import cli
 from lowrank_core.evaluate import Score
 from lowrank_core.ledger import Ledger
 from lowrank_core.lines import read_lines
@@ -62,7 +62,7 @@ from tests.conftest import CHROMIUM, CHROMIUM_ARGS, is_ready
 
 COUNTED = ("point", "evaluation", "number", "epoch", "tensor")
 OLD_SECONDS = 8 * 86400
-IMPORTED = ("lowrank_core.__main__", "lowrank_core.builtin.digits_cnn", "torch._dynamo", "tests.conftest")
+IMPORTED = ("lowrank_core.commands", "lowrank_core.builtin.digits_cnn", "torch._dynamo", "tests.conftest")
 AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
 LATEST = 0.97
 """Share of an undisturbed run up to which kills come: runs differ in length, and one that is over cannot be killed."""
@@ -178,9 +178,9 @@ def inside(folder: Path, journal: Path, arguments: list[str]) -> None:
     torch.set_num_threads(1)
     for name, number in (("answer", 1), ("log", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    command_line.CACHE, tempfile.tempdir = folder / "cache", str(folder / "tmp")
+    commands.CACHE, tempfile.tempdir = folder / "cache", str(folder / "tmp")
     count_in(journal)
-    command_line.cli.main(arguments, prog_name="lowrank_core")
+    cli.main(arguments, prog_name="lowrank_core")
 
 
 def processes() -> Any:

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
-from lowrank_core.__main__ import cli
 from lowrank_core.checkpoint import write_checkpoint
+from lowrank_core.commands import cli
 from lowrank_core.errors import InvalidFile, LowRankError, UnknownModel
 from lowrank_core.evaluate import final_score
 

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank_core import __main__ as command_line
-from lowrank_core import calibration, factors, linalg
+from lowrank_core import calibration, commands, factors, linalg
 from lowrank_core.cache import Cache
 from lowrank_core.calibration import MomentStore
+from lowrank_core.commands import cli
 from lowrank_core.cost import uniform_plan
 from lowrank_core.data import Dataset
 from lowrank_core.discover import ModelProfile, discover
@@ -447,18 +447,18 @@ PLAN = "plan.json"
     ids=lambda arguments: arguments[0],
 )
 def test_no_cache_leaves_no_file(tmp_path, monkeypatch, arguments):
-    monkeypatch.setattr(command_line, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(commands, "CACHE", tmp_path / "cache")
     profile = Workspace.open("builtin:iris-mlp").profile
     (tmp_path / PLAN).write_text(uniform_plan(profile, 0.6).with_choice("fc1", Choice("svd", (2,))).to_json())
     rest = [str(tmp_path / text) if text in (PLAN, "out") else text for text in arguments[1:]]
-    result = CliRunner().invoke(command_line.cli, [arguments[0], "builtin:iris-mlp", *rest, "--no-cache"])
+    result = CliRunner().invoke(cli, [arguments[0], "builtin:iris-mlp", *rest, "--no-cache"])
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "cache").exists()
 
 
 def test_the_command_line_keeps_factors(tmp_path, monkeypatch):
-    monkeypatch.setattr(command_line, "CACHE", tmp_path / "cache")
-    answers = [CliRunner().invoke(command_line.cli, ["spectra", "builtin:iris-mlp", "--json"]) for _ in range(2)]
+    monkeypatch.setattr(commands, "CACHE", tmp_path / "cache")
+    answers = [CliRunner().invoke(cli, ["spectra", "builtin:iris-mlp", "--json"]) for _ in range(2)]
     assert answers[0].stdout == answers[1].stdout
     assert len(files(Cache(tmp_path / "cache"))) == 2
 

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost, reload
-from lowrank_core.__main__ import amount, cli, size
+from lowrank_core.commands import cli
 from lowrank_core.correct import Correction
 from lowrank_core.cost import uniform_plan
 from lowrank_core.evaluate import final_score
 from lowrank_core.evaluate import run as run_batch
 from lowrank_core.methods import METHODS
 from lowrank_core.spectra import effective_rank, stable_rank
+from lowrank_core.terminal import amount, size
 
 ROOT = Path(__file__).parents[1]
 RESNET = ROOT.parent / "shared" / "data" / "resnet20_cifar10.py"

@@ -6,8 +6,8 @@ from fnmatch import fnmatch
 import pytest
 from click.testing import CliRunner
 
-from lowrank_core import Workspace, plan_cost, read_plan
-from lowrank_core import __main__ as command_line
+from lowrank_core import Workspace, commands, plan_cost, read_plan
+from lowrank_core.commands import cli
 
 MODEL = "builtin:iris-mlp"
 
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(command_line, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(commands, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
 
 def run(*arguments):
-    return CliRunner().invoke(command_line.cli, [*map(str, arguments)])
+    return CliRunner().invoke(cli, [*map(str, arguments)])
 
 
 def test_search_writes_a_plan_that_keeps_the_budget(tmp_path, cache):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, reload
-from lowrank_core.__main__ import cli
 from lowrank_core.candidate import Candidate
+from lowrank_core.commands import cli
 from lowrank_core.data import Dataset
 from lowrank_core.discover import fingerprint
 from lowrank_core.errors import (

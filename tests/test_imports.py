@@ -33,12 +33,14 @@ LEVELS = (
     "drops",
     "selection.* reload measurement comparison survey sweep",
     "exports check builtin.learn builtin.splits",
-    "exports.*",
+    "exports.* terminal",
+    "commands",
+    "commands.*",
     "__main__",
 )
-ONE_FILE_EACH = {"methods", "selection", "sources", "exports"}
+ONE_FILE_EACH = {"methods", "selection", "sources", "exports", "commands"}
 OPTIONAL = {"dask", "onnx", "onnxruntime", "onnxscript", "sklearn", "transformers"}  # heavy, imported where used
-COMMANDS = {"__main__", "builtin.train", "builtin.learn"}  # run by a person in a terminal
+COMMANDS = {"terminal", "commands", "builtin.train", "builtin.learn"}  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
 
 LEVEL = {name: number for number, row in enumerate(LEVELS) for name in row.split()}

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 from lowrank_core import latency, staircase
-from lowrank_core.__main__ import cli
+from lowrank_core.commands import cli
 from lowrank_core.errors import Cancelled, InvalidModel
 from lowrank_core.latency import LatencyTable, Timing, network_latency, race, session, timed
 from lowrank_core.layers import LayerSpec
@@ -287,7 +287,7 @@ def test_the_command_gives_ratios_and_a_table_for_searches(workspace: Workspace,
 
 def test_the_command_shows_no_number_where_rounds_disagree(workspace: Workspace, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
-        "lowrank_core.__main__.network_latency", lambda *given, **named: (Timing(10.0, 5.0, 0.5, 0.3, 11),)
+        "lowrank_core.commands.latency.network_latency", lambda *given, **named: (Timing(10.0, 5.0, 0.5, 0.3, 11),)
     )
     plan = tmp_path / "plan.json"
     plan.write_text(RankPlan(workspace.profile.fingerprint).to_json())

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowrank_core import Workspace
-from lowrank_core.__main__ import cli
+from lowrank_core.commands import cli
 from lowrank_core.discover import fingerprint
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidModel, LowRankError, UnknownModel
 from lowrank_core.gram import WHOLE, DeviceGram, GramMatrix, row_blocks

@@ -374,8 +374,8 @@ def _small(curve: Curve, points: int = 48) -> str:
     says = f"{name}: {plan}, effective rank {curve.effective_rank:.1f}, break-even {curve.even_bytes}"
     return (
         f'<figure class="sm" title="{says}"><figcaption><b>{name}</b><span>{curve.effective_rank:.0f}</span>'
-        f'</figcaption><div role="img" aria-label="{says}"><i style="--kept:{x(kept)};clip-path:polygon({outline})"></i>'
-        f"{even}</div></figure>"
+        f'</figcaption><div role="img" aria-label="{says}">'
+        f'<i style="--kept:{x(kept)};clip-path:polygon({outline})"></i>{even}</div></figure>'
     )
 
 

@@ -1,0 +1,41 @@
+"""What a model brings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from lowrank_core.check import SAMPLES
+from lowrank_core.check import check as look_over
+from lowrank_core.commands import MODEL, Answer, command, opened
+from lowrank_core.terminal import amount, say, score_line, size, table
+
+
+@command
+@MODEL
+def check(model: str) -> Answer:
+    """Say what a model brings, what is missing and what that costs."""
+    report = look_over(opened(model))
+    for notice in report.notices:
+        say(notice)
+    document = {
+        "name": report.name,
+        "fingerprint": report.fingerprint,
+        "functions": [asdict(finding) for finding in report.findings],
+        "layers": report.layers,
+        "skipped": report.skipped,
+        **asdict(report.cost),
+        "score": report.score,
+        "notices": report.notices,
+        "refused": [finding.detail for finding in report.refusals],
+    }
+    rows = [[f.function, f.state, f.detail] for f in report.findings]
+    text = [
+        table(["function", "", "what was found, or what its absence costs"], rows),
+        "",
+        f"{report.layers} layers can be compressed, {report.skipped} are left as they are; "
+        f"{report.cost.parameters:,} parameters, {size(report.cost.bytes)}, "
+        f"{amount(report.cost.multiplies)} multiplies per sample.",
+    ]
+    if report.score is not None:
+        text.append(f"Dense network, on up to {SAMPLES:,} samples: {score_line(report.score, alone=True)}")
+    return document, "\n".join(text)

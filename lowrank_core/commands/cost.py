@@ -1,0 +1,29 @@
+"""What a plan costs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from lowrank_core.commands import COUNTED, MODEL, PLAN, Answer, command, opened, plan_of
+from lowrank_core.cost import Cost, plan_cost
+from lowrank_core.terminal import figures, table
+
+
+@command
+@MODEL
+@PLAN
+def cost(model: str, plan: Path) -> Answer:
+    """What the network costs as it is and under a plan, exactly."""
+    workspace = opened(model)
+    choices = plan_of(workspace, plan).plan
+    dense, compressed = plan_cost(workspace.profile), plan_cost(workspace.profile, choices)
+    rows = [["dense", *figures(dense)], ["compressed", *figures(compressed)]]
+    share = [f"{new / old:.1%}" if old else "-" for new, old in _pairs(compressed, dense)]
+    rows.append(["share", *share])
+    text = f"{table(['', 'parameters', 'bytes', 'multiplies'], rows)}\n\nMultiplies are for one sample."
+    return {"dense": asdict(dense), "compressed": asdict(compressed), "counted": COUNTED}, text
+
+
+def _pairs(a: Cost, b: Cost) -> list[tuple[int, int]]:
+    return [(a.parameters, b.parameters), (a.bytes, b.bytes), (a.multiplies, b.multiplies)]

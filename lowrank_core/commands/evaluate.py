@@ -1,0 +1,57 @@
+"""The score of a plan or of a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from lowrank_core.commands import (
+    CACHED,
+    COMPARE,
+    CORRECT,
+    MODEL,
+    Answer,
+    check_compare,
+    command,
+    compared,
+    compressed_by,
+    existing,
+    measured,
+    opened,
+)
+from lowrank_core.terminal import score_line
+
+
+@command
+@MODEL
+@existing("--plan", help="Rank plan, a JSON file.")
+@existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
+@click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
+@CACHED
+@CORRECT
+@COMPARE
+def evaluate(
+    model: str,
+    plan: Path | None,
+    checkpoint: Path | None,
+    samples: int | None,
+    cached: bool,
+    corrected: bool,
+    compare: bool,
+) -> Answer:
+    """Measure the score, paired with the dense network on the same samples.
+
+    With neither --plan nor --checkpoint: the dense network alone. A plan is corrected first, on at most 256 unlabelled
+    samples or as its file says; a checkpoint is measured as it is.
+    """
+    if plan is not None and checkpoint is not None:
+        raise click.UsageError("give --plan or --checkpoint, not both.")
+    check_compare(compare, plan, checkpoint)
+    workspace = opened(model, with_data=True, cached=cached)
+    made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
+    score = measured(workspace, made.model, samples)
+    found = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
+    text = score_line(score, alone=made.model is workspace.model)
+    return compared(workspace, made, samples, found, text) if compare else (found, text)

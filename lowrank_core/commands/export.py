@@ -1,0 +1,104 @@
+"""Files of compressed networks: `apply` writes a checkpoint, `export` any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+
+from lowrank_core.commands import (
+    CACHED,
+    COMPARE,
+    CORRECT,
+    MODEL,
+    OUT,
+    PLAN,
+    Answer,
+    check_compare,
+    command,
+    compared,
+    compressed_by,
+    existing,
+    measured,
+    opened,
+)
+from lowrank_core.exports import EXPORTS
+from lowrank_core.storage import Storage
+from lowrank_core.terminal import say, score_line, size
+
+DTYPE_NAMES = sorted({dtype for export in EXPORTS.values() for dtype in export.dtypes})
+FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
+
+
+def exporting(function: Callable[..., Answer]) -> click.Command:
+    """The options that `apply` and `export` share."""
+    return command(MODEL(OUT(CACHED(CORRECT(COMPARE(function))))))
+
+
+@exporting
+@PLAN
+def apply(model: str, plan: Path, out: Path, cached: bool, corrected: bool, compare: bool) -> Answer:
+    """Compress by a plan, correct, and write a checkpoint (safetensors)."""
+    return exported(model, "safetensors", out, plan, None, cached=cached, corrected=corrected, compare=compare)
+
+
+@exporting
+@click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="Kind of file.")
+@existing("--plan", help="Rank plan, a JSON file.")
+@existing("--checkpoint", help="Checkpoint to take the weights from; with --plan, both must agree.")
+@click.option("--dense", is_flag=True, help="One weight per layer, the product of its factors; alone: uncompressed.")
+@click.option("--fold-bias", is_flag=True, help="Every Linear as [W b], its input extended by a one.")
+@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 for ONNX alone.")
+def export(
+    model: str,
+    kind: str,
+    plan: Path | None,
+    checkpoint: Path | None,
+    dense: bool,
+    fold_bias: bool,
+    dtype: str | None,
+    out: Path,
+    cached: bool,
+    corrected: bool,
+    compare: bool,
+) -> Answer:
+    """Write a compressed network to a file, reload it in a fresh process and compare."""
+    if not (dense or plan or checkpoint):
+        raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
+    if dtype is not None and dtype not in EXPORTS[kind].dtypes:
+        raise click.UsageError(f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes)}, but got {dtype}.")
+    storage = Storage(dtype, fold_bias, dense and bool(plan or checkpoint))
+    return exported(
+        model, kind, out, plan, checkpoint, cached=cached, corrected=corrected, compare=compare, storage=storage
+    )
+
+
+def exported(
+    model: str,
+    kind: str,
+    out: Path,
+    plan: Path | None,
+    checkpoint: Path | None,
+    *,
+    cached: bool,
+    corrected: bool,
+    compare: bool,
+    storage: Storage = Storage(),  # noqa: B008
+) -> Answer:
+    """Compress and correct or load, measure, write, compare."""
+    check_compare(compare, plan, checkpoint)
+    workspace = opened(model, with_data=True, cached=cached)
+    made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
+    if storage.told:
+        made = made.stored(workspace, storage)
+    score = measured(workspace, made.model)
+    compressed = replace(made, score=score)
+    found = EXPORTS[kind].write(workspace, compressed, out, lambda step: say(f"{step} ..."))
+    text = (
+        f"{found.path}: {size(found.bytes)}. Outputs after reloading in a fresh process differ by at most "
+        f"{found.max_abs_diff or 0:.3g}.\n{score_line(found.score or score, alone=False)}"
+    )
+    document = {**asdict(found), "correction": compressed.correction}
+    return compared(workspace, compressed, None, document, text) if compare else (document, text)

@@ -1,0 +1,201 @@
+"""Training the factors of a plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lowrank_core.candidate import Candidate
+from lowrank_core.commands import (
+    BYTES,
+    CACHED,
+    CORRECT,
+    LOCK,
+    MODEL,
+    MULTIPLIES,
+    OUT,
+    Answer,
+    command,
+    compressed_by,
+    existing,
+    opened,
+    plan_of,
+    points_of,
+)
+from lowrank_core.correct import Correction
+from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.finetune import Epoch
+from lowrank_core.finetune import told as tuning_of
+from lowrank_core.selection import Problem, problem_of
+from lowrank_core.selection import make as make_rule
+from lowrank_core.selection import search as run_search
+from lowrank_core.sweep import Progress, compressed_score, runs, summary, tidy
+from lowrank_core.terminal import Told, say, score_line, score_value, share_text, size
+from lowrank_core.training import Loss, Settings
+from lowrank_core.workspace import Workspace
+
+
+def setting(name: str, *names: str) -> Callable[..., Any]:
+    """An option for a field of the training settings, with its default, bounds and help."""
+    (item,) = (item for item in fields(Settings) if item.name == name)
+    about, default = item.metadata, item.default
+    if default is False:
+        return click.option(*names, name, is_flag=True, help=about["help"])
+    if "choices" in about:
+        kind: click.ParamType[Any] = click.Choice(list(about["choices"]))
+    else:
+        kind = (click.IntRange if isinstance(default, int) else click.FloatRange)(about["min"], about["max"])
+    return click.option(*names, name, type=kind, default=default, show_default=default is not None, help=about["help"])
+
+
+@command
+@MODEL
+@existing("--plan", help="Rank plan, a JSON file; or ask a rule for one with the options below.")
+@OUT
+@click.option("--rule", help="Rule that finds the ranks first: bisection for --max-drop, budget for the others.")
+@click.option("--max-drop", type=float, help="Largest drop of the score that the ranks may cost before training.")
+@MULTIPLIES
+@BYTES
+@LOCK
+@setting("epochs", "--epochs")
+@setting("learning_rate", "--learning-rate")
+@click.option(
+    "--distill/--no-distill", default=True, help="Learn from the dense network (default), or from the labels alone."
+)
+@click.option("--loss", type=click.Choice(["distill", "labels", "both"]), help="The same, or both.")
+@setting("train", "--train")
+@setting("from_scratch", "--from-scratch")
+@setting("augment", "--augment")
+@setting("batch", "--batch")
+@setting("patience", "--patience")
+@setting("seed", "--seed")
+@click.option(
+    "--seeds", type=click.IntRange(1, 100), default=1, help="Runs, each with the next seed; the best is kept."
+)
+@click.option("--watch", type=click.IntRange(0), default=0, help="Evaluation samples scored after each epoch.")
+@click.option(
+    "--state",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to go on from after a kill; default: in the cache.",
+)
+@CACHED
+@CORRECT
+def finetune(
+    model: str,
+    plan: Path | None,
+    out: Path,
+    rule: str | None,
+    max_drop: float | None,
+    multiplies: float | None,
+    bytes: float | None,
+    lock: tuple[str, ...],
+    distill: bool,
+    loss: Loss | None,
+    seeds: int,
+    watch: int,
+    state: Path | None,
+    cached: bool,
+    corrected: bool,
+    **options: Any,
+) -> Answer:
+    """Train the factors of a plan on train_data(), and write a checkpoint (safetensors).
+
+    Without --plan the ranks are found first, by a rule, within --max-drop or a budget: the whole way in one command.
+    Learns the dense network's answers, without labels, unless told otherwise. The weights that do best on a tenth of
+    the training samples, held back, are kept; the start is one of the candidates.
+    """
+    if not distill and loss not in (None, "labels"):
+        raise click.UsageError(f"--no-distill learns from the labels alone; leave it out, or --loss {loss}.")
+    settings = Settings(loss=loss or ("distill" if distill else "labels"), **options)
+    workspace = opened(model, with_data=True, cached=cached)
+    asked: dict[str, Any] = {"max_drop": max_drop, "multiplies": multiplies, "bytes": bytes}
+    wishes = {name: wish for name, wish in asked.items() if wish is not None}
+    if (plan is None) != bool(wishes):
+        raise click.UsageError("give --plan, or what to search ranks for: --max-drop, --multiplies or --bytes.")
+    before = None
+    if plan is None:
+        problem = problem_of(
+            workspace, lock=lock, folder=points_of(workspace), corrected=corrected, tell=Told(), **wishes
+        )
+        candidate = _found(workspace, rule or ("bisection" if "max_drop" in wishes else "budget"), problem)
+        if settings.from_scratch:
+            candidate = Candidate(candidate.plan)
+        else:
+            before = compressed_score(workspace, candidate)
+    elif settings.from_scratch:
+        candidate = Candidate(plan_of(workspace, plan).plan)
+    else:
+        made = compressed_by(workspace, plan, None, corrected=corrected)
+        correction = None if made.correction is None else Correction.from_dict(made.correction)
+        candidate = Candidate(made.plan, correction)
+        before = compressed_score(workspace, candidate)
+    step, last, folder = None, -5.0, None if workspace.cache is None else workspace.cache.tuning
+    if folder is not None:
+        tidy(folder)
+    every = range(settings.seed, settings.seed + seeds)
+    for step in runs(workspace, candidate, settings, every, state=state, folder=folder, watch=watch):
+        if step.epoch.model is not None or time.monotonic() - last > 1:
+            last = time.monotonic()
+            say(_epoch_line(step))
+    assert step is not None
+    found = summary(step.finished)
+    chosen = step.finished[found.chosen]
+    used, end = replace(settings, seed=chosen.seed), chosen.epochs[-1]
+    if end.best == 0 and not settings.from_scratch:
+        say("Note: no epoch was better than the start, whose weights are kept; try a smaller learning rate.")
+    compressed = Compressed(
+        chosen.model,
+        candidate.plan,
+        chosen.score,
+        None if candidate.correction is None else candidate.correction.to_dict(),
+        tuning_of(workspace, used, candidate.plan, end),
+    )
+    written = EXPORTS["safetensors"].write(workspace, compressed, out, lambda step: say(f"{step} ..."))
+    document = {
+        **asdict(written),
+        "epochs": [_epoch_document(epoch) for epoch in chosen.epochs],
+        "before": before,
+        "runs": [
+            {"seed": run.seed, "epochs": run.epochs[-1].number, "best_epoch": run.epochs[-1].best, "score": run.score}
+            for run in step.finished
+        ],
+        "summary": found,
+        "correction": compressed.correction,
+        "tuned": compressed.tuned,
+    }
+    text = [f"{written.path}: {size(written.bytes)}, weights of epoch {end.best} of {end.number}."]
+    if before is not None:
+        text.append(f"Before: {score_line(before, alone=False)}")
+    text.append(f"After: {score_line(chosen.score, alone=False)}")
+    if found.spread is not None:
+        mean, spread, best = (score_value(chosen.score, value) for value in (found.mean, found.spread, found.best))
+        text.append(f"{seeds} runs: mean {mean}, standard deviation {spread}, best {best}; seed {chosen.seed} is kept.")
+    return document, "\n".join(text)
+
+
+def _found(workspace: Workspace, rule: str, problem: Problem) -> Candidate:
+    """The answer of a rule."""
+    *_, last = run_search(make_rule(rule, {}), problem)
+    note = f": {last.note}" if last.note else ""
+    say(f"{rule} found ranks for {share_text(workspace, last.cost)}{note}")
+    return last.candidate
+
+
+def _epoch_line(step: Progress) -> str:
+    epoch = step.epoch
+    learnt = "start" if epoch.train_loss is None else f"loss {epoch.train_loss:.4g}"
+    left = "done" if epoch.model is not None else f"{epoch.seconds_left:.0f} s left"
+    return (
+        f"seed {step.seed}, epoch {epoch.number} of {epoch.epochs}: {learnt}, on samples held back "
+        f"loss {epoch.validation_loss:.4g} and score {epoch.validation:.4g}, best epoch {epoch.best}, {left}"
+    )
+
+
+def _epoch_document(epoch: Epoch) -> dict[str, Any]:
+    names = ("number", "train_loss", "validation", "validation_loss", "best", "seconds", "score")
+    return {name: getattr(epoch, name) for name in names}

@@ -1,0 +1,81 @@
+"""The time of a plan beside the dense network's, and tables of layers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lowrank_core.commands import CACHED, MODEL, Answer, command, existing, opened, plan_of, points_of
+from lowrank_core.exports import whole_or_nothing
+from lowrank_core.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
+from lowrank_core.methods import METHODS
+from lowrank_core.staircase import as_table, layer_latency, setting_of, staircases
+from lowrank_core.terminal import Told, table
+
+
+@command
+@MODEL
+@existing("--plan", help="Rank plan, a JSON file.")
+@click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=1, help="Default 1, timed by the CPU time of the thread."
+)
+@click.option(
+    "--table",
+    "csv_file",
+    type=click.Path(path_type=Path),
+    help="Also time each layer at about ten ranks of each method and write a CSV for search --latency-table.",
+)
+@click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="For --table (repeatable).")
+@CACHED
+def latency(
+    model: str,
+    plan: Path | None,
+    runtime: Runtime,
+    threads: int,
+    csv_file: Path | None,
+    methods: tuple[str, ...],
+    cached: bool,
+) -> Answer:
+    """Time the network under a plan beside the dense one, in turn on this machine, whole and layer by layer.
+
+    Only the ratio means anything: the median over rounds, with its interquartile range; above 0.1 it is unstable and no
+    number. Unlike the network, a layer is timed alone with random weights; one with fewer multiplies may be slower.
+    """
+    if plan is None and csv_file is None:
+        raise click.UsageError("give --plan, --table or both.")
+    workspace, tell = opened(model, cached=cached), Told()
+    file = None if plan is None else plan_of(workspace, plan)
+    setting = setting_of(workspace, runtime, threads)
+    document: dict[str, Any] = {**asdict(setting), "version": runtime_version(runtime), "cpu": cpu_name()}
+    text = [f"{document['version']}, {threads} thread{'s' * (threads > 1)}, batch {setting.batch}, {document['cpu']}"]
+    if file is not None:
+        compressed = workspace.compress(file.plan)
+        (whole,) = network_latency(
+            workspace.model, [compressed], workspace.opened.example_inputs, runtime=runtime, threads=threads
+        )
+        parts = layer_latency(workspace.profile, file.plan, setting, tell=tell)
+        document |= timed(whole)
+        document["layers"] = [{"name": name, **timed(timing)} for name, timing in parts]
+        rows = [[name, *_timing(timing)] for name, timing in (("whole network", whole), *parts)]
+        text.append(table(["", "dense us", "compressed us", "ratio", "IQR"], rows))
+    if csv_file is not None:
+        found = list(
+            staircases(
+                workspace.profile.layers, setting, methods=methods or None, folder=points_of(workspace), tell=tell
+            )
+        )
+        with whole_or_nothing(csv_file) as temporary:
+            temporary.write_bytes(as_table(found).to_csv().encode())
+        document["table"] = str(csv_file)
+        document["staircases"] = [{**asdict(s), "break_even": s.break_even, "dominated": s.dominated} for s in found]
+        text.append(f"{csv_file}: {sum(len(s.stable) for s in found)} ranks of {len(workspace.profile.layers)} layers.")
+    return document, "\n\n".join(text)
+
+
+def _timing(timing: Timing) -> list[str]:
+    shown = ["-", "unstable"] if timing.unstable else [f"{timing.compressed_us:.1f}", f"{timing.ratio:.3f}"]
+    return [f"{timing.dense_us:.1f}", *shown, f"{timing.iqr:.3f}"]

@@ -1,0 +1,27 @@
+"""A model file to fill in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lowrank_core.commands import Answer, command
+
+
+@command
+@click.argument("file", type=click.Path(path_type=Path))
+def new(file: Path) -> Answer:
+    """Write a commented model file to fill in."""
+    if file.suffix != ".py":
+        raise click.UsageError(f"a model file ends in .py, but got {file}.")
+    try:
+        with file.open("x", encoding="utf-8") as target:
+            target.write((Path(__file__).parents[1] / "template.py").read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise FileExistsError(f"{file} exists and is not overwritten; give another name.") from error
+    following = f"python -m lowrank_core check {file}"
+    return {
+        "path": str(file),
+        "next": following,
+    }, f"{file} is written. Fill in what is marked REPLACE, then: {following}"

@@ -1,0 +1,83 @@
+"""What compressing each layer alone does."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lowrank_core.commands import CACHED, CORRECT, DASK, MODEL, WORKERS, Answer, command, opened, points_of
+from lowrank_core.cost import layer_cost
+from lowrank_core.exports import plain, whole_or_nothing
+from lowrank_core.methods import METHODS
+from lowrank_core.parallel import Workers
+from lowrank_core.plan import Choice
+from lowrank_core.sensitivity import asked
+from lowrank_core.sensitivity import profile as sensitivity_profile
+from lowrank_core.terminal import Told, amount, rank_text, size, table
+
+
+@command
+@MODEL
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Only this (repeatable).")
+@click.option("--samples", type=click.IntRange(1), default=256, help="Evaluation samples; default 256.")
+@CACHED
+@WORKERS
+@DASK
+@CORRECT
+def profile(
+    model: str,
+    out: Path | None,
+    methods: tuple[str, ...],
+    samples: int,
+    cached: bool,
+    workers: int,
+    dask: str | None,
+    corrected: bool,
+) -> Answer:
+    """Measure what compressing each layer alone does, at a few ranks. Stopped and started again, it goes on."""
+    started = time.monotonic()
+    workspace = opened(model, with_data=True, cached=cached)
+    asks = asked(workspace, methods or None)
+    points = sensitivity_profile(
+        workspace,
+        workspace.correction if corrected else None,
+        asks,
+        workspace.reference.dataset.pick(slice(0, samples)),
+        folder=points_of(workspace),
+        workers=Workers(workers, dask),
+        tell=Told(),
+    )
+    by_layer: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    rows = []
+    for point in points:
+        cost = layer_cost(workspace.profile.layer(point.layer), Choice(point.method, point.rank))
+        by_layer.setdefault((point.layer, point.method), []).append(
+            {
+                "rank": point.rank,
+                "bytes": cost.bytes,
+                "multiplies": cost.multiplies,
+                "loss_increase": point.loss,
+                "drop": point.drop,
+            }
+        )
+        drop = "-" if point.drop is None else f"{point.drop:.4g}"
+        told = [size(cost.bytes), amount(cost.multiplies), f"{point.loss:.3g}", drop]
+        rows.append([point.layer, point.method, rank_text(point.rank), *told])
+    document = {
+        "layers": [{"name": name, "method": method, "points": found} for (name, method), found in by_layer.items()],
+        "evaluations": len(points),
+        "samples": min(samples, len(workspace.reference)),
+        "seconds": time.monotonic() - started,
+    }
+    if out is not None:
+        with whole_or_nothing(out) as temporary:
+            temporary.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
+    titles = ["layer", "method", "rank", "bytes", "multiplies", "loss increase", "drop"]
+    by_class = workspace.metric.class_axis is not None
+    measure = "mean divergence of the classes, in nats" if by_class else "squared change, relative"
+    return document, f"{table(titles, rows)}\n\nLoss increase: {measure}, of that layer alone; needs no labels."

@@ -1,0 +1,129 @@
+"""Ranks by a rule."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lowrank_core.commands import (
+    BYTES,
+    CACHED,
+    CORRECT,
+    DASK,
+    LOCK,
+    MODEL,
+    MULTIPLIES,
+    OUT,
+    WORKERS,
+    Answer,
+    command,
+    existing,
+    measured,
+    opened,
+    points_of,
+)
+from lowrank_core.cost import plan_cost
+from lowrank_core.exports import Compressed, plan_document, whole_or_nothing
+from lowrank_core.latency import LatencyTable
+from lowrank_core.ledger import score_key
+from lowrank_core.parallel import Workers
+from lowrank_core.selection import RULES, problem_of
+from lowrank_core.selection import make as make_rule
+from lowrank_core.selection import search as run_search
+from lowrank_core.terminal import Told, say, score_line, share_text
+
+
+@command
+@MODEL
+@click.option("--rule", default="budget", show_default=True, help=f"One of {', '.join(RULES)}.")
+@OUT
+@MULTIPLIES
+@BYTES
+@click.option("--microseconds", type=float, help="The same of the latency in --latency-table.")
+@existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
+@click.option("--max-drop", type=float, help="The largest drop of the score, in its own unit: 0.01 is one point.")
+@click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")
+@LOCK
+@click.option("--multiple-of", type=click.IntRange(1), default=1, help="Every rank is a multiple of this.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the rule (repeatable).")
+@click.option("--samples", type=click.IntRange(1), default=1000, help="Evaluation samples for a trial; default 1000.")
+@CACHED
+@WORKERS
+@DASK
+@CORRECT
+def search(
+    model: str,
+    rule: str,
+    out: Path,
+    latency_table: Path | None,
+    settings: tuple[str, ...],
+    cached: bool,
+    workers: int,
+    dask: str | None,
+    **wishes: Any,
+) -> Answer:
+    """Let a rule choose the ranks, under budgets or within a largest drop, and write a plan.
+
+    A search that is stopped and started again goes on where it was.
+    """
+    started = time.monotonic()
+    chosen = make_rule(rule, _settings(settings))
+    workspace = opened(model, with_data=True, cached=cached)
+    table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_bytes())
+    folder, where = points_of(workspace), Workers(workers, dask)
+    problem = problem_of(workspace, latency=table, folder=folder, workers=where, tell=Told(), **wishes)
+    trials = []
+    for trial in run_search(chosen, problem):
+        trials.append(trial)
+        note = f"{trial.note}; " if trial.note else ""
+        scored = f"; {score_line(trial.score, alone=False)}" if trial.score else ""
+        say(f"trial {len(trials)}: {note}{share_text(workspace, trial.cost)}{scored}")
+    answer = trials[-1].candidate
+    score = problem.ledger.remembered(
+        score_key(answer, None), lambda: measured(workspace, workspace.compress(answer.plan, answer.correction))
+    )
+    correction = None if answer.correction is None else answer.correction.to_dict()
+    compressed = Compressed(workspace.model, answer.plan, score, correction)
+    question = {
+        "rule": rule,
+        **asdict(chosen),  # type: ignore[call-overload]
+        "budgets": dict(problem.budgets),
+        "max_drop": problem.max_drop,
+        "locked": sorted(problem.locked),
+        "multiple_of": problem.multiple_of,
+    }
+    written = plan_document(workspace, compressed, search=question)
+    with whole_or_nothing(out) as temporary:
+        temporary.write_text(written, encoding="utf-8", newline="\n")
+    compressed_cost, dense = plan_cost(workspace.profile, answer.plan), plan_cost(workspace.profile)
+    document = {
+        "plan": json.loads(written),
+        "path": str(out),
+        "dense": asdict(dense),
+        "compressed": asdict(compressed_cost),
+        "score": score,
+        "note": trials[-1].note,
+        "trials": [{"note": t.note, **asdict(t.cost), "score": t.score} for t in trials],
+        "seconds": time.monotonic() - started,
+    }
+    note = f"\n{trials[-1].note[:1].upper()}{trials[-1].note[1:]}." if trials[-1].note else ""
+    text = (
+        f"{out}: {len(answer.plan.choices)} of {len(workspace.profile.layers)} layers compressed, "
+        f"{share_text(workspace, compressed_cost)}.{note}\n{score_line(score, alone=False)}"
+    )
+    return document, text
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set takes KEY=VALUE, but got {pair!r}.")
+        found[key] = value
+    return found
