@@ -100,6 +100,44 @@ def is_ready(port: int) -> bool:
         connection.close()
 
 
+SLOW = """
+import time, torch
+from torch import nn
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        time.sleep(SECONDS if len(x) > 1 else 0)
+        return self.fc2(torch.relu(self.fc1(x)))
+
+def build_model():
+    torch.manual_seed(0)
+    return Slow().eval()
+
+def example_inputs():
+    return (torch.zeros(1, 16),)
+
+def data(samples, seed):
+    return torch.randn(samples, 16, generator=torch.Generator().manual_seed(seed))
+
+def train_data():
+    return data(300, 1)
+
+def eval_data():
+    return data(SAMPLES, 2)
+"""
+
+
+def slow_network(folder: Path, seconds: float, samples: int) -> Path:
+    """A model file whose batches take that long each, with so many evaluation samples."""
+    path = folder / "slow.py"
+    path.write_text(f"SECONDS, SAMPLES = {seconds}, {samples}\n{SLOW}")
+    return path
+
+
 @contextmanager
 def running_app(log: Path, *model: str | Path) -> Iterator[str]:
     """The app in a process of its own; gives its base URL and always ends the process."""

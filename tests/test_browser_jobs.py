@@ -10,37 +10,9 @@ from dataclasses import dataclass
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from tests.conftest import slow_network
 from tests.test_browser_search import choose
 
-SLOW = """
-import time, torch
-from torch import nn
-
-class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(16, 16), nn.Linear(16, 4)
-
-    def forward(self, x):
-        time.sleep(0.05 if len(x) > 1 else 0)
-        return self.fc2(torch.relu(self.fc1(x)))
-
-def build_model():
-    torch.manual_seed(0)
-    return Slow().eval()
-
-def example_inputs():
-    return (torch.zeros(1, 16),)
-
-def data(samples, seed):
-    return torch.randn(samples, 16, generator=torch.Generator().manual_seed(seed))
-
-def train_data():
-    return data(300, 1)
-
-def eval_data():
-    return data(64_000, 2)
-"""
 LAYERS, SIDE = 600, 1536
 
 
@@ -99,9 +71,7 @@ def under_way(page: Page, kind: Kind) -> None:
 @pytest.fixture(scope="module")
 def slow(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of which everything takes long."""
-    path = tmp_path_factory.mktemp("slow") / "slow.py"
-    path.write_text(SLOW)
-    return serve(path)
+    return serve(slow_network(tmp_path_factory.mktemp("slow"), 0.05, 64_000))
 
 
 @pytest.fixture(scope="module")

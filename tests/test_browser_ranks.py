@@ -15,6 +15,7 @@ from lowrank_core.plan import Choice, RankPlan
 from lowrank_core.predict import curves, noise_table, predict
 from lowrank_core.survey import Survey
 from lowrank_core.workspace import Workspace
+from tests.conftest import slow_network
 
 BOARD = "document.querySelector('.rb-root').__board"
 FIGURES = ("accuracy", "bytes", "multiplies")
@@ -471,35 +472,8 @@ def test_many_layers_share_bars_and_rows_out_of_sight_follow_at_rest(
     assert (slider(page, name).get_attribute("aria-valuetext") or "").startswith(f"rank {moved} of 96")
 
 
-SLOW_MODEL = """
-import time, torch
-from torch import nn
-
-class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(16, 16), nn.Linear(16, 4)
-
-    def forward(self, x):
-        time.sleep(0.04)
-        return self.fc2(torch.relu(self.fc1(x)))
-
-def build_model():
-    torch.manual_seed(0)
-    return Slow().eval()
-
-def example_inputs():
-    return (torch.zeros(1, 16),)
-
-def eval_data():
-    return torch.randn(6400, 16, generator=torch.Generator().manual_seed(1))
-"""
-
-
 def test_a_newer_release_ends_the_measurement_before_it(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
-    model = tmp_path / "slow.py"
-    model.write_text(SLOW_MODEL)
-    page.goto(f"{serve(model)}/Ranks")
+    page.goto(f"{serve(slow_network(tmp_path, 0.04, 6400))}/Ranks")
     page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]", timeout=60_000)
     page.evaluate("window.heard = []; window.addEventListener('rank-feed', e => window.heard.push(e.detail))")
     for rank in ("3", "5"):

@@ -11,30 +11,7 @@ from playwright.sync_api import Page, expect
 
 from lowrank_core.selection import make, problem_of, search
 from lowrank_core.workspace import Workspace
-
-SLOW = """
-import time, torch
-from torch import nn
-
-class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(16, 16), nn.Linear(16, 4)
-
-    def forward(self, x):
-        time.sleep(0.02 if len(x) > 1 else 0)
-        return self.fc2(torch.relu(self.fc1(x)))
-
-def build_model():
-    torch.manual_seed(0)
-    return Slow().eval()
-
-def example_inputs():
-    return (torch.zeros(1, 16),)
-
-def eval_data():
-    return torch.randn(64_000, 16, generator=torch.Generator().manual_seed(1))
-"""
+from tests.conftest import slow_network
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +94,7 @@ def test_a_size_of_flash_can_be_typed(url: str, page: Page) -> None:
 def test_a_search_goes_on_elsewhere_and_can_be_called_off(
     page: Page, serve: Callable[..., str], tmp_path: Path
 ) -> None:
-    model = tmp_path / "slow.py"
-    model.write_text(SLOW)
-    page.goto(f"{serve(model)}/Search")
+    page.goto(f"{serve(slow_network(tmp_path, 0.02, 64_000))}/Search")
     choose(page, "Uniform")
     page.get_by_text("Layers, methods, measurement").click()
     samples = page.get_by_role("spinbutton", name="Samples per trial")

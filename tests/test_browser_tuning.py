@@ -13,39 +13,9 @@ from lowrank_core.checkpoint import load_checkpoint
 from lowrank_core.evaluate import final_score
 from lowrank_core.plan import read_plan
 from lowrank_core.workspace import Workspace
-from tests.conftest import running_app
+from tests.conftest import running_app, slow_network
 
 MODEL = "builtin:digits-cnn"
-
-SLOW = """
-import time, torch
-from torch import nn
-
-class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(16, 16), nn.Linear(16, 4)
-
-    def forward(self, x):
-        time.sleep(0.03 if len(x) > 1 else 0)
-        return self.fc2(torch.relu(self.fc1(x)))
-
-def build_model():
-    torch.manual_seed(0)
-    return Slow().eval()
-
-def example_inputs():
-    return (torch.zeros(1, 16),)
-
-def data(samples, seed):
-    return torch.randn(samples, 16, generator=torch.Generator().manual_seed(seed))
-
-def train_data():
-    return data(300, 1)
-
-def eval_data():
-    return data(200, 2)
-"""
 
 
 def at_rest(page: Page) -> None:
@@ -109,8 +79,7 @@ def epoch_reached(page: Page) -> int:
 
 
 def test_it_goes_on_elsewhere_and_after_the_server_ended(page: Page, tmp_path: Path) -> None:
-    model = tmp_path / "slow.py"
-    model.write_text(SLOW)
+    model = slow_network(tmp_path, 0.03, 200)
     with running_app(tmp_path / "first.log", model) as url:
         page.goto(f"{url}/Fine_tune")
         fill(page, "Epochs", "200")
