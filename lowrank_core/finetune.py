@@ -89,7 +89,7 @@ def finetune(
     by (at most 1,000 samples that the dense network has learnt: 20 epochs of the digits CNN score 1.0 from the fourth
     on, while the loss halves three times). Evaluation samples choose nothing; `watch` of them are scored each epoch.
     state: a file written whole after each epoch, from which the same call continues with the same result.
-    While somebody waits for a figure of this workspace, training pauses.
+    cancelled: asked before every step, while nothing is held that others need; one that gives way may take its time.
 
     Raises InvalidPlan where there is nothing to train, InvalidData, InvalidModel, InvalidFile for a state of another
     run, TrainingFailed where the loss is no number any more, Cancelled between two steps.
@@ -230,7 +230,7 @@ class _Training:
         for norm in self.norms:
             norm.train()
         for at, index in enumerate(batches):
-            self._give_way()
+            self._go_on()
             done = (number - 1) * len(batches) + at
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * rate_at(done, steps, self.settings.warm_up)
@@ -248,10 +248,11 @@ class _Training:
     def validate(self) -> tuple[float, float]:
         """Loss and score on the samples held back."""
         outputs = []
-        with self.threads(), evaluating(self.model):
+        with evaluating(self.model):
             for part in self._batches(self.held_back):
-                self._give_way()
-                outputs.append(call(self.model, self._placed(part.inputs)).cpu())
+                self._go_on()
+                with self.threads():
+                    outputs.append(call(self.model, self._placed(part.inputs)).cpu())
         ours, theirs, targets = torch.cat(outputs), self.validation_answers, self.held_back.targets
         loss = float(self.objective(ours, theirs, targets))
         if not math.isfinite(loss):
@@ -327,9 +328,7 @@ class _Training:
             ) from error
         return float(loss.detach())
 
-    def _give_way(self) -> None:
-        while self.workspace.busy and not self.cancelled():
-            time.sleep(0.02)
+    def _go_on(self) -> None:
         if self.cancelled():
             raise Cancelled("the training was called off.")
 
@@ -340,7 +339,7 @@ class _Training:
     def _dense_answers(self, data: Dataset) -> Tensor:
         answers = []
         for part in self._batches(data):
-            self._give_way()
+            self._go_on()
             with self.threads():
                 answers.append(run(self.workspace.model, part))
         return torch.cat(answers)

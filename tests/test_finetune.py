@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +36,7 @@ from lowrank_core.errors import (
 from lowrank_core.evaluate import final_score, run
 from lowrank_core.finetune import Epoch, finetune, kept
 from lowrank_core.layers import LayerSpec, inputs_first
+from lowrank_core.linalg import one_thread
 from lowrank_core.methods import METHODS
 from lowrank_core.sweep import runs, state_path, summary, sweep
 from lowrank_core.training import Objective, Settings, balance, randomise, varied
@@ -253,17 +255,16 @@ def test_watched_samples_change_nothing(planted: Workspace) -> None:
     assert same(plain, epochs[-1].model.state_dict())
 
 
-def test_it_gives_way_and_can_be_called_off(planted: Workspace) -> None:
+def test_it_can_be_called_off_between_two_steps(planted: Workspace) -> None:
     asked: list[None] = []
 
-    def after(times: int) -> Callable[[], bool]:
-        asked.clear()
-        return lambda: asked.append(None) or len(asked) > times  # type: ignore[func-returns-value]
+    def called_off() -> bool:
+        asked.append(None)
+        return len(asked) > 12
 
-    with planted.somebody_waits(), pytest.raises(Cancelled):
-        next(finetune(planted, candidate(planted), QUICK, cancelled=after(12)))
     with pytest.raises(Cancelled):
-        list(finetune(planted, candidate(planted), QUICK, cancelled=after(12)))
+        list(finetune(planted, candidate(planted), QUICK, cancelled=called_off))
+    assert len(asked) == 13
 
 
 # ---- going on after a stop ------------------------------------------------------------------------------------------
@@ -342,6 +343,28 @@ def test_a_state_of_another_run_is_refused_and_kept(planted: Workspace, tmp_path
         state.write_bytes(damaged)
         with pytest.raises(InvalidFile, match="damaged"):
             next(finetune(planted, candidate(planted), QUICK, state=state))
+
+
+def test_while_it_gives_way_it_holds_nothing_that_others_wait_for(planted: Workspace) -> None:
+    asked = 0
+
+    def gives_way() -> bool:
+        nonlocal asked
+        asked += 1
+        passed = threading.Event()
+
+        def measure() -> None:
+            with one_thread():
+                passed.set()
+
+        threading.Thread(target=measure, daemon=True).start()
+        assert passed.wait(10), "a measurement waits for the training, which waits for the measurement"
+        return False
+
+    with planted.somebody_waits():
+        *_, last = finetune(planted, candidate(planted), QUICK, cancelled=gives_way)
+    assert last.number == QUICK.epochs
+    assert asked > 2 * QUICK.epochs
 
 
 # ---- what cannot be trained -----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from lowrank_core.selection import make
 from lowrank_core.storage import Storage
 from lowrank_core.training import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import state, tuning, words
+from pages.ui import question, state, tuning, words
 from pages.ui.tuning import Pass, Sweep, Trained, Training, Tuned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -335,6 +335,17 @@ def test_what_was_called_off_is_compared_on_the_samples_it_was_watched_on(
     assert before.split(": ", 1)[1] == after.split(": ", 1)[1]
     assert "on 64 samples" in before
     assert shown.before.score.samples == 400
+
+
+def test_it_goes_on_even_where_somebody_always_waits(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(question, "PATIENCE_SECONDS", 0.05)
+    asked = asked_for(workspace)
+    with workspace.somebody_waits():
+        known = job_of(workspace, asked, tmp_path / "a", {}).wait(60)
+    assert Trained(asked, known).chosen.complete
+    assert Trained(asked, known).tuned == Trained(asked, job_of(workspace, asked, tmp_path / "b", {}).wait(60)).tuned
 
 
 def test_called_off_before_the_first_epoch_there_is_nothing(workspace: Workspace, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def train(
         job.tell("training")
         try:
             epochs = []
-            for epoch in finetune(workspace, begun, run, state=state, watch=WATCH, cancelled=job.stopped):
+            for epoch in finetune(workspace, begun, run, state=state, watch=WATCH, cancelled=called_off):
                 epochs.append(epoch)
                 if job.stopped():  # nothing more is asked for after the next item: let it be the weights
                     raise Cancelled("the training was called off.")
