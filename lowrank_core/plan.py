@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -47,7 +48,8 @@ class RankPlan:
 
     def get(self, name: str) -> Choice | None:
         """The choice of a layer, or None where it stays dense."""
-        return dict(self.choices).get(name)
+        at = bisect_left(self.choices, (name,))
+        return self.choices[at][1] if at < len(self.choices) and self.choices[at][0] == name else None
 
     def with_choice(self, name: str, choice: Choice | None) -> RankPlan:
         """A new plan with another choice for one layer; None makes it dense."""

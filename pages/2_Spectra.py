@@ -204,7 +204,8 @@ with frame.page(
 
     if layers:
         st.header("Every layer", anchor=False, help=HELP)
-        plan = overview(workspace)
+        with workspace.somebody_waits():
+            plan = overview(workspace)
         st.caption(LEGEND)
         st.header("One layer", anchor=False)
         detail()

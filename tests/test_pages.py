@@ -235,6 +235,20 @@ def test_spectra_shows_every_layer_and_one_large(opened: Open, workspace: Worksp
     assert len(figure["data"]) == 2
 
 
+def test_work_that_nobody_waits_for_gives_way_to_the_spectra(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves, seen = tables.curves, []
+
+    def watched(workspace: Workspace, *given: Any) -> Any:
+        seen.append(workspace.busy)
+        return curves(workspace, *given)
+
+    monkeypatch.setattr(tables, "curves", watched)
+    page = opened("Spectra")
+    assert not page.exception
+    assert all(seen[:-1])
+    assert len(seen) > 5
+
+
 def test_a_small_spectrum_is_filled_up_to_its_rank_and_is_no_document_of_its_own() -> None:
     curve = tables.Curve("fc", "rank", (1.0, 0.1, 0.01, 0.01), (0.9, 0.95, 0.98, 1.0), 1, 2, 2, 1.5, 1.1, 1, 2)
     drawn = charts.small_multiples([curve])

@@ -60,7 +60,9 @@ export default function ({ data }) {
 
 def show(workspace: Workspace) -> None:
     """Mount the board's library and the model's constants; both are constant, so later runs send only a hash."""
-    _library(key="board_library", data=_model(workspace, workspace.profile.fingerprint, workspace.opened.ref), height=1)
+    with workspace.somebody_waits():
+        constants = _model(workspace, workspace.profile.fingerprint, workspace.opened.ref)
+    _library(key="board_library", data=constants, height=1)
 
 
 @st.fragment
