@@ -23,12 +23,16 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from playwright.sync_api import Browser, sync_playwright
 from plotly.subplots import make_subplots
 
+from benchmarks.drag_latency import HEAD, measure, row
+from benchmarks.load import IDLE, MEASURED
 from lowrank_core.cost import rank_at, useful_rank
 from lowrank_core.data import Dataset
 from lowrank_core.discover import discover
@@ -37,6 +41,7 @@ from lowrank_core.plan import Choice
 from lowrank_core.selection import make, problem_of, search
 from lowrank_core.sensitivity import Ask, asked, profile
 from lowrank_core.workspace import Workspace
+from tests.conftest import CHROMIUM, CHROMIUM_ARGS, dask_cluster, running_app
 
 DEEP = Path(__file__).parent / "deep_network.py"
 Curve = list[tuple[float, float]]  # (work, seconds)
@@ -133,57 +138,51 @@ def plot(curves: dict[str, Curve], path: Path) -> None:
 # ---- the board ------------------------------------------------------------------------------------------------------
 
 
-def drag(layers: int, drags: int) -> None:
-    from playwright.sync_api import sync_playwright
-
-    from benchmarks.drag_latency import HEAD, measure, row
-    from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
-
+@contextmanager
+def app(layers: int) -> Iterator[tuple[Browser, str]]:
+    """Chromium, and the address of a fresh server with a network of so many layers."""
     os.environ["LAYERS"] = str(layers)
-    print(HEAD)
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_STATE_HOME"] = os.environ["XDG_CACHE_HOME"] = folder
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         with running_app(Path(folder) / "log", DEEP) as url:
-            for label, hold in ((f"{layers}", ""), (f"{layers}, multiplies held", "multiplies")):
-                page = browser.new_page(viewport={"width": 1440, "height": 1000})
-                print(row(label, measure(page, url, drags, hold)), flush=True)
-                page.close()
+            yield browser, url
 
 
-AT_REST = {"Ranks": "[data-testid=live-accuracy][data-state=measured]"}
+def drag(layers: int, drags: int) -> None:
+    print(HEAD)
+    with app(layers) as (browser, url):
+        for label, hold in ((f"{layers}", ""), (f"{layers}, multiplies held", "multiplies")):
+            page = browser.new_page(viewport={"width": 1440, "height": 1000})
+            print(row(label, measure(page, url, drags, hold)), flush=True)
+            page.close()
+
+
+AT_REST = {"Ranks": MEASURED}
 """Where a page goes on listening: the board to the survey."""
 
 
 def pages(layers: int) -> None:
     """Each page of a network of so many layers, opened by its address for the first and for the second time."""
-    from playwright.sync_api import sync_playwright
-
-    from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
-
-    os.environ["LAYERS"] = str(layers)
     print(f"| page, {layers} layers | first: at rest after | browser busy | second: at rest after | browser busy |")
     print("|---|---|---|---|---|")
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_STATE_HOME"] = os.environ["XDG_CACHE_HOME"] = folder
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
-        with running_app(Path(folder) / "log", DEEP) as url:
-            for name in ("Ranks", "Model", "Spectra", "Search", "Fine_tune", "Compare", "Export"):
-                cells = []
-                for _ in range(2):
-                    page = browser.new_page(viewport={"width": 1440, "height": 1000})
-                    page.set_default_timeout(300_000)
-                    session = page.context.new_cdp_session(page)
-                    session.send("Performance.enable")
-                    started = time.monotonic()
-                    page.goto(f"{url}/{name}")
-                    page.get_by_role("heading", name=name.replace("_", "-"), exact=True).wait_for()
-                    page.wait_for_selector(AT_REST.get(name, "[data-testid=stApp][data-test-script-state=notRunning]"))
-                    found = session.send("Performance.getMetrics")["metrics"]
-                    busy = next(metric["value"] for metric in found if metric["name"] == "TaskDuration")
-                    cells += [f"{time.monotonic() - started:.1f} s", f"{busy:.1f} s"]
-                    page.close()
-                print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    with app(layers) as (browser, url):
+        for name in ("Ranks", "Model", "Spectra", "Search", "Fine_tune", "Compare", "Export"):
+            cells = []
+            for _ in range(2):
+                page = browser.new_page(viewport={"width": 1440, "height": 1000})
+                page.set_default_timeout(300_000)
+                session = page.context.new_cdp_session(page)
+                session.send("Performance.enable")
+                started = time.monotonic()
+                page.goto(f"{url}/{name}")
+                page.get_by_role("heading", name=name.replace("_", "-"), exact=True).wait_for()
+                page.wait_for_selector(AT_REST.get(name, IDLE))
+                found = session.send("Performance.getMetrics")["metrics"]
+                busy = next(metric["value"] for metric in found if metric["name"] == "TaskDuration")
+                cells += [f"{time.monotonic() - started:.1f} s", f"{busy:.1f} s"]
+                page.close()
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 # ---- a cluster ------------------------------------------------------------------------------------------------------
@@ -195,8 +194,6 @@ POINTS = 100
 
 def cluster(ref: str) -> None:
     from distributed import Client
-
-    from tests.conftest import dask_cluster
 
     torch.set_num_threads(1)
     workspace = Workspace.open(ref)  # a worker, too, opens it once and keeps its factors
