@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from lowrank_core.cost import plan_cost
-from lowrank_core.inventory import Inventory
+from lowrank_core.plans.cost import plan_cost
 from lowrank_core.sources import weights_alone
+from lowrank_core.sources._inventory import Inventory
 from pages.ui import frame, words
 from pages.ui.button import button
 

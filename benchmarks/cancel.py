@@ -26,17 +26,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from lowrank_core.data import Dataset
-from lowrank_core.inventory import take_stock
-from lowrank_core.jobs import Job
-from lowrank_core.measurement import Measurement
+from lowrank_core.compression.start import starting_plan
+from lowrank_core.layers.data import Dataset
+from lowrank_core.measure.measurement import Measurement
+from lowrank_core.predict.sensitivity import asked, profile
+from lowrank_core.predict.survey import Survey
+from lowrank_core.running.jobs import Job
 from lowrank_core.selection import RULES, make
-from lowrank_core.sensitivity import asked, profile
 from lowrank_core.sources import open_any
-from lowrank_core.start import starting_plan
-from lowrank_core.survey import Survey
-from lowrank_core.training import Settings
-from lowrank_core.weights import Weights
+from lowrank_core.sources._inventory import take_stock
+from lowrank_core.sources._weights import Weights
+from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import compare, question, tuning
 

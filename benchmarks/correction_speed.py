@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 import torch
 
-from lowrank_core.calibration import calibration_samples
-from lowrank_core.correct import Correction, Corrector
-from lowrank_core.cost import rank_at, useful_rank
-from lowrank_core.data import call, evaluating
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.compression.calibration import calibration_samples
+from lowrank_core.compression.correct import Correction, Corrector
+from lowrank_core.layers.data import call, evaluating
+from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 
 

@@ -13,10 +13,10 @@ from itertools import count
 import torch
 from torch import nn
 
-from lowrank_core.cost import plan_cost
-from lowrank_core.discover import discover
-from lowrank_core.factors import FactorStore
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.compression.factors import FactorStore
+from lowrank_core.networks.discover import discover
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan
 
 ROWS, COLUMNS, TOKENS, TURNS, STEPS = 30_522, 384, 128, 5, 300
 

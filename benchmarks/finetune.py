@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.quality import lost, uniform
-from lowrank_core.candidate import Candidate
-from lowrank_core.cost import plan_cost
-from lowrank_core.evaluate import Score, final_score
-from lowrank_core.plan import Choice, RankPlan, read_plan
-from lowrank_core.sweep import Run, runs, summary
-from lowrank_core.training import Settings
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan, read_plan
+from lowrank_core.scoring.scores import Score, final_score
+from lowrank_core.training.recipe import Settings
+from lowrank_core.training.sweep import Run, runs, summary
 from lowrank_core.workspace import Workspace
 
 RESNET = "../shared/data/resnet20_cifar10.py"

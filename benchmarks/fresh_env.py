@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from lowrank_core import Workspace
-from lowrank_core.cost import uniform_plan
-from lowrank_core.data import Dataset
-from lowrank_core.evaluate import run
 from lowrank_core.exports import EXPORTS, Compressed, reference_inputs
+from lowrank_core.layers.data import Dataset
+from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.scoring.scores import run
 
 BATCHES = (1, 2, 7)
 

@@ -229,7 +229,7 @@ def _other(value: Any, places: list[tuple[Any, Any, Any]], random: Random, flip:
 
 def plan_reader() -> Reader:
     """`read_plan`, and every golden file."""
-    from lowrank_core.plan import read_plan
+    from lowrank_core.plans.plan import read_plan
 
     golden = ROOT / "tests" / "golden"
     return Reader(read_plan, tuple(path.read_bytes() for path in sorted(golden.glob("*.json"))), changed_json)
@@ -241,9 +241,9 @@ def checkpoint_reader() -> Reader:
     from safetensors.torch import save
 
     from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
-    from lowrank_core.checkpoint import write_checkpoint
+    from lowrank_core.compression.checkpoint import write_checkpoint
+    from lowrank_core.compression.precision import Storage
     from lowrank_core.exports import Compressed, plan_document, provenance
-    from lowrank_core.storage import Storage
 
     path = _file("checkpoint")
     workspace = Workspace.open(_model_file(path.parent))
@@ -318,9 +318,9 @@ def _file(name: str) -> Path:
 
 def _opening(name: str, seeds: tuple[bytes, ...], change: Change, folder: Path | None = None) -> Reader:
     """What opens a file by its path: a model, or weights with the list of their layers and the first row of each."""
-    from lowrank_core.inventory import take_stock
     from lowrank_core.sources import open_any
-    from lowrank_core.weights import Weights
+    from lowrank_core.sources._inventory import take_stock
+    from lowrank_core.sources._weights import Weights
 
     path = (folder or _file("")) / name
 
@@ -443,7 +443,7 @@ def npz_reader() -> Reader:
     """Data beside a model, of one input and of two."""
     import numpy as np
 
-    from lowrank_core.npz_data import read_npz
+    from lowrank_core.sources._npz_data import read_npz
 
     images, labels = np.zeros((4, 3), np.float32), np.arange(4)
     seeds = []
@@ -487,7 +487,7 @@ def pt2_reader() -> Reader:
 
 def table_reader() -> Reader:
     """A table of microseconds."""
-    from lowrank_core.latency import LatencyTable
+    from lowrank_core.measure.latency import LatencyTable
 
     plain = b"layer,method,rank,microseconds\nfc,dense,,90\nfc,svd,16,30.5\nconv,tucker2,16x12,1e2\n"
     return Reader(LatencyTable.from_csv, (plain, b"\xef\xbb\xbf" + plain.replace(b"\n", b"\r\n")), unformed)

@@ -49,14 +49,16 @@ from typing import Any
 import torch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from lowrank_core import commands, finetune, sensitivity
-from lowrank_core.cache import Cache
+from lowrank_core import commands
 from lowrank_core.commands import cli
-from lowrank_core.evaluate import Score
-from lowrank_core.ledger import Ledger
-from lowrank_core.lines import read_lines
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.predict import Point
+from lowrank_core.measure.ledger import Ledger
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict import sensitivity
+from lowrank_core.predict.prediction import Point
+from lowrank_core.scoring.scores import Score
+from lowrank_core.store.cache import Cache
+from lowrank_core.store.lines import read_lines
+from lowrank_core.training import finetune
 from lowrank_core.workspace import Workspace
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, is_ready
 

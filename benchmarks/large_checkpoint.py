@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from lowrank_core.inventory import Inventory, measure_speed, remaining, take_stock
 from lowrank_core.sources import open_any
-from lowrank_core.weights import Weights
+from lowrank_core.sources._inventory import Inventory, measure_speed, remaining, take_stock
+from lowrank_core.sources._weights import Weights
 
 WIDTH, INNER, BLOCKS, WORDS = 4096, 11008, 32, 32000
 SHARDS = 3
@@ -33,7 +33,7 @@ MEASURED = """
 import sys, time
 from pathlib import Path
 from benchmarks.large_checkpoint import peak_bytes, resident_bytes, stock
-from lowrank_core.inventory import measure_speed
+from lowrank_core.sources._inventory import measure_speed
 found = stock(sys.argv[1])
 layer = {layer.name: layer for layer in found.layers}[sys.argv[2]]
 before, began = resident_bytes(), time.thread_time()

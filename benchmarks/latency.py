@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from lowrank_core import Choice, RankPlan, Workspace, plan_cost
-from lowrank_core.cost import rank_at, useful_rank
-from lowrank_core.latency import RUNTIMES, Timing, cpu_name, network_latency, runtime_version
+from lowrank_core.measure.latency import RUNTIMES, Timing, cpu_name, network_latency, runtime_version
+from lowrank_core.plans.cost import rank_at, useful_rank
 
 MODEL = """
 from benchmarks.latency import example_inputs, vgg_like as build_model

@@ -35,9 +35,9 @@ from playwright.async_api import Browser, Locator, Page, async_playwright, expec
 from playwright.async_api import Error as BrowserError
 from scipy.stats import linregress, t
 
-from lowrank_core.cost import plan_cost
-from lowrank_core.evaluate import final_score
-from lowrank_core.plan import Choice, RankPlan, read_plan
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan, read_plan
+from lowrank_core.scoring.scores import final_score
 from lowrank_core.workspace import Workspace
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_server
 

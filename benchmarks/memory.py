@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lowrank_core.layers import LayerSpec
-from lowrank_core.memory import exported_trace, memory, peak, trace
+from lowrank_core.graphs.memory import exported_trace, memory, peak, trace
+from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS
 from tests.test_memory import Residual, live_peak
 

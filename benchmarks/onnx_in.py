@@ -20,9 +20,9 @@ import onnxruntime
 import torch
 
 from lowrank_core import RankPlan, Workspace, plan_cost
-from lowrank_core.cost import uniform_plan
-from lowrank_core.evaluate import final_score
-from lowrank_core.onnx_surgery import compressed_onnx
+from lowrank_core.graphs.surgery import compressed_onnx
+from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.scoring.scores import final_score
 
 
 def exported(workspace: Workspace, folder: Path, *, folded: bool) -> Path:

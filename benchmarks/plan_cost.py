@@ -9,10 +9,10 @@ import random
 import statistics
 import time
 
-from lowrank_core.cost import plan_cost
-from lowrank_core.discover import Layer, ModelProfile, Rest
-from lowrank_core.layers import LayerSpec
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.networks.discover import Layer, ModelProfile, Rest
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan
 
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0: 2x2 max pooling
 

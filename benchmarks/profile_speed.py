@@ -16,13 +16,13 @@ from collections.abc import Callable
 
 import torch
 
-from lowrank_core.apply import apply
-from lowrank_core.cost import break_even, rank_at
-from lowrank_core.data import Dataset, call, evaluating
-from lowrank_core.factors import FactorStore
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.compression.apply import apply
+from lowrank_core.compression.factors import FactorStore
+from lowrank_core.layers.data import Dataset, call, evaluating
+from lowrank_core.plans.cost import break_even, rank_at
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict.sensitivity import Ask, measured
 from lowrank_core.selection import make, problem_of
-from lowrank_core.sensitivity import Ask, measured
 from lowrank_core.workspace import Workspace
 
 RATIOS = tuple(k / 10 for k in range(1, 10))
@@ -80,9 +80,7 @@ def main() -> None:
     dense = fresh.reference.dense_score(len(data))
     same = {(p.layer, Choice(p.method, p.rank)): dense - (p.drop or 0.0) for p in points}
     worst = max(abs(same[ask] - value) for ask, value in found.items())
-    print(
-        f"the same points and images by lowrank_core.sensitivity: {ours:.1f} CPU s, {protocol / ours:.1f} times faster"
-    )
+    print(f"the same points and images by this product: {ours:.1f} CPU s, {protocol / ours:.1f} times faster")
     print(f"  largest difference of an accuracy: {worst:.4f}")
 
     for label, corrected in (("with correction", True), ("without correction", False)):

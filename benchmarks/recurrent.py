@@ -14,10 +14,10 @@ from itertools import product
 import torch
 
 from lowrank_core import Choice, LayerSpec, RankPlan, Workspace, plan_cost
-from lowrank_core.cost import dense_cost, layer_cost
-from lowrank_core.discover import Layer
-from lowrank_core.evaluate import final_score
 from lowrank_core.methods import METHODS
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.cost import dense_cost, layer_cost
+from lowrank_core.scoring.scores import final_score
 
 SIDES = {"rnn.weight_hh_l0": (25, 16, 8), "rnn.weight_ih_l0": (4, 3)}
 

@@ -33,13 +33,13 @@ from plotly.subplots import make_subplots
 
 from benchmarks.drag_latency import HEAD, measure, row
 from benchmarks.load import IDLE, MEASURED
-from lowrank_core.cost import rank_at, useful_rank
-from lowrank_core.data import Dataset
-from lowrank_core.discover import discover
-from lowrank_core.parallel import HERE, Workers
-from lowrank_core.plan import Choice
+from lowrank_core.layers.data import Dataset
+from lowrank_core.networks.discover import discover
+from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.plan import Choice
+from lowrank_core.predict.sensitivity import Ask, asked, profile
+from lowrank_core.running.parallel import HERE, Workers
 from lowrank_core.selection import make, problem_of, search
-from lowrank_core.sensitivity import Ask, asked, profile
 from lowrank_core.workspace import Workspace
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, dask_cluster, running_app
 

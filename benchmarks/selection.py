@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lowrank_core.cost import dense_cost, layer_cost, plan_cost
-from lowrank_core.data import Dataset
+from lowrank_core.algebra.knapsack import cheapest_loss
 from lowrank_core.errors import LowRankError
-from lowrank_core.evaluate import Score, final_score
-from lowrank_core.knapsack import cheapest_loss
-from lowrank_core.plan import RankPlan
+from lowrank_core.layers.data import Dataset
+from lowrank_core.plans.cost import dense_cost, layer_cost, plan_cost
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.selection import Problem, make, problem_of
 from lowrank_core.workspace import Workspace
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowrank_core.commands import cli
-from lowrank_core.interrupt import as_usual
+from lowrank_core.running.interrupt import as_usual
 
 if __name__ == "__main__":
     as_usual()

@@ -10,24 +10,24 @@ from functools import cached_property, lru_cache
 
 from torch import nn
 
-from lowrank_core.apply import apply
-from lowrank_core.cache import Cache
-from lowrank_core.calibration import MomentStore, calibration_samples
-from lowrank_core.candidate import Candidate
-from lowrank_core.correct import Correction, Corrector, Step, load_overlay
-from lowrank_core.data import Dataset, batch_size, data_hash
-from lowrank_core.discover import ModelProfile, discover
+from lowrank_core.compression.apply import apply
+from lowrank_core.compression.calibration import MomentStore, calibration_samples
+from lowrank_core.compression.correct import Correction, Corrector, Step, load_overlay
+from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
-from lowrank_core.evaluate import Reference, Score, evaluate
-from lowrank_core.factors import FactorStore
-from lowrank_core.inventory import Inventory, take_stock
-from lowrank_core.metrics import Metric
-from lowrank_core.opened import Opened, sorted_by_class
-from lowrank_core.plan import PlanFile, RankPlan
-from lowrank_core.prefix import PrefixStore
-from lowrank_core.room import Recent, Room
+from lowrank_core.layers.data import Dataset, batch_size, data_hash
+from lowrank_core.networks.discover import ModelProfile, discover
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.plan import PlanFile, RankPlan
+from lowrank_core.scoring.metrics import Metric
+from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.scores import Reference, Score, evaluate
 from lowrank_core.sources import open_any, open_source
-from lowrank_core.weights import Weights
+from lowrank_core.sources._inventory import Inventory, take_stock
+from lowrank_core.sources._opened import Opened, sorted_by_class
+from lowrank_core.sources._weights import Weights
+from lowrank_core.store.cache import Cache
+from lowrank_core.store.room import Recent, Room
 
 MOST_SCORES = 500
 """Finished scores that are remembered with their plans: 2 MB for 20 layers, 100 MB for 1,000."""

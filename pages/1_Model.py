@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from lowrank_core.cost import plan_cost
-from lowrank_core.discover import Layer
-from lowrank_core.inventory import Inventory
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.cost import plan_cost
 from lowrank_core.sources import weights_alone
+from lowrank_core.sources._inventory import Inventory
 from pages.ui import charts, frame, tables, words
 
 MANY = 40

@@ -5,11 +5,11 @@ from functools import partial
 
 import streamlit as st
 
-from lowrank_core.cost import dense_cost
-from lowrank_core.discover import Layer
-from lowrank_core.inventory import Inventory, remaining
-from lowrank_core.jobs import Snapshot
-from lowrank_core.plan import RankPlan
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.cost import dense_cost
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.jobs import Snapshot
+from lowrank_core.sources._inventory import Inventory, remaining
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, running, state, tables, words
 from pages.ui.button import button

@@ -3,9 +3,9 @@
 import pandas as pd
 import streamlit as st
 
-from lowrank_core.cost import plan_cost
-from lowrank_core.jobs import Job
-from lowrank_core.sweep import Swept
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.running.jobs import Job
+from lowrank_core.training.sweep import Swept
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, running, state, tables, tuning, tuning_form, words
 from pages.ui.button import button

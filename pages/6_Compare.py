@@ -6,13 +6,13 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from lowrank_core.comparison import FORMATS, Comparison, Flip
 from lowrank_core.errors import LowRankError
-from lowrank_core.jobs import Job, Snapshot
-from lowrank_core.latency import RUNTIMES, LatencyTable, cpu_name
+from lowrank_core.measure.comparison import FORMATS, Comparison, Flip
+from lowrank_core.measure.latency import RUNTIMES, LatencyTable, cpu_name
+from lowrank_core.measure.staircases import as_table
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import RankPlan
-from lowrank_core.staircase import as_table
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, compare, frame, question, running, state, words
 from pages.ui.button import button

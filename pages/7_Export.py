@@ -6,13 +6,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from lowrank_core.candidate import Candidate
-from lowrank_core.cost import check_plan, plan_cost
+from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import LowRankError
-from lowrank_core.evaluate import Score, final_score
 from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, loading, plan_document
-from lowrank_core.plan import LARGEST_BYTES, RankPlan, read_plan
-from lowrank_core.storage import Storage
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.cost import check_plan, plan_cost
+from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan, read_plan
+from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
 from pages.ui import frame, state, tuning, words
 from pages.ui.button import button

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.discover import Layer
-from lowrank_core.layers import LayerSpec, Size
+from lowrank_core.layers.spec import LayerSpec, Size
+from lowrank_core.networks.discover import Layer
 
 
 def conv(inputs: int, outputs: int, kernel: Size, **options: object) -> LayerSpec:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowrank_core.data import tensors
+from lowrank_core.layers.data import tensors
 from tests.awkward_layers import filled, seeded
 
 

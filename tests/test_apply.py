@@ -8,16 +8,16 @@ from awkward_layers import AWKWARD, filled, seeded
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_core.apply import apply, restructure
-from lowrank_core.calibration import MomentStore
-from lowrank_core.correct import Correction, Corrector, load_overlay
-from lowrank_core.cost import plan_cost, uniform_plan
-from lowrank_core.data import Dataset
-from lowrank_core.discover import ModelProfile, discover, fingerprint, module_at
+from lowrank_core.compression.apply import apply, restructure
+from lowrank_core.compression.calibration import MomentStore
+from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel, InvalidPlan
-from lowrank_core.factors import FactorStore
+from lowrank_core.layers.data import Dataset
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.networks.discover import ModelProfile, discover, fingerprint, module_at
+from lowrank_core.plans.cost import plan_cost, uniform_plan
+from lowrank_core.plans.plan import Choice, RankPlan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),

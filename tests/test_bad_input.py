@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
-from lowrank_core.checkpoint import write_checkpoint
 from lowrank_core.commands import cli
+from lowrank_core.compression.checkpoint import write_checkpoint
 from lowrank_core.errors import InvalidFile, LowRankError, UnknownModel
-from lowrank_core.evaluate import final_score
+from lowrank_core.scoring.scores import final_score
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ import platformdirs
 import pytest
 from playwright.sync_api import Page, expect
 
-from lowrank_core.staircase import Rung, Staircase, StairFile, setting_of
+from lowrank_core.measure.staircases import Rung, Staircase, StairFile, setting_of
 from lowrank_core.workspace import Workspace
 
 

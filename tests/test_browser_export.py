@@ -12,8 +12,8 @@ import torch
 from playwright.sync_api import Page, expect
 from safetensors.torch import load_file
 
-from lowrank_core.correct import Correction
-from lowrank_core.plan import read_plan
+from lowrank_core.compression.correct import Correction
+from lowrank_core.plans.plan import read_plan
 from lowrank_core.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from lowrank_core.cost import check_plan
-from lowrank_core.plan import read_plan
-from lowrank_core.start import starting_plan
+from lowrank_core.compression.start import starting_plan
+from lowrank_core.plans.cost import check_plan
+from lowrank_core.plans.plan import read_plan
 from lowrank_core.workspace import Workspace
 
 

@@ -10,10 +10,10 @@ import pytest
 from playwright.sync_api import Locator, Page
 
 from lowrank_core.builtin import POINTS
-from lowrank_core.cost import plan_cost
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.predict import curves, noise_table, predict
-from lowrank_core.survey import Survey
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict.prediction import curves, noise_table, predict
+from lowrank_core.predict.survey import Survey
 from lowrank_core.workspace import Workspace
 from tests.conftest import slow_network
 

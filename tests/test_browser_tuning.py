@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from playwright.sync_api import Page, expect
 
-from lowrank_core.checkpoint import load_checkpoint
-from lowrank_core.evaluate import final_score
-from lowrank_core.plan import read_plan
+from lowrank_core.compression.checkpoint import load_checkpoint
+from lowrank_core.plans.plan import read_plan
+from lowrank_core.scoring.scores import final_score
 from lowrank_core.workspace import Workspace
 from tests.conftest import running_app, slow_network
 

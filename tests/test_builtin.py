@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.builtin.train import RECIPES, score, shift_images, train
 from lowrank_core.builtin import BUILTIN, text_lm
 from lowrank_core.builtin.stored import stored_metadata, weights_path
-from lowrank_core.builtin.train import RECIPES, score, shift_images, train
-from lowrank_core.metrics import METRICS
+from lowrank_core.scoring.metrics import METRICS
 
 CLASSIFIERS = [name for name in BUILTIN if name != "text-lm"]
 SAME_TEXT = sys.version_info[:2] == (3, 11)

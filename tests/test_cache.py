@@ -15,17 +15,19 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank_core import calibration, commands, factors, linalg
-from lowrank_core.cache import Cache
-from lowrank_core.calibration import MomentStore
+from lowrank_core import commands
+from lowrank_core.algebra import linalg
 from lowrank_core.commands import cli
-from lowrank_core.cost import uniform_plan
-from lowrank_core.data import Dataset
-from lowrank_core.discover import ModelProfile, discover
+from lowrank_core.compression import calibration, factors
+from lowrank_core.compression.calibration import MomentStore
+from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
-from lowrank_core.factors import FactorStore
+from lowrank_core.layers.data import Dataset
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import Choice
+from lowrank_core.networks.discover import ModelProfile, discover
+from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.plans.plan import Choice
+from lowrank_core.store.cache import Cache
 from lowrank_core.workspace import Workspace
 
 pytestmark = [
@@ -169,7 +171,7 @@ def test_many_processes_share_a_folder(cache):
     code = """
 import sys, torch
 from pathlib import Path
-from lowrank_core.cache import Cache
+from lowrank_core.store.cache import Cache
 cache = Cache(Path(sys.argv[1]), limit_bytes=60_000)
 for turn in range(100):
     number = turn * 7 % 12

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowrank_core.calibration import (
+from lowrank_core.compression.calibration import (
     MomentStore,
     calibration_samples,
     draw_positions,
@@ -17,10 +17,10 @@ from lowrank_core.calibration import (
     output_rows,
     twin,
 )
-from lowrank_core.data import Dataset, data_hash
-from lowrank_core.discover import discover, fingerprint
 from lowrank_core.errors import InvalidModel
-from lowrank_core.layers import LayerSpec, inputs_first
+from lowrank_core.layers.data import Dataset, data_hash
+from lowrank_core.layers.spec import LayerSpec, inputs_first
+from lowrank_core.networks.discover import discover, fingerprint
 
 LAYERS = {
     "3x5 stride 2x1": nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2)),

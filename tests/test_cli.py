@@ -13,15 +13,16 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost, reload
+from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost
+from lowrank_core.algebra.spectra import effective_rank, stable_rank
 from lowrank_core.commands import cli
-from lowrank_core.correct import Correction
-from lowrank_core.cost import uniform_plan
-from lowrank_core.evaluate import final_score
-from lowrank_core.evaluate import run as run_batch
+from lowrank_core.commands._terminal import amount, size
+from lowrank_core.compression.correct import Correction
+from lowrank_core.exports import _reload as reload
 from lowrank_core.methods import METHODS
-from lowrank_core.spectra import effective_rank, stable_rank
-from lowrank_core.terminal import amount, size
+from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.scoring.scores import final_score
+from lowrank_core.scoring.scores import run as run_batch
 
 ROOT = Path(__file__).parents[1]
 RESNET = ROOT.parent / "shared" / "data" / "resnet20_cifar10.py"

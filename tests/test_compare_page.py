@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from lowrank_core import latency
-from lowrank_core.comparison import compare as measure
-from lowrank_core.cost import plan_cost
-from lowrank_core.latency import LatencyTable, Timing
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.staircase import Rung, Staircase
-from lowrank_core.start import starting_plan
+from lowrank_core.compression.start import starting_plan
+from lowrank_core.measure import latency
+from lowrank_core.measure.comparison import compare as measure
+from lowrank_core.measure.latency import LatencyTable, Timing
+from lowrank_core.measure.staircases import Rung, Staircase
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, compare, devices, words
 from pages.ui.compare import Target

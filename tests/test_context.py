@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.context import context_of, joint_plans, joints, repairs
-from lowrank_core.correct import Correction
-from lowrank_core.cost import useful_rank
+from lowrank_core.compression.correct import Correction
 from lowrank_core.errors import Cancelled
-from lowrank_core.evaluate import final_score
-from lowrank_core.metrics import AGREEMENT
-from lowrank_core.predict import noise_table
-from lowrank_core.sensitivity import measured, ranks
+from lowrank_core.plans.cost import useful_rank
+from lowrank_core.predict.context import context_of, joint_plans, joints, repairs
+from lowrank_core.predict.prediction import noise_table
+from lowrank_core.predict.sensitivity import measured, ranks
+from lowrank_core.scoring.metrics import AGREEMENT
+from lowrank_core.scoring.scores import final_score
 from lowrank_core.workspace import Workspace
 from tests.test_sensitivity import one_thread, workspace  # noqa: F401 - one_thread is a fixture
 

@@ -11,7 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plan_cost import WIDTHS, vgg16
-from lowrank_core.cost import (
+from lowrank_core.errors import InvalidPlan
+from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.methods import METHODS
+from lowrank_core.networks.discover import Layer, ModelProfile, Rest, Skipped
+from lowrank_core.plans.cost import (
     Cost,
     amounts,
     break_even,
@@ -25,11 +29,7 @@ from lowrank_core.cost import (
     uniform_plan,
     useful_rank,
 )
-from lowrank_core.discover import Layer, ModelProfile, Rest, Skipped
-from lowrank_core.errors import InvalidPlan
-from lowrank_core.layers import LayerSpec
-from lowrank_core.methods import METHODS
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.plans.plan import Choice, RankPlan
 
 QUANTITIES = ("parameters", "bytes", "multiplies")
 PAIRS = [(m, a) for m in METHODS.values() for a in AWKWARD if m.obstacle(a.spec) is None]

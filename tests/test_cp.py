@@ -5,14 +5,14 @@ import torch
 from tensorly.decomposition import parafac
 from torch import Tensor, nn
 
-from lowrank_core import cp
-from lowrank_core.cost import break_even, coefficients, layer_cost, useful_rank
-from lowrank_core.cp import Start, balanced, compose, cp_max_rank, growth, sweep
-from lowrank_core.discover import Layer
+from lowrank_core.algebra import cp
+from lowrank_core.algebra.cp import Start, balanced, compose, cp_max_rank, growth, sweep
 from lowrank_core.errors import InvalidModel
-from lowrank_core.layers import LayerSpec, chain_multiplies
+from lowrank_core.layers.spec import LayerSpec, chain_multiplies
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import Choice
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.cost import break_even, coefficients, layer_cost, useful_rank
+from lowrank_core.plans.plan import Choice
 
 CONV = LayerSpec(8, 12, (3, 3), (1, 1), (1, 1), (1, 1), bias=False)
 METHOD_NAMES = ["cp3", "cp4"]

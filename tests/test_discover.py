@@ -9,15 +9,15 @@ from awkward_layers import seeded
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_core.apply import apply
-from lowrank_core.correct import Correction, Corrector, load_overlay
-from lowrank_core.cost import plan_cost
-from lowrank_core.data import Dataset
-from lowrank_core.discover import discover, fingerprint, module_at, weight_at
+from lowrank_core.compression.apply import apply
+from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidData, InvalidModel
-from lowrank_core.factors import FactorStore
-from lowrank_core.layers import LayerSpec
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.networks.discover import discover, fingerprint, module_at, weight_at
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan
 
 
 class Calls(nn.Module):

@@ -15,18 +15,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost, reload
-from lowrank_core.cost import uniform_plan
-from lowrank_core.data import Dataset, Inputs
+from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost
+from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import InvalidFile, InvalidModel, InvalidSettings
-from lowrank_core.evaluate import final_score
 from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.exports import _reload as reload
 from lowrank_core.exports import onnx as onnx_export
-from lowrank_core.metrics import AGREEMENT
-from lowrank_core.opened import Opened
-from lowrank_core.plan import read_plan
-from lowrank_core.reload import READERS
-from lowrank_core.storage import Storage
+from lowrank_core.exports._reload import READERS
+from lowrank_core.layers.data import Dataset, Inputs
+from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.plans.plan import read_plan
+from lowrank_core.scoring.metrics import AGREEMENT
+from lowrank_core.scoring.scores import final_score
+from lowrank_core.sources._opened import Opened
 from tests.awkward_layers import filled
 
 ROOT = Path(__file__).parents[1]

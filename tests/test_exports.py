@@ -11,25 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lowrank_core import (
-    Choice,
-    RankPlan,
-    Workspace,
-    apply,
-    discover,
-    export_checkpoint,
-    load_checkpoint,
-    plan_cost,
-    reload,
-)
-from lowrank_core.checkpoint import write_checkpoint
-from lowrank_core.cost import uniform_plan
+from lowrank_core import Choice, RankPlan, Workspace, apply, discover, export_checkpoint, load_checkpoint, plan_cost
+from lowrank_core.compression.checkpoint import write_checkpoint
+from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidFile
-from lowrank_core.evaluate import final_score
 from lowrank_core.exports import EXPORTS, Compressed, provenance
+from lowrank_core.exports import _reload as reload
 from lowrank_core.exports import safetensors as exporter
-from lowrank_core.factors import FactorStore
-from lowrank_core.plan import read_plan
+from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.plans.plan import read_plan
+from lowrank_core.scoring.scores import final_score
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "checkpoint-1.safetensors"

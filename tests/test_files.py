@@ -6,7 +6,15 @@ import time
 
 import pytest
 
-from lowrank_core.files import LEFT_SECONDS, SCRATCH, SCRATCH_SECONDS, remove_left, scratch, temporary_name, write_whole
+from lowrank_core.store.files import (
+    LEFT_SECONDS,
+    SCRATCH,
+    SCRATCH_SECONDS,
+    remove_left,
+    scratch,
+    temporary_name,
+    write_whole,
+)
 
 
 def aged(path, seconds):

@@ -19,11 +19,9 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, reload
-from lowrank_core.candidate import Candidate
+from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
+from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.commands import cli
-from lowrank_core.data import Dataset
-from lowrank_core.discover import fingerprint
 from lowrank_core.errors import (
     Cancelled,
     InvalidData,
@@ -33,13 +31,16 @@ from lowrank_core.errors import (
     LowRankError,
     TrainingFailed,
 )
-from lowrank_core.evaluate import final_score, run
-from lowrank_core.finetune import Epoch, finetune, kept
-from lowrank_core.layers import LayerSpec, inputs_first
-from lowrank_core.linalg import one_thread
+from lowrank_core.exports import _reload as reload
+from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.spec import LayerSpec, inputs_first
 from lowrank_core.methods import METHODS
-from lowrank_core.sweep import runs, state_path, summary, sweep
-from lowrank_core.training import Objective, Settings, balance, randomise, varied
+from lowrank_core.networks.discover import fingerprint
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.scoring.scores import final_score, run
+from lowrank_core.training.finetune import Epoch, finetune, kept
+from lowrank_core.training.recipe import Objective, Settings, balance, randomise, varied
+from lowrank_core.training.sweep import runs, state_path, summary, sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from benchmarks.file_sizes import sizes
 from benchmarks.fresh_env import ENVIRONMENTS, Environment, differences, write_artefacts
-from lowrank_core import Workspace, reload
-from lowrank_core.data import Inputs
-from lowrank_core.reload import READERS
+from lowrank_core import Workspace
+from lowrank_core.exports import _reload as reload
+from lowrank_core.exports._reload import READERS
+from lowrank_core.layers.data import Inputs
 
 REFUSED = ("lowrank_core", "safetensors", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "msgspec", "sklearn")
 BLOCK = """

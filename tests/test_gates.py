@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_core.apply import apply, restructure
-from lowrank_core.checkpoint import load_checkpoint, write_checkpoint
-from lowrank_core.correct import Correction, Corrector, load_overlay
-from lowrank_core.cost import break_even, coefficients, layer_cost, plan_cost, useful_rank
-from lowrank_core.data import Dataset
-from lowrank_core.discover import ModelProfile, discover, fingerprint
+from lowrank_core.compression.apply import apply, restructure
+from lowrank_core.compression.checkpoint import load_checkpoint, write_checkpoint
+from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import EXPORTS
 from lowrank_core.exports.safetensors import export_checkpoint
-from lowrank_core.factors import FactorStore
-from lowrank_core.finetune import finetune
-from lowrank_core.layers import LayerSpec, build_part
-from lowrank_core.linears import GroupedLinear, SharedLinear
+from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.linears import GroupedLinear, SharedLinear
+from lowrank_core.layers.spec import LayerSpec, build_part
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.training import CP_RATE, Settings
+from lowrank_core.networks.discover import ModelProfile, discover, fingerprint
+from lowrank_core.plans.cost import break_even, coefficients, layer_cost, plan_cost, useful_rank
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.training.finetune import finetune
+from lowrank_core.training.recipe import CP_RATE, Settings
 from lowrank_core.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_thread")

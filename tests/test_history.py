@@ -2,7 +2,7 @@
 
 import pytest
 
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 from pages.ui.board import act, commit
 from pages.ui.editor import edited_plan, rows

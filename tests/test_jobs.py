@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_core import interrupt, stop
-from lowrank_core.data import Dataset
-from lowrank_core.doing import Doing
 from lowrank_core.errors import Cancelled, InvalidSearch
-from lowrank_core.evaluate import run
-from lowrank_core.jobs import Job, Snapshot
+from lowrank_core.layers.data import Dataset
+from lowrank_core.running import cancelling as stop
+from lowrank_core.running import interrupt
+from lowrank_core.running.jobs import Job, Snapshot
+from lowrank_core.running.progress import Doing
+from lowrank_core.scoring.scores import run
 
 
 class Steps:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import COUNTED, OLDER, Found, Kind, Undisturbed, done, kill, plan_in, undisturbed
-from lowrank_core.plan import Choice
+from lowrank_core.plans.plan import Choice
 
 CNN, MLP = "builtin:digits-cnn", "builtin:iris-mlp"
 WRITTEN = ("--out", "{out}", "--json")

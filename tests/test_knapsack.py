@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from lowrank_core.knapsack import cheapest_loss
+from lowrank_core.algebra.knapsack import cheapest_loss
 
 
 def brute_force(losses, costs, limits):
@@ -49,7 +49,7 @@ def test_nothing_to_choose_and_no_budget():
 def test_the_solver_writes_nothing_where_the_answer_belongs():
     """HiGHS prints debugging lines for cases like this one."""
     code = (
-        "import numpy as np; from lowrank_core.knapsack import cheapest_loss; r = np.random.default_rng(0); "
+        "import numpy as np; from lowrank_core.algebra.knapsack import cheapest_loss; r = np.random.default_rng(0); "
         "n = np.arange(1, 65); l = [r.uniform(.1, 10) * np.exp(-n / 64 * r.uniform(1, 10)) for _ in range(40)]; "
         "c = [np.stack([n * r.uniform(1, 100), n * r.uniform(1, 100)], 1) for _ in range(40)]; "
         "print(len(cheapest_loss(l, c, .4 * sum(x.max(0) for x in c))))"

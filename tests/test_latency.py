@@ -11,15 +11,16 @@ import torch
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
-from lowrank_core import latency, staircase
 from lowrank_core.commands import cli
 from lowrank_core.errors import Cancelled, InvalidModel
-from lowrank_core.latency import LatencyTable, Timing, network_latency, race, session, timed
-from lowrank_core.layers import LayerSpec
+from lowrank_core.graphs.onnx_chain import example_input, onnx_chain
+from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.measure import latency
+from lowrank_core.measure import staircases as staircase
+from lowrank_core.measure.latency import LatencyTable, Timing, network_latency, race, session, timed
+from lowrank_core.measure.staircases import Rung, Setting, Staircase, as_table, known_staircases, staircases
 from lowrank_core.methods import METHODS
-from lowrank_core.onnx_chain import example_input, onnx_chain
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.staircase import Rung, Setting, Staircase, as_table, known_staircases, staircases
+from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 from tests.awkward_layers import AWKWARD
 

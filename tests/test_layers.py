@@ -9,7 +9,7 @@ from awkward_layers import AWKWARD, conv
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_core.layers import LayerSpec, build_part, chain_additions, chain_multiplies
+from lowrank_core.layers.spec import LayerSpec, build_part, chain_additions, chain_multiplies
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 every_layer = pytest.mark.parametrize("awkward", AWKWARD, ids=str)

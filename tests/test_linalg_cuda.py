@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lowrank_core import inventory, linalg
-from lowrank_core.inventory import take_stock
-from lowrank_core.linalg import WORTH_MOVING, factorize_matrices, singular_values
+from lowrank_core.algebra import linalg
+from lowrank_core.algebra.linalg import WORTH_MOVING, factorize_matrices, singular_values
+from lowrank_core.sources import _inventory as inventory
 from lowrank_core.sources import open_any
-from lowrank_core.weights import Weights
+from lowrank_core.sources._inventory import take_stock
+from lowrank_core.sources._weights import Weights
 
 SHAPES = [(1, WORTH_MOVING, WORTH_MOVING), (1, 2 * WORTH_MOVING, WORTH_MOVING), (2, WORTH_MOVING, WORTH_MOVING + 7)]
 

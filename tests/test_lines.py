@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from lowrank_core import lines
-from lowrank_core.lines import append_line, read_lines
-from lowrank_core.predict import Point
+from lowrank_core.predict.prediction import Point
+from lowrank_core.store import lines
+from lowrank_core.store.lines import append_line, read_lines
 
 POINT = Point("layer", "svd", (3, 4), 0.1, 1 / 3, math.inf)
 

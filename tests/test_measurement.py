@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lowrank_core.measurement import Measurement, Progress
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.measure.measurement import Measurement, Progress
+from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 
 

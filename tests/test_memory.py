@@ -10,10 +10,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lowrank_core.layers import LayerSpec
-from lowrank_core.memory import EXPORTED, RAN, exported_trace, flash_bytes, memory, peak, run_trace, trace
+from lowrank_core.graphs.exporting import exported_program
+from lowrank_core.graphs.memory import EXPORTED, RAN, exported_trace, flash_bytes, memory, peak, run_trace, trace
+from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS
-from lowrank_core.onnx_program import exported_program
 from lowrank_core.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.errors import InvalidModel
-from lowrank_core.layers import LayerSpec, Rank, chain_multiplies, inputs_first
+from lowrank_core.layers.spec import LayerSpec, Rank, chain_multiplies, inputs_first
 from lowrank_core.methods import METHODS, Factorization, Method, register
 
 pytestmark = [
@@ -259,7 +259,7 @@ def test_tucker_variants_are_ordered(awkward):
 @pytest.mark.parametrize("name", ["tucker2", "tucker2_hooi"])
 def test_only_so_many_bases_are_kept(name, monkeypatch):
     """Walking over all ranks of a large layer must not fill the memory."""
-    monkeypatch.setattr("lowrank_core.tucker.KEPT_BASES", 2)
+    monkeypatch.setattr("lowrank_core.algebra.tucker.KEPT_BASES", 2)
     weight, spec = seeded((6, 4, 3, 5)), conv(4, 6, (3, 5))
     walked, fresh = (METHODS[name].factorize(spec, weight) for _ in range(2))
     for rank in [(r, 2) for r in range(1, 7)]:

@@ -8,11 +8,11 @@ import torch
 from sklearn.metrics import f1_score, r2_score, roc_auc_score
 from torch import Tensor, nn
 
-from lowrank_core.data import Dataset
 from lowrank_core.errors import InvalidData, InvalidModel
-from lowrank_core.evaluate import Reference, evaluate, final_score
-from lowrank_core.metrics import METRICS
-from lowrank_core.predict import NoiseTable, fitted_scale, score_at
+from lowrank_core.layers.data import Dataset
+from lowrank_core.predict.prediction import NoiseTable, fitted_scale, score_at
+from lowrank_core.scoring.metrics import METRICS
+from lowrank_core.scoring.scores import Reference, evaluate, final_score
 from lowrank_core.workspace import Workspace
 
 SCORES = torch.tensor([[3.0, 2.0, 1.0], [1.0, 3.0, 2.0], [3.0, 1.0, 2.0], [2.0, 3.0, 1.0]])  # answers 0, 1, 0, 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowrank_core.errors import InvalidData
-from lowrank_core.npz_data import read_npz
+from lowrank_core.sources._npz_data import read_npz
 
 IMAGES, LABELS = np.arange(24, dtype=np.float32).reshape(4, 6), np.array([0, 1, 2, 1])
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lowrank_core import open_source
 from lowrank_core.errors import InvalidFile, InvalidModel
-from lowrank_core.onnx_file import read_onnx
+from lowrank_core.graphs.reading import read_onnx
 from tests.onnx_networks import graph, numbers
 
 NODE = helper.make_node("MatMul", ["x", "w"], ["y"])
@@ -123,7 +123,7 @@ def test_what_is_no_model_is_refused(content, tmp_path):
 BOMB = """
 import resource, sys
 from pathlib import Path
-from lowrank_core.onnx_file import read_onnx
+from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.errors import InvalidFile
 resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core import Choice, RankPlan, Workspace
-from lowrank_core.cost import plan_cost
-from lowrank_core.discover import discover
 from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
-from lowrank_core.onnx_graph import build
-from lowrank_core.onnx_ops import OPERATORS
-from lowrank_core.onnx_program import exported_program
+from lowrank_core.graphs.exporting import exported_program
+from lowrank_core.graphs.onnx_network import build
+from lowrank_core.graphs.operators import OPERATORS
+from lowrank_core.networks.discover import discover
+from lowrank_core.plans.cost import plan_cost
 from tests.onnx_networks import NETWORKS, graph, in_runtime, largest_difference, network, numbers, saved, written
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,12 +18,12 @@ from streamlit.runtime.scriptrunner_utils.script_requests import RerunData, Scri
 from streamlit.testing.v1 import AppTest
 
 from lowrank_core.builtin import BUILTIN
-from lowrank_core.cost import plan_cost
-from lowrank_core.evaluate import Score
-from lowrank_core.inventory import Inventory
-from lowrank_core.jobs import Job
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.start import starting_plan
+from lowrank_core.compression.start import starting_plan
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running.jobs import Job
+from lowrank_core.scoring.scores import Score
+from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, state, tables, words
 

@@ -13,10 +13,10 @@ import torch
 from conftest import dask_cluster
 
 from lowrank_core.errors import Cancelled, InvalidModel, WorkersLost
-from lowrank_core.parallel import HERE, Workers, spread
+from lowrank_core.predict.sensitivity import asked, profile
+from lowrank_core.running.cancelling import until
+from lowrank_core.running.parallel import HERE, Workers, spread
 from lowrank_core.selection import make, problem_of, search
-from lowrank_core.sensitivity import asked, profile
-from lowrank_core.stop import until
 from lowrank_core.workspace import Workspace, opened_once
 
 IRIS = "builtin:iris-mlp"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
-from lowrank_core.correct import Correction
+from lowrank_core.compression.correct import Correction
 from lowrank_core.errors import InvalidPlan
-from lowrank_core.plan import LARGEST_BYTES, VERSION, Choice, RankPlan, read_plan
+from lowrank_core.plans.plan import LARGEST_BYTES, VERSION, Choice, RankPlan, read_plan
 
 GOLDEN = Path(__file__).parent / "golden"
 PLAN = RankPlan.of("sha256:0", {"fc1": Choice("svd", (64,)), "conv": Choice("tucker2", (16, 12))})

@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.data import Dataset
-from lowrank_core.evaluate import Reference
-from lowrank_core.metrics import AGREEMENT, METRICS, TOP1
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.predict import (
+from lowrank_core.layers.data import Dataset
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict.prediction import (
     NOISE_OUTPUTS,
     Context,
     NoiseTable,
@@ -27,6 +25,8 @@ from lowrank_core.predict import (
     predict,
     score_at,
 )
+from lowrank_core.scoring.metrics import AGREEMENT, METRICS, TOP1
+from lowrank_core.scoring.scores import Reference
 
 TABLE = NoiseTable((log(0.01), log(1.0), log(100.0)), (0.9, 0.8, 0.2), 40.0)
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowrank_core.apply import apply
-from lowrank_core.correct import Correction, Corrector, load_overlay
-from lowrank_core.data import Dataset
-from lowrank_core.discover import discover
-from lowrank_core.evaluate import Reference, evaluate, run
-from lowrank_core.factors import FactorStore
-from lowrank_core.metrics import TOP1
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.prefix import PrefixStore
+from lowrank_core.compression.apply import apply
+from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.factors import FactorStore
+from lowrank_core.layers.data import Dataset
+from lowrank_core.networks.discover import discover
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.scoring.metrics import TOP1
+from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.scores import Reference, evaluate, run
 
 
 class Block(nn.Module):

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, open_source
-from lowrank_core.cost import plan_cost
 from lowrank_core.errors import InvalidModel
 from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.methods import METHODS
+from lowrank_core.plans.cost import plan_cost
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, open_source
-from lowrank_core.cost import useful_rank
+from lowrank_core.compression.start import starting_plan
 from lowrank_core.errors import InvalidFile, InvalidModel, LowRankError
 from lowrank_core.exports.safetensors import export_checkpoint, snippets
-from lowrank_core.start import starting_plan
+from lowrank_core.plans.cost import useful_rank
 from tests.test_bad_input import Attack, refused
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]

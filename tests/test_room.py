@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.room import Recent, Room
+from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.sources import open_source
-from lowrank_core.steps import Steps
+from lowrank_core.store.memo import Steps
+from lowrank_core.store.room import Recent, Room
 from lowrank_core.workspace import Workspace
 
 SMALL = ("builtin:iris-mlp", "builtin:digits-cnn")

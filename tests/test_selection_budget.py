@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_core.cost import plan_cost
-from lowrank_core.data import Dataset
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidSearch
-from lowrank_core.latency import LatencyTable
-from lowrank_core.ledger import Ledger
-from lowrank_core.metrics import AGREEMENT, TOP1, Metric
-from lowrank_core.opened import Opened
-from lowrank_core.plan import Choice
+from lowrank_core.layers.data import Dataset
+from lowrank_core.measure.latency import LatencyTable
+from lowrank_core.measure.ledger import Ledger
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import Choice
+from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
 from lowrank_core.selection import RULES, make, problem_of, search
 from lowrank_core.selection.budget import SHARES, asks, best_plan
+from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.cost import useful_rank
-from lowrank_core.data import Dataset
-from lowrank_core.drops import Steps
 from lowrank_core.errors import Cancelled, InvalidSearch
-from lowrank_core.ledger import Ledger
-from lowrank_core.metrics import AGREEMENT, TOP1, Metric
-from lowrank_core.opened import Opened
-from lowrank_core.plan import Choice
+from lowrank_core.layers.data import Dataset
+from lowrank_core.measure.ledger import Ledger
+from lowrank_core.plans.cost import useful_rank
+from lowrank_core.plans.plan import Choice
+from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
 from lowrank_core.selection import RULES, make, problem_of, search
+from lowrank_core.selection._ladders import Steps
+from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 
 MEASURED = ("brute_force", "bisection", "naive_sensitivity", "cross_validation", "aimet_greedy")

@@ -10,15 +10,15 @@ import torch
 from awkward_layers import seeded
 from torch import Tensor, nn
 
-from lowrank_core.cost import plan_cost, useful_rank
-from lowrank_core.data import Dataset
+from lowrank_core.algebra.vbmf import evbmf, evbmf_of
 from lowrank_core.errors import InvalidSearch
-from lowrank_core.evbmf import evbmf, evbmf_of
-from lowrank_core.metrics import AGREEMENT
-from lowrank_core.opened import Opened
-from lowrank_core.plan import Choice
+from lowrank_core.layers.data import Dataset
+from lowrank_core.plans.cost import plan_cost, useful_rank
+from lowrank_core.plans.plan import Choice
+from lowrank_core.predict.sensitivity import asked
+from lowrank_core.scoring.metrics import AGREEMENT
 from lowrank_core.selection import RULES, make, problem_of
-from lowrank_core.sensitivity import asked
+from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 
 PUBLISHED = ("energy", "relative_error", "evbmf", "lc", "balf", "alds")

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.correct import Correction
-from lowrank_core.data import Dataset
+from lowrank_core.compression.correct import Correction
 from lowrank_core.errors import Cancelled
-from lowrank_core.metrics import TOP1, Metric
-from lowrank_core.opened import Opened
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.sensitivity import VERSION, PointFile, asked, measured, ranks
+from lowrank_core.layers.data import Dataset
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict.sensitivity import VERSION, PointFile, asked, measured, ranks
+from lowrank_core.scoring.metrics import TOP1, Metric
+from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 
 
@@ -132,7 +132,7 @@ def test_files_hold_what_was_measured_and_nothing_else_is_taken_for_it(net, tmp_
 def test_points_of_another_version_are_not_taken(net, tmp_path, monkeypatch):
     file = PointFile(tmp_path, net, None)
     file.add(next(measured(net, asks=asked(net)[:1])).point)
-    monkeypatch.setattr("lowrank_core.sensitivity.VERSION", VERSION + 1)
+    monkeypatch.setattr("lowrank_core.predict.sensitivity.VERSION", VERSION + 1)
     assert PointFile(tmp_path, net, None).load() == ()
 
 

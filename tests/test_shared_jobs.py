@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from lowrank_core.jobs import Job
+from lowrank_core.running.jobs import Job
 from pages.ui import shared_jobs
 from pages.ui.shared_jobs import SharedJobs
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lowrank_core.linalg import factorize_matrices, tail_energy
-from lowrank_core.spectra import cumulative_energy, effective_rank, rank_for_energy, stable_rank
+from lowrank_core.algebra.linalg import factorize_matrices, tail_energy
+from lowrank_core.algebra.spectra import cumulative_energy, effective_rank, rank_for_energy, stable_rank
 
 
 def spectrum(*values: float) -> torch.Tensor:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lowrank_core.builtin import POINTS
-from lowrank_core.cost import plan_cost, uniform_plan
-from lowrank_core.sensitivity import asked
-from lowrank_core.survey import Survey
+from lowrank_core.plans.cost import plan_cost, uniform_plan
+from lowrank_core.predict.sensitivity import asked
+from lowrank_core.predict.survey import Survey
 from lowrank_core.workspace import Workspace
 
 
@@ -47,7 +47,7 @@ def test_it_gives_way_and_stops(workspace: Workspace, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_it_ends_also_where_it_fails(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowrank_core.survey.measured", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("lowrank_core.predict.survey.measured", lambda *_, **__: 1 / 0)
     assert Survey(workspace, corrected=True, folder=tmp_path).wait(20).over
 
 

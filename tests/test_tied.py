@@ -10,18 +10,18 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_core.apply import apply, chain_at
-from lowrank_core.checkpoint import load_checkpoint
-from lowrank_core.cost import break_even, check_plan, plan_cost
-from lowrank_core.discover import ModelProfile, discover
+from lowrank_core.compression.apply import apply, chain_at
+from lowrank_core.compression.checkpoint import load_checkpoint
+from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.exports.safetensors import export_checkpoint
-from lowrank_core.factors import FactorStore
-from lowrank_core.finetune import finetune
-from lowrank_core.layers import LayerSpec, sharing
+from lowrank_core.layers.spec import LayerSpec, sharing
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.training import Settings
+from lowrank_core.networks.discover import ModelProfile, discover
+from lowrank_core.plans.cost import break_even, check_plan, plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.training.finetune import finetune
+from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_thread")

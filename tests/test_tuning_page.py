@@ -10,16 +10,16 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from lowrank_core import sweep
-from lowrank_core.cache import Cache
-from lowrank_core.candidate import Candidate
-from lowrank_core.checkpoint import load_checkpoint
-from lowrank_core.evaluate import final_score
-from lowrank_core.jobs import Job, Snapshot
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.compression.checkpoint import load_checkpoint
+from lowrank_core.compression.precision import Storage
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running.jobs import Job, Snapshot
+from lowrank_core.scoring.scores import final_score
 from lowrank_core.selection import make
-from lowrank_core.storage import Storage
-from lowrank_core.training import Settings
+from lowrank_core.store.cache import Cache
+from lowrank_core.training import sweep
+from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import question, state, tuning, words
 from pages.ui.tuning import Pass, Sweep, Trained, Training, Tuned

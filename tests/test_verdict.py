@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_core.data import Dataset
-from lowrank_core.evaluate import Reference, evaluate
-from lowrank_core.metrics import TOP1, Metric
-from lowrank_core.verdict import is_within
+from lowrank_core.layers.data import Dataset
+from lowrank_core.scoring.metrics import TOP1, Metric
+from lowrank_core.scoring.scores import Reference, evaluate
+from lowrank_core.scoring.verdict import is_within
 from tests.test_evaluate import Answers, paired
 
 

@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowrank_core import Workspace
+from lowrank_core.algebra.gram import WHOLE, DeviceGram, GramMatrix, row_blocks
 from lowrank_core.commands import cli
-from lowrank_core.discover import fingerprint
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidModel, LowRankError, UnknownModel
-from lowrank_core.gram import WHOLE, DeviceGram, GramMatrix, row_blocks
-from lowrank_core.inventory import Inventory, measure_speed, remaining, take_stock
+from lowrank_core.networks.discover import fingerprint
 from lowrank_core.sources import open_any
+from lowrank_core.sources._inventory import Inventory, measure_speed, remaining, take_stock
+from lowrank_core.sources._weights import Weights
 from lowrank_core.sources.safetensors import LARGEST_HEADER
-from lowrank_core.weights import Weights
 from tests.test_bad_input import BOMBS, Attack, refused
 
 ROOT = Path(__file__).parents[1]
@@ -333,7 +333,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from pathlib import Path
 from benchmarks.large_checkpoint import peak_bytes, resident_bytes, stock
-from lowrank_core.gram import GramMatrix
+from lowrank_core.algebra.gram import GramMatrix
 torch.set_num_threads(1)
 warm = GramMatrix(900)
 warm.add(torch.ones(900, 900))

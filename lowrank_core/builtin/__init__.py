@@ -13,4 +13,4 @@ BUILTIN: dict[str, str] = {
 """Public name -> module path. The first is the default."""
 
 POINTS = Path(__file__).parent / "points"
-"""What compressing single layers of these networks does, measured by `python -m lowrank_core.builtin.learn`."""
+"""What compressing single layers of these networks does, measured by `python -m benchmarks.builtin.learn`."""

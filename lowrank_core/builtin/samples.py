@@ -1,7 +1,7 @@
 """Labelled rows that come with scikit-learn, and seeded train and evaluation sets of them.
 
 Importing scikit-learn takes longer than all else that opening a built-in network needs. So its tables are read without
-it, and the splits of the built-in networks are stored in splits.json (`python -m lowrank_core.builtin.splits`).
+it, and the splits of the built-in networks are stored in splits.json (`python -m benchmarks.builtin.splits`).
 """
 
 import hashlib

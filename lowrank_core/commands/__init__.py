@@ -22,16 +22,16 @@ import click
 import platformdirs
 from torch import nn
 
-from lowrank_core.cache import Cache
-from lowrank_core.checkpoint import load_checkpoint
-from lowrank_core.correct import Correction, load_overlay
-from lowrank_core.cost import check_plan
+from lowrank_core.commands._terminal import say, score_line, score_value
+from lowrank_core.compression.checkpoint import load_checkpoint
+from lowrank_core.compression.correct import Correction, load_overlay
 from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
-from lowrank_core.evaluate import Score, final_score
 from lowrank_core.exports import Compressed, plain
-from lowrank_core.inventory import Inventory
-from lowrank_core.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
-from lowrank_core.terminal import say, score_line, score_value
+from lowrank_core.plans.cost import check_plan
+from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
+from lowrank_core.scoring.scores import Score, final_score
+from lowrank_core.sources._inventory import Inventory
+from lowrank_core.store.cache import Cache
 from lowrank_core.workspace import Workspace, open_to_look
 
 Answer = tuple[dict[str, Any], str]
@@ -231,5 +231,5 @@ def compared(
     return {**document, "uncorrected": {**asdict(plain_score), "samples": plain_score.samples or None}}, told
 
 
-for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+for _module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
     importlib.import_module(f"{__name__}.{_module}")

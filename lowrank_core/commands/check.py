@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from lowrank_core.check import SAMPLES
-from lowrank_core.check import check as look_over
 from lowrank_core.commands import MODEL, Answer, command, opened
-from lowrank_core.terminal import amount, say, score_line, size, table
+from lowrank_core.commands._terminal import amount, say, score_line, size, table
+from lowrank_core.measure.check import SAMPLES
+from lowrank_core.measure.check import check as look_over
 
 
 @command

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lowrank_core.commands import COUNTED, MODEL, PLAN, Answer, command, opened, plan_of
-from lowrank_core.cost import Cost, plan_cost
-from lowrank_core.terminal import figures, table
+from lowrank_core.commands._terminal import figures, table
+from lowrank_core.plans.cost import Cost, plan_cost
 
 
 @command

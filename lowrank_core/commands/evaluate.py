@@ -21,7 +21,7 @@ from lowrank_core.commands import (
     measured,
     opened,
 )
-from lowrank_core.terminal import score_line
+from lowrank_core.commands._terminal import score_line
 
 
 @command

@@ -24,9 +24,9 @@ from lowrank_core.commands import (
     measured,
     opened,
 )
+from lowrank_core.commands._terminal import say, score_line, size
+from lowrank_core.compression.precision import Storage
 from lowrank_core.exports import EXPORTS
-from lowrank_core.storage import Storage
-from lowrank_core.terminal import say, score_line, size
 
 DTYPE_NAMES = sorted({dtype for export in EXPORTS.values() for dtype in export.dtypes})
 FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from lowrank_core.candidate import Candidate
 from lowrank_core.commands import (
     BYTES,
     CACHED,
@@ -27,16 +26,17 @@ from lowrank_core.commands import (
     plan_of,
     points_of,
 )
-from lowrank_core.correct import Correction
+from lowrank_core.commands._terminal import Told, say, score_line, score_value, share_text, size
+from lowrank_core.compression.correct import Correction
 from lowrank_core.exports import EXPORTS, Compressed
-from lowrank_core.finetune import Epoch
-from lowrank_core.finetune import told as tuning_of
+from lowrank_core.plans.candidate import Candidate
 from lowrank_core.selection import Problem, problem_of
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
-from lowrank_core.sweep import Progress, compressed_score, runs, summary, tidy
-from lowrank_core.terminal import Told, say, score_line, score_value, share_text, size
-from lowrank_core.training import Loss, Settings
+from lowrank_core.training.finetune import Epoch
+from lowrank_core.training.finetune import told as tuning_of
+from lowrank_core.training.recipe import Loss, Settings
+from lowrank_core.training.sweep import Progress, compressed_score, runs, summary, tidy
 from lowrank_core.workspace import Workspace
 
 

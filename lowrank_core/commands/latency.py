@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from lowrank_core.commands import CACHED, MODEL, Answer, command, existing, opened, plan_of, points_of
+from lowrank_core.commands._terminal import Told, table
 from lowrank_core.exports import whole_or_nothing
-from lowrank_core.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
+from lowrank_core.measure.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
+from lowrank_core.measure.staircases import as_table, layer_latency, setting_of, staircases
 from lowrank_core.methods import METHODS
-from lowrank_core.staircase import as_table, layer_latency, setting_of, staircases
-from lowrank_core.terminal import Told, table
 
 
 @command

@@ -17,7 +17,7 @@ def new(file: Path) -> Answer:
         raise click.UsageError(f"a model file ends in .py, but got {file}.")
     try:
         with file.open("x", encoding="utf-8") as target:
-            target.write((Path(__file__).parents[1] / "template.py").read_text(encoding="utf-8"))
+            target.write((Path(__file__).parent / "_template.py").read_text(encoding="utf-8"))
     except FileExistsError as error:
         raise FileExistsError(f"{file} exists and is not overwritten; give another name.") from error
     following = f"python -m lowrank_core check {file}"

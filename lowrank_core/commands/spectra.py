@@ -9,14 +9,14 @@ from difflib import get_close_matches
 import click
 from torch import Tensor
 
+from lowrank_core.algebra.spectra import effective_rank, rank_for_energy, stable_rank
 from lowrank_core.commands import CACHED, MODEL, Answer, command, looked_at
-from lowrank_core.discover import Layer, Skipped
-from lowrank_core.doing import Doing
+from lowrank_core.commands._terminal import Told, duration, say, table
 from lowrank_core.errors import InvalidPlan
-from lowrank_core.inventory import METHOD, Inventory, measure_speed, remaining
 from lowrank_core.methods import METHODS
-from lowrank_core.spectra import effective_rank, rank_for_energy, stable_rank
-from lowrank_core.terminal import Told, duration, say, table
+from lowrank_core.networks.discover import Layer, Skipped
+from lowrank_core.running.progress import Doing
+from lowrank_core.sources._inventory import METHOD, Inventory, measure_speed, remaining
 from lowrank_core.workspace import Workspace
 
 

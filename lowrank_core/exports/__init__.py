@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_core.cost import plan_cost
-from lowrank_core.data import Inputs, data_hash
+from lowrank_core.compression.precision import Storage, stored_as
 from lowrank_core.errors import InvalidFile, LowRankError
-from lowrank_core.evaluate import Score
-from lowrank_core.files import remove_left, temporary_name
+from lowrank_core.exports._reload import largest_difference
+from lowrank_core.layers.data import Inputs, data_hash
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import RankPlan
-from lowrank_core.reload import largest_difference
-from lowrank_core.storage import Storage, stored_as
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.scoring.scores import Score
+from lowrank_core.store.files import remove_left, temporary_name
 from lowrank_core.workspace import Workspace
 
 
@@ -214,5 +214,5 @@ def _source(ref: str) -> dict[str, str]:
     return {"ref": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+for _module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
     importlib.import_module(f"{__name__}.{_module}")

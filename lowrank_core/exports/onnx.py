@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_core.apply import partial_ranks
-from lowrank_core.data import Inputs, tensors
+from lowrank_core.compression.apply import partial_ranks
+from lowrank_core.compression.precision import DTYPES
 from lowrank_core.errors import InvalidModel
-from lowrank_core.evaluate import final_score
 from lowrank_core.exports import (
     Compressed,
     Export,
@@ -27,11 +26,12 @@ from lowrank_core.exports import (
     reloaded,
     whole_or_nothing,
 )
-from lowrank_core.files import scratch
-from lowrank_core.onnx_program import OnnxNetwork, onnx_program
-from lowrank_core.onnx_surgery import came_from_onnx, compressed_onnx
-from lowrank_core.storage import DTYPES
-from lowrank_core.switches import quiet
+from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
+from lowrank_core.graphs.surgery import came_from_onnx, compressed_onnx
+from lowrank_core.layers.data import Inputs, tensors
+from lowrank_core.running.switches import quiet
+from lowrank_core.scoring.scores import final_score
+from lowrank_core.store.files import scratch
 from lowrank_core.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, plan_document, register, whole_or_nothing
-from lowrank_core.plan import RankPlan
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.workspace import Workspace
 
 

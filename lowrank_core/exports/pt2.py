@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lowrank_core.compression.precision import DTYPES, Widened
 from lowrank_core.exports import (
     Compressed,
     Export,
@@ -17,9 +18,8 @@ from lowrank_core.exports import (
     reloaded,
     whole_or_nothing,
 )
-from lowrank_core.onnx_program import exported_program
-from lowrank_core.storage import DTYPES, Widened
-from lowrank_core.switches import quiet
+from lowrank_core.graphs.exporting import exported_program
+from lowrank_core.running.switches import quiet
 from lowrank_core.workspace import Workspace
 
 PLAN = "plan.json"

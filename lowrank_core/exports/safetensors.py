@@ -6,11 +6,9 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from lowrank_core.attention import Attention
-from lowrank_core.chain import Chain, TransposedLinear
-from lowrank_core.checkpoint import write_checkpoint
-from lowrank_core.correct import Correction
-from lowrank_core.evaluate import Score
+from lowrank_core.compression.checkpoint import write_checkpoint
+from lowrank_core.compression.correct import Correction
+from lowrank_core.compression.precision import DTYPES
 from lowrank_core.exports import (
     Compressed,
     Export,
@@ -22,10 +20,12 @@ from lowrank_core.exports import (
     reloaded,
     whole_or_nothing,
 )
-from lowrank_core.linears import GroupedLinear, SharedLinear
-from lowrank_core.plan import RankPlan
-from lowrank_core.recurrent import Cell, Recurrent
-from lowrank_core.storage import DTYPES
+from lowrank_core.layers.attention import Attention
+from lowrank_core.layers.chain import Chain, TransposedLinear
+from lowrank_core.layers.linears import GroupedLinear, SharedLinear
+from lowrank_core.layers.recurrent import Cell, Recurrent
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
 TOLERANCE = 1e-5

@@ -13,8 +13,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lowrank_core.layers import LayerSpec, Rank, inputs_first
-from lowrank_core.steps import Steps
+from lowrank_core.layers.spec import LayerSpec, Rank, inputs_first
+from lowrank_core.store.memo import Steps
 
 
 @runtime_checkable
@@ -221,5 +221,5 @@ def kernel_text(spec: LayerSpec) -> str:
     return "x".join(map(str, spec.kernel))
 
 
-for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+for _module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
     importlib.import_module(f"{__name__}.{_module}")

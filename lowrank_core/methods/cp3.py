@@ -13,9 +13,9 @@ from math import prod
 from tensorly.decomposition import parafac
 from torch import Tensor
 
-from lowrank_core.cp import CpFactorization, Factors, Start, als, cp_kernel, cp_max_rank, cp_obstacle
+from lowrank_core.algebra.cp import CpFactorization, Factors, Start, als, cp_kernel, cp_max_rank, cp_obstacle
 from lowrank_core.errors import InvalidModel
-from lowrank_core.layers import LayerSpec, Rank
+from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, factorize_transposed, register
 
 

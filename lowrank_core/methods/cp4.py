@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lowrank_core.cp import CpFactorization, Start, als, cp_kernel, cp_max_rank, cp_obstacle
-from lowrank_core.layers import LayerSpec, Rank
+from lowrank_core.algebra.cp import CpFactorization, Start, als, cp_kernel, cp_max_rank, cp_obstacle
+from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, factorize_transposed, kernel_text, register
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lowrank_core.cp import CpFactorization, Start, als, cp_kernel, cp_max_rank
-from lowrank_core.layers import LayerSpec, Rank
+from lowrank_core.algebra.cp import CpFactorization, Start, als, cp_kernel, cp_max_rank
+from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, GateStacked, gate_kernel, gate_obstacle, register, stacked_gates
 
 

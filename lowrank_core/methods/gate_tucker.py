@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lowrank_core.layers import LayerSpec, Rank
+from lowrank_core.algebra.tucker import TuckerFactorization, tucker_max_rank
+from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, GateStacked, gate_kernel, gate_obstacle, register, stacked_gates
-from lowrank_core.tucker import TuckerFactorization, tucker_max_rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lowrank_core.layers import LayerSpec, Rank
-from lowrank_core.linalg import MatrixFactorization, factorize_matrices
+from lowrank_core.algebra.linalg import MatrixFactorization, factorize_matrices
+from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, depthwise_obstacle, factorize_transposed, register
 
 

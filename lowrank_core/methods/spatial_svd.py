@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lowrank_core.aware import factorize_aware
-from lowrank_core.layers import LayerSpec, Rank
-from lowrank_core.linalg import MatrixFactorization, factorize_matrices
+from lowrank_core.algebra.aware import factorize_aware
+from lowrank_core.algebra.linalg import MatrixFactorization, factorize_matrices
+from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, factorize_transposed, kernel_text, register
 
 

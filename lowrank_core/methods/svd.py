@@ -10,9 +10,8 @@ from math import prod
 
 from torch import Tensor
 
-from lowrank_core.aware import factorize_aware
-from lowrank_core.layers import LayerSpec, Rank, inputs_first
-from lowrank_core.linalg import (
+from lowrank_core.algebra.aware import factorize_aware
+from lowrank_core.algebra.linalg import (
     MatrixFactorization,
     Nested,
     factorize_matrices,
@@ -20,6 +19,7 @@ from lowrank_core.linalg import (
     singular_values,
     storage_dtype,
 )
+from lowrank_core.layers.spec import LayerSpec, Rank, inputs_first
 from lowrank_core.methods import (
     Factorization,
     Transposed,

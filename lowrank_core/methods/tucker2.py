@@ -11,10 +11,10 @@ from math import prod
 
 from torch import Tensor
 
-from lowrank_core.aware import factorize_aware
-from lowrank_core.layers import LayerSpec, Rank
+from lowrank_core.algebra.aware import factorize_aware
+from lowrank_core.algebra.tucker import TuckerFactorization, tucker_max_rank
+from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, depthwise_obstacle, factorize_transposed, kernel_text, register
-from lowrank_core.tucker import TuckerFactorization, tucker_max_rank
 
 
 @dataclass(frozen=True, slots=True)

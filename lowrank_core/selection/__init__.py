@@ -18,19 +18,19 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import nn
 
-from lowrank_core.candidate import Candidate
-from lowrank_core.correct import Correction, load_overlay
-from lowrank_core.cost import Cost, layer_cost, plan_cost, rank_at, useful_rank
-from lowrank_core.discover import Layer
+from lowrank_core.compression.correct import Correction, load_overlay
 from lowrank_core.errors import Cancelled, InvalidSearch
-from lowrank_core.evaluate import Score, final_score
-from lowrank_core.latency import LatencyTable
-from lowrank_core.layers import Rank
-from lowrank_core.ledger import Ledger, score_key
+from lowrank_core.layers.spec import Rank
+from lowrank_core.measure.latency import LatencyTable
+from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.methods import METHODS
-from lowrank_core.parallel import HERE, Workers
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.stop import go_on
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.cost import Cost, layer_cost, plan_cost, rank_at, useful_rank
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running.cancelling import go_on
+from lowrank_core.running.parallel import HERE, Workers
+from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
 
 MOST_RANKS = 128
@@ -399,5 +399,5 @@ def largest(
     return best
 
 
-for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+for _module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
     importlib.import_module(f"{__name__}.{_module}")

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from scipy.optimize import isotonic_regression
 
-from lowrank_core.discover import Layer
-from lowrank_core.drops import Progress, lost, saved
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import Problem, Quantity, Trial, Wish, check_settings, largest, register
+from lowrank_core.selection._ladders import Progress, lost, saved
 
 Curve = dict[Choice, float]
 """What each candidate of a layer scores, the cheapest first."""

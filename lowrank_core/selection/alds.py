@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank_core.discover import Layer
-from lowrank_core.doing import Doing, Pace
-from lowrank_core.linalg import MatrixFactorization
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.algebra.linalg import MatrixFactorization
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running.progress import Doing, Pace
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
 
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank_core.doing import Doing, Pace
+from lowrank_core.algebra.knapsack import cheapest_loss
 from lowrank_core.errors import InvalidSearch
-from lowrank_core.knapsack import cheapest_loss
+from lowrank_core.running.progress import Doing, Pace
 from lowrank_core.selection import Problem, Trial, Wish, register
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lowrank_core.drops import ORDER_FORM, Steps, lowest
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, register
+from lowrank_core.selection._ladders import ORDER_FORM, Steps, lowest
 
 
 @register

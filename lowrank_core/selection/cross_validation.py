@@ -11,19 +11,19 @@ from typing import ClassVar
 
 import torch
 
-from lowrank_core.apply import apply
-from lowrank_core.calibration import MomentStore, calibration_samples
-from lowrank_core.correct import Correction, Corrector, load_overlay
-from lowrank_core.data import Dataset, data_hash
-from lowrank_core.drops import Progress, lost, saved
+from lowrank_core.compression.apply import apply
+from lowrank_core.compression.calibration import MomentStore, calibration_samples
+from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import Cancelled, InvalidSearch
-from lowrank_core.evaluate import Reference, Score, evaluate, final_score
-from lowrank_core.factors import FactorStore
-from lowrank_core.layers import Rank
+from lowrank_core.layers.data import Dataset, data_hash
+from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.prefix import PrefixStore
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
+from lowrank_core.selection._ladders import Progress, lost, saved
 
 GRID = 8
 """Ranks of a layer that are tried, evenly spaced."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lowrank_core.plan import RankPlan
+from lowrank_core.algebra.spectra import rank_for_energy
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
-from lowrank_core.spectra import rank_for_energy
 
 
 @register

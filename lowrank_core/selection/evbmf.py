@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lowrank_core.discover import Layer
-from lowrank_core.doing import Doing, Pace
+from lowrank_core.algebra.vbmf import evbmf_of
 from lowrank_core.errors import InvalidSearch
-from lowrank_core.evbmf import evbmf_of
-from lowrank_core.layers import Rank
+from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import RankPlan
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.progress import Doing, Pace
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
 
 MATRICES = ("tucker2", "svd", "spatial_svd")

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank_core.plan import RankPlan
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
 
 RANGE = 30.0

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lowrank_core.cost import rank_at, useful_rank
-from lowrank_core.discover import Layer
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
 
 

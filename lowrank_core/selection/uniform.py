@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lowrank_core.cost import rank_at, useful_rank
-from lowrank_core.plan import RankPlan
+from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
 
 

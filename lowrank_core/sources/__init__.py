@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_core.errors import InvalidModel, UnknownModel
-from lowrank_core.opened import Opened
-from lowrank_core.weights import Weights
+from lowrank_core.sources._opened import Opened
+from lowrank_core.sources._weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,5 +69,5 @@ def weights_alone(weights: Weights) -> str:
     )
 
 
-for _module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+for _module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
     importlib.import_module(f"{__name__}.{_module}")

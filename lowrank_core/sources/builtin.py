@@ -6,9 +6,9 @@ import importlib
 
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.errors import UnknownModel
-from lowrank_core.model_file import open_module
-from lowrank_core.opened import Opened
 from lowrank_core.sources import Source, register
+from lowrank_core.sources._model_file import open_module
+from lowrank_core.sources._opened import Opened
 
 PREFIX = "builtin:"
 

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from lowrank_core.data import Dataset, evaluating, tensors
-from lowrank_core.discover import check_finite
 from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
-from lowrank_core.evaluate import run
-from lowrank_core.model_file import open_module
-from lowrank_core.npz_data import NpzData, read_npz
-from lowrank_core.onnx_file import read_onnx
-from lowrank_core.onnx_graph import OnnxGraph, Program, build
-from lowrank_core.onnx_ops import Unhandled, dtype_of
-from lowrank_core.opened import Opened
+from lowrank_core.graphs.onnx_network import OnnxGraph, Program, build
+from lowrank_core.graphs.operators import Unhandled, dtype_of
+from lowrank_core.graphs.reading import read_onnx
+from lowrank_core.layers.data import Dataset, evaluating, tensors
+from lowrank_core.networks.discover import check_finite
+from lowrank_core.scoring.scores import run
 from lowrank_core.sources import Source, register
+from lowrank_core.sources._model_file import open_module
+from lowrank_core.sources._npz_data import NpzData, read_npz
+from lowrank_core.sources._opened import Opened
 
 SAMPLES = 256
 """Random inputs where there are no data."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
-from lowrank_core.model_file import open_module
-from lowrank_core.opened import Opened
 from lowrank_core.sources import Source, register
+from lowrank_core.sources._model_file import open_module
+from lowrank_core.sources._opened import Opened
 
 SAMPLES, TOKENS = 8, 16
 

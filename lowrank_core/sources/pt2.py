@@ -22,13 +22,13 @@ from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.unflatten import InterpreterModule, UnflattenedModule
 from torch.utils._pytree import tree_map
 
-from lowrank_core.data import Dataset, Inputs, batch_size, call, tensors
 from lowrank_core.errors import InvalidFile, InvalidModel, UnknownModel
-from lowrank_core.model_file import open_module
-from lowrank_core.npz_data import read_npz
-from lowrank_core.opened import Opened
+from lowrank_core.layers.data import Dataset, Inputs, batch_size, call, tensors
+from lowrank_core.running.switches import quiet
 from lowrank_core.sources import Source, register
-from lowrank_core.switches import quiet
+from lowrank_core.sources._model_file import open_module
+from lowrank_core.sources._npz_data import read_npz
+from lowrank_core.sources._opened import Opened
 
 SAMPLES = 64
 FREE_BATCH = "torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim('batch')},))"

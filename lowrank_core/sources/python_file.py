@@ -9,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 from lowrank_core.errors import InvalidModel, UnknownModel
-from lowrank_core.model_file import load_file, open_module
-from lowrank_core.opened import Opened
 from lowrank_core.sources import Source, register
+from lowrank_core.sources._model_file import load_file, open_module
+from lowrank_core.sources._opened import Opened
 
 FILES = (".ckpt", ".json", ".onnx", ".pt", ".pt2", ".pth", ".safetensors")
 """Endings of files, which look like the names of modules where there is no such file."""

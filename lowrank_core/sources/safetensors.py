@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowrank_core.errors import InvalidFile, UnknownModel
 from lowrank_core.sources import Source, register
-from lowrank_core.weights import StoredTensor, Weights
+from lowrank_core.sources._weights import StoredTensor, Weights
 
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
 LARGEST_HEADER = 16 * 2**20

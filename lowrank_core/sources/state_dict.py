@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lowrank_core.errors import UnknownModel
 from lowrank_core.sources import Source, register
-from lowrank_core.torch_file import read_checkpoint
-from lowrank_core.weights import StoredTensor, Weights
+from lowrank_core.sources._weights import StoredTensor, Weights
+from lowrank_core.store.torch_file import read_checkpoint
 
 
 def _open(ref: str) -> Weights:

@@ -10,16 +10,16 @@ import streamlit as st
 import torch
 from torch import Tensor
 
-from lowrank_core.cost import break_even, check_plan, coefficients, dense_cost, plan_cost
-from lowrank_core.discover import Layer
+from lowrank_core.algebra.linalg import tail_energy
 from lowrank_core.errors import LowRankError
-from lowrank_core.evaluate import Score
-from lowrank_core.latency import RUNTIMES
-from lowrank_core.linalg import tail_energy
-from lowrank_core.measurement import Measurement, Progress
-from lowrank_core.plan import Choice, RankPlan
-from lowrank_core.predict import curves, kept_curves
-from lowrank_core.survey import Findings
+from lowrank_core.measure.latency import RUNTIMES
+from lowrank_core.measure.measurement import Measurement, Progress
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.cost import break_even, check_plan, coefficients, dense_cost, plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict.prediction import curves, kept_curves
+from lowrank_core.predict.survey import Findings
+from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 from pages.ui import editor, state, words
 from pages.ui.history import History

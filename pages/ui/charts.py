@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from torch import Tensor, uint8
 
-from lowrank_core.comparison import Flip
+from lowrank_core.measure.comparison import Flip
 from pages.ui.tables import Curve, Dot, Learning
 
 BLUE, SKY, AMBER, GREEN, GREY = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#8A94A0"

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lowrank_core.candidate import Candidate
-from lowrank_core.comparison import Comparison, compare
-from lowrank_core.cost import plan_cost
-from lowrank_core.data import batch_size
-from lowrank_core.doing import Doing
-from lowrank_core.jobs import Job
-from lowrank_core.latency import LatencyTable, Runtime, Timing, network_latency
-from lowrank_core.staircase import Staircase, setting_of, staircases
+from lowrank_core.layers.data import batch_size
+from lowrank_core.measure.comparison import Comparison, compare
+from lowrank_core.measure.latency import LatencyTable, Runtime, Timing, network_latency
+from lowrank_core.measure.staircases import Staircase, setting_of, staircases
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.running.jobs import Job
+from lowrank_core.running.progress import Doing
 from lowrank_core.workspace import Workspace
 from pages.ui import devices, words
 from pages.ui.question import patient

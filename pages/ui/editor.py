@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from lowrank_core.cost import check_plan, layer_cost, rank_at, useful_rank
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.plans.cost import check_plan, layer_cost, rank_at, useful_rank
+from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 from pages.ui import state, words
 

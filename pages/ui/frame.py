@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import streamlit as st
 
 from lowrank_core.errors import LowRankError
-from lowrank_core.inventory import Inventory
 from lowrank_core.sources import weights_alone
+from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
 from pages.ui import running, state, words
 from pages.ui.button import turn_to

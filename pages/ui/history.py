@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowrank_core.plan import Choice, RankPlan
+from lowrank_core.plans.plan import Choice, RankPlan
 
 DEPTH = 100
 

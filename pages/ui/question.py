@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.cost import plan_cost
 from lowrank_core.errors import InvalidFile
-from lowrank_core.jobs import Job, Snapshot
-from lowrank_core.latency import LatencyTable
+from lowrank_core.measure.latency import LatencyTable
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.selection import Quantity, Rule, Trial, problem_of, search
 from lowrank_core.workspace import Workspace
 from pages.ui import words

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from lowrank_core.jobs import Job, Snapshot
+from lowrank_core.running.jobs import Job, Snapshot
 from pages.ui import state, words
 from pages.ui.button import button
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from lowrank_core.jobs import Job
+from lowrank_core.running.jobs import Job
 
 A, T = TypeVar("A", bound=Hashable), TypeVar("T")
 

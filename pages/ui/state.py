@@ -26,29 +26,29 @@ from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequests,
 from streamlit.runtime.scriptrunner_utils.script_run_context import ThreadState, get_script_run_ctx
 
 from lowrank_core.builtin import BUILTIN, POINTS
-from lowrank_core.cache import Cache
-from lowrank_core.candidate import Candidate
-from lowrank_core.comparison import Comparison
-from lowrank_core.cost import check_plan
-from lowrank_core.doing import Doing
+from lowrank_core.compression.start import starting_plan
 from lowrank_core.errors import InvalidSettings, LowRankError
-from lowrank_core.evaluate import Score
 from lowrank_core.exports import Exported
-from lowrank_core.files import SCRATCH, remove_left, remove_old_scratch, write_whole
-from lowrank_core.finetune import Epoch
-from lowrank_core.inventory import Estimate, Inventory, measure_speed, remaining
-from lowrank_core.jobs import Job
-from lowrank_core.latency import Runtime, Timing
-from lowrank_core.measurement import Measurement
-from lowrank_core.plan import RankPlan
-from lowrank_core.predict import NoiseTable, noise_table
-from lowrank_core.room import Part, Recent, Room
+from lowrank_core.measure.comparison import Comparison
+from lowrank_core.measure.latency import Runtime, Timing
+from lowrank_core.measure.measurement import Measurement
+from lowrank_core.measure.staircases import Staircase, known_staircases, setting_of
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.cost import check_plan
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.predict.prediction import NoiseTable, noise_table
+from lowrank_core.predict.survey import Survey
+from lowrank_core.running.jobs import Job
+from lowrank_core.running.progress import Doing
+from lowrank_core.scoring.scores import Score
 from lowrank_core.selection import Trial
-from lowrank_core.staircase import Staircase, known_staircases, setting_of
-from lowrank_core.start import starting_plan
-from lowrank_core.survey import Survey
-from lowrank_core.sweep import Swept
-from lowrank_core.training import Settings
+from lowrank_core.sources._inventory import Estimate, Inventory, measure_speed, remaining
+from lowrank_core.store.cache import Cache
+from lowrank_core.store.files import SCRATCH, remove_left, remove_old_scratch, write_whole
+from lowrank_core.store.room import Part, Recent, Room
+from lowrank_core.training.finetune import Epoch
+from lowrank_core.training.recipe import Settings
+from lowrank_core.training.sweep import Swept
 from lowrank_core.workspace import Workspace, open_to_look
 from pages.ui import compare, heap, question, tuning
 from pages.ui.asked import Asked, from_json, to_json

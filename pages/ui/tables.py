@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrank_core.cost import Cost, break_even, dense_cost, layer_cost, plan_cost
-from lowrank_core.discover import Layer, ModelProfile
-from lowrank_core.evaluate import Score
-from lowrank_core.finetune import Epoch
-from lowrank_core.inventory import METHOD, Inventory
+from lowrank_core.algebra.spectra import cumulative_energy, effective_rank, rank_for_energy, stable_rank
 from lowrank_core.methods import METHODS
-from lowrank_core.plan import RankPlan
+from lowrank_core.networks.discover import Layer, ModelProfile
+from lowrank_core.plans.cost import Cost, break_even, dense_cost, layer_cost, plan_cost
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.scoring.scores import Score
 from lowrank_core.selection import Trial
-from lowrank_core.spectra import cumulative_energy, effective_rank, rank_for_energy, stable_rank
-from lowrank_core.sweep import Swept, summary
-from lowrank_core.training import Settings
+from lowrank_core.sources._inventory import METHOD, Inventory
+from lowrank_core.training.finetune import Epoch
+from lowrank_core.training.recipe import Settings
+from lowrank_core.training.sweep import Swept, summary
 from lowrank_core.workspace import Workspace
 from pages.ui import question, tuning, words
 from pages.ui.question import Search

@@ -10,19 +10,19 @@ from pathlib import Path
 
 from torch import nn
 
-from lowrank_core import sweep
-from lowrank_core.candidate import Candidate
-from lowrank_core.cost import plan_cost
-from lowrank_core.doing import Doing, Pace
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidSearch, LowRankError
-from lowrank_core.evaluate import Reference, Score, evaluate, final_score
 from lowrank_core.exports import Compressed
-from lowrank_core.finetune import Epoch, finetune, kept, told, training_data
-from lowrank_core.jobs import Job, Snapshot
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.running.cancelling import until
+from lowrank_core.running.jobs import Job, Snapshot
+from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
 from lowrank_core.selection import Problem, Quantity, Rule, Trial, make, problem_of, search
-from lowrank_core.stop import until
-from lowrank_core.sweep import Swept, compressed_score, state_path, tidy, tuned_score
-from lowrank_core.training import Settings
+from lowrank_core.training import sweep
+from lowrank_core.training.finetune import Epoch, finetune, kept, told, training_data
+from lowrank_core.training.recipe import Settings
+from lowrank_core.training.sweep import Swept, compressed_score, state_path, tidy, tuned_score
 from lowrank_core.workspace import Workspace
 from pages.ui import words
 from pages.ui.question import patient

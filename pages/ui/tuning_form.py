@@ -7,9 +7,9 @@ from os import cpu_count
 
 import streamlit as st
 
-from lowrank_core.cost import plan_cost
+from lowrank_core.plans.cost import plan_cost
 from lowrank_core.selection import RULES, make
-from lowrank_core.training import Settings
+from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import form, frame, state, words
 from pages.ui.question_form import largest_drop

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lowrank_core.builtin import BUILTIN
-from lowrank_core.evaluate import Score
+from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
 RANK = "The width of the thin middle of a factorised layer: a smaller rank is cheaper and less exact."

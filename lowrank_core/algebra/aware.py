@@ -1,0 +1,145 @@
+"""Data-aware factors: minimise E|(W - W_r) x|^2 over what the layer really sees, instead of |W - W_r|^2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lowrank_core.algebra.linalg import check_finite, principal_basis, storage_dtype, tail_energy
+from lowrank_core.layers.spec import LayerSpec, Rank
+from lowrank_core.store.memo import Steps, Tensors
+
+CUT_OFF = 1e-6
+
+
+@dataclass(frozen=True)
+class AwareFactorization:
+    """First factors that are nested, and for each rank the last factor that answers best on the data.
+
+    The first factor turns each of `window` slices of the input alike: its rows are first (groups, R, n / window), and
+    the features z = (first[:r] kron I) x. root (groups, n, n) is the root of the second moment, target (groups, out, n)
+    the weight times it. out_basis (groups, out, out) holds the output axes where outputs have a rank of their own.
+    spectra: the root of what each further rank adds to E|W x|^2, one per axis. All are computed when first needed.
+    """
+
+    weight: Tensor
+    window: int
+    axes: int
+    to_stages: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+    compute: Callable[[], Tensors]
+    steps: Steps = field(default_factory=Steps)
+
+    @property
+    def spectra(self) -> tuple[Tensor, ...]:
+        """One per axis of the method."""
+        return tuple(self._found[f"spectrum {axis}"] for axis in range(self.axes))
+
+    @property
+    def _found(self) -> Tensors:
+        return self.steps("whitened", self.compute)
+
+    @cached_property
+    def _tails(self) -> list[list[float]]:
+        return [tail_energy(spectrum).tolist() for spectrum in self.spectra]
+
+    def error(self, rank: Rank) -> float:
+        """Relative error of the layer's outputs on the data: exact for one axis, for two the bound of both tails."""
+        if self._tails[0][0] == 0:
+            return 0.0
+        lost = sum(tail[r] / tail[0] for tail, r in zip(self._tails, rank, strict=True))
+        return float(min(1.0, lost) ** 0.5)
+
+    def weights(self, rank: Rank) -> tuple[Tensor, ...]:
+        """One contiguous weight per stage."""
+        first, last, basis = self._parts(rank)
+        dtype = storage_dtype(self.weight)
+        return tuple(w.to(dtype).contiguous() for w in self.to_stages(first, last, basis))
+
+    def reconstruct(self, rank: Rank) -> Tensor:
+        """The product of the stages, in the shape of the weight."""
+        first, last, basis = self._parts(rank)
+        product = basis @ last @ slicewise(first, self.window)
+        return product.reshape(self.weight.shape).to(storage_dtype(self.weight))
+
+    def _parts(self, rank: Rank) -> tuple[Tensor, Tensor, Tensor]:
+        """first (groups, r, n / window), last (groups, r_out, r * window) and the output axes (groups, out, r_out)."""
+        found = self._found
+        first, target = found["first"][:, : rank[-1]], found["target"]
+        basis = torch.eye(target.shape[1]).to(target).expand(len(first), -1, -1)
+        if "out_basis" in found:
+            basis = found["out_basis"][:, :, : rank[0]]
+        features = slicewise(first, self.window) @ found["root"]
+        inverse = torch.linalg.pinv(features @ features.mT, rtol=1e-10, hermitian=True)
+        return first, basis.mT @ target @ features.mT @ inverse, basis
+
+
+def factorize_aware(
+    spec: LayerSpec,
+    weight: Tensor,
+    second_moment: Tensor,
+    window: int,
+    ranks: Rank,
+    to_stages: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
+) -> AwareFactorization:
+    """Whiten by the moment of one slice, averaged over the `window`; take the leading directions; measure each.
+
+    second_moment: (groups, n, n) with n = in / groups * prod(kernel). ranks: the largest rank, or (out, in).
+    """
+    check_finite(weight)
+    n = spec.fan_in
+    if second_moment.shape != (spec.groups, n, n):
+        raise ValueError(f"second_moment must be {(spec.groups, n, n)}, but got {tuple(second_moment.shape)}")
+
+    def compute() -> Tensors:
+        return _whitened(spec, weight, second_moment, window, ranks)
+
+    return AwareFactorization(weight, window, len(ranks), to_stages, compute)
+
+
+def _whitened(spec: LayerSpec, weight: Tensor, second_moment: Tensor, window: int, ranks: Rank) -> Tensors:
+    """What AwareFactorization holds, by name."""
+    n = spec.fan_in
+    matrix = weight.detach().double().reshape(spec.groups, spec.out_channels // spec.groups, -1)
+    root, _ = moment_roots(second_moment)
+    target = matrix @ root
+    of_slice = second_moment.reshape(spec.groups, n // window, window, n // window, window)
+    slice_root, slice_inverse = moment_roots(of_slice.diagonal(dim1=2, dim2=4).mean(-1))
+    sliced = matrix.reshape(spec.groups, -1, n // window, window).transpose(2, 3).flatten(1, 2)
+    _, sigma, right = torch.linalg.svd(sliced @ slice_root, full_matrices=False)
+    scale = (sigma / sigma[:, :1].clamp_min(torch.finfo(sigma.dtype).tiny)).sqrt()
+    first = (scale[:, :, None] * right @ slice_inverse)[:, : ranks[-1]]
+    added = _added_energy(slicewise(first, window) @ root, target)
+    added = added.reshape(spec.groups, -1, window).sum((0, 2))
+    found = {"first": first, "root": root, "target": target, f"spectrum {len(ranks) - 1}": added.sqrt()}
+    if len(ranks) == 2:
+        found["out_basis"] = principal_basis(target @ target.mT)
+        kept = (found["out_basis"].mT @ target).square().sum((0, 2))
+        found["spectrum 0"] = kept[: ranks[0]].sqrt()
+    return found
+
+
+def slicewise(first: Tensor, window: int) -> Tensor:
+    """(g, r, m) -> (g, r * window, m * window): the same map for each of `window` slices of the input."""
+    eye = torch.eye(window).to(first)
+    return torch.einsum("grm,jk->grjmk", first, eye).flatten(3, 4).flatten(1, 2)
+
+
+def moment_roots(second_moment: Tensor) -> tuple[Tensor, Tensor]:
+    """S^(1/2) and its inverse, by `eigh`; directions the data hardly takes count as CUT_OFF of the strongest."""
+    values, vectors = torch.linalg.eigh(second_moment.double())
+    floor = (values[..., -1:] * CUT_OFF).clamp_min(torch.finfo(values.dtype).tiny)
+    scale = torch.where(values[..., -1:] > 0, values.maximum(floor), 1.0).sqrt()[..., None, :]
+    return (vectors * scale) @ vectors.mT, (vectors / scale) @ vectors.mT
+
+
+def _added_energy(features: Tensor, target: Tensor) -> Tensor:
+    """(g, m) how much of |target|^2 each further row of the features explains: one QR gives every rank."""
+    basis = torch.linalg.qr(features.mT).Q
+    added: Tensor = (target @ basis).square().sum(1)
+    if added.shape[1] < features.shape[1]:
+        added = torch.nn.functional.pad(added, (0, features.shape[1] - added.shape[1]))
+    return added

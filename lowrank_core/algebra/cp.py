@@ -1,0 +1,279 @@
+"""Canonical polyadic fits of convolution kernels: a start in closed form, alternating least squares, a watch on norms.
+
+A kernel (out, in, *window) is written as a sum of R outer products. The window counts as one axis (cp3) or as one axis
+per dimension (cp4). Ranks are not nested: each is fitted on its own, always from the same start, so that a rank means
+the same factors in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lowrank_core.algebra.linalg import one_thread, principal_basis, storage_dtype, tail_energy
+from lowrank_core.errors import InvalidModel
+from lowrank_core.layers.spec import LayerSpec, Rank
+from lowrank_core.running.cancelling import go_on
+from lowrank_core.store.memo import Steps, Tensors
+
+SWEEPS = 300
+TOLERANCE = 1e-5
+RIDGE = 1e-7
+STIR = 0.1
+FEW = 16
+"""Up to this rank sweeps may rest in a poor local minimum: two random starts are tried as well, the best fit kept."""
+WIDE = 128 * 128 * 9
+"""From this many weights on the sweeps run in float32 and are fewer."""
+
+GROWTH_LIMIT = 100.0
+"""Components may be this many times larger than their sum, the kernel (roots of summed squares); 2 to 6 is usual."""
+
+Factors = list[Tensor]
+Fit = Callable[[Tensor, int], Factors]
+
+
+@dataclass(slots=True)
+class CpFactorization:
+    """Fits of one kernel, each made when its rank is first asked for. The kernel's axes are (out, in, window...)."""
+
+    spec: LayerSpec
+    weight: Tensor
+    kernel: Tensor
+    start: Start
+    fit: Fit
+    _fitted: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> Steps:
+        """Those of the start: it and every fit are worth keeping."""
+        return self.start.steps
+
+    @property
+    def spectra(self) -> tuple[Tensor, ...]:
+        """The weights of the start's orthogonal components: their tail bounds the error of every rank."""
+        return (self.start.singular_values,)
+
+    def error(self, rank: Rank) -> float:
+        """Relative distance: exact where the rank is fitted, else the start's scaled as at the nearest fitted ones."""
+        bound: list[float] = self.start.errors.tolist()
+        ratios = dict(sorted(self._fitted.items()))
+        (r,) = rank
+        if r in ratios:
+            return ratios[r]
+        scales = {n: e / bound[n] for n, e in ratios.items() if bound[n] > 0}
+        below, above = max((n for n in scales if n < r), default=None), min((n for n in scales if n > r), default=None)
+        if below is None and above is None:
+            return bound[r]
+        if below is None or above is None:
+            return bound[r] * scales[above if below is None else below]  # type: ignore[index]
+        share = (r - below) / (above - below)
+        return float(bound[r] * scales[below] ** (1 - share) * scales[above] ** share)
+
+    def weights(self, rank: Rank) -> tuple[Tensor, ...]:
+        """(R, in, 1...), one depthwise weight per axis of the window, (out, R, 1...)."""
+        outputs, inputs, *window = self._factors(rank[0])
+        ones, dtype = (1,) * len(self.spec.kernel), storage_dtype(self.weight)
+        if len(window) == 1:
+            middle = [window[0].mT.reshape(-1, 1, *self.spec.kernel)]
+        else:
+            shapes = [[n if i == axis else 1 for i, n in enumerate(self.spec.kernel)] for axis in range(len(window))]
+            middle = [f.mT.reshape(-1, 1, *shape) for f, shape in zip(window, shapes, strict=True)]
+        chain = [inputs.mT.reshape(*inputs.mT.shape, *ones), *middle, outputs.reshape(*outputs.shape, *ones)]
+        return tuple(part.to(dtype).contiguous() for part in chain)
+
+    def reconstruct(self, rank: Rank) -> Tensor:
+        """The sum of the outer products, in the shape of the weight."""
+        return compose(self._factors(rank[0])).reshape(self.weight.shape).to(storage_dtype(self.weight))
+
+    def _factors(self, rank: int) -> Factors:
+        found = self.steps(f"rank {rank}", lambda: self._fit(rank))
+        self._fitted[rank] = float(found["distance"])
+        return [found[f"axis {axis}"] for axis in range(self.kernel.ndim)]
+
+    def _fit(self, rank: int) -> Tensors:
+        factors = balanced(self.fit(self.kernel, rank))
+        check_growth(self.kernel, factors)
+        distance = torch.tensor(_distance(self.kernel, factors), dtype=torch.float64)
+        return {"distance": distance, **{f"axis {axis}": factor for axis, factor in enumerate(factors)}}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """Orthogonal components of a kernel, the largest first: an exact sum, any leading part of it a fair approximation.
+
+    The window is rotated to its principal axes; each rotated slice (out, in) is cut into its singular triples, and
+    those of all slices are pooled. Every triple is one CP component, and there are at most window * min(out, in).
+    Computed when first needed.
+    """
+
+    kernel: Tensor
+    steps: Steps = field(default_factory=Steps)
+
+    @classmethod
+    def of(cls, kernel: Tensor) -> Start:
+        """kernel (out, in, *window), float64."""
+        return cls(kernel)
+
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """One per axis, (n_i, R); the size of each component is on the first."""
+        found = self.steps("start", self._components)
+        return tuple(found[f"axis {axis}"] for axis in range(self.kernel.ndim))
+
+    @property
+    def singular_values(self) -> Tensor:
+        """(R,) the size of each component, descending."""
+        return self.steps("start", self._components)["singular_values"]
+
+    @property
+    def errors(self) -> Tensor:
+        """(R + 1,) relative distance that the leading 0, 1, ..., R components leave."""
+        tail = tail_energy(self.singular_values)
+        return (tail / tail[0]).sqrt() if tail[0] > 0 else torch.zeros_like(tail)
+
+    def _components(self) -> Tensors:
+        kernel, bases = self.kernel, []
+        rotated = kernel
+        for axis in range(2, kernel.ndim):
+            unfolded = kernel.movedim(axis, 0).flatten(1)
+            bases.append(principal_basis(unfolded @ unfolded.mT))
+            rotated = torch.tensordot(rotated, bases[-1], ([2], [0]))
+        slices = rotated.flatten(2).movedim(2, 0)
+        left, sigma, right = torch.linalg.svd(slices, full_matrices=False)
+        order = sigma.flatten().argsort(descending=True, stable=True)
+        slice_index, triple = order // sigma.shape[1], order % sigma.shape[1]
+        factors = [left[slice_index, :, triple].mT * sigma.flatten()[order], right[slice_index, triple].mT]
+        for axis in reversed(range(2, kernel.ndim)):
+            extent = kernel.shape[axis]
+            factors.insert(2, bases[axis - 2][:, slice_index % extent])
+            slice_index = slice_index // extent
+        named = {f"axis {axis}": factor for axis, factor in enumerate(factors)}
+        return {**named, "singular_values": sigma.flatten()[order]}
+
+
+def cp_kernel(weight: Tensor, *, joint_window: bool) -> Tensor:
+    """The kernel in float64, its window as one axis or as it is; raises InvalidModel for NaN or Inf."""
+    exact = weight.detach().to(torch.float64)
+    if not torch.isfinite(exact).all():
+        raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint before factorising it.")
+    return exact.flatten(2) if joint_window else exact
+
+
+def als(start: Start) -> Fit:
+    """Alternating least squares from the closed-form start (Carroll & Chang 1970; Kolda & Bader, SIAM Review 2009)."""
+
+    def fit(kernel: Tensor, rank: int) -> Factors:
+        generator = torch.Generator().manual_seed(0)
+        factors = [_stirred(f[:, :rank], generator) for f in balanced(list(start.factors))]
+        if kernel.numel() >= WIDE:
+            return sweep(kernel.float(), factors, sweeps=SWEEPS // 5)
+        starts = [factors]
+        if rank <= FEW:
+            starts += [[torch.randn(f.shape, generator=generator).to(f) for f in factors] for _ in range(2)]
+        with one_thread():
+            fits = [sweep(kernel, begun, sweeps=SWEEPS) for begun in starts]
+        return min(fits, key=lambda fitted: _distance(kernel, fitted))
+
+    return fit
+
+
+def _stirred(factor: Tensor, generator: torch.Generator) -> Tensor:
+    """A little noise, so that the sweeps do not rest on a saddle where the start is symmetric."""
+    noise = torch.randn(factor.shape, generator=generator, dtype=torch.float64).to(factor.device)
+    return factor + STIR * factor.square().mean().sqrt() * noise
+
+
+def sweep(kernel: Tensor, factors: Factors, *, sweeps: int) -> Factors:
+    """Sweeps over the axes until the error falls by less than TOLERANCE of itself, at most `sweeps`; ridge RIDGE.
+
+    kernel: (n_1, ..., n_d); factors: d of shape (n_i, R). The small systems are solved in float64.
+    """
+    factors = [f.to(kernel) for f in balanced(factors)]
+    energy = float(kernel.double().square().sum())
+    unfoldings = [kernel.movedim(axis, 0).flatten(1) for axis in range(kernel.ndim)]
+    before = torch.inf
+    for _ in range(sweeps):
+        go_on()
+        for axis, unfolded in enumerate(unfoldings):
+            others = [f for i, f in enumerate(factors) if i != axis]
+            gram = torch.stack([(f.mT @ f).double() for f in others]).prod(0)
+            right = (unfolded @ khatri_rao(others)).double()
+            ridge = (RIDGE * gram.diagonal().mean()).clamp_min(torch.finfo(gram.dtype).tiny)
+            eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+            solved = torch.linalg.solve(gram + ridge * eye, (right + ridge * factors[axis].double()).mT).mT
+            factors[axis] = solved.to(kernel)
+        explained = 2 * (right * solved).sum() - ((solved.mT @ solved) * gram).sum()
+        left = max(0.0, energy - float(explained)) ** 0.5
+        if before - left < TOLERANCE * left:
+            break
+        before = left
+        factors = balanced(factors)
+    return factors
+
+
+def khatri_rao(factors: Factors) -> Tensor:
+    """(prod n_i, R) column-wise Kronecker product, the first factor's index running slowest."""
+    columns = factors[0]
+    for factor in factors[1:]:
+        columns = (columns[:, None, :] * factor[None, :, :]).flatten(0, 1)
+    return columns
+
+
+def compose(factors: Factors) -> Tensor:
+    """The tensor that the factors stand for."""
+    return (factors[0] @ khatri_rao(factors[1:]).mT).reshape([len(f) for f in factors])
+
+
+def balanced(factors: Factors) -> Factors:
+    """The same components with equal norms on every axis."""
+    norms = torch.stack([torch.linalg.vector_norm(f, dim=0) for f in factors])
+    even = norms.prod(0) ** (1 / len(factors))
+    return [f * torch.where(n > 0, even / n.clamp_min(1e-300), 0.0) for f, n in zip(factors, norms, strict=True)]
+
+
+def growth(kernel: Tensor, factors: Factors) -> float:
+    """Size of the components over the size of what they add up to; far above 1 they cancel each other."""
+    sizes = torch.stack([torch.linalg.vector_norm(f.double(), dim=0) for f in factors]).prod(0)
+    total = torch.linalg.vector_norm(kernel.double())
+    return float(torch.linalg.vector_norm(sizes) / total) if total > 0 else 0.0
+
+
+def check_growth(kernel: Tensor, factors: Factors) -> None:
+    """Raise InvalidModel where a fit is degenerate (Phan et al., ECCV 2020: large components that cancel)."""
+    grown = growth(kernel, factors)
+    if not grown <= GROWTH_LIMIT:
+        raise InvalidModel(
+            f"the CP fit of rank {factors[0].shape[1]} degenerates: its components are {grown:.0f} times larger than "
+            f"the weight they add up to (limit {GROWTH_LIMIT:.0f}); choose another rank, or spatial_svd or tucker2."
+        )
+
+
+def cp_max_rank(spec: LayerSpec, window: int) -> int:
+    """Largest rank with fewer parameters than the layer; `window` weights of a component lie on the window's axes.
+
+    The break-even in multiplies is never above it where input and output positions differ by the stride alone, since
+    only the first factor sees more positions than the layer itself.
+    """
+    return (spec.weights - 1) // (spec.out_channels + spec.in_channels + window)
+
+
+def cp_obstacle(spec: LayerSpec, window: int) -> str | None:
+    """Convolutions with a window, not grouped, large enough for rank 1 to pay."""
+    if prod(spec.kernel) == 1:
+        shape = f"kernel {'x'.join(map(str, spec.kernel))}" if spec.kernel else "Linear"
+        return f"{shape}: a matrix has one rank, so svd does the same with fewer factors"
+    if spec.groups > 1:
+        return f"{spec.groups} groups: its components would have to reach every input from every output"
+    if cp_max_rank(spec, window) < 1:
+        return "too small: even rank 1 would not be cheaper"
+    return None
+
+
+def _distance(kernel: Tensor, factors: Factors) -> float:
+    total = torch.linalg.vector_norm(kernel)
+    lost = torch.linalg.vector_norm(kernel - compose([f.to(kernel) for f in factors]))
+    return float(lost / total) if total > 0 else 0.0

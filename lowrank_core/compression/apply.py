@@ -1,0 +1,105 @@
+"""apply: a compressed copy of a network. The network itself is never touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.compression.factors import FactorStore
+from lowrank_core.errors import InvalidModel
+from lowrank_core.layers.attention import factored_attention, without_fused_paths
+from lowrank_core.layers.chain import Chain
+from lowrank_core.layers.computed import copied
+from lowrank_core.layers.recurrent import factored
+from lowrank_core.layers.spec import LayerSpec, build_part, sharing
+from lowrank_core.methods import METHODS
+from lowrank_core.networks.discover import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
+from lowrank_core.plans.cost import check_plan
+from lowrank_core.plans.plan import RankPlan
+
+
+def replacement_stages(layer: Layer, plan: RankPlan) -> tuple[LayerSpec, ...]:
+    """The chain that stands for a layer under a plan: one stage, the layer itself, where it stays dense."""
+    choice = plan.get(layer.name)
+    return (layer.spec,) if choice is None else METHODS[choice.method].stages(layer.spec, choice.rank)
+
+
+def partial_ranks(profile: ModelProfile, plan: RankPlan) -> dict[str, dict[str, Any]]:
+    """{recurrent module or attention: {its weight: chain}} of the weights that a plan factorises.
+
+    A chain is the rank of two Linear layers, or a list of parts {"op", "args"} where it is another.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, _ in plan.choices:
+        layer = profile.layer(name)
+        if layer.partial:
+            stages = replacement_stages(layer, plan)
+            plain = [stage.op for stage in stages] == ["Linear"] * 2
+            chain = stages[0].out_channels if plain else [{"op": s.op, "args": s.arguments} for s in stages]
+            found.setdefault(layer.module, {})[layer.part or layer.parameter] = chain
+    return found
+
+
+def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.Module:
+    """A copy of the network with the plan's chains in place, their weights not yet set.
+
+    Raises InvalidPlan where the plan does not fit.
+    """
+    check_plan(profile, plan)
+    memo: dict[int, nn.Module] = {}
+    for name, ranks in partial_ranks(profile, plan).items():
+        module = module_at(model, name)
+        if isinstance(module, nn.MultiheadAttention):
+            memo[id(module)] = factored_attention(module, ranks)
+            continue
+        assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
+        memo[id(module)] = factored(module, ranks)
+    for name, _ in plan.choices:
+        layer = profile.layer(name)
+        if layer.partial:
+            continue
+        stages, weight = replacement_stages(layer, plan), weight_at(model, layer)
+        old = module_at(model, name)
+        chain = memo[id(old)] = _built(stages, weight, old)
+        for other in layer.tied:
+            old, turned = module_at(model, other.name), sharing(stages, other.spec)
+            tied = memo[id(old)] = _built(turned, weight, old)
+            for part, shared in zip(tied, reversed(chain) if turned[0].transposed else chain, strict=True):
+                part.register_parameter("weight", shared.get_parameter("weight"))
+    if id(model) in memo:
+        return memo[id(model)]
+    return without_fused_paths(copied(model, memo))
+
+
+def _built(stages: tuple[LayerSpec, ...], like: Tensor, old: nn.Module) -> Chain:
+    """The modules of a chain, of the type and in the place of a weight, their own not yet set."""
+    parts = [build_part(stage.op, stage.arguments, device="meta", dtype=like.dtype) for stage in stages]
+    return Chain(*parts).to_empty(device=like.device).train(old.training)
+
+
+def apply(model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: FactorStore) -> nn.Module:
+    """A copy of the network with every layer of the plan replaced by its factors."""
+    compressed = restructure(model, profile, plan)
+    with torch.no_grad():
+        for name, choice in plan.choices:
+            try:
+                weights = factors(name, choice.method).weights(choice.rank)
+            except InvalidModel as error:
+                raise InvalidModel(f"layer {name!r}: {error}") from error
+            for part, weight in zip(chain_at(model, compressed, name), weights, strict=True):
+                part.get_parameter("weight").copy_(weight)
+            layer = profile.layer(name)
+            for each in (layer, *layer.tied):
+                bias = bias_at(model, each)
+                if bias is not None:
+                    chain_at(model, compressed, each.name)[-1].get_parameter("bias").copy_(bias)
+    return compressed
+
+
+def chain_at(model: nn.Module, compressed: nn.Module, name: str) -> nn.Sequential:
+    """The chain that replaces a layer in a compressed copy of the model."""
+    chain = compressed if is_whole(model, name) else compressed.get_submodule(name)
+    assert isinstance(chain, nn.Sequential)
+    return chain

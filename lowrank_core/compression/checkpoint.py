@@ -1,0 +1,310 @@
+"""Checkpoints: the weights of a compressed network, and in the same file the layers they belong to.
+
+A safetensors file whose metadata key "lowrank" lists plain `torch.nn` layers with their arguments, so that a reader
+needs neither the decomposition nor this package. Structure first, then weights: nothing is factorised on loading.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lowrank_core.compression.apply import partial_ranks, replacement_stages
+from lowrank_core.compression.precision import BiasFolded
+from lowrank_core.errors import InvalidFile, InvalidModel, InvalidPlan
+from lowrank_core.layers.attention import KIND, Attention, attention_arguments, build_attention, without_fused_paths
+from lowrank_core.layers.chain import Chain
+from lowrank_core.layers.computed import copied
+from lowrank_core.layers.recurrent import OPS, Recurrent, arguments, build_recurrent, op_of
+from lowrank_core.layers.spec import LayerSpec, build_part, sharing
+from lowrank_core.networks.discover import ModelProfile, check_finite, fingerprint, module_at
+from lowrank_core.plans.plan import RankPlan, read_plan
+from lowrank_core.store.torch_file import read_state_dict
+
+FORMAT = "lowrank-checkpoint/1"
+KEY = "lowrank"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A network rebuilt from a file. plan: None where the file holds the weights of a dense network."""
+
+    model: nn.Module
+    plan: RankPlan | None = None
+    correction: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+class _Part(msgspec.Struct, forbid_unknown_fields=True):
+    op: str
+    args: dict[str, Any]
+
+
+class _Layer(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    parts: list[_Part]
+
+
+class _About(msgspec.Struct, forbid_unknown_fields=True):
+    format: str
+    layers: list[_Layer]
+    ties: dict[str, str]
+    plan: msgspec.Raw
+    provenance: dict[str, Any]
+
+
+class _Header(msgspec.Struct):
+    format: str = ""
+
+
+def write_checkpoint(
+    model: nn.Module,
+    profile: ModelProfile,
+    plan: RankPlan,
+    path: Path,
+    *,
+    plan_document: str,
+    provenance: dict[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the state_dict of a compressed copy and the list of its replaced layers; tied tensors once.
+
+    dtype: what its real parameters are written in. A network whose factors are multiplied out has no replaced layers.
+    """
+    state, ties = _untied(model, dtype)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = []
+    for name, _ in plan.choices:
+        layer = profile.layer(name)
+        if layer.partial:
+            continue
+        stages = replacement_stages(layer, plan)
+        for each in (layer, *layer.tied):
+            place = each.name if each.name in modules else ""  # "": the network is that one layer
+            if isinstance(modules[place], Chain):
+                parts = [{"op": stage.op, "args": stage.arguments} for stage in sharing(stages, each.spec)]
+                layers.append({"name": place, "parts": parts})
+    for name, ranks in partial_ranks(profile, plan).items():
+        module = module_at(model, name)
+        if isinstance(module, Attention):
+            part = {"op": KIND, "args": {**attention_arguments(module), "ranks": ranks}}
+        elif isinstance(module, Recurrent):
+            part = {"op": op_of(module), "args": {**arguments(module), "ranks": ranks}}
+        else:
+            continue
+        layers.append({"name": name, "parts": [part]})
+    for name, module in model.named_modules():
+        if isinstance(module, BiasFolded):
+            layers.append({"name": name, "parts": [_PAD, {"op": "Linear", "args": LayerSpec.of(module[1]).arguments}]})
+    about = {
+        "format": FORMAT,
+        "layers": layers,
+        "ties": ties,
+        "plan": json.loads(plan_document),
+        "provenance": provenance,
+    }
+    save_file(state, path, metadata={KEY: json.dumps(about, sort_keys=True, ensure_ascii=False, allow_nan=False)})
+
+
+_PAD = {"op": "ConstantPad1d", "args": {"padding": [0, 1], "value": 1.0}}
+"""Extends an input by a one, in front of a weight that holds its bias as last column."""
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
+    """A copy of `model`, as `build_model()` returns it, with the layers and weights of the file.
+
+    `model` is not changed. The file is a checkpoint of this product, or a state_dict of the dense network
+    (safetensors, .pt, .pth).
+
+    Raises InvalidFile where it is damaged, unsafe, of another model, or where a weight is missing or does not fit.
+    """
+    path = Path(path)
+    state, metadata = _read(path)
+    if metadata is None:
+        return Checkpoint(_filled(copied(model), state, path))
+    about = _about(metadata, path)
+    try:
+        plan = read_plan(bytes(about.plan))
+    except InvalidPlan as error:
+        raise InvalidFile(f"{path} carries an unreadable plan: {error}") from error
+    ours = fingerprint(model)
+    if plan.plan.fingerprint != ours:
+        raise InvalidFile(
+            f"{path} was made from the model {plan.model_name!r} ({plan.plan.fingerprint[:19]}...), but this model is "
+            f"{ours[:19]}...; open the model it was made from."
+        )
+    for alias, name in about.ties.items():
+        if name not in state or alias in state:
+            raise InvalidFile(f"{path} ties {alias!r} to {name!r}, which does not fit its tensors; export it again.")
+    state |= {alias: state[name] for alias, name in about.ties.items()}
+    compressed = _filled(_restructured(model, about.layers, state, path), state, path)
+    for alias, name in about.ties.items():
+        owner, _, leaf = alias.rpartition(".")
+        if leaf in compressed.get_submodule(owner)._parameters:
+            compressed.get_submodule(owner).register_parameter(leaf, compressed.get_parameter(name))
+    return Checkpoint(compressed, plan.plan, plan.correction or None, about.provenance)
+
+
+def _untied(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state_dict with each shared tensor once, contiguous, and the other names of shared tensors."""
+    narrowed = {name for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
+    kept: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InvalidModel(f"{name!r} is {type(value).__name__}, not a tensor; safetensors holds tensors only.")
+        identity = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        if value.numel() and identity in first:
+            ties[name] = first[identity]
+            continue
+        first[identity] = name
+        kept[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if dtype is not None and name in narrowed:
+            kept[name] = kept[name].to(dtype)
+    return kept, ties
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Tensors by name and our metadata, None where there is none; the kind of file is told by its first bytes."""
+    if not path.is_file():
+        raise InvalidFile(f"there is no file {path}.")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(KEY)  # noqa: SIM118
+        except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+            raise InvalidFile(f"{path} is cut short or damaged ({error}); copy or export it again.") from error
+    if head.startswith((b"PK", b"\x80")):
+        return read_state_dict(path), None
+    raise InvalidFile(f"{path} is neither safetensors nor a file of torch.save; give a checkpoint or a state_dict.")
+
+
+def _about(metadata: str, path: Path) -> _About:
+    try:
+        header = msgspec.json.decode(metadata, type=_Header)
+        if header.format != FORMAT:
+            raise InvalidFile(
+                f"{path}: the checkpoint format must be {FORMAT!r}, but got {header.format!r}; "
+                "open it with the Rank Explorer that wrote it, or update this one."
+            )
+        return msgspec.json.decode(metadata, type=_About)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidFile(f"{path}: its list of layers cannot be read ({error}); export it again.") from error
+
+
+def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tensor], path: Path) -> nn.Module:
+    """A copy with the listed layers in place, their weights on the meta device where they take no memory.
+
+    First those of the network, then those inside of what replaced them.
+    """
+    found = model
+    inside = [layer for layer in layers if layer.parts and layer.parts[0].op == _PAD["op"]]
+    for listed in ([layer for layer in layers if layer not in inside], inside):
+        memo: dict[int, Any] = {}
+        for layer in listed:
+            try:
+                old = found.get_submodule(layer.name)
+                parts = [_part(part) for part in layer.parts]
+                own = next(old.parameters()).dtype
+            except Exception as error:
+                raise InvalidFile(f"{path}: layer {layer.name!r} cannot be rebuilt ({error}).") from error
+            whole = len(parts) == 1 and isinstance(parts[0], Recurrent | Attention)
+            new = parts[0] if whole else Chain(*parts)
+            first = next((name for name, _ in new.named_parameters()), "")
+            if f"{layer.name}.{first}".removeprefix(".") not in state and layer not in inside:
+                raise InvalidFile(f"{path}: layer {layer.name!r} is listed, but the file holds no weights for it.")
+            memo[id(old)] = new.to(own).train(old.training)
+        if memo or found is model:
+            found = memo[id(found)] if id(found) in memo else copied(found, memo)
+    return without_fused_paths(found) if layers else found
+
+
+def _part(part: _Part) -> nn.Module:
+    if part.op == KIND:
+        attention = build_attention(part.args, device="meta")
+        if {**attention_arguments(attention), "ranks": part.args.get("ranks")} != part.args:
+            raise ValueError(f"the arguments {part.args} are not those of {part.op}")
+        return attention
+    if part.op in OPS:
+        recurrent = build_recurrent(part.op, part.args, device="meta")
+        if {**arguments(recurrent), "ranks": part.args.get("ranks")} != part.args:
+            raise ValueError(f"the arguments {part.args} are not those of {part.op}")
+        _check_chains(recurrent, part.args["ranks"])
+        return recurrent
+    if part.op == _PAD["op"]:
+        if part.args != _PAD["args"]:
+            raise ValueError(f"the arguments of {part.op} must be {_PAD['args']}, but got {part.args}")
+        return nn.ConstantPad1d((0, 1), 1.0)
+    built = build_part(part.op, part.args, device="meta")
+    if LayerSpec.of(built).arguments != part.args:
+        raise ValueError(f"the arguments {part.args} are not those of {part.op}")
+    return built
+
+
+def _check_chains(recurrent: Recurrent, ranks: dict[str, Any]) -> None:
+    """Raise ValueError where a chain that is listed part by part does not fit together or into its place."""
+    for name, parts in ranks.items():
+        if not isinstance(parts, list):
+            continue
+        rows, columns, biased = recurrent.weights()[name]
+        chain = [LayerSpec.of(part) for part in recurrent.get_submodule(name).children()]
+        ends = [columns, *(spec.out_channels for spec in chain)]
+        starts = [*(spec.in_channels for spec in chain), rows]
+        biases = [False] * (len(chain) - 1) + [biased]
+        listed = [{"op": spec.op, "args": spec.arguments} for spec in chain]
+        if ends != starts or [spec.bias for spec in chain] != biases or listed != parts:
+            raise ValueError(f"the chain of {name} does not fit")
+
+
+def _filled(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
+    """The model with these weights; every name and shape must fit."""
+    wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    common = [name for name in wanted if name in state]
+    faults = [
+        _few("missing", [name for name in wanted if name not in state]),
+        _few("unexpected", [name for name in state if name not in wanted]),
+        _few("of another shape or kind", [_unlike(name, wanted[name], state[name]) for name in common]),
+    ]
+    if any(faults):
+        raise InvalidFile(
+            f"{path} does not fit the model: {'; '.join(filter(None, faults))}. "
+            "Give the weights of this architecture, or the model they belong to."
+        )
+    for module in model.modules():
+        if any(p.is_meta for p in module.parameters(recurse=False)):
+            module.to_empty(device="cpu", recurse=False)
+        for name, buffer in module.named_buffers(recurse=False):
+            if any(n > 1 and step == 0 for n, step in zip(buffer.shape, buffer.stride(), strict=True)):
+                setattr(module, name, buffer.clone())  # an expanded buffer has one element for several places
+    try:
+        model.load_state_dict(state)
+        check_finite(model)
+    except (RuntimeError, InvalidModel) as error:
+        raise InvalidFile(f"{path}: {' '.join(str(error).split())}") from error
+    return model
+
+
+def _unlike(name: str, wanted: Tensor, got: Tensor) -> str:
+    """What differs, or nothing."""
+    if wanted.shape != got.shape:
+        return f"{name} {tuple(got.shape)} for {tuple(wanted.shape)}"
+    same_kind = wanted.is_floating_point() == got.is_floating_point() and wanted.is_complex() == got.is_complex()
+    return "" if same_kind else f"{name} {got.dtype} for {wanted.dtype}"
+
+
+def _few(what: str, names: list[str]) -> str:
+    names = [name for name in names if name]
+    if not names:
+        return ""
+    return f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")

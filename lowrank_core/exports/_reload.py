@@ -1,0 +1,117 @@
+"""Prove that a file can be used: load it in a fresh process, run stored inputs there, compare the outputs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lowrank_core.compression.checkpoint import load_checkpoint
+from lowrank_core.errors import InvalidFile, LowRankError
+from lowrank_core.graphs.exporting import OnnxNetwork
+from lowrank_core.layers.data import Dataset, Inputs, batch_size, call
+from lowrank_core.running.switches import quiet
+from lowrank_core.scoring.scores import run
+from lowrank_core.sources import open_source
+from lowrank_core.store.files import scratch
+
+BATCHES = (1, 2, 7)
+_START = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from lowrank_core.exports._reload import main
+main(sys.argv[2])"""
+
+
+def largest_difference(
+    kind: str, ref: str, written: Path, network: nn.Module, inputs: Inputs, *, tolerance: float, name: str
+) -> float:
+    """Largest distance of any output of a written file, read in a fresh process, from those of the network.
+
+    kind: a key of READERS. Compared on all the inputs at once and, but for checkpoints, in batches of 1, 2 and 7.
+    tolerance is relative to the largest output; name is what the file is called in messages.
+    Raises InvalidFile where the file cannot be used or answers otherwise.
+    """
+    batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size) for size in BATCHES)]
+    try:
+        found = outputs_in_fresh_process(kind, ref, written, batches)
+    except InvalidFile as error:
+        raise InvalidFile(f"{name} was not saved: {str(error).replace(str(written.resolve()), name)}") from error
+    largest = 0.0
+    for given, theirs in zip(batches, found, strict=True):
+        ours = run(network, Dataset(given))
+        same = ours.shape == theirs.shape and ours.numel() > 0
+        apart = float((ours.double() - theirs.double()).abs().max()) if same else float("nan")
+        if not apart <= tolerance * float(ours.double().abs().max()):
+            raise InvalidFile(
+                f"{name} was not saved: outputs after reloading must be those of the measured network, but differ by "
+                f"{apart:.3g} in a batch of {batch_size(given)}; a build_model() that is random or reads other files "
+                "would do that."
+            )
+        largest = max(largest, apart)
+    return largest
+
+
+def outputs_in_fresh_process(kind: str, ref: str, written: Path, batches: list[Inputs]) -> list[Tensor]:
+    """What a new Python process computes that loads the file and runs each batch of inputs.
+
+    Raises InvalidFile with the reason where it fails.
+    """
+    with scratch() as folder:
+        torch.save(batches, Path(folder, "inputs.pt"))
+        request = {"kind": kind, "ref": ref, "file": str(written.resolve()), "threads": torch.get_num_threads()}
+        Path(folder, "request.json").write_text(json.dumps(request))
+        command = [sys.executable, "-c", _START, json.dumps(sys.path), str(folder)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+            raise InvalidFile(f"a fresh process could not use it: {lines[-1].strip()}")
+        outputs: list[Tensor] = torch.load(Path(folder, "outputs.pt"), weights_only=True)
+        return outputs
+
+
+def main(folder: str) -> None:
+    """The fresh process."""
+    request = json.loads(Path(folder, "request.json").read_text())
+    torch.set_num_threads(request["threads"])
+    try:
+        outputs = READERS[request["kind"]](request["ref"], request["file"])
+        batches = torch.load(Path(folder, "inputs.pt"), weights_only=True)
+        torch.save([outputs(inputs).clone() for inputs in batches], Path(folder, "outputs.pt"))
+    except LowRankError as error:
+        sys.exit(" ".join(str(error).split()))
+
+
+def _checkpoint(ref: str, file: str) -> Callable[[Inputs], Tensor]:
+    model = load_checkpoint(open_source(ref).model, file).model
+    return lambda inputs: run(model, Dataset(inputs))
+
+
+def _graph(ref: str, file: str) -> Callable[[Inputs], Tensor]:
+    with quiet(), open(file, "rb") as opened:
+        model = torch.export.load(opened).module()
+    return torch.no_grad()(lambda inputs: call(model, inputs))
+
+
+def _onnx(ref: str, file: str) -> Callable[[Inputs], Tensor]:
+    model = OnnxNetwork(file)
+    return lambda inputs: call(model, inputs)
+
+
+READERS: dict[str, Callable[[str, str], Callable[[Inputs], Tensor]]] = {
+    "safetensors": _checkpoint,
+    "pt2": _graph,
+    "onnx": _onnx,
+}
+"""How the fresh process reads each kind of file, given the reference of the model and the path."""
+
+
+def _batch(inputs: Inputs, size: int) -> Inputs:
+    """The first samples, over and over where there are too few."""
+    index = torch.arange(size) % batch_size(inputs)
+    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, inputs)

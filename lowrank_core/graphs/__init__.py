@@ -1,0 +1,1 @@
+"""Networks as graphs: read, run, written, and looked through for memory."""

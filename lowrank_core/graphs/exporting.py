@@ -1,0 +1,199 @@
+"""A network as a graph that other runtimes read: by `torch.export` with a free batch axis, and from there as ONNX."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_map
+
+from lowrank_core.errors import InvalidFile, InvalidModel
+from lowrank_core.layers.computed import sharing
+from lowrank_core.layers.data import Inputs, batch_size, call, evaluating, tensors
+from lowrank_core.running.switches import plain_attention, quiet
+
+if TYPE_CHECKING:
+    import onnx
+
+_NETWORK = "network"
+_TORCH = str(Path(torch.__file__).parent)
+_LAYERS = str(Path(nn.__file__).parent)
+
+
+def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """The graph of a network in eval mode, called as `inputs` are, with a free batch axis; the model is not changed.
+
+    A batch of one is repeated to two first: PyTorch would take the 1 for a constant.
+    Raises InvalidModel with the layer and the line of code where the network cannot be traced.
+    """
+    inputs = _two_or_more(inputs)
+    kwargs = inputs if isinstance(inputs, dict) else {}
+    args = () if kwargs else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    free: Any = ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in tensors(inputs):
+        free[tensor] = {0: Dim.DYNAMIC}
+    own = sharing(model)
+    try:
+        with evaluating(own), quiet(), plain_attention():
+            traced = torch.export.export(own, args, kwargs, dynamic_shapes=free)
+    except Exception as error:
+        raise InvalidModel(
+            f"the network cannot be exported as a graph: {_place(own, error)}{_short(error)}; a checkpoint "
+            "(safetensors) holds it all the same."
+        ) from error
+    traced.example_inputs = None  # nobody's samples are written
+    for part in traced.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # nor the paths of this machine
+    return traced
+
+
+def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> onnx.ModelProto:
+    """The network as ONNX, in memory, with a free batch axis; weights keep their names.
+
+    Inputs are called "input" (a tensor), "input_0", "input_1" ... (a tuple) or by the keys of a dict; the output,
+    "output", is the tensor that `data.call` takes. optimize: fold constants and BatchNorm; runtimes do so in any case.
+    Raises InvalidModel with the layer and the operator where the network cannot be exported.
+    """
+    names = ["input"]
+    if isinstance(inputs, dict):
+        names = list(inputs)
+    elif isinstance(inputs, tuple | list) and len(inputs) > 1:
+        names = [f"input_{number}" for number in range(len(inputs))]
+    traced = exported_program(_OneOutput(model), (inputs,))
+    try:
+        with quiet():
+            made = torch.onnx.export(
+                traced,
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                optimize=optimize,
+                input_names=names,
+                output_names=["output"],
+            )
+        assert made is not None
+    except Exception as error:
+        raise InvalidModel(
+            f"the network cannot be written as ONNX: {_operator(traced, error)}{_short(error)}; .pt2 or a checkpoint "
+            "(safetensors) hold it all the same."
+        ) from error
+    graph = made.model.graph
+    for name in list(graph.initializers):
+        graph.initializers[name].name = name.removeprefix(f"{_NETWORK}.")
+    proto: onnx.ModelProto = made.model_proto
+    for value in (*proto.graph.input, *proto.graph.output):
+        axes = value.type.tensor_type.shape.dim
+        if axes and axes[0].dim_param:
+            axes[0].dim_param = "batch"
+    return proto
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file, or its bytes, run by onnxruntime and called as the network was that it was made from."""
+
+    def __init__(self, model: str | bytes) -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes are many, and none has a common parent
+            raise InvalidFile(f"onnxruntime cannot open it: {_short(error)}.") from error
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxNetwork:
+        """Itself: a session keeps nothing between two calls."""
+        return self
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """The output named "output", or the first."""
+        taken = [given.name for given in self._session.get_inputs()]
+        named = kwargs or dict(zip(taken, args, strict=True))
+        feed = {name: named[name].detach().cpu().numpy() for name in taken}
+        return torch.from_numpy(self._session.run(None, feed)[0])
+
+
+class _OneOutput(nn.Module):
+    """The network with the one tensor that counts as its output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.add_module(_NETWORK, network)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """What `data.call` returns."""
+        return call(self.get_submodule(_NETWORK), inputs)
+
+
+def _two_or_more(inputs: Inputs) -> Inputs:
+    if batch_size(inputs) > 1:
+        return inputs
+    return tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _place(model: nn.Module, error: Exception) -> str:
+    """The innermost layer that was running, and its line of code; nothing where it failed outside of all layers."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for cause in _causes(error):
+        for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
+            receiver = frame.f_locals.get((*frame.f_code.co_varnames, "")[0])
+            module = names.get(id(receiver))
+            file = frame.f_code.co_filename
+            machinery = file.startswith(_TORCH) and not file.startswith(_LAYERS)
+            if module is None or machinery or file in (nn.modules.module.__file__, __file__):
+                continue
+            source = traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name).line or "?"
+            module = _own_name(module)
+            return f"{f'layer {module!r}' if module else 'its forward()'} stops at `{source}`: "
+    return ""
+
+
+def _operator(traced: ExportedProgram, error: Exception) -> str:
+    """The operator that ONNX lacks, and the layer it is called in."""
+    for cause in _causes(error):
+        found = re.search(r"(?:aten[.:]+|op='\w+\.)(\w+)", str(cause))
+        if not found:
+            continue
+        for node in traced.graph.nodes:
+            if node.op == "call_function" and found[1] in str(node.target):
+                stack = list(node.meta.get("nn_module_stack", {}).values()) or [("", None)]
+                layer = _own_name(str(stack[-1][0]))
+                return f"{f'layer {layer!r}' if layer else 'its forward()'} calls {found[1]}: "
+    return ""
+
+
+def _own_name(name: str) -> str:
+    """The layer's name in the network itself, not in the wrapper; "" for the network."""
+    return "" if name == _NETWORK else name.removeprefix(f"{_NETWORK}.")
+
+
+def _short(error: Exception) -> str:
+    """The last cause in one line."""
+    *_, last = _causes(error)
+    kind = type(last).__name__
+    if kind in _REASONS:
+        return _REASONS[kind]
+    lines = [line.strip() for line in str(last).splitlines() if line.strip()]
+    return f"{kind}{': ' + lines[0][:200].rstrip('. ') if lines else ''}"
+
+
+_REASONS = {
+    "GuardOnDataDependentSymNode": "what it computes depends on values that are known only when it runs",
+    "ConstraintViolationError": "its code works at one batch size only (a view or a loop with that number in it)",
+}

@@ -1,0 +1,771 @@
+"""A graph of ONNX as a network of PyTorch: its layers are plain `torch.nn` modules, everything else plain functions.
+
+So discovery, compression, correction and evaluation work as for any other network, and a `Site` remembers which nodes
+each module stands for, so that they alone are replaced when the graph is written again.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.errors import InvalidModel
+from lowrank_core.graphs.operators import (
+    OPERATORS,
+    Unhandled,
+    Value,
+    computable,
+    dtype_of,
+    integers,
+    padded,
+    reference,
+    run,
+    tensor,
+    window_pads,
+)
+
+SMALL = 16
+"""Integers of at most so many elements are sizes and axes, not data."""
+
+FOLD = 65_536
+"""What follows from constants is computed once, unless it is so many elements larger than they are."""
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+KINDS = {"Gemm": "Linear", "MatMul": "Linear", "Gather": "Embedding", "LayerNormalization": "LayerNorm"}
+KINDS |= {"BatchNormalization": "BatchNorm"} | {op: op for op in ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN")}
+"""The class of PyTorch that an operator comes from, without the number of its axes."""
+
+UP = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """A BatchNorm of any number of axes: the graph does not say how many there are."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in the graph that a module computes. nodes: the first output of each node it stands for, in order.
+
+    values: {name of a tensor in the module: (name of the node's output, number of its input, transposed)}.
+    pads: of an asymmetric window, (before, after) per axis, applied before the module; same: the rule of an automatic
+    one.
+    """
+
+    module: str
+    op: str
+    input: str
+    output: str
+    nodes: tuple[str, ...]
+    values: dict[str, tuple[str, int, bool]]
+    pads: tuple[tuple[int, int], ...] = ()
+    same: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node, or a module's, as it is run. node: the serialised node, for ONNX's own reference; dead: done with."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    node: bytes = b""
+    site: Site | None = None
+    dead: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """What the graph says, apart from its numbers; copies of the network share it.
+
+    buffers: {name of a value: its buffer in `constants`}; sizes: values that are plain numbers; slow: operators that
+    ONNX's reference computes; aside: weights that did not become layers, with the reason.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+    buffers: dict[str, str]
+    sizes: dict[str, np.ndarray]
+    opset: int
+    slow: set[str] = field(default_factory=set)
+    aside: tuple[str, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every place that a module computes."""
+        return tuple(step.site for step in self.steps if step.site is not None)
+
+
+class OnnxGraph(nn.Module):
+    """The network. Inputs in the order of the graph's, outputs a Tensor, or a tuple where the graph has several."""
+
+    def __init__(self, program: Program, modules: dict[str, nn.Module], constants: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.program = program
+        self.constants = nn.Module()
+        for name, value in constants.items():
+            if isinstance(value, nn.Parameter):
+                self.constants.register_parameter(name, value)
+            else:
+                self.constants.register_buffer(name, value)
+        for path, module in modules.items():
+            *parents, leaf = path.split(".")
+            inside: nn.Module = self
+            for parent in parents:
+                if parent not in inside._modules:
+                    inside.add_module(parent, nn.Module())
+                inside = inside.get_submodule(parent)
+            inside.add_module(leaf, module)
+
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
+        fourth: Tensor | None = None,
+        *more: Tensor,
+    ) -> Any:
+        """Run the steps in the order of the file; what is done with is let go.
+
+        The first inputs have names of their own because `torch.export` cannot free an axis of `*inputs`.
+        """
+        program = self.program
+        inputs = [value for value in (first, second, third, fourth, *more) if value is not None]
+        if len(inputs) != len(program.inputs):
+            names = ", ".join(program.inputs)
+            raise ValueError(f"the graph takes {len(program.inputs)} inputs ({names}), but got {len(inputs)}")
+        values: dict[str, Value] = {**program.sizes, **dict(zip(program.inputs, inputs, strict=True)), "": None}
+        for name, buffer in program.buffers.items():
+            values[name] = getattr(self.constants, buffer)
+        for step in program.steps:
+            given = [values[name] for name in step.inputs]
+            if step.site is not None:
+                module = self.get_submodule(step.site.module)
+                found = CALLS[step.op](module, given, step)
+            else:
+                found = _computed(step, given, program.opset, program.slow)
+            values.update((name, value) for name, value in zip(step.outputs, found, strict=False) if name)
+            for name in step.dead:
+                values.pop(name, None)
+        answers = tuple(_answer(values[name]) for name in program.outputs)
+        return answers[0] if len(answers) == 1 else answers
+
+
+def _computed(step: Step, given: list[Value], opset: int, slow: set[str]) -> tuple[Value, ...]:
+    try:
+        return run(step.op, given, step.attributes, sum(map(bool, step.outputs)))
+    except Unhandled:
+        slow.add(step.op)
+        return reference(step.node, opset, given)
+
+
+def _answer(value: Value) -> Value:
+    return torch.tensor(value.tolist()) if isinstance(value, np.ndarray) else value
+
+
+# ---- how modules are called ------------------------------------------------------------------------------------------
+
+
+def _call_map(module: nn.Module, given: list[Value], step: Step) -> tuple[Value, ...]:
+    return (module(given[0]),)
+
+
+def _call_conv(module: nn.Module, given: list[Value], step: Step) -> tuple[Value, ...]:
+    site, x = step.site, given[0]
+    assert site is not None
+    if site.same:
+        window = step.attributes
+        pads = window_pads(x.shape[2:], window["kernel_shape"], window["strides"], window["dilations"], None, site.same)
+        return (module(padded(x, pads)),)
+    return (module(padded(x, site.pads) if site.pads else x),)
+
+
+def _call_table(module: nn.Module, given: list[Value], step: Step) -> tuple[Value, ...]:
+    index, rows = tensor(given[0]), step.attributes["rows"]
+    return (module(torch.where(index < 0, index + rows, index)),)
+
+
+def _call_recurrent(module: nn.Module, given: list[Value], step: Step) -> tuple[Value, ...]:
+    """X (steps, N, in), states (directions, N, hidden) -> Y (steps, directions, N, hidden), last states."""
+    x, *states = given
+    directions = step.attributes["directions"]
+    known = [state for state in states if state is not None]
+    hx = None if not known else known[0] if len(states) == 1 else tuple(known)
+    y, last = module(x) if hx is None else module(x, hx)
+    y = y.unflatten(-1, (directions, -1)).transpose(1, 2)
+    return (y, *last) if isinstance(last, tuple) else (y, last)
+
+
+CALLS: dict[str, Callable[[nn.Module, list[Value], Step], tuple[Value, ...]]] = {
+    "Conv": _call_conv,
+    "ConvTranspose": _call_map,
+    "Gemm": _call_map,
+    "MatMul": _call_map,
+    "Gather": _call_table,
+    "BatchNormalization": _call_map,
+    "LayerNormalization": _call_map,
+    "LSTM": _call_recurrent,
+    "GRU": _call_recurrent,
+    "RNN": _call_recurrent,
+}
+
+
+# ---- reading a graph -------------------------------------------------------------------------------------------------
+
+
+def build(model: Any) -> OnnxGraph:
+    """The network of a checked `onnx.ModelProto`; raises InvalidModel for tensors of a kind that PyTorch lacks."""
+    return _Reader(model).graph()
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node, its attributes as Python values, and the one that was found to add its bias."""
+
+    proto: Any
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+
+
+class _Reader:
+    """Goes through the nodes once, in order."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.proto = model, model.graph
+        self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.known: dict[str, Value] = {i.name: _constant(i) for i in self.proto.initializer}
+        self.roots: dict[str, tuple[str, bool]] = {}  # what a value is a copy of, and whether transposed
+        self.inputs = tuple(i.name for i in self.proto.input if i.name not in self.known)
+        self.outputs = tuple(o.name for o in self.proto.output)
+        self.nodes = [_node(n) for n in self.proto.node]
+        self.users: dict[str, list[int]] = {}
+        for number, node in enumerate(self.nodes):
+            for name in node.inputs:
+                self.users.setdefault(name, []).append(number)
+        self.modules: dict[str, nn.Module] = {}
+        self.paths: dict[Any, str] = {}  # the same weights used in the same way are one module
+        self.parameters: dict[tuple[str, bool], nn.Parameter] = {}
+        self.steps: list[Step] = []
+        self.aside: list[str] = []
+        self.taken: set[int] = set()
+
+    def graph(self) -> OnnxGraph:
+        """Every node as a module, a constant or a step."""
+        for number, node in enumerate(self.nodes):
+            if number in self.taken or self._constant(node):
+                continue
+            step = self._layer(number, node)
+            if step is None:
+                if node.op not in OPERATORS and not computable(node.proto.SerializeToString(), self.opset):
+                    raise InvalidModel(f"node {_named(node)!r} is {node.op}, which nothing here can compute.")
+                if node.op in WEIGHTS and self._is_weight(node.inputs[WEIGHTS[node.op]]):
+                    self.aside.append(f"{_named(node)} ({node.op}) is used in a way that is not factorised")
+                step = Step(node.op, node.inputs, node.outputs, node.attributes, node.proto.SerializeToString())
+            self.steps.append(step)
+        steps = _with_ends(self.steps, self.outputs)
+        needed = {*self.outputs, *(name for step in steps for name in step.inputs)} & self.known.keys()
+        sizes = {name: self.known[name] for name in needed if isinstance(self.known[name], np.ndarray)}
+        sizes |= {name: integers(self.known[name].tolist()) for name in needed - sizes.keys() if self._plain(name)}
+        buffers, constants = self._constants(needed - sizes.keys())
+        program = Program(
+            self.inputs, self.outputs, steps, buffers, sizes, self.opset, aside=tuple(dict.fromkeys(self.aside))
+        )
+        return OnnxGraph(program, self.modules, constants).eval()
+
+    def _layer(self, number: int, node: _Node) -> Step | None:
+        layer = LAYERS.get(node.op)
+        try:
+            return None if layer is None else layer(self, number, node)
+        except Exception as error:  # the checker of ONNX does not compare shapes
+            raise InvalidModel(
+                f"node {_named(node)!r} ({node.op}) has weights or attributes that do not fit: {_told(error)}"
+            ) from error
+
+    def _constant(self, node: _Node) -> bool:
+        """Compute what follows from constants alone; weights are kept apart, so that layers can still share them."""
+        if node.op == "Constant":
+            self.known[node.outputs[0]] = _literal(node)
+            return True
+        if not node.inputs or any(name not in self.known for name in node.inputs if name):
+            return False
+        if node.op == "Gather" and self._is_weight(node.inputs[0]):
+            return False
+        given = [self.known[name] if name else None for name in node.inputs]
+        step = Step(node.op, node.inputs, node.outputs, node.attributes, node.proto.SerializeToString())
+        try:
+            found = _computed(step, given, self.opset, set())
+        except Exception as error:
+            raise InvalidModel(f"node {_named(node)!r} ({node.op}) cannot be computed: {_told(error)}") from error
+        held = sum(v.numel() for v in given if isinstance(v, Tensor))
+        if sum(v.numel() for v in found if isinstance(v, Tensor)) > held + FOLD:
+            return False
+        self.known.update((name, value) for name, value in zip(node.outputs, found, strict=False) if name)
+        flat = self.tensor(node.inputs[0], 2) is not None
+        if node.op == "Identity" or (flat and node.op == "Transpose" and node.attributes.get("perm", [1, 0]) == [1, 0]):
+            root, flipped = self._root(node.inputs[0])
+            self.roots[node.outputs[0]] = root, flipped ^ (node.op == "Transpose")
+        return True
+
+    def _constants(self, names: set[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+        """Names of buffers, and what they hold; weights that are layers as well stay tied to them."""
+        buffers: dict[str, str] = {}
+        constants: dict[str, Tensor] = {}
+        for name in sorted(names):
+            buffer = _free(re.sub(r"\W", "_", name) or "value", constants)
+            tied = self.parameters.get((name, False))
+            buffers[name], constants[buffer] = buffer, self.known[name] if tied is None else tied
+        return buffers, constants
+
+    def _plain(self, name: str) -> bool:
+        """Whether a few real numbers that only say how far or how much: not data, so no tensor."""
+        used = {(self.nodes[n].op, self.nodes[n].inputs.index(name)) for n in self.users.get(name, ())}
+        return self.known[name].numel() <= SMALL and bool(used) and used <= {("Resize", 2), ("Pad", 2)}
+
+    # ---- what layers ask ---------------------------------------------------------------------------------------------
+
+    def tensor(self, name: str, axes: int | None = None) -> Tensor | None:
+        """The constant of that name where it is a tensor of real numbers (with so many axes)."""
+        value = self.known.get(name)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return None
+        return value if axes is None or value.ndim == axes else None
+
+    def _is_weight(self, name: str) -> bool:
+        value = self.tensor(name)
+        return value is not None and value.ndim >= 2 and value.numel() > SMALL
+
+    def _root(self, name: str) -> tuple[str, bool]:
+        return self.roots.get(name, (name, False))
+
+    def parameter(self, name: str, *, transposed: bool = False) -> nn.Parameter:
+        """A weight as a parameter; one that goes by several names, or is used both ways round, is one parameter."""
+        root, flipped = self._root(name)
+        key = root, flipped ^ transposed
+        if key not in self.parameters:
+            value = self.known[root]
+            self.parameters[key] = nn.Parameter((value.T if key[1] else value).detach().clone().contiguous())
+        return self.parameters[key]
+
+    def place(self, node: _Node, weight: str, bias: str, kind: Any, make: Callable[[], nn.Module]) -> str:
+        """The path of the module for these weights, made where there is none yet."""
+        key = (node.op, self._root(weight), bias, repr(kind))
+        if key not in self.paths:
+            self.paths[key] = self._path(node, weight, bias)
+            self.modules[self.paths[key]] = make()
+        return self.paths[key]
+
+    def _path(self, node: _Node, weight: str, bias: str) -> str:
+        """A name that a person knows the layer by: of its weight, its bias, its place in the program, or its node."""
+        root = self._root(weight)[0]
+        scope, kind = _scope(node.proto)
+        alone = [name for name in (root, bias) if len(self.users.get(name, ())) == 1]
+        for name in [*alone, scope if re.fullmatch(rf"{KINDS[node.op]}(\dd)?", kind) else "", root, scope]:
+            match = re.fullmatch(r"(.+)[./_](weight|kernel|bias)", name)
+            if match or (name and name == scope):
+                return self._clean(match[1] if match else scope)
+        path = ""
+        for part in [part for part in node.proto.name.split("/") if part][:-1]:
+            path = part if not path or part.startswith(f"{path}.") else f"{path}.{part}"
+        return self._clean(path or node.proto.name or node.op.lower())
+
+    def _clean(self, name: str) -> str:
+        """A module path that is free: no empty part, no word of nn.Module, no path through another layer."""
+        parts = [re.sub(r"\W", "_", part) for part in re.split(r"[./]", name) if part] or ["layer"]
+        reserved = nn.Module()
+        parts = [f"{part}_" if hasattr(reserved, part) or part in ("program", "constants") else part for part in parts]
+
+        def clashes(path: str) -> bool:
+            return any(f"{p}.".startswith(f"{path}.") or f"{path}.".startswith(f"{p}.") for p in self.modules)
+
+        path = ".".join(parts)
+        if not clashes(path):
+            return path
+        flat, number = "_".join(parts), 1
+        while clashes(f"{flat}_{number}"):
+            number += 1
+        return f"{flat}_{number}"
+
+    def bias_added(self, node: _Node, width: int) -> tuple[int, str] | None:
+        """(number of the node that adds a constant to each feature of this one's output and is alone to take it, its
+        name)."""
+        users = self.users.get(node.outputs[0], [])
+        if len(users) != 1 or node.outputs[0] in self.outputs or self.nodes[users[0]].op != "Add":
+            return None
+        add = self.nodes[users[0]]
+        other = add.inputs[0] if add.inputs[1] == node.outputs[0] else add.inputs[1]
+        value = self.tensor(other)
+        if value is None or value.numel() != width or value.ndim == 0 or value.shape[-1] != width:
+            return None
+        return users[0], other
+
+
+def _with_ends(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
+    """The steps, each with the values that nothing after it needs."""
+    needed, found = set(outputs), []
+    for step in reversed(steps):
+        names = {*step.inputs, *step.outputs} - {""}
+        found.append(replace(step, dead=tuple(sorted(names - needed))))
+        needed |= names
+    return tuple(reversed(found))
+
+
+def _free(name: str, taken: Any) -> str:
+    name = f"_{name}" if name[:1].isdigit() or hasattr(nn.Module(), name) else name
+    found, number = name, 1
+    while found in taken:
+        found, number = f"{name}_{number}", number + 1
+    return found
+
+
+def _named(node: _Node) -> str:
+    return node.proto.name or next(iter(node.outputs), node.op)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _node(proto: Any) -> _Node:
+    from onnx import helper
+
+    attributes = {}
+    for attribute in proto.attribute:
+        value = helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        elif hasattr(value, "data_type"):
+            value = _array(value)
+        elif isinstance(value, list):
+            value = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value]
+        attributes[attribute.name] = value
+    return _Node(proto, proto.op_type, tuple(proto.input), tuple(proto.output), attributes)
+
+
+def _scope(proto: Any) -> tuple[str, str]:
+    """The module of a program that a node comes from, and its class, as PyTorch's exporter notes them; else ''."""
+    noted = {p.key: p.value[:10_000] for p in proto.metadata_props}
+    found = []
+    for key in ("name_scopes", "class_hierarchy"):
+        try:
+            names = ast.literal_eval(noted.get(f"pkg.torch.onnx.{key}", "[]"))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            names = []
+        found.append(str(names[-2]) if isinstance(names, list) and len(names) > 2 else "")
+    return found[0], found[1].rpartition(".")[2]
+
+
+def _literal(node: _Node) -> Value:
+    (key, value), *_ = node.attributes.items()
+    if isinstance(value, Tensor):
+        return _as_sizes(value)
+    if key in ("value_int", "value_ints"):
+        return integers(value)
+    if key in ("value_float", "value_floats"):
+        return torch.tensor(value, dtype=torch.float32)
+    raise InvalidModel(f"node {_named(node)!r} holds a {key}, which PyTorch has no tensor for.")
+
+
+def _constant(proto: Any) -> Value:
+    return _as_sizes(_array(proto))
+
+
+def _as_sizes(value: Tensor) -> Value:
+    if value.dtype == torch.int64 and value.ndim <= 1 and value.numel() <= SMALL:
+        return integers(value.tolist())
+    return value
+
+
+def _array(proto: Any) -> Tensor:
+    from onnx import numpy_helper
+
+    try:
+        dtype = dtype_of(proto.data_type)
+        array = numpy_helper.to_array(proto)
+        if dtype is torch.bfloat16:
+            return torch.from_numpy(array.astype(np.float32)).to(dtype)
+        if array.dtype.kind == "u" and array.dtype != np.uint8:
+            array = array.astype(np.int64)
+        return torch.from_numpy(np.array(array)).to(dtype)
+    except (Unhandled, ValueError, TypeError) as error:
+        raise InvalidModel(f"the tensor {proto.name[:100]!r} cannot be read: {_told(error)}") from error
+
+
+# ---- which nodes are layers ------------------------------------------------------------------------------------------
+
+WEIGHTS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
+"""The number of the input that holds the weight."""
+
+
+def _window(node: _Node, axes: int) -> dict[str, Any]:
+    ones = [1] * axes
+    return {
+        "strides": list(node.attributes.get("strides", ones)),
+        "dilations": list(node.attributes.get("dilations", ones)),
+        "group": int(node.attributes.get("group", 1)),
+    }
+
+
+def _bias(reader: _Reader, node: _Node, number: int) -> tuple[str, Tensor | None, bool]:
+    """(its name, its value, whether it can be had): a layer without one has none to be had."""
+    name = node.inputs[number] if len(node.inputs) > number else ""
+    value = reader.tensor(name)
+    return name, value, not name or value is not None
+
+
+def _copied(module: nn.Module, weight: nn.Parameter, bias: Tensor | None) -> nn.Module:
+    """The module with this weight, and its own copy of the bias: equal biases may be stored once without being tied."""
+    module.register_parameter("weight", weight)
+    if bias is not None:
+        module.register_parameter("bias", nn.Parameter(bias.detach().clone().contiguous()))
+    return module
+
+
+def _conv(reader: _Reader, number: int, node: _Node) -> Step | None:
+    weight, (name, bias, known) = reader.tensor(node.inputs[1]), _bias(reader, node, 2)
+    if weight is None or not known or weight.ndim - 2 not in CONV:
+        return None
+    axes, kernel = weight.ndim - 2, list(weight.shape[2:])
+    window, same = _window(node, axes), node.attributes.get("auto_pad", "NOTSET")
+    pads: list[tuple[int, int]] = []
+    if same in ("SAME_UPPER", "SAME_LOWER") and all(s == 1 for s in window["strides"]):
+        pads = window_pads([1] * axes, kernel, None, window["dilations"], None, same)
+        same = ""
+    elif same in ("NOTSET", "VALID"):
+        pads = window_pads([], kernel, None, None, node.attributes.get("pads"), same)
+        same = ""
+    even = all(low == high >= 0 for low, high in pads) and not same
+    options = {
+        "kernel_size": tuple(kernel),
+        "stride": tuple(window["strides"]),
+        "dilation": tuple(window["dilations"]),
+        "groups": window["group"],
+        "padding": tuple(low for low, _ in pads) if even else (0,) * axes,
+        "bias": bias is not None,
+    }
+    inputs = weight.shape[1] * window["group"]
+
+    def make() -> nn.Module:
+        empty = CONV[axes](inputs, weight.shape[0], **options, device="meta")
+        return _copied(empty, reader.parameter(node.inputs[1]), bias)
+
+    path = reader.place(node, node.inputs[1], name, options, make)
+    site = _site(node, path, bias=2 if bias is not None else 0)
+    if not even:
+        site = replace(site, pads=tuple(pads), same=same)
+    return Step(node.op, node.inputs[:1], node.outputs, {"kernel_shape": kernel, **window}, site=site)
+
+
+def _site(node: _Node, path: str, *, bias: int = 0, transposed: bool = False) -> Site:
+    first = node.outputs[0]
+    values = {"weight": (first, 1, transposed)} | ({"bias": (first, bias, False)} if bias else {})
+    return Site(path, node.op, node.inputs[0], first, (first,), values)
+
+
+def _up(reader: _Reader, number: int, node: _Node) -> Step | None:
+    weight, (name, bias, known) = reader.tensor(node.inputs[1]), _bias(reader, node, 2)
+    plain = node.attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and "output_shape" not in node.attributes
+    if weight is None or not known or weight.ndim - 2 not in UP or not plain:
+        return None
+    axes, window = weight.ndim - 2, _window(node, weight.ndim - 2)
+    auto = node.attributes.get("auto_pad", "NOTSET")
+    pads = window_pads([], weight.shape[2:], None, None, node.attributes.get("pads"), auto)
+    extra = list(node.attributes.get("output_padding") or [0] * axes)
+    extra = [more + low - high for more, (low, high) in zip(extra, pads, strict=True)]
+    limits = [max(s, d) for s, d in zip(window["strides"], window["dilations"], strict=True)]
+    if any(not 0 <= more < limit for more, limit in zip(extra, limits, strict=True)):
+        return None  # its end is cut off by more than its beginning
+    options = {
+        "kernel_size": tuple(weight.shape[2:]),
+        "stride": tuple(window["strides"]),
+        "dilation": tuple(window["dilations"]),
+        "groups": window["group"],
+        "padding": tuple(low for low, _ in pads),
+        "output_padding": tuple(extra),
+        "bias": bias is not None,
+    }
+
+    def make() -> nn.Module:
+        empty = UP[axes](weight.shape[0], weight.shape[1] * window["group"], **options, device="meta")
+        return _copied(empty, reader.parameter(node.inputs[1]), bias)
+
+    path = reader.place(node, node.inputs[1], name, options, make)
+    return Step(node.op, node.inputs[:1], node.outputs, {}, site=_site(node, path, bias=2 if bias is not None else 0))
+
+
+def _gemm(reader: _Reader, number: int, node: _Node) -> Step | None:
+    weight, (name, bias, known) = reader.tensor(node.inputs[1], 2), _bias(reader, node, 2)
+    alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
+    if weight is None or not known or node.attributes.get("transA", 0) or alpha != 1.0 or beta != 1.0:
+        return None
+    flip = not node.attributes.get("transB", 0)
+    outputs, inputs = weight.shape[::-1] if flip else weight.shape
+    if bias is not None and (bias.numel() not in (1, outputs) or (bias.ndim and bias.shape[-1] != bias.numel())):
+        return None
+    wide = None if bias is None else bias.reshape(-1).expand(outputs)
+
+    def make() -> nn.Module:
+        empty = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+        return _copied(empty, reader.parameter(node.inputs[1], transposed=flip), wide)
+
+    path = reader.place(node, node.inputs[1], name, flip, make)
+    site = _site(node, path, bias=2 if bias is not None else 0, transposed=flip)
+    return Step(node.op, node.inputs[:1], node.outputs, {}, site=site)
+
+
+def _matmul(reader: _Reader, number: int, node: _Node) -> Step | None:
+    weight = reader.tensor(node.inputs[1], 2)
+    if weight is None:
+        return None
+    inputs, outputs = weight.shape
+    added = reader.bias_added(node, outputs)
+    add, name = added or (-1, "")
+    bias = reader.tensor(name)
+
+    def make() -> nn.Module:
+        empty = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+        return _copied(
+            empty, reader.parameter(node.inputs[1], transposed=True), None if bias is None else bias.reshape(-1)
+        )
+
+    path = reader.place(node, node.inputs[1], name, (), make)
+    site = _site(node, path, transposed=True)
+    if bias is None:
+        return Step(node.op, node.inputs[:1], node.outputs, {}, site=site)
+    last = reader.nodes[add]
+    reader.taken.add(add)
+    values = {**site.values, "bias": (last.outputs[0], last.inputs.index(name), False)}
+    site = replace(site, output=last.outputs[0], nodes=(*site.nodes, last.outputs[0]), values=values)
+    return Step(node.op, node.inputs[:1], last.outputs, {}, site=site)
+
+
+def _table(reader: _Reader, number: int, node: _Node) -> Step | None:
+    table = reader.tensor(node.inputs[0], 2)
+    if table is None or node.attributes.get("axis", 0) not in (0, -2):
+        return None
+
+    def make() -> nn.Module:
+        return _copied(nn.Embedding(len(table), table.shape[1], device="meta"), reader.parameter(node.inputs[0]), None)
+
+    path = reader.place(node, node.inputs[0], "", (), make)
+    values = {"weight": (node.outputs[0], 0, False)}
+    site = Site(path, node.op, node.inputs[1], node.outputs[0], (node.outputs[0],), values)
+    return Step(node.op, node.inputs[1:], node.outputs, {"rows": len(table)}, site=site)
+
+
+def _batch_norm(reader: _Reader, number: int, node: _Node) -> Step | None:
+    found = [reader.tensor(name, 1) for name in node.inputs[1:]]
+    if len(found) != 4 or any(v is None for v in found) or node.attributes.get("training_mode", 0):
+        return None
+    scale, bias, mean, variance = (v.detach().clone() for v in found if v is not None)
+
+    def make() -> nn.Module:
+        norm = BatchNorm(len(scale), eps=node.attributes.get("epsilon", 1e-5))
+        norm.weight, norm.bias = nn.Parameter(scale), nn.Parameter(bias)
+        norm.running_mean, norm.running_var = mean, variance
+        return norm
+
+    path = reader.place(node, node.inputs[1], node.inputs[2], node.outputs[0], make)
+    names = ("weight", "bias", "running_mean", "running_var")
+    values = {name: (node.outputs[0], i, False) for i, name in enumerate(names, start=1)}
+    site = Site(path, node.op, node.inputs[0], node.outputs[0], (node.outputs[0],), values)
+    return Step(node.op, node.inputs[:1], node.outputs[:1], {}, site=site)
+
+
+def _layer_norm(reader: _Reader, number: int, node: _Node) -> Step | None:
+    scale, (name, bias, known) = reader.tensor(node.inputs[1], 1), _bias(reader, node, 2)
+    if scale is None or not known or node.attributes.get("axis", -1) != -1 or len(node.outputs) > 1:
+        return None
+    if bias is not None and bias.shape != scale.shape:
+        return None
+
+    def make() -> nn.Module:
+        norm = nn.LayerNorm(len(scale), eps=node.attributes.get("epsilon", 1e-5), bias=bias is not None, device="meta")
+        return _copied(norm, nn.Parameter(scale.detach().clone()), bias)
+
+    path = reader.place(node, node.inputs[1], name, node.outputs[0], make)
+    site = _site(node, path, bias=2 if bias is not None else 0)
+    return Step(node.op, node.inputs[:1], node.outputs[:1], {}, site=site)
+
+
+GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+"""PyTorch's order of gates, in ONNX's (i o f c; z r h)."""
+
+_RECURRENT: dict[str, Callable[..., nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
+_ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
+
+
+def gates(kind: str, value: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Rows of stacked gates in another order."""
+    parts = value.chunk(len(GATES[kind]))
+    return torch.cat([parts[i] for i in order])
+
+
+def _recurrent(reader: _Reader, number: int, node: _Node) -> Step | None:
+    """A plain LSTM, GRU or RNN: PyTorch's activations, no peepholes, whole sequences, time first."""
+    inputs = (*node.inputs, *[""] * 8)
+    weight, hidden, biases = (reader.tensor(name) for name in inputs[1:4])
+    options = dict(node.attributes)
+    directions = {"forward": 1, "bidirectional": 2}.get(options.pop("direction", "forward"), 0)
+    if weight is None or hidden is None or (inputs[3] and biases is None) or not directions or inputs[4] or inputs[7]:
+        return None
+    activations = options.pop("activations", _ACTIVATIONS[node.op] * directions)
+    options.pop("hidden_size", None)
+    usual = activations == _ACTIVATIONS[node.op] * directions
+    if node.op == "GRU" and options.pop("linear_before_reset", 0) != 1:
+        return None  # PyTorch's GRU resets after the product
+    if node.op == "LSTM" and bool(inputs[5]) != bool(inputs[6]):
+        return None
+    if not usual or any(options.values()):
+        return None
+    width, size, order = hidden.shape[-1], weight.shape[-1], GATES[node.op]
+
+    def make() -> nn.Module:
+        found = _RECURRENT[node.op](size, width, bias=biases is not None, bidirectional=directions == 2)
+        values = {}
+        for direction, suffix in zip(range(directions), ("", "_reverse"), strict=False):
+            values[f"weight_ih_l0{suffix}"] = gates(node.op, weight[direction], order)
+            values[f"weight_hh_l0{suffix}"] = gates(node.op, hidden[direction], order)
+            if biases is not None:
+                ours, theirs = biases[direction].chunk(2)
+                values[f"bias_ih_l0{suffix}"] = gates(node.op, ours, order)
+                values[f"bias_hh_l0{suffix}"] = gates(node.op, theirs, order)
+        found.to(weight.dtype).load_state_dict(values)
+        return found
+
+    path = reader.place(node, node.inputs[1], node.inputs[2], inputs[3], make)
+    states = inputs[5:7] if node.op == "LSTM" else inputs[5:6]
+    given = (node.inputs[0], *states)
+    first = next(name for name in node.outputs if name)
+    site = Site(path, node.op, node.inputs[0], first, (first,), {})
+    return Step(node.op, given, node.outputs, {"directions": directions}, site=site)
+
+
+LAYERS: dict[str, Callable[[_Reader, int, _Node], Step | None]] = {
+    "Conv": _conv,
+    "ConvTranspose": _up,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Gather": _table,
+    "BatchNormalization": _batch_norm,
+    "LayerNormalization": _layer_norm,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+}
+"""What becomes a module, and how; None where this node cannot."""

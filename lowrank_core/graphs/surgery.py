@@ -1,0 +1,263 @@
+"""A compressed network that came from a graph of ONNX, as that graph with the compressed nodes replaced.
+
+Each layer of the plan becomes the nodes of its chain; every other tensor that differs from the file's (a corrected
+offset, trained weights) is written in its place. Names, inputs, outputs, opset and all other nodes stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.compression.apply import chain_at
+from lowrank_core.errors import InvalidFile, InvalidPlan
+from lowrank_core.graphs.onnx_network import GATES, OnnxGraph, Site, build, gates
+from lowrank_core.graphs.reading import read_onnx
+from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.networks.discover import fingerprint
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.workspace import Workspace
+
+
+def came_from_onnx(workspace: Workspace) -> bool:
+    """Whether the workspace's network was read from a graph of ONNX, so that it can be written into it again."""
+    return isinstance(workspace.model, OnnxGraph)
+
+
+def compressed_onnx(
+    workspace: Workspace, model: nn.Module, plan: RankPlan, properties: Mapping[str, str] | None = None
+) -> Any:
+    """The `onnx.ModelProto` of a compressed copy of a network that came from ONNX, checked by ONNX's own checker.
+
+    model: as `workspace.compress(plan, ...)` or a training gives it. properties: added to the file's own.
+
+    Raises InvalidFile where the file has changed since it was opened, InvalidPlan for a plan that compresses weights
+    inside a recurrent node, which has no place for factors.
+    """
+    import onnx
+
+    dense = workspace.model
+    assert isinstance(dense, OnnxGraph)
+    for name, _ in plan.choices:
+        if workspace.profile.layer(name).partial:
+            raise InvalidPlan(
+                f"layer {name!r} is inside a recurrent node of ONNX, which has no place for factors; leave it dense, "
+                "or export another format."
+            )
+    path = Path(workspace.opened.ref)
+    proto = read_onnx(path)
+    if fingerprint(build(proto)) != workspace.profile.fingerprint:
+        raise InvalidFile(f"{path} has changed since it was opened; open it again.")
+    chosen = [workspace.profile.layer(name) for name, _ in plan.choices]
+    _Surgeon(proto, dense, model, {each.name for layer in chosen for each in (layer, *layer.tied)}).operate()
+    known = {entry.key: entry.value for entry in proto.metadata_props}
+    onnx.helper.set_model_props(proto, known | dict(properties or {}))
+    if proto.ByteSize() < 2**31:
+        onnx.checker.check_model(proto)
+    return proto
+
+
+class _Surgeon:
+    """Works on one graph, in place."""
+
+    def __init__(self, proto: Any, dense: OnnxGraph, model: nn.Module, chosen: set[str]) -> None:
+        self.graph, self.dense, self.model, self.chosen = proto.graph, dense, model, chosen
+        self.nodes = {_key(node): node for node in self.graph.node}
+        self.stored = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.uses = Counter(name for node in self.graph.node for name in node.input)
+        self.taken = {name for node in self.graph.node for name in (*node.input, *node.output, node.name)}
+        self.taken |= {value.name for value in (*self.graph.initializer, *self.graph.input, *self.graph.output)}
+        self.written: dict[tuple[str, str], str] = {}  # (module, tensor in it) -> name of what holds it
+        self.homes: dict[int, str] = {}  # of a tensor that several modules share: where it is stored
+        parameters = [p for m in model.modules() for p in m.parameters(recurse=False)]
+        self.shared = {key for key, count in Counter(map(id, parameters)).items() if count > 1}
+
+    def operate(self) -> None:
+        """Replace the nodes of the plan, write what else has changed, and remove what nothing needs any more."""
+        new: dict[str, list[Any]] = {}  # by the last of the nodes that they replace
+        for site in self.dense.program.sites:
+            if site.module in self.chosen:
+                new |= {key: [] for key in site.nodes} | {site.nodes[-1]: list(self._chain(site))}
+            else:
+                self._update(site)
+        for buffer, value in self.dense.constants.named_parameters():
+            changed = self.model.get_parameter(f"constants.{buffer}")
+            if not torch.equal(value, changed):
+                self._store(next(n for n, b in self.dense.program.buffers.items() if b == buffer), changed)
+        nodes = [part for node in self.graph.node for part in new.get(_key(node), [node])]
+        self._settle(nodes, {name for key in new for name in (*self.nodes[key].input, *self.nodes[key].output)})
+
+    def _settle(self, nodes: list[Any], idle: set[str]) -> None:
+        """Put the nodes into the graph without those, and the tensors, that gave only what nothing takes any more."""
+        outputs = {output.name for output in self.graph.output}
+        gone: set[str] = set()
+        while idle:
+            used = outputs | {name for node in nodes for name in node.input}
+            idle -= used
+            gone |= idle
+            ended = [node for node in nodes if idle & set(node.output) and not used & set(node.output)]
+            nodes = [node for node in nodes if not any(node is other for other in ended)]
+            idle = {name for node in ended for name in node.input}
+        given = {name for node in nodes for name in node.output}
+        kept = [_copied(node) for node in nodes]
+        del self.graph.node[:]
+        self.graph.node.extend(kept)
+        for values in (self.graph.initializer, self.graph.value_info):
+            for value in [v for v in values if v.name in gone - given]:
+                values.remove(value)
+        for value in [v for v in self.graph.input if v.name in gone and v.name in self.stored]:
+            self.graph.input.remove(value)
+
+    def _chain(self, site: Site) -> Iterator[Any]:
+        """The chain of a site as nodes, from its input to its output."""
+        from onnx import helper
+
+        chain = chain_at(self.dense, self.model, site.module)
+        value = site.input
+        if site.pads:
+            before, after = zip(*site.pads, strict=True)
+            pads = torch.tensor([0, 0, *before, 0, 0, *after])
+            amounts = self._stored(site.module, "pads", pads)
+            padded = self._name(f"{site.output}.padded")
+            yield helper.make_node("Pad", [value, amounts], [padded], name=self._name(f"{site.module}.pad"))
+            value = padded
+        for number, stage in enumerate(chain):
+            last = number == len(chain) - 1
+            output = site.output if last else self._name(f"{site.output}.{number}")
+            name = self._name(f"{site.module}.{number}")
+            yield from self._stage(site, stage, f"{site.module}.{number}", name, value, output)
+            value = output
+
+    def _stage(self, site: Site, stage: nn.Module, path: str, name: str, x: str, y: str) -> Iterator[Any]:
+        from onnx import helper
+
+        spec = LayerSpec.of(stage)
+        weight = stage.get_parameter("weight")
+        bias = self._stored(path, "bias", stage.get_parameter("bias")) if spec.bias else ""
+        if spec.table:
+            yield helper.make_node("Gather", [self._stored(path, "weight", weight), x], [y], name=name, axis=0)
+        elif spec.kernel:
+            window: dict[str, Any] = {"strides": spec.stride, "dilations": spec.dilation, "group": spec.groups}
+            if site.same:
+                window["auto_pad"] = site.same
+            else:
+                window["pads"] = (*spec.padding, *spec.padding)
+            if spec.transposed:
+                window["output_padding"] = spec.output_padding
+            inputs = [x, self._stored(path, "weight", weight), *([bias] if bias else [])]
+            op = "ConvTranspose" if spec.transposed else "Conv"
+            yield helper.make_node(op, inputs, [y], name=name, kernel_shape=spec.kernel, **window)
+        elif site.op == "Gemm":
+            inputs = [x, self._stored(path, "weight", weight), *([bias] if bias else [])]
+            yield helper.make_node("Gemm", inputs, [y], name=name, transB=int(not spec.transposed))
+        else:
+            product = self._name(f"{y}.product") if bias else y
+            if spec.transposed:
+                flipped = self._stored(path, "weight", weight)
+            elif id(weight) in self.shared:  # stored once, as the others need it
+                flipped = self._name(f"{path}.flipped")
+                held = self._stored(path, "weight", weight)
+                yield helper.make_node("Transpose", [held], [flipped], name=self._name(f"{name}.flip"), perm=[1, 0])
+            else:
+                flipped = self._stored(path, "weight", weight.T)
+            yield helper.make_node("MatMul", [x, flipped], [product], name=name)
+            if bias:
+                yield helper.make_node("Add", [product, bias], [y], name=self._name(f"{name}.bias"))
+
+    def _update(self, site: Site) -> None:
+        """Tensors of a module that stays, where they are no longer the file's."""
+        module, dense = (m.get_submodule(site.module) for m in (self.model, self.dense))
+        ours, theirs = module.state_dict(), dense.state_dict()
+        if all(torch.equal(ours[name], value) for name, value in theirs.items()):
+            return
+        if isinstance(module, nn.RNNBase):
+            for number, value in _packed(module).items():
+                self._put(site, f"{number}", (site.output, number, False), value)
+            return
+        for name, where in site.values.items():
+            if not torch.equal(ours[name], theirs[name]):
+                self._put(site, name, where, ours[name])
+
+    def _put(self, site: Site, name: str, where: tuple[str, int, bool], value: Tensor) -> None:
+        """Give a node another tensor: in the place of the old one where nothing else uses that, else beside it."""
+        output, number, transposed = where
+        node = self.nodes[output]
+        old = node.input[number]
+        value = value.T if transposed else value
+        if old in self.stored and value.numel() == _elements(self.stored[old]):
+            value = value.reshape(tuple(self.stored[old].dims))
+            if self.uses[old] == 1:
+                self._store(old, value)
+                return
+        node.input[number] = self._stored(site.module, name, value)
+
+    def _stored(self, path: str, name: str, value: Tensor) -> str:
+        """The name of an initializer that holds this tensor of a module; the module may be at several places."""
+        path = self.homes.setdefault(id(value), path) if id(value) in self.shared else path
+        if (path, name) not in self.written:
+            self.written[path, name] = self._name(f"{path}.{name}")
+            self._store(self.written[path, name], value)
+        return self.written[path, name]
+
+    def _store(self, name: str, value: Tensor) -> None:
+        from onnx import TensorProto, helper, numpy_helper
+
+        value = value.detach().cpu().contiguous()
+        if value.dtype is torch.bfloat16:
+            raw = value.view(torch.uint8).numpy().tobytes()
+            tensor = helper.make_tensor(name, TensorProto.BFLOAT16, tuple(value.shape), raw, raw=True)
+        else:
+            tensor = numpy_helper.from_array(value.numpy(), name)
+        if name in self.stored:
+            self.stored[name].CopyFrom(tensor)
+        else:
+            self.graph.initializer.append(tensor)
+            self.stored[name] = self.graph.initializer[-1]
+
+    def _name(self, wanted: str) -> str:
+        """A name that nothing in the graph has."""
+        name, number = wanted, 1
+        while name in self.taken:
+            name, number = f"{wanted}_{number}", number + 1
+        self.taken.add(name)
+        return name
+
+
+def _key(node: Any) -> str:
+    """What a node is known by: its first output."""
+    return next(filter(None, node.output), "")
+
+
+def _copied(message: Any) -> Any:
+    """A copy of a message that does not go with the graph it was in."""
+    found = type(message)()
+    found.CopyFrom(message)
+    return found
+
+
+def _elements(tensor: Any) -> int:
+    total = 1
+    for n in tensor.dims:
+        total *= n
+    return total
+
+
+def _packed(module: nn.RNNBase) -> dict[int, Tensor]:
+    """{number of the input: the weights of a recurrent module as ONNX stacks them}."""
+    kind = type(module).__name__
+    back = tuple(sorted(range(len(GATES[kind])), key=GATES[kind].__getitem__))
+    state = module.state_dict()
+    ways = ("", "_reverse") if module.bidirectional else ("",)
+
+    def stacked(name: str) -> Tensor:
+        return torch.stack([gates(kind, state[f"{name}_l0{way}"], back) for way in ways])
+
+    found = {1: stacked("weight_ih"), 2: stacked("weight_hh")}
+    if module.bias:
+        found[3] = torch.cat([stacked("bias_ih"), stacked("bias_hh")], dim=1)
+    return found

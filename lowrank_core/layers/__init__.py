@@ -1,0 +1,1 @@
+"""One linear map as data, and the modules that replace it."""

@@ -1,0 +1,111 @@
+"""Inputs and outputs of any network: how a model is called, and how samples are counted and picked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from lowrank_core.errors import InvalidData
+from lowrank_core.running.cancelling import go_on
+
+Inputs = Any
+"""A Tensor, a tuple (called as `model(*x)`) or a dict (`model(**x)`); the first axis of each tensor is the batch."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Samples in memory: inputs as one batch, targets (N, ...) or None where there are none."""
+
+    inputs: Inputs
+    targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return batch_size(self.inputs)
+
+    def pick(self, index: Tensor | slice) -> Dataset:
+        """The samples at `index`, in that order."""
+        targets = None if self.targets is None else self.targets[index]
+        return Dataset(tree_map(lambda t: t[index], self.inputs), targets)
+
+    def alone(self) -> Dataset:
+        """The same samples in memory of their own: what a slice picks is sent with all that it was picked from."""
+        return Dataset(*cloned((self.inputs, self.targets)))
+
+    def shuffled(self, seed: int) -> Dataset:
+        """The same samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.pick(order)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor inside a nested structure, in order."""
+    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+
+
+def cloned(value: Any) -> Any:
+    """The same nested structure, every tensor in memory of its own."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def data_hash(inputs: Inputs) -> str:
+    """'sha256:' over dtype, shape and bytes of every input tensor."""
+    digest = hashlib.sha256()
+    for tensor in tensors(inputs):
+        digest.update(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Samples in a batch: the first axis of the first tensor."""
+    found = tensors(inputs)
+    if not found or found[0].ndim == 0:
+        raise InvalidData(
+            f"inputs must hold a tensor with a batch axis, but got {type(inputs).__name__}; "
+            "give a Tensor, a tuple for model(*x) or a dict for model(**x)."
+        )
+    return len(found[0])
+
+
+def call(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Run the model and return its output tensor: the output itself, its `.logits`, or the first tensor in it.
+
+    The model is given a copy of the inputs: some write into theirs. Raises Cancelled where the work was called off.
+    """
+    go_on()
+    inputs = cloned(inputs)
+    if isinstance(inputs, dict):
+        out = model(**inputs)
+    elif isinstance(inputs, tuple | list):
+        out = model(*inputs)
+    else:
+        out = model(inputs)
+    if isinstance(out, Tensor):
+        return out
+    logits = getattr(out, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    found = tensors(out)
+    if not found:
+        raise InvalidData(f"the model must return a tensor, `.logits` or a structure with one, but got {type(out)}")
+    return found[0]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode without gradients; each module's own mode is put back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, training in modes.items():
+            module.training = training

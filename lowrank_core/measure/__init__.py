@@ -1,0 +1,1 @@
+"""Whole plans measured: score, time, bytes."""

@@ -1,0 +1,138 @@
+"""check: what a model brings, what is missing and what that costs, found by running every function of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_core.errors import LowRankError
+from lowrank_core.layers.data import Dataset, tensors
+from lowrank_core.plans.cost import Cost, plan_cost
+from lowrank_core.scoring.scores import Score, final_score, run
+from lowrank_core.sources._model_file import FUNCTIONS
+from lowrank_core.sources._opened import sorted_by_class
+from lowrank_core.workspace import Workspace
+
+SAMPLES = 1000
+"""Most samples the dense score is measured on."""
+
+WITHOUT = {
+    "example_inputs": "the first evaluation sample is used; multiplies are those of its size",
+    "eval_data": "no labels: the score is agreement with the dense network, not accuracy",
+    "train_data": "calibration uses evaluation inputs without their labels; no fine-tuning",
+    "metric": "optional: class indices are scored by top-1 accuracy",
+    "evaluate": "optional: the score is computed from eval_data",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One function of the contract. state: "there", "missing" (detail says what that costs) or "refused" (why)."""
+
+    function: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything found out about a model."""
+
+    name: str
+    fingerprint: str
+    findings: tuple[Finding, ...]
+    layers: int
+    skipped: int
+    cost: Cost
+    score: Score | None
+    notices: tuple[str, ...]
+
+    @property
+    def refusals(self) -> tuple[Finding, ...]:
+        """What must be put right."""
+        return tuple(finding for finding in self.findings if finding.state == "refused")
+
+
+def check(workspace: Workspace) -> Report:
+    """Run every function of the contract and the dense network on up to 1,000 samples."""
+    opened, profile = workspace.opened, workspace.profile
+    findings: list[Finding] = []
+    notices = list(opened.notices)
+
+    def look(function: str, describe: Callable[[], str]) -> None:
+        if function not in opened.provides:
+            findings.append(Finding(function, "missing", WITHOUT[function]))
+            return
+        try:
+            findings.append(Finding(function, "there", describe()))
+        except LowRankError as error:
+            findings.append(Finding(function, "refused", str(error)))
+
+    def data(load: Callable[[], Dataset]) -> Callable[[], str]:
+        def describe() -> str:
+            found = load()
+            run(opened.model, found.pick(slice(0, 1)))
+            if sorted_by_class(found):
+                notices.append("The labels come sorted by class; they are shuffled (seed 0) before use.")
+            return _described(found)
+
+        return describe
+
+    cost = plan_cost(profile)
+    findings.append(Finding("build_model", "there", f"{type(opened.model).__name__}, {cost.parameters:,} parameters"))
+    look("example_inputs", lambda: _shapes(opened.example_inputs))
+    look("eval_data", data(opened.eval_data))
+    look("train_data", data(opened.train_data or opened.eval_data))
+    score: Score | None = None
+    refused: LowRankError | None = None
+    if not any(finding.state == "refused" for finding in findings):
+        try:
+            score = final_score(workspace.measure(opened.model, samples=SAMPLES))
+        except LowRankError as error:
+            refused = error
+
+    def scored() -> str:
+        if refused is not None:
+            raise refused
+        return "not tried" if score is None else f"{score.value:.4g}"
+
+    look("metric", scored)
+    look("evaluate", scored)
+    if refused is not None and not any(finding.state == "refused" for finding in findings):
+        findings.append(Finding("score", "refused", str(refused)))
+    return Report(
+        name=workspace.name,
+        fingerprint=profile.fingerprint,
+        findings=tuple(findings),
+        layers=len(profile.layers),
+        skipped=len(profile.skipped),
+        cost=cost,
+        score=score,
+        notices=tuple(dict.fromkeys(notices)),
+    )
+
+
+def _described(data: Dataset) -> str:
+    """'500 samples, (3, 32, 32) float32; 10 classes of 48 to 53 samples'"""
+    text = f"{len(data):,} samples of {_shapes(data.inputs, per_sample=True)}"
+    targets = data.targets
+    if targets is None:
+        return f"{text}; no targets"
+    if targets.ndim == 1 and not targets.is_floating_point():
+        counts = torch.unique(targets, return_counts=True)[1]
+        return f"{text}; {len(counts)} classes of {int(counts.min()):,} to {int(counts.max()):,} samples"
+    return f"{text}; targets {_shape(targets[0])}"
+
+
+def _shapes(inputs: object, *, per_sample: bool = False) -> str:
+    return ", ".join(_shape(tensor[0] if per_sample else tensor) for tensor in tensors(inputs))
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+assert set(WITHOUT) | {"build_model"} == set(FUNCTIONS)

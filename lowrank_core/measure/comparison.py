@@ -1,0 +1,153 @@
+"""Comparison: a compressed network beside the dense one, sample by sample, class by class, and in bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.graphs.memory import Memory, memory_of, trace
+from lowrank_core.layers.data import Dataset
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.scoring.scores import Score, evaluate, final_score
+from lowrank_core.workspace import Workspace
+
+FORMATS: dict[str, float | None] = {"as it is": None, "float16": 2, "int8": 1}
+"""Bytes of a floating-point number on the device, weights and activations alike."""
+
+MOST_FLIPS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ClassChange:
+    """Samples of one class and how many of them each network gets right."""
+
+    label: int
+    samples: int
+    dense_right: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A sample on which the two networks disagree; sample: its place in the workspace's reference."""
+
+    sample: int
+    target: int
+    dense: int
+    compressed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a candidate is beside the dense network. memory: by number format; classes and flips: of classifiers.
+
+    lost: samples that only the dense network gets right; won: only this one; changed: wrong in another way. At most 500
+    flips are kept, lost samples first.
+    """
+
+    candidate: Candidate
+    score: Score
+    memory: dict[str, Memory]
+    checkpoint_bytes: int
+    classes: tuple[ClassChange, ...] = ()
+    flips: tuple[Flip, ...] = ()
+    lost: int = 0
+    won: int = 0
+    changed: int = 0
+
+
+def compare(
+    workspace: Workspace,
+    candidate: Candidate,
+    *,
+    tell: Callable[[str], None] = lambda text: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Comparison:
+    """Measure a candidate on all evaluation samples and trace one inference. Raises Cancelled."""
+    if candidate.correction is not None:
+        pace = Pace(1.0)
+        for step in workspace.correcting(candidate.plan, candidate.correction, cancelled=cancelled):
+            words = f"correcting layer {min(step.done + 1, step.total)} of {step.total}"
+            tell(Doing(words, pace(step.done / step.total)))
+    model = workspace.model
+    if candidate.plan.choices:
+        model = workspace.compress(candidate.plan, candidate.correction)
+    tell("tracing one inference")
+    traced = trace(model, workspace.opened.example_inputs)
+    memory = {name: memory_of(traced, model, itemsize=size) for name, size in FORMATS.items()}
+    stored = checkpoint_bytes(model)
+    if workspace.opened.evaluate is not None:
+        tell("evaluating")
+        return Comparison(candidate, final_score(workspace.measure(model)), memory, stored)
+    answers: list[Tensor] = []
+    score = final_score(_scores(workspace, model, answers, tell, cancelled))
+    workspace.scores[candidate] = score
+    classes, flips = _disagreements(workspace, torch.cat(answers)) if answers else ((), ())
+    lost = sum(flip.dense == flip.target for flip in flips)
+    won = sum(flip.compressed == flip.target for flip in flips)
+    kept = flips[:MOST_FLIPS]
+    return Comparison(candidate, score, memory, stored, classes, kept, lost, won, len(flips) - lost - won)
+
+
+def _scores(
+    workspace: Workspace,
+    model: nn.Module,
+    answers: list[Tensor],
+    tell: Callable[[str], None],
+    cancelled: Callable[[], bool],
+) -> Iterator[Score]:
+    """The scores of a measurement; of a classifier its answers go to `answers` on the way."""
+    total = len(workspace.reference)
+    run = workspace.prefixes.runner(model, total, record=())
+
+    def forward(part: Dataset, at: int) -> Tensor:
+        outputs = run(part, at)
+        if workspace.metric.class_axis == 1 and outputs.ndim == 2:
+            answers.append(outputs.argmax(1))
+        return outputs
+
+    pace = Pace(total)
+    for score in evaluate(model, workspace.reference, cancelled=cancelled, forward=forward):
+        tell(Doing(f"{score.samples:,} of {total:,} samples", pace(score.samples)))
+        yield score
+
+
+def _disagreements(workspace: Workspace, answers: Tensor) -> tuple[tuple[ClassChange, ...], tuple[Flip, ...]]:
+    dense = torch.cat([outputs.argmax(1) for _, outputs in workspace.reference.batches()])
+    targets = workspace.reference.dataset.targets
+    if targets is None or workspace.metric.label_free:
+        targets = dense
+    if targets.shape != answers.shape:
+        return (), ()
+    classes = tuple(
+        ClassChange(
+            label,
+            int((targets == label).sum()),
+            int(((targets == label) & (dense == label)).sum()),
+            int(((targets == label) & (answers == label)).sum()),
+        )
+        for label in sorted(set(targets.tolist()))
+    )
+    flips = [
+        Flip(i, int(targets[i]), int(dense[i]), int(answers[i]))
+        for i in (answers != dense).nonzero().flatten().tolist()
+    ]
+    return classes, tuple(sorted(flips, key=lambda flip: flip.dense != flip.target))
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Size of the network's parameters and buffers in a safetensors file: 8 bytes, a header, the numbers."""
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            kept[name] = tensor.detach()
+    empty = {name: {"dtype": "F32", "shape": list(t.shape), "data_offsets": [0, 10**8]} for name, t in kept.items()}
+    header = len(json.dumps(empty, separators=(",", ":")))
+    return 8 + header + sum(t.numel() * t.element_size() for t in kept.values())

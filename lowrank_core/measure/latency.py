@@ -1,0 +1,311 @@
+"""Latency: paired timings of compressed and dense work on this machine, and tables of microseconds by layer and rank.
+
+A time on a shared machine means little, the ratio of two that were taken in turn much more. So a dense network and its
+variants run round by round; each variant's median is divided by the dense one of the same round, and the median of
+these ratios is given with its interquartile range. With one thread the clock is the CPU time of that thread: what other
+processes do then shows only through the caches.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from math import ceil, isfinite
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from lowrank_core.errors import Cancelled, InvalidFile, InvalidModel
+from lowrank_core.graphs.exporting import onnx_program
+from lowrank_core.layers.data import Inputs, call, evaluating, tensors
+from lowrank_core.plans.plan import Choice
+from lowrank_core.running.progress import Doing, Pace
+
+Runtime = Literal["onnxruntime", "torch"]
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "torch")
+
+Work = Callable[[], object]
+"""One inference."""
+
+UNSTABLE_IQR = 0.1
+"""A ratio whose interquartile range is larger is no number to show."""
+
+WARM_UP = 3
+ROUNDS = 11
+ATTEMPTS = 3
+SAMPLE_SECONDS = 100e-6
+"""Shorter work is timed several times at once, or reading the clock would count."""
+
+TURN_SECONDS = 10e-3
+"""How long each variant runs in each round."""
+
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Time of one inference beside the dense one's, in microseconds, and the paired ratio of the two.
+
+    ratio: median over the rounds of compressed / dense of the same round; iqr: interquartile range of these ratios.
+
+    >>> Timing(100.0, 50.0, 0.5, 0.02, 11).unstable, Timing(100.0, 50.0, 0.5, 0.2, 11).unstable
+    (False, True)
+    """
+
+    dense_us: float
+    compressed_us: float
+    ratio: float
+    iqr: float
+    rounds: int
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the rounds disagree too much for the ratio to be a number."""
+        return not self.iqr <= UNSTABLE_IQR
+
+
+def timed(timing: Timing) -> dict[str, Any]:
+    """A timing as plain values; an unstable ratio is None."""
+    found = asdict(timing) | {"unstable": timing.unstable}
+    return found | {"ratio": None} if timing.unstable else found
+
+
+def race(
+    dense: Work,
+    others: Sequence[Work],
+    *,
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    turn_seconds: float = TURN_SECONDS,
+    tell: Callable[[str], None] = lambda text: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[Timing, ...]:
+    """Time each of the others beside dense, in turn; one Timing for each.
+
+    Those that come out unstable race again, up to three times in all, and then stay unstable. Raises Cancelled.
+    """
+    found: dict[int, Timing] = {}
+    with _one_at_a_time, using_threads(threads):
+        for _ in range(ATTEMPTS):
+            left = [i for i in range(len(others)) if i not in found or found[i].unstable]
+            if left:
+                works = [dense, *(others[i] for i in left)]
+                found |= zip(left, _race(works, threads, rounds, turn_seconds, tell, cancelled), strict=True)
+    return tuple(found[i] for i in range(len(others)))
+
+
+def _race(
+    works: Sequence[Work],
+    threads: int,
+    rounds: int,
+    turn_seconds: float,
+    tell: Callable[[str], None],
+    cancelled: Callable[[], bool],
+) -> list[Timing]:
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    turns = [_turn(work, clock, turn_seconds) for work in works]
+    medians: list[list[float]] = [[] for _ in works]
+    pace = Pace(rounds)
+    for number in range(rounds):
+        tell(Doing(f"timing, round {number + 1} of {rounds}", pace(number)))
+        order = range(len(works))
+        for i in order if number % 2 == 0 else reversed(order):
+            if cancelled():
+                raise Cancelled("the latency measurement was called off.")
+            medians[i].append(turns[i]())
+    dense = medians[0]
+    found = []
+    for other in medians[1:]:
+        ratios = [ours / theirs for ours, theirs in zip(other, dense, strict=True)]
+        low, _, high = quantiles(ratios, n=4, method="inclusive") if rounds > 1 else (0.0, 0.0, float("inf"))
+        found.append(Timing(1e6 * median(dense), 1e6 * median(other), median(ratios), high - low, rounds))
+    return found
+
+
+def _turn(work: Work, clock: Callable[[], float], turn_seconds: float) -> Callable[[], float]:
+    """One turn of a variant: seconds of one run, the median of several; the first, untimed, brings its weights back."""
+
+    def seconds(runs: int) -> float:
+        start = clock()
+        for _ in range(runs):
+            work()
+        return (clock() - start) / runs
+
+    for _ in range(WARM_UP):
+        work()
+    once = max(1e-7, min(seconds(1) for _ in range(3)))
+    together = ceil(SAMPLE_SECONDS / once)
+    samples = min(50, max(3, round(turn_seconds / (once * together))))
+
+    def turn() -> float:
+        work()
+        return max(1e-9, median(seconds(together) for _ in range(samples)))
+
+    return turn
+
+
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """PyTorch on so many threads inside; as it was before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def network_latency(
+    dense: nn.Module,
+    compressed: Sequence[nn.Module],
+    inputs: Inputs,
+    *,
+    runtime: Runtime = "onnxruntime",
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    tell: Callable[[str], None] = lambda text: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[Timing, ...]:
+    """Time whole networks on the same inputs beside the dense one. Raises InvalidModel where the runtime cannot."""
+    with evaluating(dense):
+        networks, models = [], (dense, *compressed)
+        pace = Pace(len(models))
+        for number, model in enumerate(models):
+            if cancelled():
+                raise Cancelled("the latency measurement was called off.")
+            tell(Doing(f"preparing network {number + 1} of {len(models)} for {runtime}", pace(number)))
+            networks.append(_network(model, inputs, runtime, threads))
+        return race(networks[0], networks[1:], threads=threads, rounds=rounds, tell=tell, cancelled=cancelled)
+
+
+def _network(model: nn.Module, inputs: Inputs, runtime: Runtime, threads: int) -> Work:
+    if runtime == "torch":
+        model.eval()
+        return lambda: call(model, inputs)
+    return session(onnx_program(model, inputs), [value.numpy() for value in tensors(inputs)], threads)
+
+
+def session(program: Any, values: Sequence[Any], threads: int) -> Work:
+    """One run of an ONNX model (onnx.ModelProto, or its bytes) by onnxruntime on NumPy inputs, in their order."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    content = program if isinstance(program, bytes) else program.SerializeToString()
+    try:
+        opened = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        bound = opened.io_binding()  # calling run() with arrays costs several microseconds more
+        for given, value in zip(opened.get_inputs(), values, strict=False):
+            bound.bind_cpu_input(given.name, np.ascontiguousarray(value))
+        for made in opened.get_outputs():
+            bound.bind_output(made.name)
+        opened.run_with_iobinding(bound)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise InvalidModel(f"onnxruntime cannot run this network: {said}; measure it with torch instead.") from error
+    return lambda: opened.run_with_iobinding(bound)
+
+
+def runtime_version(runtime: Runtime) -> str:
+    """'onnxruntime 1.31.0', without importing it."""
+    try:
+        return f"{runtime} {torch.__version__ if runtime == 'torch' else version(runtime)}"
+    except PackageNotFoundError as error:
+        raise InvalidModel("onnxruntime is not installed; pip install onnxruntime, or measure with torch.") from error
+
+
+@cache
+def cpu_name() -> str:
+    """What this processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("layer", "method", "rank", "microseconds")
+DENSE = "dense"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatencyTable:
+    """Microseconds by (layer, method) and rank; the dense layer goes by the method "dense" and no rank.
+
+    >>> table = LatencyTable.from_csv("layer,method,rank,microseconds\\nfc,dense,,90\\nfc,svd,16,30\\nfc,svd,32,50\\n")
+    >>> table("fc", None), table("fc", Choice("svd", (17,)))      # a rank that was not measured costs the next larger
+    (90.0, 50.0)
+    """
+
+    steps: Mapping[tuple[str, str], tuple[tuple[tuple[int, ...], float], ...]] = field(default_factory=dict)
+
+    @staticmethod
+    def from_csv(text: str | bytes) -> LatencyTable:
+        """Columns layer, method, rank (16, or 16x12 for two axes) and microseconds, in UTF-8. Raises InvalidFile."""
+        found: dict[tuple[str, str], list[tuple[tuple[int, ...], float]]] = {}
+        for number, row in enumerate(_rows(text), start=2):
+            try:
+                rank = tuple(int(r) for r in (row["rank"] or "").split("x") if r)
+                taken = float(row["microseconds"])
+            except (TypeError, ValueError) as error:
+                raise InvalidFile(
+                    f"latency table, line {number}: {error}; give numbers, ranks as 16 or 16x12."
+                ) from error
+            if not isfinite(taken) or taken < 0 or bool(rank) == (row["method"] == DENSE):
+                raise InvalidFile(
+                    f"latency table, line {number}: a time of 0 or more and a rank (none for {DENSE!r}) must stand "
+                    f"there, but got rank {row['rank']!r} and {row['microseconds']!r} microseconds."
+                )
+            found.setdefault((row["layer"], row["method"]), []).append((rank, taken))
+        return LatencyTable({key: tuple(sorted(steps)) for key, steps in found.items()})
+
+    def to_csv(self) -> str:
+        """The text that `from_csv` reads."""
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for (layer, method), steps in self.steps.items():
+            writer.writerows((layer, method, "x".join(map(str, rank)), f"{taken:.6g}") for rank, taken in steps)
+        return rows.getvalue()
+
+    def __call__(self, layer: str, choice: Choice | None) -> float | None:
+        """Microseconds of a layer under a choice: of the smallest measured rank not below it; None where none is."""
+        if choice is None:
+            return next((taken for _, taken in self.steps.get((layer, DENSE), ())), None)
+        measured = self.steps.get((layer, choice.method), ())
+        above = [t for rank, t in measured if all(a >= b for a, b in zip(rank, choice.rank, strict=False))]
+        return min(above) if above else None
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """Layers whose dense time is known."""
+        return frozenset(layer for layer, method in self.steps if method == DENSE)
+
+
+def _rows(text: str | bytes) -> Iterator[dict[str, str]]:
+    """The lines of a table, by column; a byte order mark, which spreadsheets write, is no part of the first name."""
+    try:
+        told = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        rows = csv.DictReader(io.StringIO(told, newline=""))
+        if rows.fieldnames is None or not set(COLUMNS) <= set(rows.fieldnames):
+            got = ", ".join(rows.fieldnames or ())[:200]
+            raise InvalidFile(f"a latency table has the columns {', '.join(COLUMNS)}, but got {got or 'none'}.")
+        yield from rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidFile(f"a latency table is a CSV in UTF-8, but this is none ({error}); save it as one.") from error

@@ -1,0 +1,71 @@
+"""Ledger: what is measured of whole plans, kept line by line: whatever was stopped or killed goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar, cast
+
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.scoring.scores import Score
+from lowrank_core.store.lines import append_line, read_lines
+from lowrank_core.workspace import Workspace
+
+VERSION = 2
+"""Of the way plans are measured: a ledger of another version is not read."""
+
+T = TypeVar("T", Score, float)
+
+
+class Ledger:
+    """Scores, or other numbers, under keys that say all they depend on but the network and its data.
+
+    >>> ledger = Ledger()
+    >>> ledger.remembered("two", lambda: 2.0), ledger.remembered("two", lambda: 3.0)
+    (2.0, 2.0)
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        """path: the file; None keeps everything in memory."""
+        self._path = path
+        self._known: dict[str, Score | float] = {}
+        if path is not None:
+            self._known.update(read_lines(path, tuple[str, Score | float]))
+
+    @classmethod
+    def of(cls, workspace: Workspace, folder: Path | None = None) -> Ledger:
+        """The ledger of a network, its evaluation data, and the file that says how it is judged.
+
+        folder: where it lies; without one in the workspace's cache, and without that in memory.
+        """
+        if folder is None:
+            if workspace.cache is None:
+                return cls()
+            folder = workspace.cache.points
+        source, data = Path(workspace.opened.ref), ""
+        code = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else ""
+        if workspace.opened.evaluate is None:
+            data = workspace.reference.hash
+        name = f"scores-{_digest(json.dumps([workspace.profile.fingerprint, data, code, VERSION]))}.jsonl"
+        return cls(folder / name)
+
+    def remembered(self, key: str, compute: Callable[[], T]) -> T:
+        """What is known under a key, else what `compute` gives, which is kept."""
+        if key not in self._known:
+            self._known[key] = value = compute()
+            if self._path is not None:
+                append_line(self._path, (key, value))
+        return cast(T, self._known[key])
+
+
+def score_key(candidate: Candidate, samples: int | None, tolerance: float | None = None) -> str:
+    """Under what the score of a candidate is kept: on so many samples, None for all; tolerance as in `evaluate`."""
+    told = asdict(candidate)["correction"]
+    return _digest(json.dumps([[(n, asdict(c)) for n, c in candidate.plan.choices], told, samples, tolerance]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,0 +1,1 @@
+"""Which layers a network has, and what is in the way of compressing them."""

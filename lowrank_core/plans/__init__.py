@@ -1,0 +1,1 @@
+"""The currency: a plan of ranks, the correction asked for, and what both cost."""

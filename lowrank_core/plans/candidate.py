@@ -1,0 +1,20 @@
+"""Candidate: what a score belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lowrank_core.compression.correct import Correction
+from lowrank_core.plans.plan import RankPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan and how its factors are corrected; None leaves them as the decomposition made them.
+
+    tuned: the fingerprint of a network whose weights were trained, where they no longer follow from the plan.
+    """
+
+    plan: RankPlan
+    correction: Correction | None = None
+    tuned: str | None = None

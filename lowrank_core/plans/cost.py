@@ -1,0 +1,248 @@
+"""What a network and a plan cost, in closed form: parameters, bytes, multiplies; and where a rank begins to pay."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import prod
+
+from lowrank_core.errors import InvalidPlan
+from lowrank_core.layers.spec import LayerSpec, Rank, chain_additions, chain_multiplies, sharing
+from lowrank_core.methods import METHODS, Method
+from lowrank_core.networks.discover import Layer, ModelProfile
+from lowrank_core.plans.plan import Choice, RankPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Costs add up: `sum` over layers is the cost of the network."""
+
+    parameters: int = 0
+    bytes: int = 0  # as stored: elements times element size, tied tensors once
+    multiplies: int = 0  # for one sample; bias additions are not counted
+    additions: int = 0  # for one sample, of the compressible layers, bias additions included
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.parameters + other.parameters,
+            self.bytes + other.bytes,
+            self.multiplies + other.multiplies,
+            self.additions + other.additions,
+        )
+
+    def __radd__(self, other: int) -> Cost:
+        return self
+
+
+def dense_cost(layer: Layer) -> Cost:
+    """What the layer costs as it is, with what a parametrization stores besides."""
+    return chain_cost((layer.spec,), layer) + Cost(layer.extra, layer.extra * layer.itemsize)
+
+
+def chain_cost(stages: tuple[LayerSpec, ...], layer: Layer) -> Cost:
+    """What a chain costs in the layer's place: stored once, computed at every call, also of layers tied to it."""
+    parameters = sum(stage.parameters for stage in stages)
+    parameters += sum(other.spec.out_channels for other in layer.tied if other.spec.bias)
+    calls = [(stages, size) for size in layer.in_sizes]
+    calls += [(sharing(stages, other.spec), size) for other in layer.tied for size in other.in_sizes]
+    return Cost(
+        parameters=parameters,
+        bytes=parameters * layer.itemsize,
+        multiplies=sum(chain_multiplies(chain, size) for chain, size in calls),
+        additions=sum(chain_additions(chain, size) for chain, size in calls),
+    )
+
+
+@lru_cache(maxsize=100_000)
+def layer_cost(layer: Layer, choice: Choice | None) -> Cost:
+    """What the layer costs under a choice; None is dense."""
+    if choice is None:
+        return dense_cost(layer)
+    return chain_cost(METHODS[choice.method].stages(layer.spec, choice.rank), layer)
+
+
+def plan_cost(profile: ModelProfile, plan: RankPlan | None = None) -> Cost:
+    """What the whole network costs under a plan; without one, dense."""
+    rest = profile.rest
+    chosen = dict(plan.choices) if plan else {}
+    return sum(
+        (layer_cost(layer, chosen.get(layer.name)) for layer in profile.layers),
+        Cost(rest.parameters, rest.bytes, rest.multiplies),
+    )
+
+
+def rank_at(top: Rank, share: float) -> Rank:
+    """The rank on the path where every axis keeps the same share of its maximum; at least 1.
+
+    >>> rank_at((64, 32), 0.5)
+    (32, 16)
+    """
+    return tuple(min(m, max(1, round(share * m))) for m in top)
+
+
+@lru_cache(maxsize=10_000)
+def break_even(layer: Layer, method_name: str, quantity: str) -> Rank:
+    """Largest rank strictly cheaper than dense in `quantity` ("bytes" or "multiplies"); zeros = never.
+
+    Two axes: the point on the path of equal shares.
+
+    >>> fc = Layer("fc", "Linear", LayerSpec(8192, 128), ((),), 4)
+    >>> break_even(fc, "svd", "bytes")
+    (126,)
+    """
+    method = METHODS[method_name]
+    top = method.max_rank(layer.spec)
+    dense = getattr(dense_cost(layer), quantity)
+    closed = coefficients(layer, method, quantity)
+    longest = max(top)
+
+    def cheaper(step: int) -> bool:
+        return bool(_evaluated(closed, rank_at(top, step / longest)) < dense)
+
+    step = _last_true(cheaper, longest)
+    return rank_at(top, step / longest) if step else (0,) * len(top)
+
+
+def useful_rank(layer: Layer, method_name: str) -> Rank:
+    """Largest rank that is cheaper in bytes or in multiplies; zeros where no rank is."""
+    found = [break_even(layer, method_name, quantity) for quantity in ("bytes", "multiplies")]
+    return max(found, key=prod)
+
+
+def _last_true(holds: Callable[[int], bool], top: int) -> int:
+    """Largest n in 1..top for which a statement that is true up to some point holds; 0 if it never does."""
+    low, high = 0, top
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def coefficients(layer: Layer, method: Method, quantity: str) -> tuple[int, ...]:
+    """Exact integers of the closed form, for a browser too: c0 + c1 r, or c0 + c1 r_out + c2 r_in + c3 r_out r_in."""
+    at = {rank: int(getattr(cost, quantity)) for rank, cost in _corners(layer, method.name).items()}
+    if len(method.axes) == 1:
+        slope = at[2,] - at[1,]
+        return at[1,] - slope, slope
+    both = at[2, 2] - at[2, 1] - at[1, 2] + at[1, 1]
+    out = at[2, 1] - at[1, 1] - both
+    inner = at[1, 2] - at[1, 1] - both
+    return at[1, 1] - out - inner - both, out, inner, both
+
+
+@lru_cache(maxsize=10_000)
+def _corners(layer: Layer, method_name: str) -> dict[Rank, Cost]:
+    """What the smallest ranks cost: they decide all others."""
+    method = METHODS[method_name]
+    ranks = product((1, 2), repeat=len(method.axes))
+    return {rank: chain_cost(method.stages(layer.spec, rank), layer) for rank in ranks}
+
+
+def _evaluated(closed: tuple[int, ...], rank: Rank) -> int:
+    """The closed form at a rank."""
+    if len(rank) == 1:
+        return closed[0] + closed[1] * rank[0]
+    return closed[0] + closed[1] * rank[0] + closed[2] * rank[1] + closed[3] * rank[0] * rank[1]
+
+
+def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> list[int]:
+    """What `layer_cost` says of one quantity, bytes or multiplies, for many choices at once.
+
+    >>> fc = Layer("fc", "Linear", LayerSpec(8192, 128), ((),), 4)
+    >>> amounts(fc, [None, Choice("svd", (64,))], "multiplies")
+    [1048576, 532480]
+    """
+    closed: dict[str, tuple[int, ...]] = {}
+    found = []
+    for choice in choices:
+        if choice is None:
+            found.append(int(getattr(dense_cost(layer), quantity)))
+            continue
+        if choice.method not in closed:
+            closed[choice.method] = coefficients(layer, METHODS[choice.method], quantity)
+        found.append(_evaluated(closed[choice.method], choice.rank))
+    return found
+
+
+def uniform_plan(
+    profile: ModelProfile, share: float, quantity: str = "multiplies", locked: Iterable[str] = ()
+) -> RankPlan:
+    """The plan that gives every layer the same share of its break-even rank, so that the whole network keeps about
+    `share` of its dense `quantity` ("bytes" or "multiplies") and never more where that can be reached.
+
+    Default methods; layers that no rank makes cheaper, and locked ones, stay dense.
+    """
+    free = []
+    for layer in profile.layers:
+        top = break_even(layer, layer.methods[0].name, quantity)
+        if layer.name not in set(locked) and all(top):
+            free.append((layer, top))
+    target = share * getattr(plan_cost(profile), quantity)
+
+    def at(step: int) -> RankPlan:
+        return RankPlan.of(
+            profile.fingerprint,
+            {layer.name: Choice(layer.methods[0].name, rank_at(top, step / 1000)) for layer, top in free},
+        )
+
+    return at(_last_true(lambda step: getattr(plan_cost(profile, at(step)), quantity) <= target, 1000))
+
+
+def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:
+    """Raise InvalidPlan with every fault at once; return warnings about ranks that save nothing."""
+    if plan.fingerprint != profile.fingerprint:
+        raise InvalidPlan(
+            f"the plan was made for the model {plan.fingerprint[:19]}..., but this model is "
+            f"{profile.fingerprint[:19]}...; open the model it was made for, or make a new plan for this one."
+        )
+    layers = {layer.name: layer for layer in profile.layers}
+    skipped = {s.name: s.reason for s in profile.skipped}
+    for layer in profile.layers:
+        skipped |= {
+            other.name: f"it shares the weight of {layer.name!r}, which stands for both" for other in layer.tied
+        }
+    faults, warnings = [], []
+    for name, choice in plan.choices:
+        fault = _fault(layers, skipped, name, choice)
+        if fault:
+            faults.append(fault)
+            continue
+        chosen, dense = layer_cost(layers[name], choice), dense_cost(layers[name])
+        if chosen.bytes >= dense.bytes and chosen.multiplies >= dense.multiplies:
+            warnings.append(f"layer {name!r}: rank {list(choice.rank)} saves neither bytes nor multiplies")
+    if faults:
+        raise InvalidPlan("; ".join(faults) + ".")
+    return tuple(warnings)
+
+
+def _fault(layers: dict[str, Layer], skipped: dict[str, str], name: str, choice: Choice) -> str | None:
+    if name in skipped:
+        return f"layer {name!r} cannot be compressed ({skipped[name]}); leave it out of the plan"
+    if name not in layers:
+        near = difflib.get_close_matches(name, layers, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(list(layers)[:8])}"
+        return f"the model has no layer {name!r}; {hint}"
+    spec = layers[name].spec
+    if choice.method not in METHODS:
+        return f"layer {name!r}: unknown method {choice.method!r}; choose one of {', '.join(METHODS)}"
+    method = METHODS[choice.method]
+    if why := method.obstacle(spec):
+        return f"layer {name!r}: {choice.method} does not fit, {why}"
+    if len(choice.rank) != len(method.axes):
+        return (
+            f"layer {name!r}: method {choice.method!r} takes {len(method.axes)} rank(s) "
+            f"({', '.join(method.axes)}), but got {list(choice.rank)}"
+        )
+    top = method.max_rank(spec)
+    if any(not 1 <= r <= m for r, m in zip(choice.rank, top, strict=True)):
+        return (
+            f"layer {name!r}: rank {list(choice.rank)} is outside 1..{list(top)} of method {choice.method!r}; "
+            "choose a rank inside, or leave the layer out of the plan to keep it dense"
+        )
+    return None

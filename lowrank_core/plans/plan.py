@@ -1,0 +1,166 @@
+"""RankPlan: the one currency between sliders, searches, the command line and disk. Immutable, hashable, a file."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from lowrank_core.errors import InvalidPlan
+from lowrank_core.layers.spec import Rank
+
+FORMAT = "lowrank-plan"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Choice:
+    """How one layer is factorised: Choice("tucker2", (16, 12))."""
+
+    method: str
+    rank: Rank
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """The choice for each compressed layer of one network; a layer that is absent stays dense.
+
+    >>> plan = RankPlan("sha256:0").with_choice("fc1", Choice("svd", (64,)))
+    >>> RankPlan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    fingerprint: str
+    choices: tuple[tuple[str, Choice], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(sorted(self.choices)))
+
+    @classmethod
+    def of(cls, fingerprint: str, choices: Mapping[str, Choice]) -> RankPlan:
+        """A plan from a mapping of layer names."""
+        return cls(fingerprint, tuple(choices.items()))
+
+    def get(self, name: str) -> Choice | None:
+        """The choice of a layer, or None where it stays dense."""
+        at = bisect_left(self.choices, (name,))
+        return self.choices[at][1] if at < len(self.choices) and self.choices[at][0] == name else None
+
+    def with_choice(self, name: str, choice: Choice | None) -> RankPlan:
+        """A new plan with another choice for one layer; None makes it dense."""
+        choices = dict(self.choices)
+        choices.pop(name, None)
+        if choice is not None:
+            choices[name] = choice
+        return RankPlan.of(self.fingerprint, choices)
+
+    def to_json(
+        self,
+        *,
+        model_name: str = "",
+        correction: dict[str, Any] | UnsetType | None = UNSET,
+        provenance: dict[str, Any] | None = None,
+    ) -> str:
+        """The plan as a file: sorted keys, two spaces, final newline.
+
+        correction: what goes with the plan, None for none; left out, the file says nothing and the reader decides.
+        """
+        document: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": {"name": model_name, "fingerprint": self.fingerprint},
+            "layers": {name: {"method": c.method, "rank": list(c.rank)} for name, c in self.choices},
+            "provenance": provenance or {},
+        }
+        if correction is not UNSET:
+            document["correction"] = correction
+        return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes) -> RankPlan:
+        """The plan in a file's text; `read_plan` also gives what goes with it."""
+        return read_plan(text).plan
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFile:
+    """A plan and what was written beside it. correction: None for none, UNSET where the file does not say."""
+
+    plan: RankPlan
+    model_name: str = ""
+    correction: dict[str, Any] | UnsetType | None = UNSET
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+class _Model(msgspec.Struct, forbid_unknown_fields=True):
+    fingerprint: str
+    name: str = ""
+
+
+class _Choice(msgspec.Struct, forbid_unknown_fields=True):
+    method: str
+    rank: Annotated[list[Annotated[int, msgspec.Meta(ge=1)]], msgspec.Meta(min_length=1, max_length=8)]
+
+
+class _Header(msgspec.Struct):
+    format: str = ""
+    version: int = 0
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
+    format: str
+    version: int
+    model: _Model
+    layers: dict[str, _Choice]
+    correction: dict[str, Any] | UnsetType | None = UNSET
+    provenance: dict[str, Any] = {}
+
+
+LARGEST_BYTES = 16 * 2**20
+
+
+def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys all differ: of two equal ones the reader would silently drop the first."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidPlan(f"the plan file says {name[:80]!r} twice in one place; keep the one that is meant.")
+        found[name] = value
+    return found
+
+
+def read_plan(text: str | bytes) -> PlanFile:
+    """Read a plan file strictly: unknown keys and versions are refused, with the remedy.
+
+    Raises InvalidPlan.
+    """
+    raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if len(raw) > LARGEST_BYTES:
+        raise InvalidPlan(f"a plan file is at most {LARGEST_BYTES >> 20} MB, but this is larger; it is no plan.")
+    try:
+        header = msgspec.json.decode(raw, type=_Header)
+        if header.format != FORMAT:
+            raise InvalidPlan(
+                f'a plan file says "format": "{FORMAT}", but got {header.format!r}; export one from the page Export.'
+            )
+        if header.version != VERSION:
+            raise InvalidPlan(
+                f"plan version must be {VERSION}, but got {header.version}; "
+                "open the file with the Rank Explorer that wrote it, or update this one."
+            )
+        document = msgspec.json.decode(raw, type=_Document)
+        json.loads(raw, object_pairs_hook=_said_once)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPlan(f"not a valid plan file: {error or type(error).__name__}. Export it again.") from error
+    choices = {name: Choice(c.method, tuple(c.rank)) for name, c in document.layers.items()}
+    return PlanFile(
+        RankPlan.of(document.model.fingerprint, choices),
+        document.model.name,
+        document.correction,
+        document.provenance,
+    )

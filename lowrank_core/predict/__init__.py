@@ -1,0 +1,1 @@
+"""What single layers tell of whole plans."""

@@ -1,0 +1,231 @@
+"""The predicted score of any plan, without running it: the changes of single layers add up like noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import exp, log
+
+import torch
+from torch import Tensor
+
+from lowrank_core.algebra.linalg import tail_energy
+from lowrank_core.layers.spec import Rank
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.scoring.scores import Reference
+
+Curve = tuple[tuple[float, float], ...]
+"""(log squared error, log mean squared change of the outputs), ascending in the error."""
+
+
+LEAST_KEPT = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseTable:
+    """Score of the dense outputs with Gaussian noise of a given variance added; linear in between log variances.
+
+    rough: mean squared output change per unit of squared relative weight error, before anything is measured.
+    """
+
+    log_variance: tuple[float, ...]
+    score: tuple[float, ...]
+    rough: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What compressing one layer alone does to the network's outputs.
+
+    error: closed-form squared relative error of the weight; change: mean squared change of the outputs.
+    loss: the divergence of the predicted classes from the dense network's in nats, of other outputs the squared change
+    relative to their variance. drop: of the metric, where the samples have labels.
+    """
+
+    layer: str
+    method: str
+    rank: Rank
+    error: float
+    change: float
+    loss: float = 0.0
+    drop: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What later layers make good: of the change by one layer alone, `kept` is left when all later layers are refitted
+    too. The larger the change, the larger the share that is made good.
+    """
+
+    layer: str
+    change: float
+    kept: float
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What single layers cannot tell of a whole plan: order of execution, repairs, and how much the sum is worth.
+
+    scale: what the summed variance is multiplied by; measured on a few plans, see `fitted_scale`.
+    """
+
+    order: tuple[str, ...] = ()
+    repairs: tuple[Repair, ...] = ()
+    scale: float = 1.0
+
+
+def closed_form_error(spectra: tuple[Tensor, ...], rank: Rank) -> float:
+    """Squared relative error of a factorised weight, by the energy beyond the rank; that of two axes adds up (HOSVD).
+
+    >>> closed_form_error((torch.tensor([2.0, 1.0, 1.0]),), (2,))   # 1 of 6
+    0.1666...
+    """
+    total = 0.0
+    for spectrum, r in zip(spectra, rank, strict=True):
+        tail = tail_energy(spectrum)
+        total += float(tail[min(r, len(spectrum))] / tail[0]) if tail[0] > 0 else 0.0
+    return min(1.0, total)
+
+
+def curves(points: Iterable[Point]) -> dict[tuple[str, str], Curve]:
+    """By (layer, method): what `predict` and the board interpolate."""
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for point in points:
+        if point.error > 0 and point.change > 0:
+            found.setdefault((point.layer, point.method), {})[log(point.error)] = log(point.change)
+    return {key: tuple(sorted(curve.items())) for key, curve in found.items()}
+
+
+def change(error: float, curve: Curve, rough: float) -> float:
+    """Mean squared change of the outputs at a squared error: log against log, proportional beyond the ends.
+
+    Without a curve `rough` times the error. The board's script computes the same.
+    """
+    if error <= 0:
+        return 0.0
+    if not curve:
+        return rough * error
+    x, (first, last) = log(error), (curve[0], curve[-1])
+    if x <= first[0]:
+        return exp(first[1] + x - first[0])
+    if x >= last[0]:
+        return exp(last[1] + x - last[0])
+    (x0, y0), (x1, y1) = next(pair for pair in pairwise(curve) if x <= pair[1][0])
+    return exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+
+
+def score_at(table: NoiseTable, variance: float) -> float:
+    """The score under noise of a variance, from the table."""
+    knots = tuple(zip(table.log_variance, table.score, strict=True))
+    return between(knots, log(variance)) if variance > 0 else knots[0][1]
+
+
+def kept_curves(repairs: Iterable[Repair]) -> dict[str, Curve]:
+    """By layer: (log change alone, log share kept), ascending; between them straight, beyond the ends constant."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for repair in repairs:
+        if repair.change > 0:
+            found.setdefault(repair.layer, []).append((log(repair.change), log(min(1.0, max(LEAST_KEPT, repair.kept)))))
+    return {layer: tuple(sorted(curve)) for layer, curve in found.items()}
+
+
+def plan_variance(
+    plan: RankPlan,
+    found: Mapping[tuple[str, str], Curve],
+    rough: float,
+    spectra: Callable[[str, str], tuple[Tensor, ...]],
+    context: Context,
+) -> float:
+    """The changes of the plan's layers, less what later layers of the plan make good, added up.
+
+    The share that is kept holds where all later layers are in the plan; it is taken to the power of the share that is.
+    """
+    chosen, kept = dict(plan.choices), kept_curves(context.repairs)
+    total = 0.0
+    for name, choice in plan.choices:
+        error = closed_form_error(spectra(name, choice.method), choice.rank)
+        alone = change(error, found.get((name, choice.method), ()), rough)
+        if alone > 0 and name in kept and name in context.order:
+            later = context.order[context.order.index(name) + 1 :]
+            share = sum(other in chosen for other in later) / max(1, len(later))
+            alone *= exp(share * between(kept[name], log(alone)))
+        total += alone
+    return total
+
+
+def predict(
+    plan: RankPlan,
+    found: Mapping[tuple[str, str], Curve],
+    table: NoiseTable,
+    spectra: Callable[[str, str], tuple[Tensor, ...]],
+    context: Context | None = None,
+) -> float:
+    """The score that a plan will have. found: `curves(points)`; spectra(layer, method): those of its factorisation."""
+    context = context or Context()
+    return score_at(table, context.scale * plan_variance(plan, found, table.rough, spectra, context))
+
+
+def between(knots: Curve, x: float) -> float:
+    """Straight between the knots, constant beyond them."""
+    if x <= knots[0][0]:
+        return knots[0][1]
+    for (x0, y0), (x1, y1) in pairwise(knots):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
+    return knots[-1][1]
+
+
+def fitted_scale(table: NoiseTable, measured: Iterable[tuple[float, float]]) -> float:
+    """The scale under which (variance, measured score) of a few plans agree best with the table.
+
+    Least absolute difference over the plans that lose less than a twelfth of the table's range: what is worse is not
+    predicted. 1 where there is nothing to fit.
+    """
+    limit = (table.score[0] - table.score[-1]) / 12
+    sign = 1 if limit >= 0 else -1  # of a score that is better when lower
+
+    def lost(score: float) -> float:
+        return sign * (table.score[0] - score)
+
+    pairs = [(variance, score) for variance, score in measured if lost(score) < abs(limit)]
+
+    def loss(step: int) -> tuple[float, int]:
+        scale = exp(0.02 * step)
+        return sum(abs(min(abs(limit), lost(score_at(table, scale * v))) - lost(s)) for v, s in pairs), abs(step)
+
+    return exp(0.02 * min(range(-100, 101), key=loss)) if pairs else 1.0
+
+
+NOISE_OUTPUTS = 2**19
+"""Numbers at most that noise is added to: of large outputs only those of the leading samples."""
+
+
+def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, draws: int = 4) -> NoiseTable:
+    """Tabulate score against output noise on the leading `samples` (the noise model: no calibration, one forward pass).
+
+    The same noise, scaled, serves every row of the table, so that the score falls smoothly. Where outputs are large (a
+    number for every word after every word) fewer samples take part, and the rows are shifted to the score of all.
+    """
+    metric = reference.metric
+    parts = list(reference.batches(samples))
+    outputs = torch.cat([dense for _, dense in parts])
+    if metric.label_free or parts[0][0].targets is None:
+        targets = outputs
+    else:
+        targets = torch.cat([part.targets for part, _ in parts if part.targets is not None])
+    fewer = max(1, NOISE_OUTPUTS // max(1, outputs[0].numel()))
+    shift = 0.0
+    if fewer < len(outputs):
+        shift = metric.score(outputs, targets) - metric.score(outputs[:fewer], targets[:fewer])
+        outputs, targets = outputs[:fewer], targets[:fewer]
+    scale = float(outputs.float().var()) if outputs.numel() > 1 else 1.0
+    generator = torch.Generator().manual_seed(seed)
+    noise = [torch.randn(outputs.shape, generator=generator) for _ in range(draws)]
+    variances = [scale * 10 ** (-5 + 0.125 * step) for step in range(57)]
+    scores = []
+    for variance in variances:
+        values = [metric.score(outputs + variance**0.5 * sample, targets) for sample in noise]
+        scores.append(shift + sum(values) / len(values))
+    logs = torch.tensor(variances, dtype=torch.float64).log().tolist()
+    return NoiseTable(tuple(logs), tuple(scores), scale)

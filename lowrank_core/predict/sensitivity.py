@@ -1,0 +1,294 @@
+"""Sensitivity: what compressing one layer alone, at a few ranks, does to the network's outputs. No labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowrank_core.compression.apply import apply
+from lowrank_core.compression.correct import Correction, load_overlay
+from lowrank_core.errors import Cancelled
+from lowrank_core.layers.data import Dataset, data_hash
+from lowrank_core.methods import METHODS
+from lowrank_core.networks.discover import Layer
+from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict.prediction import Point, closed_form_error
+from lowrank_core.running.parallel import HERE, Workers, spread
+from lowrank_core.running.progress import Doing
+from lowrank_core.scoring.metrics import Metric
+from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.scores import run
+from lowrank_core.store.cache import Cache
+from lowrank_core.store.lines import append_line, read_lines
+from lowrank_core.workspace import Workspace, opened_once
+
+VERSION = 3
+"""Of the way points are measured: stored ones of another version are not used."""
+
+SAMPLES = 128
+SHARES = (0.08, 0.25, 0.5, 0.9)
+"""Shares of the largest useful rank; the lowest is where the curve is steepest."""
+
+BATCH = 64
+
+Ask = tuple[str, Choice]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One more point, and how far along the measurement is."""
+
+    point: Point
+    done: int
+    total: int
+    seconds_left: float
+
+
+def asked(workspace: Workspace, methods: Iterable[str] | None = None) -> tuple[Ask, ...]:
+    """What to measure, layer by layer: first every layer's default method, then the others.
+
+    methods: all but references and variants that need calibration data, unless given by name.
+    """
+    usual = {m.name for m in METHODS.values() if not m.reference and not m.data_aware}
+    wanted = usual if methods is None else set(methods)
+    first: list[Ask] = []
+    rest: list[Ask] = []
+    for layer in workspace.profile.layers:
+        for position, method in enumerate(m.name for m in layer.methods if m.name in wanted):
+            asks = [(layer.name, Choice(method, rank)) for rank in ranks(layer, method)]
+            (first if position == 0 else rest).extend(asks)
+    return (*first, *rest)
+
+
+def ranks(layer: Layer, method: str) -> list[tuple[int, ...]]:
+    """The ranks that are measured; of a method that never pays, shares of all it has."""
+    top = useful_rank(layer, method)
+    if not all(top):
+        top = METHODS[method].max_rank(layer.spec)
+    return sorted({rank_at(top, share) for share in SHARES})
+
+
+def measured(
+    workspace: Workspace,
+    correction: Correction | None = None,
+    *,
+    asks: Iterable[Ask] | None = None,
+    known: Iterable[Point] = (),
+    samples: int = SAMPLES,
+    data: Dataset | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Found]:
+    """Yield each point as it is measured; those in `known` are not measured again.
+
+    Only what comes after the layer is run: on `data`, whose labels, if any, give the drop of the metric; without it on
+    the leading evaluation samples, unlabelled. Raises Cancelled between two points.
+    """
+    have = {(p.layer, p.method, p.rank) for p in known}
+    wanted = asked(workspace) if asks is None else asks
+    todo = [(name, choice) for name, choice in wanted if (name, choice.method, choice.rank) not in have]
+    if not todo:
+        return
+    ground = _ground(workspace, _samples(workspace, samples) if data is None else data)
+    yield from _points(workspace, correction, todo, ground, cancelled)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ground:
+    """What all points on the same samples start from: batches with their places, dense outputs, and prefixes."""
+
+    data: Dataset
+    parts: list[tuple[Dataset, int]]
+    dense: Tensor
+    store: PrefixStore
+
+
+def _ground(workspace: Workspace, data: Dataset) -> _Ground:
+    parts = [(data.pick(slice(at, min(at + BATCH, len(data)))), at) for at in range(0, len(data), BATCH)]
+    dense = torch.cat([run(workspace.model, part) for part, _ in parts])
+    return _Ground(data, parts, dense, PrefixStore(workspace.model, workspace.profile, data))
+
+
+def _points(
+    workspace: Workspace,
+    correction: Correction | None,
+    todo: Sequence[Ask],
+    ground: _Ground,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Found]:
+    dense = ground.dense
+    number = {layer.name: i for i, layer in enumerate(workspace.profile.layers)}
+    started = time.monotonic()
+    for done, (name, choice) in enumerate(todo, start=1):
+        if cancelled():
+            raise Cancelled("the measurement of single layers was called off.")
+        plan = RankPlan.of(workspace.profile.fingerprint, {name: choice})
+        compressed = apply(workspace.model, workspace.profile, plan, workspace.factors)
+        if correction is not None:
+            load_overlay(compressed, workspace.corrector.alone(compressed, plan, correction))
+        forward = ground.store.runner(compressed, len(ground.data), record=[number[name]])
+        outputs = torch.cat([forward(part, at) for part, at in ground.parts])
+        error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
+        squares = float((outputs.double() - dense.double()).square().mean())
+        loss = loss_increase(workspace.metric, outputs, dense)
+        drop = _drop(workspace.metric, outputs, dense, ground.data.targets)
+        point = Point(name, choice.method, choice.rank, error, squares, loss, drop)
+        yield Found(point, done, len(todo), (time.monotonic() - started) / done * (len(todo) - done))
+
+
+def profile(
+    workspace: Workspace,
+    correction: Correction | None,
+    asks: Iterable[Ask],
+    data: Dataset,
+    *,
+    folder: Path | None = None,
+    workers: Workers = HERE,
+    tell: Callable[[str], None] = lambda text: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[Point, ...]:
+    """The points asked for, in that order. With a folder they are kept there as they come, and not measured twice.
+
+    workers: other processes open the model by its reference, and measure the same to the last bit as one thread here.
+    tell hears how far it is and how long it takes. Raises Cancelled; what is measured by then is kept.
+    """
+    asks = tuple(asks)
+    file = None if folder is None else PointFile(folder, workspace, correction, data=data)
+    found = {(p.layer, p.method, p.rank): p for p in (() if file is None else file.load())}
+    todo = [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in found]
+    for step in _measured(workspace, correction, todo, data, workers, cancelled):
+        found[step.point.layer, step.point.method, step.point.rank] = step.point
+        if file is not None:
+            file.add(step.point)
+        tell(Doing(f"measuring layers: {step.done} of {step.total} points", step.seconds_left))
+    return tuple(found[name, choice.method, choice.rank] for name, choice in asks)
+
+
+def _measured(
+    workspace: Workspace,
+    correction: Correction | None,
+    todo: list[Ask],
+    data: Dataset,
+    workers: Workers,
+    cancelled: Callable[[], bool],
+) -> Iterator[Found]:
+    """Each point as it is measured, here or elsewhere; elsewhere a layer is one piece of work."""
+    if not workers.elsewhere:
+        yield from measured(workspace, correction, asks=todo, data=data, cancelled=cancelled)
+        return
+    layers: dict[str, list[Ask]] = {}
+    for ask in todo:
+        layers.setdefault(ask[0], []).append(ask)
+    model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
+    samples = _Samples(data_hash((data.inputs, data.targets)), data.alone())
+    pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
+    started, done = time.monotonic(), 0
+    for _, points in spread(_measured_elsewhere, pieces, workers):
+        for point in points:
+            done += 1
+            yield Found(point, done, len(todo), (time.monotonic() - started) / done * (len(todo) - done))
+        if cancelled():
+            raise Cancelled("the measurement of single layers was called off.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """Samples, told apart by their hash."""
+
+    hash: str
+    data: Dataset = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """What another process measures: points of one layer of a model, told by reference, fingerprint and cache."""
+
+    model: tuple[str, str, Cache | None]
+    correction: Correction | None
+    asks: tuple[Ask, ...]
+    samples: _Samples
+
+
+def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
+    ground = _ground_once(piece.model, piece.samples)
+    return tuple(step.point for step in _points(opened_once(*piece.model), piece.correction, piece.asks, ground))
+
+
+@lru_cache(maxsize=1)
+def _ground_once(model: tuple[str, str, Cache | None], samples: _Samples) -> _Ground:
+    """That of a process which measures piece after piece."""
+    return _ground(opened_once(*model), samples.data)
+
+
+def _samples(workspace: Workspace, samples: int) -> Dataset:
+    return Dataset(workspace.reference.dataset.pick(slice(0, samples)).inputs)
+
+
+def loss_increase(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
+    """How far outputs are from the dense network's, without labels.
+
+    Of class scores the mean Kullback-Leibler divergence of the predicted distributions, in nats; of other outputs the
+    mean squared difference over the variance of the dense ones. Never below 0.
+    """
+    ours, theirs = outputs.double(), dense.double()
+    if metric.class_axis is None or ours.ndim <= metric.class_axis:
+        spread = float(theirs.var(correction=0))
+        return float((ours - theirs).square().mean()) / (spread or 1.0)
+    log_p, log_q = (values.log_softmax(metric.class_axis) for values in (theirs, ours))
+    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(metric.class_axis).mean()))
+
+
+def _drop(metric: Metric, outputs: Tensor, dense: Tensor, targets: Tensor | None) -> float | None:
+    """How much worse the metric is than the dense network's; None without labels."""
+    if targets is None:
+        return None
+    targets = dense if metric.label_free else targets
+    ours, theirs = (metric.score(values, targets) for values in (outputs, dense))
+    return theirs - ours if metric.higher_is_better else ours - theirs
+
+
+# ---- on disk --------------------------------------------------------------------------------------------------------
+
+
+class PointFile:
+    """Points of one network, data and correction, line by line in a file of a folder that is named by all of them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        workspace: Workspace,
+        correction: Correction | None,
+        *,
+        data: Dataset | None = None,
+    ) -> None:
+        """data: the samples the points are measured on, as in `measured`."""
+        data = _samples(workspace, SAMPLES) if data is None else data
+        key = {
+            "fingerprint": workspace.profile.fingerprint,
+            "data": data_hash((data.inputs, data.targets)),
+            "correction": None if correction is None else correction.to_dict(),
+            "version": VERSION,
+        }
+        self._name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        self.path = folder / f"points-{self._name}.jsonl"
+
+    def load(self) -> tuple[Point, ...]:
+        """Every stored point, each once; what is damaged counts as missing."""
+        stored = (point for point in read_lines(self.path, Point) if point.method in METHODS)
+        return tuple({(p.layer, p.method, p.rank): p for p in stored}.values())
+
+    def add(self, point: Point) -> None:
+        """Keep one more point."""
+        append_line(self.path, point)
+
+    def beside(self, what: str) -> Path:
+        """A file for something else that depends on the same."""
+        return self.path.with_name(f"{what}-{self._name}.json")

@@ -1,0 +1,170 @@
+"""Work in several processes. joblib is the only door: processes of this machine, or those of a dask cluster."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import joblib
+import torch
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from lowrank_core.errors import LowRankError, WorkersLost
+from lowrank_core.running.cancelling import go_on
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+ASK_SECONDS = 0.1
+"""Between two questions whether to go on."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of these settings (malloc.h)."""
+
+BLOCK_BYTES, KEPT_BYTES = 2**25, 2**28
+
+ATTEMPTS = 3
+"""How often all processes may be lost before the work is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Where work is done: in so many processes of this machine (1: here), or by the dask scheduler at an address.
+
+    >>> Workers(4).elsewhere, Workers().elsewhere
+    (True, False)
+    """
+
+    count: int = 1
+    dask: str | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether work leaves this process."""
+        return self.count != 1 or self.dask is not None
+
+
+HERE = Workers()
+"""In this process, as it is."""
+
+
+def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> Iterator[tuple[int, R]]:
+    """Yield (position, function(ask)) of each as it is done, in any order; function and asks must be picklable.
+
+    Every process has one torch thread, so an answer does not depend on where it is computed. What a process did that
+    was killed is asked again. Raises what function raises, and WorkersLost where processes keep dying or the scheduler
+    does not answer. Closing the generator, calling off the work of this thread (`stop.until`) and Ctrl-C end the
+    processes of this machine; those of a cluster finish what they have begun.
+
+    >>> sorted(spread(abs, [-3, 4], Workers()))
+    [(0, 3), (1, 4)]
+    """
+    if not workers.elsewhere:
+        for at, ask in enumerate(asks):
+            go_on()
+            yield at, function(ask)
+        return
+    left, lost = dict(enumerate(asks)), 0
+    with _pool(workers) as begin:
+        while left:
+            results = begin()(joblib.delayed(_one)(function, at, ask) for at, ask in list(left.items()))
+            try:
+                for at, answer in _waiting(results):
+                    del left[at]
+                    yield at, answer
+            except BrokenProcessPool as error:
+                lost += 1
+                if lost == ATTEMPTS:
+                    why = str(error).partition(".")[0]
+                    raise WorkersLost(
+                        f"worker processes died {ATTEMPTS} times ({why}); is there enough memory? Take fewer workers."
+                    ) from error
+            except BaseException:  # an error of the work, a cancellation, Ctrl-C, or a caller who has enough
+                if workers.dask is None:  # those of a cluster end by themselves once nobody waits for them
+                    get_reusable_executor(reuse=True).shutdown(wait=False, kill_workers=True)
+                raise
+
+
+def _waiting(results: Generator[tuple[int, R], None, None]) -> Iterator[tuple[int, R]]:
+    """The same; while it waits for the next one it asks whether to go on, which joblib does not."""
+    answers: SimpleQueue[tuple[int, R] | BaseException] = SimpleQueue()
+
+    def wait() -> None:
+        try:
+            for answer in results:
+                answers.put(answer)
+            answers.put(StopIteration())
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=wait, name="answers of workers", daemon=True).start()
+    while True:
+        go_on()
+        try:
+            answer = answers.get(timeout=ASK_SECONDS)
+        except Empty:
+            continue
+        if isinstance(answer, StopIteration):
+            return
+        if isinstance(answer, BaseException):
+            raise answer
+        yield answer
+
+
+def _one(function: Callable[[A], R], at: int, ask: A) -> tuple[int, R]:
+    torch.set_num_threads(1)
+    _keep_what_is_freed()
+    return at, function(ask)
+
+
+@cache
+def _keep_what_is_freed() -> None:
+    """Let glibc use freed memory again, up to KEPT_BYTES of it, in blocks below BLOCK_BYTES.
+
+    dask tells its workers to give everything back at once (MALLOC_TRIM_THRESHOLD_), so that every output of a layer is
+    mapped and unmapped by the kernel: measuring ResNet-20 takes 1.6 times as long.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, BLOCK_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+@contextmanager
+def _pool(workers: Workers) -> Iterator[Callable[[], joblib.Parallel]]:
+    """What begins anew each time it is called: a Parallel whose processes died may still send out its old asks."""
+    options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
+    if workers.dask is None:
+        yield lambda: joblib.Parallel(n_jobs=workers.count, backend="loky", **options)
+        return
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise LowRankError(
+            "a dask cluster needs more packages: pip install -r requirements-cluster.txt, here and on its workers."
+        ) from error
+    try:
+        client = Client(workers.dask, timeout=10, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise WorkersLost(f"no dask scheduler answers at {workers.dask!r} ({error}); check the address.") from error
+    try:
+        client.wait_for_workers(1, timeout=30)
+    except TimeoutError as error:
+        client.close()
+        raise WorkersLost(f"the dask scheduler at {workers.dask!r} has no workers; start some.") from error
+
+    def begin() -> joblib.Parallel:
+        with joblib.parallel_config(backend="dask", client=client):
+            return joblib.Parallel(n_jobs=-1, **options)
+
+    try:
+        yield begin
+    finally:
+        client.close()

@@ -1,0 +1,1 @@
+"""How good outputs are, paired with those of the dense network."""

@@ -1,0 +1,111 @@
+"""Data beside a model that is no Python file: arrays in a `.npz` of NumPy, read without pickle or surprises."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank_core.errors import InvalidData
+from lowrank_core.layers.data import Dataset, Inputs
+from lowrank_core.sources._opened import as_dataset
+
+GROWTH = 100
+"""A compressed archive may be so many times as large in memory: more is a bomb, or wants numpy.savez."""
+
+KEYS = "inputs (or one array per input, by its name), targets, train_inputs, train_targets and metric"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NpzData:
+    """What an archive holds. metric: a name of METRICS, None where it names none."""
+
+    eval: Dataset
+    train: Dataset | None = None
+    metric: str | None = None
+
+
+def read_npz(path: Path, names: Sequence[str] = ()) -> NpzData:
+    """Arrays `inputs` (N, ...), or one per name in `names`; optionally `targets`, both as `train_...`, and `metric`.
+
+    Inputs are a Tensor where the network has one, a tuple in the order of `names` where it has several.
+
+    >>> np.savez("m.npz", inputs=images, targets=labels)  # doctest: +SKIP
+
+    Raises InvalidData where the file is damaged, holds objects, other keys, or claims more than it holds.
+    """
+    arrays = _arrays(path)
+    metric = arrays.pop("metric", None)
+    sets: dict[str, Dataset] = {}
+    for prefix in ("", "train_"):
+        inputs = _inputs(arrays, names, prefix, path)
+        targets = arrays.pop(f"{prefix}targets", None)
+        if inputs is not None:
+            found = None if targets is None else _tensor(targets, f"{prefix}targets", path)
+            sets[prefix] = as_dataset(Dataset(inputs, found), f"{path}, {prefix}inputs")
+        elif targets is not None:
+            raise InvalidData(f"{path} holds {prefix}targets, but no {prefix}inputs; save both.")
+    if arrays or "" not in sets:
+        strange = f"it has {', '.join(sorted(arrays)[:5])} besides" if arrays else "it has no inputs"
+        raise InvalidData(f"{path} must hold {KEYS}, but {strange}.")
+    return NpzData(sets[""], sets.get("train_"), None if metric is None else str(metric))
+
+
+def _inputs(arrays: dict[str, np.ndarray], names: Sequence[str], prefix: str, path: Path) -> Inputs | None:
+    given = [f"{prefix}{name}" for name in names if f"{prefix}{name}" in arrays]
+    if not given and len(names) < 2:
+        given = [f"{prefix}inputs"] if f"{prefix}inputs" in arrays else []
+    if not given:
+        return None
+    if len(given) < len(names):
+        missing = [f"{prefix}{name}" for name in names if f"{prefix}{name}" not in given]
+        raise InvalidData(f"{path} lacks {', '.join(missing)}; the network takes {', '.join(names)}.")
+    found = tuple(_tensor(arrays.pop(name), name, path) for name in given)
+    return found if len(found) > 1 else found[0]
+
+
+def _tensor(array: np.ndarray, name: str, path: Path) -> Tensor:
+    if array.dtype.kind not in "biuf" or array.ndim == 0:
+        raise InvalidData(f"{path}: {name} must be an array of numbers, (N, ...), but is {array.dtype} {array.shape}.")
+    if array.dtype.kind == "u" and array.dtype != np.uint8:
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array, after each header has been held against the bytes that are there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            held, claimed = path.stat().st_size, sum(member.file_size for member in members)
+            if claimed > GROWTH * held:
+                raise InvalidData(
+                    f"{path} would be {claimed:,} bytes in memory from {held:,} in the file; save it with numpy.savez."
+                )
+            for member in members:
+                with archive.open(member) as file:
+                    _check_header(file, member.file_size, f"{path}: {member.filename}")
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except InvalidData:
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())[:200]
+        raise InvalidData(f"{path} cannot be read ({told}); write it with numpy.savez.") from error
+
+
+def _check_header(file: IO[bytes], size: int, where: str) -> None:
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise InvalidData(f"{where} holds Python objects, which could run code; save plain arrays.")
+    if any(n < 0 for n in shape) or prod(shape) * dtype.itemsize != size - file.tell():
+        raise InvalidData(f"{where} claims the shape {shape} of {dtype}, but holds {size - file.tell():,} bytes.")

@@ -1,0 +1,73 @@
+"""Weights: the tensors of a file, known by name and shape, each read when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lowrank_core.algebra.gram import row_blocks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTensor:
+    """A tensor in a file. read(rows) gives those of its first axis, in its own dtype; of a scalar itself.
+
+    dtype: None for a kind of number that is not read, such as 8-bit floats, whose name `kind` is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    kind: str
+    bytes: int
+    read: Callable[[slice], Tensor]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """What a file of weights alone tells: no structure, so nothing can be run, compressed or exported."""
+
+    ref: str
+    name: str
+    description: str
+    tensors: tuple[StoredTensor, ...]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """All tensors as stored."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+
+def fingerprint(weights: Weights) -> str:
+    """The fingerprint of a model with these weights as its state_dict; reads every byte, in little memory."""
+    digest = hashlib.sha256()
+    for tensor in sorted(weights.tensors, key=lambda one: one.name):
+        digest.update(f"{tensor.name}|".encode())
+        _add(digest, tensor)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def content_hash(tensor: StoredTensor) -> str:
+    """Of one tensor, whatever its name: half a second for a gigabyte."""
+    digest = hashlib.sha256()
+    _add(digest, tensor)
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, tensor: StoredTensor) -> None:
+    digest.update(f"{tensor.dtype}|{tensor.shape}|".encode())
+    rows = tensor.shape[0] if tensor.shape else 1
+    for part in row_blocks(rows, tensor.elements // max(1, rows)):
+        flat = tensor.read(part).contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)

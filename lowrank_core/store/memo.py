@@ -1,0 +1,46 @@
+"""Steps: the expensive results inside a factorisation, by name; each is computed once, when first asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lowrank_core.store.room import Room
+
+Tensors = dict[str, Tensor]
+Compute = Callable[[], Tensors]
+
+
+class Steps:
+    """Results of pure functions of tensors, safe to share between threads.
+
+    `remember(name, compute)` is asked for each result once; whoever holds a cache puts itself there, so that no
+    factorisation knows of files, and gives `kept` a part of its own room. Results are kept contiguous: one from a file
+    is the same as a fresh one to the last bit, and so is whatever is computed from it.
+
+    >>> steps = Steps()
+    >>> steps("ones", lambda: {"ones": torch.ones(2)})["ones"].tolist()
+    [1.0, 1.0]
+    """
+
+    def __init__(self) -> None:
+        self.remember: Callable[[str, Compute], Tensors] = lambda name, compute: compute()
+        self.kept = Room().part()
+        self._lock = threading.RLock()
+
+    def __call__(self, name: str, compute: Compute) -> Tensors:
+        """The result of that name."""
+        with self._lock:
+            found: Tensors | None = self.kept.get((id(self), name))
+            if found is None:
+                found = compact(self.remember(name, compute))
+                self.kept.put((id(self), name), found, sum(t.nbytes for t in found.values()))
+            return found
+
+
+def compact(tensors: Tensors) -> Tensors:
+    """Copies in memory of their own, laid out row by row."""
+    return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}

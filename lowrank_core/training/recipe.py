@@ -1,0 +1,285 @@
+"""How factors are trained: the settings, what the loss compares, varied images, balanced and random factors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from lowrank_core.errors import InvalidData, InvalidSettings
+from lowrank_core.layers.data import Dataset, Inputs, tensors
+from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.plans.plan import RankPlan
+
+TEMPERATURE = 4.0
+"""Of the distillation (Hinton et al.): soft answers tell more than the largest one."""
+
+RATE, CP_RATE = 0.02, 0.004
+"""CP factors break at what others bear. Loss on held-back training images after one epoch of 3,600, ResNet-20, CP3 at
+30 % of the multiplies, start 1.286: rate 0.001 1.001, 0.002 0.984, 0.004 0.966, 0.02 1.283, 0.05 2.604; gradients
+clipped at 10 instead of 1 at 0.004 1.882; Adam at its best rate (0.0003) 0.963, at 0.001 1.583; batches of 128
+1.032. Spatial SVD, start 3.949: 0.01 2.739, 0.02 2.617, 0.05 2.579. A plan that loses little needs the smaller one: the
+digits CNN at half its multiplies, five epochs from 0.063: 0.01 0.051, 0.02 0.050, 0.05 never below the start."""
+
+Loss = Literal["distill", "labels", "both"]
+Train = Literal["factors", "everything"]
+Augment = Literal["none", "shift", "flip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How factors are trained. The metadata of each field says what a form needs: label, bounds or choices, help.
+
+    >>> Settings(epochs=5).learning_rate is None     # chosen by the plan's methods
+    True
+    """
+
+    epochs: int = field(
+        default=3, metadata={"label": "Epochs", "min": 1, "max": 1000, "help": "Passes over the training samples."}
+    )
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "label": "Learning rate",
+            "min": 1e-6,
+            "max": 10.0,
+            "help": f"After the warm-up. Left empty: {CP_RATE} where CP factors take part, else {RATE}.",
+        },
+    )
+    loss: Loss = field(
+        default="distill",
+        metadata={
+            "label": "Learn from",
+            "choices": {"distill": "the dense network", "labels": "the labels", "both": "both"},
+            "help": "The dense network's answers need no labels.",
+        },
+    )
+    train: Train = field(
+        default="factors",
+        metadata={
+            "label": "What learns",
+            "choices": {"factors": "the factors", "everything": "everything"},
+            "help": "Everything: the layers that stayed dense learn as well.",
+        },
+    )
+    from_scratch: bool = field(
+        default=False,
+        metadata={
+            "label": "From scratch",
+            "help": "Start from random factors of the plan's ranks; with everything, from a random network.",
+        },
+    )
+    augment: Augment = field(
+        default="none",
+        metadata={
+            "label": "Vary the images",
+            "choices": {"none": "no", "shift": "shifts", "flip": "shifts and mirror images"},
+            "help": "For images (N, C, H, W) of floating point: moved by at most an eighth of each side.",
+        },
+    )
+    batch: int = field(default=32, metadata={"label": "Batch", "min": 1, "max": 65536, "help": "Samples in one step."})
+    warm_up: float = field(
+        default=0.1,
+        metadata={"label": "Warm-up", "min": 0.0, "max": 0.9, "help": "Share of all steps in which the rate rises."},
+    )
+    clip: float = field(
+        default=1.0,
+        metadata={
+            "label": "Clip gradients",
+            "min": 1e-3,
+            "max": 1e6,
+            "help": "Largest norm of all gradients.",
+        },
+    )
+    patience: int = field(
+        default=10,
+        metadata={
+            "label": "Patience",
+            "min": 1,
+            "max": 1000,
+            "help": "Stop after so many epochs without a better.",
+        },
+    )
+    seed: int = field(default=0, metadata={"label": "Seed", "min": 0, "max": 2**31, "help": "Of order and start."})
+
+    def __post_init__(self) -> None:
+        """Raises InvalidSettings for a value outside its bounds."""
+        for item in fields(self):
+            value, about = getattr(self, item.name), item.metadata
+            if "choices" in about and value not in about["choices"]:
+                raise InvalidSettings(
+                    f"{item.name} must be one of {', '.join(about['choices'])}, but got {item.name}={value!r}."
+                )
+            if "min" in about and value is not None and not about["min"] <= value <= about["max"]:
+                raise InvalidSettings(
+                    f"{item.name} must be {about['min']:g} to {about['max']:g}, but got {item.name}={value}."
+                )
+
+    def rate(self, plan: RankPlan) -> float:
+        """The learning rate: as set, or smaller where CP factors take part, which break at what others bear."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        words = {word for _, choice in plan.choices for word in choice.method.split("_")}
+        return CP_RATE if any(word.startswith("cp") for word in words) else RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What outputs are compared with. classes: outputs are logits; else numbers, compared by their squared distance.
+
+    axis: the axis of the classes, 1 as in PyTorch's losses, or -1 where the targets have the other axes.
+    """
+
+    loss: Loss
+    classes: bool
+    axis: int = 1
+
+    @classmethod
+    def of(cls, loss: Loss, outputs: Tensor, targets: Tensor | None) -> Objective:
+        """For these outputs (a batch of the dense network's) and targets; raises InvalidData where they do not fit."""
+        if loss != "distill" and targets is None:
+            raise InvalidData("train_data() has no labels to learn from; learn from the dense network (distill).")
+        if targets is None:
+            return cls(loss, outputs.ndim > 1 and outputs.shape[1] > 1)
+        if targets.is_floating_point():
+            if loss != "distill" and targets.shape[1:] != outputs.shape[1:]:
+                raise InvalidData(
+                    f"targets of train_data() must have the shape of the outputs, {tuple(outputs.shape[1:])} a sample, "
+                    f"but got {tuple(targets.shape[1:])}; correct them, or learn from the dense network (distill)."
+                )
+            return cls(loss, False)
+        axis = -1 if outputs.ndim > 2 and targets.shape[1:] == outputs.shape[1:-1] else 1
+        if loss == "distill":
+            return cls(loss, outputs.ndim > 1, axis)
+        if outputs.ndim < 2 or targets.shape[1:] != outputs.movedim(axis, -1).shape[1:-1]:
+            raise InvalidData(
+                f"labels of train_data() must be one integer for each answer, but a sample has targets "
+                f"{tuple(targets.shape[1:])} for outputs {tuple(outputs.shape[1:])}; "
+                "learn from the dense network (distill)."
+            )
+        low, high, classes = int(targets.min()), int(targets.max()), outputs.shape[axis]
+        if low < 0 or high >= classes:
+            raise InvalidData(
+                f"labels must be 0..{classes - 1}, one for each of the network's {classes} outputs, but train_data() "
+                f"has {low}..{high}; correct the labels, or learn from the dense network (distill)."
+            )
+        return cls(loss, True, axis)
+
+    def __call__(self, outputs: Tensor, dense: Tensor, targets: Tensor | None) -> Tensor:
+        """The mean loss of a batch."""
+        found = []
+        if self.loss != "labels":
+            found.append(self._distance(outputs, dense))
+        if self.loss != "distill":
+            assert targets is not None
+            found.append(self._error(outputs, targets))
+        return torch.stack(found).mean()
+
+    def _distance(self, outputs: Tensor, dense: Tensor) -> Tensor:
+        if not self.classes:
+            return F.mse_loss(outputs, dense)
+        ours, theirs = (F.log_softmax(self._rows(x) / TEMPERATURE, dim=1) for x in (outputs, dense))
+        return F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * TEMPERATURE**2
+
+    def _error(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if not self.classes:
+            return F.mse_loss(outputs, targets.to(outputs.dtype))
+        return F.cross_entropy(self._rows(outputs), targets.flatten().long())
+
+    def _rows(self, outputs: Tensor) -> Tensor:
+        """(answers, classes)"""
+        return outputs.movedim(self.axis, -1).flatten(0, -2)
+
+
+def rate_at(step: int, steps: int, warm_up: float) -> float:
+    """Share of the learning rate at a step: a linear rise over the warm-up, then a cosine to zero (arXiv 1608.03983).
+
+    >>> [round(rate_at(step, 8, 0.25), 2) for step in (0, 1, 2, 5, 7)]
+    [0.5, 1.0, 1.0, 0.5, 0.07]
+    """
+    rising = round(steps * warm_up)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+
+
+def varied(inputs: Inputs, augment: Augment, generator: torch.Generator) -> Inputs:
+    """Every image tensor of the inputs moved, and with "flip" half of them mirrored; zeros come in from outside."""
+    if augment == "none":
+        return inputs
+    return tree_map(lambda t: _moved(t, augment == "flip", generator) if _is_images(t) else t, inputs)
+
+
+def check_images(data: Dataset) -> None:
+    """Raises InvalidData where no input is an image that could be varied."""
+    if not any(map(_is_images, tensors(data.inputs))):
+        shapes = ", ".join(f"{tuple(t.shape[1:])} {t.dtype}" for t in tensors(data.inputs))
+        raise InvalidData(
+            f"only images can be varied, (N, C, H, W) of floating point, but a sample is {shapes}; switch it off."
+        )
+
+
+def _is_images(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+
+
+def _moved(images: Tensor, mirror: bool, generator: torch.Generator) -> Tensor:
+    n, channels, *size = images.shape
+    reach = [max(1, extent // 8) for extent in size]
+    padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]))
+    rows, columns = (
+        torch.randint(2 * r + 1, (n, 1), generator=generator) + torch.arange(extent)
+        for r, extent in zip(reach, size, strict=True)
+    )
+    if mirror:
+        columns = torch.where(torch.rand(n, 1, generator=generator) < 0.5, columns.flip(1), columns)
+    samples, planes = torch.arange(n)[:, None, None, None], torch.arange(channels)[None, :, None, None]
+    return padded[samples, planes, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def balance(chain: nn.Sequential, sweeps: int = 20) -> None:
+    """Give the factors of a chain the same scale, in place: what the chain computes stays the same.
+
+    Each channel between two factors is scaled so that both weigh the same there, which for an SVD puts the square root
+    of each singular value on either side; channels that meet the same weights count as one. Unequal factors need
+    unequal learning rates.
+    """
+    weights = [_blocks(part) for part in chain]
+    with torch.no_grad():
+        for _ in range(sweeps if len(weights) > 2 else 1):
+            for first, second in pairwise(weights):
+                before = first.square().sum((2, 3)).flatten()
+                after = second.square().sum((1, 3)).sqrt().flatten()
+                copies = len(before) // len(after)
+                before = before.view(-1, copies).sum(1).sqrt()
+                ratio = (after / before).sqrt()
+                scale = torch.where((before > 0) & (after > 0), ratio, torch.ones_like(ratio))
+                first.mul_(scale.repeat_interleave(copies).reshape(len(first), -1, 1, 1))
+                second.div_(scale.reshape(len(second), 1, -1, 1))
+
+
+def _blocks(part: nn.Module) -> Tensor:
+    """The weight as a view (groups, out / groups, in / groups, window)."""
+    weight, spec = part.get_parameter("weight").detach(), LayerSpec.of(part)
+    if spec.table or spec.transposed:
+        return weight.view(spec.groups, -1, spec.out_channels // spec.groups, weight[0, 0].numel()).transpose(1, 2)
+    return weight.view(spec.groups, len(weight) // spec.groups, weight.shape[1], -1)
+
+
+def randomise(chain: nn.Sequential, scale: float, generator: torch.Generator) -> None:
+    """Random factors, in place, whose product answers about as loudly as a weight of that root mean square row norm."""
+    with torch.no_grad():
+        for part in chain:
+            for name, value in part.named_parameters(recurse=False):
+                if name == "bias":
+                    value.zero_()
+                else:
+                    fan_in = 1 if isinstance(part, nn.Embedding) else LayerSpec.of(part).fan_in
+                    value.copy_(torch.randn(value.shape, generator=generator, dtype=value.dtype) / fan_in**0.5)
+        chain[-1].get_parameter("weight").mul_(scale)
