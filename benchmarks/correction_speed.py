@@ -16,8 +16,9 @@ from collections.abc import Callable
 import torch
 
 from lowrank_core.compression.calibration import calibration_samples
-from lowrank_core.compression.correct import Correction, Corrector
+from lowrank_core.compression.correct import Corrector
 from lowrank_core.layers.data import call, evaluating
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace

@@ -18,7 +18,7 @@ import onnx
 
 from lowrank_core import Workspace, plan_cost
 from lowrank_core.exports import EXPORTS, Compressed
-from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.plans.uniform import uniform_plan
 
 KINDS = ("safetensors", "pt2", "onnx")
 

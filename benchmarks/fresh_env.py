@@ -25,9 +25,8 @@ import torch
 
 from lowrank_core import Workspace
 from lowrank_core.exports import EXPORTS, Compressed, reference_inputs
-from lowrank_core.layers.data import Dataset
-from lowrank_core.plans.cost import uniform_plan
-from lowrank_core.scoring.scores import run
+from lowrank_core.layers.data import Dataset, run
+from lowrank_core.plans.uniform import uniform_plan
 
 BATCHES = (1, 2, 7)
 

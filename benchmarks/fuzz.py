@@ -243,7 +243,8 @@ def checkpoint_reader() -> Reader:
     from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
     from lowrank_core.compression.checkpoint import write_checkpoint
     from lowrank_core.compression.precision import Storage
-    from lowrank_core.exports import Compressed, plan_document, provenance
+    from lowrank_core.exports import Compressed
+    from lowrank_core.exports._provenance import plan_document, provenance
 
     path = _file("checkpoint")
     workspace = Workspace.open(_model_file(path.parent))

@@ -14,6 +14,7 @@ CORE = Path(__file__).resolve().parents[1] / "lowrank_core"
 
 ORDER = (
     "errors",
+    "registry",
     "running",
     "store",
     "layers",
@@ -35,6 +36,9 @@ ORDER = (
     "commands",
 )
 """Packages (and the modules that stand alone), bottom to top: each imports from those above it in this list only."""
+
+OUTSIDE = ("", "__main__", "onnx_surgery")
+"""The public names, the command and what is superseded stand over all."""
 
 
 def module_name(path: Path, core: Path = CORE) -> str:
@@ -80,7 +84,7 @@ def edges(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
     """Of each package, the packages that it imports."""
     found: dict[str, set[str]] = {}
     for name, targets in imports(modules).items():
-        if name not in ("", "__main__"):
+        if name not in OUTSIDE:
             found.setdefault(package(name), set()).update({package(target) for target in targets} - {package(name)})
     return found
 
@@ -92,7 +96,7 @@ def upward(modules: dict[str, ast.Module]) -> list[tuple[str, str]]:
         (name, target)
         for name, targets in imports(modules).items()
         for target in targets
-        if name not in ("", "__main__") and rank[package(target)] > rank[package(name)]
+        if name not in OUTSIDE and rank[package(target)] > rank[package(name)]
     ]
 
 

@@ -21,13 +21,14 @@ from pathlib import Path
 import torch
 
 from lowrank_core.compression.start import starting_plan
+from lowrank_core.layers.data import run
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.context import Joint, context_of, joints, repairs
 from lowrank_core.predict.prediction import Context, Point, Repair, curves, noise_table, predict
 from lowrank_core.predict.sensitivity import PointFile, asked, measured
-from lowrank_core.scoring.scores import Score, final_score, run
+from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
 
 MODEL = "../shared/data/resnet20_cifar10.py"

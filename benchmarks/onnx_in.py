@@ -20,8 +20,8 @@ import onnxruntime
 import torch
 
 from lowrank_core import RankPlan, Workspace, plan_cost
-from lowrank_core.graphs.surgery import compressed_onnx
-from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.exports._onnx_surgery import compressed_onnx
+from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.scoring.scores import final_score
 
 

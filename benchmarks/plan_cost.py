@@ -10,7 +10,7 @@ import statistics
 import time
 
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.networks.discover import Layer, ModelProfile, Rest
+from lowrank_core.networks.profile import Layer, ModelProfile, Rest
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 

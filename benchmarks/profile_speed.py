@@ -22,7 +22,8 @@ from lowrank_core.layers.data import Dataset, call, evaluating
 from lowrank_core.plans.cost import break_even, rank_at
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.sensitivity import Ask, measured
-from lowrank_core.selection import make, problem_of
+from lowrank_core.selection import make
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.workspace import Workspace
 
 RATIOS = tuple(k / 10 for k in range(1, 10))

@@ -16,10 +16,11 @@ from collections.abc import Iterable
 
 import torch
 
-from lowrank_core.compression.correct import Correction, Corrector, Kind, load_overlay
+from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
+from lowrank_core.plans.correction import Correction, Kind
 from lowrank_core.plans.cost import break_even, dense_cost, layer_cost, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score

@@ -15,7 +15,7 @@ import torch
 
 from lowrank_core import Choice, LayerSpec, RankPlan, Workspace, plan_cost
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import dense_cost, layer_cost
 from lowrank_core.scoring.scores import final_score
 

@@ -39,7 +39,8 @@ from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice
 from lowrank_core.predict.sensitivity import Ask, asked, profile
 from lowrank_core.running.parallel import HERE, Workers
-from lowrank_core.selection import make, problem_of, search
+from lowrank_core.selection import make, search
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.workspace import Workspace
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, dask_cluster, running_app
 

@@ -27,7 +27,8 @@ from lowrank_core.layers.data import Dataset
 from lowrank_core.plans.cost import dense_cost, layer_cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.scores import Score, final_score
-from lowrank_core.selection import Problem, make, problem_of
+from lowrank_core.selection import make
+from lowrank_core.selection._problem import Problem, problem_of
 from lowrank_core.workspace import Workspace
 
 OURS = "budget"

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lowrank_core.algebra.linalg import singular_values
 from lowrank_core.compression.factors import FactorStore
-from lowrank_core.networks.discover import Layer, ModelProfile, discover, weight_at
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import Layer, ModelProfile, weight_at
 from lowrank_core.store.cache import Cache
 
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)

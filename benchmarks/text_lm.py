@@ -25,11 +25,12 @@ import torch
 from benchmarks.quality import uniform
 from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.builtin import text_lm
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import layer_cost, plan_cost
 from lowrank_core.scoring.scores import Score, final_score
-from lowrank_core.selection import make, problem_of, search
+from lowrank_core.selection import make, search
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.training.recipe import Settings
 from lowrank_core.training.sweep import runs
 

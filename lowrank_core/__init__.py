@@ -8,7 +8,8 @@ from lowrank_core.compression.checkpoint import Checkpoint, load_checkpoint
 from lowrank_core.errors import LowRankError
 from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.networks.discover import ModelProfile, discover
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan, read_plan
 from lowrank_core.scoring.scores import Score, evaluate

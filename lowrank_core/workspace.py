@@ -12,12 +12,14 @@ from torch import nn
 
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
-from lowrank_core.compression.correct import Correction, Corrector, Step, load_overlay
+from lowrank_core.compression.correct import Corrector, Step, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset, batch_size, data_hash
-from lowrank_core.networks.discover import ModelProfile, discover
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import PlanFile, RankPlan
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore

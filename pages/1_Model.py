@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory

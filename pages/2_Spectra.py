@@ -5,7 +5,7 @@ from functools import partial
 
 import streamlit as st
 
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import dense_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.jobs import Snapshot

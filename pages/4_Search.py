@@ -8,7 +8,7 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job
-from lowrank_core.selection import Trial
+from lowrank_core.selection._problem import Trial
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, question, question_form, running, state, tables, words
 from pages.ui.button import button

@@ -8,7 +8,8 @@ import streamlit as st
 
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import LowRankError
-from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, loading, plan_document
+from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, loading
+from lowrank_core.exports._provenance import plan_document
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import check_plan, plan_cost
 from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan, read_plan

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.layers.spec import LayerSpec, Size
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 
 
 def conv(inputs: int, outputs: int, kernel: Size, **options: object) -> LayerSpec:

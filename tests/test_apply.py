@@ -10,14 +10,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.compression.apply import apply, restructure
 from lowrank_core.compression.calibration import MomentStore
-from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel, InvalidPlan
 from lowrank_core.layers.data import Dataset
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import ModelProfile, discover, fingerprint, module_at
-from lowrank_core.plans.cost import plan_cost, uniform_plan
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile, fingerprint, module_at
+from lowrank_core.plans.correction import Correction
+from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.plans.uniform import uniform_plan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),

@@ -11,15 +11,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
 from lowrank_core.compression.apply import apply, chain_at
-from lowrank_core.compression.calibration import input_moments, twin
-from lowrank_core.compression.correct import Correction, Corrector
+from lowrank_core.compression.calibration import input_moments
+from lowrank_core.compression.correct import Corrector
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.exports import EXPORTS
 from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.layers.attention import Attention, factored_attention, watched_attention
 from lowrank_core.layers.data import Dataset
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import ModelProfile, bias_at, discover, weight_at
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile, bias_at, weight_at
+from lowrank_core.networks.twin import twin
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 
 pytestmark = pytest.mark.usefixtures("one_thread")

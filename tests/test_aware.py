@@ -5,13 +5,15 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.algebra.aware import moment_roots
-from lowrank_core.compression.calibration import input_moments, output_rows
+from lowrank_core.compression.calibration import input_moments
 from lowrank_core.compression.factors import FactorStore
+from lowrank_core.compression.unfold import output_rows
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS, Factorization
-from lowrank_core.networks.discover import ModelProfile, discover
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile
 
 NAMES = {"svd_aware": "svd", "spatial_svd_aware": "spatial_svd", "tucker2_aware": "tucker2"}
 GROUPS = [1, 2]

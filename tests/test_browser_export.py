@@ -12,7 +12,7 @@ import torch
 from playwright.sync_api import Page, expect
 from safetensors.torch import load_file
 
-from lowrank_core.compression.correct import Correction
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.workspace import Workspace
 

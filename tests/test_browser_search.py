@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from lowrank_core.selection import make, problem_of, search
+from lowrank_core.selection import make, search
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.workspace import Workspace
 from tests.conftest import slow_network
 

@@ -24,9 +24,10 @@ from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import ModelProfile, discover
-from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.plan import Choice
+from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.store.cache import Cache
 from lowrank_core.workspace import Workspace
 

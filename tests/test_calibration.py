@@ -7,20 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowrank_core.compression.calibration import (
-    MomentStore,
-    calibration_samples,
-    draw_positions,
-    input_moments,
-    input_rows,
-    moment_bytes,
-    output_rows,
-    twin,
-)
+from lowrank_core.compression.calibration import MomentStore, calibration_samples, input_moments, moment_bytes
+from lowrank_core.compression.unfold import draw_positions, input_rows, output_rows
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset, data_hash
 from lowrank_core.layers.spec import LayerSpec, inputs_first
-from lowrank_core.networks.discover import discover, fingerprint
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import fingerprint
+from lowrank_core.networks.twin import twin
 
 LAYERS = {
     "3x5 stride 2x1": nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2)),

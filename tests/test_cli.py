@@ -17,12 +17,12 @@ from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost
 from lowrank_core.algebra.spectra import effective_rank, stable_rank
 from lowrank_core.commands import cli
 from lowrank_core.commands._terminal import amount, size
-from lowrank_core.compression.correct import Correction
 from lowrank_core.exports import _reload as reload
+from lowrank_core.layers.data import run as run_batch
 from lowrank_core.methods import METHODS
-from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.plans.correction import Correction
+from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.scoring.scores import run as run_batch
 
 ROOT = Path(__file__).parents[1]
 RESNET = ROOT.parent / "shared" / "data" / "resnet20_cifar10.py"
@@ -206,7 +206,7 @@ def test_a_dense_plan_needs_no_correction_and_no_second_pass(
     path = tmp_path / "plan.json"
     path.write_text(RankPlan(workspace.profile.fingerprint).to_json())
     passes: list[int] = []
-    monkeypatch.setattr(sys.modules[run_batch.__module__], "run", lambda *args: passes.append(1) or run_batch(*args))
+    monkeypatch.setattr("lowrank_core.scoring.scores.run", lambda *args: passes.append(1) or run_batch(*args))
     batches = -(-len(workspace.reference) // workspace.reference.batch)
     for arguments in ([], ["--plan", path]):
         found = answer("evaluate", MODEL, *arguments)

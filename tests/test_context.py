@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.compression.correct import Correction
 from lowrank_core.errors import Cancelled
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import useful_rank
 from lowrank_core.predict.context import context_of, joint_plans, joints, repairs
 from lowrank_core.predict.prediction import noise_table

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_core.compression.apply import apply, chain_at
-from lowrank_core.compression.correct import Correction, Corrector, Overlay, load_overlay
+from lowrank_core.compression.correct import Corrector, Overlay, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import Cancelled, InvalidPlan
 from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS, Factorization
-from lowrank_core.networks.discover import ModelProfile, discover, fingerprint
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile, fingerprint
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 

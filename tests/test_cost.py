@@ -14,7 +14,7 @@ from benchmarks.plan_cost import WIDTHS, vgg16
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer, ModelProfile, Rest, Skipped
+from lowrank_core.networks.profile import Layer, ModelProfile, Rest, Skipped
 from lowrank_core.plans.cost import (
     Cost,
     amounts,
@@ -26,10 +26,10 @@ from lowrank_core.plans.cost import (
     layer_cost,
     plan_cost,
     rank_at,
-    uniform_plan,
     useful_rank,
 )
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.plans.uniform import uniform_plan
 
 QUANTITIES = ("parameters", "bytes", "multiplies")
 PAIRS = [(m, a) for m in METHODS.values() for a in AWKWARD if m.obstacle(a.spec) is None]

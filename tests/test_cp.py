@@ -10,7 +10,7 @@ from lowrank_core.algebra.cp import Start, balanced, compose, cp_max_rank, growt
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec, chain_multiplies
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import break_even, coefficients, layer_cost, useful_rank
 from lowrank_core.plans.plan import Choice
 

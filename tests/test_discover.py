@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.compression.apply import apply
-from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.networks.discover import discover, fingerprint, module_at, weight_at
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import fingerprint, module_at, weight_at
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 

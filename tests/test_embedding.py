@@ -11,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowrank_core.algebra.linalg import tail_energy
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import input_moments
-from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.discover import discover
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import break_even, dense_cost, plan_cost, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.sensitivity import measured

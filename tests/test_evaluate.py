@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.layers.data import Dataset, call
+from lowrank_core.scoring.intervals import newcombe_interval, wilson_interval
 from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
-from lowrank_core.scoring.scores import Reference, evaluate, final_score, newcombe_interval, wilson_interval
+from lowrank_core.scoring.scores import Reference, evaluate, final_score
 
 
 class Answers(nn.Module):

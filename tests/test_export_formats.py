@@ -23,8 +23,8 @@ from lowrank_core.exports import _reload as reload
 from lowrank_core.exports import onnx as onnx_export
 from lowrank_core.exports._reload import READERS
 from lowrank_core.layers.data import Dataset, Inputs
-from lowrank_core.plans.cost import uniform_plan
 from lowrank_core.plans.plan import read_plan
+from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.scoring.metrics import AGREEMENT
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.sources._opened import Opened

@@ -15,11 +15,12 @@ from lowrank_core import Choice, RankPlan, Workspace, apply, discover, export_ch
 from lowrank_core.compression.checkpoint import write_checkpoint
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidFile
-from lowrank_core.exports import EXPORTS, Compressed, provenance
+from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.exports import _reload as reload
 from lowrank_core.exports import safetensors as exporter
-from lowrank_core.plans.cost import uniform_plan
+from lowrank_core.exports._provenance import provenance
 from lowrank_core.plans.plan import read_plan
+from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.scoring.scores import final_score
 
 ROOT = Path(__file__).parents[1]

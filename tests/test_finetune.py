@@ -32,12 +32,12 @@ from lowrank_core.errors import (
     TrainingFailed,
 )
 from lowrank_core.exports import _reload as reload
-from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.data import Dataset, run
 from lowrank_core.layers.spec import LayerSpec, inputs_first
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import fingerprint
+from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.scoring.scores import final_score, run
+from lowrank_core.scoring.scores import final_score
 from lowrank_core.training.finetune import Epoch, finetune, kept
 from lowrank_core.training.recipe import Objective, Settings, balance, randomise, varied
 from lowrank_core.training.sweep import runs, state_path, summary, sweep

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.compression.apply import apply, restructure
 from lowrank_core.compression.checkpoint import load_checkpoint, write_checkpoint
-from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import EXPORTS
@@ -25,7 +25,9 @@ from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.linears import GroupedLinear, SharedLinear
 from lowrank_core.layers.spec import LayerSpec, build_part
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import ModelProfile, discover, fingerprint
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile, fingerprint
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import break_even, coefficients, layer_cost, plan_cost, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.training.finetune import finetune

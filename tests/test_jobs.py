@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 from lowrank_core.errors import Cancelled, InvalidSearch
-from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.data import Dataset, run
 from lowrank_core.running import cancelling as stop
 from lowrank_core.running import interrupt
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.progress import Doing
-from lowrank_core.scoring.scores import run
 
 
 class Steps:

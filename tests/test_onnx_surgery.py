@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.commands import cli
 from lowrank_core.errors import InvalidFile, InvalidPlan
-from lowrank_core.graphs.surgery import came_from_onnx, compressed_onnx
+from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from tests.onnx_networks import exported, graph, largest_difference, network, numbers, saved, written
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,7 +16,8 @@ from lowrank_core.errors import Cancelled, InvalidModel, WorkersLost
 from lowrank_core.predict.sensitivity import asked, profile
 from lowrank_core.running.cancelling import until
 from lowrank_core.running.parallel import HERE, Workers, spread
-from lowrank_core.selection import make, problem_of, search
+from lowrank_core.selection import make, search
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.workspace import Workspace, opened_once
 
 IRIS = "builtin:iris-mlp"

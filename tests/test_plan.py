@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
-from lowrank_core.compression.correct import Correction
 from lowrank_core.errors import InvalidPlan
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import LARGEST_BYTES, VERSION, Choice, RankPlan, read_plan
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_core.compression.apply import apply
-from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
-from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.data import Dataset, run
 from lowrank_core.networks.discover import discover
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.scoring.metrics import TOP1
 from lowrank_core.scoring.prefix import PrefixStore
-from lowrank_core.scoring.scores import Reference, evaluate, run
+from lowrank_core.scoring.scores import Reference, evaluate
 
 
 class Block(nn.Module):

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_core.compression.correct import Correction
 from lowrank_core.layers.spec import LayerSpec, build_part
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.methods import METHODS, Method
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import break_even, chain_cost, dense_cost, rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan, read_plan
 

@@ -14,16 +14,19 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.compression.apply import apply, restructure
-from lowrank_core.compression.calibration import MomentStore, input_moments, twin
+from lowrank_core.compression.calibration import MomentStore, input_moments
 from lowrank_core.compression.checkpoint import load_checkpoint, write_checkpoint
-from lowrank_core.compression.correct import ROUNDS, Correction, Corrector, load_overlay
+from lowrank_core.compression.correct import ROUNDS, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import EXPORTS
 from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.recurrent import Recurrent, build_recurrent, factored, watched
-from lowrank_core.networks.discover import ModelProfile, discover, fingerprint, weight_at
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile, fingerprint, weight_at
+from lowrank_core.networks.twin import twin
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import break_even, plan_cost, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.sensitivity import measured

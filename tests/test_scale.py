@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.compression.apply import apply
-from lowrank_core.compression.calibration import twin
-from lowrank_core.compression.correct import Correction
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.layers.data import Dataset
 from lowrank_core.networks.discover import discover
+from lowrank_core.networks.twin import twin
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import check_plan, plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.predict.sensitivity import measured
 from lowrank_core.scoring.metrics import TOP1
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.selection import RULES, problem_of, search
+from lowrank_core.selection import RULES, search
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 from pages.ui import board, tables

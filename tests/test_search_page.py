@@ -11,13 +11,14 @@ from typing import ClassVar
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from lowrank_core.compression.correct import Correction
 from lowrank_core.errors import Cancelled, InvalidFile
 from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.jobs import Job
-from lowrank_core.selection import RULES, Problem, Trial, make
+from lowrank_core.selection import RULES, make
+from lowrank_core.selection._problem import Problem, Trial
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import question, state, words

@@ -14,7 +14,8 @@ from lowrank_core.measure.ledger import Ledger
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice
 from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
-from lowrank_core.selection import RULES, make, problem_of, search
+from lowrank_core.selection import RULES, make, search
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.selection.budget import SHARES, asks, best_plan
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace

@@ -14,8 +14,9 @@ from lowrank_core.measure.ledger import Ledger
 from lowrank_core.plans.cost import useful_rank
 from lowrank_core.plans.plan import Choice
 from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
-from lowrank_core.selection import RULES, make, problem_of, search
+from lowrank_core.selection import RULES, make, search
 from lowrank_core.selection._ladders import Steps
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 

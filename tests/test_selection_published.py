@@ -17,7 +17,8 @@ from lowrank_core.plans.cost import plan_cost, useful_rank
 from lowrank_core.plans.plan import Choice
 from lowrank_core.predict.sensitivity import asked
 from lowrank_core.scoring.metrics import AGREEMENT
-from lowrank_core.selection import RULES, make, problem_of
+from lowrank_core.selection import RULES, make
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.compression.correct import Correction
 from lowrank_core.errors import Cancelled
 from lowrank_core.layers.data import Dataset
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.sensitivity import VERSION, PointFile, asked, measured, ranks
 from lowrank_core.scoring.metrics import TOP1, Metric

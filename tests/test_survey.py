@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lowrank_core.builtin import POINTS
-from lowrank_core.plans.cost import plan_cost, uniform_plan
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.predict.sensitivity import asked
 from lowrank_core.predict.survey import Survey
 from lowrank_core.workspace import Workspace

@@ -17,7 +17,8 @@ from lowrank_core.errors import InvalidPlan
 from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.layers.spec import LayerSpec, sharing
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import ModelProfile, discover
+from lowrank_core.networks.discover import discover
+from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.cost import break_even, check_plan, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.training.finetune import finetune

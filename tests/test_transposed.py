@@ -7,14 +7,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.compression.apply import apply
-from lowrank_core.compression.calibration import as_matrices, as_weight, input_rows, output_rows
 from lowrank_core.compression.checkpoint import load_checkpoint, write_checkpoint
-from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
+from lowrank_core.compression.unfold import as_matrices, as_weight, input_rows, output_rows
 from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.spec import LayerSpec, chain_multiplies
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.discover import discover
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.training.recipe import balance

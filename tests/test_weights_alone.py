@@ -22,7 +22,7 @@ from lowrank_core import Workspace
 from lowrank_core.algebra.gram import WHOLE, DeviceGram, GramMatrix, row_blocks
 from lowrank_core.commands import cli
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidModel, LowRankError, UnknownModel
-from lowrank_core.networks.discover import fingerprint
+from lowrank_core.networks.profile import fingerprint
 from lowrank_core.sources import open_any
 from lowrank_core.sources._inventory import Inventory, measure_speed, remaining, take_stock
 from lowrank_core.sources._weights import Weights

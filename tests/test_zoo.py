@@ -12,12 +12,14 @@ from zoo import ZOO, Specimen
 from lowrank_core import Choice, RankPlan, load_checkpoint
 from lowrank_core.compression.apply import apply, restructure
 from lowrank_core.compression.checkpoint import write_checkpoint
-from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.exports.safetensors import LOADER, MODULES
 from lowrank_core.layers.data import Dataset, batch_size, call
-from lowrank_core.networks.discover import ModelProfile, _countable, discover, fingerprint
+from lowrank_core.networks.discover import _countable, discover
+from lowrank_core.networks.profile import ModelProfile, fingerprint
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 
 pytestmark = [

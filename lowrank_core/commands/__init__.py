@@ -7,9 +7,7 @@ options, how what they name is opened, and how what they found is printed.
 from __future__ import annotations
 
 import functools
-import importlib
 import json
-import pkgutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +22,14 @@ from torch import nn
 
 from lowrank_core.commands._terminal import say, score_line, score_value
 from lowrank_core.compression.checkpoint import load_checkpoint
-from lowrank_core.compression.correct import Correction, load_overlay
+from lowrank_core.compression.correct import load_overlay
 from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
-from lowrank_core.exports import Compressed, plain
+from lowrank_core.exports import Compressed
+from lowrank_core.exports._provenance import plain
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
+from lowrank_core.registry import register_all
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
@@ -231,5 +232,4 @@ def compared(
     return {**document, "uncorrected": {**asdict(plain_score), "samples": plain_score.samples or None}}, told
 
 
-for _module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
-    importlib.import_module(f"{__name__}.{_module}")
+register_all(__name__, __path__)

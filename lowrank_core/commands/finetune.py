@@ -27,12 +27,12 @@ from lowrank_core.commands import (
     points_of,
 )
 from lowrank_core.commands._terminal import Told, say, score_line, score_value, share_text, size
-from lowrank_core.compression.correct import Correction
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.selection import Problem, problem_of
+from lowrank_core.plans.correction import Correction
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
+from lowrank_core.selection._problem import Problem, problem_of
 from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.finetune import told as tuning_of
 from lowrank_core.training.recipe import Loss, Settings

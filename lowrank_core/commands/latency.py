@@ -10,10 +10,10 @@ import click
 
 from lowrank_core.commands import CACHED, MODEL, Answer, command, existing, opened, plan_of, points_of
 from lowrank_core.commands._terminal import Told, table
-from lowrank_core.exports import whole_or_nothing
 from lowrank_core.measure.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
 from lowrank_core.measure.staircases import as_table, layer_latency, setting_of, staircases
 from lowrank_core.methods import METHODS
+from lowrank_core.store.files import whole_or_nothing
 
 
 @command

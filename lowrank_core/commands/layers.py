@@ -7,7 +7,7 @@ from dataclasses import asdict
 from lowrank_core.commands import COUNTED, MODEL, Answer, command, looked_at
 from lowrank_core.commands._terminal import figures, rank_text, size, table
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import Cost, break_even, dense_cost, plan_cost
 from lowrank_core.sources._inventory import METHOD, Inventory
 

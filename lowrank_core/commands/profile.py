@@ -11,13 +11,14 @@ import click
 
 from lowrank_core.commands import CACHED, CORRECT, DASK, MODEL, WORKERS, Answer, command, opened, points_of
 from lowrank_core.commands._terminal import Told, amount, rank_text, size, table
-from lowrank_core.exports import plain, whole_or_nothing
+from lowrank_core.exports._provenance import plain
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import layer_cost
 from lowrank_core.plans.plan import Choice
 from lowrank_core.predict.sensitivity import asked
 from lowrank_core.predict.sensitivity import profile as sensitivity_profile
 from lowrank_core.running.parallel import Workers
+from lowrank_core.store.files import whole_or_nothing
 
 
 @command

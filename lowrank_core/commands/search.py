@@ -28,14 +28,17 @@ from lowrank_core.commands import (
     points_of,
 )
 from lowrank_core.commands._terminal import Told, say, score_line, share_text
-from lowrank_core.exports import Compressed, plan_document, whole_or_nothing
+from lowrank_core.exports import Compressed
+from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
-from lowrank_core.selection import RULES, problem_of
+from lowrank_core.selection import RULES
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
+from lowrank_core.selection._problem import problem_of
+from lowrank_core.store.files import whole_or_nothing
 
 
 @command

@@ -14,7 +14,7 @@ from lowrank_core.commands import CACHED, MODEL, Answer, command, looked_at
 from lowrank_core.commands._terminal import Told, duration, say, table
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer, Skipped
+from lowrank_core.networks.profile import Layer, Skipped
 from lowrank_core.running.progress import Doing
 from lowrank_core.sources._inventory import METHOD, Inventory, measure_speed, remaining
 from lowrank_core.workspace import Workspace

@@ -15,7 +15,7 @@ from lowrank_core.layers.computed import copied
 from lowrank_core.layers.recurrent import factored
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
+from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import RankPlan
 

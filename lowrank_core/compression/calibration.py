@@ -7,31 +7,24 @@ and other threads may use it meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import product
-from math import prod
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from lowrank_core.compression.unfold import draw_positions, input_rows, row_chunks
 from lowrank_core.errors import InvalidModel
-from lowrank_core.layers.attention import watched_attention, without_fused_paths
-from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.data import Dataset, call, data_hash, evaluating
-from lowrank_core.layers.recurrent import watched
-from lowrank_core.layers.spec import LayerSpec, inputs_first
-from lowrank_core.networks.discover import Layer, ModelProfile, module_at
+from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.networks.profile import Layer, ModelProfile, module_at
+from lowrank_core.networks.twin import on_call, twin
+from lowrank_core.plans.correction import SAMPLES
 from lowrank_core.running.cancelling import go_on
 from lowrank_core.store.cache import About, Cache
 from lowrank_core.store.room import Room
-
-SAMPLES = 256
-"""Calibration uses at most this many samples; more change nothing that can be measured (see benchmarks/quality.py)."""
 
 POSITIONS = 16_384
 """Rows kept of one layer: tokens or window positions over all samples, drawn without replacement."""
@@ -42,7 +35,6 @@ ANSWERS = 8
 VERSION = 1
 """Of the way moments are learnt: what was kept by another version is not used."""
 
-CHUNK_BYTES = 32 * 2**20
 MOMENT_BYTES = 2**29
 SHELF = "moments"
 """All of a pass go together where room is needed: one pass brings all of them back."""
@@ -52,122 +44,6 @@ def calibration_samples(pool: Dataset, samples: int = SAMPLES, seed: int = 0) ->
     """At most `samples` of the pool, without labels, in an order that depends on the seed alone."""
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
     return Dataset(Dataset(pool.inputs).pick(order[:samples]).inputs)
-
-
-def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
-    """A copy with modules of its own that shares every parameter and buffer with the original.
-
-    Each layer in `watch` is a module under its name, which hooks can see: also the weights of recurrent modules and
-    attentions.
-    """
-    memo: dict[int, Any] = {}
-    for name in {layer.module for layer in watch if layer.partial}:
-        module = module_at(model, name)
-        if isinstance(module, nn.MultiheadAttention):
-            memo[id(module)] = watched_attention(module)
-            continue
-        assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
-        memo[id(module)] = watched(module)
-    return without_fused_paths(sharing(model, memo))
-
-
-@lru_cache(maxsize=64)
-def draw_positions(total: int, count: int, seed: int) -> Tensor:
-    """(min(total, count),) indices in 0..total - 1, ascending, without repetition."""
-    if total <= count:
-        return torch.arange(total)
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
-
-
-def output_rows(spec: LayerSpec, output: Tensor, index: Tensor | None = None) -> Tensor:
-    """(P, out) of a layer's output, one row per sample and position; `index` picks rows. Always a copy or a view."""
-    last = _channels_last(spec, output, spec.out_channels)
-    return last if index is None else last[index.to(last.device)]
-
-
-def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
-    """(groups, P, in / groups * window): what each output position in `index` is computed from (im2col).
-
-    Of a shared weight (copies, P, in / copies), what it is applied to.
-
-    Columns are in the order of `weight.flatten(1)`. Strides, dilation, padding and its modes are those of the layer.
-    A transposed convolution is one of stride 1 over its inputs with zeros put between them, its window mirrored.
-    """
-    index = index.to(x.device)
-    if not spec.kernel:
-        return x.reshape(-1, spec.in_channels)[index].view(len(index), -1, spec.copies).movedim(2, 0)
-    dimensions = len(spec.kernel)
-    x = x.reshape(-1, *x.shape[-dimensions - 1 :])
-    padded = _spread(spec, x) if spec.transposed else _padded(spec, x)
-    strides = (1,) * dimensions if spec.transposed else spec.stride
-    out_size, size = spec.out_size(tuple(x.shape[2:])), padded.shape[2:]
-    flat = padded.movedim(1, -1).reshape(-1, spec.in_channels)
-    *starts, sample = _unravel(index, (len(x), *out_size))
-    columns = []
-    for offset in product(*(range(k)[::-1] if spec.transposed else range(k) for k in spec.kernel)):
-        row = sample
-        for start, o, s, d, n in zip(starts, offset, strides, spec.dilation, size, strict=True):
-            row = row * n + start * s + o * d
-        columns.append(flat[row])
-    rows = torch.stack(columns, dim=-1)
-    return rows.reshape(len(index), spec.groups, -1).transpose(0, 1)
-
-
-def as_matrices(spec: LayerSpec, weight: Tensor) -> Tensor:
-    """(groups, out / groups, in / groups * window) of a weight, columns in the order of `input_rows`."""
-    taps = inputs_first(weight, spec.groups) if spec.transposed else weight
-    return taps.reshape(spec.groups, spec.out_channels // spec.groups // spec.copies, -1)
-
-
-def as_weight(spec: LayerSpec, matrices: Tensor) -> Tensor:
-    """What `as_matrices` takes apart."""
-    taps = matrices.reshape(spec.out_channels // spec.copies, -1, *spec.kernel)
-    return inputs_first(taps, spec.groups) if spec.transposed else taps
-
-
-def row_chunks(spec: LayerSpec, index: Tensor) -> Iterator[Tensor]:
-    """The index in pieces whose unfolded float64 rows stay within CHUNK_BYTES."""
-    size = max(256, CHUNK_BYTES // (8 * spec.in_channels * prod(spec.kernel)))
-    yield from torch.split(index, size)
-
-
-def _channels_last(spec: LayerSpec, tensor: Tensor, channels: int) -> Tensor:
-    return (
-        tensor.reshape(-1, channels)
-        if not spec.kernel
-        else (tensor.reshape(-1, *tensor.shape[-len(spec.kernel) - 1 :]).movedim(1, -1).reshape(-1, channels))
-    )
-
-
-def _unravel(index: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
-    """Coordinates of flat positions: the spatial axes in order, the sample last."""
-    coordinates: list[Tensor] = []
-    for extent in reversed(shape[1:]):
-        coordinates.insert(0, index % extent)
-        index = index // extent
-    return [*coordinates, index]
-
-
-def _padded(spec: LayerSpec, x: Tensor) -> Tensor:
-    if spec.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
-        sides = [(total // 2, total - total // 2) for total in totals]
-    else:
-        sides = [(int(p), int(p)) for p in spec.padding]
-    flat = [n for side in reversed(sides) for n in side]
-    if not any(flat):
-        return x
-    return F.pad(x, flat, mode="constant" if spec.padding_mode == "zeros" else spec.padding_mode)
-
-
-def _spread(spec: LayerSpec, x: Tensor) -> Tensor:
-    """stride - 1 zeros between neighbours, and around them as far as the window of a transposed convolution reaches."""
-    extents = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], spec.stride, strict=True)]
-    wide = x.new_zeros(*x.shape[:2], *extents)
-    wide[:, :, *(slice(None, None, s) for s in spec.stride)] = x
-    reach = [d * (k - 1) - p for d, k, p in zip(spec.dilation, spec.kernel, map(int, spec.padding), strict=True)]
-    sides = [(n, n + o) for n, o in zip(reach, spec.output_padding, strict=True)]
-    return F.pad(wide, [n for side in reversed(sides) for n in side])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,15 +108,6 @@ def input_moments(
 def with_ones(rows: Tensor) -> Tensor:
     """(..., P, n) -> (..., P, n + 1) with a last column of ones, which turns a Gram matrix into moments and means."""
     return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
-
-
-def on_call(module: nn.Module, see: Callable[[Tensor, Tensor], Any]) -> Callable[[], None]:
-    """Call see(input, output) after each call of the module; returns what takes the hook away again."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        see(args[0] if args else next(iter(kwargs.values())), output)
-
-    return module.register_forward_hook(hook, with_kwargs=True).remove
 
 
 class MomentStore:

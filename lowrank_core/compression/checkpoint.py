@@ -25,7 +25,7 @@ from lowrank_core.layers.chain import Chain
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.recurrent import OPS, Recurrent, arguments, build_recurrent, op_of
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
-from lowrank_core.networks.discover import ModelProfile, check_finite, fingerprint, module_at
+from lowrank_core.networks.profile import ModelProfile, check_finite, fingerprint, module_at
 from lowrank_core.plans.plan import RankPlan, read_plan
 from lowrank_core.store.torch_file import read_state_dict
 

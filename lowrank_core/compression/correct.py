@@ -11,42 +11,29 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
-from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.compression.apply import apply, chain_at, replacement_stages
-from lowrank_core.compression.calibration import (
-    POSITIONS,
-    SAMPLES,
-    as_matrices,
-    as_weight,
-    calibration_samples,
-    draw_positions,
-    input_rows,
-    on_call,
-    output_rows,
-    row_chunks,
-    twin,
-)
+from lowrank_core.compression.calibration import calibration_samples
+from lowrank_core.compression.dense_pass import DensePass, observe, stored_norms
 from lowrank_core.compression.factors import FactorStore
-from lowrank_core.errors import Cancelled, InvalidModel, InvalidPlan
-from lowrank_core.layers.data import Dataset, Inputs, call, evaluating, tensors
+from lowrank_core.compression.least_squares import NormalEquations
+from lowrank_core.errors import Cancelled, InvalidModel
+from lowrank_core.layers.data import Dataset, call, evaluating
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.networks.discover import Layer, ModelProfile, module_at
+from lowrank_core.networks.profile import ModelProfile, module_at
+from lowrank_core.networks.twin import twin
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.cancelling import go_on, stopped, until
 from lowrank_core.store.room import Room
@@ -56,53 +43,11 @@ MEMORY_BYTES = 2**30
 
 MEMO_BYTES = 256 * 2**20
 INPUT_BYTES = 256 * 2**20
-CUT_OFF = 1e-6
-SMALL = 512
 
 ROUNDS = 4
 """Times that a recurrent weight is fitted anew with the states it leads to; eight change little."""
 
-Kind = Literal["least_squares", "batchnorm", "bias"]
 Overlay = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """How a compressed network is corrected: part of what a score belongs to.
-
-    kind: "least_squares" refits last factors, "bias" only shifts them, "batchnorm" re-estimates the statistics.
-    ridge is relative to standardised features; data is the hash of the samples, "" where it is not known.
-
-    >>> Correction.from_dict(Correction(seed=1).to_dict()) == Correction(seed=1)
-    True
-    """
-
-    kind: Kind = "least_squares"
-    samples: int = SAMPLES
-    seed: int = 0
-    ridge: float = 1e-3
-    data: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as plan files hold them under "correction"."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(document: object) -> Correction:
-        """Read strictly; raises InvalidPlan for unknown keys and impossible values."""
-        try:
-            read = msgspec.convert(document, _Document)
-        except msgspec.ValidationError as error:
-            raise InvalidPlan(f"the plan's correction is not valid: {error}. Export the plan again.") from error
-        return Correction(read.kind, read.samples, read.seed, read.ridge, read.data)
-
-
-class _Document(msgspec.Struct, forbid_unknown_fields=True):
-    kind: Kind
-    samples: Annotated[int, msgspec.Meta(ge=1)]
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
-    ridge: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
-    data: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,30 +58,6 @@ class Step:
     done: int
     total: int
     overlay: Overlay
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DensePass:
-    """What one pass of the dense network over the calibration samples leaves behind.
-
-    calls: layer names in the order of their calls; index and targets: one drawn (P,) and (P, out) per call;
-    followers: the BatchNorms that take a layer's outputs and nothing else does; states: one (P, in) per call of the
-    weights of recurrent modules that see one step after the other.
-    """
-
-    inputs: Inputs
-    samples: int
-    calls: tuple[str, ...]
-    index: dict[str, list[Tensor]]
-    targets: dict[str, list[Tensor]]
-    followers: dict[str, tuple[str, ...]]
-    states: dict[str, list[Tensor]]
-
-    @property
-    def bytes(self) -> int:
-        """Memory that all of it takes."""
-        listed = (*self.index.values(), *self.targets.values(), *self.states.values())
-        return sum(t.nbytes for t in (*tensors(self.inputs), *(t for ts in listed for t in ts)))
 
 
 class Corrector:
@@ -370,7 +291,7 @@ class Corrector:
         """Re-estimate mean and variance of each BatchNorm behind the first replaced layer, in the order they run."""
         dense = self.dense_pass(correction)
         compressed = apply(self.model, self.profile, plan, self.factors)
-        norms = _norms(compressed)
+        norms = stored_norms(compressed)
         begun: list[bool] = []
         seen: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
         overlay = Overlay()
@@ -419,160 +340,6 @@ def load_overlay(compressed: nn.Module, overlay: Overlay) -> nn.Module:
                 raise ValueError(f"{name} is {tuple(held.shape)}, but the overlay's is {tuple(value.shape)}")
             held.copy_(value)
     return compressed
-
-
-def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, memory_bytes: int) -> DensePass:
-    """Run the dense network once and keep its layers' outputs at drawn positions.
-
-    Targets take at most half of `memory_bytes`; where a forward pass of all samples would take more than the other
-    half, fewer samples are used.
-    """
-    copied = twin(model, profile.layers)
-    samples = min(len(data), max(1, memory_bytes // 2 // _pass_bytes(copied, data)))
-    data = data.pick(slice(0, samples))
-    width = 0
-    for layer in profile.layers:
-        kept = layer.spec.out_channels + (layer.spec.in_channels if layer.stepwise else 0)
-        width += kept * layer.itemsize * len(layer.in_sizes)
-    positions = min(POSITIONS, max(256, memory_bytes // 2 // max(1, width)))
-    calls: list[str] = []
-    index: dict[str, list[Tensor]] = {}
-    targets: dict[str, list[Tensor]] = {}
-    states: dict[str, list[Tensor]] = {}
-    watch = _Watch()
-
-    def record(layer: Layer, x: Tensor, output: Tensor) -> None:
-        name, spec = layer.name, layer.spec
-        drawn = draw_positions(output.numel() // spec.out_channels, positions, seed)
-        calls.append(name)
-        index.setdefault(name, []).append(drawn)
-        targets.setdefault(name, []).append(output_rows(spec, output, drawn))
-        if layer.stepwise:
-            states.setdefault(name, []).append(input_rows(spec, x, drawn)[0])
-        watch.follow(output, name)
-
-    with ExitStack() as hooks, evaluating(copied), watch:
-        for layer in profile.layers:
-            module = module_at(copied, layer.name)
-            hooks.callback(on_call(module, partial(record, layer)))
-        for name, norm in _norms(copied).items():
-            hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: watch.enter(to, args[0])).remove)
-        call(copied, data.inputs)
-    followers = {name: found for name in index if (found := watch.followers(name, calls.count(name)))}
-    return DensePass(data.inputs, samples, tuple(calls), index, targets, followers, states)
-
-
-def _norms(model: nn.Module) -> dict[str, nn.Module]:
-    """The BatchNorms that use stored statistics."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
-
-
-def _pass_bytes(model: nn.Module, data: Dataset) -> int:
-    """Memory of a forward pass per sample: twice what the largest module takes in and gives out."""
-    largest = 1
-
-    def see(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        nonlocal largest
-        largest = max(largest, sum(t.numel() * t.element_size() for t in tensors((args, output))))
-
-    with ExitStack() as hooks, evaluating(model):
-        for module in model.modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # those take no hooks
-                hooks.callback(module.register_forward_hook(see).remove)
-        call(model, data.pick(slice(0, 1)).inputs)
-    return 2 * largest
-
-
-class _Watch(TorchFunctionMode):
-    """Which BatchNorms take the outputs of followed layers, and whether anything else does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
-        self._uses: list[str] = []
-        self._entered: list[tuple[str, str | None]] = []
-
-    def follow(self, tensor: Tensor, name: str) -> None:
-        """From now on this tensor is the output of a layer."""
-        self._names[id(tensor)] = weakref.ref(tensor), name
-
-    def enter(self, norm: str, tensor: Tensor) -> None:
-        """A BatchNorm is about to take this tensor."""
-        self._entered.append((norm, self._source(tensor)))
-
-    def followers(self, name: str, calls: int) -> tuple[str, ...]:
-        """The BatchNorms fed by every call of the layer, by nothing else, and alone; else none."""
-        norms = {norm for norm, source in self._entered if source == name}
-        entered = [source for norm, source in self._entered if norm in norms]
-        alone = entered == [name] * calls and self._uses.count(name) == calls
-        return tuple(sorted(norms)) if alone else ()
-
-    def _source(self, tensor: Tensor) -> str | None:
-        reference, name = self._names.get(id(tensor), (None, None))
-        return name if reference is not None and reference() is tensor else None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if tensors(result):
-            sources = map(self._source, tensors((args, kwargs or {})))
-            self._uses.extend(source for source in sources if source is not None)
-        return result
-
-
-class NormalEquations:
-    """Sums over rows of one layer's last factor: features z (P, n) and targets t (P, out).
-
-    A weight that several copies share is fitted to all of them, the offset to each.
-
-    Both are added up in float64 by chunks, so that neither memory nor precision depends on the number of rows.
-    """
-
-    def __init__(self, spec: LayerSpec) -> None:
-        self.spec = spec
-        self.sums: list[Tensor] = []  # of z z^T, z, t z^T and t
-        self.rows = 0
-
-    def add(self, x: Tensor, index: Tensor, targets: Tensor) -> None:
-        """One call's input at the drawn positions, and the dense layer's outputs there."""
-        start = 0
-        for part in row_chunks(self.spec, index):
-            z = input_rows(self.spec, x, part).double()
-            t = targets[start : start + len(part)].double().reshape(len(part), len(z), -1).transpose(0, 1)
-            added = [z.mT @ z, z.sum(1)[:, None, :], t.mT @ z, t.sum(1)[:, :, None]]
-            self.sums = [a + b for a, b in zip(self.sums, added, strict=True)] if self.sums else added
-            start += len(part)
-        self.rows += len(index)
-
-    def solve(self, weight: Tensor, ridge: float | None, *, intercept: bool) -> tuple[Tensor, Tensor]:
-        """(weight, offset (out,)) that answer the targets best; without a ridge only the offset is fitted.
-
-        The weight is pulled towards the current one by `ridge` in units of standardised features; features that are
-        constant, and directions below CUT_OFF of the strongest, keep their current weights.
-        """
-        moment, mean, relation, target_mean = (total / self.rows for total in self.sums)
-        old = as_matrices(self.spec, weight.detach().double())
-        if intercept:
-            moment, relation = moment - mean.mT @ mean, relation - target_mean @ mean
-        if self.spec.copies > 1:
-            moment, relation = moment.mean(0, keepdim=True), relation.mean(0, keepdim=True)
-        new = old
-        if ridge is not None:
-            with one_thread() if moment.shape[-1] <= SMALL else nullcontext():
-                new = old + _ridge_step(moment, relation - old @ moment, ridge)
-        offset = (target_mean - new @ mean.mT) if intercept else torch.zeros_like(target_mean)
-        return as_weight(self.spec, new), offset.reshape(-1)
-
-
-def _ridge_step(moment: Tensor, relation: Tensor, ridge: float) -> Tensor:
-    """(g, m, n) the D that minimises E|t - D z|^2 + ridge |D|^2 over standardised z, by `eigh` with a cut-off."""
-    variance = moment.diagonal(dim1=-2, dim2=-1).clamp_min(0)
-    alive = variance > CUT_OFF**2 * variance.amax(-1, keepdim=True)
-    inverse = torch.where(alive, variance, 1.0).rsqrt() * alive
-    values, vectors = torch.linalg.eigh(moment * inverse[:, :, None] * inverse[:, None, :])
-    kept = values > CUT_OFF * values[:, -1:]
-    shrunk = torch.where(kept, 1 / (values + ridge).clamp_min(torch.finfo(values.dtype).tiny), 0.0)
-    step: Tensor = (relation * inverse[:, None, :]) @ (vectors * shrunk[:, None, :]) @ vectors.mT * inverse[:, None, :]
-    return step
 
 
 def _prefixes(plan: RankPlan, calls: tuple[str, ...]) -> deque[tuple[str, Any]]:

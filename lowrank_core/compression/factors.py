@@ -15,7 +15,7 @@ from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import data_hash
 from lowrank_core.methods import METHODS, Factorization
-from lowrank_core.networks.discover import Layer, ModelProfile, weight_at
+from lowrank_core.networks.profile import Layer, ModelProfile, weight_at
 from lowrank_core.running.cancelling import go_on
 from lowrank_core.store.cache import About, Cache
 from lowrank_core.store.memo import Compute, Steps, Tensors

@@ -13,7 +13,7 @@ from lowrank_core.errors import InvalidModel, InvalidSettings
 from lowrank_core.layers.attention import without_fused_paths
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.spec import LayerSpec, inputs_first
-from lowrank_core.networks.discover import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
+from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """What weights may be rounded to; they are widened again before they are used."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core.compression.factors import FactorStore
-from lowrank_core.networks.discover import Layer, ModelProfile
+from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.cost import amounts, plan_cost, rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 

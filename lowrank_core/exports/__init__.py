@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import os
-import pkgutil
-import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass, replace
-from math import isfinite
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lowrank_core.compression.precision import Storage, stored_as
-from lowrank_core.errors import InvalidFile, LowRankError
+from lowrank_core.errors import LowRankError
 from lowrank_core.exports._reload import largest_difference
-from lowrank_core.layers.data import Inputs, data_hash
-from lowrank_core.methods import METHODS
-from lowrank_core.plans.cost import plan_cost
+from lowrank_core.layers.data import Inputs
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.registry import register_all
 from lowrank_core.scoring.scores import Score
-from lowrank_core.store.files import remove_left, temporary_name
 from lowrank_core.workspace import Workspace
 
 
@@ -129,30 +119,6 @@ def reloaded(
     return largest_difference(kind, ref, written, network, inputs, tolerance=tolerance, name=str(path))
 
 
-@contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder, which takes the place of `path` at the end; removed where anything fails.
-
-    What a killed process left of an earlier attempt is removed once it is an hour old.
-    """
-    if path.is_dir():
-        raise InvalidFile(f"{path} is a folder; give the name of a file.")
-    if not path.parent.is_dir():
-        raise InvalidFile(f"there is no folder {path.parent}; create it first.")
-    remove_left(path.parent, path.name)
-    temporary = temporary_name(path)
-    try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes files private
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InvalidFile(f"{path} could not be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def reference_inputs(workspace: Workspace) -> Inputs:
     """The first evaluation samples, or the example inputs where there is no usable evaluation set."""
     try:
@@ -161,58 +127,4 @@ def reference_inputs(workspace: Workspace) -> Inputs:
         return workspace.opened.example_inputs
 
 
-def plan_document(workspace: Workspace, compressed: Compressed, **origin: Any) -> str:
-    """The plan as a JSON text, with where it comes from, `origin` added, and what it reached."""
-    return compressed.plan.to_json(
-        model_name=workspace.name,
-        correction=compressed.correction,
-        provenance=provenance(workspace, compressed) | plain(origin),
-    )
-
-
-def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
-    """Model, data, cost, score and versions; no path of this machine, and no time of day."""
-    profile = workspace.profile
-    found: dict[str, Any] = {
-        "model": {"name": workspace.name, "fingerprint": profile.fingerprint, "source": _source(workspace.opened.ref)},
-        "cost": {"dense": plain(plan_cost(profile)), "compressed": plain(plan_cost(profile, compressed.plan))},
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-    }
-    if compressed.score is not None:
-        found["score"] = plain(compressed.score)
-    if compressed.tuned is not None:
-        found["tuned"] = compressed.tuned
-    if compressed.storage.told:
-        found["storage"] = compressed.storage.told
-    data: dict[str, Any] = {}
-    if compressed.score is not None and compressed.score.samples:
-        data["evaluation"] = workspace.reference.hash
-    if compressed.correction is not None:
-        data["calibration"] = compressed.correction.get("data")
-    elif any(METHODS[choice.method].data_aware for _, choice in compressed.plan.choices):
-        data["calibration"] = data_hash(workspace.calibration.inputs)
-    if data:
-        found["data"] = data
-    return found
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses and tuples as JSON knows them; NaN and infinity become null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def _source(ref: str) -> dict[str, str]:
-    path = Path(ref)
-    if not path.is_file():
-        return {"ref": ref}
-    return {"ref": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-for _module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
-    importlib.import_module(f"{__name__}.{_module}")
+register_all(__name__, __path__)

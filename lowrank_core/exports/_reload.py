@@ -15,9 +15,8 @@ from torch.utils._pytree import tree_map
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.graphs.exporting import OnnxNetwork
-from lowrank_core.layers.data import Dataset, Inputs, batch_size, call
+from lowrank_core.layers.data import Dataset, Inputs, batch_size, call, run
 from lowrank_core.running.switches import quiet
-from lowrank_core.scoring.scores import run
 from lowrank_core.sources import open_source
 from lowrank_core.store.files import scratch
 

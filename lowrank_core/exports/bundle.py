@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lowrank_core.compression.precision import DTYPES
 from lowrank_core.errors import InvalidFile, LowRankError
-from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, Snippet, loading, register, whole_or_nothing
-from lowrank_core.store.files import scratch
+from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, Snippet, loading, register
+from lowrank_core.store.files import scratch, whole_or_nothing
 from lowrank_core.workspace import Workspace
 
 MEMBERS = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx", "plan": "plan.json"}

@@ -16,22 +16,14 @@ import torch
 from lowrank_core.compression.apply import partial_ranks
 from lowrank_core.compression.precision import DTYPES
 from lowrank_core.errors import InvalidModel
-from lowrank_core.exports import (
-    Compressed,
-    Export,
-    Exported,
-    Snippet,
-    plan_document,
-    register,
-    reloaded,
-    whole_or_nothing,
-)
+from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
+from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
+from lowrank_core.exports._provenance import plan_document
 from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
-from lowrank_core.graphs.surgery import came_from_onnx, compressed_onnx
 from lowrank_core.layers.data import Inputs, tensors
 from lowrank_core.running.switches import quiet
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.store.files import scratch
+from lowrank_core.store.files import scratch, whole_or_nothing
 from lowrank_core.workspace import Workspace
 
 if TYPE_CHECKING:

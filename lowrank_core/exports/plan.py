@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lowrank_core.exports import Compressed, Export, Exported, Snippet, plan_document, register, whole_or_nothing
+from lowrank_core.exports import Compressed, Export, Exported, Snippet, register
+from lowrank_core.exports._provenance import plan_document
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.store.files import whole_or_nothing
 from lowrank_core.workspace import Workspace
 
 

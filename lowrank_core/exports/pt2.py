@@ -8,18 +8,11 @@ from pathlib import Path
 import torch
 
 from lowrank_core.compression.precision import DTYPES, Widened
-from lowrank_core.exports import (
-    Compressed,
-    Export,
-    Exported,
-    Snippet,
-    plan_document,
-    register,
-    reloaded,
-    whole_or_nothing,
-)
+from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
+from lowrank_core.exports._provenance import plan_document
 from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.running.switches import quiet
+from lowrank_core.store.files import whole_or_nothing
 from lowrank_core.workspace import Workspace
 
 PLAN = "plan.json"

@@ -7,25 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lowrank_core.compression.checkpoint import write_checkpoint
-from lowrank_core.compression.correct import Correction
 from lowrank_core.compression.precision import DTYPES
-from lowrank_core.exports import (
-    Compressed,
-    Export,
-    Exported,
-    Snippet,
-    plan_document,
-    provenance,
-    register,
-    reloaded,
-    whole_or_nothing,
-)
+from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
+from lowrank_core.exports._provenance import plan_document, provenance
 from lowrank_core.layers.attention import Attention
 from lowrank_core.layers.chain import Chain, TransposedLinear
 from lowrank_core.layers.linears import GroupedLinear, SharedLinear
 from lowrank_core.layers.recurrent import Cell, Recurrent
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.scores import Score
+from lowrank_core.store.files import whole_or_nothing
 from lowrank_core.workspace import Workspace
 
 TOLERANCE = 1e-5

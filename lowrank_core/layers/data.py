@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lowrank_core.errors import InvalidData
+from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.running.cancelling import go_on
 
 Inputs = Any
@@ -109,3 +109,17 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def run(model: nn.Module, samples: Dataset) -> Tensor:
+    """The outputs of one batch, in eval mode; raises InvalidData when the network cannot take it."""
+    try:
+        with evaluating(model):
+            return call(model, samples.inputs)
+    except (InvalidData, Cancelled):
+        raise
+    except Exception as error:
+        raise InvalidData(
+            f"the network failed on the evaluation inputs with {type(error).__name__}: {' '.join(str(error).split())}; "
+            "eval_data() must give inputs of the same form as example_inputs()."
+        ) from error

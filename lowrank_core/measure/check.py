@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lowrank_core.errors import LowRankError
-from lowrank_core.layers.data import Dataset, tensors
+from lowrank_core.layers.data import Dataset, run, tensors
 from lowrank_core.plans.cost import Cost, plan_cost
-from lowrank_core.scoring.scores import Score, final_score, run
+from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._model_file import FUNCTIONS
 from lowrank_core.sources._opened import sorted_by_class
 from lowrank_core.workspace import Workspace

@@ -31,7 +31,7 @@ from lowrank_core.measure.latency import (
     session,
 )
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer, ModelProfile
+from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Doing, Pace

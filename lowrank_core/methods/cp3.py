@@ -16,7 +16,8 @@ from torch import Tensor
 from lowrank_core.algebra.cp import CpFactorization, Factors, Start, als, cp_kernel, cp_max_rank, cp_obstacle
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.methods import Factorization, factorize_transposed, register
+from lowrank_core.methods import Factorization, register
+from lowrank_core.methods._adapters import factorize_transposed
 
 
 def _parafac(kernel: Tensor, rank: int) -> Factors:

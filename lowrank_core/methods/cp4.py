@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lowrank_core.algebra.cp import CpFactorization, Start, als, cp_kernel, cp_max_rank, cp_obstacle
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.methods import Factorization, factorize_transposed, kernel_text, register
+from lowrank_core.methods import Factorization, register
+from lowrank_core.methods._adapters import factorize_transposed, kernel_text
 
 
 @dataclass(frozen=True, slots=True)

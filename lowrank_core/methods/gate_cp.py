@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lowrank_core.algebra.cp import CpFactorization, Start, als, cp_kernel, cp_max_rank
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.methods import Factorization, GateStacked, gate_kernel, gate_obstacle, register, stacked_gates
+from lowrank_core.methods import Factorization, register
+from lowrank_core.methods._adapters import GateStacked, gate_kernel, gate_obstacle, stacked_gates
 
 
 @dataclass(frozen=True, slots=True)

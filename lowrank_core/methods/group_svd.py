@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lowrank_core.algebra.linalg import MatrixFactorization, factorize_matrices
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.methods import Factorization, depthwise_obstacle, factorize_transposed, register
+from lowrank_core.methods import Factorization, register
+from lowrank_core.methods._adapters import depthwise_obstacle, factorize_transposed
 
 
 @dataclass(frozen=True, slots=True)

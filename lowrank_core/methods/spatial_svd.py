@@ -9,7 +9,8 @@ from torch import Tensor
 from lowrank_core.algebra.aware import factorize_aware
 from lowrank_core.algebra.linalg import MatrixFactorization, factorize_matrices
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.methods import Factorization, factorize_transposed, kernel_text, register
+from lowrank_core.methods import Factorization, register
+from lowrank_core.methods._adapters import factorize_transposed, kernel_text
 
 
 @dataclass(frozen=True, slots=True)

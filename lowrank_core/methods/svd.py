@@ -20,13 +20,8 @@ from lowrank_core.algebra.linalg import (
     storage_dtype,
 )
 from lowrank_core.layers.spec import LayerSpec, Rank, inputs_first
-from lowrank_core.methods import (
-    Factorization,
-    Transposed,
-    depthwise_obstacle,
-    outputs_first,
-    register,
-)
+from lowrank_core.methods import Factorization, register
+from lowrank_core.methods._adapters import Transposed, depthwise_obstacle, outputs_first
 
 
 @dataclass(frozen=True, slots=True)

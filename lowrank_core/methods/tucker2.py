@@ -14,7 +14,8 @@ from torch import Tensor
 from lowrank_core.algebra.aware import factorize_aware
 from lowrank_core.algebra.tucker import TuckerFactorization, tucker_max_rank
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.methods import Factorization, depthwise_obstacle, factorize_transposed, kernel_text, register
+from lowrank_core.methods import Factorization, register
+from lowrank_core.methods._adapters import depthwise_obstacle, factorize_transposed, kernel_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowrank_core.compression.correct import Correction
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
 
 

@@ -12,7 +12,7 @@ from math import prod
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.layers.spec import LayerSpec, Rank, chain_additions, chain_multiplies, sharing
 from lowrank_core.methods import METHODS, Method
-from lowrank_core.networks.discover import Layer, ModelProfile
+from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.plan import Choice, RankPlan
 
 
@@ -168,30 +168,6 @@ def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> li
             closed[choice.method] = coefficients(layer, METHODS[choice.method], quantity)
         found.append(_evaluated(closed[choice.method], choice.rank))
     return found
-
-
-def uniform_plan(
-    profile: ModelProfile, share: float, quantity: str = "multiplies", locked: Iterable[str] = ()
-) -> RankPlan:
-    """The plan that gives every layer the same share of its break-even rank, so that the whole network keeps about
-    `share` of its dense `quantity` ("bytes" or "multiplies") and never more where that can be reached.
-
-    Default methods; layers that no rank makes cheaper, and locked ones, stay dense.
-    """
-    free = []
-    for layer in profile.layers:
-        top = break_even(layer, layer.methods[0].name, quantity)
-        if layer.name not in set(locked) and all(top):
-            free.append((layer, top))
-    target = share * getattr(plan_cost(profile), quantity)
-
-    def at(step: int) -> RankPlan:
-        return RankPlan.of(
-            profile.fingerprint,
-            {layer.name: Choice(layer.methods[0].name, rank_at(top, step / 1000)) for layer, top in free},
-        )
-
-    return at(_last_true(lambda step: getattr(plan_cost(profile, at(step)), quantity) <= target, 1000))
 
 
 def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from lowrank_core.compression.apply import apply
-from lowrank_core.compression.correct import Correction, load_overlay
+from lowrank_core.compression.correct import load_overlay
 from lowrank_core.errors import Cancelled
+from lowrank_core.layers.data import run
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import (
@@ -33,7 +35,7 @@ from lowrank_core.predict.prediction import (
     plan_variance,
 )
 from lowrank_core.predict.sensitivity import BATCH, SAMPLES, ranks
-from lowrank_core.scoring.scores import Score, run
+from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
 JOINT_PLANS = 24

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from lowrank_core.compression.apply import apply
-from lowrank_core.compression.correct import Correction, load_overlay
+from lowrank_core.compression.correct import load_overlay
 from lowrank_core.errors import Cancelled
-from lowrank_core.layers.data import Dataset, data_hash
+from lowrank_core.layers.data import Dataset, data_hash, run
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point, closed_form_error
@@ -26,7 +27,6 @@ from lowrank_core.running.parallel import HERE, Workers, spread
 from lowrank_core.running.progress import Doing
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
-from lowrank_core.scoring.scores import run
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace, opened_once

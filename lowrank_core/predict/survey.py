@@ -14,7 +14,8 @@ import msgspec
 from lowrank_core.errors import LowRankError
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.plans.cost import plan_cost, uniform_plan
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.predict.context import context_of, joints, repairs
 from lowrank_core.predict.prediction import Context, Point, noise_table
 from lowrank_core.predict.sensitivity import PointFile, measured

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.compression.calibration import twin
 from lowrank_core.errors import InvalidData
-from lowrank_core.layers.data import Dataset, tensors
-from lowrank_core.networks.discover import ModelProfile
-from lowrank_core.scoring.scores import run
+from lowrank_core.layers.data import Dataset, run, tensors
+from lowrank_core.networks.profile import ModelProfile
+from lowrank_core.networks.twin import twin
 from lowrank_core.store.room import Room
 
 LIMIT_BYTES = 512 * 2**20

@@ -16,7 +16,7 @@ from lowrank_core.running.progress import Doing, Pace
 from lowrank_core.scoring.scores import Score
 
 if TYPE_CHECKING:  # selection imports its rules, which import this
-    from lowrank_core.selection import Problem, Trial
+    from lowrank_core.selection._problem import Problem, Trial
 
 ORDERS = ("alone", "largest first", "together")
 

@@ -8,10 +8,12 @@ from typing import ClassVar
 
 from scipy.optimize import isotonic_regression
 
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.selection import Problem, Quantity, Trial, Wish, check_settings, largest, register
+from lowrank_core.selection import register
 from lowrank_core.selection._ladders import Progress, lost, saved
+from lowrank_core.selection._problem import Problem, Quantity, Trial, Wish, largest
+from lowrank_core.selection._settings import check_settings
 
 Curve = dict[Choice, float]
 """What each candidate of a layer scores, the cheapest first."""

@@ -9,10 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from lowrank_core.algebra.linalg import MatrixFactorization
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.progress import Doing, Pace
-from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
+from lowrank_core.selection import register
+from lowrank_core.selection._problem import Problem, Trial, Wish, largest
+from lowrank_core.selection._settings import check_settings
 
 
 @register

@@ -11,7 +11,8 @@ import numpy as np
 from lowrank_core.algebra.knapsack import cheapest_loss
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.running.progress import Doing, Pace
-from lowrank_core.selection import Problem, Trial, Wish, register
+from lowrank_core.selection import register
+from lowrank_core.selection._problem import Problem, Trial, Wish
 
 
 @register

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lowrank_core.selection import Problem, Trial, Wish, check_settings, register
+from lowrank_core.selection import register
 from lowrank_core.selection._ladders import ORDER_FORM, Steps, lowest
+from lowrank_core.selection._problem import Problem, Trial, Wish
+from lowrank_core.selection._settings import check_settings
 
 
 @register

@@ -11,7 +11,7 @@ import numpy as np
 
 from lowrank_core.algebra.knapsack import cheapest_loss
 from lowrank_core.errors import Cancelled, InvalidSearch
-from lowrank_core.layers.data import data_hash
+from lowrank_core.layers.data import data_hash, run
 from lowrank_core.layers.spec import Rank
 from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.candidate import Candidate
@@ -19,9 +19,11 @@ from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point, change, closed_form_error
 from lowrank_core.predict.sensitivity import Ask, loss_increase, profile
 from lowrank_core.running.progress import Doing, Pace
-from lowrank_core.scoring.scores import Score, run
+from lowrank_core.scoring.scores import Score
 from lowrank_core.scoring.verdict import is_within
-from lowrank_core.selection import Problem, Quantity, Trial, Wish, check_settings, register
+from lowrank_core.selection import register
+from lowrank_core.selection._problem import Problem, Quantity, Trial, Wish
+from lowrank_core.selection._settings import check_settings
 
 STEPS = 7
 """Of the bisection over the share that is kept: it ends within 1 % of the dense network."""

@@ -13,17 +13,20 @@ import torch
 
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
-from lowrank_core.compression.correct import Correction, Corrector, load_overlay
+from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import Cancelled, InvalidSearch
 from lowrank_core.layers.data import Dataset, data_hash
 from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
-from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
+from lowrank_core.selection import register
 from lowrank_core.selection._ladders import Progress, lost, saved
+from lowrank_core.selection._problem import Problem, Trial, Wish, largest
+from lowrank_core.selection._settings import check_settings
 
 GRID = 8
 """Ranks of a layer that are tried, evenly spaced."""

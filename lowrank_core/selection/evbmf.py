@@ -10,10 +10,12 @@ from lowrank_core.algebra.vbmf import evbmf_of
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Doing, Pace
-from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
+from lowrank_core.selection import register
+from lowrank_core.selection._problem import Problem, Trial, Wish, largest
+from lowrank_core.selection._settings import check_settings
 
 MATRICES = ("tucker2", "svd", "spatial_svd")
 """Methods whose axes are each the rank of a matrix of weights."""

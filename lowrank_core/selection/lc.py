@@ -10,7 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
+from lowrank_core.selection import register
+from lowrank_core.selection._problem import Problem, Trial, Wish, largest
+from lowrank_core.selection._settings import check_settings
 
 RANGE = 30.0
 """Exchange rates that are searched, in natural logarithms either side of all the error for all the cost."""

@@ -9,8 +9,10 @@ from typing import ClassVar
 
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.selection import Problem, Trial, Wish, check_settings, largest, register
+from lowrank_core.selection import register
 from lowrank_core.selection._ladders import SLACK, Progress, lost, saved
+from lowrank_core.selection._problem import Problem, Trial, Wish, largest
+from lowrank_core.selection._settings import check_settings
 
 SLOWEST = 0.2
 """The least sensitive layers rise at this share of the pace of the most sensitive one."""

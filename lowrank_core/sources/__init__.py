@@ -6,13 +6,12 @@ kind. Weights alone can be listed and their spectra shown; everything else needs
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_core.errors import InvalidModel, UnknownModel
+from lowrank_core.registry import register_all
 from lowrank_core.sources._opened import Opened
 from lowrank_core.sources._weights import Weights
 
@@ -69,5 +68,4 @@ def weights_alone(weights: Weights) -> str:
     )
 
 
-for _module in sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")):
-    importlib.import_module(f"{__name__}.{_module}")
+register_all(__name__, __path__)

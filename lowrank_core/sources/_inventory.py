@@ -17,7 +17,7 @@ from lowrank_core.algebra.gram import DeviceGram, GramMatrix, row_blocks
 from lowrank_core.algebra.linalg import worth_moving
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.networks.discover import Layer, Rest, Skipped
+from lowrank_core.networks.profile import Layer, Rest, Skipped
 from lowrank_core.sources._weights import StoredTensor, Weights, content_hash, fingerprint
 from lowrank_core.store.cache import Cache
 

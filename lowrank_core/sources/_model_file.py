@@ -14,10 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
-from lowrank_core.layers.data import Dataset, Inputs, batch_size
-from lowrank_core.networks.discover import check_finite
+from lowrank_core.layers.data import Dataset, Inputs, batch_size, run
+from lowrank_core.networks.profile import check_finite
 from lowrank_core.scoring.metrics import AGREEMENT, METRICS, Metric
-from lowrank_core.scoring.scores import run
 from lowrank_core.sources._opened import Opened, as_dataset, default_metric
 
 FUNCTIONS = ("build_model", "example_inputs", "eval_data", "train_data", "metric", "evaluate")

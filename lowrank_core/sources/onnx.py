@@ -15,9 +15,8 @@ from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
 from lowrank_core.graphs.onnx_network import OnnxGraph, Program, build
 from lowrank_core.graphs.operators import Unhandled, dtype_of
 from lowrank_core.graphs.reading import read_onnx
-from lowrank_core.layers.data import Dataset, evaluating, tensors
-from lowrank_core.networks.discover import check_finite
-from lowrank_core.scoring.scores import run
+from lowrank_core.layers.data import Dataset, evaluating, run, tensors
+from lowrank_core.networks.profile import check_finite
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._model_file import open_module
 from lowrank_core.sources._npz_data import NpzData, read_npz

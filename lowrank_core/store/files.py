@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
+from lowrank_core.errors import InvalidFile
+
 LEFT_SECONDS = 3600.0
 """A temporary file of this age was left by a process that was killed."""
 
@@ -73,3 +75,27 @@ def drop(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder, which takes the place of `path` at the end; removed where anything fails.
+
+    What a killed process left of an earlier attempt is removed once it is an hour old.
+    """
+    if path.is_dir():
+        raise InvalidFile(f"{path} is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise InvalidFile(f"there is no folder {path.parent}; create it first.")
+    remove_left(path.parent, path.name)
+    temporary = temporary_name(path)
+    try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes files private
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InvalidFile(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -29,13 +29,13 @@ from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.compression.apply import chain_at, restructure
 from lowrank_core.errors import Cancelled, InvalidData, InvalidFile, InvalidPlan, LowRankError, TrainingFailed
 from lowrank_core.layers.computed import copied
-from lowrank_core.layers.data import Dataset, Inputs, call, data_hash, evaluating
-from lowrank_core.networks.discover import weight_at
+from lowrank_core.layers.data import Dataset, Inputs, call, data_hash, evaluating, run
+from lowrank_core.networks.profile import weight_at
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.metrics import Metric
-from lowrank_core.scoring.scores import Score, final_score, run
+from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.files import remove_left, write_whole
 from lowrank_core.training.recipe import Objective, Settings, balance, check_images, randomise, rate_at, varied
 from lowrank_core.workspace import Workspace

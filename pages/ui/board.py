@@ -14,7 +14,7 @@ from lowrank_core.algebra.linalg import tail_energy
 from lowrank_core.errors import LowRankError
 from lowrank_core.measure.latency import RUNTIMES
 from lowrank_core.measure.measurement import Measurement, Progress
-from lowrank_core.networks.discover import Layer
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import break_even, check_plan, coefficients, dense_cost, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import curves, kept_curves

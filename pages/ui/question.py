@@ -13,7 +13,8 @@ from lowrank_core.errors import InvalidFile
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job, Snapshot
-from lowrank_core.selection import Quantity, Rule, Trial, problem_of, search
+from lowrank_core.selection import Rule, search
+from lowrank_core.selection._problem import Quantity, Trial, problem_of
 from lowrank_core.workspace import Workspace
 from pages.ui import words
 

@@ -9,7 +9,8 @@ import streamlit as st
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
-from lowrank_core.selection import RULES, Quantity, make
+from lowrank_core.selection import RULES, make
+from lowrank_core.selection._problem import Quantity
 from lowrank_core.workspace import Workspace
 from pages.ui import form, question, state, words
 from pages.ui.question import Question

@@ -41,7 +41,7 @@ from lowrank_core.predict.survey import Survey
 from lowrank_core.running.jobs import Job
 from lowrank_core.running.progress import Doing
 from lowrank_core.scoring.scores import Score
-from lowrank_core.selection import Trial
+from lowrank_core.selection._problem import Trial
 from lowrank_core.sources._inventory import Estimate, Inventory, measure_speed, remaining
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.files import SCRATCH, remove_left, remove_old_scratch, write_whole

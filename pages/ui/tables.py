@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lowrank_core.algebra.spectra import cumulative_energy, effective_rank, rank_for_energy, stable_rank
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.discover import Layer, ModelProfile
+from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.cost import Cost, break_even, dense_cost, layer_cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.scores import Score
-from lowrank_core.selection import Trial
+from lowrank_core.selection._problem import Trial
 from lowrank_core.sources._inventory import METHOD, Inventory
 from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.recipe import Settings

@@ -18,7 +18,8 @@ from lowrank_core.running.cancelling import until
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.progress import Doing, Pace
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
-from lowrank_core.selection import Problem, Quantity, Rule, Trial, make, problem_of, search
+from lowrank_core.selection import Rule, make, search
+from lowrank_core.selection._problem import Problem, Quantity, Trial, problem_of
 from lowrank_core.training import sweep
 from lowrank_core.training.finetune import Epoch, finetune, kept, told, training_data
 from lowrank_core.training.recipe import Settings

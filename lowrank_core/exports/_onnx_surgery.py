@@ -19,7 +19,7 @@ from lowrank_core.errors import InvalidFile, InvalidPlan
 from lowrank_core.graphs.onnx_network import GATES, OnnxGraph, Site, build, gates
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.networks.discover import fingerprint
+from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.workspace import Workspace
 

@@ -1,0 +1,142 @@
+"""What one pass of the dense network over the calibration samples leaves behind."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from lowrank_core.compression.calibration import POSITIONS
+from lowrank_core.compression.unfold import draw_positions, input_rows, output_rows
+from lowrank_core.layers.data import Dataset, Inputs, call, evaluating, tensors
+from lowrank_core.networks.profile import Layer, ModelProfile, module_at
+from lowrank_core.networks.twin import on_call, twin
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DensePass:
+    """What one pass of the dense network over the calibration samples leaves behind.
+
+    calls: layer names in the order of their calls; index and targets: one drawn (P,) and (P, out) per call;
+    followers: the BatchNorms that take a layer's outputs and nothing else does; states: one (P, in) per call of the
+    weights of recurrent modules that see one step after the other.
+    """
+
+    inputs: Inputs
+    samples: int
+    calls: tuple[str, ...]
+    index: dict[str, list[Tensor]]
+    targets: dict[str, list[Tensor]]
+    followers: dict[str, tuple[str, ...]]
+    states: dict[str, list[Tensor]]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that all of it takes."""
+        listed = (*self.index.values(), *self.targets.values(), *self.states.values())
+        return sum(t.nbytes for t in (*tensors(self.inputs), *(t for ts in listed for t in ts)))
+
+
+def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, memory_bytes: int) -> DensePass:
+    """Run the dense network once and keep its layers' outputs at drawn positions.
+
+    Targets take at most half of `memory_bytes`; where a forward pass of all samples would take more than the other
+    half, fewer samples are used.
+    """
+    copied = twin(model, profile.layers)
+    samples = min(len(data), max(1, memory_bytes // 2 // pass_bytes(copied, data)))
+    data = data.pick(slice(0, samples))
+    width = 0
+    for layer in profile.layers:
+        kept = layer.spec.out_channels + (layer.spec.in_channels if layer.stepwise else 0)
+        width += kept * layer.itemsize * len(layer.in_sizes)
+    positions = min(POSITIONS, max(256, memory_bytes // 2 // max(1, width)))
+    calls: list[str] = []
+    index: dict[str, list[Tensor]] = {}
+    targets: dict[str, list[Tensor]] = {}
+    states: dict[str, list[Tensor]] = {}
+    watch = _Watch()
+
+    def record(layer: Layer, x: Tensor, output: Tensor) -> None:
+        name, spec = layer.name, layer.spec
+        drawn = draw_positions(output.numel() // spec.out_channels, positions, seed)
+        calls.append(name)
+        index.setdefault(name, []).append(drawn)
+        targets.setdefault(name, []).append(output_rows(spec, output, drawn))
+        if layer.stepwise:
+            states.setdefault(name, []).append(input_rows(spec, x, drawn)[0])
+        watch.follow(output, name)
+
+    with ExitStack() as hooks, evaluating(copied), watch:
+        for layer in profile.layers:
+            module = module_at(copied, layer.name)
+            hooks.callback(on_call(module, partial(record, layer)))
+        for name, norm in stored_norms(copied).items():
+            hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: watch.enter(to, args[0])).remove)
+        call(copied, data.inputs)
+    followers = {name: found for name in index if (found := watch.followers(name, calls.count(name)))}
+    return DensePass(data.inputs, samples, tuple(calls), index, targets, followers, states)
+
+
+def stored_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The BatchNorms that use stored statistics."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+
+
+def pass_bytes(model: nn.Module, data: Dataset) -> int:
+    """Memory of a forward pass per sample: twice what the largest module takes in and gives out."""
+    largest = 1
+
+    def see(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal largest
+        largest = max(largest, sum(t.numel() * t.element_size() for t in tensors((args, output))))
+
+    with ExitStack() as hooks, evaluating(model):
+        for module in model.modules():
+            if not isinstance(module, torch.jit.ScriptModule):  # those take no hooks
+                hooks.callback(module.register_forward_hook(see).remove)
+        call(model, data.pick(slice(0, 1)).inputs)
+    return 2 * largest
+
+
+class _Watch(TorchFunctionMode):
+    """Which BatchNorms take the outputs of followed layers, and whether anything else does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._uses: list[str] = []
+        self._entered: list[tuple[str, str | None]] = []
+
+    def follow(self, tensor: Tensor, name: str) -> None:
+        """From now on this tensor is the output of a layer."""
+        self._names[id(tensor)] = weakref.ref(tensor), name
+
+    def enter(self, norm: str, tensor: Tensor) -> None:
+        """A BatchNorm is about to take this tensor."""
+        self._entered.append((norm, self._source(tensor)))
+
+    def followers(self, name: str, calls: int) -> tuple[str, ...]:
+        """The BatchNorms fed by every call of the layer, by nothing else, and alone; else none."""
+        norms = {norm for norm, source in self._entered if source == name}
+        entered = [source for norm, source in self._entered if norm in norms]
+        alone = entered == [name] * calls and self._uses.count(name) == calls
+        return tuple(sorted(norms)) if alone else ()
+
+    def _source(self, tensor: Tensor) -> str | None:
+        reference, name = self._names.get(id(tensor), (None, None))
+        return name if reference is not None and reference() is tensor else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if tensors(result):
+            sources = map(self._source, tensors((args, kwargs or {})))
+            self._uses.extend(source for source in sources if source is not None)
+        return result

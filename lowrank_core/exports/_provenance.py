@@ -1,0 +1,71 @@
+"""Where a file comes from: model, data, cost, score and versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import asdict, is_dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowrank_core.exports import Compressed
+from lowrank_core.layers.data import data_hash
+from lowrank_core.methods import METHODS
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.workspace import Workspace
+
+
+def plan_document(workspace: Workspace, compressed: Compressed, **origin: Any) -> str:
+    """The plan as a JSON text, with where it comes from, `origin` added, and what it reached."""
+    return compressed.plan.to_json(
+        model_name=workspace.name,
+        correction=compressed.correction,
+        provenance=provenance(workspace, compressed) | plain(origin),
+    )
+
+
+def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
+    """Model, data, cost, score and versions; no path of this machine, and no time of day."""
+    profile = workspace.profile
+    found: dict[str, Any] = {
+        "model": {"name": workspace.name, "fingerprint": profile.fingerprint, "source": _source(workspace.opened.ref)},
+        "cost": {"dense": plain(plan_cost(profile)), "compressed": plain(plan_cost(profile, compressed.plan))},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+    if compressed.score is not None:
+        found["score"] = plain(compressed.score)
+    if compressed.tuned is not None:
+        found["tuned"] = compressed.tuned
+    if compressed.storage.told:
+        found["storage"] = compressed.storage.told
+    data: dict[str, Any] = {}
+    if compressed.score is not None and compressed.score.samples:
+        data["evaluation"] = workspace.reference.hash
+    if compressed.correction is not None:
+        data["calibration"] = compressed.correction.get("data")
+    elif any(METHODS[choice.method].data_aware for _, choice in compressed.plan.choices):
+        data["calibration"] = data_hash(workspace.calibration.inputs)
+    if data:
+        found["data"] = data
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and tuples as JSON knows them; NaN and infinity become null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _source(ref: str) -> dict[str, str]:
+    path = Path(ref)
+    if not path.is_file():
+        return {"ref": ref}
+    return {"ref": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -1,0 +1,192 @@
+"""What a network is to the product: its layers, what is left as it is and why, and what the rest costs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lowrank_core.errors import InvalidModel
+from lowrank_core.layers.computed import effective, kind_of
+from lowrank_core.layers.spec import LayerSpec, Size
+from lowrank_core.methods import METHODS, Method
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer that can be compressed. in_sizes: one entry per call in one forward pass, () = never called.
+
+    parameter: the name of its weight in its module; a recurrent module and an attention have several, each a layer of
+    its own. rows: where the weight is a slice of the parameter. part: its name in the module, where that is another.
+    transposed_weight: the module keeps it as (in, out), as the Conv1D of transformers does. tied: layers that share the
+    weight and so the factors, each with its own bias. extra: numbers stored for a weight that is computed from others.
+    """
+
+    name: str
+    type: str
+    spec: LayerSpec
+    in_sizes: tuple[Size, ...]
+    itemsize: int
+    aliases: tuple[str, ...] = ()
+    parameter: str = "weight"
+    rows: tuple[int, int] | None = None
+    part: str = ""
+    transposed_weight: bool = False
+    tied: tuple[Layer, ...] = ()
+    extra: int = 0
+    asked: bool = False
+
+    @property
+    def module(self) -> str:
+        """The name of the module that holds the weight: the layer's own, or 'rnn' of 'rnn.weight_hh_l0'."""
+        if not self.partial:
+            return self.name
+        return self.name.removesuffix(self.part or self.parameter).removesuffix(".")
+
+    @property
+    def partial(self) -> bool:
+        """Whether the layer is one of several weights of a recurrent module or an attention."""
+        return self.parameter != "weight"
+
+    @property
+    def plain(self) -> bool:
+        """Whether an nn.Sequential of layers of torch.nn can stand for it wherever the network is rebuilt."""
+        return not (self.partial or self.tied or self.spec.bag or self.asked)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether what goes in at one step follows from what came out at the step before."""
+        return self.parameter.startswith(("weight_hh", "weight_hr"))
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The decompositions that fit, the default first and references last."""
+        fitting = [m for m in METHODS.values() if m.obstacle(self.spec) is None]
+        preferred = ("spatial_svd", "svd")
+        return tuple(sorted(fitting, key=lambda m: (m.reference, m.name not in preferred, m.name)))
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A module with weights that is left as it is, and why."""
+
+    name: str
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What the network costs outside its compressible layers, tied tensors once; buffers are listed apart."""
+
+    parameters: int
+    bytes: int
+    multiplies: int
+    buffer_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """The structure of a network as the product sees it; layers are in order of execution."""
+
+    fingerprint: str
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...]
+    rest: Rest
+
+    def layer(self, name: str) -> Layer:
+        """The compressible layer of that name; KeyError otherwise."""
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+
+def module_at(model: nn.Module, name: str) -> nn.Module:
+    """The module of that layer name; a network that is one layer goes by the name of its type."""
+    return model if is_whole(model, name) else model.get_submodule(name)
+
+
+def is_whole(model: nn.Module, name: str) -> bool:
+    """Whether the layer of that name is the whole network."""
+    return name == type(model).__name__ and not hasattr(model, name)
+
+
+def weight_at(model: nn.Module, layer: Layer) -> Tensor:
+    """A layer's weight in its network, in the shape of its spec: a parameter, or some rows of one."""
+    weight = _rows(_parameter(model, layer, layer.parameter), layer)
+    return weight.mT if layer.transposed_weight else weight
+
+
+def bias_at(model: nn.Module, layer: Layer) -> Tensor | None:
+    """A layer's bias in its network, where it has one."""
+    if not layer.spec.bias:
+        return None
+    return _rows(_parameter(model, layer, layer.parameter.replace("weight", "bias")), layer)
+
+
+def _rows(parameter: Tensor, layer: Layer) -> Tensor:
+    return parameter if layer.rows is None else parameter[slice(*layer.rows)]
+
+
+def _parameter(model: nn.Module, layer: Layer, name: str) -> Tensor:
+    """The whole parameter that holds a layer's weight or bias, or what the layer computes in its place."""
+    inside, _, leaf = name.rpartition(".")
+    value = effective(module_at(model, layer.module).get_submodule(inside), leaf)
+    if value is None:
+        raise InvalidModel(f"{layer.name!r} has no {leaf}; open the model again, it is another one now.")
+    return value
+
+
+def fingerprint(model: nn.Module) -> str:
+    """'sha256:' over sorted name, dtype, shape and bytes of the state_dict; the same on every machine."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not isinstance(value, Tensor):
+            continue
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise InvalidModel naming every parameter that holds NaN or Inf; a buffer may hold Inf, as attention masks do."""
+    lazy = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]
+    if lazy:
+        shown = ", ".join(map(repr, lazy[:5]))
+        raise InvalidModel(f"{shown} have no shape yet; run the model once in build_model() before returning it.")
+    bad = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
+    bad += [name for name, value in model.named_buffers() if torch.isnan(value).any()]
+    if bad:
+        shown = ", ".join(map(repr, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise InvalidModel(
+            f"weights must be finite, but {shown} hold NaN or Inf; train again or repair the checkpoint."
+        )
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is the Conv1D of transformers, as in GPT-2: a Linear whose weight is (in, out)."""
+    known = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+    return known and "weight" in module._parameters
+
+
+def is_map(module: nn.Module) -> bool:
+    return kind_of(module) in LINEAR_MAPS or is_conv1d(module)
+
+
+def spec_of(module: nn.Module) -> LayerSpec:
+    if is_conv1d(module):
+        inputs, outputs = module.get_parameter("weight").shape
+        return LayerSpec(inputs, outputs, bias=module._parameters.get("bias") is not None)
+    return LayerSpec.of(module)

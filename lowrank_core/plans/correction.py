@@ -1,0 +1,54 @@
+"""The correction that a plan asks for: part of what a score belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from lowrank_core.errors import InvalidPlan
+
+SAMPLES = 256
+"""Calibration uses at most this many samples; more change nothing that can be measured (see benchmarks/quality.py)."""
+
+Kind = Literal["least_squares", "batchnorm", "bias"]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """How a compressed network is corrected: part of what a score belongs to.
+
+    kind: "least_squares" refits last factors, "bias" only shifts them, "batchnorm" re-estimates the statistics.
+    ridge is relative to standardised features; data is the hash of the samples, "" where it is not known.
+
+    >>> Correction.from_dict(Correction(seed=1).to_dict()) == Correction(seed=1)
+    True
+    """
+
+    kind: Kind = "least_squares"
+    samples: int = SAMPLES
+    seed: int = 0
+    ridge: float = 1e-3
+    data: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as plan files hold them under "correction"."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(document: object) -> Correction:
+        """Read strictly; raises InvalidPlan for unknown keys and impossible values."""
+        try:
+            read = msgspec.convert(document, _Document)
+        except msgspec.ValidationError as error:
+            raise InvalidPlan(f"the plan's correction is not valid: {error}. Export the plan again.") from error
+        return Correction(read.kind, read.samples, read.seed, read.ridge, read.data)
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
+    kind: Kind
+    samples: Annotated[int, msgspec.Meta(ge=1)]
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    ridge: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
+    data: str = ""
