@@ -221,10 +221,20 @@ class Workspace:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
 
 
-def open_to_look(ref: str, cache: Cache | None = None, room: Room | None = None) -> Workspace | Inventory:
-    """A model, or what weights without one tell; raises a LowRankError."""
+def open_to_look(
+    ref: str, cache: Cache | None = None, room: Room | None = None, report: Callable[[str], None] = lambda step: None
+) -> Workspace | Inventory:
+    """A model, or what weights without one tell; raises a LowRankError.
+
+    report: called with a line once it is open, before its layers are looked at.
+    """
     found = open_any(ref)
-    return take_stock(found, cache) if isinstance(found, Weights) else Workspace(found, cache, room)
+    if isinstance(found, Weights):
+        report(f"Looking at {len(found.tensors)} tensors")
+        return take_stock(found, cache)
+    weighty = sum(next(module.parameters(recurse=False), None) is not None for module in found.model.modules())
+    report(f"Looking at {weighty} layers")
+    return Workspace(found, cache, room)
 
 
 @lru_cache(maxsize=1)

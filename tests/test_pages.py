@@ -74,11 +74,11 @@ def test_a_limit_of_memory_that_is_none_is_one_clear_error(
 ) -> None:
     monkeypatch.setenv(models.MEMORY, given)
     models.room.clear()
-    models._open_builtin.clear()
+    models._builtin.clear()
     try:
         assert f"must be a whole number of MB from 1, such as 512; got {given!r}" in opened("Model").error[0].value
     finally:
-        models._open_builtin.clear()
+        models._builtin.clear()
 
 
 def test_the_limit_of_memory_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,8 +404,8 @@ def test_exports_that_wait_for_their_download_are_bounded(tmp_path: Path) -> Non
 
 def test_all_built_in_models_stay_open_and_share_one_room() -> None:
     refs = [f"builtin:{name}" for name in BUILTIN]
-    first = [models._open(ref, "") for ref in refs]
-    assert [models._open(ref, "") for ref in refs] == first
+    first = [models.open_model(ref, "") for ref in refs]
+    assert [models.open_model(ref, "") for ref in refs] == first
     assert {id(workspace._room) for workspace in first} == {id(models.room())}
 
 
@@ -421,7 +421,7 @@ def test_spectra_of_weights_are_a_job_that_other_pages_show(
         return compute(self, name, **how)
 
     monkeypatch.setattr(Inventory, "spectrum", slow)
-    stock = models._open(weights, models.stamp(weights))
+    stock = models.open_model(weights, models.stamp(weights))
     assert isinstance(stock, Inventory)
     session = page.session_state["session"]
     job = jobs.spectra().begin(

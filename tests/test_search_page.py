@@ -440,7 +440,7 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
     monkeypatch.setattr(planted, "search", slow)
     rule = planted(note="held")
     asked, key = Question(rule, (("multiplies", 0.5),)), models.key
-    shown = models._open("builtin:digits-cnn", "")
+    shown = models.open_model("builtin:digits-cnn", "")
     job = Job("Search: Planted", lambda job: question.ask(shown, asked, models.cache().points, job))
     jobs.searches().begin(page.session_state["session"], key(shown), asked, lambda: job)
     page = page.switch_page("pages/1_Model.py").run()

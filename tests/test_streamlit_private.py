@@ -72,10 +72,10 @@ def inside(path: Path) -> set[str]:
     """The private names of Streamlit that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("streamlit."):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("streamlit.runtime"):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("streamlit.")}
+            found |= {alias.name for alias in node.names if alias.name.startswith("streamlit.runtime")}
     return found
 
 

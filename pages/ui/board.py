@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lowrank_core.workspace import Workspace
 from pages.ui import editor, words
 from pages.ui.history import History
 from pages.ui.state import comparisons, measurements, models, plans, runs, session
+from pages.ui.waiting import Steps
 
 HERE = Path(__file__).parent
 
@@ -61,8 +63,9 @@ export default function ({ data }) {
 
 def show(workspace: Workspace) -> None:
     """Mount the board's library and the model's constants; both are constant, so later runs send only a hash."""
-    with workspace.somebody_waits():
-        constants = _model(workspace, workspace.profile.fingerprint, workspace.opened.ref)
+    with Steps() as say:
+        key = workspace.profile.fingerprint, workspace.opened.ref
+        constants = models.constants()(key, lambda: _model(workspace, say))
     _library(key="board_library", data=constants, height=1)
 
 
@@ -225,14 +228,14 @@ def _snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str, Any]
     }
 
 
-@st.cache_resource(max_entries=4, show_spinner="Factorising every layer once…")
-def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
+def _model(workspace: Workspace, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything constant: exact cost coefficients, spectra at some ranks, break-even marks, the prediction table."""
-    workspace = _workspace
     profile = workspace.profile
+    models.factorise(workspace, say)
+    say("Preparing the prediction")
     dense = plan_cost(profile)
     value, _ = models.dense_score(workspace)
-    table = models.noise(workspace, fingerprint, ref)
+    table = models.noise(workspace, profile.fingerprint, workspace.opened.ref)
     return {
         "key": model_key(workspace),
         "name": workspace.name,

@@ -6,7 +6,10 @@ import hashlib
 import os
 import re
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import streamlit as st
@@ -18,12 +21,16 @@ from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.room import Room
 from lowrank_core.workspace import Workspace, open_to_look
+from pages.ui.once import Once
 from pages.ui.state.session import session_id
 
 DENSE_SAMPLES = 1024
 
 MOST_MODELS = 2 * (len(BUILTIN) + 1)
 """Of which small things are kept: every built-in one and the given one, with the correction and without."""
+
+SAY_SECONDS = 0.1
+"""A count of layers is shown anew at most this often."""
 
 MEMORY = "RANK_EXPLORER_MEMORY_MB"
 """The environment variable that says how much memory results that can be computed again may take."""
@@ -55,28 +62,42 @@ def choose(ref: str) -> None:
     st.query_params["model"] = ref
 
 
-def opened() -> Workspace | Inventory:
-    """The opened model, or weights without one, shared by all sessions; raises a LowRankError."""
+def opened(say: Callable[[str], None]) -> Workspace | Inventory:
+    """The opened model, or weights without one, shared by all sessions; raises a LowRankError.
+
+    say: called with each step where the model is not open yet.
+    """
     ref = chosen()
     st.query_params["w"] = session_id()
     if ref != offered()[0] or "model" in st.query_params:
         st.query_params["model"] = ref
-    return _open(ref, stamp(ref))
+    return open_model(ref, stamp(ref), say)
 
 
-def _open(ref: str, stamp: str) -> Workspace | Inventory:
+def open_model(ref: str, stamp: str, say: Callable[[str], None] = lambda step: None) -> Workspace | Inventory:
     """Built-in models are few and small, so all of them stay open; of the given one also what it was before an edit."""
-    return _open_builtin(ref) if ref.startswith("builtin:") else _open_given(ref, stamp)
+    models, key = _builtin() if ref.startswith("builtin:") else _given(), (ref, stamp)
+    if key not in models:
+        say("Opening the model")
+    return models(key, lambda: _look(ref, say))
 
 
-@st.cache_resource(max_entries=len(BUILTIN), show_spinner="Opening the model…")
-def _open_builtin(ref: str) -> Workspace | Inventory:
-    return open_to_look(ref, cache(), room())
+def _look(ref: str, say: Callable[[str], None]) -> Workspace | Inventory:
+    found = open_to_look(ref, cache(), room(), say)
+    if isinstance(found, Workspace):
+        say("Scoring the dense network")
+        dense_score(found)
+    return found
 
 
-@st.cache_resource(max_entries=2, show_spinner="Opening the model…")
-def _open_given(ref: str, stamp: str) -> Workspace | Inventory:
-    return open_to_look(ref, cache(), room())
+@st.cache_resource
+def _builtin() -> Once[tuple[str, str], Workspace | Inventory]:
+    return Once(len(BUILTIN))
+
+
+@st.cache_resource
+def _given() -> Once[tuple[str, str], Workspace | Inventory]:
+    return Once(2)
 
 
 @st.cache_resource
@@ -111,10 +132,27 @@ def dense_score(shown: Workspace) -> tuple[float, int]:
     return shown.dense_score(None if complete else DENSE_SAMPLES)
 
 
-@st.cache_resource(max_entries=MOST_MODELS, show_spinner="Preparing the prediction…")
+@st.cache_resource(max_entries=MOST_MODELS, show_spinner=False)
 def noise(_workspace: Workspace, fingerprint: str, ref: str) -> NoiseTable | None:
     """The prediction table; None where the model file scores itself."""
     return None if _workspace.opened.evaluate is not None else noise_table(_workspace.reference, DENSE_SAMPLES)
+
+
+def factorise(shown: Workspace, say: Callable[[str], None]) -> None:
+    """Factorise every layer once by its default method, and say which one it is at."""
+    layers, told = shown.profile.layers, 0.0
+    with shown.somebody_waits():
+        for number, layer in enumerate(layers, 1):
+            if time.monotonic() - told > SAY_SECONDS:
+                say(f"Factorising {number} of {len(layers)} layers")
+                told = time.monotonic()
+            _ = shown.factors(layer.name, layer.methods[0].name).spectra
+
+
+@st.cache_resource
+def constants() -> Once[tuple[str, str], dict[str, Any]]:
+    """What the board must know of each model."""
+    return Once(4)
 
 
 def key(shown: Workspace) -> str:

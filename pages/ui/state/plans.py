@@ -12,7 +12,9 @@ from lowrank_core.plans.plan import RankPlan
 from lowrank_core.store.files import remove_left, write_whole
 from lowrank_core.workspace import Workspace
 from pages.ui.history import History
+from pages.ui.state import models
 from pages.ui.state.session import saved_file
+from pages.ui.waiting import Steps
 
 
 def history(shown: Workspace) -> History:
@@ -20,7 +22,7 @@ def history(shown: Workspace) -> History:
     histories = st.session_state.setdefault("histories", {})
     fingerprint = shown.profile.fingerprint
     if fingerprint not in histories:
-        histories[fingerprint] = _saved(fingerprint, shown) or History(starting_plan(shown.profile, shown.factors))
+        histories[fingerprint] = _saved(fingerprint, shown) or History(_first_plan(shown))
     return histories[fingerprint]  # type: ignore[no-any-return]
 
 
@@ -34,6 +36,12 @@ def plan_if_made(shown: Workspace) -> RankPlan | None:
     fingerprint = shown.profile.fingerprint
     kept = st.session_state.get("histories", {}).get(fingerprint) or _saved(fingerprint, shown)
     return kept.plan if kept else None
+
+
+def _first_plan(shown: Workspace) -> RankPlan:
+    with Steps() as say:
+        models.factorise(shown, say)
+        return starting_plan(shown.profile, shown.factors)
 
 
 def set_history(shown: Workspace, changed: History) -> None:
