@@ -3,9 +3,9 @@
 python -m benchmarks.first_page [--page Ranks] [--starts 3] [--beside CHECKOUT]
 
 Seconds from the server's first answer that it is healthy until the page's title is on the screen, and until nothing is
-computed any more. --beside: another checkout of this repository, whose starts alternate with these, so that both see the
-same machine. Every start is a fresh process and a fresh profile of the browser; files and caches on disk are warm after
-the first, which is not counted.
+computed any more. --beside: another checkout of this repository, whose starts alternate with these, so that both see
+the same machine. Every start is a fresh process and a fresh profile of the browser; files and caches on disk are warm
+after the first, which is not counted.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ CORE = Path(__file__).resolve().parents[1] / "lowrank_core"
 ORDER = (
     "errors",
     "registry",
+    "figures",
     "running",
     "store",
     "layers",

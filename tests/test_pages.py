@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from lowrank_core.scoring.scores import Score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, tables, words
+from pages.ui.commands import app_command, core_command
 from pages.ui.state import downloads, jobs, models, runs, spectra
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,8 +175,37 @@ def test_home_says_how_to_open_a_model_of_ones_own(opened: Open) -> None:
     page = opened("Rank Explorer")
     assert [button.label for button in page.button] == ["Tune the ranks"]
     commands = [code.value for code in page.code]
-    assert "streamlit run app.py -- path/to/model.py" in commands
-    assert "python -m lowrank_core new my_model.py" in commands
+    assert commands == [core_command("new", "my_model.py"), app_command("path/to/model.py")]
+
+
+def test_commands_work_as_they_are_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From a checkout whose environment was never activated, with one that was, and from an installed package."""
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert core_command("new", "a b.py") == ".venv/bin/python -m lowrank_core new 'a b.py'"
+    assert app_command("m.py") == ".venv/bin/python -m streamlit run app.py -- m.py"
+    monkeypatch.chdir("/")
+    assert core_command("new", "m.py") == f"{programs}/python -m lowrank_core new m.py"
+    (programs / "rank-explorer").touch()
+    assert app_command("m.py") == f"{programs}/rank-explorer app m.py"
+    monkeypatch.setenv("PATH", str(programs))
+    assert core_command("check", "m.py") == "rank-explorer check m.py"
+    (programs / "rank-explorer").unlink()
+    assert core_command("check", "m.py") == "python -m lowrank_core check m.py"
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_the_command_that_home_shows_runs(part: int) -> None:
+    """Up to --help, in a shell that knows nothing of the environment."""
+    command = (core_command("new", "m.py"), app_command("m.py"))[part].removesuffix("m.py").removesuffix("-- ")
+    told = subprocess.run(
+        f"{command} --help", shell=True, cwd=Path.cwd(), env={"PATH": os.defpath}, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert "Usage" in told.stdout
 
 
 def test_home_changes_the_model(opened: Open) -> None:

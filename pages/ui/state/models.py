@@ -37,7 +37,7 @@ MEMORY = "RANK_EXPLORER_MEMORY_MB"
 
 
 def named_at_start() -> str | None:
-    """The model named when the app was started: `streamlit run app.py -- path/to/model.py`."""
+    """The model named when the app was started: `streamlit run app.py -- MODEL`."""
     return sys.argv[1] if len(sys.argv) > 1 else None
 
 
