@@ -1,6 +1,7 @@
 """Compare: the dense network, the plan and snapshots side by side, by score, time, memory and what changed."""
 
 import re
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -56,7 +57,7 @@ def target() -> compare.Target:
         device = next((device for device in DEVICES if device.name == chosen), None)
         flash = ram = None
         if device is not None:
-            usable = {"min_value": 1.0, "step": 1.0, "format": "%g", "width": 130}
+            usable: dict[str, Any] = {"min_value": 1.0, "step": 1.0, "format": "%g", "width": 130}
             tip = "As the maker states it; take off what the program itself needs."
             flash = st.number_input(
                 "Flash, kB", value=device.flash_bytes / kB, help=tip, key=f"flash {device.name}", **usable
@@ -129,7 +130,7 @@ def changes(workspace: Workspace, found: dict[str, Comparison]) -> None:
     one = found[name]
     left, right = st.columns([2, 3], gap="large")
     with left:
-        percent = {"format": "%.1f %%"}
+        percent: dict[str, Any] = {"format": "%.1f %%"}
         rows = pd.DataFrame(compare.class_rows(one)).sort_values("Change", kind="stable")
         st.dataframe(
             rows,

@@ -191,22 +191,24 @@ def show(workspace: Workspace) -> None:
     plans.history(workspace)  # the first plan is found before columns are laid out
     jobs = trainings.begun(workspace)
     latest = next(reversed(jobs), None)
-    busy = latest is not None and not jobs[latest].snapshot.over
+    at_work = None if latest is None or jobs[latest].snapshot.over else latest
     trainings.tuned(workspace)  # noted on disk as soon as it is seen
     left, right = st.columns([2, 3], gap="large")
     with left:
         wanted, label = tuning_form.show(workspace)
-        if button(label, type="primary", icon=":material/model_training:", disabled=busy or wanted is None):
+        disabled = at_work is not None or wanted is None
+        pressed = button(label, type="primary", icon=":material/model_training:", disabled=disabled)
+        if pressed and wanted is not None:
             trainings.start(workspace, wanted)
             st.rerun()
         before = trainings.asked_before(workspace)
         titles = [tuning.title(workspace, one) for one in before]
         running.earlier(before, titles, lambda one: trainings.start(workspace, one))
     with right:
-        at_work, at_rest = st.empty(), st.empty()
-    if busy:
-        with at_work.container():
-            watch(workspace, latest, jobs[latest])
+        watched, at_rest = st.empty(), st.empty()
+    if at_work is not None:
+        with watched.container():
+            watch(workspace, at_work, jobs[at_work])
     else:
         with at_rest.container():
             rest(workspace, [Trained(asked, job.snapshot) for asked, job in jobs.items() if job.snapshot.over])

@@ -1,6 +1,6 @@
 """Model: what the network is made of, where its cost lies, what can be compressed and what not."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import streamlit as st
@@ -35,7 +35,7 @@ COLUMNS = {
 
 def table(rows: list[dict[str, Any]]) -> None:
     """A short table whole, a long one in a window of its own."""
-    height = "content" if len(rows) <= 30 else 600
+    height: Literal["content"] | int = "content" if len(rows) <= 30 else 600
     st.dataframe(pd.DataFrame(rows), column_config=COLUMNS, hide_index=True, height=height)
 
 

@@ -1,6 +1,7 @@
 """Search: ask a rule for ranks, watch the plans it tries, compare rules, and adopt a plan to drag further."""
 
 import re
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -37,7 +38,7 @@ def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Searc
         quantity=quantity,
         metric=words.axis(workspace),
         percent=words.shares(workspace),
-        limit=dict(shown.question.budgets).get(quantity),
+        limit=next((most for of, most in shown.question.budgets if of == quantity), None),
         dark=st.context.theme.type == "dark",
     )
     st.plotly_chart(figure, key=key, alt=f"{words.metric(workspace)} against {quantity} of the plans tried")
@@ -90,7 +91,7 @@ def result(workspace: Workspace, quantity: str, shown: Search, others: list[Sear
             st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
     adopt(workspace, trial, shown.question.corrected)
     plan = pd.DataFrame(tables.plan_rows(workspace.profile, trial.candidate.plan))
-    kept = {"format": "percent", "min_value": 0, "max_value": 1}
+    kept: dict[str, Any] = {"format": "percent", "min_value": 0, "max_value": 1}
     st.dataframe(
         plan,
         hide_index=True,
@@ -126,6 +127,7 @@ def pick(workspace: Workspace, shown: Search, trials: list[Trial], first: Trial)
 
     def says(trial: Trial) -> str:
         share = words.share(trial.cost.multiplies / (dense.multiplies or 1))
+        assert trial.score is not None
         line = f"{words.score(workspace, trial.score.value)} at {share} of the multiplies"
         return f"{line}, the answer" if trial == shown.answer else line
 
@@ -187,18 +189,19 @@ def show(workspace: Workspace) -> None:
     plans.history(workspace)  # the first plan is found before columns are laid out
     jobs = searches.begun(workspace)
     latest = next(reversed(jobs), None)
-    busy = latest is not None and not jobs[latest].snapshot.over
+    at_work = None if latest is None or jobs[latest].snapshot.over else latest
     over = [Search(asked, job.snapshot) for asked, job in jobs.items() if job.snapshot.over]
     listed = [found for found in over if found.known.error is None or any(trial.score for trial in found.trials)]
     left, right = st.columns([2, 3], gap="large")
     with left:
+        wanted: Question | None = None
         try:
             wanted = question_form.show(workspace)
         except LowRankError as error:
-            wanted = None
             st.error(words.plain(str(error)), icon=":material/error:")
         label, icon = "Start search", ":material/search:"
-        if button(label, type="primary", icon=icon, disabled=busy or wanted is None):
+        pressed = button(label, type="primary", icon=icon, disabled=at_work is not None or wanted is None)
+        if pressed and wanted is not None:
             searches.start(workspace, wanted)
             st.rerun()
         before = searches.asked_before(workspace)
@@ -213,12 +216,12 @@ def show(workspace: Workspace) -> None:
             key="search against",
             persist_state="session",
         )
-        at_work, at_rest = st.empty(), st.empty()
+        watched, at_rest = st.empty(), st.empty()
     if listed:
         comparison(workspace, listed)
-    if busy:
-        with at_work.container():
-            watch(workspace, quantity, latest, jobs[latest], listed)
+    if at_work is not None:
+        with watched.container():
+            watch(workspace, quantity, at_work, jobs[at_work], listed)
     else:
         with at_rest.container():
             rest(workspace, quantity, jobs, listed)

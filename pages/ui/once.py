@@ -8,7 +8,8 @@ from typing import Generic, TypeVar
 
 from lowrank_core.store.room import Recent
 
-K, V = TypeVar("K", bound=Hashable), TypeVar("V")
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 class Once(Generic[K, V]):

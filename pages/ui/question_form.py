@@ -27,7 +27,7 @@ def show(workspace: Workspace) -> Question:
     names = sorted(RULES, key=lambda name: name != "budget")
     name = st.selectbox("Rule", names, format_func=lambda n: RULES[n].label, key="search rule", persist_state="session")
     rule = RULES[name]
-    says = " ".join(inspect.getdoc(rule).split("\n\n")[0].split())
+    says = " ".join((inspect.getdoc(rule) or "").split("\n\n")[0].split())
     st.caption(f"{words.plain(says)} *Source: {words.plain(rule.source)}.*")
     goals = [goal for goal in GOALS if goal in rule.serves]
     goal = goals[0]
@@ -36,7 +36,7 @@ def show(workspace: Workspace) -> Question:
             "Goal",
             goals,
             default=goals[0],
-            format_func=GOALS.get,
+            format_func=GOALS.__getitem__,
             required=True,
             key=f"search goal {name}",
             persist_state="session",

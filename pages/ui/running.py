@@ -14,7 +14,8 @@ from pages.ui import words
 from pages.ui.button import button
 from pages.ui.state import jobs, runs
 
-A, T = TypeVar("A"), TypeVar("T")
+A = TypeVar("A")
+T = TypeVar("T")
 
 DRAW_SECONDS = 0.5  # a chart is drawn anew at most this often
 BADGE_SECONDS = 2.0

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from os import cpu_count
+from typing import TypeVar
 
 import streamlit as st
 
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.selection import RULES, make
+from lowrank_core.selection._problem import Quantity
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import form, frame, words
 from pages.ui.question_form import largest_drop
 from pages.ui.state import plans
 from pages.ui.tuning import Sweep, Training
+
+C = TypeVar("C", bound=str)
 
 GOALS = {"plan": "This plan", "find": "Ranks to be found", "sweep": "A sweep"}
 BUTTONS = {
@@ -87,7 +92,7 @@ def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
     return wish, BUTTONS[goal]
 
 
-def choice(label: str, options: dict[str, str], key: str) -> str:
+def choice(label: str, options: Mapping[C, str], key: str) -> C:
     """One of a few, the first at first."""
     return st.segmented_control(
         label,
@@ -114,9 +119,10 @@ def plan_line(workspace: Workspace) -> None:
     frame.link("Ranks", says="Change it on Ranks")
 
 
-def budgets() -> tuple[str, tuple[float, ...], str]:
+def budgets() -> tuple[Quantity, tuple[float, ...], str]:
     """(quantity, shares, rule)"""
-    quantity = choice("Budgets of", {"multiplies": "multiplies", "bytes": "bytes"}, "tuning quantity")
+    quantities: dict[Quantity, str] = {"multiplies": "multiplies", "bytes": "bytes"}
+    quantity = choice("Budgets of", quantities, "tuning quantity")
     shares = st.multiselect(
         "Shares of the dense network",
         SHARES,
