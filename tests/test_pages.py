@@ -27,7 +27,7 @@ from lowrank_core.scoring.scores import Score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, tables, words
-from pages.ui.commands import app_command, core_command
+from pages.ui.commands import app_command, as_here, core_command
 from pages.ui.state import downloads, jobs, models, runs, spectra
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,7 +187,8 @@ def test_commands_work_as_they_are_copied(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.chdir(tmp_path)
     assert core_command("new", "a b.py") == ".venv/bin/python -m lowrank_core new 'a b.py'"
     assert app_command("m.py") == ".venv/bin/python -m streamlit run app.py -- m.py"
-    monkeypatch.chdir("/")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert core_command("new", "m.py") == f"{programs}/python -m lowrank_core new m.py"
     (programs / "rank-explorer").touch()
     assert app_command("m.py") == f"{programs}/rank-explorer app m.py"
@@ -195,6 +196,11 @@ def test_commands_work_as_they_are_copied(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert core_command("check", "m.py") == "rank-explorer check m.py"
     (programs / "rank-explorer").unlink()
     assert core_command("check", "m.py") == "python -m lowrank_core check m.py"
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.chdir(tmp_path)
+    assert as_here("`python -m lowrank_core new FILE` writes one.") == (
+        "`.venv/bin/python -m lowrank_core new FILE` writes one."
+    )
 
 
 @pytest.mark.parametrize("part", [0, 1])

@@ -8,7 +8,7 @@ from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
 from pages.ui import frame, opening, words
 from pages.ui.button import button
-from pages.ui.commands import app_command, core_command
+from pages.ui.commands import app_command, as_here, core_command
 
 
 def show_weights(stock: Inventory) -> None:
@@ -18,7 +18,7 @@ def show_weights(stock: Inventory) -> None:
         st.metric("Parameters", words.count(stock.parameters), width="content")
         st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
         st.metric("Layers", len(stock.layers), width="content")
-    st.info(words.plain(weights_alone(stock.weights)), icon=":material/info:")
+    st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
     frame.link("Model", says="See what is in the file")
     frame.link("Spectra", says="See the spectra")
 

@@ -11,6 +11,7 @@ from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, tables, words
+from pages.ui.commands import as_here
 
 MANY = 40
 
@@ -52,7 +53,7 @@ def show_weights(stock: Inventory) -> None:
         st.metric("Parameters", words.count(stock.parameters), width="content")
         st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
         st.metric("Layers", len(stock.layers), width="content")
-    st.info(words.plain(weights_alone(stock.weights)), icon=":material/info:")
+    st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
     for notice in stock.notices:
         st.caption(f":material/info: {words.plain(notice)}")
     by_block(stock.layers, called=False)

@@ -27,6 +27,11 @@ def app_command(model: str) -> str:
     return _line(_shown(sys.executable), "-m", "streamlit", "run", "app.py", "--", model)
 
 
+def as_here(text: str) -> str:
+    """A text of the library with its commands as they work here."""
+    return text.replace("`python -m lowrank_core ", f"`{core_command()} ")
+
+
 def _script() -> str | None:
     """The installed command beside the interpreter; None where the app runs from a checkout without one."""
     found = Path(sys.executable).with_name("rank-explorer.exe" if os.name == "nt" else "rank-explorer")

@@ -11,6 +11,7 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from pages.ui import running, words
+from pages.ui.commands import as_here
 from pages.ui.frame import Frame, link
 from pages.ui.state import models, runs, server
 from pages.ui.waiting import Steps
@@ -45,7 +46,7 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
         text = f"This page failed with {type(error).__name__}; the terminal that runs the app shows where."
     if not opened:
         frame.advice.empty()
-    st.error(words.plain(text), icon=":material/error:")
+    st.error(words.plain(as_here(text)), icon=":material/error:")
     if not opened:
         st.markdown("Choose another model to go on:")
         pick_model()
@@ -53,7 +54,7 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
 
 def _needs_a_model(stock: Inventory) -> None:
     """What a page can do with weights alone: nothing, and why."""
-    st.info(words.plain(weights_alone(stock.weights)), icon=":material/info:")
+    st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
     link("Model", says="See what is in the file")
     link("Spectra", says="See the spectra")
 
