@@ -46,9 +46,9 @@ def show(workspace: Workspace) -> None:
             "3. **Ship**: download the plan and the compressed weights, checked in a fresh process (*Export*)."
         )
         st.markdown("**Your own network**: this writes a commented file to fill in,")
-        st.code(core_command("new", "my_model.py"), language="bash")
+        st.code(core_command("new", "my_model.py"), language="bash", wrap_lines=True)
         st.markdown("and this opens it here:")
-        st.code(app_command("path/to/model.py"), language="bash")
+        st.code(app_command("path/to/model.py"), language="bash", wrap_lines=True)
         st.caption(
             "A model file is Python code, and a program of torch.export (.pt2) may run some, so they are opened only "
             "from the command line, never from an upload. Weights alone (.safetensors, .pt): sizes and spectra."
