@@ -88,7 +88,7 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module]) -> Wat
     finally:
         for hook in hooks:
             hook.remove()
-    watched.readers, watched.asked = readers.found, readers.asked
+    watched.readers, watched.asked = readers.readers, readers.asked
     watched.multiplies = counter.total // 2 // watched.samples
     return watched
 
@@ -183,7 +183,7 @@ class Readers(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.found: dict[nn.Module, str] = {}
+        self.readers: dict[nn.Module, str] = {}
         self.asked: set[nn.Module] = set()
         self._names = {module: name for name, module in model.named_modules()}
         self._open: list[nn.Module] = []
@@ -221,5 +221,5 @@ class Readers(TorchFunctionMode):
             reader = self._open[-1] if self._open else next(iter(self._names))
             name = f"{type(reader).__name__} {self._names[reader]!r}".removesuffix(" ''")
             reason = f"{name} also computes with its weight or bias directly, and factors have none to read"
-            self.found |= dict.fromkeys(owners, reason)
+            self.readers |= dict.fromkeys(owners, reason)
         return result
