@@ -90,9 +90,9 @@ class CpFactorization:
         return compose(self._factors(rank[0])).reshape(self.weight.shape).to(storage_dtype(self.weight))
 
     def _factors(self, rank: int) -> Factors:
-        found = self.steps(f"rank {rank}", lambda: self._fit(rank))
-        self._fitted[rank] = float(found["distance"])
-        return [found[f"axis {axis}"] for axis in range(self.kernel.ndim)]
+        fit = self.steps(f"rank {rank}", lambda: self._fit(rank))
+        self._fitted[rank] = float(fit["distance"])
+        return [fit[f"axis {axis}"] for axis in range(self.kernel.ndim)]
 
     def _fit(self, rank: int) -> Tensors:
         factors = balanced(self.fit(self.kernel, rank))
@@ -121,8 +121,8 @@ class Start:
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """One per axis, (n_i, R); the size of each component is on the first."""
-        found = self.steps("start", self._components)
-        return tuple(found[f"axis {axis}"] for axis in range(self.kernel.ndim))
+        start = self.steps("start", self._components)
+        return tuple(start[f"axis {axis}"] for axis in range(self.kernel.ndim))
 
     @property
     def singular_values(self) -> Tensor:

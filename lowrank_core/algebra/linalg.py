@@ -69,8 +69,8 @@ class Nested:
         return self.steps("singular values", lambda: {"values": self.values()})["values"]
 
     def _pair(self) -> tuple[Tensor, Tensor]:
-        found = self.steps("factors", lambda: dict(zip(("left", "right"), self.factors(), strict=True)))
-        return found["left"], found["right"]
+        factors = self.steps("factors", lambda: dict(zip(("left", "right"), self.factors(), strict=True)))
+        return factors["left"], factors["right"]
 
     @property
     def spectrum(self) -> Tensor:
@@ -177,10 +177,10 @@ def _where_fastest(work: Callable[[Tensor], R], matrices: Tensor) -> R:
     """work(matrices) on a CUDA device where there is one, they are large, and they fit; else where they are."""
     if worth_moving(min(matrices.shape[1:])) and not matrices.is_cuda:
         with suppress(torch.cuda.OutOfMemoryError):
-            found = work(matrices.cuda())
-            if isinstance(found, Tensor):
-                return found.to(matrices.device)
-            left, right = found
+            moved = work(matrices.cuda())
+            if isinstance(moved, Tensor):
+                return moved.to(matrices.device)
+            left, right = moved
             return left.to(matrices.device), right.to(matrices.device)
     return work(matrices)
 

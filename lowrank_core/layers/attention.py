@@ -140,12 +140,12 @@ def _linears(built: Attention, attention: nn.MultiheadAttention) -> list[tuple[n
     biases: list[Tensor | None] = [None] * 4
     if attention.in_proj_bias is not None:
         biases = [*attention.in_proj_bias.chunk(3), attention.out_proj.bias]
-    found = []
+    linears = []
     for name, weight, bias in zip(PROJECTIONS, weights, biases, strict=True):
         linear = built.get_submodule(name)
         if isinstance(linear, nn.Linear):
-            found.append((linear, {"weight": weight} if bias is None else {"weight": weight, "bias": bias}))
-    return found
+            linears.append((linear, {"weight": weight} if bias is None else {"weight": weight, "bias": bias}))
+    return linears
 
 
 def without_fused_paths(model: nn.Module) -> nn.Module:

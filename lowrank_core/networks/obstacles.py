@@ -107,13 +107,13 @@ def weight_obstacle(module: nn.Module) -> str | None:
 
 def parent_obstacles(model: nn.Module) -> dict[nn.Module, str]:
     """What is in the way of modules inside one that reads their weights."""
-    found: dict[nn.Module, str] = {}
+    obstacles: dict[nn.Module, str] = {}
     for name, parent in model.named_modules():
         if _reads_weights(parent):
             reason = f"{type(parent).__name__} {name!r} reads this weight directly, so a replacement would not run"
             for module in parent.modules():
-                found.setdefault(module, reason)
-    return found
+                obstacles.setdefault(module, reason)
+    return obstacles
 
 
 def method_obstacle(module: nn.Module) -> str | None:

@@ -108,8 +108,8 @@ def break_even(layer: Layer, method_name: str, quantity: str) -> Rank:
 
 def useful_rank(layer: Layer, method_name: str) -> Rank:
     """Largest rank that is cheaper in bytes or in multiplies; zeros where no rank is."""
-    found = [break_even(layer, method_name, quantity) for quantity in ("bytes", "multiplies")]
-    return max(found, key=prod)
+    limits = [break_even(layer, method_name, quantity) for quantity in ("bytes", "multiplies")]
+    return max(limits, key=prod)
 
 
 def _last_true(holds: Callable[[int], bool], top: int) -> int:
@@ -159,15 +159,15 @@ def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> li
     [1048576, 532480]
     """
     closed: dict[str, tuple[int, ...]] = {}
-    found = []
+    figures = []
     for choice in choices:
         if choice is None:
-            found.append(int(getattr(dense_cost(layer), quantity)))
+            figures.append(int(getattr(dense_cost(layer), quantity)))
             continue
         if choice.method not in closed:
             closed[choice.method] = coefficients(layer, METHODS[choice.method], quantity)
-        found.append(_evaluated(closed[choice.method], choice.rank))
-    return found
+        figures.append(_evaluated(closed[choice.method], choice.rank))
+    return figures
 
 
 def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:

@@ -91,15 +91,15 @@ def _auc(outputs: Tensor, targets: Tensor) -> float:
 
     Mann & Whitney (1947), one class against the rest. Classes of which there is no such pair are left out.
     """
-    found = []
+    areas = []
     for label in sorted(set(targets.tolist())):
         scores, mine = outputs[:, label].double(), targets == label
         _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
         ranks = (counts.cumsum(0) - (counts - 1) / 2)[place]  # ties share their mean rank
         positives, negatives = int(mine.sum()), int((~mine).sum())
         if negatives:
-            found.append(float(ranks[mine].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-    return sum(found) / len(found) if found else float("nan")
+            areas.append(float(ranks[mine].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return sum(areas) / len(areas) if areas else float("nan")
 
 
 def _surprise(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -179,8 +179,8 @@ class _Pairs:
         """(N,) more judgements of each network."""
         self.binary &= bool(((ours == 0) | (ours == 1)).all() and ((dense == 0) | (dense == 1)).all())
         if self.binary:
-            found = torch.bincount((ours + 2 * dense).long(), minlength=4).tolist()
-            self.counts = [a + b for a, b in zip(self.counts, found, strict=True)]
+            counts = torch.bincount((ours + 2 * dense).long(), minlength=4).tolist()
+            self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
         self.ours.add(ours)
         self.dense.add(dense)
         self.drops.add(self.sign * (dense - ours))

@@ -62,11 +62,11 @@ class Cache:
 
     def remembered(self, about: About, compute: Compute) -> Tensors:
         """What was kept under `about`, else what `compute` gives, which is kept."""
-        found = self.get(about)
-        if found is None:
-            found = compute()
-            self.put(about, found)
-        return found
+        tensors = self.get(about)
+        if tensors is None:
+            tensors = compute()
+            self.put(about, tensors)
+        return tensors
 
     def get(self, about: About) -> Tensors | None:
         """The tensors kept under `about`, to the last bit, in memory of their own; None where there are none."""

@@ -49,8 +49,8 @@ class Room:
 
     def _oldest(self, but: _Shelf) -> Part | None:
         """The part with the shelf used least lately."""
-        found = [(shelf.used, part) for part in self._parts if (shelf := part._first(but)) is not None]
-        return min(found, key=lambda one: one[0])[1] if found else None
+        candidates = [(shelf.used, part) for part in self._parts if (shelf := part._first(but)) is not None]
+        return min(candidates, key=lambda one: one[0])[1] if candidates else None
 
 
 @dataclass(slots=True)
@@ -107,10 +107,10 @@ class Part:
             self.bytes = 0
 
     def _used(self, name: Hashable) -> _Shelf:
-        found = self._shelves.setdefault(name, _Shelf())
+        shelf = self._shelves.setdefault(name, _Shelf())
         self._shelves.move_to_end(name)
-        found.used = next(self._room._clock)
-        return found
+        shelf.used = next(self._room._clock)
+        return shelf
 
     def _first(self, but: _Shelf) -> _Shelf | None:
         return next((shelf for shelf in self._shelves.values() if shelf is not but), None)
