@@ -35,7 +35,7 @@ class AwareFactorization:
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
-        """One per axis of the method."""
+        """One spectrum per axis of the method: the root of what each further rank adds."""
         return tuple(self._found[f"spectrum {axis}"] for axis in range(self.axes))
 
     @property
@@ -54,7 +54,7 @@ class AwareFactorization:
         return float(min(1.0, lost) ** 0.5)
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:
-        """One contiguous weight per stage."""
+        """One contiguous weight per stage of the chain."""
         first, last, basis = self._parts(rank)
         dtype = storage_dtype(self.weight)
         return tuple(w.to(dtype).contiguous() for w in self.to_stages(first, last, basis))

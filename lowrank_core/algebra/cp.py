@@ -49,7 +49,7 @@ class CpFactorization:
 
     @property
     def steps(self) -> Steps:
-        """Those of the start: it and every fit are worth keeping."""
+        """The results that are kept on disk: the start of the fits, and every fit."""
         return self.start.steps
 
     @property
@@ -115,7 +115,7 @@ class Start:
 
     @classmethod
     def of(cls, kernel: Tensor) -> Start:
-        """kernel (out, in, *window), float64."""
+        """Take a kernel (out, in, *window), float64, apart."""
         return cls(kernel)
 
     @property
@@ -229,7 +229,7 @@ def compose(factors: Factors) -> Tensor:
 
 
 def balanced(factors: Factors) -> Factors:
-    """The same components with equal norms on every axis."""
+    """CP components scaled to equal norms on every axis; their product is unchanged."""
     norms = torch.stack([torch.linalg.vector_norm(f, dim=0) for f in factors])
     even = norms.prod(0) ** (1 / len(factors))
     return [f * torch.where(n > 0, even / n.clamp_min(1e-300), 0.0) for f, n in zip(factors, norms, strict=True)]

@@ -131,7 +131,7 @@ class _OneOutput(nn.Module):
         self.add_module(_NETWORK, network)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """What `data.call` returns."""
+        """The first output of the network, as `data.call` returns it."""
         return call(self.get_submodule(_NETWORK), inputs)
 
 
@@ -184,7 +184,7 @@ def _own_name(name: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The last cause in one line."""
+    """The innermost cause of an exporter's failure, in one line."""
     *_, last = _causes(error)
     kind = type(last).__name__
     if kind in _REASONS:

@@ -94,7 +94,7 @@ def memory(model: nn.Module, inputs: Inputs, *, itemsize: float | None = None) -
 
 
 def memory_of(trace: Trace, model: nn.Module, *, itemsize: float | None = None) -> Memory:
-    """The same from a trace of the network that was made before."""
+    """Flash, peak of activations and traffic of a network, from a trace of it."""
     size = {number: storage.bytes_as(itemsize) for number, storage in trace.storages.items()}
     moved = sum(size[n] for op in trace.ops for n in (*op.reads, *op.writes) if n not in trace.weights)
     read = {n for op in trace.ops for n in op.reads} & trace.weights
@@ -239,7 +239,7 @@ class _Notes:
             self._ops.append(Op(name, tuple(reads), tuple(writes)))
 
     def trace(self, weights: set[int], fed: set[int], made: set[int], how: str) -> Trace:
-        """All that was noted."""
+        """Reads, writes and storages of all operations that were noted."""
         return Trace(
             tuple(self._ops),
             self._storages,

@@ -106,7 +106,7 @@ class Program:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Every place that a module computes."""
+        """The places in the graph that a module computes, in the order of the nodes."""
         return tuple(step.site for step in self.steps if step.site is not None)
 
 

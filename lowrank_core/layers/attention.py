@@ -126,7 +126,7 @@ def factored_attention(attention: nn.MultiheadAttention, ranks: Mapping[str, int
 
 
 def watched_attention(attention: nn.MultiheadAttention) -> Attention:
-    """The same computation with the same memory for its weights, each projection a Linear that hooks can see."""
+    """An attention with the same weights in the same memory, each projection a Linear that hooks can see."""
     built = Attention(**attention_arguments(attention), device="meta").train(attention.training)
     for linear, parameters in _linears(built, attention):
         for name, value in parameters.items():

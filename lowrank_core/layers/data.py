@@ -35,11 +35,11 @@ class Dataset:
         return Dataset(tree_map(lambda t: t[index], self.inputs), targets)
 
     def alone(self) -> Dataset:
-        """The same samples in memory of their own: what a slice picks is sent with all that it was picked from."""
+        """These samples in memory of their own: what a slice picks is sent with all that it was picked from."""
         return Dataset(*cloned((self.inputs, self.targets)))
 
     def shuffled(self, seed: int) -> Dataset:
-        """The same samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
+        """These samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.pick(order)
 
@@ -50,7 +50,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def cloned(value: Any) -> Any:
-    """The same nested structure, every tensor in memory of its own."""
+    """The same nest of tuples, lists and dicts, every tensor copied to memory of its own."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 

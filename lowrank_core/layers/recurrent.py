@@ -222,7 +222,7 @@ def factored(rnn: Dense, ranks: Mapping[str, Any]) -> Recurrent:
 
 
 def watched(rnn: Dense) -> Recurrent:
-    """The same computation with the same parameters, each weight a Linear of its own name that hooks can see."""
+    """A recurrent module with the same parameters, each weight a Linear of its own name that hooks can see."""
     built = _empty(rnn).train(rnn.training)
     for name, (rows, columns, biased) in built.weights().items():
         linear = nn.Linear(columns, rows, bias=biased, device="meta")

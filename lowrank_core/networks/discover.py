@@ -97,7 +97,7 @@ class _Network:
     watched: Watched
 
     def skipped(self, module: nn.Module, reason: str) -> Skipped:
-        """A module that stays as it is."""
+        """A module that stays as it is, under its first name, with the reason."""
         return Skipped(self.names[module][0], kind_of(module).__name__, reason)
 
     def obstacles(self, group: list[nn.Module]) -> list[str]:

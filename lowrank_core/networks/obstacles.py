@@ -117,7 +117,7 @@ def parent_obstacles(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def method_obstacle(module: nn.Module) -> str | None:
-    """Why no decomposition fits."""
+    """Why no decomposition fits a module; None where one does."""
     spec = spec_of(module)
     reasons = {method.obstacle(spec) for method in METHODS.values()}
     if None in reasons:

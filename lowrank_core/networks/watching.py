@@ -48,7 +48,7 @@ class Watched:
     multiplies: int = 0
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note a call; a forward pre-hook."""
+        """Note a call of a module that is watched: a forward pre-hook."""
         named = [kwargs[name] for name in ("input", "query") if name in kwargs]
         given = (*args, *named, *kwargs.values())[0]
         if kind_of(module) in TRANSPOSED and len(args) + len(kwargs) > 1:

@@ -145,7 +145,7 @@ def _corners(layer: Layer, method_name: str) -> dict[Rank, Cost]:
 
 
 def _evaluated(closed: tuple[int, ...], rank: Rank) -> int:
-    """The closed form at a rank."""
+    """The value of a closed form (coefficients by powers of the ranks) at a rank."""
     if len(rank) == 1:
         return closed[0] + closed[1] * rank[0]
     return closed[0] + closed[1] * rank[0] + closed[2] * rank[1] + closed[3] * rank[0] * rank[1]

@@ -43,7 +43,7 @@ class RankPlan:
 
     @classmethod
     def of(cls, fingerprint: str, choices: Mapping[str, Choice]) -> RankPlan:
-        """A plan from a mapping of layer names."""
+        """A plan from a mapping of layer names to choices."""
         return cls(fingerprint, tuple(choices.items()))
 
     def get(self, name: str) -> Choice | None:

@@ -29,7 +29,7 @@ class Metric:
     unbounded: bool = False  # per_sample is a number of any size, not 0 for wrong to 1 for right
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
-        """The score of some samples together."""
+        """The metric's value on some samples taken together."""
         if self.per_sample is not None:
             return float(self.per_sample(outputs, targets).mean())
         if self.totals is not None and self.of is not None:
@@ -115,7 +115,7 @@ def _surprise(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _perplexity(totals: Tensor) -> float:
-    """exp of the mean cross-entropy."""
+    """exp of the mean cross-entropy, from the totals of the samples."""
     return float((totals[0] / totals[1]).exp())
 
 

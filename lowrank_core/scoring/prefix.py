@@ -135,7 +135,7 @@ class PrefixStore:
             self._cuts[cut.before] = None
 
     def get(self, key: Key, batch: Batch) -> Outputs | None:
-        """What is kept of a batch."""
+        """The outputs kept of a batch under a cut; None where there are none."""
         outputs: Outputs | None = self._kept.get(key, batch)
         return outputs
 
@@ -386,7 +386,7 @@ def _nan(value: Tensor) -> Tensor:
 
 
 def _masked(outputs: Outputs, needed: Collection[str], blank: Callable[[Tensor], Tensor] = _placeholder) -> Outputs:
-    """The same with something blank for what is not needed."""
+    """A nest of outputs with a placeholder for each tensor that nothing needs."""
     return {name: value if name in needed else blank(value) for name, value in outputs.items()}
 
 

@@ -57,7 +57,7 @@ class Cache:
         return self.folder / "tuning"
 
     def path(self, about: About) -> Path:
-        """The file of a result."""
+        """Where the file of a result lies, whether it is there or not."""
         return self.folder / "tensors" / f"{hashlib.sha256(_text(about).encode()).hexdigest()}.safetensors"
 
     def remembered(self, about: About, compute: Compute) -> Tensors:

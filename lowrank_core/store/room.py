@@ -72,7 +72,7 @@ class Part:
         self._shelves: OrderedDict[Hashable, _Shelf] = OrderedDict()
 
     def get(self, shelf: Hashable, item: Hashable = None) -> Any:
-        """What is kept there, or None."""
+        """The value kept on a shelf under a name; None where there is none."""
         with self._room._lock:
             if shelf not in self._shelves:
                 return None
@@ -96,12 +96,12 @@ class Part:
             self._shrink(mine, -size)
 
     def shelves(self) -> list[Any]:
-        """The names of all shelves."""
+        """The names of all shelves of this part."""
         with self._room._lock:
             return list(self._shelves)
 
     def clear(self) -> None:
-        """Give everything back."""
+        """Forget everything in this part and give its room back."""
         with self._room._lock:
             self._shelves.clear()
             self.bytes = 0
@@ -116,7 +116,7 @@ class Part:
         return next((shelf for shelf in self._shelves.values() if shelf is not but), None)
 
     def _drop(self, but: _Shelf) -> None:
-        """Drop the shelf used least lately."""
+        """Forget the shelf that was used least lately."""
         name = next(name for name, shelf in self._shelves.items() if shelf is not but)
         self.bytes -= self._shelves.pop(name).bytes
 

@@ -41,7 +41,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The same, and whole sentences about what was taken, what was left out and which prefix was stripped."""
+    """The tensors of a checkpoint, and sentences about what was taken, left out and which prefix was stripped."""
     with path.open("rb") as file:
         if file.read(1) == b"\x80":
             raise InvalidFile(
@@ -158,7 +158,7 @@ class _Walk(pickle.Unpickler):
         self._sizes = sizes
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our own stand-ins, nothing else."""
+        """The stand-in for a class that a pickle names; anything else is refused."""
         if not _harmless(f"{module}.{name}"):
             raise InvalidFile(f"names {module}.{name}")
         if module == "torch":
