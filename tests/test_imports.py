@@ -13,7 +13,7 @@ MODULES = trees()
 
 SUPERSEDED = {"onnx_surgery"}  # paths that people were told of; each warns
 ONE_FILE_EACH = ("methods", "selection", "sources", "exports", "commands")
-OPTIONAL = {"dask", "onnx", "onnxruntime", "onnxscript", "sklearn", "transformers"}  # heavy, imported where used
+OPTIONAL = {"dask", "onnx", "onnxruntime", "onnxscript", "transformers"}  # heavy, imported where used
 TERMINAL = "commands"  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
 

@@ -105,7 +105,7 @@ def _sizes(module: nn.Module, shape: torch.Size, samples: int) -> list[Size]:
 
 
 def _tokens(shape: torch.Size, samples: int) -> Size:
-    """The tokens of one sample in a tensor (..., features)."""
+    """The tokens of one sample in a tensor (..., features); rounded up, for a layer that ran is never free."""
     tokens = -(-shape[:-1].numel() // samples)
     return () if tokens == 1 else (tokens,)
 
