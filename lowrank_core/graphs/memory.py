@@ -114,9 +114,7 @@ def flash_bytes(model: nn.Module, *, itemsize: float | None = None) -> int:
     (176, 44)
     """
     each = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    return sum(
-        round(t.numel() * (itemsize if itemsize and t.is_floating_point() else t.element_size())) for t in each
-    )
+    return sum(round(t.numel() * (itemsize if itemsize and t.is_floating_point() else t.element_size())) for t in each)
 
 
 def peak(trace: Trace, *, itemsize: float | None = None) -> Peak:
