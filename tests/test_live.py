@@ -479,6 +479,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no module": ({"model": 5}, "^model must be an nn.Module, but got int"),
     "a class": ({"model": nn.Linear}, "^model must be an nn.Module, but got type"),
     "NaN": ({"model": holding(float("nan"))}, r"'2\.weight' hold NaN or Inf"),
+    "no shape yet": (
+        {"model": nn.Sequential(nn.LazyLinear(4))},
+        "no shape yet; run the model once before",
+    ),
     "cannot be copied": ({"model": locked()}, "^model cannot be copied .*lock"),
     "no inputs": ({"example_inputs": None, "eval_data": None}, "give example_inputs"),
     "inputs that are none": ({"example_inputs": 5}, "^example_inputs: inputs must hold a tensor.*got int"),
