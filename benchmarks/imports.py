@@ -34,6 +34,7 @@ ORDER = (
     "training",
     "predict",
     "selection",
+    "one_call",
     "commands",
 )
 """Packages (and the modules that stand alone), bottom to top: each imports from those above it in this list only."""

@@ -10,6 +10,7 @@ from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
+from lowrank_core.one_call import compress
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan, read_plan
 from lowrank_core.scoring.scores import Score, evaluate
@@ -27,6 +28,7 @@ __all__ = [
     "Score",
     "Workspace",
     "apply",
+    "compress",
     "discover",
     "evaluate",
     "export_checkpoint",

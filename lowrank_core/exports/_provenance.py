@@ -31,7 +31,7 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
     """Model, data, cost, score and versions; no path of this machine, and no time of day."""
     profile = workspace.profile
     found: dict[str, Any] = {
-        "model": {"name": workspace.name, "fingerprint": profile.fingerprint, "source": _source(workspace.opened.ref)},
+        "model": {"name": workspace.name, "fingerprint": profile.fingerprint, "source": _source(workspace)},
         "cost": {"dense": plain(plan_cost(profile)), "compressed": plain(plan_cost(profile, compressed.plan))},
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
@@ -64,7 +64,11 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def _source(ref: str) -> dict[str, str]:
+def _source(workspace: Workspace) -> dict[str, str]:
+    ref = workspace.opened.ref
+    if ref is None:
+        kind = type(workspace.model)
+        return {"class": f"{kind.__module__}.{kind.__qualname__}"}
     path = Path(ref)
     if not path.is_file():
         return {"ref": ref}

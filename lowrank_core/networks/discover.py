@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lowrank_core.layers.attention import PROJECTIONS
 from lowrank_core.layers.computed import kind_of
 from lowrank_core.layers.data import Inputs
-from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, Recurrent, weight_shapes
+from lowrank_core.layers.parts import Recurrent
+from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, weight_shapes
 from lowrank_core.layers.spec import LayerSpec, Size
 from lowrank_core.networks.obstacles import (
     NEVER_RAN,

@@ -165,7 +165,7 @@ def check_finite(model: nn.Module) -> None:
     lazy = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]
     if lazy:
         shown = ", ".join(map(repr, lazy[:5]))
-        raise InvalidModel(f"{shown} have no shape yet; run the model once in build_model() before returning it.")
+        raise InvalidModel(f"{shown} have no shape yet; run the model once before it is handed over.")
     bad = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
     bad += [name for name, value in model.named_buffers() if torch.isnan(value).any()]
     if bad:
