@@ -51,7 +51,7 @@ def stairs(shown: Workspace, runtime: Runtime) -> tuple[Staircase, ...]:
     """The latency staircases of this model's layers that were measured on this machine."""
     folder = models.cache().points
     changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
-    return _stairs(shown, shown.profile.fingerprint, shown.opened.ref, runtime, changed) if changed else ()
+    return _stairs(shown, shown.profile.fingerprint, shown.address, runtime, changed) if changed else ()
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

@@ -32,7 +32,7 @@ def _survey(_workspace: Workspace, fingerprint: str, ref: str, corrected: bool) 
 
 def survey(shown: Workspace) -> Survey:
     """What is learnt of the model in the background, for all sessions that look at it."""
-    return _survey(shown, shown.profile.fingerprint, shown.opened.ref, history(shown).corrected)
+    return _survey(shown, shown.profile.fingerprint, shown.address, history(shown).corrected)
 
 
 def measure(shown: Workspace) -> Measurement:

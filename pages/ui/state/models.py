@@ -157,4 +157,4 @@ def constants() -> Once[tuple[str, str], dict[str, Any]]:
 
 def key(shown: Workspace) -> str:
     """What tells one model, as its file is now, from all others."""
-    return f"{shown.profile.fingerprint} {shown.opened.ref} {stamp(shown.opened.ref)}"
+    return f"{shown.profile.fingerprint} {shown.address} {stamp(shown.address)}"
