@@ -39,13 +39,14 @@ METHOD = "How the layer is replaced by a chain of thinner ones; each has its own
 def count(value: float, unit: str = "") -> str:
     """Four digits and a prefix: 40.55 M, 1.079 MB.
 
-    >>> count(40_551_040), count(1_078_888, "B"), count(12)
-    ('40.55 M', '1.079 MB', '12')
+    >>> count(40_551_040), count(1_078_888, "B"), count(999_999), count(12)
+    ('40.55 M', '1.079 MB', '1.000 M', '12')
     """
-    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            scaled = value / size
-            digits = 3 - (scaled >= 10) - (scaled >= 100)
+    four = float(f"{value:.4g}")
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        scaled = four / size
+        if abs(scaled) >= 1:
+            digits = 3 - (abs(scaled) >= 10) - (abs(scaled) >= 100)
             return f"{scaled:.{digits}f} {prefix}{unit}"
     return f"{value:g} {unit}".strip()
 
