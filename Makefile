@@ -38,7 +38,7 @@ test: .venv/dev.stamp
 	@touch $@
 
 .venv/dev.stamp: .venv/app.stamp requirements-dev.txt requirements-hf.txt
-	@echo "Installing the tools for the tests: about 95 MB more to download, 0.4 GB on disk."
+	@echo "Installing the tools for the tests: about 102 MB more to download, 0.4 GB on disk."
 	@$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt || $(CLEAR_FAILURE)
 	@touch $@
 

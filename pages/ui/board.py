@@ -27,14 +27,31 @@ from pages.ui.history import History
 from pages.ui.state import comparisons, measurements, models, plans, runs, session
 from pages.ui.waiting import Steps
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).with_suffix("")
+SCRIPTS = (
+    "closed_forms.js",  # what a plan costs and is predicted to score
+    "words.js",  # figures as text
+    "board.js",  # class Board: what it knows, hears and says
+    "building.js",  # the elements it is made of
+    "gestures.js",  # drags, keys, presets, locks
+    "drawing.js",  # rows, cards and their charts
+    "selected_layer.js",  # the panel of one layer
+    "tradeoff.js",  # score against cost, snapshots
+    "mounting.js",  # onto the page
+)
+"""The board's script, file by file; each uses those before it as if they were one."""
+
+
+def script() -> str:
+    """The JavaScript module that a browser gets: all of SCRIPTS, in their order."""
+    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+
 
 # The library and the model's constants travel once; the board itself only carries ranks and scores.
 _library = st.components.v2.component(
     "rank_explorer_board_library",
-    css=(HERE / "board.css").read_text(encoding="utf-8"),
-    js=(HERE / "board.js").read_text(encoding="utf-8")
-    + "\nexport default function ({ data }) { window.RankBoard.setModel(data); }\n",
+    css=(FOLDER / "board.css").read_text(encoding="utf-8"),
+    js=script(),
     isolate_styles=False,
 )
 _board = st.components.v2.component(
