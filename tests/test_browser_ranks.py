@@ -35,8 +35,8 @@ def ranks(page: Page, url: str) -> Page:
 
 
 def measured(page: Page) -> None:
-    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=60_000)
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
 
 
 def figure(page: Page, kind: str) -> str:
@@ -187,7 +187,7 @@ def test_a_message_that_was_lost_comes_again(ranks: Page) -> None:
     entry = ranks.get_by_label("fc1 exact rank")
     entry.fill("19")
     entry.press("Enter")
-    ranks.wait_for_function(f"{BOARD}.outbox.length === 0", timeout=20_000)
+    ranks.wait_for_function(f"{BOARD}.outbox.length === 0")
     measured(ranks)
     assert ranks.evaluate(f"{BOARD}.data.choices.fc1.rank") == [19]
 
@@ -425,7 +425,7 @@ def test_a_score_is_shown_only_with_the_plan_it_belongs_to(ranks: Page) -> None:
 def test_the_prediction_of_the_browser_is_pythons(ranks: Page, tmp_path: Path) -> None:
     workspace = Workspace.open("builtin:digits-cnn")
     survey = Survey(workspace, corrected=True, folder=tmp_path, shipped=POINTS)
-    findings = survey.wait(60)
+    findings = survey.wait()
     found, table = curves(findings.points), noise_table(workspace.reference)
     assert findings.context.repairs
     draw = random.Random(1)
@@ -455,7 +455,7 @@ def test_many_layers_share_bars_and_rows_out_of_sight_follow_at_rest(
 ) -> None:
     monkeypatch.setenv("LAYERS", "500")
     page.goto(f"{serve('benchmarks/deep_network.py')}/Ranks")
-    slider(page, "head").wait_for(timeout=120_000)
+    slider(page, "head").wait_for()
     page.wait_for_function(f"{BOARD}.hidden.size > 300")
     total = f"RankBoard.totals({BOARD}.model, {BOARD}.choices()).multiplies"
     for kind in ("accuracy", "bytes", "multiplies"):
@@ -479,13 +479,13 @@ def test_many_layers_share_bars_and_rows_out_of_sight_follow_at_rest(
 
 def test_a_newer_release_ends_the_measurement_before_it(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
     page.goto(f"{serve(slow_network(tmp_path, 0.04, 6400))}/Ranks")
-    page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]", timeout=60_000)
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]")
     page.evaluate("window.heard = []; window.addEventListener('rank-feed', e => window.heard.push(e.detail))")
     for rank in ("3", "5"):
         entry = page.get_by_label("fc1 exact rank")
         entry.fill(rank)
         entry.press("Enter")
-        page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]", timeout=60_000)
+        page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]")
     measured(page)
     heard = page.evaluate("window.heard.map(h => [h.rev, h.done])")
     last = max(rev for rev, _ in heard)

@@ -41,6 +41,7 @@ from lowrank_core.scoring.scores import final_score
 from lowrank_core.training.finetune import Epoch, finetune, kept
 from lowrank_core.training.recipe import Objective, Settings, balance, randomise, varied
 from lowrank_core.training.sweep import runs, state_path, summary, sweep
+from tests.conftest import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -359,7 +360,7 @@ def test_while_it_gives_way_it_holds_nothing_that_others_wait_for(planted: Works
                 passed.set()
 
         threading.Thread(target=measure, daemon=True).start()
-        assert passed.wait(10), "a measurement waits for the training, which waits for the measurement"
+        assert passed.wait(PATIENCE_SECONDS), "a measurement waits for the training, which waits for the measurement"
         return False
 
     with planted.somebody_waits():
