@@ -46,9 +46,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a browser; files that take long come first, so that no process is left with one at the end."""
+    long: dict[Path, str] = {}
     for item in items:
         if {"browser", "page"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("browser")
+        for kind in ("browser", "slow"):
+            if item.get_closest_marker(kind):
+                long[item.path] = min(kind, long.get(item.path, kind))
+    items.sort(key=lambda item: long.get(item.path, "then the rest"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -210,13 +216,22 @@ def dask_cluster(folder: Path) -> Iterator[str]:
             end(one)
 
 
+@pytest.fixture(scope="session")
+def usual_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a server started as most people start it; what visitors do is theirs alone."""
+    with running_app(tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """`serve()` or `serve(model_path)` starts a fresh server and returns its base URL; all end with the module."""
+def serve(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """The base URL of `serve()`, the usual server, or of `serve(model_path)`, a fresh one that ends with the module."""
     logs = tmp_path_factory.mktemp("servers")
     with ExitStack() as servers:
 
         def start(*model: str | Path) -> str:
+            if not model:
+                return request.getfixturevalue("usual_server")
             log = logs / f"{len(list(logs.iterdir()))}.log"
             return servers.enter_context(running_app(log, *model))
 
