@@ -37,6 +37,21 @@ CHROMIUM_ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+SLOW = {
+    *("test_cli_search", "test_compare_page", "test_export_formats", "test_exports", "test_finetune", "test_fresh_env"),
+    *(
+        "test_fuzz",
+        "test_heap",
+        "test_kills",
+        "test_memory",
+        "test_onnx_graph",
+        "test_onnx_program",
+        "test_onnx_surgery",
+    ),
+    *("test_package", "test_parallel", "test_pretrained", "test_pt2", "test_scale", "test_search_page", "test_survey"),
+    *("test_tuning_page",),
+}
+"""Files of tests that train, export or start processes; elsewhere such tests are marked one by one."""
 skipped_browser_tests: list[str] = []
 
 
@@ -51,6 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"browser", "page"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("browser")
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
         for kind in ("browser", "slow"):
             if item.get_closest_marker(kind):
                 long[item.path] = min(kind, long.get(item.path, kind))

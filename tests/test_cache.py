@@ -168,6 +168,7 @@ def test_a_full_disk_leaves_nothing_behind(cache):
     assert files(cache) == []
 
 
+@pytest.mark.slow
 def test_many_processes_share_a_folder(cache):
     code = """
 import sys, torch
@@ -263,6 +264,7 @@ def looked_at(store: FactorStore, profile: ModelProfile, methods=METHODS):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_factors_from_disk_are_the_computed_ones_to_the_last_bit(cache, method):
     fitting = [a for a in AWKWARD if METHODS[method].obstacle(a.spec) is None]
@@ -437,6 +439,7 @@ def test_all_that_moments_depend_on_is_in_their_name(cache, model, monkeypatch):
 PLAN = "plan.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

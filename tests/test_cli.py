@@ -299,6 +299,7 @@ save_file(model.state_dict(), sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_plan_gives_the_same_tensors_in_any_process(tmp_path: Path) -> None:
     """A fresh process, and this one after it compressed and corrected other plans; what `apply` writes is that."""
     busy = Workspace.open("builtin:digits-cnn")
@@ -424,6 +425,7 @@ def test_a_module_from_its_own_folder(tmp_path: Path) -> None:
     assert answer("layers", path)["multiplies"] == 16
 
 
+@pytest.mark.slow
 def test_the_real_process() -> None:
     """`python -m lowrank_core`: one JSON object, exit status 0; 1 where refused; 2 where nothing is there."""
     command = [sys.executable, "-m", "lowrank_core", "layers"]

@@ -283,6 +283,7 @@ def some(workspace: Workspace) -> RankPlan:
     return RankPlan.of(workspace.profile.fingerprint, chosen)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_the_network_that_was_measured(workspace, tmp_path):
     target = tmp_path / "small.safetensors"
     compressed = workspace.compress(some(workspace), workspace.correction)

@@ -46,6 +46,7 @@ def test_nothing_to_choose_and_no_budget():
     assert cheapest_loss([np.array([0.0])], [np.array([[2.0]])], np.array([1.0])) is None
 
 
+@pytest.mark.slow
 def test_the_solver_writes_nothing_where_the_answer_belongs():
     """HiGHS prints debugging lines for cases like this one."""
     code = (

@@ -426,6 +426,7 @@ def some(workspace: Workspace) -> RankPlan:
     return RankPlan.of(workspace.profile.fingerprint, {name: Choice("svd", (3,)) for name in names})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_the_network_that_was_measured(workspace, tmp_path):
     target = tmp_path / "small.safetensors"
     compressed = workspace.compress(some(workspace), workspace.correction)
@@ -490,6 +491,7 @@ def test_single_layers_are_measured(workspace):
     assert 0.3 < score.value <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_factors_are_trained(workspace, from_scratch):
     settings = Settings(epochs=2, from_scratch=from_scratch)

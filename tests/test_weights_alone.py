@@ -346,6 +346,7 @@ for name in sys.argv[3:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory as Linux tells it")
 def test_the_peak_is_below_four_times_the_tensor(tmp_path: Path) -> None:
     """Square in 16 bits is the hardest: its Gram matrix in float64 alone is four times the tensor."""
