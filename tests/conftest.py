@@ -39,17 +39,9 @@ CHROMIUM_ARGS = [
 ]
 SLOW = {
     *("test_cli_search", "test_compare_page", "test_export_formats", "test_exports", "test_finetune", "test_fresh_env"),
-    *(
-        "test_fuzz",
-        "test_heap",
-        "test_kills",
-        "test_memory",
-        "test_onnx_graph",
-        "test_onnx_program",
-        "test_onnx_surgery",
-    ),
-    *("test_package", "test_parallel", "test_pretrained", "test_pt2", "test_scale", "test_search_page", "test_survey"),
-    *("test_tuning_page",),
+    *("test_fuzz", "test_heap", "test_kills", "test_memory", "test_onnx_graph", "test_onnx_program"),
+    *("test_onnx_surgery", "test_package", "test_parallel", "test_pretrained", "test_pt2", "test_scale"),
+    *("test_search_page", "test_survey", "test_tuning_page"),
 }
 """Files of tests that train, export or start processes; elsewhere such tests are marked one by one."""
 skipped_browser_tests: list[str] = []
