@@ -71,7 +71,7 @@ def under_way(page: Page, kind: Kind) -> None:
 @pytest.fixture(scope="module")
 def slow(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of which everything takes long."""
-    return serve(slow_network(tmp_path_factory.mktemp("slow"), 0.05, 64_000))
+    return serve(slow_network(tmp_path_factory.mktemp("slow"), 0.2, 64_000))
 
 
 @pytest.fixture(scope="module")

@@ -310,6 +310,20 @@ def test_a_run_called_off_leaves_its_best_weights(planted: Workspace, tmp_path: 
         kept(planted, candidate(planted), replace(settings, seed=1), state)
 
 
+STANDS_STILL = """
+import os, signal, sys
+from lowrank_core.commands import cli
+
+def replace(source, target, replace=os.replace):
+    replace(source, target)
+    if str(target).endswith("run.state.0"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+os.replace = replace
+cli.main(sys.argv[1:], prog_name="lowrank_core")
+"""
+
+
 def test_killed_half_way(planted: Workspace, tmp_path: Path) -> None:
     state, plan, out = (tmp_path / name for name in ("run.state", "plan.json", "tuned.safetensors"))
     plan.write_text(candidate(planted).plan.to_json())
@@ -317,7 +331,7 @@ def test_killed_half_way(planted: Workspace, tmp_path: Path) -> None:
     command = [*map(str, ["finetune", planted.opened.ref, *options, "--no-correct"])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "lowrank_core", *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", STANDS_STILL, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
     )
     own = tmp_path / "run.state.0"
     while not own.exists() and process.poll() is None:
