@@ -125,8 +125,8 @@ def unlike(pairs: list[Pair]) -> list[Pair]:
 
 
 def longest(awkward: Awkward) -> Method:
-    """Of the methods that fit, the one that makes the longest chain."""
-    fitting = [method for method in METHODS.values() if method.obstacle(awkward.spec) is None]
+    """Of the methods that fit and do not iterate, the one that makes the longest chain."""
+    fitting = [method for method in METHODS.values() if method.nested and method.obstacle(awkward.spec) is None]
     return max(fitting, key=lambda m: len(m.stages(awkward.spec, tuple(1 for _ in m.axes))))
 
 
