@@ -11,8 +11,9 @@ from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.jobs import Snapshot
 from lowrank_core.sources._inventory import Inventory, remaining
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, running, state, tables, words
+from pages.ui import charts, frame, running, tables, words
 from pages.ui.button import button
+from pages.ui.state import plans, spectra
 
 PART = 48  # layers that are drawn at once, and folded together
 SOON = 5.0  # seconds that may be spent on a layer unasked
@@ -101,7 +102,7 @@ def compute(stock: Inventory, shown: Overview) -> None:
     """The spectra that are missing: how long they take, and a button; or what is going on."""
     names = [layer.name for layer in stock.layers]
     curve = partial(known_curve, stock)
-    job = state.spectra_job(stock)
+    job = spectra.job(stock)
     if job is None or job.snapshot.over:
         if job is not None:
             shown.draw(curve)  # also what came while this page was drawn
@@ -110,11 +111,11 @@ def compute(stock: Inventory, shown: Overview) -> None:
             return
         if job is not None and job.snapshot.error:
             st.error(words.plain(job.snapshot.error), icon=":material/error:")
-        left = remaining(stock, names, state.speed())
+        left = remaining(stock, names, spectra.speed())
         what = f"The spectra of {missing} layers take" if missing > 1 else "The spectrum of the last layer takes"
         st.info(f"{what} about {words.duration(max(1, left))} on this machine.", icon=":material/timer:")
         if button("Compute them all", icon=":material/play_arrow:"):
-            state.start_spectra(stock)
+            spectra.start(stock)
             st.rerun()
         return
 
@@ -128,7 +129,7 @@ def compute(stock: Inventory, shown: Overview) -> None:
 def one_of(stock: Inventory) -> None:
     """One layer, large; computed when it is asked for."""
     layers = {layer.name: layer for layer in stock.layers}
-    speed = state.speed()
+    speed = spectra.speed()
 
     def soon(name: str) -> bool:
         return stock.known(name) is not None or speed.seconds(layers[name]) <= SOON
@@ -160,13 +161,13 @@ def overview(workspace: Workspace) -> RankPlan:
         shown.again()
         shown.draw(curve)
 
-    plan = state.plan_if_made(workspace)
+    plan = plans.plan_if_made(workspace)
     if plan is None and len(shown.parts) > 1:
         with st.spinner("Factorising every layer once…"):
             draw(None)
     if plan is None:
         with st.spinner("Factorising every layer once…"):
-            plan = state.plan(workspace)
+            plan = plans.plan(workspace)
     draw(plan)
     return plan
 

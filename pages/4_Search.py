@@ -10,14 +10,15 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job
 from lowrank_core.selection._problem import Trial
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, question, question_form, running, state, tables, words
+from pages.ui import charts, frame, question, question_form, running, tables, words
 from pages.ui.button import button
 from pages.ui.question import Question, Search
+from pages.ui.state import models, plans, searches
 
 
 def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Search], key: str) -> None:
     """Score against cost."""
-    value, samples = state.dense_score(workspace)
+    value, samples = models.dense_score(workspace)
     dense = tables.Dot(1.0, value, None, None, f"dense, {samples:,} samples" if samples else "dense")
     label = shown.question.rule.label
     drawn = [tables.dot(workspace, trial, quantity, trial.note or label) for trial in shown.trials]
@@ -45,10 +46,10 @@ def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Searc
 def progress(job: Job[Trial], found: Search) -> str:
     """What goes on, as a line of Markdown."""
     doing = "ending after the step at hand" if job.stopped() else found.known.doing or "looking for plans"
-    return f"{words.plain(doing)} · {plans(found)} · {job.seconds:.0f} s"
+    return f"{words.plain(doing)} · {looked_at(found)} · {job.seconds:.0f} s"
 
 
-def plans(found: Search) -> str:
+def looked_at(found: Search) -> str:
     """How many were looked at."""
     count = len(found.trials)
     return f"{count} plan{'' if count == 1 else 's'}"
@@ -68,7 +69,7 @@ def result(workspace: Workspace, quantity: str, shown: Search, others: list[Sear
     chart(workspace, quantity, shown, others, "search over")
     if shown.known.cancelled:
         st.info(
-            f"Cancelled after {plans(shown)}; what was measured is kept, and the same search goes on from there.",
+            f"Cancelled after {looked_at(shown)}; what was measured is kept, and the same search goes on from there.",
             icon=":material/stop_circle:",
         )
     trials = [trial for trial in shown.trials if trial.score is not None]
@@ -135,12 +136,12 @@ def pick(workspace: Workspace, shown: Search, trials: list[Trial], first: Trial)
 
 def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
     """Make a plan the session's own, as a step that can be undone."""
-    history = state.history(workspace)
+    history = plans.history(workspace)
     with st.container(horizontal=True, vertical_alignment="center"):
         if (history.plan, history.corrected) != (trial.candidate.plan, corrected):
             if button("Adopt this plan", type="primary", icon=":material/check:"):
                 adopted = history.commit(trial.candidate.plan)
-                state.set_history(workspace, adopted if adopted.corrected == corrected else adopted.correct(corrected))
+                plans.set_history(workspace, adopted if adopted.corrected == corrected else adopted.correct(corrected))
                 st.rerun()
         else:
             back = " *Undo* on Ranks brings the one before it back." if history.past else ""
@@ -149,13 +150,13 @@ def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
             frame.link("Export", says="Export it")
 
 
-def comparison(workspace: Workspace, searches: list[Search]) -> None:
+def comparison(workspace: Workspace, over: list[Search]) -> None:
     """Finished searches side by side."""
     st.header("Rules side by side", anchor=False)
     percent = words.shares(workspace)
     unit = "%.2f %%" if percent else "%.4g"
     st.dataframe(
-        pd.DataFrame(tables.searches(workspace, searches)),
+        pd.DataFrame(tables.searches(workspace, over)),
         hide_index=True,
         column_config={
             "Rule": st.column_config.TextColumn(pinned=True, width=130),
@@ -169,7 +170,7 @@ def comparison(workspace: Workspace, searches: list[Search]) -> None:
             "Seconds": st.column_config.NumberColumn(format="%.1f"),
         },
     )
-    rows, name = question.comparison(workspace, searches), re.sub(r"[^\w.-]+", "-", workspace.name)
+    rows, name = question.comparison(workspace, over), re.sub(r"[^\w.-]+", "-", workspace.name)
     st.download_button(
         "Export as CSV",
         pd.DataFrame(rows).to_csv(index=False),
@@ -186,7 +187,7 @@ with frame.page(
     "Let a rule choose the ranks: say how small the network must be or what it may lose, compare what rules find, and "
     "adopt a plan to drag it further on **Ranks**.",
 ) as workspace:
-    jobs = state.searches(workspace)
+    jobs = searches.begun(workspace)
     latest = next(reversed(jobs), None)
     busy = latest is not None and not jobs[latest].snapshot.over
     over = [Search(asked, job.snapshot) for asked, job in jobs.items() if job.snapshot.over]
@@ -200,11 +201,11 @@ with frame.page(
             st.error(words.plain(str(error)), icon=":material/error:")
         label, icon = "Start search", ":material/search:"
         if button(label, type="primary", icon=icon, disabled=busy or wanted is None):
-            state.start_search(workspace, wanted)
+            searches.start(workspace, wanted)
             st.rerun()
-        before = [one for one in state.asked_before(workspace)[::-1] if isinstance(one, Question) and one not in jobs]
+        before = searches.asked_before(workspace)
         titles = [question.title(workspace, one) for one in before]
-        running.earlier(before, titles, lambda one: state.start_search(workspace, one))
+        running.earlier(before, titles, lambda one: searches.start(workspace, one))
     with right:
         quantity = st.segmented_control(
             "Score against",

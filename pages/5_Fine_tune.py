@@ -7,8 +7,9 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job
 from lowrank_core.training.sweep import Swept
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, running, state, tables, tuning, tuning_form, words
+from pages.ui import charts, frame, running, tables, tuning, tuning_form, words
 from pages.ui.button import button
+from pages.ui.state import plans, trainings
 from pages.ui.tuning import Event, Sweep, Trained, Training, Tuned
 
 
@@ -110,14 +111,14 @@ def pick(workspace: Workspace, shown: Trained, chosen: Tuned) -> Tuned:
 
 def send(workspace: Workspace, taken: Tuned) -> None:
     """The button that makes these the weights that Export takes."""
-    other = state.plan(workspace) != taken.candidate.plan
+    other = plans.plan(workspace) != taken.candidate.plan
     if other:
         st.caption(
             "These weights belong to another plan than the one on *Ranks*: sending them makes theirs the plan; *Undo* "
             "on Ranks brings the one before it back."
         )
     if button("Send to Export", type="primary", icon=":material/file_save:"):
-        state.send_to_export(workspace, taken)
+        trainings.send_to_export(workspace, taken)
         st.switch_page("pages/7_Export.py")
 
 
@@ -181,7 +182,7 @@ def swept(workspace: Workspace, shown: Trained) -> None:
     st.markdown(words.plain(words.verdict(workspace, one.direct)), help=words.INTERVAL)
     st.caption("Its plan becomes the plan on *Ranks*; *Undo* there brings the one before it back.")
     if button("Send to Export", type="primary", icon=":material/file_save:"):
-        state.send_swept(workspace, shown.asked, one)
+        trainings.send_swept(workspace, shown.asked, one)
         st.switch_page("pages/7_Export.py")
 
 
@@ -190,20 +191,19 @@ with frame.page(
     "Let the loss itself find the factors, at ranks that are chosen: train them on the training samples, watch the "
     "score come back, and take the tuned weights to **Export**.",
 ) as workspace:
-    jobs = state.trainings(workspace)
+    jobs = trainings.begun(workspace)
     latest = next(reversed(jobs), None)
     busy = latest is not None and not jobs[latest].snapshot.over
-    state.tuned(workspace)  # noted on disk as soon as it is seen
+    trainings.tuned(workspace)  # noted on disk as soon as it is seen
     left, right = st.columns([2, 3], gap="large")
     with left:
         wanted, label = tuning_form.show(workspace)
         if button(label, type="primary", icon=":material/model_training:", disabled=busy or wanted is None):
-            state.start_training(workspace, wanted)
+            trainings.start(workspace, wanted)
             st.rerun()
-        noted = state.asked_before(workspace)[::-1]
-        before = [one for one in noted if isinstance(one, Training | Sweep) and one not in jobs]
+        before = trainings.asked_before(workspace)
         titles = [tuning.title(workspace, one) for one in before]
-        running.earlier(before, titles, lambda one: state.start_training(workspace, one))
+        running.earlier(before, titles, lambda one: trainings.start(workspace, one))
     with right:
         at_work, at_rest = st.empty(), st.empty()
     if busy:

@@ -14,17 +14,18 @@ from lowrank_core.methods import METHODS
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, compare, frame, question, running, state, words
+from pages.ui import charts, compare, frame, question, running, words
 from pages.ui.button import button
 from pages.ui.compare import Asked, Found, Races, Scores, Stairs
 from pages.ui.devices import DEVICES, kB
+from pages.ui.state import comparisons, plans
 
 IMAGE_CHANNELS, LARGEST_IMAGE, MOST_IMAGES = (1, 3), 256, 24
 
 
-def plans(workspace: Workspace) -> dict[str, RankPlan]:
+def side_by_side(workspace: Workspace) -> dict[str, RankPlan]:
     """Dense, the plan as it stands, and the snapshots that were picked; equal plans are shown once."""
-    history = state.history(workspace)
+    history = plans.history(workspace)
     found = {compare.DENSE: RankPlan(workspace.profile.fingerprint), "This plan": history.plan}
     kept = {s.name: s.plan for s in history.snapshots if s.name not in found}
     if not kept:
@@ -92,9 +93,9 @@ def watch(job: Job[Found]) -> None:
 
 def ask(workspace: Workspace, asked: Asked, label: str, busy: bool) -> None:
     """A button for a measurement, and why the last one failed."""
-    job = state.comparing(workspace).get(asked)
+    job = comparisons.begun(workspace).get(asked)
     if button(label, icon=":material/timer:", key=f"ask {label}", disabled=busy):
-        state.start_comparing(workspace, asked)
+        comparisons.start(workspace, asked)
         st.rerun()
     if job is not None and job.snapshot.error:
         st.error(words.plain(job.snapshot.error), icon=":material/error:")
@@ -102,7 +103,7 @@ def ask(workspace: Workspace, asked: Asked, label: str, busy: bool) -> None:
 
 def table(workspace: Workspace, found: dict[str, Comparison], judged: compare.Target, given: LatencyTable) -> None:
     """One column per plan."""
-    raced = state.raced(workspace)
+    raced = comparisons.raced(workspace)
     rows = compare.rows(workspace, found, raced, judged, given)
     frame_of_rows = pd.DataFrame.from_dict(rows, orient="index", columns=list(found))
     frame_of_rows.columns = [words.plain(name) for name in found]
@@ -185,7 +186,7 @@ def layers(workspace: Workspace, busy: bool) -> None:
     asked = Stairs(runtime, tuple(methods))
     if methods:
         ask(workspace, asked, "Measure the layers", busy)
-    known = [s for s in state.stairs(workspace, runtime) if s.method in methods]
+    known = [s for s in comparisons.stairs(workspace, runtime) if s.method in methods]
     if not known:
         return
     st.dataframe(pd.DataFrame(compare.stair_rows(known)), hide_index=True)
@@ -224,16 +225,16 @@ with frame.page(
     "The dense network, your plan and your snapshots side by side: what they lose, what they take, and whether they "
     "are faster **on this machine**.",
 ) as workspace:
-    chosen = plans(workspace)
-    candidates = {name: state.candidate(workspace, plan) for name, plan in chosen.items()}
+    chosen = side_by_side(workspace)
+    candidates = {name: plans.candidate(workspace, plan) for name, plan in chosen.items()}
     judged = target()
-    known = state.compared(workspace)
+    known = comparisons.compared(workspace)
     found = {name: known[candidate] for name, candidate in candidates.items() if candidate in known}
     missing = tuple(candidate for candidate in candidates.values() if candidate not in known)
-    jobs = state.comparing(workspace)
+    jobs = comparisons.begun(workspace)
     if missing and Scores(missing) not in jobs and all(job.snapshot.over for job in jobs.values()):
-        state.start_comparing(workspace, Scores(missing))
-        jobs = state.comparing(workspace)
+        comparisons.start(workspace, Scores(missing))
+        jobs = comparisons.begun(workspace)
     at_work = next((job for job in reversed(jobs.values()) if not job.snapshot.over), None)
     place, progress, busy = st.container(), st.empty(), at_work is not None
     with st.container(horizontal=True, vertical_alignment="center"):

@@ -15,8 +15,9 @@ from lowrank_core.plans.cost import check_plan, plan_cost
 from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan, read_plan
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
-from pages.ui import frame, state, tuning, words
+from pages.ui import frame, tuning, words
 from pages.ui.button import button
+from pages.ui.state import downloads, measurements, plans, trainings
 from pages.ui.tuning import Tuned
 
 ORDER = ("safetensors", "pt2", "onnx", "bundle")
@@ -25,7 +26,7 @@ LARGEST_DOWNLOAD = 200 * 2**20
 
 def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
     """Which weights are taken: tuned ones where this plan has some, unless somebody says otherwise."""
-    trained = state.tuned(workspace)
+    trained = trainings.tuned(workspace)
     fitting = [found for found in reversed(trained) if found.candidate.plan == plan]
     if not fitting:
         if trained:
@@ -36,7 +37,7 @@ def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
             )
             frame.link("Fine-tune", says="Train this plan")
         return None
-    untuned = f"As compressed{' and corrected' if state.candidate(workspace, plan).correction else ''}, untrained"
+    untuned = f"As compressed{' and corrected' if plans.candidate(workspace, plan).correction else ''}, untrained"
     labels = [*(f"Tuned: {tuning.weights_name(workspace, found)}" for found in fitting), untuned]
     at = st.radio("Weights", range(len(labels)), format_func=labels.__getitem__, key=f"weights {labels}")
     return fitting[at] if at < len(fitting) else None
@@ -54,7 +55,7 @@ def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
             change = f"{100 * (now / before - 1):+.1f} % against dense" if before else None
             st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
         st.metric("Layers factorised", f"{len(plan.choices)} of {len(workspace.profile.layers)}", width="content")
-    found = state.measured(workspace, plan) if tuned is None else tuned.score
+    found = measurements.measured(workspace, plan) if tuned is None else tuned.score
     if found is not None:
         verdict = words.plain(words.verdict(workspace, found))
         st.markdown(f"Measured {words.metric(workspace).lower()}: **{verdict}**", help=words.INTERVAL)
@@ -66,7 +67,7 @@ def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
 
 def measured(workspace: Workspace) -> Score | None:
     """The score of the plan as it stands, on all samples."""
-    progress = state.measure(workspace).wait()
+    progress = measurements.measure(workspace).wait()
     if progress.error:
         raise LowRankError(progress.error)
     return progress.score
@@ -86,7 +87,7 @@ def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
     Files are given as bytes: Streamlit (1.67) throws away what a callable made at the click as soon as two runs of any
     session end before the browser has fetched it.
     """
-    candidate, score = state.candidate(workspace, plan), state.measured(workspace, plan)
+    candidate, score = plans.candidate(workspace, plan), measurements.measured(workspace, plan)
     correction = None if candidate.correction is None else candidate.correction.to_dict()
     st.download_button(
         "Download the plan",
@@ -102,8 +103,8 @@ def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
 def taken(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> Compressed:
     """The network that is written."""
     if tuned is not None:
-        return tuning.compressed(workspace, tuned, state.tuned_network(workspace, tuned))
-    return as_measured(workspace, state.candidate(workspace, plan), measured(workspace))
+        return tuning.compressed(workspace, tuned, trainings.tuned_network(workspace, tuned))
+    return as_measured(workspace, plans.candidate(workspace, plan), measured(workspace))
 
 
 def noun(export: Export) -> str:
@@ -140,7 +141,7 @@ def storage_form(export: Export) -> Storage:
 
 def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: Export, file: str) -> None:
     """Write a file, checked in a fresh process, into a folder or for a download."""
-    wanted = tuned or state.candidate(workspace, plan)
+    wanted = tuned or plans.candidate(workspace, plan)
     if tuned is not None:
         st.caption(f"Holds the **tuned** weights: {words.plain(tuning.weights_name(workspace, tuned))}.")
     storage = storage_form(export)
@@ -150,7 +151,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
         placeholder="empty: offered for download",
         help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD >> 20} MB a folder is needed.",
     )
-    folder = Path(given).expanduser() if given else state.export_folder()
+    folder = Path(given).expanduser() if given else downloads.folder()
     key = f"{export.name} {storage} {folder}"
     pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}")
     shown = st.empty()  # a file written before is gone from the page while another is written
@@ -168,9 +169,9 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
         except LowRankError as error:
             shown.error(words.plain(str(error)), icon=":material/error:")
             return
-        state.keep_written(key, wanted, found)
+        downloads.keep_written(key, wanted, found)
         st.rerun()
-    written = state.written(key, wanted)
+    written = downloads.written(key, wanted)
     if written is not None and Path(written.path).is_file():
         with shown.container():
             report(workspace, plan, export, written, file, kept=bool(given))
@@ -226,8 +227,8 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
         st.error(words.plain(f"{given.name} is not used: {error}"), icon=":material/error:")
         return
     corrected = read.correction is not None  # null says none; a file that is silent is measured as usual
-    if read.plan != plan or corrected != state.history(workspace).corrected:
-        state.set_history(workspace, state.history(workspace).commit(read.plan).correct(corrected))
+    if read.plan != plan or corrected != plans.history(workspace).corrected:
+        plans.set_history(workspace, plans.history(workspace).commit(read.plan).correct(corrected))
         st.rerun()
     if not corrected:
         st.info("The file says that its factors are not corrected, so the correction is off now.")
@@ -242,7 +243,7 @@ with frame.page(
     "Take the plan and the compressed network with you: write a file, tried before it counts as saved, and load "
     "it with the lines below.",
 ) as workspace:
-    plan = state.plan(workspace)
+    plan = plans.plan(workspace)
     tuned = weights(workspace, plan)
     name = re.sub(r"[^\w.-]+", "-", workspace.name)
     summary(workspace, plan, tuned)

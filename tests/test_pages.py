@@ -25,7 +25,8 @@ from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, state, tables, words
+from pages.ui import charts, tables, words
+from pages.ui.state import downloads, jobs, models, runs, spectra
 from tests.conftest import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,33 +60,33 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
 def test_a_run_that_streams_ends_for_a_newer_one_but_never_as_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended by itself, a run that Streamlit has replaced takes the fragments of the page that is there now with it."""
     requests = ScriptRequests()
-    monkeypatch.setattr(state, "get_script_run_ctx", lambda: SimpleNamespace(script_requests=requests))
-    assert not state.newer_run_waits()
+    monkeypatch.setattr(runs, "get_script_run_ctx", lambda: SimpleNamespace(script_requests=requests))
+    assert not runs.newer_run_waits()
     requests.request_rerun(RerunData())
-    assert state.newer_run_waits()
+    assert runs.newer_run_waits()
     requests.request_stop()
     with pytest.raises(StopException):
-        state.newer_run_waits()
+        runs.newer_run_waits()
 
 
 @pytest.mark.parametrize("given", ["x", "0", "-5", "1.5"])
 def test_a_limit_of_memory_that_is_none_is_one_clear_error(
     opened: Open, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    monkeypatch.setenv(state.MEMORY, given)
-    state._room.clear()
-    state._open_builtin.clear()
+    monkeypatch.setenv(models.MEMORY, given)
+    models.room.clear()
+    models._open_builtin.clear()
     try:
         assert f"must be a whole number of MB from 1, such as 512; got {given!r}" in opened("Model").error[0].value
     finally:
-        state._open_builtin.clear()
+        models._open_builtin.clear()
 
 
 def test_the_limit_of_memory_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(state.MEMORY, "512")
-    state._room.clear()
-    assert state._room().limit_bytes == 512_000_000
-    state._room.clear()
+    monkeypatch.setenv(models.MEMORY, "512")
+    models.room.clear()
+    assert models.room().limit_bytes == 512_000_000
+    models.room.clear()
 
 
 def text(page: AppTest) -> str:
@@ -354,7 +355,7 @@ def test_spectra_of_weights_alone_arrive_unasked_where_that_is_quick(opened: Ope
 def test_spectra_that_take_long_are_announced_and_wait(
     opened: Open, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "SPECTRA_SECONDS", 0.0)
+    monkeypatch.setattr(spectra, "SPECTRA_SECONDS", 0.0)
     page = opened("Spectra", weights)
     assert "The spectra of 59 layers take about 1 s on this machine" in page.info[0].value, "one is shown large"
     assert not [element for element in page.get("html") if 'class="sm-grid"' in element.proto.body]
@@ -396,23 +397,23 @@ def test_exports_that_wait_for_their_download_are_bounded(tmp_path: Path) -> Non
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(bytes(100))
         os.utime(file, (number, number))
-    state.keep_newest(tmp_path, 250)
+    downloads.keep_newest(tmp_path, 250)
     assert sorted(path.stem for path in tmp_path.rglob("*.onnx")) == ["3", "4"]
-    state.keep_newest(tmp_path, 10)
+    downloads.keep_newest(tmp_path, 10)
     assert [path.stem for path in tmp_path.rglob("*.onnx")] == ["4"], "the newest is about to be downloaded"
 
 
 def test_all_built_in_models_stay_open_and_share_one_room() -> None:
     refs = [f"builtin:{name}" for name in BUILTIN]
-    first = [state._open(ref, "") for ref in refs]
-    assert [state._open(ref, "") for ref in refs] == first
-    assert {id(workspace._room) for workspace in first} == {id(state._room())}
+    first = [models._open(ref, "") for ref in refs]
+    assert [models._open(ref, "") for ref in refs] == first
+    assert {id(workspace._room) for workspace in first} == {id(models.room())}
 
 
 def test_spectra_of_weights_are_a_job_that_other_pages_show(
     opened: Open, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "SPECTRA_SECONDS", 0.0)
+    monkeypatch.setattr(spectra, "SPECTRA_SECONDS", 0.0)
     page = opened("Spectra", weights)
     hold, compute = threading.Event(), Inventory.spectrum
 
@@ -421,11 +422,11 @@ def test_spectra_of_weights_are_a_job_that_other_pages_show(
         return compute(self, name, **how)
 
     monkeypatch.setattr(Inventory, "spectrum", slow)
-    stock = state._open(weights, state._stamp(weights))
+    stock = models._open(weights, models.stamp(weights))
     assert isinstance(stock, Inventory)
     session = page.session_state["session"]
-    job = state._spectra_jobs().begin(
-        session, state._weights_key(stock), state.ALL, lambda: Job("Spectra of large", state.all_spectra(stock))
+    job = jobs.spectra().begin(
+        session, spectra.weights_key(stock), spectra.ALL, lambda: Job("Spectra of large", spectra.all_spectra(stock))
     )
     page = page.switch_page("pages/1_Model.py").run()
     assert "Spectra of large · since" in text(page)

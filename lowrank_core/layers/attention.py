@@ -126,7 +126,7 @@ def factored_attention(attention: nn.MultiheadAttention, ranks: Mapping[str, int
 
 
 def watched_attention(attention: nn.MultiheadAttention) -> Attention:
-    """The same computation with the same memory for its weights, each projection a Linear that hooks can see."""
+    """An attention with the same weights in the same memory, each projection a Linear that hooks can see."""
     built = Attention(**attention_arguments(attention), device="meta").train(attention.training)
     for linear, parameters in _linears(built, attention):
         for name, value in parameters.items():
@@ -140,12 +140,12 @@ def _linears(built: Attention, attention: nn.MultiheadAttention) -> list[tuple[n
     biases: list[Tensor | None] = [None] * 4
     if attention.in_proj_bias is not None:
         biases = [*attention.in_proj_bias.chunk(3), attention.out_proj.bias]
-    found = []
+    linears = []
     for name, weight, bias in zip(PROJECTIONS, weights, biases, strict=True):
         linear = built.get_submodule(name)
         if isinstance(linear, nn.Linear):
-            found.append((linear, {"weight": weight} if bias is None else {"weight": weight, "bias": bias}))
-    return found
+            linears.append((linear, {"weight": weight} if bias is None else {"weight": weight, "bias": bias}))
+    return linears
 
 
 def without_fused_paths(model: nn.Module) -> nn.Module:

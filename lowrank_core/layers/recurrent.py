@@ -67,15 +67,15 @@ class Recurrent(nn.Module):
         """{name: (rows, columns, whether it has a bias)} in the order of execution."""
         directions = ("", "_reverse") if self.bidirectional else ("",)
         gates, state = self.GATES[self.kind] * self.hidden_size, self.proj_size or self.hidden_size
-        found = {}
+        shapes = {}
         for layer in range(self.num_layers):
             inputs = state * len(directions) if layer else self.input_size
             for direction in directions:
-                found[f"weight_ih_l{layer}{direction}"] = gates, inputs, self.bias
-                found[f"weight_hh_l{layer}{direction}"] = gates, state, self.bias
+                shapes[f"weight_ih_l{layer}{direction}"] = gates, inputs, self.bias
+                shapes[f"weight_hh_l{layer}{direction}"] = gates, state, self.bias
                 if self.proj_size:
-                    found[f"weight_hr_l{layer}{direction}"] = self.proj_size, self.hidden_size, False
-        return found
+                    shapes[f"weight_hr_l{layer}{direction}"] = self.proj_size, self.hidden_size, False
+        return shapes
 
     def reset_parameters(self) -> None:
         """Random weights as PyTorch draws them, where they are not chains."""
@@ -133,7 +133,7 @@ class Recurrent(nn.Module):
         inputs = self._times("weight_ih" + suffix, x).unbind(0)
         outputs = []
         for step, a in list(enumerate(inputs))[:: -1 if reverse else 1]:
-            before, kept = h, c
+            before, c_before = h, c
             b = self._times("weight_hh" + suffix, h)
             if self.kind == "LSTM":
                 i, f, g, o = (a + b).chunk(4, dim=-1)
@@ -148,7 +148,7 @@ class Recurrent(nn.Module):
                 h = torch.tanh(a + b) if self.nonlinearity == "tanh" else torch.relu(a + b)
             if ended is not None:
                 h = torch.where(ended[step], before, h)
-                c = torch.where(ended[step], kept, c) if self.kind == "LSTM" else c
+                c = torch.where(ended[step], c_before, c) if self.kind == "LSTM" else c
             outputs.append(h)
         return torch.stack(outputs[::-1] if reverse else outputs), (h, c) if self.kind == "LSTM" else (h,)
 
@@ -177,11 +177,11 @@ class Cell(Recurrent):
 
 def arguments(rnn: Dense | Recurrent) -> dict[str, Any]:
     """Keyword arguments of `Recurrent` or `Cell` without ranks, plain enough for JSON."""
-    found: dict[str, Any] = {name: getattr(rnn, name) for name in ("input_size", "hidden_size", "bias")}
+    arguments: dict[str, Any] = {name: getattr(rnn, name) for name in ("input_size", "hidden_size", "bias")}
     names = ("num_layers", "batch_first", "dropout", "bidirectional", "proj_size")
     if not isinstance(rnn, Cell | nn.RNNCellBase):
-        found |= {name: getattr(rnn, name) for name in names}
-    return {**found, "nonlinearity": getattr(rnn, "nonlinearity", "tanh")}
+        arguments |= {name: getattr(rnn, name) for name in names}
+    return {**arguments, "nonlinearity": getattr(rnn, "nonlinearity", "tanh")}
 
 
 def op_of(rnn: Recurrent) -> str:
@@ -222,7 +222,7 @@ def factored(rnn: Dense, ranks: Mapping[str, Any]) -> Recurrent:
 
 
 def watched(rnn: Dense) -> Recurrent:
-    """The same computation with the same parameters, each weight a Linear of its own name that hooks can see."""
+    """A recurrent module with the same parameters, each weight a Linear of its own name that hooks can see."""
     built = _empty(rnn).train(rnn.training)
     for name, (rows, columns, biased) in built.weights().items():
         linear = nn.Linear(columns, rows, bias=biased, device="meta")

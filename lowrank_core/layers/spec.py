@@ -127,12 +127,12 @@ class LayerSpec:
 
     @property
     def weights(self) -> int:
-        """Elements of the weight alone."""
+        """Number of elements of the weight, without the bias."""
         return prod(self.weight_shape)
 
     @property
     def parameters(self) -> int:
-        """Elements of weight and bias."""
+        """Number of elements of weight and bias together."""
         return self.weights + (self.out_channels if self.bias else 0)
 
     def out_size(self, size: Size) -> Size:
@@ -299,7 +299,7 @@ def chain_multiplies(stages: tuple[LayerSpec, ...], size: Size) -> int:
 
 
 def chain_additions(stages: tuple[LayerSpec, ...], size: Size) -> int:
-    """Additions of a chain for one sample."""
+    """Additions that a chain of layers makes for one sample."""
     total = 0
     for stage in stages:
         total += stage.additions(size)

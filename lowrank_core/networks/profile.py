@@ -177,8 +177,8 @@ def check_finite(model: nn.Module) -> None:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether it is the Conv1D of transformers, as in GPT-2: a Linear whose weight is (in, out)."""
-    known = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
-    return known and "weight" in module._parameters
+    transformers_conv1d = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+    return transformers_conv1d and "weight" in module._parameters
 
 
 def is_map(module: nn.Module) -> bool:

@@ -21,8 +21,9 @@ from lowrank_core.predict.prediction import curves, kept_curves
 from lowrank_core.predict.survey import Findings
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
-from pages.ui import editor, state, words
+from pages.ui import editor, words
 from pages.ui.history import History
+from pages.ui.state import comparisons, measurements, models, plans, runs, session
 
 HERE = Path(__file__).parent
 
@@ -71,15 +72,15 @@ def live(workspace: Workspace) -> None:
 
     The run itself streams, so the browser never polls; it ends as soon as a newer one waits.
     """
-    history = state.history(workspace)
-    measurement = state.measure(workspace)
+    history = plans.history(workspace)
+    measurement = measurements.measure(workspace)
     shown = measurement.progress
     _board(
         key="board",
         data={
             "model": model_key(workspace),
             "rev": history.rev,
-            "heard": state.heard(),
+            "heard": session.heard(),
             "choices": _choices(history.plan),
             "tails": _more_tails(workspace, history.plan),
             "latency": _latency(workspace),
@@ -100,12 +101,12 @@ def live(workspace: Workspace) -> None:
 def _stream(workspace: Workspace, history: History, measurement: Measurement, shown: Progress) -> None:
     """Push figures of the plan, then what the survey finds, until no more will come or a newer run waits."""
     spot = st.empty()
-    survey = state.survey(workspace)
+    survey = measurements.survey(workspace)
     known, serial = Findings(), 0  # two elements of one run must differ
     while not (shown.over and known.over):
         progress = measurement.changed(shown, seconds=0.1)
         findings = survey.findings
-        if state.newer_run_waits():
+        if runs.newer_run_waits():
             return
         if progress is shown and findings is known:
             continue
@@ -130,16 +131,16 @@ def _learnt(findings: Findings) -> dict[str, Any]:
 
 
 def _told(workspace: Workspace) -> None:
-    told = state.widget("board").messages
+    told = session.widget("board").messages
     if told is None or told["model"] != model_key(workspace):
         return
-    history = state.history(workspace)
+    history = plans.history(workspace)
     changed = history
     for message in told["messages"]:
-        if state.hear(told["board"], int(message["id"])):
+        if session.hear(told["board"], int(message["id"])):
             changed = commit(workspace, changed, message) if message["action"] == "commit" else act(changed, message)
     if changed is not history:
-        state.set_history(workspace, changed)
+        plans.set_history(workspace, changed)
 
 
 def commit(workspace: Workspace, history: History, message: dict[str, Any]) -> History:
@@ -214,7 +215,7 @@ def _score(found: Score | None) -> dict[str, Any] | None:
 
 def _snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str, Any]:
     cost = plan_cost(workspace.profile, plan)
-    found = state.measured(workspace, plan)
+    found = measurements.measured(workspace, plan)
     return {
         "name": name,
         "choices": _choices(plan),
@@ -230,8 +231,8 @@ def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
     workspace = _workspace
     profile = workspace.profile
     dense = plan_cost(profile)
-    value, _ = state.dense_score(workspace)
-    table = state.noise(workspace, fingerprint, ref)
+    value, _ = models.dense_score(workspace)
+    table = models.noise(workspace, fingerprint, ref)
     return {
         "key": model_key(workspace),
         "name": workspace.name,
@@ -306,7 +307,7 @@ def _latency(workspace: Workspace) -> dict[str, dict[str, Any]]:
     """What was measured on Compare: break-even and dominated ranks; onnxruntime's where both runtimes were."""
     found: dict[str, dict[str, Any]] = {}
     for runtime in reversed(RUNTIMES):
-        for stairs in state.stairs(workspace, runtime):
+        for stairs in comparisons.stairs(workspace, runtime):
             even, dominated = stairs.break_even, [list(rank) for rank in stairs.dominated]
             known = {"runtime": runtime, "even": even and list(even), "dominated": dominated}
             found.setdefault(stairs.layer, {})[stairs.method] = known

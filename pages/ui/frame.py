@@ -12,8 +12,8 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import running, state, words
-from pages.ui.button import turn_to
+from pages.ui import running, words
+from pages.ui.state import models, runs, server, session
 
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -46,7 +46,8 @@ def page(title: str, advice: str, weights: Callable[[Inventory], None] | None = 
     """
     st.set_page_config(page_title=f"{title} · Rank Explorer", page_icon="🎚️", layout="wide")
     st.html(STYLE)
-    turn_to(title)
+    server.start()
+    session.turn_to(title)
     with st.sidebar:
         for _, label, _ in PAGES:
             link(label)
@@ -55,18 +56,18 @@ def page(title: str, advice: str, weights: Callable[[Inventory], None] | None = 
     header.title(title, anchor=False, width="content")
     opened = False
     try:
-        workspace = state.opened()
+        workspace = models.opened()
         if isinstance(workspace, Inventory):
             header.markdown(f"{words.plain(workspace.weights.name)} · weights without a model", width="content")
             (weights or _needs_a_model)(workspace)
             st.stop()
-        header.markdown(words.dense(workspace, *state.dense_score(workspace)), width="content", help=words.DENSE)
+        header.markdown(words.dense(workspace, *models.dense_score(workspace)), width="content", help=words.DENSE)
         for notice in workspace.notices:
             st.caption(f":material/info: {words.plain(notice)}")
         opened = True
         st.markdown(advice)
         yield workspace
-        state.end_if_replaced()
+        runs.end_if_replaced()
         return
     except LowRankError as error:
         text = str(error)
@@ -89,7 +90,7 @@ def _needs_a_model(stock: Inventory) -> None:
 
 def pick_model() -> None:
     """Choose which model to look at: the one given when the app was started, or a built-in one."""
-    refs, current = state.model_refs(), state.model_ref()
+    refs, current = models.offered(), models.chosen()
     chosen = st.radio(
         "Model",
         refs,
@@ -98,7 +99,7 @@ def pick_model() -> None:
         captions=[words.model_description(ref) for ref in refs],
     )
     if chosen is not None and chosen != current:
-        state.choose_model(chosen)
+        models.choose(chosen)
         st.rerun()
 
 

@@ -11,8 +11,9 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.selection import RULES, make
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import form, frame, state, words
+from pages.ui import form, frame, words
 from pages.ui.question_form import largest_drop
+from pages.ui.state import plans
 from pages.ui.tuning import Sweep, Training
 
 GOALS = {"plan": "This plan", "find": "Ranks to be found", "sweep": "A sweep"}
@@ -29,7 +30,7 @@ USUAL = ("epochs", "learning_rate", "loss")
 def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
     """What is asked for, None where something is missing, and the label of the button that starts it."""
     goal = choice("What to train", GOALS, "tuning goal")
-    history = state.history(workspace)
+    history = plans.history(workspace)
     locked, corrected = history.locked, history.corrected
     wish: Training | Sweep | None
     if goal == "plan":
@@ -82,7 +83,7 @@ def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
     elif goal == "find":
         wish = Training(None, settings, starts, seeds, drop, locked, corrected)
     else:
-        wish = Training(state.candidate(workspace), settings, starts, seeds)
+        wish = Training(plans.candidate(workspace), settings, starts, seeds)
     return wish, BUTTONS[goal]
 
 
@@ -101,7 +102,7 @@ def choice(label: str, options: dict[str, str], key: str) -> str:
 
 def plan_line(workspace: Workspace) -> None:
     """The plan that is trained, in one line."""
-    history = state.history(workspace)
+    history = plans.history(workspace)
     cost, dense = plan_cost(workspace.profile, history.plan), plan_cost(workspace.profile)
     kept = f"{words.share(cost.multiplies / (dense.multiplies or 1))} of the multiplies"
     layers = f"{len(history.plan.choices)} of {len(workspace.profile.layers)} layers factorised"
