@@ -32,6 +32,7 @@ from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.store import memo
 from lowrank_core.store.cache import Cache
 from lowrank_core.workspace import Workspace
+from tests.conftest import PATIENCE_SECONDS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
@@ -388,7 +389,7 @@ class Meeting:
             self._here.set()
             return
         self._second.start()
-        assert self._here.wait(60), "the second thread neither waits nor works"
+        assert self._here.wait(PATIENCE_SECONDS), "the second thread neither waits nor works"
         self.at_once = self.begun
 
     def answers(self, first, second):
