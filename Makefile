@@ -1,6 +1,7 @@
 # make app            start Rank Explorer in the browser
 # make app MODEL=...  the same with a model of your own (a Python file, see README.md)
-# make test           ruff, mypy, pytest
+# make check          ruff, mypy and the quick tests: those without a browser, training, exports and processes
+# make test           ruff, mypy and all tests
 # make clean          remove the environment and the caches
 
 PYTHON ?= python3
@@ -8,17 +9,25 @@ PY := .venv/bin/python
 CLEAR_FAILURE := { echo; echo "Installing stopped; the reason is in the lines above. A download needs a network connection" \
 	"(behind a proxy: set HTTPS_PROXY)."; echo "Run the same command again to go on from here, or 'make clean' first to begin anew."; exit 1; }
 
-.PHONY: app test clean
+.PHONY: app lint check test clean
 .DEFAULT_GOAL := app
 
 app: .venv/app.stamp
 	@exec $(PY) -m streamlit run app.py $${MODEL:+-- "$$MODEL"}
 
-test: .venv/dev.stamp
+lint: .venv/dev.stamp
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# A file's tests share what they prepare, so they go to one process; those that take long are first (tests/conftest.py).
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+check: lint
+	$(PYTEST) -m "not browser and not slow"
+
+test: lint
+	$(PYTEST)
 
 .venv/bin/python:
 	@command -v "$(PYTHON)" >/dev/null || { echo "Rank Explorer needs Python 3.11 or newer, and there is no '$(PYTHON)' here."; exit 1; }

@@ -66,6 +66,7 @@ COUNTED = ("point", "evaluation", "number", "epoch", "tensor")
 OLD_SECONDS = 8 * 86400
 IMPORTED = ("lowrank_core.commands", "lowrank_core.builtin.digits_cnn", "torch._dynamo", "tests.conftest")
 AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
+REPLACING = "replacing"
 LATEST = 0.97
 """Share of an undisturbed run up to which kills come: runs differ in length, and one that is over cannot be killed."""
 
@@ -119,12 +120,19 @@ class Found:
 # ---- inside the process that is killed ------------------------------------------------------------------------------
 
 
-def count_in(journal: Path) -> None:
-    """Add a word to the journal for everything that is finished from here on."""
+def count_in(journal: Path, held: tuple[str, int] | None = None) -> None:
+    """Add a word to the journal for everything that is finished from here on, and for files about to be replaced.
+
+    held: a word and how often it is noted before the whole process stands still, to be killed at just that moment.
+    """
+    noted: Counter[str] = Counter()
 
     def note(word: str) -> None:
         with journal.open("ab", buffering=0) as file:
             file.write(f"{word}\n".encode())
+        noted[word] += 1
+        if held == (word, noted[word]):
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def each(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         def counted(*args: Any, **rest: Any) -> Iterator[Any]:
@@ -156,6 +164,13 @@ def count_in(journal: Path) -> None:
 
         return counted
 
+    def replacing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(source: Any, target: Any, **rest: Any) -> Any:
+            note(f"{REPLACING} {Path(target).name}")
+            return function(source, target, **rest)
+
+        return counted
+
     def computing(function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(ledger: Ledger, key: str, compute: Callable[[], Any]) -> Any:
             def computed() -> Any:
@@ -172,16 +187,17 @@ def count_in(journal: Path) -> None:
     Ledger.remembered = computing(Ledger.remembered)  # type: ignore[method-assign]
     finetune._Training.epoch = after(finetune._Training.epoch)  # type: ignore[method-assign]
     Cache.put = before(Cache.put)  # type: ignore[method-assign]
+    os.replace = replacing(os.replace)
     note("began")
 
 
-def inside(folder: Path, journal: Path, arguments: list[str]) -> None:
+def inside(folder: Path, journal: Path, arguments: list[str], held: tuple[str, int] | None) -> None:
     """The process of a command."""
     torch.set_num_threads(1)
     for name, number in (("answer", 1), ("log", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     commands.CACHE, tempfile.tempdir = folder / "cache", str(folder / "tmp")
-    count_in(journal)
+    count_in(journal, held)
     cli.main(arguments, prog_name="lowrank_core")
 
 
@@ -192,14 +208,15 @@ def processes() -> Any:
     return context
 
 
-def begun(folder: Path, kind: Kind, plan: Path, journal: str) -> tuple[BaseProcess, Path]:
+def begun(
+    folder: Path, kind: Kind, plan: Path, journal: str, held: tuple[str, int] | None = None
+) -> tuple[BaseProcess, Path]:
     """Start the command in a folder and wait until it has begun."""
     (folder / "out").mkdir(parents=True, exist_ok=True)
     (folder / "tmp").mkdir(exist_ok=True)
     names = {"plan": str(plan), "out": str(folder / "out" / "written")}
-    process = processes().Process(
-        target=inside, args=(folder, folder / journal, [part.format(**names) for part in kind.arguments])
-    )
+    arguments = [part.format(**names) for part in kind.arguments]
+    process = processes().Process(target=inside, args=(folder, folder / journal, arguments, held))
     process.start()
     while process.is_alive() and not (folder / journal).exists():
         time.sleep(0.001)
@@ -345,16 +362,17 @@ def kill(
     whole: Undisturbed,
     now: Callable[[float], bool],
     older: bytes | None = None,
+    held: tuple[str, int] | None = None,
 ) -> Found | float:
     """Kill it once `now(seconds)` says so, look, start it again, compare; the seconds it took where it was over before.
 
-    older: what the file that it writes held before.
+    older: what the file that it writes held before; held: where it waits for that, see `count_in`.
     """
     out = folder / "out" / "written"
     if older is not None:
         out.parent.mkdir(parents=True)
         out.write_bytes(older)
-    process, journal = begun(folder, kind, plan, "journal")
+    process, journal = begun(folder, kind, plan, "journal", held)
     began = time.monotonic()
     while (seconds := time.monotonic() - began) >= 0 and process.is_alive() and not now(seconds):
         time.sleep(0.001)

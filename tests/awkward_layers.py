@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.layers.spec import LayerSpec, Size
+from lowrank_core.methods import METHODS, Method
 from lowrank_core.networks.profile import Layer
 
 
@@ -101,3 +102,40 @@ AWKWARD = (
     Awkward("gru-few-inputs", LayerSpec(2, 15, gates=3), (4,)),
     Awkward("rnn-hidden", LayerSpec(6, 6, gates=1), ()),
 )
+
+FORMS = (
+    *("3x5", "groups-2", "wide", "narrow", "1x1-strided", "1x5", "16-in-groups-2", "64-in-groups-2", "depthwise-5x7"),
+    *("conv1d", "conv1d-groups", "conv3d", "up-3x2", "up-groups-2", "up-1x1", "up1d", "up3d"),
+    *("linear", "linear-one-out", "lstm-input", "gru-few-inputs"),
+)
+"""Layers whose weights differ in form: of those that differ in stride, padding, dilation and bias alone, one."""
+
+Pair = tuple[Method, Awkward]
+
+
+def unlike(pairs: list[Pair]) -> list[Pair]:
+    """Of methods that make the same chains of a layer, the first."""
+    found: dict[object, Pair] = {}
+    for method, awkward in pairs:
+        top = method.max_rank(awkward.spec)
+        ranks = {tuple(1 for _ in top), tuple(n // 2 + 1 for n in top), top}
+        chains = frozenset((rank, method.stages(awkward.spec, rank)) for rank in ranks)
+        found.setdefault((awkward, chains), (method, awkward))
+    return list(found.values())
+
+
+def longest(awkward: Awkward) -> Method:
+    """Of the methods that fit and do not iterate, the one that makes the longest chain."""
+    fitting = [method for method in METHODS.values() if method.nested and method.obstacle(awkward.spec) is None]
+    return max(fitting, key=lambda m: len(m.stages(awkward.spec, tuple(1 for _ in m.axes))))
+
+
+PAIRS: list[Pair] = [(m, a) for m in METHODS.values() for a in AWKWARD if m.obstacle(a.spec) is None]
+"""Every method with every layer that it fits."""
+BY_FORM = [(method, awkward) for method, awkward in PAIRS if awkward.name in FORMS]
+"""For what looks at the weight alone."""
+BY_CHAIN = unlike(PAIRS)
+"""For what looks at the stages alone."""
+EACH_ONCE = [(longest(a), a) for a in dict.fromkeys(awkward for _, awkward in PAIRS)]
+EACH_ONCE += [next(p for p in PAIRS if p[0] is m) for m in METHODS.values() if not any(p[0] is m for p in EACH_ONCE)]
+"""For what takes any chain as it comes: every layer with the longest one, and every method."""

@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes share the cores
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-START_SECONDS = 60
+PATIENCE_SECONDS = 300
+"""What has not happened by then never will: a stop against hanging, and nothing that a busy machine may reach."""
 INSTALL = "install Chromium, on Debian: apt-get install chromium"
 REQUIRED = os.environ.get("RANK_EXPLORER_REQUIRE_BROWSER") == "1"
 CHROMIUM = os.environ.get("CHROMIUM") or next(
@@ -35,6 +37,13 @@ CHROMIUM_ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+SLOW = {
+    *("test_cli_search", "test_compare_page", "test_export_formats", "test_exports", "test_finetune", "test_fresh_env"),
+    *("test_fuzz", "test_heap", "test_kills", "test_memory", "test_onnx_graph", "test_onnx_program"),
+    *("test_onnx_surgery", "test_package", "test_parallel", "test_pretrained", "test_pt2", "test_scale"),
+    *("test_search_page", "test_survey", "test_tuning_page"),
+}
+"""Files of tests that train, export or start processes; elsewhere such tests are marked one by one."""
 skipped_browser_tests: list[str] = []
 
 
@@ -44,9 +53,17 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a browser; files that take long come first, so that no process is left with one at the end."""
+    long: dict[Path, str] = {}
     for item in items:
         if {"browser", "page"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("browser")
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
+        for kind in ("browser", "slow"):
+            if item.get_closest_marker(kind):
+                long[item.path] = min(kind, long.get(item.path, kind))
+    items.sort(key=lambda item: long.get(item.path, "then the rest"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -138,6 +155,16 @@ def slow_network(folder: Path, seconds: float, samples: int) -> Path:
     return path
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and end it where it does not."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextmanager
 def running_app(log: Path, *model: str | Path) -> Iterator[str]:
     """The app in a process of its own; gives its base URL and always ends the process."""
@@ -156,19 +183,14 @@ def running_server(log: Path, *model: str | Path) -> Iterator[tuple[str, int]]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not is_ready(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the app did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
         yield f"http://127.0.0.1:{port}", process.pid
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 @contextmanager
@@ -195,22 +217,30 @@ def dask_cluster(folder: Path) -> Iterator[str]:
             assert all(one.poll() is None for one in started)
             time.sleep(0.1)
         address = json.loads(told.read_text())["address"]
-        with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=100)
+        with Client(address, timeout=PATIENCE_SECONDS, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=PATIENCE_SECONDS)
         yield address
     finally:
         for one in started[::-1]:
-            one.terminate()
-            one.wait(30)
+            end(one)
+
+
+@pytest.fixture(scope="session")
+def usual_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a server started as most people start it; what visitors do is theirs alone."""
+    with running_app(tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """`serve()` or `serve(model_path)` starts a fresh server and returns its base URL; all end with the module."""
+def serve(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """The base URL of `serve()`, the usual server, or of `serve(model_path)`, a fresh one that ends with the module."""
     logs = tmp_path_factory.mktemp("servers")
     with ExitStack() as servers:
 
         def start(*model: str | Path) -> str:
+            if not model:
+                return request.getfixturevalue("usual_server")
             log = logs / f"{len(list(logs.iterdir()))}.log"
             return servers.enter_context(running_app(log, *model))
 
@@ -220,17 +250,24 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., st
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One headless Chromium for all tests."""
-    expect.set_options(timeout=START_SECONDS * 500)  # milliseconds: beside other tests a page may take its time
+    expect.set_options(timeout=PATIENCE_SECONDS * 1000)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS, headless=True)
         yield chromium
         chromium.close()
 
 
+def visitor(browser: Browser, **options: Any) -> BrowserContext:
+    """A fresh profile, as patient as all tests."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE_SECONDS * 1000)
+    return context
+
+
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page of a fresh profile; the test fails if it asked another host for anything or an exception went uncaught."""
-    context = browser.new_context(viewport={"width": 1440, "height": 1000})
+    context = visitor(browser, viewport={"width": 1440, "height": 1000})
     foreign: list[str] = []
     errors: list[str] = []
 

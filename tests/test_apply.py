@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from awkward_layers import AWKWARD, filled, seeded
+from awkward_layers import EACH_ONCE, filled, seeded
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
 ]
 
-PAIRS = [(m, a) for m in METHODS.values() for a in AWKWARD if m.obstacle(a.spec) is None and not a.spec.gates]
+ONE_MODULE = [(method, awkward) for method, awkward in EACH_ONCE if not awkward.spec.gates]
 
 
 class Net(nn.Module):
@@ -82,7 +82,7 @@ def test_at_full_rank_the_copy_computes_the_same(model, method):
     assert isinstance(compressed.conv, nn.Sequential)
 
 
-@pytest.mark.parametrize(("method", "awkward"), PAIRS, ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize(("method", "awkward"), ONE_MODULE, ids=lambda v: v.name)
 def test_the_copy_is_the_model_with_the_reconstructed_weight(method, awkward):
     model = filled(nn.Sequential(awkward.spec.build(dtype=torch.float64)))
     x = awkward.inputs(2)

@@ -258,6 +258,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace.open(str(path))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_rebuilds_it_exactly(workspace: Workspace, tmp_path: Path) -> None:
     plan = plan_for(workspace.profile, 3)
     path = tmp_path / "encoder.safetensors"
@@ -276,6 +277,7 @@ def test_a_checkpoint_rebuilds_it_exactly(workspace: Workspace, tmp_path: Path) 
         assert torch.equal(space["model"](inputs), expected)
 
 
+@pytest.mark.slow
 def test_exported_programs_hold_the_factors(workspace: Workspace) -> None:
     made = workspace.compress(plan_for(workspace.profile, 3))
     program = torch.export.export(made, workspace.opened.example_inputs)

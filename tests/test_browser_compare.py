@@ -19,26 +19,26 @@ def test_the_table_is_whole_on_a_narrow_screen(url: str, page: Page) -> None:
     page.set_viewport_size({"width": 400, "height": 900})
     page.goto(f"{url}/Compare")
     table = page.get_by_test_id("stTable")
-    expect(table).to_be_visible(timeout=60_000)
+    expect(table).to_be_visible()
     expect(table.get_by_role("columnheader", name="This plan")).to_be_visible()
     assert table.evaluate("table => table.scrollWidth - table.clientWidth") <= 0
 
 
 def test_a_snapshot_becomes_a_column(url: str, page: Page) -> None:
     page.goto(f"{url}/Ranks")
-    expect(page.locator("[data-testid=live-accuracy][data-state=measured]")).to_be_visible(timeout=60_000)
+    expect(page.locator("[data-testid=live-accuracy][data-state=measured]")).to_be_visible()
     page.get_by_label("Snapshot name").fill("first")
     page.get_by_role("button", name="Snapshot", exact=True).click()
     expect(page.locator(".rb-snapshots li")).to_have_count(1)
     bytes_now = page.get_by_test_id("live-bytes")
     before = bytes_now.inner_text()
     page.get_by_label("Preset").select_option("share:0.25")
-    expect(bytes_now).not_to_have_text(before, timeout=60_000)
-    expect(page.locator("[data-testid=live-accuracy][data-state=measured]")).to_be_visible(timeout=60_000)
+    expect(bytes_now).not_to_have_text(before)
+    expect(page.locator("[data-testid=live-accuracy][data-state=measured]")).to_be_visible()
     page.get_by_role("link", name="Compare").click()
     table = page.get_by_test_id("stTable")
     for name in ("Dense", "This plan", "first"):
-        expect(table.get_by_role("columnheader", name=name)).to_be_visible(timeout=60_000)
+        expect(table.get_by_role("columnheader", name=name)).to_be_visible()
 
 
 def test_measured_latency_marks_the_tracks_of_ranks(url: str, page: Page) -> None:
@@ -49,9 +49,7 @@ def test_measured_latency_marks_the_tracks_of_ranks(url: str, page: Page) -> Non
     StairFile(platformdirs.user_cache_path("rank-explorer") / "points", layer, setting_of(workspace)).save(found)
     page.goto(f"{url}/Ranks")
     row = page.locator(".rb-row[data-layer=fc1]")
-    expect(row.locator(".rb-even-latency")).to_have_attribute(
-        "title", "break-even for latency (onnxruntime): rank 55", timeout=60_000
-    )
+    expect(row.locator(".rb-even-latency")).to_have_attribute("title", "break-even for latency (onnxruntime): rank 55")
     expect(row.locator(".rb-dominated")).to_have_count(1)
     expect(page.get_by_text("A solid line marks break-even in measured time")).to_be_visible()
     expect(page.locator(".rb-row[data-layer=fc2] .rb-even-latency")).to_have_count(0)

@@ -38,7 +38,7 @@ def run(*arguments: object) -> str:
 
 
 def download(page: Page, name: str, folder: Path) -> Path:
-    with page.expect_download(timeout=60_000) as found:
+    with page.expect_download() as found:
         page.get_by_role("button", name=name).click()
     path = folder / found.value.suggested_filename
     found.value.save_as(path)
@@ -47,19 +47,19 @@ def download(page: Page, name: str, folder: Path) -> Path:
 
 def test_exported_in_the_browser_is_what_was_evaluated(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
     page.goto(f"{serve()}/Ranks")
-    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=60_000)
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
     bytes_now = page.get_by_test_id("live-bytes")
     before = bytes_now.inner_text()
     entry = page.get_by_label("fc1 exact rank")
     entry.fill("37")
     entry.press("Enter")
-    expect(bytes_now).not_to_have_text(before, timeout=60_000)
-    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=60_000)
+    expect(bytes_now).not_to_have_text(before)
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
     shown = float(page.inner_text("[data-testid=live-accuracy]").split()[0])
 
     page.get_by_role("link", name="Export").click()
     page.get_by_role("button", name="Write the checkpoint").click()
-    page.get_by_role("button", name="Download the checkpoint").wait_for(timeout=90_000)
+    page.get_by_role("button", name="Download the checkpoint").wait_for()
     checkpoint = download(page, "Download the checkpoint", tmp_path)
     plan_file = download(page, "Download the plan", tmp_path)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.conftest import slow_network
+from tests.conftest import slow_network, visitor
 from tests.test_browser_search import choose
 
 LAYERS, SIDE = 600, 1536
@@ -29,7 +29,7 @@ class Kind:
 def press(name: str) -> Callable[[Page], None]:
     def start(page: Page) -> None:
         button = page.get_by_role("button", name=re.compile(name))
-        expect(button).to_be_enabled(timeout=60_000)
+        expect(button).to_be_enabled()
         rest(page)
         button.click()
 
@@ -55,7 +55,7 @@ KINDS = {
 
 
 def rest(page: Page) -> None:
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
 
 
 def line(page: Page, kind: Kind) -> Locator:
@@ -64,14 +64,14 @@ def line(page: Page, kind: Kind) -> Locator:
 
 
 def under_way(page: Page, kind: Kind) -> None:
-    expect(page.get_by_test_id("stMain").get_by_role("button", name="Cancel")).to_be_visible(timeout=60_000)
-    expect(line(page, kind)).to_be_visible(timeout=60_000)
+    expect(page.get_by_test_id("stMain").get_by_role("button", name="Cancel")).to_be_visible()
+    expect(line(page, kind)).to_be_visible()
 
 
 @pytest.fixture(scope="module")
 def slow(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of which everything takes long."""
-    return serve(slow_network(tmp_path_factory.mktemp("slow"), 0.05, 64_000))
+    return serve(slow_network(tmp_path_factory.mktemp("slow"), 0.2, 64_000))
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +101,11 @@ def test_a_job_outlives_a_page_switch_and_a_refresh_and_is_one_for_all(
     under_way(page, kind)
 
     page.get_by_test_id("stSidebar").get_by_role("link", name="Model", exact=True).click()
-    expect(page.get_by_role("heading", name="Model", exact=True)).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("heading", name="Model", exact=True)).to_be_visible()
     badge = page.get_by_test_id("stSidebar").get_by_text(re.compile(f"{kind.badge}.* since"))
-    expect(badge).to_be_visible(timeout=60_000)
+    expect(badge).to_be_visible()
     page.reload()
-    expect(badge).to_be_visible(timeout=60_000)
+    expect(badge).to_be_visible()
 
     page.get_by_test_id("stSidebar").get_by_role("link", name=kind.page, exact=True).click()
     under_way(page, kind)
@@ -116,14 +116,14 @@ def test_a_job_outlives_a_page_switch_and_a_refresh_and_is_one_for_all(
     under_way(tab, kind)
     tab.close()
 
-    somebody = browser.new_context().new_page()
+    somebody = visitor(browser).new_page()
     somebody.goto(f"{url}/{kind.page.replace('-', '_')}")
     if name != "spectra":  # those are the same for all who look
         kind.start(somebody)
     under_way(somebody, kind)
     somebody.get_by_test_id("stSidebar").get_by_role("link", name="Model", exact=True).click()
     theirs = somebody.get_by_test_id("stSidebar").get_by_text(re.compile(f"{kind.badge}.* since"))
-    expect(theirs).to_be_visible(timeout=60_000)
+    expect(theirs).to_be_visible()
     somebody.get_by_test_id("stSidebar").get_by_role("button", name="Cancel").click()
-    expect(page.get_by_test_id("stMain").get_by_role("button", name="Cancel")).to_have_count(0, timeout=60_000)
+    expect(page.get_by_test_id("stMain").get_by_role("button", name="Cancel")).to_have_count(0)
     somebody.context.close()

@@ -21,7 +21,7 @@ def url(serve: Callable[..., str]) -> str:
 
 def test_home_leads_to_ranks(url: str, page: Page) -> None:
     page.goto(url)
-    expect(page.get_by_text("dense top-1 accuracy")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("dense top-1 accuracy")).to_be_visible()
     page.get_by_role("button", name="Tune the ranks").click()
     expect(page).to_have_url(re.compile("/Ranks"))
     expect(page.get_by_role("heading", name="Ranks", exact=True)).to_be_visible()
@@ -31,7 +31,7 @@ def test_home_leads_to_ranks(url: str, page: Page) -> None:
 def test_a_page_opens_by_its_address_and_fits_a_narrow_screen(url: str, page: Page, path: str) -> None:
     page.set_viewport_size({"width": 420, "height": 900})
     page.goto(f"{url}/{path}")
-    expect(page.get_by_role("heading", name=path.replace("_", "-"), exact=True)).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("heading", name=path.replace("_", "-"), exact=True)).to_be_visible()
     expect(page.get_by_text("dense top-1 accuracy")).to_be_visible()
     width = page.get_by_test_id("stMain").evaluate("main => main.scrollWidth - main.clientWidth")
     assert width <= 0
@@ -40,7 +40,7 @@ def test_a_page_opens_by_its_address_and_fits_a_narrow_screen(url: str, page: Pa
 def test_the_plan_that_is_downloaded_is_the_plan_that_is_shown(url: str, page: Page, tmp_path: Path) -> None:
     workspace = Workspace.open("builtin:digits-cnn")
     page.goto(f"{url}/Export")
-    with page.expect_download(timeout=30_000) as download:
+    with page.expect_download() as download:
         page.get_by_role("button", name="Download the plan").click()
     assert download.value.suggested_filename == "digits-cnn-plan.json"
     file = tmp_path / "plan.json"

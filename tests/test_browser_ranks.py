@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def ranks(page: Page, url: str) -> Page:
 
 
 def measured(page: Page) -> None:
-    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=60_000)
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
 
 
 def figure(page: Page, kind: str) -> str:
@@ -66,19 +67,28 @@ def drag(page: Page, handle: Locator, rank: int, *, release: bool = True) -> Non
     page.mouse.down()
     x, y = place(handle, rank)
     page.mouse.move(x, y, steps=8)
-    page.wait_for_timeout(50)
+    page.evaluate(DRAWN)
     if release:
         page.mouse.up()
 
 
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
+def hold(page: Page) -> None:
+    """From here on a thumb rests where it is released: on a busy machine the moves of a drag come far apart."""
+    page.evaluate(f"() => {{ {BOARD}.rest = () => {{}}; }}")
+
+
 def test_drag_is_live_before_release(page: Page, url: str) -> None:
-    sent: list[str] = []
-    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: sent.append("frame")))
+    sent: list[bytes] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: sent.append(bytes(frame))))
     page.goto(f"{url}/Ranks")
     measured(page)
     before = {kind: figure(page, kind) for kind in FIGURES}
     pictures = {kind: picture(page, kind) for kind in FIGURES}
     sent.clear()
+    hold(page)
     handle = slider(page, "fc1")
     drag(page, handle, 30, release=False)
     assert not sent, "nothing may be sent while the thumb moves"
@@ -90,7 +100,8 @@ def test_drag_is_live_before_release(page: Page, url: str) -> None:
     moved = picture(page, "accuracy")
     page.mouse.up()
     measured(page)
-    assert len(sent) == 1, "one message per release"
+    said = {number for frame in sent for number in re.findall(rb'\\?"id\\?": ?(\d+)', frame)}
+    assert len(said) == 1, "one message per release, though it goes out again where an answer is late"
     assert "95 %" in page.inner_text("section[aria-label='Top-1 accuracy']")
     assert picture(page, "accuracy") != moved
     assert {k: figure(page, k) for k in ("bytes", "multiplies")} == {k: during[k] for k in ("bytes", "multiplies")}
@@ -187,7 +198,7 @@ def test_a_message_that_was_lost_comes_again(ranks: Page) -> None:
     entry = ranks.get_by_label("fc1 exact rank")
     entry.fill("19")
     entry.press("Enter")
-    ranks.wait_for_function(f"{BOARD}.outbox.length === 0", timeout=20_000)
+    ranks.wait_for_function(f"{BOARD}.outbox.length === 0")
     measured(ranks)
     assert ranks.evaluate(f"{BOARD}.data.choices.fc1.rank") == [19]
 
@@ -318,7 +329,8 @@ def test_a_click_on_the_spectrum_sets_the_rank(ranks: Page) -> None:
     assert box is not None
     ranks.wait_for_timeout(200)
     ranks.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + 80)
-    assert int(slider(ranks, "fc1").input_value()) > int(before)
+    handle = slider(ranks, "fc1").element_handle()
+    ranks.wait_for_function("([e, v]) => Number(e.value) > v", arg=[handle, int(before)])
 
 
 def test_reload_keeps_the_plan_and_the_history(ranks: Page) -> None:
@@ -416,6 +428,7 @@ def test_a_score_is_shown_only_with_the_plan_it_belongs_to(ranks: Page) -> None:
     stale = "{model: b.model.key, rev: b.rev - 1, score: {value: 0.5, dense: 0.9, samples: 9, drop: 0.4}, done: true}"
     ranks.evaluate(f"() => {{ const b = {BOARD}; b.feed({stale}); }}")
     assert figure(ranks, "accuracy") == before
+    hold(ranks)
     drag(ranks, slider(ranks, "fc1"), 33, release=False)
     assert ranks.get_attribute("[data-testid=live-accuracy]", "data-state") != "measured"
     assert "rb-unsure" in (ranks.get_attribute("[data-testid=live-accuracy]", "class") or "")
@@ -425,7 +438,7 @@ def test_a_score_is_shown_only_with_the_plan_it_belongs_to(ranks: Page) -> None:
 def test_the_prediction_of_the_browser_is_pythons(ranks: Page, tmp_path: Path) -> None:
     workspace = Workspace.open("builtin:digits-cnn")
     survey = Survey(workspace, corrected=True, folder=tmp_path, shipped=POINTS)
-    findings = survey.wait(60)
+    findings = survey.wait()
     found, table = curves(findings.points), noise_table(workspace.reference)
     assert findings.context.repairs
     draw = random.Random(1)
@@ -455,7 +468,7 @@ def test_many_layers_share_bars_and_rows_out_of_sight_follow_at_rest(
 ) -> None:
     monkeypatch.setenv("LAYERS", "500")
     page.goto(f"{serve('benchmarks/deep_network.py')}/Ranks")
-    slider(page, "head").wait_for(timeout=120_000)
+    slider(page, "head").wait_for()
     page.wait_for_function(f"{BOARD}.hidden.size > 300")
     total = f"RankBoard.totals({BOARD}.model, {BOARD}.choices()).multiplies"
     for kind in ("accuracy", "bytes", "multiplies"):
@@ -479,13 +492,13 @@ def test_many_layers_share_bars_and_rows_out_of_sight_follow_at_rest(
 
 def test_a_newer_release_ends_the_measurement_before_it(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
     page.goto(f"{serve(slow_network(tmp_path, 0.04, 6400))}/Ranks")
-    page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]", timeout=60_000)
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]")
     page.evaluate("window.heard = []; window.addEventListener('rank-feed', e => window.heard.push(e.detail))")
     for rank in ("3", "5"):
         entry = page.get_by_label("fc1 exact rank")
         entry.fill(rank)
         entry.press("Enter")
-        page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]", timeout=60_000)
+        page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]")
     measured(page)
     heard = page.evaluate("window.heard.map(h => [h.rev, h.done])")
     last = max(rev for rev, _ in heard)

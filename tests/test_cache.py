@@ -32,6 +32,7 @@ from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.store import memo
 from lowrank_core.store.cache import Cache
 from lowrank_core.workspace import Workspace
+from tests.conftest import PATIENCE_SECONDS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
@@ -170,6 +171,7 @@ def test_a_full_disk_leaves_nothing_behind(cache):
     assert files(cache) == []
 
 
+@pytest.mark.slow
 def test_many_processes_share_a_folder(cache):
     code = """
 import sys, torch
@@ -265,6 +267,7 @@ def looked_at(store: FactorStore, profile: ModelProfile, methods=METHODS):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_factors_from_disk_are_the_computed_ones_to_the_last_bit(cache, method):
     fitting = [a for a in AWKWARD if METHODS[method].obstacle(a.spec) is None]
@@ -386,7 +389,7 @@ class Meeting:
             self._here.set()
             return
         self._second.start()
-        assert self._here.wait(60), "the second thread neither waits nor works"
+        assert self._here.wait(PATIENCE_SECONDS), "the second thread neither waits nor works"
         self.at_once = self.begun
 
     def answers(self, first, second):
@@ -481,6 +484,7 @@ def test_all_that_moments_depend_on_is_in_their_name(cache, model, monkeypatch):
 PLAN = "plan.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

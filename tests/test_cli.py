@@ -299,13 +299,14 @@ save_file(model.state_dict(), sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_plan_gives_the_same_tensors_in_any_process(tmp_path: Path) -> None:
     """A fresh process, and this one after it compressed and corrected other plans; what `apply` writes is that."""
     busy = Workspace.open("builtin:digits-cnn")
     plan = uniform_plan(busy.profile, 0.4)
     (tmp_path / "plan.json").write_text(plan.to_json())
     command = [sys.executable, "-c", APPLIED, "builtin:digits-cnn", tmp_path / "plan.json", tmp_path / "fresh"]
-    subprocess.run([*map(str, command)], cwd=ROOT, check=True, timeout=110)
+    subprocess.run([*map(str, command)], cwd=ROOT, check=True)
     for other in (uniform_plan(busy.profile, 0.3), plan.with_choice("fc1", None)):
         busy.compress(other, busy.correction)
     own, fresh = busy.compress(plan, busy.correction).state_dict(), load_file(tmp_path / "fresh")
@@ -424,12 +425,13 @@ def test_a_module_from_its_own_folder(tmp_path: Path) -> None:
     assert answer("layers", path)["multiplies"] == 16
 
 
+@pytest.mark.slow
 def test_the_real_process() -> None:
     """`python -m lowrank_core`: one JSON object, exit status 0; 1 where refused; 2 where nothing is there."""
     command = [sys.executable, "-m", "lowrank_core", "layers"]
-    done = subprocess.run([*command, MODEL, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, MODEL, "--json"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, json.loads(done.stdout)["multiplies"]) == (0, 70)
-    bad = subprocess.run([*command, "tests"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    bad = subprocess.run([*command, "tests"], cwd=ROOT, capture_output=True, text=True)
     assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (1, "", 1)
 
 

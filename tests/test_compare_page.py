@@ -17,6 +17,7 @@ from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, compare, devices, words
 from pages.ui.compare import Target
+from tests.conftest import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 Open = Callable[..., AppTest]
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
     def opener(*model: str) -> AppTest:
         monkeypatch.setattr(sys, "argv", ["app.py", *model])
-        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=90)
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE_SECONDS)
         return app.switch_page("pages/6_Compare.py").run()
 
     return opener

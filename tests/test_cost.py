@@ -6,14 +6,13 @@ from math import prod
 
 import pytest
 import torch
-from awkward_layers import AWKWARD, conv
+from awkward_layers import AWKWARD, BY_CHAIN, conv
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plan_cost import WIDTHS, vgg16
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer, ModelProfile, Rest, Skipped
 from lowrank_core.plans.cost import (
     Cost,
@@ -32,8 +31,7 @@ from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.plans.uniform import uniform_plan
 
 QUANTITIES = ("parameters", "bytes", "multiplies")
-PAIRS = [(m, a) for m in METHODS.values() for a in AWKWARD if m.obstacle(a.spec) is None]
-every_pair = pytest.mark.parametrize(("method", "awkward"), PAIRS, ids=lambda v: getattr(v, "name", v))
+every_chain = pytest.mark.parametrize(("method", "awkward"), BY_CHAIN, ids=lambda v: v.name)
 
 
 def layer(spec: LayerSpec, size=(), name="layer", itemsize=4) -> Layer:
@@ -109,35 +107,37 @@ def test_vgg16_is_counted_as_pytorch_counts_it():
     assert plan_cost(vgg16()).multiplies == counter.get_total_flops() // 2
 
 
-@every_pair
-@pytest.mark.parametrize("quantity", QUANTITIES)
-def test_coefficients_give_the_exact_cost_of_every_rank(method, awkward, quantity):
+@every_chain
+def test_coefficients_give_the_exact_cost_of_every_rank(method, awkward):
     """The browser computes with these alone."""
     called_twice = replace(awkward.layer, in_sizes=(awkward.size, tuple(n + 3 for n in awkward.size)))
-    c = coefficients(called_twice, method, quantity)
-    for rank in all_ranks(method, awkward.spec):
-        closed = c[0] + c[1] * rank[0]
-        if len(rank) == 2:
-            closed += c[2] * rank[1] + c[3] * rank[0] * rank[1]
-        assert closed == getattr(layer_cost(called_twice, Choice(method.name, rank)), quantity), rank
-    menu = [None, *(Choice(method.name, rank) for rank in all_ranks(method, awkward.spec))]
-    assert amounts(called_twice, menu, quantity) == [getattr(layer_cost(called_twice, c), quantity) for c in menu]
+    menu = [Choice(method.name, rank) for rank in all_ranks(method, awkward.spec)]
+    costs = {choice: layer_cost(called_twice, choice) for choice in (None, *menu)}
+    for quantity in QUANTITIES:
+        c = coefficients(called_twice, method, quantity)
+        for choice in menu:
+            rank = choice.rank
+            closed = c[0] + c[1] * rank[0]
+            if len(rank) == 2:
+                closed += c[2] * rank[1] + c[3] * rank[0] * rank[1]
+            assert closed == getattr(costs[choice], quantity), (quantity, rank)
+        assert amounts(called_twice, list(costs), quantity) == [getattr(cost, quantity) for cost in costs.values()]
 
 
-@every_pair
-@pytest.mark.parametrize("quantity", ["bytes", "multiplies"])
-def test_break_even_is_that_of_brute_force(method, awkward, quantity):
-    def cheaper(rank):
-        cost = chain_cost(method.stages(awkward.spec, rank), awkward.layer)
-        return getattr(cost, quantity) < getattr(dense_cost(awkward.layer), quantity)
-
-    top = method.max_rank(awkward.spec)
+@every_chain
+def test_break_even_is_that_of_brute_force(method, awkward):
+    top, dense = method.max_rank(awkward.spec), dense_cost(awkward.layer)
+    costs = {
+        rank: chain_cost(method.stages(awkward.spec, rank), awkward.layer) for rank in all_ranks(method, awkward.spec)
+    }
     path = [rank_at(top, step / max(top)) for step in range(1, max(top) + 1)]
-    found = break_even(awkward.layer, method.name, quantity)
-    assert found == max(filter(cheaper, path), key=sum, default=(0,) * len(top))
-    if len(top) == 1:
-        assert found == max(filter(cheaper, all_ranks(method, awkward.spec)), default=(0,))
-    assert prod(useful_rank(awkward.layer, method.name)) >= prod(found)
+    for quantity in ("bytes", "multiplies"):
+        cheaper = {rank for rank, cost in costs.items() if getattr(cost, quantity) < getattr(dense, quantity)}
+        found = break_even(awkward.layer, method.name, quantity)
+        assert found == max(cheaper.intersection(path), key=sum, default=(0,) * len(top))
+        if len(top) == 1:
+            assert found == max(cheaper, default=(0,))
+        assert prod(useful_rank(awkward.layer, method.name)) >= prod(found)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_plan_costs_its_layers_and_the_rest(profile):
 
 
 @pytest.mark.parametrize("quantity", ["bytes", "multiplies"])
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.75, 0.95, 1.0])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize("make", ["awkward", "vgg16"])
 def test_uniform_plan_keeps_its_share(make, share, quantity, request):
     network = vgg16() if make == "vgg16" else request.getfixturevalue("profile")

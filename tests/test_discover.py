@@ -484,7 +484,7 @@ def test_networks_opened_at_once_are_counted_as_when_opened_alone() -> None:
         for model in (first, second)
     ]
     threads[0].start()
-    assert entered[0].wait(10)
+    assert entered[0].wait()
     threads[1].start()
     threads[0].join()
     left.set()

@@ -41,6 +41,7 @@ from lowrank_core.scoring.scores import final_score
 from lowrank_core.training.finetune import Epoch, finetune, kept
 from lowrank_core.training.recipe import Objective, Settings, balance, randomise, varied
 from lowrank_core.training.sweep import runs, state_path, summary, sweep
+from tests.conftest import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -320,6 +321,20 @@ def test_a_run_called_off_leaves_its_best_weights(planted: Workspace, tmp_path: 
         kept(planted, candidate(planted), replace(settings, seed=1), state)
 
 
+STANDS_STILL = """
+import os, signal, sys
+from lowrank_core.commands import cli
+
+def replace(source, target, replace=os.replace):
+    replace(source, target)
+    if str(target).endswith("run.state.0"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+os.replace = replace
+cli.main(sys.argv[1:], prog_name="lowrank_core")
+"""
+
+
 def test_killed_half_way(planted: Workspace, tmp_path: Path) -> None:
     state, plan, out = (tmp_path / name for name in ("run.state", "plan.json", "tuned.safetensors"))
     plan.write_text(candidate(planted).plan.to_json())
@@ -327,7 +342,7 @@ def test_killed_half_way(planted: Workspace, tmp_path: Path) -> None:
     command = [*map(str, ["finetune", planted.opened.ref, *options, "--no-correct"])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "lowrank_core", *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", STANDS_STILL, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
     )
     own = tmp_path / "run.state.0"
     while not own.exists() and process.poll() is None:
@@ -370,7 +385,7 @@ def test_while_it_gives_way_it_holds_nothing_that_others_wait_for(planted: Works
                 passed.set()
 
         threading.Thread(target=measure, daemon=True).start()
-        assert passed.wait(10), "a measurement waits for the training, which waits for the measurement"
+        assert passed.wait(PATIENCE_SECONDS), "a measurement waits for the training, which waits for the measurement"
         return False
 
     with planted.somebody_waits():

@@ -53,7 +53,6 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=[e.name for e in ENVIRONMENTS])
-@pytest.mark.timeout(300)
 def test_an_artefact_needs_its_runtime_alone(environment: Environment, written: Path) -> None:
     block = BLOCK.format(refused=tuple(set(REFUSED) - set(environment.packages)))
     found = differences(sys.executable, block + environment.script, written)

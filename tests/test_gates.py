@@ -283,6 +283,7 @@ def some(workspace: Workspace) -> RankPlan:
     return RankPlan.of(workspace.profile.fingerprint, chosen)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_the_network_that_was_measured(workspace, tmp_path):
     target = tmp_path / "small.safetensors"
     compressed = workspace.compress(some(workspace), workspace.correction)
@@ -293,7 +294,7 @@ def test_a_checkpoint_is_the_network_that_was_measured(workspace, tmp_path):
     script = "import sys; sys.modules['lowrank_core'] = None\nimport torch; torch.set_num_threads(1)\n"
     script += f"{alone.code}\ntorch.save(model(torch.ones(1, 4, 5)).detach(), 'out.pt')\n"
     (tmp_path / "script.py").write_text(script)
-    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True)
     assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
 
 

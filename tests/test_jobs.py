@@ -49,7 +49,7 @@ def test_what_is_found_is_seen_before_the_end():
     assert not seen.over
     assert job.seconds >= seen.seconds
     steps.turn.release(2)
-    end = job.wait(10)
+    end = job.wait()
     assert (end.found, end.over, end.error, end.cancelled) == ((0, 1, 2), True, None, False)
     assert job.seconds == end.seconds
 
@@ -61,7 +61,7 @@ def test_what_was_found_stays_when_it_is_called_off():
     until(job, 1)
     job.cancel()
     steps.turn.release()
-    end = job.wait(10)
+    end = job.wait()
     assert (end.found, end.cancelled, end.error, end.over) == ((0, 1), True, None, True)
 
 
@@ -70,7 +70,7 @@ def test_work_may_end_itself_when_it_sees_that_it_was_called_off():
 
     def work(job: Job[int]) -> Iterator[int]:
         yield 1
-        called.wait(10)
+        called.wait()
         if job.stopped():
             raise Cancelled("seen.")
         yield 2
@@ -79,7 +79,7 @@ def test_work_may_end_itself_when_it_sees_that_it_was_called_off():
     until(job, 1)
     job.cancel()
     called.set()
-    end = job.wait(10)
+    end = job.wait()
     assert (end.found, end.cancelled, end.error) == ((1,), True, None)
 
 
@@ -92,7 +92,7 @@ def test_an_error_is_told_and_nothing_found_is_lost(error: Exception, says: str)
         yield 7
         raise error
 
-    end = Job("planned", work).wait(10)
+    end = Job("planned", work).wait()
     assert (end.found, end.error, end.over, end.cancelled) == ((7,), says, True, False)
 
 
@@ -107,8 +107,8 @@ def test_a_job_that_is_over_lets_go_of_what_it_worked_on():
         yield 1
 
     job = Job("work", work)
-    job.wait(10)
-    job._thread.join(10)
+    job.wait()
+    job._thread.join()
     del work, heavy
     gc.collect()
     assert gone() is None
@@ -135,7 +135,7 @@ def test_time_left_runs_down_and_is_told_of_work_that_goes_on_alone():
     job.cancel()
     assert job.seconds_left is None
     go.set()
-    assert job.wait(10).over
+    assert job.wait().over
     assert job.seconds_left is None
 
 
@@ -151,7 +151,7 @@ def test_work_far_below_that_asks_ends_with_its_job():
     job = Job("endless", work)
     begun.wait()
     job.cancel()
-    end = job.wait(10)
+    end = job.wait()
     assert (end.over, end.cancelled, end.error) == (True, True, None)
 
 
@@ -194,7 +194,7 @@ def test_an_error_after_it_was_called_off_is_no_failure():
     begun.wait()
     job.cancel()
     go.set()
-    end = job.wait(10)
+    end = job.wait()
     assert (end.cancelled, end.error) == (True, None)
 
 

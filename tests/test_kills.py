@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import COUNTED, OLDER, Found, Kind, Undisturbed, done, kill, plan_in, undisturbed
+from benchmarks.kills import COUNTED, OLDER, REPLACING, Found, Kind, Undisturbed, done, kill, plan_in, undisturbed
 from lowrank_core.plans.plan import Choice
 
 CNN, MLP = "builtin:digits-cnn", "builtin:iris-mlp"
@@ -58,7 +58,7 @@ def test_what_is_finished_is_kept_and_not_done_again(
     if kind.name not in wholes:
         wholes[kind.name] = undisturbed(folder / kind.name, kind, plan)
     whole, journal = wholes[kind.name], tmp_path / "journal"
-    found = kill(tmp_path, kind, plan, whole, lambda _: done(journal)[word] >= count)
+    found = kill(tmp_path, kind, plan, whole, lambda _: done(journal)[word] >= count, held=(word, count))
     assert isinstance(found, Found), "it was over before it could be killed"
     assert found.wrong == []
     assert found.kept >= count - 1
@@ -68,7 +68,8 @@ def test_what_is_finished_is_kept_and_not_done_again(
 
 def test_a_file_that_is_being_written_is_not_taken_for_whole(folder: Path, plan: Path, tmp_path: Path) -> None:
     whole = undisturbed(folder / "apply", APPLY, plan)
-    found = kill(tmp_path, APPLY, plan, whole, lambda _: any((tmp_path / "out").glob("*.tmp")), OLDER)
+    word, journal = f"{REPLACING} written", tmp_path / "journal"
+    found = kill(tmp_path, APPLY, plan, whole, lambda _: word in journal.read_text(), OLDER, held=(word, 1))
     assert isinstance(found, Found)
     assert found.wrong == []
     assert found.left >= 1

@@ -46,6 +46,7 @@ def test_nothing_to_choose_and_no_budget():
     assert cheapest_loss([np.array([0.0])], [np.array([[2.0]])], np.array([1.0])) is None
 
 
+@pytest.mark.slow
 def test_the_solver_writes_nothing_where_the_answer_belongs():
     """HiGHS prints debugging lines for cases like this one."""
     code = (
@@ -54,5 +55,5 @@ def test_the_solver_writes_nothing_where_the_answer_belongs():
         "c = [np.stack([n * r.uniform(1, 100), n * r.uniform(1, 100)], 1) for _ in range(40)]; "
         "print(len(cheapest_loss(l, c, .4 * sum(x.max(0) for x in c))))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "40\n"

@@ -1,25 +1,20 @@
-"""Latency: planted times on a clock of our own, chains as ONNX against PyTorch, staircases kept on disk."""
+"""Latency: planted times on a clock of our own, staircases kept on disk."""
 
 import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from onnx import numpy_helper
 
 from lowrank_core.commands import cli
 from lowrank_core.errors import Cancelled, InvalidModel
-from lowrank_core.graphs.onnx_chain import example_input, onnx_chain
-from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.measure import latency
 from lowrank_core.measure import staircases as staircase
 from lowrank_core.measure.latency import LatencyTable, Timing, network_latency, race, session, timed
 from lowrank_core.measure.staircases import Rung, Setting, Staircase, as_table, known_staircases, staircases
-from lowrank_core.methods import METHODS
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 from tests.awkward_layers import AWKWARD
@@ -175,38 +170,7 @@ def test_what_onnxruntime_cannot_open_is_one_clear_error() -> None:
         session(b"no model", [], 1)
 
 
-# ---- chains as ONNX -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("layer", "method"),
-    [
-        (layer, method)
-        for layer in AWKWARD
-        for method in (None, *METHODS)
-        if layer.name != "up-dilated" and (method is None or METHODS[method].obstacle(layer.spec) is None)
-    ],
-    ids=str,
-)
-def test_a_chain_as_onnx_computes_what_pytorch_computes(layer, method) -> None:
-    spec, size = layer.spec, layer.size
-    stages = (spec,)
-    if method is not None:
-        stages = METHODS[method].stages(spec, tuple(min(2, top) for top in METHODS[method].max_rank(spec)))
-    program = onnx_chain(stages, size, 2)
-    given = example_input(spec, size, 2)
-    (ours,) = onnxruntime.InferenceSession(program.SerializeToString()).run(None, {"x": given})
-    weights = {w.name: torch.from_numpy(numpy_helper.to_array(w).copy()) for w in program.graph.initializer}
-    chain = torch.nn.Sequential(*(stage.build() for stage in stages)).eval()
-    with torch.no_grad():
-        for i, (stage, part) in enumerate(zip(stages, chain, strict=True)):
-            weight = weights[f"w{i}"]
-            part.weight.copy_(weight if stage.kernel or stage.table else weight.T)
-            if stage.bias:
-                part.bias.zero_()
-        theirs = chain(torch.from_numpy(given))
-    assert ours.shape == tuple(theirs.shape)
-    assert torch.allclose(torch.from_numpy(ours), theirs, atol=1e-4)
+# ---- staircases -----------------------------------------------------------------------------------------------------
 
 
 def test_a_layer_that_onnxruntime_cannot_run_is_left_out(tmp_path: Path, monkeypatch) -> None:
@@ -217,14 +181,6 @@ def test_a_layer_that_onnxruntime_cannot_run_is_left_out(tmp_path: Path, monkeyp
     assert list(staircases([layer], Setting(), tell=told.append)) == []
     assert "is left out" in told[-1]
     assert list(staircases([layer], Setting("torch"), methods=["svd"]))
-
-
-def test_one_vector_is_a_gemm() -> None:
-    program = onnx_chain((LayerSpec(6, 4),), (), 3)
-    assert [node.op_type for node in program.graph.node] == ["Gemm"]
-
-
-# ---- staircases -----------------------------------------------------------------------------------------------------
 
 
 def stairs(*steps: tuple[tuple[int, ...], float, float]) -> Staircase:

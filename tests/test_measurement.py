@@ -58,7 +58,7 @@ def test_called_off_it_is_not_remembered(workspace: Workspace) -> None:
     candidate = workspace.candidate(plan(workspace, 11))
     measurement = Measurement(workspace, candidate)
     measurement.cancel()
-    assert measurement.wait(20).done
+    assert measurement.wait().done
     assert candidate not in workspace.scores
 
 
@@ -73,12 +73,12 @@ def test_one_that_stopped_early_is_not_taken_for_a_whole_one(workspace: Workspac
 def test_a_model_that_fails_is_said_in_one_line() -> None:
     workspace = Workspace.open("builtin:iris-mlp")
     workspace.opened = replace(workspace.opened, evaluate=lambda model: 1 / 0)
-    progress = Measurement(workspace, workspace.candidate(RankPlan(workspace.profile.fingerprint))).wait(20)
+    progress = Measurement(workspace, workspace.candidate(RankPlan(workspace.profile.fingerprint))).wait()
     assert "ZeroDivisionError" in progress.error
     assert "\n" not in progress.error
 
 
 def test_a_thread_that_nobody_expected_to_fail_does_not_hang(workspace: Workspace, monkeypatch) -> None:
     monkeypatch.setattr(workspace, "compress", lambda *_: torch.zeros(1).unknown)
-    progress = Measurement(workspace, workspace.candidate(plan(workspace, 13), corrected=False)).wait(20)
+    progress = Measurement(workspace, workspace.candidate(plan(workspace, 13), corrected=False)).wait()
     assert "AttributeError" in progress.error

@@ -7,7 +7,7 @@ from math import prod
 
 import pytest
 import torch
-from awkward_layers import AWKWARD, Awkward, conv, filled, seeded
+from awkward_layers import AWKWARD, BY_CHAIN, BY_FORM, FORMS, PAIRS, Awkward, Pair, conv, filled, seeded
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,10 +22,17 @@ pytestmark = [
 
 EXACT = 1e-9  # relative, exact algebra in float64
 
-PAIRS = [(m, a) for m in METHODS.values() for a in AWKWARD if m.obstacle(a.spec) is None]
-NESTED = [(m, a) for m, a in PAIRS if m.nested]
-every_pair = pytest.mark.parametrize(("method", "awkward"), PAIRS, ids=lambda v: getattr(v, "name", v))
-every_nested_pair = pytest.mark.parametrize(("method", "awkward"), NESTED, ids=lambda v: getattr(v, "name", v))
+NESTED = [(m, a) for m, a in BY_FORM if m.nested]
+AWARE = [(m, a) for m, a in BY_FORM if m.data_aware]
+
+
+def each(pairs: list[Pair]) -> pytest.MarkDecorator:
+    """A test of each of these methods with its layer; a CP takes a second, so the quick tests see one of each kind."""
+    iterates = {(m, a) for m, a in pairs if m.name.startswith("cp") and a.name != "3x5"}
+    cases = [pytest.param(*pair, marks=[pytest.mark.slow] if pair in iterates else []) for pair in pairs]
+    return pytest.mark.parametrize(("method", "awkward"), cases, ids=lambda v: v.name)
+
+
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
 
 
@@ -109,10 +116,12 @@ def loss(method: Method, spec: LayerSpec, weight: Tensor, other: Tensor) -> floa
     return distance(on_data(spec, weight), on_data(spec, other)) if method.data_aware else distance(weight, other)
 
 
-@every_pair
+@each([pair for pair in PAIRS if pair in BY_CHAIN or pair in BY_FORM])
 def test_chain_is_the_reconstructed_weight(method, awkward):
+    """At several ranks; at one where another layer with a weight of the same form is tried at several."""
     layer, factorization, x = dense_layer(awkward), factorized(method, awkward), awkward.inputs(2)
-    for rank in some_ranks(method, awkward.spec):
+    middle = tuple((top + 1) // 2 for top in method.max_rank(awkward.spec))
+    for rank in some_ranks(method, awkward.spec) if awkward.name in FORMS else [middle]:
         replaced = awkward.spec.build(dtype=torch.float64).eval()
         replaced.load_state_dict(layer.state_dict() | {"weight": factorization.reconstruct(rank)})
         with torch.no_grad():
@@ -122,7 +131,7 @@ def test_chain_is_the_reconstructed_weight(method, awkward):
         assert distance(expected, got) < EXACT, rank
 
 
-@every_nested_pair
+@each(NESTED)
 def test_full_rank_is_the_layer(method, awkward):
     layer, top, x = dense_layer(awkward), method.max_rank(awkward.spec), awkward.inputs(2)
     factorization = factorized(method, awkward)
@@ -132,7 +141,7 @@ def test_full_rank_is_the_layer(method, awkward):
     assert factorization.error(top) < 1e-7  # the root of rounding, where an error is the root of an energy
 
 
-@every_pair
+@each(BY_FORM)
 def test_error_is_the_measured_distance_or_bounds_it(method, awkward):
     weight, factorization = dense_layer(awkward).weight.detach(), factorized(method, awkward)
     for rank in some_ranks(method, awkward.spec):
@@ -146,7 +155,7 @@ def test_error_is_the_measured_distance_or_bounds_it(method, awkward):
             assert error == pytest.approx(measured, rel=EXACT, abs=1e-7 if method.data_aware else 1e-12), rank
 
 
-@every_pair
+@each(BY_CHAIN)
 def test_counts_are_those_of_the_built_chain(method, awkward):
     for rank in some_ranks(method, awkward.spec):
         stages = method.stages(awkward.spec, rank)
@@ -158,7 +167,7 @@ def test_counts_are_those_of_the_built_chain(method, awkward):
         assert sum(w.numel() for w in factorized(method, awkward).weights(rank)) == sum(s.weights for s in stages), rank
 
 
-@every_pair
+@each(BY_FORM)
 def test_planted_rank_is_found(method, awkward):
     spec = replace(awkward.spec, bias=False, padding_mode="zeros")
     if spec.kernel:
@@ -181,7 +190,7 @@ def test_planted_rank_is_found(method, awkward):
     assert min(errors) < (1e-6 if method.nested else 1e-3)  # what iterates rests in a local minimum now and then
 
 
-@every_nested_pair
+@each(NESTED)
 def test_error_never_grows_with_the_rank(method, awkward):
     factorization, top = factorized(method, awkward), method.max_rank(awkward.spec)
     for axis, largest in enumerate(top):
@@ -190,7 +199,7 @@ def test_error_never_grows_with_the_rank(method, awkward):
         assert all(0 <= error <= 1 for error in errors)
 
 
-@every_nested_pair
+@each(NESTED)
 def test_spectra_are_descending_and_hold_all_energy(method, awkward):
     weight, factorization = dense_layer(awkward).weight.detach(), factorized(method, awkward)
     assert tuple(map(len, factorization.spectra)) == method.max_rank(awkward.spec)
@@ -207,7 +216,7 @@ def one_stack(method: Method, spec: LayerSpec) -> bool:
     return len(method.axes) == 1 and method.stages(spec, (1,))[0].groups == 1
 
 
-@pytest.mark.parametrize(("method", "awkward"), [(m, a) for m, a in NESTED if one_stack(m, a.spec)])
+@each([(m, a) for m, a in NESTED if one_stack(m, a.spec)])
 def test_a_smaller_rank_is_a_slice(method, awkward):
     factorization, (top,) = factorized(method, awkward), method.max_rank(awkward.spec)
     stages = method.stages(awkward.spec, (1,))
@@ -224,7 +233,7 @@ def test_a_smaller_rank_is_a_slice(method, awkward):
             torch.testing.assert_close(small_last, last[:, :rank], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("awkward", [a for a in AWKWARD if a.spec.groups == 1], ids=str)
+@pytest.mark.parametrize("awkward", [a for a in AWKWARD if a.name in FORMS and a.spec.groups == 1], ids=str)
 def test_svd_is_best_at_every_rank(awkward):
     """Eckart and Young (1936), with the singular values of torch.linalg."""
     matrix = dense_layer(awkward).weight.detach().flatten(1)
@@ -243,7 +252,7 @@ def plain_hosvd(weight: Tensor, rank: Rank) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "awkward", [a for m, a in PAIRS if m.name == "tucker2" and a.spec.groups == 1 and not a.spec.transposed], ids=str
+    "awkward", [a for m, a in BY_FORM if m.name == "tucker2" and a.spec.groups == 1 and not a.spec.transposed], ids=str
 )
 def test_tucker_variants_are_ordered(awkward):
     """Plain HOSVD, then sequential HOSVD, then HOOI: none is worse than the one before."""
@@ -312,10 +321,7 @@ def whole(spec: LayerSpec) -> bool:
     return not spec.transposed or prod(spec.kernel) == 1
 
 
-AWARE = [(m, a) for m, a in PAIRS if m.data_aware]
-
-
-@pytest.mark.parametrize("awkward", [a for m, a in PAIRS if m.name == "svd_aware" and whole(a.spec)], ids=str)
+@pytest.mark.parametrize("awkward", [a for m, a in BY_FORM if m.name == "svd_aware" and whole(a.spec)], ids=str)
 def test_data_aware_svd_is_best_on_the_data_at_every_rank(awkward):
     """Eckart and Young (1936) for the outputs: no other weight of that rank comes closer."""
     outputs = on_data(awkward.spec, dense_layer(awkward).weight.detach())
@@ -326,7 +332,7 @@ def test_data_aware_svd_is_best_on_the_data_at_every_rank(awkward):
         assert factorization.error((rank,)) == pytest.approx(best, rel=1e-6)
 
 
-@pytest.mark.parametrize(("method", "awkward"), AWARE, ids=lambda v: getattr(v, "name", v))
+@each(AWARE)
 def test_the_last_data_aware_factor_answers_best(method, awkward):
     """No change of the last stage brings the outputs on the data closer: what is left is orthogonal to its inputs."""
     spec, weight = awkward.spec, dense_layer(awkward).weight.detach()
@@ -337,7 +343,7 @@ def test_the_last_data_aware_factor_answers_best(method, awkward):
         assert abs(float((left * got).sum())) < 1e-7 * float(on_data(spec, weight).square().sum()), rank
 
 
-@pytest.mark.parametrize(("method", "awkward"), AWARE, ids=lambda v: getattr(v, "name", v))
+@each(AWARE)
 def test_inputs_that_are_always_zero(method, awkward):
     """Moments of less than full rank, down to none at all: factors are finite and exact where the data is."""
     spec, weight, rows = awkward.spec, dense_layer(awkward).weight.detach(), data_rows(awkward.spec).clone()

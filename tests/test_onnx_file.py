@@ -134,6 +134,7 @@ except InvalidFile as error:
 """
 
 
+@pytest.mark.slow
 def test_a_file_of_millions_of_empty_nodes_takes_no_memory(tmp_path):
     nodes = b"\x0a\x00" * 1_100_000
     length, header = len(nodes), b""

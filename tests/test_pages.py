@@ -29,6 +29,7 @@ from lowrank_core.workspace import Workspace
 from pages.ui import charts, tables, words
 from pages.ui.commands import app_command, as_here, core_command
 from pages.ui.state import downloads, jobs, models, runs, spectra
+from tests.conftest import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -52,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
 
     def opener(title: str, *model: str) -> AppTest:
         monkeypatch.setattr(sys, "argv", ["app.py", *model])
-        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE_SECONDS)
         return (app if PAGES[title] == "app.py" else app.switch_page(PAGES[title])).run()
 
     return opener
@@ -454,7 +455,7 @@ def test_spectra_of_weights_are_a_job_that_other_pages_show(
     hold, compute = threading.Event(), Inventory.spectrum
 
     def slow(self: Inventory, name: str, **how: Any) -> torch.Tensor:
-        hold.wait(30)
+        hold.wait()
         return compute(self, name, **how)
 
     monkeypatch.setattr(Inventory, "spectrum", slow)
@@ -467,7 +468,7 @@ def test_spectra_of_weights_are_a_job_that_other_pages_show(
     page = page.switch_page("pages/1_Model.py").run()
     assert "Spectra of large · since" in text(page)
     hold.set()
-    assert job.wait(30).error is None
+    assert job.wait().error is None
     page = page.run()
     assert "Spectra of large · done" in text(page)
     page = page.switch_page("pages/2_Spectra.py").run()

@@ -427,6 +427,7 @@ def some(workspace: Workspace) -> RankPlan:
     return RankPlan.of(workspace.profile.fingerprint, {name: Choice("svd", (3,)) for name in names})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_the_network_that_was_measured(workspace, tmp_path):
     target = tmp_path / "small.safetensors"
     compressed = workspace.compress(some(workspace), workspace.correction)
@@ -440,7 +441,7 @@ def test_a_checkpoint_is_the_network_that_was_measured(workspace, tmp_path):
     script = "import sys; sys.modules['lowrank_core'] = None\nimport torch; torch.set_num_threads(1)\n"
     script += f"{alone.code}\ntorch.save(model(torch.ones(1, 6, 5)).detach(), 'out.pt')\n"
     (tmp_path / "script.py").write_text(script)
-    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True)
     assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
 
 
@@ -491,6 +492,7 @@ def test_single_layers_are_measured(workspace):
     assert 0.3 < score.value <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_factors_are_trained(workspace, from_scratch):
     settings = Settings(epochs=2, from_scratch=from_scratch)

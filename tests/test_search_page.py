@@ -26,6 +26,7 @@ from pages.ui.asked import from_json, to_json
 from pages.ui.question import Question, Search
 from pages.ui.state import jobs, models
 from pages.ui.tuning import Sweep, Training
+from tests.conftest import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = (10, 20, 30)
@@ -87,7 +88,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
 
     def opener(rule: str, model: str = "builtin:digits-cnn", **address: str) -> AppTest:
         monkeypatch.setattr(sys, "argv", ["app.py", model])
-        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).switch_page("pages/4_Search.py")
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE_SECONDS).switch_page("pages/4_Search.py")
         for name, value in address.items():
             app.query_params[name] = value
         return app.run().selectbox(key="search rule").set_value(rule).run()
@@ -314,7 +315,7 @@ def planted_plan(workspace: Workspace) -> RankPlan:
 
 def test_the_exported_rows_hold_plain_figures(planted: type[Planted], workspace: Workspace, tmp_path: Path) -> None:
     asked = Question(Planted(note="x"), (("multiplies", 0.9),), locked=("conv1",), multiple_of=4)
-    known = Job("planted", lambda job: question.ask(workspace, asked, tmp_path, job)).wait(60)
+    known = Job("planted", lambda job: question.ask(workspace, asked, tmp_path, job)).wait()
     (row,) = question.comparison(workspace, [Search(asked, known)])
     score, cost = known.found[-1].score, plan_cost(workspace.profile, planted_plan(workspace))
     assert row["asked"] == "90 % multiplies, note x, 1 locked, multiples of 4"
@@ -386,7 +387,7 @@ def test_a_search_gives_way_to_whoever_waits(planted: type[Planted], workspace: 
         job = Job("planted", lambda job: question.ask(workspace, asked, tmp_path, job))
         assert not job.wait(0.3).found
         assert not job.snapshot.over
-    assert len(job.wait(60).found) == 3
+    assert len(job.wait().found) == 3
 
 
 def test_a_search_that_waits_can_be_called_off(planted: type[Planted], workspace: Workspace, tmp_path: Path) -> None:
@@ -394,7 +395,7 @@ def test_a_search_that_waits_can_be_called_off(planted: type[Planted], workspace
     with workspace.somebody_waits():
         job = Job("planted", lambda job: question.ask(workspace, asked, tmp_path, job))
         job.cancel()
-        assert job.wait(60).cancelled
+        assert job.wait().cancelled
 
 
 def test_a_stopped_server_is_asked_again_where_it_was(opened: Open, planted: type[Planted]) -> None:
@@ -434,7 +435,7 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
     hold = threading.Event()
 
     def slow(self: Planted, problem: Problem) -> Iterator[Trial]:
-        hold.wait(30)
+        hold.wait()
         yield problem.trial(problem.plan({**CONVOLUTIONS, "fc1": Choice("svd", (10,))}))
 
     monkeypatch.setattr(planted, "search", slow)
@@ -446,7 +447,7 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
     page = page.switch_page("pages/1_Model.py").run()
     assert "Search: Planted · since" in text(page).replace("\\", "")
     hold.set()
-    assert job.wait(30).error is None
+    assert job.wait().error is None
     page = page.run()
     assert "Search: Planted · done" in text(page).replace("\\", "")
     page = page.switch_page("pages/4_Search.py").run()

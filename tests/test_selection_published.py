@@ -125,8 +125,11 @@ def test_settings_alone_find_the_planted_ranks(rule, settings, planted):
     assert {name: choice.rank for name, choice in plan.choices} == {name: (rank,) for name, rank in PLANTED.items()}
 
 
-@pytest.mark.parametrize("multiple_of", [1, 4])
-@pytest.mark.parametrize("budgets", [{"multiplies": 0.5}, {"bytes": 0.7}, {"multiplies": 0.7, "bytes": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    ("budgets", "multiple_of"),
+    [({"multiplies": 0.5}, 1), ({"bytes": 0.7}, 4), ({"multiplies": 0.7, "bytes": 0.5}, 4)],
+    ids=str,
+)
 @pytest.mark.parametrize("rule", PUBLISHED)
 def test_budgets_are_kept_and_spent(rule, budgets, multiple_of, planted):
     plan, problem = plan_of(rule, planted, multiple_of=multiple_of, lock=["c"], **budgets)
@@ -217,9 +220,9 @@ def test_a_rank_that_pays_is_allowed_on_both_sides_of_the_path(trained):
 # ---- EVBMF ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("noise", [1e-6, 1e-2, 0.3])
-@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (40, 60), (60, 40), (64, 64), (8, 500)], ids=str)
-@pytest.mark.parametrize("rank", [0, 1, 3, 6])
+@pytest.mark.parametrize("noise", [1e-6, 0.3])
+@pytest.mark.parametrize("shape", [(16, 144), (40, 60), (64, 64), (8, 500)], ids=str)
+@pytest.mark.parametrize("rank", [0, 1, 6])
 def test_a_planted_rank_stands_out_of_the_noise(rank, shape, noise):
     rows, columns = shape
     signal = seeded((rows, rank), 1) @ seeded((rank, columns), 2)

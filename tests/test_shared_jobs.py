@@ -13,7 +13,7 @@ from pages.ui.shared_jobs import SharedJobs
 
 def finished(*found: int) -> Job[int]:
     job = Job("finished", lambda job: iter(found))
-    job.wait(10)
+    job.wait()
     return job
 
 
@@ -25,7 +25,7 @@ class Held:
         self.job = Job("held", self._work)
 
     def _work(self, job: Job[int]) -> Iterator[int]:
-        self.end.wait(10)
+        self.end.wait()
         yield 1
 
 
@@ -60,7 +60,7 @@ def test_a_session_that_only_looks_sees_the_job_elsewhere_too(held: Held) -> Non
 def test_what_failed_or_was_called_off_is_started_again_and_what_is_done_only_on_demand() -> None:
     jobs: SharedJobs[str, int] = SharedJobs("Search", 10)
     failed: Job[int] = Job("failed", lambda job: iter(()).throw(ValueError("x")))  # type: ignore[attr-defined]
-    failed.wait(10)
+    failed.wait()
     called_off = finished(1)
     called_off.cancel()
     for before in (failed, called_off):

@@ -19,7 +19,7 @@ def workspace() -> Workspace:
 
 
 def test_it_finds_every_point_and_the_uniform_reference(workspace: Workspace, tmp_path: Path) -> None:
-    found = Survey(workspace, corrected=True, folder=tmp_path).wait(60)
+    found = Survey(workspace, corrected=True, folder=tmp_path).wait()
     assert found.over
     assert {(p.layer, p.method, p.rank) for p in found.points} == {
         (name, choice.method, choice.rank) for name, choice in asked(workspace)
@@ -29,9 +29,9 @@ def test_it_finds_every_point_and_the_uniform_reference(workspace: Workspace, tm
 
 
 def test_it_goes_on_from_what_is_on_disk(workspace: Workspace, tmp_path: Path) -> None:
-    first = Survey(workspace, corrected=False, folder=tmp_path).wait(60)
+    first = Survey(workspace, corrected=False, folder=tmp_path).wait()
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again = Survey(workspace, corrected=False, folder=tmp_path).wait(60)
+    again = Survey(workspace, corrected=False, folder=tmp_path).wait()
     assert set(again.points) == set(first.points)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
 
@@ -42,14 +42,14 @@ def test_it_gives_way_and_stops(workspace: Workspace, tmp_path: Path) -> None:
         time.sleep(0.3)
         assert not survey.findings.points
         survey.stop()
-        assert survey.wait(10).over
+        assert survey.wait().over
     assert not survey.findings.points
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_it_ends_also_where_it_fails(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowrank_core.predict.survey.measured", lambda *_, **__: 1 / 0)
-    assert Survey(workspace, corrected=True, folder=tmp_path).wait(20).over
+    assert Survey(workspace, corrected=True, folder=tmp_path).wait().over
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "iris-mlp", "fft-mlp", "digits-lstm"])
@@ -58,8 +58,7 @@ def test_the_built_in_networks_ship_their_points(name: str, corrected: bool, tmp
     shown = Workspace.open(f"builtin:{name}")
     survey = Survey(shown, corrected=corrected, folder=tmp_path / "none", shipped=POINTS)
     with shown.somebody_waits():
-        deadline = time.monotonic() + 20
-        while not survey.findings.points and time.monotonic() < deadline:
+        while not survey.findings.points and not survey.findings.over:
             time.sleep(0.02)
         survey.stop()
     have = {(p.layer, p.method, p.rank) for p in survey.findings.points}

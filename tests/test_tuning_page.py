@@ -24,6 +24,7 @@ from lowrank_core.workspace import Workspace
 from pages.ui import question, tuning, words
 from pages.ui.state import downloads, jobs, models, trainings
 from pages.ui.tuning import Pass, Sweep, Trained, Training, Tuned
+from tests.conftest import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,7 +91,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, model: Path) -> Open:
 
     def opener(path: Path = model, page: str = "5_Fine_tune", **address: str) -> AppTest:
         monkeypatch.setattr(sys, "argv", ["app.py", str(path)])
-        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).switch_page(f"pages/{page}.py")
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE_SECONDS).switch_page(f"pages/{page}.py")
         for name, value in address.items():
             app.query_params[name] = value
         return app.run()
@@ -302,7 +303,7 @@ def job_of(workspace: Workspace, asked: Training, folder: Path, kept: dict, stop
 
 def test_called_off_it_keeps_the_best_and_goes_on_from_there(workspace: Workspace, tmp_path: Path) -> None:
     asked, kept = asked_for(workspace), {}
-    known = job_of(workspace, asked, tmp_path / "a", kept, stop_after=2).wait(60)
+    known = job_of(workspace, asked, tmp_path / "a", kept, stop_after=2).wait()
     shown = Trained(asked, known)
     best = shown.chosen
     assert known.cancelled
@@ -317,8 +318,8 @@ def test_called_off_it_keeps_the_best_and_goes_on_from_there(workspace: Workspac
     assert f"weights of epoch {best.epoch} of 2, broken off" in after
     network = kept[best].model
     assert final_score(workspace.measure(network, samples=tuning.WATCH)).value == best.score.value
-    again = Trained(asked, job_of(workspace, asked, tmp_path / "a", kept).wait(60))
-    whole = Trained(asked, job_of(workspace, asked, tmp_path / "b", {}).wait(60))
+    again = Trained(asked, job_of(workspace, asked, tmp_path / "a", kept).wait())
+    whole = Trained(asked, job_of(workspace, asked, tmp_path / "b", {}).wait())
     assert again.tuned == whole.tuned
     assert again.chosen.complete
     with pytest.raises(tuning.InvalidFile, match="gone on since, to epoch 6"):
@@ -330,7 +331,7 @@ def test_what_was_called_off_is_compared_on_the_samples_it_was_watched_on(
 ) -> None:
     monkeypatch.setattr(tuning, "WATCH", 64)
     asked = asked_for(workspace, learning_rate=10.0)
-    shown = Trained(asked, job_of(workspace, asked, tmp_path, {}, stop_after=1).wait(60))
+    shown = Trained(asked, job_of(workspace, asked, tmp_path, {}, stop_after=1).wait())
     assert shown.chosen.epoch == 0, "the start's weights: nothing was won or lost"
     before, after = tuning.compared(workspace, shown, shown.chosen)
     assert before.split(": ", 1)[1] == after.split(": ", 1)[1]
@@ -344,9 +345,9 @@ def test_it_goes_on_even_where_somebody_always_waits(
     monkeypatch.setattr(question, "PATIENCE_SECONDS", 0.05)
     asked = asked_for(workspace)
     with workspace.somebody_waits():
-        known = job_of(workspace, asked, tmp_path / "a", {}).wait(60)
+        known = job_of(workspace, asked, tmp_path / "a", {}).wait()
     assert Trained(asked, known).chosen.complete
-    assert Trained(asked, known).tuned == Trained(asked, job_of(workspace, asked, tmp_path / "b", {}).wait(60)).tuned
+    assert Trained(asked, known).tuned == Trained(asked, job_of(workspace, asked, tmp_path / "b", {}).wait()).tuned
 
 
 def test_called_off_before_the_first_epoch_there_is_nothing(workspace: Workspace, tmp_path: Path) -> None:
@@ -355,7 +356,7 @@ def test_called_off_before_the_first_epoch_there_is_nothing(workspace: Workspace
         job = job_of(workspace, asked, tmp_path, {})
         assert not job.wait(0.2).over, "it gives way"
         job.cancel()
-        known = job.wait(60)
+        known = job.wait()
     assert known.cancelled
     assert not Trained(asked, known).tuned
     assert "there are no weights to keep" in tuning.called_off(Trained(asked, known))
@@ -503,7 +504,7 @@ def test_a_training_that_broke_off_keeps_its_best_weights(tmp_path: Path) -> Non
     path.write_text(SMALL.replace(*EXPLODES))
     workspace = Workspace.open(str(path))
     asked = asked_for(workspace, learning_rate=10.0, clip=1e6, epochs=20, patience=20)
-    known = job_of(workspace, asked, tmp_path, {}).wait(60)
+    known = job_of(workspace, asked, tmp_path, {}).wait()
     assert "at a learning rate of 10; try" in known.error
     (left,) = Trained(asked, known).tuned
     assert (left.complete, left.epoch) == (False, 0)

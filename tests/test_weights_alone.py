@@ -346,12 +346,13 @@ for name in sys.argv[3:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory as Linux tells it")
 def test_the_peak_is_below_four_times_the_tensor(tmp_path: Path) -> None:
     """Square in 16 bits is the hardest: its Gram matrix in float64 alone is four times the tensor."""
     save_file({"square.weight": random(2048, 2048, dtype=torch.bfloat16)}, tmp_path / "w.safetensors")
     command = [sys.executable, "-c", MEMORY, str(ROOT), str(tmp_path / "w.safetensors"), "square"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 4
 
 

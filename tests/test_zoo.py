@@ -17,8 +17,9 @@ from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.exports.safetensors import LOADER, MODULES
 from lowrank_core.layers.data import Dataset, batch_size, call
-from lowrank_core.networks.discover import _countable, discover
+from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile, fingerprint
+from lowrank_core.networks.watching import countable
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 
@@ -90,7 +91,7 @@ def test_at_a_low_rank_it_costs_what_is_said_and_comes_back_from_a_file(specimen
     assert torch.isfinite(expected).all()
     cost = plan_cost(profile, plan)
     assert cost.parameters == sum(p.numel() for p in half.parameters())
-    with _countable(half), FlopCounterMode(display=False) as counter:
+    with countable(half), FlopCounterMode(display=False) as counter:
         outputs(half, specimen.inputs)
     if "packed" not in specimen.name:  # padded to run, counted as what the sequences hold
         assert cost.multiplies == counter.get_total_flops() // 2 // batch_size(specimen.inputs)
