@@ -1,8 +1,8 @@
 """Who imports whom in lowrank_core, read from the syntax trees: packages, edges, upward edges, cycles.
 
-    python -m benchmarks.imports                             # prints them
-    python -m benchmarks.imports --write                     # also into docs/architecture.md, with a drawing
-    python -m benchmarks.imports --core FOLDER --write       # of the code as it was: the part "before"
+python -m benchmarks.imports                             # prints them
+python -m benchmarks.imports --write                     # also into docs/architecture.md, with a drawing
+python -m benchmarks.imports --core FOLDER --write       # of the code as it was: the part "before"
 """
 
 from __future__ import annotations
@@ -142,10 +142,10 @@ def package_table(core: Path = CORE) -> str:
     modules = trees(core)
     below = edges(modules)
     order = order_of(modules)
-    rows = [
-        f"| {place} | `{name}` | {meaning(modules, name)} | {', '.join(sorted(below[name], key=order.index)) or 'none'} |"
-        for place, name in enumerate(order, start=1)
-    ]
+    rows = []
+    for place, name in enumerate(order, start=1):
+        imported_names = ", ".join(sorted(below[name], key=order.index)) or "none"
+        rows.append(f"| {place} | `{name}` | {meaning(modules, name)} | {imported_names} |")
     return "| | package | what it is for | imports |\n|---|---|---|---|\n" + "\n".join(rows)
 
 
@@ -155,8 +155,8 @@ def figures(core: Path = CORE) -> str:
     below, up, ring = edges(modules), upward(modules, order_of(modules)), cycle(modules)
     rooms = sorted({(package(name), package(target)) for name, target in up})
     return (
-        f"{len(modules)} modules, {len(below)} names at the top of `lowrank_core`, {sum(map(len, below.values()))} edges "
-        f"between them, {len(rooms)} of them upward"
+        f"{len(modules)} modules, {len(below)} names at the top of `lowrank_core`, "
+        f"{sum(map(len, below.values()))} edges between them, {len(rooms)} of them upward"
         f"{''.join(f' ({name} to {target})' for name, target in rooms)}; "
         f"cycles of modules: {1 if ring else 0}{f' ({chr(32).join(ring)})' if ring else ''}"
     )

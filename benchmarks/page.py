@@ -28,6 +28,9 @@ PAGES = ROOT / "docs" / "benchmarks"
 BUSY = 0.5
 """Processes that wished to run when it began, averaged over a minute, from which on a machine is called shared."""
 
+THREADS = os.environ.get("OMP_NUM_THREADS")
+"""As it was asked for: what a benchmark imports may set it later."""
+
 PART = re.compile(r"^(?=## )", re.MULTILINE)
 RUN = "## `"
 """How the heading of a run's part begins; every other part was written by hand."""
@@ -71,8 +74,7 @@ def run_benchmark(main: Callable[[], None]) -> None:
         except SystemExit as ended:
             if ended.code:
                 raise
-    threads = os.environ.get("OMP_NUM_THREADS")
-    command = f"{f'OMP_NUM_THREADS={threads} ' if threads else ''}python -m benchmarks.{name}"
+    command = f"{f'OMP_NUM_THREADS={THREADS} ' if THREADS else ''}python -m benchmarks.{name}"
     command = " ".join([command, *(shlex.quote(word) for word in words if word != "--write")])
     taken = f"{time.monotonic() - began:.0f} s"
     path = PAGES / f"{name}.md"

@@ -119,7 +119,9 @@ def _setting(setting: Field[Any]) -> str:
         bounds = f", from {facts['min']:g} to {facts['max']:g}"
     else:
         bounds = ""
-    return f"`{setting.name}` ({facts.get('label', setting.name)}), default `{setting.default}`{bounds}: {facts['help']}"
+    return (
+        f"`{setting.name}` ({facts.get('label', setting.name)}), default `{setting.default}`{bounds}: {facts['help']}"
+    )
 
 
 # ---- methods --------------------------------------------------------------------------------------------------------
@@ -153,7 +155,7 @@ def _method(module: str, variants: list[Method]) -> str:
         f"- Chain: {first_line(kind.stages.__doc__)}",
         f"- Largest rank: {first_line(kind.max_rank.__doc__)}",
         f"- Takes: {first_line(kind.obstacle.__doc__)}",
-        *(f"- Obstacle of {', '.join(layers)}: \"{reason}\"" for reason, layers in obstacles.items()),
+        *(f'- Obstacle of {", ".join(layers)}: "{reason}"' for reason, layers in obstacles.items()),
     ]
     title = module.rpartition(".")[2]
     return "\n\n".join(

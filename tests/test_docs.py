@@ -63,11 +63,15 @@ def test_every_benchmark_has_a_page_and_takes_write(name):
 
 def test_a_run_replaces_its_own_part_alone(tmp_path):
     path = tmp_path / "speed.md"
-    path.write_text(page.page(path, "How fast.", part("python -m benchmarks.speed", "then", "old")) + "\n## By hand\n\nwords\n")
+    path.write_text(
+        page.page(path, "How fast.", part("python -m benchmarks.speed", "then", "old")) + "\n## By hand\n\nwords\n"
+    )
     path.write_text(page.page(path, "How fast.", part("python -m benchmarks.speed --more", "then", "more")))
     path.write_text(page.page(path, "How fast it is.", part("python -m benchmarks.speed", "now", "new")))
     text = path.read_text()
-    assert text.startswith("# speed\n\nHow fast it is.\n\n## `python -m benchmarks.speed`\n\nnow\n\n```text\nnew\n```\n")
+    assert text.startswith(
+        "# speed\n\nHow fast it is.\n\n## `python -m benchmarks.speed`\n\nnow\n\n```text\nnew\n```\n"
+    )
     assert "old" not in text
     assert text.index("--more") < text.index("## By hand\n\nwords")
 
@@ -95,7 +99,9 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A benchmark of its own in a process of its own, with another folder for pages."""
     (folder / "speed.py").write_text(SPEED)
     command = [sys.executable, folder / "speed.py", *words, folder]
-    return subprocess.run(command, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False
+    )
 
 
 def test_write_makes_a_page_of_what_is_printed(tmp_path):
