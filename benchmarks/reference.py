@@ -142,7 +142,8 @@ def _method(module: str, variants: list[Method]) -> str:
     first = variants[0]
     kind = type(first)
     rows = "\n".join(
-        f"| `{m.name}` | {m.label} | {', '.join(m.axes)} | {_yes(m.nested)} | {_yes(m.data_aware)} | {_yes(m.reference)} |"
+        f"| `{m.name}` | {m.label} | {', '.join(m.axes)} "
+        f"| {_yes(m.nested)} | {_yes(m.data_aware)} | {_yes(m.reference)} |"
         for m in variants
     )
     obstacles: dict[str, list[str]] = {}
@@ -172,7 +173,7 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-# ---- exports, sources, names, benchmarks ----------------------------------------------------------------------------------
+# ---- exports, sources, names, benchmarks ----------------------------------------------------------------------------
 
 
 def exports() -> str:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
@@ -45,8 +46,8 @@ LARGEST_BYTES = 2_000_000
 
 POINTER = """() => {
     const pointer = document.createElement("div");
-    pointer.style.cssText = "position:fixed;z-index:9999;pointer-events:none;width:18px;height:18px;margin:-9px 0 0 -9px;"
-        + "border-radius:50%;background:#e69f0080;border:2px solid #e69f00;display:none";
+    pointer.style.cssText = "position:fixed;z-index:9999;pointer-events:none;width:18px;height:18px;"
+        + "margin:-9px 0 0 -9px;border-radius:50%;background:#e69f0080;border:2px solid #e69f00;display:none";
     document.body.append(pointer);
     addEventListener("pointermove", event => {
         pointer.style.display = "block";
@@ -127,7 +128,7 @@ def frames(page: Page) -> Iterator[tuple[bytes, int]]:
     yield picture(page, clip=clip), FIRST_MS
     page.mouse.down()
     ranks = (int(handle.input_value()), *PATH[1:])
-    for start, end in zip(ranks, ranks[1:], strict=False):
+    for start, end in pairwise(ranks):
         for step in range(1, STEPS + 1):
             eased = (step / STEPS) ** 2 * (3 - 2 * step / STEPS)
             page.mouse.move(at(start + (end - start) * eased), middle)
@@ -154,7 +155,7 @@ def moving(page: Page, path: Path) -> None:
         shown.append(milliseconds)
     with whole_or_nothing(path) as temporary:
         images[0].save(
-            temporary, "WEBP", save_all=True, append_images=images[1:], duration=shown, loop=0, quality=70, method=6
+            temporary, "WEBP", save_all=True, append_images=images[1:], duration=shown, loop=0, quality=70, method=2
         )
     size = path.stat().st_size
     print(f"{path}: {len(images)} frames, {sum(shown) / 1000:.1f} s, {size / 1000:.0f} kB")
