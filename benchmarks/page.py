@@ -161,5 +161,8 @@ def between(path: Path, name: str, text: str) -> str:
 
 def _git(*words: str) -> str:
     """What git answers, "" where it cannot."""
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
     return done.stdout.strip()
