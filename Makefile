@@ -2,6 +2,7 @@
 # make app MODEL=...  the same with a model of your own (a Python file, see README.md)
 # make check          ruff, mypy and the quick tests: those without a browser, training, exports and processes
 # make test           ruff, mypy and all tests
+# make docs           the pages in docs/ that the code writes, then the site in site/
 # make clean          remove the environment and the caches
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ PY := .venv/bin/python
 CLEAR_FAILURE := { echo; echo "Installing stopped; the reason is in the lines above. A download needs a network connection" \
 	"(behind a proxy: set HTTPS_PROXY)."; echo "Run the same command again to go on from here, or 'make clean' first to begin anew."; exit 1; }
 
-.PHONY: app lint check test clean
+.PHONY: app lint check test docs clean
 .DEFAULT_GOAL := app
 
 app: .venv/app.stamp
@@ -28,6 +29,10 @@ check: lint
 
 test: lint
 	$(PYTEST)
+
+docs: .venv/docs.stamp
+	$(PY) -m benchmarks.reference --write
+	$(PY) -m mkdocs build --strict
 
 .venv/bin/python:
 	@command -v "$(PYTHON)" >/dev/null || { echo "Rank Explorer needs Python 3.11 or newer, and there is no '$(PYTHON)' here."; exit 1; }
@@ -51,6 +56,11 @@ test: lint
 	@$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt || $(CLEAR_FAILURE)
 	@touch $@
 
+.venv/docs.stamp: .venv/dev.stamp requirements-docs.txt
+	@echo "Installing mkdocs: about 1 MB."
+	@$(PY) -m pip install --disable-pip-version-check -r requirements-docs.txt || $(CLEAR_FAILURE)
+	@touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

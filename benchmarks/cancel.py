@@ -10,7 +10,6 @@ takes, or of its first seconds. Prints median and longest time from `cancel` to 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.layers.data import Dataset
 from lowrank_core.measure.measurement import Measurement
@@ -218,7 +218,7 @@ def told(threads: set[threading.Thread]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--kind", action="append", choices=list(KINDS))
     parser.add_argument("--moments", type=int, default=8, help="how often each job is called off")
@@ -241,4 +241,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -8,13 +8,13 @@ figures: from nothing, with the dense pass and every layer to fit; and after one
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.compression.calibration import calibration_samples
 from lowrank_core.compression.correct import Corrector
 from lowrank_core.layers.data import call, evaluating
@@ -33,7 +33,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py", help="model file or builtin:NAME")
     parser.add_argument("--methods", default="svd,spatial_svd,tucker2,cp3,cp4", help="comma-separated")
     parser.add_argument("--samples", type=int, default=256)
@@ -68,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -6,7 +6,6 @@ For each size: milliseconds from the event to the end of drawing (three charts, 
 and p95; the interval between animation frames; WebSocket messages while the thumb moves and after its release.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
 
 MODEL = Path(__file__).parent / "deep_network.py"
@@ -89,7 +89,7 @@ def measure(page: Page, url: str, drags: int, hold: str = "") -> dict[str, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--layers", type=int, nargs="*", default=[8, 50, 150])
     parser.add_argument("--drags", type=int, default=8)
     options = parser.parse_args()
@@ -107,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

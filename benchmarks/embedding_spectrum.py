@@ -13,6 +13,7 @@ from itertools import count
 import torch
 from torch import nn
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.networks.discover import discover
 from lowrank_core.plans.cost import plan_cost
@@ -30,6 +31,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print two lines."""
+    benchmark_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     decay = torch.logspace(0, -2, COLUMNS)
@@ -62,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

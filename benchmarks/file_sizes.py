@@ -6,7 +6,6 @@ statistics), and how far the rest is from the bytes that the board shows for the
 
 from __future__ import annotations
 
-import argparse
 import struct
 import tempfile
 import zipfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import onnx
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core import Workspace, plan_cost
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.plans.uniform import uniform_plan
@@ -67,7 +67,7 @@ def sizes(workspace: Workspace, share: float, folder: Path) -> Iterator[Size]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("models", nargs="*", default=["builtin:digits-cnn", "builtin:digits-lstm"])
     parser.add_argument("--share", type=float, default=0.5, help="share of the multiplies that the plan keeps")
     options = parser.parse_args()
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

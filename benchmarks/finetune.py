@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from benchmarks.quality import lost, uniform
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
@@ -147,7 +148,7 @@ def fft(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Print the tables of one part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--part", choices=["resnet", "digits", "fft"], required=True)
     parser.add_argument("--model", help="another model file or builtin:NAME for the part")
     parser.add_argument("--plan", type=Path, help="plan file; default: uniform ranks")
@@ -166,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -8,7 +8,6 @@ stored outputs. EXPRESSION builds the untrained network from the classes of the 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core import Workspace
 from lowrank_core.exports import EXPORTS, Compressed, reference_inputs
 from lowrank_core.layers.data import Dataset, run
@@ -140,7 +140,7 @@ def source(ref: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("models", nargs="*", default=["builtin:digits-cnn", "builtin:digits-lstm"])
     parser.add_argument("--share", type=float, default=0.5, help="share of the multiplies that the plan keeps")
     parser.add_argument("--keep", type=Path, help="folder for the environments; a temporary one by default")
@@ -163,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -33,6 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.page import benchmark_parser, run_benchmark  # noqa: E402
+
 Flip = Callable[[bytes], bytes]
 """Changes bytes without knowing what they are."""
 
@@ -558,7 +560,7 @@ def fuzz(name: str, corpus: Path, options: list[str]) -> None:
 
 def main() -> None:
     """Fuzz each reader in a process of its own and say how it ended."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("readers", nargs="+", choices=list(READERS))
     parser.add_argument("--seconds", type=int, default=600, help="for each reader")
     parser.add_argument("--seed", type=int, default=1)
@@ -588,4 +590,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -49,6 +49,7 @@ from typing import Any
 import torch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core import commands
 from lowrank_core.commands import cli
 from lowrank_core.measure.ledger import Ledger
@@ -632,7 +633,7 @@ def summed(total: Found, found: Found, where: str) -> None:
 
 def main() -> None:
     """Print the table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = benchmark_parser(__doc__)
     options.add_argument("--kind", choices=[k.name for k in (*KINDS, *PAGES)], action="append", help="only this")
     options.add_argument("--kills", type=int, help="of each kind")
     options.add_argument("--seed", type=int, default=0)
@@ -662,4 +663,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -7,7 +7,6 @@ disk, and all of it is removed at the end. Printed: the time to list it, the pea
 computes the spectrum of one layer, relative to the tensor's bytes, and the estimate of all spectra.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.sources import open_any
 from lowrank_core.sources._inventory import Inventory, measure_speed, remaining, take_stock
 from lowrank_core.sources._weights import Weights
@@ -105,7 +105,7 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = benchmark_parser(__doc__)
     options.add_argument("--folder", type=Path, help="where to make it; default: a temporary folder")
     folder = Path(tempfile.mkdtemp(prefix="large-checkpoint-", dir=options.parse_args().folder))
     try:
@@ -150,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -10,13 +10,13 @@ range; "unstable" stands for ratios whose rounds differ by more than 0.1. Repeat
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core import Choice, RankPlan, Workspace, plan_cost
 from lowrank_core.measure.latency import RUNTIMES, Timing, cpu_name, network_latency, runtime_version
 from lowrank_core.plans.cost import rank_at, useful_rank
@@ -74,7 +74,7 @@ def cell(timing: Timing) -> str:
 
 def main() -> None:
     """Print a Markdown table, and how far the repeats are apart."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--shares", default="0.5,0.25")
     parser.add_argument("--rounds", type=int, default=25)
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

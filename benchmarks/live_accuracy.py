@@ -7,7 +7,6 @@ Timings are wall-clock seconds of this machine as busy as it is; ratios alternat
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.layers.data import run
 from lowrank_core.plans.candidate import Candidate
@@ -226,7 +226,7 @@ def report(workspace: Workspace, points: list[Point], rows: list[tuple[RankPlan,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--part", choices=("all", "timing", "prediction"), default="all")
     parser.add_argument("--plans", type=int, default=60)
@@ -252,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -35,6 +35,7 @@ from playwright.async_api import Browser, Locator, Page, async_playwright, expec
 from playwright.async_api import Error as BrowserError
 from scipy.stats import linregress, t
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan, read_plan
 from lowrank_core.scoring.scores import final_score
@@ -435,7 +436,7 @@ async def use(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--warm-up", type=float, default=3, help="minutes after which memory must be flat")
     parser.add_argument("--sessions", type=int, default=8)
@@ -470,4 +471,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.graphs.memory import exported_trace, memory, peak, trace
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS
@@ -18,6 +19,7 @@ from tests.test_memory import Residual, live_peak
 
 def main() -> None:
     """Print two tables."""
+    benchmark_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     print("| residual network, float32 | graph, bytes | held by PyTorch, bytes | during |\n|---|---|---|---|")
     for widths in ((16, 16, 32, 64), (4, 32, 32, 64), (16, 16, 16)):
@@ -39,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -7,7 +7,6 @@ the exported file, with clicks and seconds. The first start finds no cache, the 
 --screenshots, a picture after every step; with --cold, the starts alone.
 """
 
-import argparse
 import json
 import os
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
 
 USABLE = "[data-testid=live-accuracy][data-state]"
@@ -77,7 +77,7 @@ def whole_job(page: Page, url: str, picture: Callable[[str], None]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--screenshots", type=Path)
     parser.add_argument("--cold", action="store_true", help="only the first opens of /Ranks")
     options = parser.parse_args()
@@ -103,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -9,7 +9,6 @@ weights. One plan, spatial SVD at half the multiplies, is measured in both and i
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ import onnx
 import onnxruntime
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core import RankPlan, Workspace, plan_cost
 from lowrank_core.exports._onnx_surgery import compressed_onnx
 from lowrank_core.plans.uniform import uniform_plan
@@ -65,7 +65,7 @@ def in_runtime(path: Path, workspace: Workspace) -> tuple[float, float]:
 
 def main() -> None:
     """One line per network, and the differences that should be none."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("model", help="a model file, or builtin:NAME, with one input")
     parser.add_argument("--lock", action="append", default=[], metavar="LAYER", help="stays dense (repeatable)")
     options = parser.parse_args()
@@ -103,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -9,6 +9,7 @@ import random
 import statistics
 import time
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import Layer, ModelProfile, Rest
 from lowrank_core.plans.cost import plan_cost
@@ -55,6 +56,12 @@ def milliseconds(plans: int = 500, seed: int = 0) -> list[float]:
     return taken
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print one line."""
+    benchmark_parser(__doc__).parse_args()
     times = milliseconds()
     print(f"plan_cost of VGG-16, {len(times)} plans: median {statistics.median(times):.3f} ms, max {max(times):.3f} ms")
+
+
+if __name__ == "__main__":
+    run_benchmark(main)

@@ -10,12 +10,12 @@ calibration, correction, curves and knapsack. CPU seconds of one thread, both in
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.layers.data import Dataset, call, evaluating
@@ -49,7 +49,7 @@ def slow_point(workspace: Workspace, ask: Ask, data: Dataset, batch: int) -> flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py")
     parser.add_argument("--lock", action="append", default=[])
     parser.add_argument("--images", type=int, default=1000)
@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -10,12 +10,12 @@ rank, the largest that stays within the budget. Prints one Markdown table of poi
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterable
 
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
@@ -85,7 +85,7 @@ def lost(score: Score) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py", help="model file or builtin:NAME")
     parser.add_argument("--methods", default="svd,spatial_svd,tucker2,cp3,cp4", help="comma-separated")
     parser.add_argument("--corrections", default="none,bias,BatchNorm,least squares", help="comma-separated")
@@ -138,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

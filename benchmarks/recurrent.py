@@ -13,6 +13,7 @@ from itertools import product
 
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core import Choice, LayerSpec, RankPlan, Workspace, plan_cost
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
@@ -90,8 +91,14 @@ def table() -> None:
         print(f"Embedding 30,522 x 384, {method}: {time.perf_counter() - started:.2f} s")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print all three."""
+    benchmark_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     sides()
     gates()
     table()
+
+
+if __name__ == "__main__":
+    run_benchmark(main)

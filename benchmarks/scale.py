@@ -16,7 +16,6 @@ the same answers, the ratio of wall seconds, and the same again with one worker 
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import signal
@@ -33,6 +32,7 @@ from plotly.subplots import make_subplots
 
 from benchmarks.drag_latency import HEAD, measure, row
 from benchmarks.load import IDLE, MEASURED
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.layers.data import Dataset
 from lowrank_core.networks.discover import discover
 from lowrank_core.plans.cost import rank_at, useful_rank
@@ -245,7 +245,7 @@ PARTS = ("discovery", "profile", "drag", "pages", "cluster")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--part", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--plot", type=Path, help="where to write a picture of the curves (HTML)")
     parser.add_argument("--layers", type=int, default=1000, help="on the board and the pages")
@@ -275,4 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.algebra.knapsack import cheapest_loss
 from lowrank_core.errors import LowRankError
 from lowrank_core.layers.data import Dataset
@@ -196,7 +197,7 @@ def knapsack() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--part", choices=("table", "drop", "knapsack"), default="table")
     parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py")
     parser.add_argument("--lock", action="append", default=[])
@@ -220,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

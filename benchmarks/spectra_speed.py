@@ -8,7 +8,6 @@ store of factors that finds on disk what the first one left. Accuracy: planted s
 error of the singular values at and below 1e-4 of the largest.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.algebra.linalg import singular_values
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.networks.discover import discover
@@ -108,7 +108,7 @@ def accuracy(rows: int, columns: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: all")
     parser.add_argument("--part", choices=["speed", "accuracy"], help="default: both")
     options = parser.parse_args()
@@ -128,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

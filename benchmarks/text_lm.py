@@ -16,12 +16,12 @@ best, each fold of the held-out text judged with the correction fitted on the ot
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from benchmarks.quality import uniform
 from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.builtin import text_lm
@@ -118,7 +118,7 @@ def embedding(workspace: Workspace) -> None:
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--shares", default="0.5,0.1", help="of the bytes of each group's layers")
     parser.add_argument("--epochs", type=int, default=5)
     options = parser.parse_args()
@@ -130,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)
