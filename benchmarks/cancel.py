@@ -1,9 +1,9 @@
-"""How long after it was called off a job is over, for every kind of job.
+"""How long after it was cancelled a job is over, for every kind of job.
 
     python -m benchmarks.cancel builtin:digits-cnn builtin:digits-lstm ../shared/data/resnet20_cifar10.py
     python -m benchmarks.cancel builtin:digits-cnn --kind spectra --kind fine-tuning --moments 20
 
-Every job starts from nothing, in a fresh folder, and is called off at a random moment (seeded) of the time that it
+Every job starts from nothing, in a fresh folder, and is cancelled at a random moment (seeded) of the time that it
 takes, or of its first seconds. Prints median and longest time from `cancel` to the end of its thread. With
 `--stacks` also what the thread was doing, where it took longer than that.
 """
@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,9 +29,9 @@ from safetensors.torch import save_file
 from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.layers.data import Dataset
-from lowrank_core.measure.measurement import Measurement
+from lowrank_core.measure.measurement import measurement
 from lowrank_core.predict.sensitivity import asked, profile
-from lowrank_core.predict.survey import Survey
+from lowrank_core.predict.survey import survey
 from lowrank_core.running.jobs import Job
 from lowrank_core.selection import RULES, make
 from lowrank_core.sources import open_any
@@ -44,7 +45,7 @@ SIDE = 4096
 """Of the matrices whose spectra are computed: what a model of seven billion parameters has."""
 
 Begun = tuple[Callable[[], None], Callable[[float], bool]]
-"""How to call it off, and how to wait so many seconds for its end (True: it came)."""
+"""How to cancel it, and how to wait so many seconds for its end (True: it came)."""
 
 Start = Callable[[str, Path], Begun]
 """Begin with a model's reference, and a folder for what is kept on disk."""
@@ -70,7 +71,7 @@ def searching(rule: str) -> Start:
         if "nothing" in RULES[rule].serves and not budget and "max_drop" not in RULES[rule].serves:  # type: ignore[attr-defined]
             asks = {}
         wanted = question.Question(make(rule, {}), **asks)
-        return _begun(Job("search", lambda job: question.ask(workspace, wanted, folder, job)))
+        return _begun(Job("search", lambda: question.ask(workspace, wanted, folder)))
 
     return start
 
@@ -79,9 +80,9 @@ def profiling(ref: str, folder: Path) -> Begun:
     """Every layer at every method and a few ranks, corrected."""
     workspace = opened(ref)
 
-    def work(job: Job[Any]) -> Iterator[Any]:
+    def work() -> Iterator[Any]:
         samples = Dataset(workspace.reference.dataset.pick(slice(0, 128)).inputs)
-        yield profile(workspace, workspace.correction, asked(workspace), samples, folder=folder, cancelled=job.stopped)
+        yield profile(workspace, workspace.correction, asked(workspace), samples, folder=folder)
 
     return _begun(Job("profile", work))
 
@@ -90,9 +91,7 @@ def fine_tuning(ref: str, folder: Path) -> Begun:
     """The starting plan, for three epochs."""
     workspace = opened(ref)
     wanted = tuning.Training(_candidate(workspace), Settings(epochs=3))
-    return _begun(
-        Job("train", lambda job: tuning.train(workspace, wanted, folder, folder, lambda tuned, epoch: None, job))
-    )
+    return _begun(Job("train", lambda: tuning.train(workspace, wanted, folder, folder, lambda tuned, epoch: None)))
 
 
 def sweeping(workers: int) -> Start:
@@ -101,7 +100,7 @@ def sweeping(workers: int) -> Start:
     def start(ref: str, folder: Path) -> Begun:
         workspace = opened(ref)
         wanted = tuning.Sweep((0.3, 0.5, 0.7), "multiplies", make("energy", {}), Settings(epochs=2), workers=workers)
-        return _begun(Job("sweep", lambda job: tuning.run_sweep(workspace, wanted, folder, folder, job)))
+        return _begun(Job("sweep", lambda: tuning.run_sweep(workspace, wanted, folder, folder)))
 
     return start
 
@@ -112,7 +111,7 @@ def comparing(make_asked: Callable[[Workspace], compare.Asked]) -> Start:
     def start(ref: str, folder: Path) -> Begun:
         workspace = opened(ref)
         wanted = make_asked(workspace)
-        return _begun(Job("compare", lambda job: compare.work(workspace, wanted, folder, job)))
+        return _begun(Job("compare", lambda: compare.work(workspace, wanted, folder)))
 
     return start
 
@@ -125,9 +124,9 @@ def spectra(ref: str, folder: Path) -> Begun:
     assert isinstance(weights, Weights)
     stock = take_stock(weights)
 
-    def work(job: Job[str]) -> Iterator[str]:
+    def work() -> Iterator[str]:
         for layer in stock.layers:
-            stock.spectrum(layer.name, cancelled=job.stopped)
+            stock.spectrum(layer.name)
             yield layer.name
 
     return _begun(Job("spectra", work))
@@ -137,7 +136,7 @@ def factorising(ref: str, folder: Path) -> Begun:
     """Every layer by every method."""
     workspace = opened(ref)
 
-    def work(job: Job[str]) -> Iterator[str]:
+    def work() -> Iterator[str]:
         for layer in workspace.profile.layers:
             for method in layer.methods:
                 workspace.factors(layer.name, method.name)
@@ -148,22 +147,14 @@ def factorising(ref: str, folder: Path) -> Begun:
 
 def surveying(ref: str, folder: Path) -> Begun:
     """What Ranks learns in the background."""
-    survey = Survey(opened(ref), corrected=True, folder=folder)
-    return survey.stop, lambda seconds: survey.wait(seconds).over
+    workspace = opened(ref)
+    return _begun(Job("survey", lambda: survey(workspace, corrected=True, folder=folder), patience_seconds=inf))
 
 
 def measuring(ref: str, folder: Path) -> Begun:
     """The starting plan, corrected, on all samples."""
     workspace = opened(ref)
-    measurement = Measurement(workspace, _candidate(workspace))
-
-    def over(seconds: float) -> bool:
-        known, until = measurement.progress, time.monotonic() + seconds
-        while not known.over and time.monotonic() < until:
-            known = measurement.changed(known, seconds=until - time.monotonic())
-        return known.over
-
-    return measurement.cancel, over
+    return _begun(measurement(workspace, _candidate(workspace)))
 
 
 KINDS: dict[str, Start] = {
@@ -190,7 +181,7 @@ def _begun(job: Job[Any]) -> Begun:
     return job.cancel, lambda seconds: job.wait(seconds).over
 
 
-def called_off(start: Start, ref: str, after: float, stacks: float | None) -> float | None:
+def cancelled(start: Start, ref: str, after: float, stacks: float | None) -> float | None:
     """Seconds from the call to the end; None where the job was over before."""
     with tempfile.TemporaryDirectory(prefix="rank-explorer-cancel-") as folder:
         before = set(threading.enumerate())
@@ -200,13 +191,13 @@ def called_off(start: Start, ref: str, after: float, stacks: float | None) -> fl
         cancel()
         began = time.monotonic()
         if stacks is not None and not over(stacks):
-            told(set(threading.enumerate()) - before)
+            show(set(threading.enumerate()) - before)
         while not over(60):
             pass
         return time.monotonic() - began
 
 
-def told(threads: set[threading.Thread]) -> None:
+def show(threads: set[threading.Thread]) -> None:
     """What they are doing."""
     frames = sys._current_frames()
     for thread in threads:
@@ -221,7 +212,7 @@ def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--kind", action="append", choices=list(KINDS))
-    parser.add_argument("--moments", type=int, default=8, help="how often each job is called off")
+    parser.add_argument("--moments", type=int, default=8, help="how often each job is cancelled")
     parser.add_argument("--longest", type=float, default=15.0, help="seconds of a job that are looked at")
     parser.add_argument("--stacks", type=float, help="say what is going on after so many seconds")
     options = parser.parse_args()
@@ -230,11 +221,11 @@ def main() -> None:
         print(f"{ref}: seconds from cancel to over, median and longest")
         for kind in options.kind or KINDS:
             began = time.monotonic()
-            waits = [called_off(KINDS[kind], ref, options.longest, options.stacks)]
+            waits = [cancelled(KINDS[kind], ref, options.longest, options.stacks)]
             whole = min(options.longest, time.monotonic() - began)
             random = Random(f"{kind} {ref}")
             moments = sorted(random.uniform(0.0, whole) for _ in range(options.moments))
-            waits += [called_off(KINDS[kind], ref, moment, options.stacks) for moment in moments]
+            waits += [cancelled(KINDS[kind], ref, moment, options.stacks) for moment in moments]
             taken = [wait for wait in waits if wait is not None]
             found = f"{statistics.median(taken):6.2f} {max(taken):6.2f}" if taken else "over before"
             print(f"  {kind:32s} {found}   ({len(taken)} times, within {whole:.1f} s)", flush=True)

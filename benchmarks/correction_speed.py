@@ -59,7 +59,7 @@ def main() -> None:
             with evaluating(workspace.model) as dense, evaluating(compressed):
                 passes = [seconds(lambda net=net: call(net, pool.inputs)) for net in (dense, compressed)]
             corrector = Corrector(workspace.model, profile, workspace.factors, lambda: pool)
-            runs = [seconds(lambda p=p, c=corrector: list(c(p, correction))) for p in (plan, moved)]
+            runs = [seconds(lambda p=p, c=corrector: c(p, correction)) for p in (plan, moved)]
             times.append((*passes, *runs))
         dense_s, compressed_s, whole, again = map(statistics.median, zip(*times[1:], strict=True))
         both = dense_s + compressed_s

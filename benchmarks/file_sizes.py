@@ -62,7 +62,7 @@ def sizes(workspace: Workspace, share: float, folder: Path) -> Iterator[Size]:
     board, buffers = plan_cost(workspace.profile, plan).bytes, workspace.profile.rest.buffer_bytes
     for kind in KINDS:
         path = folder / kind
-        file = EXPORTS[kind].write(workspace, compressed, path, lambda step: None).bytes
+        file = EXPORTS[kind].write(workspace, compressed, path).bytes
         yield Size(kind, file, tensor_bytes(kind, path), buffers if kind != "onnx" else 0, board)
 
 

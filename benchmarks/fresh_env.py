@@ -92,7 +92,7 @@ def write_artefacts(workspace: Workspace, expression: str, share: float, folder:
     compressed = Compressed(workspace.compress(plan), plan)
     for environment in ENVIRONMENTS:
         export = EXPORTS[environment.kind]
-        export.write(workspace, compressed, folder / f"model{export.suffix}", lambda step: None)
+        export.write(workspace, compressed, folder / f"model{export.suffix}")
     partial = not all(workspace.profile.layer(name).plain for name, _ in plan.choices)
     snippets = EXPORTS["safetensors"].snippets(workspace.opened.ref, "model.safetensors")
     loader = next(snippet.loader for snippet in snippets if snippet.loader and snippet.partial == partial)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.page import benchmark_parser, run_benchmark
+from lowrank_core.commands._terminal import ProgressLine
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.layers.data import run
 from lowrank_core.plans.candidate import Candidate
@@ -28,6 +29,7 @@ from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.context import Joint, context_of, joints, repairs
 from lowrank_core.predict.prediction import Context, Point, Repair, curves, noise_table, predict
 from lowrank_core.predict.sensitivity import PointFile, asked, measured
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
 
@@ -168,11 +170,10 @@ def prediction(workspace: Workspace, plans: int, samples: int, seed: int, folder
     file = PointFile(folder, workspace, workspace.correction)
     known = list(file.load())
     asks = asked(workspace, METHODS)
-    for found in measured(workspace, workspace.correction, asks=asks, known=known):
-        known.append(found.point)
-        file.add(found.point)
-        if found.done % 20 == 0 or found.done == found.total:
-            print(f"point {found.done} of {found.total}, {found.seconds_left:.0f} s left", file=sys.stderr, flush=True)
+    with scope(report=ProgressLine()):
+        for point in measured(workspace, workspace.correction, asks=asks, known=tuple(known)):
+            known.append(point)
+            file.add(point)
     context = measured_context(workspace, known, folder / "context.json")
     kept = folder / f"plans-{plans}-{samples}-{seed}.json"
     if kept.exists():

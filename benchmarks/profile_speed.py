@@ -77,7 +77,7 @@ def main() -> None:
 
     fresh = Workspace.open(options.model)
     points = []
-    ours = seconds(lambda: points.extend(f.point for f in measured(fresh, asks=asks, data=data)))
+    ours = seconds(lambda: points.extend(measured(fresh, asks=asks, data=data)))
     dense = fresh.reference.dense_score(len(data))
     same = {(p.layer, Choice(p.method, p.rank)): dense - (p.drop or 0.0) for p in points}
     worst = max(abs(same[ask] - value) for ask, value in found.items())

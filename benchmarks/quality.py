@@ -124,8 +124,8 @@ def main() -> None:
                         kind = CORRECTIONS[name]
                         model = workspace.compress(plan)
                         if kind is not None:
-                            *_, last = corrector(plan, Correction(kind, int(samples), options.seed, options.ridge))
-                            load_overlay(model, last.overlay)
+                            correction = Correction(kind, int(samples), options.seed, options.ridge)
+                            load_overlay(model, corrector(plan, correction))
                         row.append(lost(final_score(evaluate(model, reference, samples=options.samples))))
                     seconds = time.perf_counter() - start
                     columns = [f"{share} % {quantity} ({kept:,})", method, samples, *row, f"{seconds:.0f}"]

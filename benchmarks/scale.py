@@ -39,6 +39,8 @@ from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice
 from lowrank_core.predict.sensitivity import Ask, asked, profile
 from lowrank_core.running.parallel import HERE, Workers
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import scope
 from lowrank_core.selection import make, search
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.workspace import Workspace
@@ -199,14 +201,14 @@ def cluster(ref: str) -> None:
     torch.set_num_threads(1)
     workspace = Workspace.open(ref)  # a worker, too, opens it once and keeps its factors
 
-    def profiled(workers: Workers, tell: Callable[[str], None] = lambda text: None) -> object:
+    def profiled(workers: Workers) -> object:
         data = workspace.reference.dataset.pick(slice(0, 512))
         asks = asked(workspace)
         some = asks[:: -(-len(asks) // POINTS)]
-        return profile(workspace, workspace.correction, some, data, workers=workers, tell=tell)
+        return profile(workspace, workspace.correction, some, data, workers=workers)
 
-    def searched(workers: Workers, tell: Callable[[str], None] = lambda text: None) -> object:
-        problem = problem_of(workspace, multiplies=0.5, workers=workers, tell=tell)
+    def searched(workers: Workers) -> object:
+        problem = problem_of(workspace, multiplies=0.5, workers=workers)
         *_, answer = search(make("budget", {}), problem)
         return answer.candidate, answer.score
 
@@ -224,12 +226,13 @@ def cluster(ref: str) -> None:
                 victim = sorted(client.run(os.getpid).values())[0]
             killed: list[str] = []
 
-            def kill(text: str, victim: int = victim, killed: list[str] = killed) -> None:
-                if not killed and " of " in text:
+            def kill(progress: Progress, victim: int = victim, killed: list[str] = killed) -> None:
+                if not killed and " of " in progress.words:
                     os.kill(victim, signal.SIGKILL)
-                    killed.append(text)
+                    killed.append(progress.words)
 
-            answers.append(work(two, kill))
+            with scope(report=kill):
+                answers.append(work(two))
             with Client(address, set_as_default=False) as client:
                 client.wait_for_workers(2, timeout=60)
             if not killed or any(answer != answers[0] for answer in answers):

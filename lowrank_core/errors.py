@@ -34,7 +34,7 @@ class TrainingFailed(LowRankError):
 
 
 class Cancelled(LowRankError):
-    """The work was called off before it was done; nothing was changed."""
+    """The work was cancelled before it was done; nothing was changed."""
 
 
 class UnknownModel(LowRankError):

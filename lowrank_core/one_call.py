@@ -14,6 +14,9 @@ from lowrank_core.exports import EXPORTS, Compressed, Exported
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report as tell
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.selection import Rule, make, search
@@ -61,7 +64,7 @@ class Compression:
         return f"<Compression of {self}>"
 
     def export(
-        self, path: str | Path, *, format: str | None = None, progress: Callable[[str], None] = lambda step: None
+        self, path: str | Path, *, format: str | None = None, report: Callable[[Progress], None] | None = None
     ) -> Exported:
         """Write a file, reload it in a fresh process and compare; `path` is there whole and right, or as it was.
 
@@ -77,7 +80,8 @@ class Compression:
             )
         fitted = None if self.correction is None else self.correction.to_dict()
         compressed = Compressed(self.model, self.plan, self.score, fitted)
-        return EXPORTS[kind].write(self.workspace, compressed, path, progress)
+        with scope(report=report):
+            return EXPORTS[kind].write(self.workspace, compressed, path)
 
 
 def compress(
@@ -100,8 +104,8 @@ def compress(
     higher_is_better: bool = True,
     cache: Cache | None = None,
     name: str | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-    cancelled: Callable[[], bool] = lambda: False,
+    report: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Compression:
     """A compressed copy of a live network, its plan and its measured figures. The network itself is never changed.
 
@@ -111,7 +115,7 @@ def compress(
     rule with settings. methods: decompositions that may be used, without any the rule's own. lock: layers to leave
     dense, or patterns with a *. multiple_of: every rank is a multiple of it. correct: teach the factors the dense
     answers, without labels. samples: of one measurement inside the search; the answer is measured on all.
-    progress(text) hears what goes on; cancelled() ends it.
+    report(progress) hears what goes on, in words; cancelled() ends it once it is true.
 
     Raises InvalidModel or InvalidData for what is handed over, InvalidSearch for what is asked, Cancelled.
 
@@ -121,36 +125,34 @@ def compress(
     >>> found.cost.multiplies / found.dense_cost.multiplies <= 0.5, found.score.metric
     (True, 'agreement with the dense network')
     """
-    workspace = Workspace.of(
-        model,
-        example_inputs,
-        eval_data,
-        train_data,
-        metric,
-        evaluate=evaluate,
-        higher_is_better=higher_is_better,
-        cache=cache,
-        name=name,
-    )
-    problem = problem_of(
-        workspace,
-        multiplies=multiplies,
-        bytes=bytes,
-        max_drop=max_drop,
-        methods=_names(methods),
-        lock=_names(lock),
-        multiple_of=multiple_of,
-        corrected=correct,
-        samples=samples,
-        tell=progress,
-        cancelled=cancelled,
-    )
-    *_, answer = search(make(rule, {}) if isinstance(rule, str) else rule, problem)
-    plan, correction = answer.candidate.plan, answer.candidate.correction
-    progress("compressing")
-    compressed = workspace.compress(plan, correction)
-    progress("measuring the answer")
-    score = final_score(workspace.measure(compressed, cancelled=cancelled))
+    with scope(report=report, cancelled=cancelled):
+        workspace = Workspace.of(
+            model,
+            example_inputs,
+            eval_data,
+            train_data,
+            metric,
+            evaluate=evaluate,
+            higher_is_better=higher_is_better,
+            cache=cache,
+            name=name,
+        )
+        problem = problem_of(
+            workspace,
+            multiplies=multiplies,
+            bytes=bytes,
+            max_drop=max_drop,
+            methods=_names(methods),
+            lock=_names(lock),
+            multiple_of=multiple_of,
+            corrected=correct,
+            samples=samples,
+        )
+        *_, answer = search(make(rule, {}) if isinstance(rule, str) else rule, problem)
+        plan, correction = answer.candidate.plan, answer.candidate.correction
+        compressed = workspace.compress(plan, correction)
+        tell(Progress("measuring the answer"))
+        score = final_score(workspace.measure(compressed))
     dense = plan_cost(workspace.profile)
     return Compression(compressed, plan, answer.cost, dense, score, correction, workspace)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
-from lowrank_core.compression.correct import Corrector, Step, load_overlay
+from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset, batch_size, data_hash
@@ -60,8 +58,6 @@ class Workspace:
             opened.model, self.profile, lambda name: self.moments(name).second, cache, self._room
         )
         self._dense_scores: dict[int, float] = {}
-        self._waiting = 0
-        self._guard = threading.Lock()
         self.scores: Recent[Candidate, Score] = Recent(MOST_SCORES)  # finished measurements on all samples
         self.plain_scores: Recent[RankPlan, Score] = Recent(MOST_SCORES)  # without correction, on some
 
@@ -181,35 +177,18 @@ class Workspace:
         """What copies of the model left behind on the evaluation samples, for copies that begin in the same way."""
         return PrefixStore(self.model, self.profile, self.reference.dataset, room=self._room)
 
-    def correcting(
-        self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
-    ) -> Iterator[Step]:
-        """Yield after each corrected layer; `compress` with the same plan and correction is then immediate."""
-        return self.corrector(plan, correction, cancelled=cancelled)
-
-    def compress(self, plan: RankPlan, correction: Correction | None = None) -> nn.Module:
-        """A compressed copy, corrected where a correction is given."""
+    def compress(
+        self,
+        plan: RankPlan,
+        correction: Correction | None = None,
+        *,
+        each: Callable[[CorrectedLayer], None] = lambda layer: None,
+    ) -> nn.Module:
+        """A compressed copy, corrected where a correction is given; each(layer) is called as layers are corrected."""
         compressed = apply(self.model, self.profile, plan, self.factors)
         if correction is None:
             return compressed
-        *_, last = self.correcting(plan, correction)
-        return load_overlay(compressed, last.overlay)
-
-    @contextmanager
-    def somebody_waits(self) -> Iterator[None]:
-        """While a person waits for a figure: work that nobody waits for gives way."""
-        with self._guard:
-            self._waiting += 1
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._waiting -= 1
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody waits."""
-        return self._waiting > 0
+        return load_overlay(compressed, self.corrector(plan, correction, each=each))
 
     def candidate(self, plan: RankPlan, *, corrected: bool = True) -> Candidate:
         """A plan with this workspace's correction, or without; a plan that keeps everything dense needs none."""
@@ -233,7 +212,6 @@ class Workspace:
         samples: int | None = None,
         tolerance: float | None = None,
         keep: bool | str = True,
-        cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Score]:
         """Scores on growing subsets; a single one where the model file brings its own evaluate(model).
 
@@ -246,9 +224,7 @@ class Workspace:
             names = [layer.name for layer in self.profile.layers]
             record = [names.index(keep)] if isinstance(keep, str) else None if keep else ()
             forward = self.prefixes.runner(model, total, record=record)
-            yield from evaluate(
-                model, self.reference, samples=total, cancelled=cancelled, tolerance=tolerance, forward=forward
-            )
+            yield from evaluate(model, self.reference, samples=total, tolerance=tolerance, forward=forward)
             return
         value = self._own_dense if model is self.model else self._own_score(model)
         drop = (self._own_dense - value) * (1 if self.opened.higher_is_better else -1)

@@ -111,11 +111,11 @@ def test_a_corrected_copy_has_the_same_parameters_and_multiplies(method, kind, m
         for name, choice in full(profile, method).choices
     }
     plan = RankPlan.of(profile.fingerprint, halves)
-    *_, last = Corrector(model, profile, factors, lambda: samples(X))(plan, Correction(kind))
-    assert last.overlay
+    overlay = Corrector(model, profile, factors, lambda: samples(X))(plan, Correction(kind))
+    assert overlay
     plain, corrected = (apply(model, profile, plan, factors) for _ in range(2))
-    load_overlay(corrected, last.overlay)
-    assert all(not torch.equal(corrected.get_parameter(n), plain.get_parameter(n)) for n in last.overlay)
+    load_overlay(corrected, overlay)
+    assert all(not torch.equal(corrected.get_parameter(n), plain.get_parameter(n)) for n in overlay)
     shapes = [{n: p.shape for n, p in copy.named_parameters()} for copy in (plain, corrected)]
     assert shapes[0] == shapes[1]
     cost = plan_cost(profile, plan)

@@ -207,10 +207,10 @@ def test_moments_and_corrections_reach_every_projection() -> None:
         assert torch.allclose(moments[f"layers.0.self_attn.in_proj.{part}"].second[0], rows.T @ rows / len(rows))
     plan = plan_for(profile, 4, "self_attn")
     corrector = Corrector(model, profile, FactorStore(model, profile), lambda: data)
-    *_, end = corrector(plan, Correction(samples=40))
+    overlay = corrector(plan, Correction(samples=40))
     plain = compressed(model, profile, plan)
     better = compressed(model, profile, plan)
-    better.load_state_dict(better.state_dict() | end.overlay)
+    better.load_state_dict(better.state_dict() | overlay)
     with torch.no_grad():
         assert float((better(x) - model(x)).norm()) < 0.9 * float((plain(x) - model(x)).norm())
     copied = twin(model, profile.layers)

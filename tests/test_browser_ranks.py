@@ -14,7 +14,8 @@ from lowrank_core.builtin import POINTS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import curves, noise_table, predict
-from lowrank_core.predict.survey import Survey
+from lowrank_core.predict.survey import Learnt, survey
+from lowrank_core.running.jobs import Job
 from lowrank_core.workspace import Workspace
 from tests.conftest import slow_network
 
@@ -437,10 +438,10 @@ def test_a_score_is_shown_only_with_the_plan_it_belongs_to(ranks: Page) -> None:
 
 def test_the_prediction_of_the_browser_is_pythons(ranks: Page, tmp_path: Path) -> None:
     workspace = Workspace.open("builtin:digits-cnn")
-    survey = Survey(workspace, corrected=True, folder=tmp_path, shipped=POINTS)
-    findings = survey.wait()
-    found, table = curves(findings.points), noise_table(workspace.reference)
-    assert findings.context.repairs
+    job = Job("survey", lambda: survey(workspace, corrected=True, folder=tmp_path, shipped=POINTS))
+    learnt = Learnt.of(job.wait())
+    found, table = curves(learnt.points), noise_table(workspace.reference)
+    assert learnt.context.repairs
     draw = random.Random(1)
     plans = []
     for _ in range(200):
@@ -451,7 +452,7 @@ def test_the_prediction_of_the_browser_is_pythons(ranks: Page, tmp_path: Path) -
         }
         plans.append(RankPlan.of(workspace.profile.fingerprint, choices))
     expected = [
-        predict(plan, found, table, lambda n, m: workspace.factors(n, m).spectra, findings.context) for plan in plans
+        predict(plan, found, table, lambda n, m: workspace.factors(n, m).spectra, learnt.context) for plan in plans
     ]
     ranks.wait_for_function("() => Object.values(RankBoard.models)[0].context")
     sent = [{n: {"method": c.method, "rank": list(c.rank)} for n, c in plan.choices} for plan in plans]

@@ -92,9 +92,7 @@ def test_a_size_of_flash_can_be_typed(url: str, page: Page) -> None:
     expect(page.get_by_role("slider", name="Bytes budget")).to_have_value("19.9")
 
 
-def test_a_search_goes_on_elsewhere_and_can_be_called_off(
-    page: Page, serve: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_search_goes_on_elsewhere_and_can_be_cancelled(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
     page.goto(f"{serve(slow_network(tmp_path, 0.1, 64_000))}/Search")
     choose(page, "Uniform")
     page.get_by_text("Layers, methods, measurement").click()

@@ -10,6 +10,7 @@ from lowrank_core.plans.cost import useful_rank
 from lowrank_core.predict.context import context_of, joint_plans, joints, repairs
 from lowrank_core.predict.prediction import noise_table
 from lowrank_core.predict.sensitivity import measured, ranks
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import AGREEMENT
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.workspace import Workspace
@@ -45,7 +46,7 @@ def test_only_what_can_be_made_good_is():
     kept = {}
     for bypass in (True, False):
         net = opened(bypass)
-        points = [step.point for step in measured(net, Correction(samples=256))]
+        points = list(measured(net, Correction(samples=256)))
         found = list(repairs(net, Correction(samples=256), points))
         assert {r.layer for r in found} == {"first", "second"}
         assert len([r for r in found if r.layer == "first"]) == len(ranks(net.profile.layers[0], "svd")) - 1
@@ -81,12 +82,12 @@ def test_joint_plans_are_scored_and_hopeless_ones_left_out():
     assert [joint.plan for joint in found] == lossless[:6]
     for joint in found:
         assert joint.score == final_score(net.measure(net.compress(joint.plan))).value > 0.95
-    with pytest.raises(Cancelled):
-        next(joints(net, None, ["svd"], cancelled=lambda: True))
+    with scope(cancelled=lambda: True), pytest.raises(Cancelled):
+        next(joints(net, None, ["svd"]))
 
 
 def test_a_context_knows_the_order_and_fits_the_scale(net):
-    points = [step.point for step in measured(net)]
+    points = list(measured(net))
     table = noise_table(net.reference, 256)
     assert context_of(net, points, table).order == ("first", "second", "head")
     assert context_of(net, points, table).scale == 1

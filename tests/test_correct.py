@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_core.compression.apply import apply, chain_at
-from lowrank_core.compression.correct import Corrector, Overlay, load_overlay
+from lowrank_core.compression.correct import CorrectedLayer, Corrector, Overlay, load_overlay, reporting
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.compression.least_squares import NormalEquations
 from lowrank_core.errors import Cancelled, InvalidPlan
@@ -21,6 +21,8 @@ from lowrank_core.networks.profile import ModelProfile, fingerprint
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import scope
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,10 +54,10 @@ def correct(
     profile = discover(model, x[:2])
     factors = FactorStore(model, profile)
     used = Spoilt(factors) if spoilt else factors
-    *_, last = Corrector(model, profile, used, lambda: Dataset(x))(plan, correction)  # type: ignore[arg-type]
+    overlay = Corrector(model, profile, used, lambda: Dataset(x))(plan, correction)  # type: ignore[arg-type]
     before = apply(model, profile, plan, used)  # type: ignore[arg-type]
-    after = load_overlay(apply(model, profile, plan, used), last.overlay)  # type: ignore[arg-type]
-    return before, after, last.overlay
+    after = load_overlay(apply(model, profile, plan, used), overlay)  # type: ignore[arg-type]
+    return before, after, overlay
 
 
 def full_rank(
@@ -331,18 +333,18 @@ def test_kept_prefixes_give_the_same_as_from_scratch() -> None:
     model, x, profile, plan = three_layers()
     factors = FactorStore(model, profile)
     corrector = Corrector(model, profile, factors, lambda: Dataset(x))
-    *_, first = corrector(plan, Correction())
+    first = corrector(plan, Correction())
     names = [layer.name for layer in profile.layers]
     for changed, kept in ((names[2], 2), (names[1], 1), (names[0], 0)):
         other = plan.with_choice(changed, None)
-        *_, warm = corrector(other, Correction())
-        *_, cold = Corrector(model, profile, factors, lambda: Dataset(x))(other, Correction())
-        assert set(warm.overlay) == set(cold.overlay)
-        assert all(torch.equal(warm.overlay[name], cold.overlay[name]) for name in cold.overlay)
-        same = {name for name in warm.overlay if warm.overlay[name] is first.overlay.get(name)}
+        warm = corrector(other, Correction())
+        cold = Corrector(model, profile, factors, lambda: Dataset(x))(other, Correction())
+        assert set(warm) == set(cold)
+        assert all(torch.equal(warm[name], cold[name]) for name in cold)
+        same = {name for name in warm if warm[name] is first.get(name)}
         assert {name.split(".")[0] for name in same if "running" not in name} == set(names[:kept])
-    *_, again = corrector(plan, Correction())
-    assert all(again.overlay[name] is first.overlay[name] for name in first.overlay)
+    again = corrector(plan, Correction())
+    assert all(again[name] is first[name] for name in first)
 
 
 @pytest.mark.parametrize("kind", ["least_squares", "bias", "batchnorm"])
@@ -390,33 +392,47 @@ def test_a_network_that_is_one_layer_and_one_layer_twice_named() -> None:
 def test_an_empty_plan_and_progress() -> None:
     model, x, profile, plan = three_layers()
     corrector = Corrector(model, profile, FactorStore(model, profile), lambda: Dataset(x))
-    assert [(s.done, s.total, s.overlay) for s in corrector(RankPlan(profile.fingerprint), Correction())] == [
-        (0, 0, {})
-    ]
-    steps = list(corrector(plan, Correction()))
-    assert [(s.name, s.done, s.total) for s in steps] == [("", 0, 3), ("0", 1, 3), ("3", 2, 3), ("6", 3, 3)]
-    assert len(steps[1].overlay) == 2  # growing, and earlier steps are not written to
+    seen: list[CorrectedLayer] = []
+    assert corrector(RankPlan(profile.fingerprint), Correction(), each=seen.append) == {}
+    assert [(layer.done, layer.total, layer.overlay) for layer in seen] == [(0, 0, {})]
+    seen.clear()
+    overlay = corrector(plan, Correction(), each=seen.append)
+    steps = [(layer.name, layer.done, layer.total) for layer in seen]
+    assert steps == [("", 0, 3), ("0", 1, 3), ("3", 2, 3), ("6", 3, 3)]
+    assert len(seen[1].overlay) == 2  # growing, and what was given before is not written to
+    assert seen[-1].overlay == overlay
 
 
-def test_cancelling_and_closing_end_the_work() -> None:
+def test_cancelling_ends_it_between_two_layers_and_what_is_fitted_is_kept() -> None:
     model, x, profile, plan = three_layers()
     corrector = Corrector(model, profile, FactorStore(model, profile), lambda: Dataset(x))
-    seen = []
-    with pytest.raises(Cancelled):
-        seen.extend(step.done for step in corrector(plan, Correction(), cancelled=lambda: True))
-    assert seen[-1] < 3
-    steps = corrector(plan, Correction())
-    next(steps)
-    steps.close()
-    with pytest.raises(StopIteration):
-        next(steps)
+    seen: list[CorrectedLayer] = []
+    with scope(cancelled=lambda: len(seen) == 2), pytest.raises(Cancelled):
+        corrector(plan, Correction(), each=seen.append)
+    assert [layer.done for layer in seen] == [0, 1]
+    overlay = corrector(plan, Correction())
+    assert all(overlay[name] is value for name, value in seen[-1].overlay.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_correction_that_is_watched_reports_which_layer_comes_next() -> None:
+    model, x, profile, plan = three_layers()
+    corrector = Corrector(model, profile, FactorStore(model, profile), lambda: Dataset(x))
+    heard: list[Progress] = []
+    with scope(report=heard.append):
+        corrector(plan, Correction())
+        assert heard == [], "as a part of other work it is silent"
+        corrector(plan, Correction(), each=reporting())
+    assert [progress.words for progress in heard] == [f"correcting layer {n} of 3" for n in (1, 2, 3, 3)]
+    assert heard[0].seconds_left is None
+    assert heard[-1].seconds_left == 0
 
 
 def test_a_bad_plan_is_refused_by_name() -> None:
     model, x, profile, _ = three_layers()
     corrector = Corrector(model, profile, FactorStore(model, profile), lambda: Dataset(x))
     with pytest.raises(InvalidPlan, match="nowhere"):
-        list(corrector(RankPlan.of(profile.fingerprint, {"nowhere": Choice("svd", (1,))}), Correction()))
+        corrector(RankPlan.of(profile.fingerprint, {"nowhere": Choice("svd", (1,))}), Correction())
 
 
 def test_little_memory_means_fewer_samples_and_positions() -> None:
@@ -429,8 +445,8 @@ def test_little_memory_means_fewer_samples_and_positions() -> None:
     assert large.samples(Correction(samples=10)) == 10
     targets = small.dense_pass(Correction()).targets
     assert sum(t.numel() * t.element_size() for per_call in targets.values() for t in per_call) <= 100_000
-    *_, last = small(plan, Correction())
-    assert all(torch.isfinite(value).all() for value in last.overlay.values())
+    overlay = small(plan, Correction())
+    assert all(torch.isfinite(value).all() for value in overlay.values())
 
 
 def test_truncated_layers_come_closer_on_samples_never_seen() -> None:

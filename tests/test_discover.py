@@ -448,9 +448,9 @@ def test_the_conv1d_of_transformers_is_a_linear_turned_round():
     assert [part.weight.shape for part in half.c_attn] == [(2, 5), (12, 2)]
     assert sum(p.numel() for p in half.parameters()) == plan_cost(profile, plan).parameters
     pool = Dataset(seeded((60, 4, 5), 2))
-    *_, last = Corrector(model, profile, factors, lambda: pool)(plan, Correction())
+    overlay = Corrector(model, profile, factors, lambda: pool)(plan, Correction())
     far = (half(pool.inputs) - model(pool.inputs)).norm()
-    assert (load_overlay(half, last.overlay)(pool.inputs) - model(pool.inputs)).norm() < far
+    assert (load_overlay(half, overlay)(pool.inputs) - model(pool.inputs)).norm() < far
 
 
 def test_networks_opened_at_once_are_counted_as_when_opened_alone() -> None:

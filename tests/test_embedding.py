@@ -130,9 +130,9 @@ def test_the_correction_refits_it():
     corrector = Corrector(model, profile, factors, lambda: Dataset(DRAWN))
     plan = RankPlan.of(profile.fingerprint, {"table": Choice("svd", (2,))})
     plain, corrected, alone = (apply(model, profile, plan, factors) for _ in range(3))
-    *_, last = corrector(plan, Correction(ridge=0))
-    assert set(last.overlay) == {"table.1.weight"}
-    load_overlay(corrected, last.overlay)
+    overlay = corrector(plan, Correction(ridge=0))
+    assert set(overlay) == {"table.1.weight"}
+    load_overlay(corrected, overlay)
     load_overlay(alone, corrector.alone(alone, plan, Correction(ridge=0)))
     with torch.no_grad():
         far, near = (float((copy.table(DRAWN) - model.table(DRAWN)).norm()) for copy in (plain, corrected))
@@ -202,9 +202,7 @@ def test_a_language_model_goes_all_the_way(workspace, tmp_path):
     *_, score = workspace.measure(workspace.compress(plan, workspace.correction))
     assert (score.metric, score.higher_is_better) == ("perplexity", False)
     assert score.drop == pytest.approx(score.value - score.dense)
-    points = [
-        f.point for f in measured(workspace, workspace.correction, asks=[(n, Choice("svd", (2,))) for n in names])
-    ]
+    points = list(measured(workspace, workspace.correction, asks=[(n, Choice("svd", (2,))) for n in names]))
     assert all(point.change > 0 and point.loss > 0 for point in points)
     for from_scratch in (False, True):
         settings = Settings(epochs=1, from_scratch=from_scratch)

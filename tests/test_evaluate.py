@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.layers.data import Dataset, call
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.intervals import newcombe_interval, wilson_interval
 from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
 from lowrank_core.scoring.scores import Reference, evaluate, final_score
@@ -135,11 +136,22 @@ def test_dense_outputs_are_computed_once():
 
 
 def test_cancelling_stops_between_batches():
+    ours = Answers(1)
+    reference = Reference(Answers(0), paired(100, 20, 10, 20), TOP1, batch=10)
+    seen: list[int] = []
+    with scope(cancelled=lambda: len(seen) == 2), pytest.raises(Cancelled):
+        seen.extend(score.samples for score in evaluate(ours, reference))
+    assert seen == [10, 20]
+    assert ours.calls == 2
+
+
+def test_the_callback_of_older_versions_still_cancels_with_a_word():
     ours, answers = Answers(1), iter([False, False, True])
     reference = Reference(Answers(0), paired(100, 20, 10, 20), TOP1, batch=10)
-    seen = []
+    with pytest.warns(DeprecationWarning, match="scope"):
+        scores = evaluate(ours, reference, cancelled=lambda: next(answers))
     with pytest.raises(Cancelled):
-        seen.extend(s.samples for s in evaluate(ours, reference, cancelled=lambda: next(answers)))
+        list(scores)
     assert ours.calls == 2
 
 

@@ -153,10 +153,6 @@ def same_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Workspace], None]
     return set_up
 
 
-def said(_: str) -> None:
-    pass
-
-
 @pytest.mark.parametrize("kind", ["safetensors", "pt2", "onnx"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_layer_in_every_kind_of_file(
@@ -165,7 +161,7 @@ def test_every_layer_in_every_kind_of_file(
     """`write` compares the outputs of all samples, and of batches of 1, 2 and 7, with those of the network."""
     workspace = workspace_of(name)
     same_process(workspace)
-    found = EXPORTS[kind].write(workspace, compressed(workspace, name), tmp_path / "file", said)
+    found = EXPORTS[kind].write(workspace, compressed(workspace, name), tmp_path / "file")
     assert found.max_abs_diff is not None
     assert found.max_abs_diff < (1e-6 if kind != "onnx" else 1e-5)
     assert found.bytes == (tmp_path / "file").stat().st_size
@@ -196,7 +192,7 @@ def test_other_forms_answer_the_same(
         assert [module.bias for module in linears if module.bias is not None] == (
             [stored.model.head.bias] if name == "tied" else []
         )
-    EXPORTS["safetensors"].write(workspace, stored, tmp_path / "file", said)
+    EXPORTS["safetensors"].write(workspace, stored, tmp_path / "file")
     with safe_open(tmp_path / "file", "pt") as file:
         about = json.loads(file.metadata()["lowrank"])
     assert about["provenance"]["storage"] == storage.told
@@ -249,7 +245,7 @@ def test_half_the_bytes(
     assert torch.equal(value, original.to(getattr(torch, dtype)).float())
     sizes = []
     for one in (whole, half):
-        size = EXPORTS[kind].write(digits, one, tmp_path / "file", said).bytes
+        size = EXPORTS[kind].write(digits, one, tmp_path / "file").bytes
         if kind == "pt2":  # widening the weights again makes its graph longer
             with zipfile.ZipFile(tmp_path / "file") as archive:
                 size = sum(m.file_size for m in archive.infolist() if "/weights/weight_" in m.filename)
@@ -273,8 +269,8 @@ def test_int8_is_measured_as_it_runs(
     same_process(digits)
     plan = uniform_plan(digits.profile, 0.6)
     given = Compressed(digits.compress(plan, digits.correction), plan).stored(digits, Storage("int8"))
-    whole = EXPORTS["onnx"].write(digits, replace(given, storage=Storage()), tmp_path / "whole", said)
-    found = EXPORTS["onnx"].write(digits, given, tmp_path / "file", said)
+    whole = EXPORTS["onnx"].write(digits, replace(given, storage=Storage()), tmp_path / "whole")
+    found = EXPORTS["onnx"].write(digits, given, tmp_path / "file")
     assert found.bytes < 0.45 * whole.bytes
     assert found.max_abs_diff == 0
     images = digits.reference.dataset
@@ -295,7 +291,7 @@ def test_plan_and_provenance_are_in_each_file(
     model = digits.compress(plan)
     given = Compressed(model, plan, final_score(digits.measure(model, samples=64)))
     for kind in ("pt2", "onnx"):
-        EXPORTS[kind].write(digits, given, tmp_path / kind, said)
+        EXPORTS[kind].write(digits, given, tmp_path / kind)
     inside = {"plan.json": ""}
     with (tmp_path / "pt2").open("rb") as file:
         torch.export.load(file, extra_files=inside)
@@ -318,7 +314,7 @@ def test_a_bundle_holds_everything_and_says_what_it_cannot(
         raise InvalidModel("no operator for it.")
 
     monkeypatch.setattr(onnx_export, "onnx_program", refuses)
-    found = EXPORTS["bundle"].write(digits, given, tmp_path / "b.zip", said)
+    found = EXPORTS["bundle"].write(digits, given, tmp_path / "b.zip")
     assert found.bytes == (tmp_path / "b.zip").stat().st_size
     with zipfile.ZipFile(tmp_path / "b.zip") as archive:
         archive.extractall(tmp_path / "unpacked")
@@ -329,7 +325,7 @@ def test_a_bundle_holds_everything_and_says_what_it_cannot(
     for name in names - {"README.md"}:
         content = (tmp_path / "unpacked" / name).read_bytes()
         assert f"| `{name}` | {len(content):,} | `{hashlib.sha256(content).hexdigest()}` |" in text
-    again = EXPORTS["bundle"].write(digits, given, tmp_path / "c.zip", said)
+    again = EXPORTS["bundle"].write(digits, given, tmp_path / "c.zip")
     assert again.bytes == found.bytes
 
 
@@ -341,7 +337,7 @@ def test_large_weights_lie_beside_the_graph(
     monkeypatch.setattr(onnx_export, "LARGEST_BYTES", 10)
     wide = nn.Sequential(nn.Linear(7, 400), nn.Linear(400, 4)).eval()
     given = Compressed(wide, RankPlan(workspace.profile.fingerprint))
-    found = EXPORTS["onnx"].write(workspace, given, tmp_path / "m.onnx", said)
+    found = EXPORTS["onnx"].write(workspace, given, tmp_path / "m.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
     assert found.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     x = rows(7)
@@ -360,5 +356,5 @@ def test_a_file_that_answers_otherwise_is_not_saved(
 
     monkeypatch.setattr(reload, "outputs_in_fresh_process", otherwise)
     with pytest.raises(InvalidFile, match=r"differ by 0\.01 in a batch of 7"):
-        EXPORTS[kind].write(digits, Compressed(digits.model, RankPlan("")), tmp_path / "file", said)
+        EXPORTS[kind].write(digits, Compressed(digits.model, RankPlan("")), tmp_path / "file")
     assert list(tmp_path.iterdir()) == []

@@ -25,6 +25,7 @@ from lowrank_core.exports._provenance import provenance
 from lowrank_core.layers import parts
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.plans.uniform import uniform_plan
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import final_score
 
 ROOT = Path(__file__).parents[1]
@@ -106,11 +107,12 @@ def test_export_is_what_was_measured(digits: Workspace, tmp_path: Path) -> None:
     target, steps = tmp_path / "half", []
     measured = digits.compress(plan, correction)
     score = final_score(digits.measure(measured, samples=64))
-    exported = export_checkpoint(digits, plan, target, correction=correction, score=score, progress=steps.append)
+    with scope(report=steps.append):
+        exported = export_checkpoint(digits, plan, target, correction=correction, score=score)
 
     assert exported.max_abs_diff == 0
     assert exported.bytes == target.stat().st_size
-    assert steps == ["writing", "reloading in a fresh process"]
+    assert [progress.words for progress in steps] == ["writing", "reloading in a fresh process"]
     assert [p.name for p in tmp_path.iterdir()] == ["half"]
     other = tmp_path / "other"
     other.touch()
@@ -138,7 +140,7 @@ def test_no_path_of_this_machine_is_written(awkward: Workspace, tmp_path: Path) 
     model = awkward.compress(awkward_plan(awkward))
     for name, export in EXPORTS.items():
         target = tmp_path / f"out-{name}"
-        export.write(awkward, Compressed(model, awkward_plan(awkward)), target, lambda step: None)
+        export.write(awkward, Compressed(model, awkward_plan(awkward)), target)
         assert str(tmp_path).encode() not in target.read_bytes()
         assert b"awkward_net.py" in target.read_bytes()
         assert str(ROOT).encode() not in target.read_bytes()
@@ -237,7 +239,7 @@ def test_plan_lines_load_it(
     model = digits.compress(plan, correction)
     score = final_score(digits.measure(model, samples=64))
     compressed = Compressed(model, plan, score, correction and correction.to_dict())
-    exported = EXPORTS["plan"].write(digits, compressed, tmp_path / "p.json", lambda step: None)
+    exported = EXPORTS["plan"].write(digits, compressed, tmp_path / "p.json")
     read = read_plan((tmp_path / "p.json").read_bytes())
     assert read.plan == plan
     assert read.correction == compressed.correction

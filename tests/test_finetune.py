@@ -1,5 +1,6 @@
 """Fine-tuning: it finds what is planted, keeps the best, goes on after a kill, and leaves network and plan alone."""
 
+import itertools
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +39,8 @@ from lowrank_core.layers.spec import LayerSpec, inputs_first
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.candidate import Candidate
+from lowrank_core.running import scope as scopes
+from lowrank_core.running.scope import scope, somebody_waits
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.training.finetune import Epoch, finetune, kept
 from lowrank_core.training.recipe import Objective, Settings, balance, randomise, varied
@@ -268,16 +272,12 @@ def test_watched_samples_change_nothing(planted: Workspace) -> None:
     assert same(plain, epochs[-1].model.state_dict())
 
 
-def test_it_can_be_called_off_between_two_steps(planted: Workspace) -> None:
-    asked: list[None] = []
-
-    def called_off() -> bool:
-        asked.append(None)
-        return len(asked) > 12
-
-    with pytest.raises(Cancelled):
-        list(finetune(planted, candidate(planted), QUICK, cancelled=called_off))
-    assert len(asked) == 13
+def test_it_can_be_cancelled_within_an_epoch(planted: Workspace) -> None:
+    epochs: list[Epoch] = []
+    asked = itertools.count()
+    with scope(cancelled=lambda: bool(epochs) and next(asked) == 5), pytest.raises(Cancelled):
+        epochs.extend(finetune(planted, candidate(planted), QUICK))
+    assert [epoch.number for epoch in epochs] == [0], "it ended in its first pass, at the sixth question"
 
 
 # ---- going on after a stop ------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_going_on_gives_the_same_result(planted: Workspace, tmp_path: Path, sett
 
 
 @pytest.mark.parametrize("more", [{}, {"from_scratch": True, "train": "everything"}])
-def test_a_run_called_off_leaves_its_best_weights(planted: Workspace, tmp_path: Path, more: dict[str, Any]) -> None:
+def test_a_run_cancelled_leaves_its_best_weights(planted: Workspace, tmp_path: Path, more: dict[str, Any]) -> None:
     settings, state = replace(QUICK, epochs=12, learning_rate=LIVELY, patience=12, **more), tmp_path / "state.pt"
     training = finetune(planted, candidate(planted), settings, state=state)
     while (seen := next(training)).best in (0, seen.number):
@@ -372,12 +372,14 @@ def test_a_state_of_another_run_is_refused_and_kept(planted: Workspace, tmp_path
             next(finetune(planted, candidate(planted), QUICK, state=state))
 
 
-def test_while_it_gives_way_it_holds_nothing_that_others_wait_for(planted: Workspace) -> None:
-    asked = 0
+def test_while_it_gives_way_it_holds_nothing_that_others_wait_for(
+    planted: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses, clock = 0, itertools.count()
 
-    def gives_way() -> bool:
-        nonlocal asked
-        asked += 1
+    def pause(seconds: float) -> None:
+        nonlocal pauses
+        pauses += 1
         passed = threading.Event()
 
         def measure() -> None:
@@ -386,12 +388,12 @@ def test_while_it_gives_way_it_holds_nothing_that_others_wait_for(planted: Works
 
         threading.Thread(target=measure, daemon=True).start()
         assert passed.wait(PATIENCE_SECONDS), "a measurement waits for the training, which waits for the measurement"
-        return False
 
-    with planted.somebody_waits():
-        *_, last = finetune(planted, candidate(planted), QUICK, cancelled=gives_way)
+    monkeypatch.setattr(scopes, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=pause))
+    with somebody_waits(), scope(patience_seconds=2.0):
+        *_, last = finetune(planted, candidate(planted), QUICK)
     assert last.number == QUICK.epochs
-    assert asked > 2 * QUICK.epochs
+    assert pauses > 2 * QUICK.epochs
 
 
 # ---- what cannot be trained -----------------------------------------------------------------------------------------
@@ -678,9 +680,10 @@ def test_a_sweep_shows_both_problems_side_by_side(planted: Workspace, tmp_path: 
     assert in_processes == here
 
 
-def test_a_sweep_can_be_called_off(planted: Workspace) -> None:
-    with pytest.raises(Cancelled):
-        list(sweep(planted, [candidate(planted)], QUICK, cancelled=lambda: True))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sweep_can_be_cancelled(planted: Workspace, workers: int) -> None:
+    with scope(cancelled=lambda: True), pytest.raises(Cancelled):
+        list(sweep(planted, [candidate(planted)], QUICK, workers=workers))
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

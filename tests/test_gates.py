@@ -212,9 +212,9 @@ def test_the_shared_last_stage_is_fitted_over_all_gates(method):
         rows = [torch.cat([z[..., g], ones[g].expand(len(z), -1)], 1) for g in range(4)]
         answer = torch.linalg.lstsq(torch.cat(rows), torch.cat([wanted[:, g] for g in range(4)])).solution
     corrector = Corrector(model, profile, factors, lambda: SAMPLES)
-    *_, step = corrector(plan, Correction(ridge=0))
+    whole = corrector(plan, Correction(ridge=0))
     alone = corrector.alone(apply(model, profile, plan, factors), plan, Correction(ridge=0))
-    for overlay in (step.overlay, alone):
+    for overlay in (whole, alone):
         fitted = overlay[f"{name}.2.weight"]
         assert fitted.shape == last.weight.shape
         torch.testing.assert_close(fitted, answer[: fitted.shape[1]].T, rtol=1e-6, atol=1e-9)
@@ -227,10 +227,10 @@ def test_a_corrected_copy_answers_more_like_the_dense_one(kind, options, method)
     model = Net(kind, **options)
     profile, factors = opened(model)
     plan = gate_plan(profile, method, 0.7)
-    *_, step = Corrector(model, profile, factors, lambda: SAMPLES)(plan, Correction())
+    overlay = Corrector(model, profile, factors, lambda: SAMPLES)(plan, Correction())
     plain, corrected = (apply(model, profile, plan, factors) for _ in range(2))
-    load_overlay(corrected, step.overlay)
-    assert {name.rpartition(".")[0] for name in step.overlay} == {f"{name}.2" for name, _ in plan.choices}
+    load_overlay(corrected, overlay)
+    assert {name.rpartition(".")[0] for name in overlay} == {f"{name}.2" for name, _ in plan.choices}
     assert distance(model, corrected) < 0.95 * distance(model, plain)
 
 

@@ -16,6 +16,9 @@ from lowrank_core.measure import staircases as staircase
 from lowrank_core.measure.latency import LatencyTable, Timing, network_latency, race, session, timed
 from lowrank_core.measure.staircases import Rung, Setting, Staircase, as_table, known_staircases, staircases
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running import scope as scopes
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import scope, somebody_waits
 from lowrank_core.workspace import Workspace
 from tests.awkward_layers import AWKWARD
 
@@ -78,7 +81,8 @@ def test_a_machine_that_is_slower_in_some_rounds_cancels_out(clock: Clock) -> No
     def work(seconds: float):
         return lambda: setattr(clock, "now", clock.now + seconds * slow["now"])
 
-    (found,) = race(work(0.004), [work(0.002)], rounds=9, cancelled=before_each_turn)
+    with scope(cancelled=before_each_turn):
+        (found,) = race(work(0.004), [work(0.002)], rounds=9)
     assert found.ratio == pytest.approx(0.5)
     assert found.iqr == pytest.approx(0)
     assert found.dense_us == pytest.approx(8000)
@@ -115,7 +119,8 @@ def wild(clock: Clock, until: float) -> tuple[Timing, ...]:
         return False
 
     other = lambda: setattr(clock, "now", clock.now + 0.002 * factor["now"])  # noqa: E731
-    return race(clock.work(0.004), [other], rounds=9, cancelled=before_each_turn)
+    with scope(cancelled=before_each_turn):
+        return race(clock.work(0.004), [other], rounds=9)
 
 
 def test_rounds_that_disagree_are_unstable_and_no_number(clock: Clock) -> None:
@@ -151,9 +156,15 @@ def test_threads_are_put_back(clock: Clock, fails: bool) -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_a_race_can_be_called_off(clock: Clock) -> None:
-    with pytest.raises(Cancelled):
-        race(clock.work(0.01), [clock.work(0.01)], cancelled=lambda: True)
+def test_a_race_can_be_cancelled(clock: Clock) -> None:
+    with scope(cancelled=lambda: True), pytest.raises(Cancelled):
+        race(clock.work(0.01), [clock.work(0.01)])
+
+
+def test_a_race_never_gives_way_for_others_wait_for_its_turn(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scopes, "time", None)  # no pause without it
+    with somebody_waits(), scope(patience_seconds=3600.0):
+        assert race(clock.work(0.01), [clock.work(0.01)], rounds=3)
 
 
 @pytest.mark.parametrize("runtime", latency.RUNTIMES)
@@ -176,10 +187,11 @@ def test_what_onnxruntime_cannot_open_is_one_clear_error() -> None:
 def test_a_layer_that_onnxruntime_cannot_run_is_left_out(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(latency.time, "thread_time", Clock(tick=0.01))
     (up,) = (layer for layer in AWKWARD if layer.name == "up-dilated")  # output_padding beyond the stride
-    told: list[str] = []
+    heard: list[Progress] = []
     layer = replace(up.layer, itemsize=4)
-    assert list(staircases([layer], Setting(), tell=told.append)) == []
-    assert "is left out" in told[-1]
+    with scope(report=heard.append):
+        assert list(staircases([layer], Setting())) == []
+    assert "is left out" in heard[-1].words
     assert list(staircases([layer], Setting("torch"), methods=["svd"]))
 
 
@@ -218,12 +230,13 @@ def test_staircases_are_measured_once_and_alike_methods_share(
     workspace: Workspace, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(latency.time, "thread_time", Clock(tick=0.01))
-    told: list[str] = []
+    heard: list[Progress] = []
     layers, setting = workspace.profile.layers, Setting("torch")
-    found = list(staircases(layers, setting, folder=tmp_path, tell=told.append))
+    with scope(report=heard.append):
+        found = list(staircases(layers, setting, folder=tmp_path))
     usual = {(layer.name, m.name) for layer in layers for m in layer.methods if not m.reference}
     assert {(s.layer, s.method) for s in found} == usual
-    assert len(told) == len(layers)  # the data-aware factors have the same shapes
+    assert len(heard) == len(layers)  # the data-aware factors have the same shapes
     assert all(rung.ratio == pytest.approx(1) for s in found for rung in s.rungs)
     monkeypatch.setattr(staircase, "race", None)
     assert list(staircases(layers, setting, folder=tmp_path)) == found

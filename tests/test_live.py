@@ -315,7 +315,7 @@ def test_wishes_reach_the_search() -> None:
     assert within.score.drop <= 0.5
     assert within.cost.bytes < within.dense_cost.bytes
     told: list[str] = []
-    compress(model, inputs, data, rule="uniform", multiplies=0.5, progress=told.append)
+    compress(model, inputs, data, rule="uniform", multiplies=0.5, report=lambda progress: told.append(progress.words))
     assert told[-1] == "measuring the answer"
     with pytest.raises(LowRankError, match="called off"):
         compress(model, inputs, data, multiplies=0.5, cancelled=lambda: True)

@@ -1,12 +1,19 @@
-"""A measurement: grows, ends, is remembered, can be called off, and says what went wrong."""
+"""A measurement: grows, ends, is remembered, can be cancelled, and says what went wrong."""
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from lowrank_core.measure.measurement import Measurement, Progress
+from lowrank_core.measure.measurement import Figure, figures, is_final, measurement
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import scope
+from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
 
@@ -19,22 +26,20 @@ def plan(workspace: Workspace, rank: int) -> RankPlan:
     return RankPlan(workspace.profile.fingerprint).with_choice("fc1", Choice("svd", (rank,)))
 
 
-def all_progress(measurement: Measurement) -> list[Progress]:
-    seen = [measurement.progress]
-    while not seen[-1].over:
-        seen.append(measurement.changed(seen[-1], seconds=10))
-    return seen
-
-
 def test_it_corrects_then_grows_then_says_what_correction_gave(workspace: Workspace) -> None:
-    measurement = Measurement(workspace, workspace.candidate(plan(workspace, 6)))
-    seen = all_progress(measurement)
+    candidate = workspace.candidate(plan(workspace, 6))
+    heard: list[Progress] = []
+    with scope(report=heard.append):
+        seen = list(figures(workspace, candidate))
+    assert [progress.words for progress in heard] == ["correcting layer 1 of 1", "correcting layer 1 of 1", "measuring"]
     last = seen[-1]
-    assert last.done
+    assert [figure.final for figure in seen[-2:]] == [True, True]
+    assert not any(figure.final for figure in seen[:-2])
+    assert seen[-2] == replace(last, plain=None)
     assert last.score.samples == len(workspace.reference)
     assert last.plain.samples <= 1024
     assert last.score.value > last.plain.value
-    counts = [p.score.samples for p in seen if p.score]
+    counts = [figure.score.samples for figure in seen]
     assert counts == sorted(counts)
     *_, again = workspace.measure(workspace.compress(plan(workspace, 6), workspace.correction))
     assert again == last.score
@@ -42,29 +47,59 @@ def test_it_corrects_then_grows_then_says_what_correction_gave(workspace: Worksp
 
 def test_what_was_measured_is_known_at_once(workspace: Workspace) -> None:
     candidate = workspace.candidate(plan(workspace, 7))
-    first = Measurement(workspace, candidate).wait().score
-    second = Measurement(workspace, candidate)
-    assert second.progress.done
-    assert second.progress.score == first
+    first = measurement(workspace, candidate).wait().found[-1]
+    second = measurement(workspace, candidate)
+    assert second.snapshot.over, "without a thread"
+    assert second.snapshot.found == (first,)
+    assert first.final
+    assert first.plain is not None
+
+
+def test_the_final_score_is_there_before_the_one_without_correction(workspace: Workspace, monkeypatch) -> None:
+    candidate, go, compress = workspace.candidate(plan(workspace, 8)), threading.Event(), workspace.compress
+
+    def held(wanted: RankPlan, correction: Correction | None = None, **each) -> nn.Module:
+        if correction is None:
+            go.wait()
+        return compress(wanted, correction, **each)
+
+    monkeypatch.setattr(workspace, "compress", held)
+    job = measurement(workspace, candidate)
+    known = job.wait(until=is_final)
+    assert not known.over
+    assert known.found[-1] == Figure(workspace.scores[candidate], final=True)
+    go.set()
+    assert job.wait().found[-1].plain is not None
 
 
 def test_with_and_without_correction_are_different_candidates(workspace: Workspace) -> None:
-    corrected = Measurement(workspace, workspace.candidate(plan(workspace, 5))).wait().score
-    plain = Measurement(workspace, workspace.candidate(plan(workspace, 5), corrected=False)).wait().score
+    corrected = measurement(workspace, workspace.candidate(plan(workspace, 5))).wait().found[-1].score
+    plain = measurement(workspace, workspace.candidate(plan(workspace, 5), corrected=False)).wait().found[-1].score
     assert corrected != plain
 
 
-def test_called_off_it_is_not_remembered(workspace: Workspace) -> None:
-    candidate = workspace.candidate(plan(workspace, 11))
-    measurement = Measurement(workspace, candidate)
-    measurement.cancel()
-    assert measurement.wait().done
+def test_cancelled_it_keeps_what_it_found_and_is_not_remembered(workspace: Workspace, monkeypatch) -> None:
+    candidate, go, measure = workspace.candidate(plan(workspace, 11)), threading.Event(), workspace.measure
+
+    def held(*given, **options) -> Iterator[Score]:
+        for score in measure(*given, **options):
+            yield score
+            go.wait()
+
+    monkeypatch.setattr(workspace, "measure", held)
+    job = measurement(workspace, candidate)
+    (first,) = job.wait(until=lambda known: bool(known.found)).found
+    job.cancel()
+    go.set()
+    end = job.wait()
+    assert (end.found, end.cancelled, end.error) == ((first,), True, None)
+    assert is_final(end)
     assert candidate not in workspace.scores
 
 
 def test_one_that_stopped_early_is_not_taken_for_a_whole_one(workspace: Workspace) -> None:
     candidate = workspace.candidate(plan(workspace, 40))
-    score = Measurement(workspace, candidate, tolerance=0.2).wait().score
+    score = measurement(workspace, candidate, tolerance=0.2).wait().found[-1].score
     assert score.within is True
     assert score.samples < len(workspace.reference)
     assert candidate not in workspace.scores
@@ -73,12 +108,12 @@ def test_one_that_stopped_early_is_not_taken_for_a_whole_one(workspace: Workspac
 def test_a_model_that_fails_is_said_in_one_line() -> None:
     workspace = Workspace.open("builtin:iris-mlp")
     workspace.opened = replace(workspace.opened, evaluate=lambda model: 1 / 0)
-    progress = Measurement(workspace, workspace.candidate(RankPlan(workspace.profile.fingerprint))).wait()
-    assert "ZeroDivisionError" in progress.error
-    assert "\n" not in progress.error
+    end = measurement(workspace, workspace.candidate(RankPlan(workspace.profile.fingerprint))).wait()
+    assert "ZeroDivisionError" in end.error
+    assert "\n" not in end.error
 
 
 def test_a_thread_that_nobody_expected_to_fail_does_not_hang(workspace: Workspace, monkeypatch) -> None:
-    monkeypatch.setattr(workspace, "compress", lambda *_: torch.zeros(1).unknown)
-    progress = Measurement(workspace, workspace.candidate(plan(workspace, 13), corrected=False)).wait()
-    assert "AttributeError" in progress.error
+    monkeypatch.setattr(workspace, "compress", lambda *_, **__: torch.zeros(1).unknown)
+    end = measurement(workspace, workspace.candidate(plan(workspace, 13), corrected=False)).wait()
+    assert end.error.startswith("the measurement failed: AttributeError: ")

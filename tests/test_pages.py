@@ -22,6 +22,7 @@ from lowrank_core.builtin import BUILTIN
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running import scope as scopes
 from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score
 from lowrank_core.sources._inventory import Inventory
@@ -278,7 +279,7 @@ def test_work_that_nobody_waits_for_gives_way_to_the_spectra(opened: Open, monke
     curves, seen = tables.curves, []
 
     def watched(workspace: Workspace, *given: Any) -> Any:
-        seen.append(workspace.busy)
+        seen.append(bool(scopes._waiting))
         return curves(workspace, *given)
 
     monkeypatch.setattr(tables, "curves", watched)
@@ -463,7 +464,10 @@ def test_spectra_of_weights_are_a_job_that_other_pages_show(
     assert isinstance(stock, Inventory)
     session = page.session_state["session"]
     job = jobs.spectra().begin(
-        session, spectra.weights_key(stock), spectra.ALL, lambda: Job("Spectra of large", spectra.all_spectra(stock))
+        session,
+        spectra.weights_key(stock),
+        spectra.ALL,
+        lambda: Job("Spectra of large", lambda: spectra.all_spectra(stock)),
     )
     page = page.switch_page("pages/1_Model.py").run()
     assert "Spectra of large · since" in text(page)

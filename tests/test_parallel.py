@@ -14,8 +14,9 @@ from conftest import dask_cluster
 
 from lowrank_core.errors import Cancelled, InvalidModel, WorkersLost
 from lowrank_core.predict.sensitivity import asked, profile
-from lowrank_core.running.cancelling import until
 from lowrank_core.running.parallel import HERE, Workers, spread
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import scope
 from lowrank_core.selection import make, search
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.workspace import Workspace, opened_once
@@ -98,11 +99,11 @@ def test_a_scheduler_that_does_not_answer(address: str) -> None:
         list(spread(threads, [1], Workers(dask=address)))
 
 
-def test_processes_at_work_are_ended_when_it_is_called_off() -> None:
+def test_processes_at_work_are_ended_when_it_is_cancelled() -> None:
     stop = threading.Event()
     assert dict(spread(abs, [-1, 2], Workers(2))) == {0: 1, 1: 2}
     threading.Timer(1.0, stop.set).start()
-    with until(stop.is_set), pytest.raises(Cancelled):
+    with scope(cancelled=stop.is_set), pytest.raises(Cancelled):
         list(spread(time.sleep, [3600.0, 3600.0, 3600.0], Workers(2)))
     assert dict(spread(abs, [-1, 2], Workers(2))) == {0: 1, 1: 2}
 
@@ -116,11 +117,12 @@ def test_points_are_those_of_one_thread_to_the_last_bit(kind: str, request: pyte
         serial = profile(workspace, workspace.correction, asked(workspace), data)
     finally:
         torch.set_num_threads(threads)
-    told: list[str] = []
+    heard: list[Progress] = []
     fresh = Workspace.open(IRIS)
-    elsewhere = profile(fresh, fresh.correction, asked(fresh), data, workers=where(kind, request), tell=told.append)
+    with scope(report=heard.append):
+        elsewhere = profile(fresh, fresh.correction, asked(fresh), data, workers=where(kind, request))
     assert elsewhere == serial
-    assert told[-1].startswith(f"measuring layers: {len(serial)} of {len(serial)} points")
+    assert heard[-1] == Progress(f"measuring layers: {len(serial)} of {len(serial)} points", 0.0)
 
 
 def test_what_is_sent_holds_the_samples_that_are_measured_and_no_others() -> None:

@@ -157,8 +157,7 @@ class Bench:
     def compress(self, plan: RankPlan, correction: Correction | None = None) -> nn.Module:
         compressed = apply(self.model, self.profile, plan, self.factors)
         if correction is not None:
-            *_, last = self.corrector(plan, correction)
-            load_overlay(compressed, last.overlay)
+            load_overlay(compressed, self.corrector(plan, correction))
         return compressed
 
     def full(self, model: nn.Module) -> list[Tensor]:
@@ -267,7 +266,7 @@ def test_no_memory_means_no_reuse_and_the_same_bits():
         assert same(outputs, bench.full(model))
 
 
-def test_a_measurement_called_off_leaves_what_it_did():
+def test_a_measurement_cancelled_leaves_what_it_did():
     bench = Bench(Residual)
     model = bench.compress(bench.plan(0, 2))
     scores = evaluate(model, bench.reference, forward=bench.store.runner(model, 32))

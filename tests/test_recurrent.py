@@ -210,18 +210,18 @@ def test_a_corrected_copy_answers_more_like_the_dense_one(name):
     profile, factors = opened(model)
     plan = full(profile, share=0.6)
     corrector = Corrector(model, profile, factors, lambda: SAMPLES)
-    *_, last = corrector(plan, Correction())
+    overlay = corrector(plan, Correction())
     chains = {n for n, _ in apply(model, profile, plan, factors).named_parameters() if ".1." in n}
-    assert set(last.overlay) == chains
+    assert set(overlay) == chains
     plain, corrected = (apply(model, profile, plan, factors) for _ in range(2))
-    load_overlay(corrected, last.overlay)
+    load_overlay(corrected, overlay)
     assert change(model, corrected) < 0.9 * change(model, plain)
     for layer in profile.layers[:2]:  # single layers, as sensitivity measures them
         alone = RankPlan.of(profile.fingerprint, {layer.name: plan.get(layer.name)})
         one = apply(model, profile, alone, factors)
         load_overlay(one, corrector.alone(one, alone, Correction()))
-        *_, stepwise = corrector(alone, Correction())
-        other = load_overlay(apply(model, profile, alone, factors), stepwise.overlay)
+        whole = corrector(alone, Correction())
+        other = load_overlay(apply(model, profile, alone, factors), whole)
         torch.testing.assert_close(one(X), other(X), rtol=1e-6, atol=1e-8)
 
 
@@ -246,9 +246,9 @@ def test_the_hidden_side_is_fitted_on_the_states_of_the_dense_network_and_its_ow
             fitted.rnn.weight_hh_l0.copy_(expected[:-1].T @ first.weight)
             fitted.rnn.bias_hh_l0.copy_(expected[-1])
             seen.append(states(fitted))
-    *_, step = Corrector(model, profile, factors, lambda: SAMPLES)(plan, Correction(ridge=0))
-    torch.testing.assert_close(step.overlay["rnn.weight_hh_l0.1.weight"], expected[:-1].T, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(step.overlay["rnn.weight_hh_l0.1.bias"], expected[-1], rtol=1e-6, atol=1e-8)
+    overlay = Corrector(model, profile, factors, lambda: SAMPLES)(plan, Correction(ridge=0))
+    torch.testing.assert_close(overlay["rnn.weight_hh_l0.1.weight"], expected[:-1].T, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(overlay["rnn.weight_hh_l0.1.bias"], expected[-1], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("choice", [Choice("svd", (8,)), Choice("gate_tucker", (30, 32))], ids=str)
@@ -308,8 +308,8 @@ def test_a_module_under_two_names_called_twice():
     assert (layer.aliases, len(layer.in_sizes)) == (("again.weight_hh_l0",), 12)
     compressed = apply(model, profile, full(profile, share=0.5), factors)
     assert compressed.first is compressed.again
-    *_, last = Corrector(model, profile, factors, lambda: SAMPLES)(full(profile, share=0.5), Correction())
-    corrected = load_overlay(apply(model, profile, full(profile, share=0.5), factors), last.overlay)
+    overlay = Corrector(model, profile, factors, lambda: SAMPLES)(full(profile, share=0.5), Correction())
+    corrected = load_overlay(apply(model, profile, full(profile, share=0.5), factors), overlay)
     assert change(model, corrected) < change(model, compressed)
 
 
@@ -485,7 +485,7 @@ def test_measuring_goes_on_from_what_is_kept_and_gives_the_same_bits(workspace):
 
 def test_single_layers_are_measured(workspace):
     asks = [(layer.name, Choice("svd", (2,))) for layer in workspace.profile.layers]
-    found = [f.point for f in measured(workspace, workspace.correction, asks=asks)]
+    found = list(measured(workspace, workspace.correction, asks=asks))
     assert [point.layer for point in found] == [layer.name for layer in workspace.profile.layers]
     assert all(point.change > 0 for point in found)
     score = final_score(workspace.measure(workspace.compress(some(workspace), workspace.correction)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.sources import open_source
-from lowrank_core.store.memo import Steps
+from lowrank_core.store.memo import Memo
 from lowrank_core.store.room import Recent, Room
 from lowrank_core.workspace import Workspace
 
@@ -125,16 +125,16 @@ def test_recent_forgets_what_was_set_first() -> None:
     assert recent == {"a": 3, "c": 4}
 
 
-def test_steps_that_had_to_go_are_computed_again_to_the_same_bits() -> None:
-    steps, calls = Steps(), []
-    steps.kept = Room(limit_bytes=100).part()
+def test_results_that_had_to_go_are_computed_again_to_the_same_bits() -> None:
+    memo, calls = Memo(), []
+    memo.kept = Room(limit_bytes=100).part()
 
     def step(number: int) -> torch.Tensor:
         def compute() -> dict[str, torch.Tensor]:
             calls.append(number)
             return {"values": torch.full((20,), float(number))}
 
-        return steps(str(number), compute)["values"]
+        return memo(str(number), compute)["values"]
 
     assert [float(step(number)[0]) for number in (1, 1, 2, 1)] == [1, 1, 2, 1]
     assert calls == [1, 2, 1]

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.jobs import Job
+from lowrank_core.running.scope import somebody_waits
 from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Problem, Trial
 from lowrank_core.training.recipe import Settings
@@ -124,13 +126,6 @@ def goal(page: AppTest, wish: str) -> AppTest:
 
 def histories(page: AppTest):
     return next(iter(page.session_state["histories"].values()))
-
-
-def test_a_job_goes_on_even_where_somebody_always_waits() -> None:
-    workspace, job = Workspace.open("builtin:iris-mlp"), Job("count", lambda job: iter(()))
-    with workspace.somebody_waits():
-        called_off = question.patient(workspace, job)
-        assert [called_off(), called_off()] == [False, False]
 
 
 def test_a_rule_appears_by_itself_with_its_words_and_settings(opened: Open, planted: type[Planted]) -> None:
@@ -260,7 +255,7 @@ def test_a_rule_that_fails_is_one_clear_text_and_what_it_measured_stays(opened: 
     assert list(page.dataframe[-1].value["Ended"]) == ["failed"]
 
 
-def test_a_search_that_was_called_off_goes_on_where_it_was(opened: Open, planted: type[Planted]) -> None:
+def test_a_search_that_was_cancelled_goes_on_where_it_was(opened: Open, planted: type[Planted]) -> None:
     page = opened("planted")
     labelled(page, "text_input", "Remark").set_value("cut short")
     planted.breaks.append(Cancelled("called off."))
@@ -315,7 +310,7 @@ def planted_plan(workspace: Workspace) -> RankPlan:
 
 def test_the_exported_rows_hold_plain_figures(planted: type[Planted], workspace: Workspace, tmp_path: Path) -> None:
     asked = Question(Planted(note="x"), (("multiplies", 0.9),), locked=("conv1",), multiple_of=4)
-    known = Job("planted", lambda job: question.ask(workspace, asked, tmp_path, job)).wait()
+    known = Job("planted", lambda: question.ask(workspace, asked, tmp_path), patience_seconds=inf).wait()
     (row,) = question.comparison(workspace, [Search(asked, known)])
     score, cost = known.found[-1].score, plan_cost(workspace.profile, planted_plan(workspace))
     assert row["asked"] == "90 % multiplies, note x, 1 locked, multiples of 4"
@@ -383,17 +378,26 @@ def test_an_empty_latency_text_is_no_table(workspace: Workspace) -> None:
 
 def test_a_search_gives_way_to_whoever_waits(planted: type[Planted], workspace: Workspace, tmp_path: Path) -> None:
     asked = Question(Planted(note="patient"), (("multiplies", 0.9),))
-    with workspace.somebody_waits():
-        job = Job("planted", lambda job: question.ask(workspace, asked, tmp_path, job))
+    with somebody_waits():
+        job = Job("planted", lambda: question.ask(workspace, asked, tmp_path), patience_seconds=inf)
         assert not job.wait(0.3).found
         assert not job.snapshot.over
     assert len(job.wait().found) == 3
 
 
-def test_a_search_that_waits_can_be_called_off(planted: type[Planted], workspace: Workspace, tmp_path: Path) -> None:
+def test_a_search_goes_on_even_where_somebody_always_waits(
+    planted: type[Planted], workspace: Workspace, tmp_path: Path
+) -> None:
+    asked = Question(Planted(note="not starved"), (("multiplies", 0.9),))
+    with somebody_waits():
+        job = Job("planted", lambda: question.ask(workspace, asked, tmp_path), patience_seconds=0.05)
+        assert len(job.wait().found) == 3
+
+
+def test_a_search_that_waits_can_be_cancelled(planted: type[Planted], workspace: Workspace, tmp_path: Path) -> None:
     asked = Question(Planted(note="waiting"), (("multiplies", 0.9),))
-    with workspace.somebody_waits():
-        job = Job("planted", lambda job: question.ask(workspace, asked, tmp_path, job))
+    with somebody_waits():
+        job = Job("planted", lambda: question.ask(workspace, asked, tmp_path), patience_seconds=inf)
         job.cancel()
         assert job.wait().cancelled
 
@@ -442,7 +446,7 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
     rule = planted(note="held")
     asked, key = Question(rule, (("multiplies", 0.5),)), models.key
     shown = models.open_model("builtin:digits-cnn", "")
-    job = Job("Search: Planted", lambda job: question.ask(shown, asked, models.cache().points, job))
+    job = Job("Search: Planted", lambda: question.ask(shown, asked, models.cache().points))
     jobs.searches().begin(page.session_state["session"], key(shown), asked, lambda: job)
     page = page.switch_page("pages/1_Model.py").run()
     assert "Search: Planted · since" in text(page).replace("\\", "")

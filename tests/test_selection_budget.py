@@ -13,6 +13,8 @@ from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
 from lowrank_core.selection import RULES, make, search
 from lowrank_core.selection._problem import problem_of
@@ -177,10 +179,10 @@ def test_refinement_never_ends_with_a_larger_divergence(small):
 
 def test_a_search_that_was_stopped_measures_nothing_twice(tmp_path, monkeypatch):
     def run(stop_after):
-        calls = []
-        problem = problem_of(net(300), multiplies=0.5, folder=tmp_path, tell=calls.append)
-        list(search(make("budget", {}), replace(problem, cancelled=lambda: len(calls) >= stop_after)))
-        return [text for text in calls if text.startswith("measuring layers")]
+        calls: list[Progress] = []
+        with scope(report=calls.append, cancelled=lambda: len(calls) >= stop_after):
+            list(search(make("budget", {}), problem_of(net(300), multiplies=0.5, folder=tmp_path)))
+        return [progress for progress in calls if progress.words.startswith("measuring layers")]
 
     with pytest.raises(Cancelled):
         run(4)

@@ -13,9 +13,11 @@ from lowrank_core.layers.data import Dataset
 from lowrank_core.measure.ledger import Ledger
 from lowrank_core.plans.cost import useful_rank
 from lowrank_core.plans.plan import Choice
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
 from lowrank_core.selection import RULES, make, search
-from lowrank_core.selection._ladders import Steps
+from lowrank_core.selection._ladders import Ladder
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
@@ -109,9 +111,10 @@ def test_bisection_is_brute_force_in_few_measurements(order, tolerance):
 
 
 def test_the_largest_layer_of_a_real_network_takes_eight_measurements():
-    asked: list[str] = []
-    wish = {"max_drop": 0.1, "lock": ["fc2", "fc3"], "samples": 400, "tell": asked.append}
-    found = answer("bisection", problem_of(Workspace.open("builtin:fft-mlp"), **wish))
+    asked: list[Progress] = []
+    wish = {"max_drop": 0.1, "lock": ["fc2", "fc3"], "samples": 400}
+    with scope(report=asked.append):
+        found = answer("bisection", problem_of(Workspace.open("builtin:fft-mlp"), **wish))
     assert 0 < len(asked) <= 8
     assert set(ranks(found)) == {"fc1"}
     assert found.score.drop <= 0.1
@@ -122,20 +125,20 @@ def test_the_largest_layer_of_a_real_network_takes_eight_measurements():
 def test_halving_finds_every_step_within_the_bound():
     for count in range(1, 70):
         for wanted in range(count + 1):
-            steps = Steps(count, lambda step, wanted=wanted: float(step < wanted))
-            assert steps.halved(0.5) == wanted
-            assert len(steps.known) <= ceil(log2(count + 1)) == count.bit_length()
-            assert Steps(count, lambda step, wanted=wanted: float(step < wanted)).climbed(0.5) == wanted
+            ladder = Ladder(count, lambda step, wanted=wanted: float(step < wanted))
+            assert ladder.halved(0.5) == wanted
+            assert len(ladder.known) <= ceil(log2(count + 1)) == count.bit_length()
+            assert Ladder(count, lambda step, wanted=wanted: float(step < wanted)).climbed(0.5) == wanted
 
 
 def test_a_rank_counts_only_if_those_above_it_are_good():
     lost = [0.9, 0.1, 0.1, 0.1, 0.5, 0.2, 0.1, 0.0]
-    steps = Steps(8, lost.__getitem__)
-    assert [steps(step) for step in (1, 4)] == [0.1, 0.5]
-    assert steps.halved(0.3) == 5
-    assert (1, 4) in steps.dips()
-    assert steps.climbed(0.3) == 5
-    assert steps.halved(0.6) == 1
+    ladder = Ladder(8, lost.__getitem__)
+    assert [ladder(step) for step in (1, 4)] == [0.1, 0.5]
+    assert ladder.halved(0.3) == 5
+    assert (1, 4) in ladder.dips()
+    assert ladder.climbed(0.3) == 5
+    assert ladder.halved(0.6) == 1
 
 
 @pytest.mark.parametrize("rule", ["brute_force", "bisection"])
@@ -237,9 +240,8 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(planted, rule, wish, tmp
     measured = list(put)
     assert len(measured) == len(set(measured))
     put.clear()
-    stopped = problem_of(planted, folder=tmp_path, cancelled=lambda: len(put) >= len(measured) // 2, **WISHES[wish])
-    with pytest.raises(Cancelled):
-        answer(rule, stopped)
+    with scope(cancelled=lambda: len(put) >= len(measured) // 2), pytest.raises(Cancelled):
+        answer(rule, problem_of(planted, folder=tmp_path, **WISHES[wish]))
     assert len(put) == len(measured) // 2
     again = answer(rule, problem_of(planted, folder=tmp_path, **WISHES[wish]))
     assert replace(again, score=None) == replace(whole, score=None)

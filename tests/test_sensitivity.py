@@ -10,7 +10,10 @@ from lowrank_core.errors import Cancelled
 from lowrank_core.layers.data import Dataset
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict.prediction import Point
 from lowrank_core.predict.sensitivity import VERSION, PointFile, asked, loss_increase, measured, ranks
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import METRICS, TOP1, Metric
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
@@ -58,7 +61,7 @@ def test_a_planted_change_comes_back():
     inputs = torch.eye(8).repeat(4, 1) * 8**0.5  # E[x x^T] = 1
     net = workspace(nn.Sequential(linear, nn.Identity()), inputs)
     asks = [("0", Choice("svd", (r,))) for r in (1, 2, 3)]
-    found = [step.point for step in measured(net, asks=asks)]
+    found = list(measured(net, asks=asks))
     assert [p.change for p in found] == pytest.approx([5 / 8, 1 / 8, 0], abs=1e-6)
     assert [p.error for p in found] == pytest.approx([5 / 21, 1 / 21, 0], abs=1e-6)
 
@@ -83,7 +86,7 @@ def test_the_loss_of_class_scores_is_their_divergence():
 def test_a_point_is_the_change_by_the_plan_with_that_layer_alone(net, correction):
     asks = [ask for ask in asked(net) if ask[1].method in {"spatial_svd", "tucker2", "svd"}]
     samples = net.reference.dataset.pick(slice(0, 96)).inputs
-    points = [step.point for step in measured(net, correction, asks=asks)]
+    points = list(measured(net, correction, asks=asks))
     assert len(points) == len(asks) > 8
     for point in points:
         plan = RankPlan.of(net.profile.fingerprint, {point.layer: Choice(point.method, point.rank)})
@@ -96,9 +99,9 @@ def test_correcting_one_layer_alone_is_the_correction_of_its_plan(net):
     for name, choice in (("second", Choice("spatial_svd", (3,))), ("head", Choice("svd", (2,)))):
         plan, correction = RankPlan.of(net.profile.fingerprint, {name: choice}), Correction(samples=64)
         alone = net.corrector.alone(net.compress(plan), plan, correction)
-        *_, last = net.correcting(plan, correction)
-        assert alone.keys() == last.overlay.keys()
-        assert all(torch.allclose(alone[key], value, atol=1e-6) for key, value in last.overlay.items())
+        whole = net.corrector(plan, correction)
+        assert alone.keys() == whole.keys()
+        assert all(torch.allclose(alone[key], value, atol=1e-6) for key, value in whole.items())
 
 
 def test_every_layers_default_method_comes_first_and_its_lowest_rank_is_there(net):
@@ -115,25 +118,28 @@ def test_every_layers_default_method_comes_first_and_its_lowest_rank_is_there(ne
 
 def test_progress_cancelling_and_going_on(net):
     asks = [ask for ask in asked(net) if ask[1].method == "spatial_svd"]
-    whole = list(measured(net, asks=asks))
-    assert [step.done for step in whole] == list(range(1, len(asks) + 1))
-    assert {step.total for step in whole} == {len(asks)}
-    assert all(step.seconds_left >= 0 for step in whole)
-    assert whole[-1].seconds_left == 0
-    answers, seen = iter([False, False, True]), []
-    with pytest.raises(Cancelled):
-        seen.extend(step.point for step in measured(net, asks=asks, cancelled=lambda: next(answers)))
-    seen = [step.point for step, _ in zip(measured(net, asks=asks), range(2), strict=False)]
-    rest = list(measured(net, asks=asks, known=seen))
-    assert rest[0].total == len(asks) - 2
-    assert [*seen, *(step.point for step in rest)] == [step.point for step in whole]
-    assert list(measured(net, asks=asks, known=[step.point for step in whole])) == []
+    heard: list[Progress] = []
+    with scope(report=heard.append):
+        whole = list(measured(net, asks=asks))
+    assert [progress.words for progress in heard] == [f"{n + 1} of {len(asks)} points" for n in range(len(asks))]
+    assert all(progress.seconds_left >= 0 for progress in heard)
+    assert heard[-1].seconds_left == 0
+    seen: list[Point] = []
+    with scope(cancelled=lambda: len(seen) == 2), pytest.raises(Cancelled):
+        seen.extend(measured(net, asks=asks))
+    assert seen == whole[:2]
+    heard.clear()
+    with scope(report=heard.append):
+        rest = list(measured(net, asks=asks, known=seen))
+    assert heard[0].words == f"1 of {len(asks) - 2} points"
+    assert [*seen, *rest] == whole
+    assert list(measured(net, asks=asks, known=whole)) == []
 
 
 def test_files_hold_what_was_measured_and_nothing_else_is_taken_for_it(net, tmp_path):
     correction = Correction(samples=64)
     asks = [ask for ask in asked(net) if ask[0] == "second"][:6]
-    points = [step.point for step in measured(net, asks=asks)]
+    points = list(measured(net, asks=asks))
     file = PointFile(tmp_path / "new", net, None)
     assert file.load() == ()
     for point in (*points, points[0]):  # another process may have measured one too
@@ -149,14 +155,14 @@ def test_files_hold_what_was_measured_and_nothing_else_is_taken_for_it(net, tmp_
 
 def test_points_of_another_version_are_not_taken(net, tmp_path, monkeypatch):
     file = PointFile(tmp_path, net, None)
-    file.add(next(measured(net, asks=asked(net)[:1])).point)
+    file.add(next(measured(net, asks=asked(net)[:1])))
     monkeypatch.setattr("lowrank_core.predict.sensitivity.VERSION", VERSION + 1)
     assert PointFile(tmp_path, net, None).load() == ()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\n00000000 []", b'\n{"points": 3}'])
 def test_what_is_damaged_is_measured_again(net, tmp_path, damage):
-    points = [step.point for step in measured(net, asks=asked(net)[:2])]
+    points = list(measured(net, asks=asked(net)[:2]))
     file = PointFile(tmp_path, net, None)
     file.add(points[0])
     file.path.write_bytes(file.path.read_bytes()[:-1] + damage)

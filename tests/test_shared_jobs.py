@@ -12,7 +12,7 @@ from pages.ui.shared_jobs import SharedJobs
 
 
 def finished(*found: int) -> Job[int]:
-    job = Job("finished", lambda job: iter(found))
+    job = Job("finished", lambda: iter(found))
     job.wait()
     return job
 
@@ -24,7 +24,7 @@ class Held:
         self.end = threading.Event()
         self.job = Job("held", self._work)
 
-    def _work(self, job: Job[int]) -> Iterator[int]:
+    def _work(self) -> Iterator[int]:
         self.end.wait()
         yield 1
 
@@ -57,13 +57,13 @@ def test_a_session_that_only_looks_sees_the_job_elsewhere_too(held: Held) -> Non
     assert len(jobs.of_session("bert")) == 1
 
 
-def test_what_failed_or_was_called_off_is_started_again_and_what_is_done_only_on_demand() -> None:
+def test_what_failed_or_was_cancelled_is_started_again_and_what_is_done_only_on_demand() -> None:
     jobs: SharedJobs[str, int] = SharedJobs("Search", 10)
-    failed: Job[int] = Job("failed", lambda job: iter(()).throw(ValueError("x")))  # type: ignore[attr-defined]
+    failed: Job[int] = Job("failed", lambda: iter(()).throw(ValueError("x")))  # type: ignore[attr-defined]
     failed.wait()
-    called_off = finished(1)
-    called_off.cancel()
-    for before in (failed, called_off):
+    gone = finished(1)
+    gone.cancel()
+    for before in (failed, gone):
         jobs.begin("anna", "model", str(before), lambda before=before: before)
         done = jobs.begin("anna", "model", str(before), lambda: finished(2))
         assert done is not before

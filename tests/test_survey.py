@@ -1,6 +1,6 @@
 """The survey: what it finds, that it gives way, and that it goes on from what is on disk."""
 
-import time
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,11 @@ import pytest
 from lowrank_core.builtin import POINTS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.uniform import uniform_plan
-from lowrank_core.predict.sensitivity import asked
-from lowrank_core.predict.survey import Survey
+from lowrank_core.predict.prediction import Point
+from lowrank_core.predict.sensitivity import PointFile, asked
+from lowrank_core.predict.survey import Finding, Learnt, survey
+from lowrank_core.running.jobs import Job, Snapshot
+from lowrank_core.running.scope import somebody_waits
 from lowrank_core.workspace import Workspace
 
 
@@ -18,48 +21,101 @@ def workspace() -> Workspace:
     return Workspace.open("builtin:iris-mlp")
 
 
-def test_it_finds_every_point_and_the_uniform_reference(workspace: Workspace, tmp_path: Path) -> None:
-    found = Survey(workspace, corrected=True, folder=tmp_path).wait()
-    assert found.over
-    assert {(p.layer, p.method, p.rank) for p in found.points} == {
-        (name, choice.method, choice.rank) for name, choice in asked(workspace)
-    }
+def begun(
+    workspace: Workspace, folder: Path, *, corrected: bool = True, shipped: Path | None = None
+) -> Job[tuple[Finding, ...]]:
+    """As the page Ranks begins it."""
+    return Job(
+        "the survey",
+        lambda: survey(workspace, corrected=corrected, folder=folder, shipped=shipped),
+        patience_seconds=inf,
+    )
+
+
+def points(known: Snapshot[tuple[Finding, ...]]) -> set[tuple[str, str, tuple[int, ...]]]:
+    return {(point.layer, point.method, point.rank) for point in Learnt.of(known).points}
+
+
+def all_points(workspace: Workspace) -> set[tuple[str, str, tuple[int, ...]]]:
+    return {(name, choice.method, choice.rank) for name, choice in asked(workspace)}
+
+
+def test_it_finds_every_point_the_uniform_reference_and_what_layers_do_to_each_other(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    end = begun(workspace, tmp_path).wait()
+    assert (end.over, end.error, end.cancelled) == (True, None, False)
+    learnt = Learnt.of(end)
+    assert points(end) == all_points(workspace)
+    assert len(learnt.points) == len(points(end)), "each once"
     costs = {plan_cost(workspace.profile, uniform_plan(workspace.profile, share)).multiplies for share in (0.35, 0.8)}
-    assert costs <= {u.multiplies for u in found.uniform}
+    assert costs <= {uniform.multiplies for uniform in learnt.uniform}
+    assert learnt.context.order == tuple(layer.name for layer in workspace.profile.layers)
+
+
+def test_it_says_how_far_it_is_while_it_measures_layers(workspace: Workspace, tmp_path: Path) -> None:
+    job, heard = begun(workspace, tmp_path, corrected=False), []
+    known = job.snapshot
+    while not known.over:
+        known = job.changed(known, seconds=10)
+        heard.append(known.progress)
+    total = len(asked(workspace))
+    assert any(progress.words.endswith(f" of {total} points") for progress in heard)
 
 
 def test_it_goes_on_from_what_is_on_disk(workspace: Workspace, tmp_path: Path) -> None:
-    first = Survey(workspace, corrected=False, folder=tmp_path).wait()
+    first = begun(workspace, tmp_path, corrected=False).wait()
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again = Survey(workspace, corrected=False, folder=tmp_path).wait()
-    assert set(again.points) == set(first.points)
+    again = begun(workspace, tmp_path, corrected=False).wait()
+    assert points(again) == points(first)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
 
 
-def test_it_gives_way_and_stops(workspace: Workspace, tmp_path: Path) -> None:
-    with workspace.somebody_waits():
-        survey = Survey(workspace, corrected=True, folder=tmp_path)
-        time.sleep(0.3)
-        assert not survey.findings.points
-        survey.stop()
-        assert survey.wait().over
-    assert not survey.findings.points
+def test_it_gives_way_and_is_cancelled_while_it_does(workspace: Workspace, tmp_path: Path) -> None:
+    with somebody_waits():
+        job = begun(workspace, tmp_path)
+        assert not Learnt.of(job.wait(0.3)).points
+        job.cancel()
+        assert job.wait().cancelled
+    assert not Learnt.of(job.snapshot).points
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_it_ends_also_where_it_fails(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_half_way_what_it_measured_is_on_disk(workspace: Workspace, tmp_path: Path) -> None:
+    job = begun(workspace, tmp_path)
+    known = job.wait(until=lambda known: bool(known.found))
+    job.cancel()
+    end = job.wait()
+    assert end.over
+    assert points(known) <= points(end)
+    assert Learnt.of(end).points
+    file = PointFile(tmp_path, workspace, workspace.correction)
+    assert points(end) <= {(point.layer, point.method, point.rank) for point in file.load()}
+
+
+def test_it_ends_also_where_it_fails_and_says_why(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lowrank_core.predict.survey.measured", lambda *_, **__: 1 / 0)
-    assert Survey(workspace, corrected=True, folder=tmp_path).wait().over
+    end = begun(workspace, tmp_path).wait()
+    assert end.over
+    assert "ZeroDivisionError" in str(end.error)
+
+
+def test_a_model_that_scores_itself_has_nothing_to_learn(workspace: Workspace, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    own = Workspace.open("builtin:iris-mlp")
+    own.opened = replace(own.opened, evaluate=lambda model: 1.0)
+    assert begun(own, tmp_path).wait().found == ()
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "iris-mlp", "fft-mlp", "digits-lstm"])
 @pytest.mark.parametrize("corrected", [True, False])
 def test_the_built_in_networks_ship_their_points(name: str, corrected: bool, tmp_path: Path) -> None:
     shown = Workspace.open(f"builtin:{name}")
-    survey = Survey(shown, corrected=corrected, folder=tmp_path / "none", shipped=POINTS)
-    with shown.somebody_waits():
-        while not survey.findings.points and not survey.findings.over:
-            time.sleep(0.02)
-        survey.stop()
-    have = {(p.layer, p.method, p.rank) for p in survey.findings.points}
-    assert {(n, c.method, c.rank) for n, c in asked(shown)} <= have
+    with somebody_waits():
+        job = begun(shown, tmp_path / "none", corrected=corrected, shipped=POINTS)
+        known = job.wait(until=lambda known: bool(known.found))
+        job.cancel()
+    assert all(isinstance(one, Point) for one in known.found[0])
+    assert all_points(shown) <= points(known)

@@ -119,9 +119,9 @@ def test_a_decoder_is_compressed_corrected_and_loaded(tmp_path):
     plain, corrected = (apply(model, profile, plan, factors) for _ in range(2))
     assert sum(p.numel() for p in plain.parameters()) == plan_cost(profile, plan).parameters
     pool = Dataset(seeded((60, 8, 4, 5), 3))
-    *_, last = Corrector(model, profile, factors, lambda: pool)(plan, Correction())
-    assert set(last.overlay) == {"up.1.weight", "up.1.bias", "last.1.weight"}
-    load_overlay(corrected, last.overlay)
+    overlay = Corrector(model, profile, factors, lambda: pool)(plan, Correction())
+    assert set(overlay) == {"up.1.weight", "up.1.bias", "last.1.weight"}
+    load_overlay(corrected, overlay)
     with torch.no_grad():
         far, near = (float((copy(pool.inputs) - model(pool.inputs)).norm()) for copy in (plain, corrected))
     assert near < 0.95 * far

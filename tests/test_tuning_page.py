@@ -2,8 +2,10 @@
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,17 @@ from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.precision import Storage
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running.jobs import PATIENCE_SECONDS as JOB_PATIENCE_SECONDS
 from lowrank_core.running.jobs import Job, Snapshot
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import scope, somebody_waits
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.selection import make
 from lowrank_core.store.cache import Cache
 from lowrank_core.training import sweep
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import question, tuning, words
+from pages.ui import tuning, words
 from pages.ui.state import downloads, jobs, models, trainings
 from pages.ui.tuning import Pass, Sweep, Trained, Training, Tuned
 from tests.conftest import PATIENCE_SECONDS
@@ -289,19 +294,31 @@ def test_ranks_are_found_and_trained_at_one_press(opened: Open) -> None:
 # ---- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def job_of(workspace: Workspace, asked: Training, folder: Path, kept: dict, stop_after: int | None = None) -> Job:
-    """The training; called off after the epoch of that number."""
+def job_of(
+    workspace: Workspace,
+    asked: Training,
+    folder: Path,
+    kept: dict,
+    stop_after: int | None = None,
+    patience_seconds: float = JOB_PATIENCE_SECONDS,
+) -> Job:
+    """The training; cancelled after the epoch of that number."""
+    made: list[Job] = []
+    go = threading.Event()
 
-    def work(job: Job):
-        for event in tuning.train(workspace, asked, folder, folder, kept.__setitem__, job):
+    def work():
+        go.wait()
+        for event in tuning.train(workspace, asked, folder, folder, kept.__setitem__):
             yield event
             if isinstance(event, Pass) and event.epoch.number == stop_after:
-                job.cancel()
+                made[0].cancel()
 
-    return Job("test", work)
+    made.append(Job("test", work, patience_seconds=patience_seconds))
+    go.set()
+    return made[0]
 
 
-def test_called_off_it_keeps_the_best_and_goes_on_from_there(workspace: Workspace, tmp_path: Path) -> None:
+def test_cancelled_it_keeps_the_best_and_goes_on_from_there(workspace: Workspace, tmp_path: Path) -> None:
     asked, kept = asked_for(workspace), {}
     known = job_of(workspace, asked, tmp_path / "a", kept, stop_after=2).wait()
     shown = Trained(asked, known)
@@ -309,7 +326,7 @@ def test_called_off_it_keeps_the_best_and_goes_on_from_there(workspace: Workspac
     assert known.cancelled
     assert (best.complete, best.epochs) == (False, 2)
     assert 0 < best.epoch <= 2
-    assert tuning.called_off(shown) == (
+    assert tuning.cancelled(shown) == (
         f"Cancelled after 2 of 6 epochs: the best weights so far are kept, those of epoch {best.epoch}. The same "
         "training goes on from there when it is started again."
     )
@@ -326,7 +343,7 @@ def test_called_off_it_keeps_the_best_and_goes_on_from_there(workspace: Workspac
         tuning.weights(workspace, best, tmp_path / "a")
 
 
-def test_what_was_called_off_is_compared_on_the_samples_it_was_watched_on(
+def test_what_was_cancelled_is_compared_on_the_samples_it_was_watched_on(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "WATCH", 64)
@@ -339,48 +356,41 @@ def test_what_was_called_off_is_compared_on_the_samples_it_was_watched_on(
     assert shown.before.score.samples == 400
 
 
-def test_it_goes_on_even_where_somebody_always_waits(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(question, "PATIENCE_SECONDS", 0.05)
+def test_it_goes_on_even_where_somebody_always_waits(workspace: Workspace, tmp_path: Path) -> None:
     asked = asked_for(workspace)
-    with workspace.somebody_waits():
-        known = job_of(workspace, asked, tmp_path / "a", {}).wait()
+    with somebody_waits():
+        known = job_of(workspace, asked, tmp_path / "a", {}, patience_seconds=0.05).wait()
     assert Trained(asked, known).chosen.complete
     assert Trained(asked, known).tuned == Trained(asked, job_of(workspace, asked, tmp_path / "b", {}).wait()).tuned
 
 
-def test_called_off_before_the_first_epoch_there_is_nothing(workspace: Workspace, tmp_path: Path) -> None:
+def test_cancelled_before_the_first_epoch_there_is_nothing(workspace: Workspace, tmp_path: Path) -> None:
     asked = asked_for(workspace)
-    with workspace.somebody_waits():
-        job = job_of(workspace, asked, tmp_path, {})
+    with somebody_waits():
+        job = job_of(workspace, asked, tmp_path, {}, patience_seconds=inf)
         assert not job.wait(0.2).over, "it gives way"
         job.cancel()
         known = job.wait()
     assert known.cancelled
     assert not Trained(asked, known).tuned
-    assert "there are no weights to keep" in tuning.called_off(Trained(asked, known))
+    assert "there are no weights to keep" in tuning.cancelled(Trained(asked, known))
 
 
 def test_time_left_counts_the_runs_to_come(workspace: Workspace, tmp_path: Path) -> None:
-    heard: list[str] = []
-
-    class Listening:
-        tell = staticmethod(heard.append)
-        stopped = staticmethod(lambda: False)
-
+    heard: list[Progress] = []
     asked = replace(asked_for(workspace), seeds=3)
     epochs, seconds = asked.settings.epochs, []
-    for event in tuning.train(workspace, asked, tmp_path, tmp_path, lambda tuned, epoch: None, Listening()):
-        if isinstance(event, Pass):
-            left = getattr(heard[-1], "seconds_left", None)
-            seconds += [event.epoch.seconds] if event.epoch.number else []
-            if not seconds:
-                assert left is None, "nothing can be said yet"
-                continue
-            to_come = 2 - (event.settings.seed - asked.settings.seed)
-            mean = sum(seconds) / len(seconds)
-            assert left == pytest.approx(event.epoch.seconds_left + to_come * epochs * mean)
+    with scope(report=heard.append):
+        for event in tuning.train(workspace, asked, tmp_path, tmp_path, lambda tuned, epoch: None):
+            if isinstance(event, Pass):
+                left = heard[-1].seconds_left
+                seconds += [event.epoch.seconds] if event.epoch.number else []
+                if not seconds:
+                    assert left is None, "nothing can be said yet"
+                    continue
+                to_come = 2 - (event.settings.seed - asked.settings.seed)
+                mean = sum(seconds) / len(seconds)
+                assert left == pytest.approx(event.epoch.seconds_left + to_come * epochs * mean)
     assert len(seconds) > epochs
 
 

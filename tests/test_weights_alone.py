@@ -23,6 +23,7 @@ from lowrank_core.algebra.gram import WHOLE, DeviceGram, GramMatrix, row_blocks
 from lowrank_core.commands import cli
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidModel, LowRankError, UnknownModel
 from lowrank_core.networks.profile import fingerprint
+from lowrank_core.running.scope import scope
 from lowrank_core.sources import open_any
 from lowrank_core.sources._inventory import Inventory, measure_speed, remaining, take_stock
 from lowrank_core.sources._weights import Weights
@@ -147,12 +148,12 @@ def test_not_a_number_is_named_with_its_layer(tmp_path: Path) -> None:
         stock(tmp_path / "w.safetensors").spectrum("bad")
 
 
-def test_a_spectrum_can_be_called_off(tmp_path: Path) -> None:
+def test_a_spectrum_can_be_cancelled(tmp_path: Path) -> None:
     save_file({"a.weight": random(900, 900)}, tmp_path / "w.safetensors")
     found = stock(tmp_path / "w.safetensors")
     asked = iter([False] * 5)
-    with pytest.raises(Cancelled):
-        found.spectrum("a", cancelled=lambda: next(asked, True))
+    with scope(cancelled=lambda: next(asked, True)), pytest.raises(Cancelled):
+        found.spectrum("a")
     assert found.known("a") is None
     assert len(found.spectrum("a")) == 900
 

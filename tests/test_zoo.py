@@ -12,7 +12,7 @@ from zoo import ZOO, Specimen
 from lowrank_core import Choice, RankPlan, load_checkpoint
 from lowrank_core.compression.apply import apply, restructure
 from lowrank_core.compression.checkpoint import write_checkpoint
-from lowrank_core.compression.correct import Corrector, load_overlay
+from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.exports.safetensors import LOADER, MODULES
@@ -122,10 +122,11 @@ def test_the_correction_refits_every_layer_that_is_not_tied(specimen: Specimen) 
     factors = FactorStore(model, profile)
     corrector = Corrector(model, profile, factors, lambda: Dataset(specimen.inputs))
     plan = plan_at(profile, 0.5)
-    *_, last = steps = list(corrector(plan, Correction()))
+    corrected_layers: list[CorrectedLayer] = []
+    overlay = corrector(plan, Correction(), each=corrected_layers.append)
     untied = sorted(layer.name for layer in profile.layers if not layer.tied)
-    assert sorted({step.name for step in steps} - {""}) == untied
-    corrected = load_overlay(apply(model, profile, plan, factors), last.overlay)
+    assert sorted({layer.name for layer in corrected_layers} - {""}) == untied
+    corrected = load_overlay(apply(model, profile, plan, factors), overlay)
     assert torch.isfinite(outputs(corrected, specimen.inputs)).all()
     for layer in profile.layers:
         alone = RankPlan.of(profile.fingerprint, {layer.name: plan.get(layer.name)})

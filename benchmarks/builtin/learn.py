@@ -24,8 +24,8 @@ def main() -> None:
         for correction in (workspace.correction, None):
             file = PointFile(POINTS, workspace, correction)
             file.path.unlink(missing_ok=True)
-            for found in measured(workspace, correction):
-                file.add(found.point)
+            for point in measured(workspace, correction):
+                file.add(point)
             if correction is not None:
                 write_context(file, learn_context(workspace, file.load(), Ledger()))
             print(f"{name}, {'corrected' if correction else 'plain'}: {len(file.load())} points", flush=True)

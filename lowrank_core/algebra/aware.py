@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank_core.algebra.linalg import check_finite, principal_basis, storage_dtype, tail_energy
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.store.memo import Steps, Tensors
+from lowrank_core.store.memo import Memo, Tensors
 
 CUT_OFF = 1e-6
 
@@ -31,7 +31,7 @@ class AwareFactorization:
     axes: int
     to_stages: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
     compute: Callable[[], Tensors]
-    steps: Steps = field(default_factory=Steps)
+    memo: Memo = field(default_factory=Memo)
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
@@ -40,7 +40,7 @@ class AwareFactorization:
 
     @property
     def _found(self) -> Tensors:
-        return self.steps("whitened", self.compute)
+        return self.memo("whitened", self.compute)
 
     @cached_property
     def _tails(self) -> list[list[float]]:

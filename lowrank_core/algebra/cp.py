@@ -17,8 +17,8 @@ from torch import Tensor
 from lowrank_core.algebra.linalg import one_thread, principal_basis, storage_dtype, tail_energy
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.running.cancelling import go_on
-from lowrank_core.store.memo import Steps, Tensors
+from lowrank_core.running.scope import raise_if_cancelled
+from lowrank_core.store.memo import Memo, Tensors
 
 SWEEPS = 300
 TOLERANCE = 1e-5
@@ -48,9 +48,9 @@ class CpFactorization:
     _fitted: dict[int, float] = field(default_factory=dict)
 
     @property
-    def steps(self) -> Steps:
+    def memo(self) -> Memo:
         """The results that are kept on disk: the start of the fits, and every fit."""
-        return self.start.steps
+        return self.start.memo
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
@@ -90,7 +90,7 @@ class CpFactorization:
         return compose(self._factors(rank[0])).reshape(self.weight.shape).to(storage_dtype(self.weight))
 
     def _factors(self, rank: int) -> Factors:
-        fit = self.steps(f"rank {rank}", lambda: self._fit(rank))
+        fit = self.memo(f"rank {rank}", lambda: self._fit(rank))
         self._fitted[rank] = float(fit["distance"])
         return [fit[f"axis {axis}"] for axis in range(self.kernel.ndim)]
 
@@ -111,7 +111,7 @@ class Start:
     """
 
     kernel: Tensor
-    steps: Steps = field(default_factory=Steps)
+    memo: Memo = field(default_factory=Memo)
 
     @classmethod
     def of(cls, kernel: Tensor) -> Start:
@@ -121,13 +121,13 @@ class Start:
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """One per axis, (n_i, R); the size of each component is on the first."""
-        start = self.steps("start", self._components)
+        start = self.memo("start", self._components)
         return tuple(start[f"axis {axis}"] for axis in range(self.kernel.ndim))
 
     @property
     def singular_values(self) -> Tensor:
         """(R,) the size of each component, descending."""
-        return self.steps("start", self._components)["singular_values"]
+        return self.memo("start", self._components)["singular_values"]
 
     @property
     def errors(self) -> Tensor:
@@ -197,7 +197,7 @@ def sweep(kernel: Tensor, factors: Factors, *, sweeps: int) -> Factors:
     unfoldings = [kernel.movedim(axis, 0).flatten(1) for axis in range(kernel.ndim)]
     before = torch.inf
     for _ in range(sweeps):
-        go_on()
+        raise_if_cancelled()
         for axis, unfolded in enumerate(unfoldings):
             others = [f for i, f in enumerate(factors) if i != axis]
             gram = torch.stack([(f.mT @ f).double() for f in others]).prod(0)

@@ -7,13 +7,14 @@ as exact as `eigvalsh`, which would need the whole matrix, a copy of it and work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from scipy.linalg import eigvals_banded
 from torch import Tensor
 
-from lowrank_core.errors import Cancelled, InvalidModel
+from lowrank_core.errors import InvalidModel
+from lowrank_core.running.scope import raise_if_cancelled
 
 WIDTH = 64
 """Columns of one block, and half the bandwidth: wider blocks multiply faster, narrower bands are solved faster."""
@@ -37,16 +38,15 @@ class GramMatrix:
     [3.0, 2.0]
     """
 
-    def __init__(self, columns: int, *, cancelled: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, columns: int) -> None:
         self.columns = columns
-        self._cancelled = cancelled
         self._blocks = [
             torch.zeros(columns - at, min(WIDTH, columns - at), dtype=torch.float64) for at in range(0, columns, WIDTH)
         ]
 
     def add(self, rows: Tensor) -> None:
         """Add rows (k, columns) of X in any floating dtype; raises Cancelled."""
-        _go_on(self._cancelled)
+        raise_if_cancelled()
         rows = rows.to(torch.float64)
         for at, block in zip(range(0, self.columns, WIDTH), self._blocks, strict=True):
             block.addmm_(rows[:, at:].mT, rows[:, at : at + WIDTH])
@@ -60,7 +60,7 @@ class GramMatrix:
         for block in blocks:
             _check(block.diagonal())
         whole = self.columns <= WHOLE
-        values = torch.linalg.eigvalsh(_whole(blocks)) if whole else _eigenvalues(blocks, self._cancelled)
+        values = torch.linalg.eigvalsh(_whole(blocks)) if whole else _eigenvalues(blocks)
         return values.clamp_min(0).sqrt().flip(0)
 
 
@@ -73,21 +73,20 @@ class DeviceGram:
     [3.0, 2.0]
     """
 
-    def __init__(self, columns: int, *, device: str = "cuda", cancelled: Callable[[], bool] = lambda: False) -> None:
-        self._cancelled = cancelled
+    def __init__(self, columns: int, *, device: str = "cuda") -> None:
         self._whole = torch.zeros(columns, columns, dtype=torch.float64, device=device)
 
     def add(self, rows: Tensor) -> None:
         """Add rows (k, columns) of X in any floating dtype; raises Cancelled."""
-        _go_on(self._cancelled)
+        raise_if_cancelled()
         there = rows.to(self._whole.device, torch.float64)
         self._whole.addmm_(there.mT, there)
         if self._whole.is_cuda:
-            torch.cuda.synchronize()  # so that it can be called off, and its time be told
+            torch.cuda.synchronize()  # so that it can be cancelled, and its time be told
 
     def singular_values(self) -> Tensor:
         """(columns,) float64, descending, in main memory. Raises InvalidModel for NaN or Inf in X, and Cancelled."""
-        _go_on(self._cancelled)
+        raise_if_cancelled()
         _check(self._whole.diagonal())
         energies: Tensor = torch.linalg.eigvalsh(self._whole)
         return energies.clamp_min(0).sqrt().flip(0).cpu()
@@ -96,11 +95,6 @@ class DeviceGram:
 def _check(diagonal: Tensor) -> None:
     if not torch.isfinite(diagonal).all():
         raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint.")
-
-
-def _go_on(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise Cancelled("called off.")
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
@@ -118,12 +112,12 @@ def _whole(blocks: Blocks) -> Tensor:
     return matrix  # eigvalsh reads the lower triangle alone
 
 
-def _eigenvalues(blocks: Blocks, cancelled: Callable[[], bool]) -> Tensor:
+def _eigenvalues(blocks: Blocks) -> Tensor:
     """(n,) ascending; the blocks are overwritten."""
     size = len(blocks[0])
     band = torch.zeros(WIDTH + 1, size, dtype=torch.float64)
     for number, block in enumerate(blocks):
-        _go_on(cancelled)
+        raise_if_cancelled()
         at, width = number * WIDTH, block.shape[1]
         corner = block[: 2 * width].clone()
         if len(block) > width:

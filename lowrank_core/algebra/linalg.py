@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.errors import InvalidModel
-from lowrank_core.store.memo import Steps
+from lowrank_core.store.memo import Memo
 
 tensorly.set_backend("pytorch")
 
@@ -51,7 +51,7 @@ class Nested:
 
     values: Callable[[], Tensor]
     factors: Callable[[], tuple[Tensor, Tensor]]
-    steps: Steps = field(default_factory=Steps)
+    memo: Memo = field(default_factory=Memo)
 
     @property
     def left(self) -> Tensor:
@@ -66,10 +66,10 @@ class Nested:
     @property
     def singular_values(self) -> Tensor:
         """The singular values, (groups, k), float64, descending."""
-        return self.steps("singular values", lambda: {"values": self.values()})["values"]
+        return self.memo("singular values", lambda: {"values": self.values()})["values"]
 
     def _pair(self) -> tuple[Tensor, Tensor]:
-        factors = self.steps("factors", lambda: dict(zip(("left", "right"), self.factors(), strict=True)))
+        factors = self.memo("factors", lambda: dict(zip(("left", "right"), self.factors(), strict=True)))
         return factors["left"], factors["right"]
 
     @property
@@ -91,9 +91,9 @@ class MatrixFactorization:
     to_weight: Callable[[Tensor], Tensor]
 
     @property
-    def steps(self) -> Steps:
+    def memo(self) -> Memo:
         """What is worth keeping."""
-        return self.nested.steps
+        return self.nested.memo
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:

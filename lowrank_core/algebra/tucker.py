@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowrank_core.algebra.linalg import check_finite, principal_basis, storage_dtype, tail_energy
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.store.memo import Steps, Tensors
+from lowrank_core.store.memo import Memo, Tensors
 
 KEPT_BASES = 64
 """Input bases kept of one layer, one for each rank of the outputs that was asked for; 2 MB each for 512 channels."""
@@ -39,7 +39,7 @@ class TuckerFactorization:
     weight: Tensor
     ranks: Rank
     hooi: bool
-    steps: Steps = field(default_factory=Steps, compare=False, repr=False)
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
     _bases: dict[Rank, tuple[tuple[Tensor, Tensor], ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -56,7 +56,7 @@ class TuckerFactorization:
     @property
     def spectra(self) -> tuple[Tensor, ...]:
         """The singular values of both unfoldings; of several groups the root of the sum of squares."""
-        bases = self.steps("bases", self._unfolded)
+        bases = self.memo("bases", self._unfolded)
         return bases["out"], bases["in"]
 
     def _unfolded(self) -> Tensors:
@@ -106,7 +106,7 @@ class TuckerFactorization:
         key = rank if self.hooi else rank[:1]
         computed = self._bases.get(key)
         if computed is None:
-            bases = self.steps("bases", self._unfolded)
+            bases = self.memo("bases", self._unfolded)
             computed = tuple(
                 self._computed(kernel, bases[f"basis {group}"], rank) for group, kernel in enumerate(self.kernels)
             )

@@ -22,7 +22,7 @@ from torch import nn
 
 from lowrank_core.commands._terminal import say, score_line, score_value
 from lowrank_core.compression.checkpoint import load_checkpoint
-from lowrank_core.compression.correct import load_overlay
+from lowrank_core.compression.correct import CorrectedLayer, load_overlay
 from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plain
@@ -186,16 +186,20 @@ def _corrected(workspace: Workspace, file: PlanFile, network: nn.Module) -> Comp
     assert correction is not None
     if file.correction and file.correction.get("data") not in ("", None, correction.data):
         say("Note: the plan was corrected on other samples than this model's; it is corrected anew on these.")
-    live, last, step = sys.stderr.isatty(), -5.0, None
-    for step in workspace.correcting(file.plan, correction):
-        if step.done < step.total and (live or time.monotonic() - last > 5):
+    live, last, total = sys.stderr.isatty(), -5.0, 0
+
+    def each(layer: CorrectedLayer) -> None:
+        nonlocal last, total
+        total = layer.total
+        if layer.done < layer.total and (live or time.monotonic() - last > 5):
             last = time.monotonic()
-            line = f"correcting layer {step.done + 1} of {step.total}"
+            line = f"correcting layer {layer.done + 1} of {layer.total}"
             say(f"\r{line}   " if live else line, newline=not live)
-    assert step is not None
-    done = f"corrected {step.total} of {step.total} layers on {correction.samples} samples, without labels"
+
+    overlay = workspace.corrector(file.plan, correction, each=each)
+    done = f"corrected {total} of {total} layers on {correction.samples} samples, without labels"
     say(f"\r{done}   " if live else done)
-    return Compressed(load_overlay(network, step.overlay), file.plan, correction=correction.to_dict())
+    return Compressed(load_overlay(network, overlay), file.plan, correction=correction.to_dict())
 
 
 def measured(workspace: Workspace, network: Any, samples: int | None = None) -> Score:

@@ -9,6 +9,7 @@ import click
 
 from lowrank_core.figures import count, drop_text, duration, score_text, share
 from lowrank_core.plans.cost import Cost, plan_cost
+from lowrank_core.running.progress import Progress
 from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
@@ -17,20 +18,24 @@ SHARES = {metric.name for metric in METRICS.values() if metric.share}
 """Metrics that are read in percent."""
 
 
-class Told:
-    """Progress: over itself in a terminal, elsewhere every few seconds."""
+class ProgressLine:
+    """Hears reports: a line that is written over itself in a terminal, elsewhere one every few seconds."""
 
     def __init__(self) -> None:
         self._last = -5.0
 
-    def __call__(self, text: str) -> None:
-        left = getattr(text, "seconds_left", None)
-        if left is not None:
-            text = f"{text}, about {duration(max(1, left))} left"
-        live = sys.stderr.isatty()
+    def __call__(self, progress: Progress) -> None:
+        text, live = progress.words, sys.stderr.isatty()
+        if progress.seconds_left is not None:
+            text = f"{text}, about {duration(max(1, progress.seconds_left))} left"
         if live or time.monotonic() - self._last > 5:
             self._last = time.monotonic()
             say(f"\r{text:<78}" if live else text, newline=not live)
+
+
+def say_step(progress: Progress) -> None:
+    """Hears reports: each step on a line of its own."""
+    say(f"{progress.words} ...")
 
 
 def say(line: str, *, newline: bool = True) -> None:

@@ -24,10 +24,11 @@ from lowrank_core.commands import (
     measured,
     opened,
 )
-from lowrank_core.commands._terminal import say, score_line
+from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.exports import EXPORTS
 from lowrank_core.figures import count
+from lowrank_core.running.scope import scope
 
 DTYPE_NAMES = sorted({dtype for export in EXPORTS.values() for dtype in export.dtypes})
 FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
@@ -96,7 +97,8 @@ def exported(
         made = made.stored(workspace, storage)
     score = measured(workspace, made.model)
     compressed = replace(made, score=score)
-    found = EXPORTS[kind].write(workspace, compressed, out, lambda step: say(f"{step} ..."))
+    with scope(report=say_step):
+        found = EXPORTS[kind].write(workspace, compressed, out)
     text = (
         f"{found.path}: {count(found.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
         f"{found.max_abs_diff or 0:.3g}.\n{score_line(found.score or score, alone=False)}"

@@ -26,18 +26,19 @@ from lowrank_core.commands import (
     plan_of,
     points_of,
 )
-from lowrank_core.commands._terminal import Told, say, score_line, score_value, share_text
+from lowrank_core.commands._terminal import ProgressLine, say, say_step, score_line, score_value, share_text
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.figures import count
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
+from lowrank_core.running.scope import scope
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._problem import Problem, problem_of
 from lowrank_core.training.finetune import Epoch
-from lowrank_core.training.finetune import told as tuning_of
+from lowrank_core.training.finetune import provenance as tuning_of
 from lowrank_core.training.recipe import Loss, Settings
-from lowrank_core.training.sweep import Progress, compressed_score, runs, summary, tidy
+from lowrank_core.training.sweep import RunEpoch, compressed_score, runs, summary, tidy
 from lowrank_core.workspace import Workspace
 
 
@@ -120,9 +121,7 @@ def finetune(
         raise click.UsageError("give --plan, or what to search ranks for: --max-drop, --multiplies or --bytes.")
     before = None
     if plan is None:
-        problem = problem_of(
-            workspace, lock=lock, folder=points_of(workspace), corrected=corrected, tell=Told(), **wishes
-        )
+        problem = problem_of(workspace, lock=lock, folder=points_of(workspace), corrected=corrected, **wishes)
         candidate = _found(workspace, rule or ("bisection" if "max_drop" in wishes else "budget"), problem)
         if settings.from_scratch:
             candidate = Candidate(candidate.plan)
@@ -156,7 +155,8 @@ def finetune(
         None if candidate.correction is None else candidate.correction.to_dict(),
         tuning_of(workspace, used, candidate.plan, end),
     )
-    written = EXPORTS["safetensors"].write(workspace, compressed, out, lambda step: say(f"{step} ..."))
+    with scope(report=say_step):
+        written = EXPORTS["safetensors"].write(workspace, compressed, out)
     document = {
         **asdict(written),
         "epochs": [_epoch_document(epoch) for epoch in chosen.epochs],
@@ -181,13 +181,14 @@ def finetune(
 
 def _found(workspace: Workspace, rule: str, problem: Problem) -> Candidate:
     """The answer of a rule."""
-    *_, last = run_search(make_rule(rule, {}), problem)
+    with scope(report=ProgressLine()):
+        *_, last = run_search(make_rule(rule, {}), problem)
     note = f": {last.note}" if last.note else ""
     say(f"{rule} found ranks for {share_text(workspace, last.cost)}{note}")
     return last.candidate
 
 
-def _epoch_line(step: Progress) -> str:
+def _epoch_line(step: RunEpoch) -> str:
     epoch = step.epoch
     learnt = "start" if epoch.train_loss is None else f"loss {epoch.train_loss:.4g}"
     left = "done" if epoch.model is not None else f"{epoch.seconds_left:.0f} s left"

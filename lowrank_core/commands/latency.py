@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from lowrank_core.commands import CACHED, MODEL, Answer, command, existing, opened, plan_of, points_of
-from lowrank_core.commands._terminal import Told, table
+from lowrank_core.commands._terminal import ProgressLine, table
 from lowrank_core.measure.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
 from lowrank_core.measure.staircases import as_table, layer_latency, setting_of, staircases
 from lowrank_core.methods import METHODS
+from lowrank_core.running.scope import scope
 from lowrank_core.store.files import whole_or_nothing
 
 
@@ -47,7 +48,7 @@ def latency(
     """
     if plan is None and csv_file is None:
         raise click.UsageError("give --plan, --table or both.")
-    workspace, tell = opened(model, cached=cached), Told()
+    workspace, hears = opened(model, cached=cached), ProgressLine()
     file = None if plan is None else plan_of(workspace, plan)
     setting = setting_of(workspace, runtime, threads)
     document: dict[str, Any] = {**asdict(setting), "version": runtime_version(runtime), "cpu": cpu_name()}
@@ -57,17 +58,16 @@ def latency(
         (whole,) = network_latency(
             workspace.model, [compressed], workspace.opened.example_inputs, runtime=runtime, threads=threads
         )
-        parts = layer_latency(workspace.profile, file.plan, setting, tell=tell)
+        with scope(report=hears):
+            parts = layer_latency(workspace.profile, file.plan, setting)
         document |= timed(whole)
         document["layers"] = [{"name": name, **timed(timing)} for name, timing in parts]
         rows = [[name, *_timing(timing)] for name, timing in (("whole network", whole), *parts)]
         text.append(table(["", "dense us", "compressed us", "ratio", "IQR"], rows))
     if csv_file is not None:
-        found = list(
-            staircases(
-                workspace.profile.layers, setting, methods=methods or None, folder=points_of(workspace), tell=tell
-            )
-        )
+        layers, folder = workspace.profile.layers, points_of(workspace)
+        with scope(report=hears):
+            found = list(staircases(layers, setting, methods=methods or None, folder=folder))
         with whole_or_nothing(csv_file) as temporary:
             temporary.write_bytes(as_table(found).to_csv().encode())
         document["table"] = str(csv_file)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lowrank_core.commands import CACHED, CORRECT, DASK, MODEL, WORKERS, Answer, command, opened, points_of
-from lowrank_core.commands._terminal import Told, rank_text, table
+from lowrank_core.commands._terminal import ProgressLine, rank_text, table
 from lowrank_core.exports._provenance import plain
 from lowrank_core.figures import count
 from lowrank_core.methods import METHODS
@@ -19,6 +19,7 @@ from lowrank_core.plans.plan import Choice
 from lowrank_core.predict.sensitivity import asked
 from lowrank_core.predict.sensitivity import profile as sensitivity_profile
 from lowrank_core.running.parallel import Workers
+from lowrank_core.running.scope import scope
 from lowrank_core.store.files import whole_or_nothing
 
 
@@ -45,15 +46,15 @@ def profile(
     started = time.monotonic()
     workspace = opened(model, with_data=True, cached=cached)
     asks = asked(workspace, methods or None)
-    points = sensitivity_profile(
-        workspace,
-        workspace.correction if corrected else None,
-        asks,
-        workspace.reference.dataset.pick(slice(0, samples)),
-        folder=points_of(workspace),
-        workers=Workers(workers, dask),
-        tell=Told(),
-    )
+    with scope(report=ProgressLine()):
+        points = sensitivity_profile(
+            workspace,
+            workspace.correction if corrected else None,
+            asks,
+            workspace.reference.dataset.pick(slice(0, samples)),
+            folder=points_of(workspace),
+            workers=Workers(workers, dask),
+        )
     by_layer: dict[tuple[str, str], list[dict[str, Any]]] = {}
     rows = []
     for point in points:

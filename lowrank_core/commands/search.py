@@ -27,13 +27,14 @@ from lowrank_core.commands import (
     opened,
     points_of,
 )
-from lowrank_core.commands._terminal import Told, say, score_line, share_text
+from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
+from lowrank_core.running.scope import scope
 from lowrank_core.selection import RULES
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
@@ -79,13 +80,14 @@ def search(
     workspace = opened(model, with_data=True, cached=cached)
     table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_bytes())
     folder, where = points_of(workspace), Workers(workers, dask)
-    problem = problem_of(workspace, latency=table, folder=folder, workers=where, tell=Told(), **wishes)
+    problem = problem_of(workspace, latency=table, folder=folder, workers=where, **wishes)
     trials = []
-    for trial in run_search(chosen, problem):
-        trials.append(trial)
-        note = f"{trial.note}; " if trial.note else ""
-        scored = f"; {score_line(trial.score, alone=False)}" if trial.score else ""
-        say(f"trial {len(trials)}: {note}{share_text(workspace, trial.cost)}{scored}")
+    with scope(report=ProgressLine()):
+        for trial in run_search(chosen, problem):
+            trials.append(trial)
+            note = f"{trial.note}; " if trial.note else ""
+            scored = f"; {score_line(trial.score, alone=False)}" if trial.score else ""
+            say(f"trial {len(trials)}: {note}{share_text(workspace, trial.cost)}{scored}")
     answer = trials[-1].candidate
     score = problem.ledger.remembered(
         score_key(answer, None), lambda: measured(workspace, workspace.compress(answer.plan, answer.correction))

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lowrank_core.algebra.spectra import effective_rank, rank_for_energy, stable_rank
 from lowrank_core.commands import CACHED, MODEL, Answer, command, looked_at
-from lowrank_core.commands._terminal import Told, say, table
+from lowrank_core.commands._terminal import ProgressLine, say, table
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.figures import duration
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer, Skipped
-from lowrank_core.running.progress import Doing
+from lowrank_core.running.progress import Progress
 from lowrank_core.sources._inventory import METHOD, Inventory, measure_speed, remaining
 from lowrank_core.workspace import Workspace
 
@@ -55,7 +55,7 @@ def _of_weights(stock: Inventory, names: tuple[str, ...], method: str | None) ->
         if name not in known:
             raise InvalidPlan(_unknown_layer(name, known, stock.skipped))
     wanted = list(dict.fromkeys(names)) or known
-    speed, told = measure_speed(), Told()
+    speed, line = measure_speed(), ProgressLine()
     whole = remaining(stock, wanted, speed)
     say(
         f"Spectra of {len(wanted)} of {len(known)} layers: about {duration(max(1, whole))} "
@@ -68,7 +68,7 @@ def _of_weights(stock: Inventory, names: tuple[str, ...], method: str | None) ->
             left = remaining(stock, wanted, speed)
             passed = time.monotonic() - began
             pace = passed / (whole - left) if done and whole > left else 1.0
-            told(Doing(f"spectrum {done + 1} of {len(wanted)}, {name}", pace * left))
+            line(Progress(f"spectrum {done + 1} of {len(wanted)}, {name}", pace * left))
             yield name, METHOD, [("rank", stock.spectrum(name))]
 
     return _answer(curves())

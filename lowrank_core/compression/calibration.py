@@ -22,7 +22,7 @@ from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import Layer, ModelProfile, module_at
 from lowrank_core.networks.twin import on_call, twin
 from lowrank_core.plans.correction import SAMPLES
-from lowrank_core.running.cancelling import go_on
+from lowrank_core.running.scope import raise_if_cancelled
 from lowrank_core.store.cache import About, Cache
 from lowrank_core.store.room import Room
 
@@ -84,7 +84,7 @@ def input_moments(
         total = output.numel() // layer.spec.out_channels
         index = draw_positions(total, max(1, round(POSITIONS * share)), seed + len(counts))
         for part in row_chunks(layer.spec, index):
-            go_on()
+            raise_if_cancelled()
             rows = with_ones(input_rows(layer.spec, x, part).double())
             gram = rows.mT @ rows
             sums[layer.name] = sums[layer.name].add_(gram) if layer.name in sums else gram

@@ -9,11 +9,10 @@ recomputes the layer's output before it goes on.
 from __future__ import annotations
 
 import hashlib
-import queue
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,14 +27,15 @@ from lowrank_core.compression.calibration import calibration_samples
 from lowrank_core.compression.dense_pass import DensePass, observe, stored_norms
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.compression.least_squares import NormalEquations
-from lowrank_core.errors import Cancelled, InvalidModel
+from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset, call, evaluating
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import ModelProfile, module_at
 from lowrank_core.networks.twin import twin
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.running.cancelling import go_on, stopped, until
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import give_way, report
 from lowrank_core.store.room import Room
 
 MEMORY_BYTES = 2**30
@@ -49,10 +49,13 @@ ROUNDS = 4
 
 Overlay = dict[str, Tensor]
 
+Emit = Callable[[str, int, int, Overlay], None]
+"""emit(layer, done, total, its part of the overlay)"""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """One more layer is corrected. The last step's overlay is the answer: {name of a parameter or buffer: value}."""
+class CorrectedLayer:
+    """One more layer is corrected, done of total; overlay: {name of a parameter or buffer: value} up to it."""
 
     name: str
     done: int
@@ -84,15 +87,28 @@ class Corrector:
         self._dense, self._inputs, self._memo = room.part(), room.part(INPUT_BYTES), room.part(MEMO_BYTES)
 
     def __call__(
-        self, plan: RankPlan, correction: Correction, *, cancelled: Callable[[], bool] = lambda: False
-    ) -> Iterator[Step]:
-        """Yield after every layer; raises Cancelled soon after `cancelled()` is true, InvalidPlan for a bad plan."""
+        self,
+        plan: RankPlan,
+        correction: Correction,
+        *,
+        each: Callable[[CorrectedLayer], None] = lambda layer: None,
+    ) -> Overlay:
+        """The overlay of a plan: {name of a parameter or buffer: value}. Raises InvalidPlan for a bad plan.
+
+        each(layer) is called before the first layer, with 0 done, and after every one. Gives way and raises Cancelled
+        between two layers.
+        """
+        overlay = Overlay()
+
+        def emit(name: str, done: int, total: int, part: Overlay) -> None:
+            give_way()
+            overlay.update(part)
+            each(CorrectedLayer(name, done, total, dict(overlay)))
+
+        emit("", 0, len(plan.choices), {})
         work = self._batchnorms if correction.kind == "batchnorm" else self._factors
-        yield Step("", 0, len(plan.choices), {})
-        for step in _stepwise(lambda emit: work(plan, correction, emit)):
-            yield step
-            if cancelled() and step.done < step.total:
-                raise Cancelled("the correction was called off.")
+        work(plan, correction, emit)
+        return overlay
 
     def alone(self, compressed: nn.Module, plan: RankPlan, correction: Correction) -> Overlay:
         """The overlay of a plan with one layer, for its compressed copy; runs little more than the layer.
@@ -104,8 +120,7 @@ class Corrector:
         dense = self.dense_pass(correction)
         layer = self.profile.layer(name)
         if correction.kind == "batchnorm" or dense.calls.count(name) > 1 or layer.tied or layer.spec.bag:
-            *_, last = self(plan, correction)
-            return last.overlay
+            return self(plan, correction)
         chain = chain_at(self.model, compressed, name)
         z = self._input_of(name, correction, dense)
         with evaluating(chain):
@@ -159,20 +174,19 @@ class Corrector:
                 self._dense.put(key, found, found.bytes)
             return found
 
-    def _factors(self, plan: RankPlan, correction: Correction, emit: Callable[[Step], None]) -> None:
+    def _factors(self, plan: RankPlan, correction: Correction, emit: Emit) -> None:
         """Refit or shift last factors: one pass, and more for each layer that is called several times."""
         dense = self.dense_pass(correction)
         compressed = apply(self.model, self.profile, plan, self.factors)
         tied = {layer.name for layer in self.profile.layers if layer.tied}  # a refit would suit one end, not the other
         todo = deque(entry for entry in _prefixes(plan, dense.calls) if entry[0] not in tied)
-        total, overlay = len(todo), Overlay()
+        total = len(todo)
 
         def settle(part: Overlay) -> None:
             name, prefix = todo.popleft()
             self._memo.put((correction, prefix), part, _overlay_bytes(part))
-            overlay.update(part)
             load_overlay(compressed, part)
-            emit(Step(name, total - len(todo), total, dict(overlay)))
+            emit(name, total - len(todo), total, part)
 
         while todo:
             known: Overlay | None = self._memo.get((correction, todo[0][1]))
@@ -287,14 +301,13 @@ class Corrector:
                 part[f"{follower}.running_mean"] = mean - offset.to(mean)
         return part
 
-    def _batchnorms(self, plan: RankPlan, correction: Correction, emit: Callable[[Step], None]) -> None:
+    def _batchnorms(self, plan: RankPlan, correction: Correction, emit: Emit) -> None:
         """Re-estimate mean and variance of each BatchNorm behind the first replaced layer, in the order they run."""
         dense = self.dense_pass(correction)
         compressed = apply(self.model, self.profile, plan, self.factors)
         norms = stored_norms(compressed)
         begun: list[bool] = []
         seen: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
-        overlay = Overlay()
 
         def estimate(name: str, x: Tensor) -> None:
             if not begun:
@@ -307,9 +320,8 @@ class Corrector:
             square = torch.stack([n / rows * (v + (m - pooled).square()) for n, m, v in seen[name]]).sum(0)
             values = {"running_mean": pooled, "running_var": square * rows / max(1, rows - 1)}
             part = {f"{name}.{key}": value.to(norms[name].get_buffer(key)) for key, value in values.items()}
-            overlay.update(part)
             load_overlay(compressed, part)
-            emit(Step(name, len(seen), len(norms), dict(overlay)))
+            emit(name, len(seen), len(norms), part)
 
         with ExitStack() as hooks, evaluating(compressed):
             for name, _ in plan.choices:
@@ -318,7 +330,18 @@ class Corrector:
             for name, norm in norms.items():
                 hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: estimate(to, args[0])).remove)
             call(compressed, dense.inputs)
-        emit(Step("", len(norms), len(norms), dict(overlay)))
+        emit("", len(norms), len(norms), {})
+
+
+def reporting() -> Callable[[CorrectedLayer], None]:
+    """For `each` of a correction that somebody watches: reports which layer comes next, and how long the rest takes."""
+    pace = Pace(1.0)
+
+    def each(layer: CorrectedLayer) -> None:
+        words = f"correcting layer {min(layer.done + 1, layer.total)} of {layer.total}"
+        report(Progress(words, pace(layer.done / layer.total) if layer.total else None))
+
+    return each
 
 
 def _overlay_bytes(overlay: Overlay) -> int:
@@ -353,42 +376,13 @@ def _prefixes(plan: RankPlan, calls: tuple[str, ...]) -> deque[tuple[str, Any]]:
     last = {name: position for position, name in enumerate(calls)}
     first = {name: position for position, name in reversed(list(enumerate(calls)))}
     starts = [first[name] for name in order]
-    told, digest = [b""], hashlib.blake2b(digest_size=32)
+    digests, digest = [b""], hashlib.blake2b(digest_size=32)
     for name in order:
         digest.update(repr((name, chosen[name])).encode())
-        told.append(digest.digest())
+        digests.append(digest.digest())
     prefixes: deque[tuple[str, Any]] = deque()
     reach = 0
     for name in order:
         reach = max(reach, last[name])
-        prefixes.append((name, (name, told[bisect_right(starts, reach)])))
+        prefixes.append((name, (name, digests[bisect_right(starts, reach)])))
     return prefixes
-
-
-def _stepwise(work: Callable[[Callable[[Step], None]], None]) -> Iterator[Step]:
-    """Run work(emit) in a thread, because hooks cannot yield, and yield what it emits; closing ends it early."""
-    steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
-    closed, called_off = threading.Event(), stopped()
-
-    def emit(step: Step) -> None:
-        go_on()
-        steps.put(step)
-
-    def run() -> None:
-        try:
-            with until(lambda: closed.is_set() or called_off()):
-                work(emit)
-            steps.put(None)
-        except BaseException as error:
-            steps.put(error)
-
-    thread = threading.Thread(target=run, name="correction", daemon=True)
-    thread.start()
-    try:
-        while (item := steps.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        thread.join()

@@ -16,9 +16,9 @@ from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import data_hash
 from lowrank_core.methods import METHODS, Factorization
 from lowrank_core.networks.profile import Layer, ModelProfile, weight_at
-from lowrank_core.running.cancelling import go_on
+from lowrank_core.running.scope import raise_if_cancelled
 from lowrank_core.store.cache import About, Cache
-from lowrank_core.store.memo import Compute, Steps, Tensors
+from lowrank_core.store.memo import Compute, Memo, Tensors
 from lowrank_core.store.room import Room
 
 SMALL = 2**18
@@ -70,14 +70,14 @@ class FactorStore:
             return self._kept[key]
 
     def _factorized(self, layer: Layer, method: str) -> Factorization:
-        go_on()
+        raise_if_cancelled()
         weight = weight_at(self._model, layer).detach()
         moment = self._moment(layer.name) if METHODS[method].data_aware else None
         small = weight.numel() < SMALL
         with one_thread() if small else nullcontext(), _naming(layer, method):
             found = METHODS[method].factorize(layer.spec, weight, moment)
-        steps = getattr(found, "steps", None)
-        if isinstance(steps, Steps):
+        memo = getattr(found, "memo", None)
+        if isinstance(memo, Memo):
             about: About = {
                 "what": "factors",
                 "version": [VERSION, torch.__version__],
@@ -86,8 +86,8 @@ class FactorStore:
                 "method": method,
                 "moment": None if moment is None or self._cache is None else data_hash(moment),
             }
-            steps.kept = self._held
-            steps.remember = partial(self._remember, layer, method, about, small)
+            memo.kept = self._held
+            memo.remember = partial(self._remember, layer, method, about, small)
         return found
 
     def _remember(self, layer: Layer, method: str, about: About, small: bool, step: str, compute: Compute) -> Tensors:

@@ -15,6 +15,8 @@ from lowrank_core.exports._reload import largest_difference
 from lowrank_core.layers.data import Inputs
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.registry import register_all
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
@@ -23,7 +25,7 @@ from lowrank_core.workspace import Workspace
 class Compressed:
     """What is exported: a compressed copy, the plan it follows, what was fitted, and the score it reached.
 
-    tuned: how its weights were trained (`finetune.told`), None where they follow from the plan.
+    tuned: how its weights were trained (`finetune.provenance`), None where they follow from the plan.
     storage: how its weights are written; `model` is the network that comes out of that.
     """
 
@@ -69,7 +71,7 @@ class Snippet:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One kind of artefact. write(workspace, compressed, path, progress); snippets(model reference or None, file name).
+    """One kind of artefact. write(workspace, compressed, path) reports its steps; snippets(reference or None, file).
 
     dtypes: what its weights can be written in beside their own.
     """
@@ -77,7 +79,7 @@ class Export:
     name: str
     label: str
     suffix: str
-    write: Callable[[Workspace, Compressed, Path, Callable[[str], None]], Exported]
+    write: Callable[[Workspace, Compressed, Path], Exported]
     snippets: Callable[[str | None, str], tuple[Snippet, ...]]
     dtypes: tuple[str, ...] = ()
 
@@ -106,7 +108,6 @@ def reloaded(
     network: nn.Module,
     written: Path,
     path: Path,
-    progress: Callable[[str], None],
     *,
     tolerance: float,
 ) -> float:
@@ -114,7 +115,7 @@ def reloaded(
 
     written: the temporary name of what will be `path`.
     """
-    progress("reloading in a fresh process")
+    report(Progress("reloading in a fresh process"))
     inputs, dense = reference_inputs(workspace), workspace.opened.ref or workspace.model
     return largest_difference(kind, dense, written, network, inputs, tolerance=tolerance, name=str(path))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from lowrank_core.compression.precision import DTYPES
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, Snippet, loading, register
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report, scope, under
 from lowrank_core.store.files import scratch, whole_or_nothing
 from lowrank_core.workspace import Workspace
 
@@ -20,7 +20,7 @@ README = "README.md"
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # so that the same network gives the same bundle
 
 
-def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     """Write each file, reloaded and compared as it is alone, into one zip, and read that back.
 
     A kind that this network has no file of is named in the README with the reason. Raises InvalidFile where the
@@ -29,9 +29,9 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
     with whole_or_nothing(path) as temporary, scratch() as folder:
         found, missing = {}, {}
         for kind, member in MEMBERS.items():
-            told = partial(_said, progress, kind)
             try:
-                found[member] = EXPORTS[kind].write(workspace, compressed, folder / member, told)
+                with scope(report=under(kind)):
+                    found[member] = EXPORTS[kind].write(workspace, compressed, folder / member)
             except LowRankError as error:
                 if kind in ("safetensors", "plan"):
                     raise
@@ -42,7 +42,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
         }
         (folder / LOADER).write_text(loads[MEMBERS["safetensors"]].loader, encoding="utf-8")
         (folder / README).write_text(_readme(workspace, compressed, folder, missing, loads), encoding="utf-8")
-        progress("packing")
+        report(Progress("packing"))
         hashes = {file.name: _hash(file.read_bytes()) for file in sorted(folder.iterdir())}
         with zipfile.ZipFile(temporary, "w") as archive:
             for member in hashes:
@@ -52,10 +52,6 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
                 raise InvalidFile(f"{path} was not saved: what was read back is not what was written.")
     largest = max(one.max_abs_diff or 0.0 for one in found.values())
     return Exported(str(path), path.stat().st_size, largest, compressed.score)
-
-
-def _said(progress: Callable[[str], None], kind: str, step: str) -> None:
-    progress(f"{kind}: {step}")
 
 
 def _loads(fitting: list[Snippet]) -> Snippet:

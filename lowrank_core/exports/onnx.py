@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -21,6 +21,8 @@ from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
 from lowrank_core.layers.data import Inputs, tensors
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report
 from lowrank_core.running.switches import quiet
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.store.files import scratch, whole_or_nothing
@@ -39,7 +41,7 @@ TOLERANCE = 1e-4
 """Largest distance of outputs that passes, relative to the largest output: another runtime rounds otherwise."""
 
 
-def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     """Write the graph under a temporary name, run it in a fresh process, compare, then move it to `path`.
 
     int8: weights per channel and activations, with ranges from the calibration samples; the score is then that of the
@@ -49,7 +51,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
     """
     import onnx
 
-    progress("tracing")
+    report(Progress("tracing"))
     narrow = DTYPES.get(compressed.storage.dtype or "")
     stored, profile = compressed.storage, workspace.profile
     own = came_from_onnx(workspace) and not (
@@ -63,10 +65,10 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
     if narrow is not None:
         _narrow(proto, narrow)
     if compressed.storage.dtype == "int8":
-        progress("quantising")
+        report(Progress("quantising"))
         proto = _quantised(proto, workspace.calibration.inputs)
         network = OnnxNetwork(proto.SerializeToString())
-        progress("measuring")
+        report(Progress("measuring"))
         score = final_score(workspace.measure(network, keep=False))
         compressed = replace(compressed, score=score)
     for part in () if own else (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
@@ -74,7 +76,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
     carried = {prop.key: prop.value for prop in proto.metadata_props}
     onnx.helper.set_model_props(proto, {**carried, PLAN: plan_document(workspace, compressed)})
     with _files(path, proto) as temporary:
-        largest = reloaded("onnx", workspace, network, temporary, path, progress, tolerance=TOLERANCE)
+        largest = reloaded("onnx", workspace, network, temporary, path, tolerance=TOLERANCE)
         written = sum(file.stat().st_size for file in (temporary, data_path(temporary)) if file.is_file())
     return Exported(str(path), written, largest, score)
 

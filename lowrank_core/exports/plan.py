@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report
 from lowrank_core.store.files import whole_or_nothing
 from lowrank_core.workspace import Workspace
 
 
-def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     """Write the plan; it is read back before it counts as saved."""
-    progress("writing the plan")
+    report(Progress("writing the plan"))
     text = plan_document(workspace, compressed)
     with whole_or_nothing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")

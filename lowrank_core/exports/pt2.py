@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +10,8 @@ from lowrank_core.compression.precision import DTYPES, Widened
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.graphs.exporting import exported_program
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report
 from lowrank_core.running.switches import quiet
 from lowrank_core.store.files import whole_or_nothing
 from lowrank_core.workspace import Workspace
@@ -22,20 +23,20 @@ TOLERANCE = 1e-5
 """Largest distance of outputs that passes, relative to the largest output."""
 
 
-def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     """Write the program under a temporary name, run it in a fresh process, compare, then move it to `path`.
 
     Raises InvalidModel where the network has no graph, InvalidFile where a step fails; then `path` is as it was.
     """
-    progress("tracing")
+    report(Progress("tracing"))
     narrow = DTYPES.get(compressed.storage.dtype or "")
     network = compressed.model if narrow is None else Widened(compressed.model, narrow)
     program = exported_program(network, workspace.opened.example_inputs)
     with whole_or_nothing(path) as temporary:
-        progress("writing")
+        report(Progress("writing"))
         with temporary.open("wb") as file, quiet():
             torch.export.save(program, file, extra_files={PLAN: plan_document(workspace, compressed)})
-        largest = reloaded("pt2", workspace, compressed.model, temporary, path, progress, tolerance=TOLERANCE)
+        largest = reloaded("pt2", workspace, compressed.model, temporary, path, tolerance=TOLERANCE)
     return Exported(str(path), path.stat().st_size, largest, compressed.score)
 
 

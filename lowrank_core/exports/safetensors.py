@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from warnings import warn
 
 from lowrank_core.compression.checkpoint import write_checkpoint
 from lowrank_core.compression.precision import DTYPES
@@ -12,6 +13,8 @@ from lowrank_core.exports import Compressed, Export, Exported, Snippet, register
 from lowrank_core.exports._provenance import plan_document, provenance
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report, scope
 from lowrank_core.scoring.scores import Score
 from lowrank_core.store.files import whole_or_nothing
 from lowrank_core.workspace import Workspace
@@ -37,21 +40,34 @@ def export_checkpoint(
     *,
     correction: Correction | None = None,
     score: Score | None = None,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Callable[[str], None] | None = None,
 ) -> Exported:
-    """Compress by the plan, correct where a correction is given, and write the checkpoint; see `write`."""
+    """Compress by the plan, correct where a correction is given, and write the checkpoint; see `write`.
+
+    progress: deprecated, `with scope(report=...)` around the call hears the same.
+    """
     fitted = None if correction is None else correction.to_dict()
     compressed = Compressed(workspace.compress(plan, correction), plan, score, fitted)
-    return write(workspace, compressed, Path(path), progress)
+    if progress is None:
+        return write(workspace, compressed, Path(path))
+    warn(
+        "export_checkpoint(progress=...) goes with the next version; put `with lowrank_core.running.scope.scope("
+        "report=...)` around the call.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    hears = progress
+    with scope(report=lambda done: hears(done.words)):
+        return write(workspace, compressed, Path(path))
 
 
-def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Callable[[str], None]) -> Exported:
+def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     """Write the checkpoint under a temporary name, reload it in a fresh process, compare, then move it to `path`.
 
-    `progress` is called with what is being done. Raises InvalidFile where any step fails; then `path` is as it was.
+    Reports what is being done. Raises InvalidFile where any step fails; then `path` is as it was.
     """
     with whole_or_nothing(path) as temporary:
-        progress("writing")
+        report(Progress("writing"))
         write_checkpoint(
             compressed.model,
             workspace.profile,
@@ -61,7 +77,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
             provenance=provenance(workspace, compressed),
             dtype=DTYPES.get(compressed.storage.dtype or ""),
         )
-        largest = reloaded("safetensors", workspace, compressed.model, temporary, path, progress, tolerance=TOLERANCE)
+        largest = reloaded("safetensors", workspace, compressed.model, temporary, path, tolerance=TOLERANCE)
     return Exported(str(path), path.stat().st_size, largest, compressed.score)
 
 

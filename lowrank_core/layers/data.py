@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lowrank_core.errors import Cancelled, InvalidData
-from lowrank_core.running.cancelling import go_on
+from lowrank_core.running.scope import raise_if_cancelled
 
 Inputs = Any
 """A Tensor, a tuple (called as `model(*x)`) or a dict (`model(**x)`); the first axis of each tensor is the batch."""
@@ -77,9 +77,9 @@ def batch_size(inputs: Inputs) -> int:
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """Run the model and return its output tensor: the output itself, its `.logits`, or the first tensor in it.
 
-    The model is given a copy of the inputs: some write into theirs. Raises Cancelled where the work was called off.
+    The model is given a copy of the inputs: some write into theirs. Raises Cancelled where the work was cancelled.
     """
-    go_on()
+    raise_if_cancelled()
     inputs = cloned(inputs)
     if isinstance(inputs, dict):
         out = model(**inputs)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_core.compression.correct import reporting
 from lowrank_core.graphs.memory import Memory, memory_of, trace
 from lowrank_core.layers.data import Dataset
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score, evaluate, final_score
 from lowrank_core.workspace import Workspace
 
@@ -61,31 +63,20 @@ class Comparison:
     changed: int = 0
 
 
-def compare(
-    workspace: Workspace,
-    candidate: Candidate,
-    *,
-    tell: Callable[[str], None] = lambda text: None,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> Comparison:
+def compare(workspace: Workspace, candidate: Candidate) -> Comparison:
     """Measure a candidate on all evaluation samples and trace one inference. Raises Cancelled."""
-    if candidate.correction is not None:
-        pace = Pace(1.0)
-        for step in workspace.correcting(candidate.plan, candidate.correction, cancelled=cancelled):
-            words = f"correcting layer {min(step.done + 1, step.total)} of {step.total}"
-            tell(Doing(words, pace(step.done / step.total)))
     model = workspace.model
     if candidate.plan.choices:
-        model = workspace.compress(candidate.plan, candidate.correction)
-    tell("tracing one inference")
+        model = workspace.compress(candidate.plan, candidate.correction, each=reporting())
+    report(Progress("tracing one inference"))
     traced = trace(model, workspace.opened.example_inputs)
     memory = {name: memory_of(traced, model, itemsize=size) for name, size in FORMATS.items()}
     stored = checkpoint_bytes(model)
     if workspace.opened.evaluate is not None:
-        tell("evaluating")
+        report(Progress("evaluating"))
         return Comparison(candidate, final_score(workspace.measure(model)), memory, stored)
     answers: list[Tensor] = []
-    score = final_score(_scores(workspace, model, answers, tell, cancelled))
+    score = final_score(_scores(workspace, model, answers))
     workspace.scores[candidate] = score
     classes, flips = _disagreements(workspace, torch.cat(answers)) if answers else ((), ())
     lost = sum(flip.dense == flip.target for flip in flips)
@@ -94,13 +85,7 @@ def compare(
     return Comparison(candidate, score, memory, stored, classes, kept, lost, won, len(flips) - lost - won)
 
 
-def _scores(
-    workspace: Workspace,
-    model: nn.Module,
-    answers: list[Tensor],
-    tell: Callable[[str], None],
-    cancelled: Callable[[], bool],
-) -> Iterator[Score]:
+def _scores(workspace: Workspace, model: nn.Module, answers: list[Tensor]) -> Iterator[Score]:
     """The scores of a measurement; of a classifier its answers go to `answers` on the way."""
     total = len(workspace.reference)
     run = workspace.prefixes.runner(model, total, record=())
@@ -112,8 +97,8 @@ def _scores(
         return outputs
 
     pace = Pace(total)
-    for score in evaluate(model, workspace.reference, cancelled=cancelled, forward=forward):
-        tell(Doing(f"{score.samples:,} of {total:,} samples", pace(score.samples)))
+    for score in evaluate(model, workspace.reference, forward=forward):
+        report(Progress(f"{score.samples:,} of {total:,} samples", pace(score.samples)))
         yield score
 
 

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowrank_core.errors import Cancelled, InvalidFile, InvalidModel
+from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.graphs.exporting import onnx_program
 from lowrank_core.layers.data import Inputs, call, evaluating, tensors
 from lowrank_core.plans.plan import Choice
-from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import raise_if_cancelled, report
 
 Runtime = Literal["onnxruntime", "torch"]
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "torch")
@@ -89,8 +90,6 @@ def race(
     threads: int = 1,
     rounds: int = ROUNDS,
     turn_seconds: float = TURN_SECONDS,
-    tell: Callable[[str], None] = lambda text: None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[Timing, ...]:
     """Time each of the others beside dense, in turn; one Timing for each.
 
@@ -102,28 +101,20 @@ def race(
             left = [i for i in range(len(others)) if i not in found or found[i].unstable]
             if left:
                 works = [dense, *(others[i] for i in left)]
-                found |= zip(left, _race(works, threads, rounds, turn_seconds, tell, cancelled), strict=True)
+                found |= zip(left, _race(works, threads, rounds, turn_seconds), strict=True)
     return tuple(found[i] for i in range(len(others)))
 
 
-def _race(
-    works: Sequence[Work],
-    threads: int,
-    rounds: int,
-    turn_seconds: float,
-    tell: Callable[[str], None],
-    cancelled: Callable[[], bool],
-) -> list[Timing]:
+def _race(works: Sequence[Work], threads: int, rounds: int, turn_seconds: float) -> list[Timing]:
     clock = time.thread_time if threads == 1 else time.perf_counter
     turns = [_turn(work, clock, turn_seconds) for work in works]
     medians: list[list[float]] = [[] for _ in works]
     pace = Pace(rounds)
     for number in range(rounds):
-        tell(Doing(f"timing, round {number + 1} of {rounds}", pace(number)))
+        report(Progress(f"timing, round {number + 1} of {rounds}", pace(number)))
         order = range(len(works))
         for i in order if number % 2 == 0 else reversed(order):
-            if cancelled():
-                raise Cancelled("the latency measurement was called off.")
+            raise_if_cancelled()  # and never give way: a lock is held, and it would be timed
             medians[i].append(turns[i]())
     dense = medians[0]
     found = []
@@ -175,19 +166,16 @@ def network_latency(
     runtime: Runtime = "onnxruntime",
     threads: int = 1,
     rounds: int = ROUNDS,
-    tell: Callable[[str], None] = lambda text: None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[Timing, ...]:
     """Time whole networks on the same inputs beside the dense one. Raises InvalidModel where the runtime cannot."""
     with evaluating(dense):
         networks, models = [], (dense, *compressed)
         pace = Pace(len(models))
         for number, model in enumerate(models):
-            if cancelled():
-                raise Cancelled("the latency measurement was called off.")
-            tell(Doing(f"preparing network {number + 1} of {len(models)} for {runtime}", pace(number)))
+            raise_if_cancelled()
+            report(Progress(f"preparing network {number + 1} of {len(models)} for {runtime}", pace(number)))
             networks.append(_network(model, inputs, runtime, threads))
-        return race(networks[0], networks[1:], threads=threads, rounds=rounds, tell=tell, cancelled=cancelled)
+        return race(networks[0], networks[1:], threads=threads, rounds=rounds)
 
 
 def _network(model: nn.Module, inputs: Inputs, runtime: Runtime, threads: int) -> Work:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import floor, prod
 from pathlib import Path
@@ -34,7 +34,8 @@ from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import nobody, report, scope
 from lowrank_core.store.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace
 
@@ -155,8 +156,6 @@ def staircases(
     *,
     methods: Iterable[str] | None = None,
     folder: Path | None = None,
-    tell: Callable[[str], None] = lambda text: None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Staircase]:
     """Measure layer by layer and method by method; what a folder knows is not measured again, unless it is unstable.
 
@@ -174,22 +173,22 @@ def staircases(
             if known is None:
                 known = files.load(layer, name)
                 if known is None or any(rung.unstable for rung in known.rungs):
-                    told = f"timing layer {number} of {len(layers)}: {layer.name}, {METHODS[name].label}"
-                    tell(Doing(told, pace(number - 1)))
+                    words = f"timing layer {number} of {len(layers)}: {layer.name}, {METHODS[name].label}"
+                    report(Progress(words, pace(number - 1)))
                     try:
-                        known = _measured(layer, name, setting, cancelled)
+                        known = _measured(layer, name, setting)
                     except InvalidModel as error:
-                        tell(f"{layer.name} by {METHODS[name].label} is left out: {error}")
+                        report(Progress(f"{layer.name} by {METHODS[name].label} is left out: {error}"))
                         continue
                     files.save(known)
                     fresh[name] = known
             yield replace(known, layer=layer.name, method=name)
 
 
-def _measured(layer: Layer, method: str, setting: Setting, cancelled: Callable[[], bool]) -> Staircase:
+def _measured(layer: Layer, method: str, setting: Setting) -> Staircase:
     asked = ranks(layer, method)
     chains = [(layer.spec,), *(METHODS[method].stages(layer.spec, rank) for rank in asked)]
-    timings = _race(chains, layer, setting, cancelled)
+    timings = _race(chains, layer, setting)
     rungs = tuple(Rung(rank, t.ratio, t.iqr) for rank, t in zip(asked, timings, strict=True))
     return Staircase(layer.name, method, timings[0].dense_us, rungs)
 
@@ -207,34 +206,26 @@ def known_staircases(
     return tuple(found)
 
 
-def layer_latency(
-    profile: ModelProfile,
-    plan: RankPlan,
-    setting: Setting,
-    *,
-    tell: Callable[[str], None] = lambda text: None,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> list[tuple[str, Timing]]:
+def layer_latency(profile: ModelProfile, plan: RankPlan, setting: Setting) -> list[tuple[str, Timing]]:
     """Each layer that a plan factorises, alone, beside its dense form. Raises Cancelled."""
     found, pace = [], Pace(len(plan.choices))
     for number, (name, choice) in enumerate(plan.choices, start=1):
-        tell(Doing(f"timing layer {number} of {len(plan.choices)}: {name}", pace(number - 1)))
+        report(Progress(f"timing layer {number} of {len(plan.choices)}: {name}", pace(number - 1)))
         layer = profile.layer(name)
         chains = [(layer.spec,), METHODS[choice.method].stages(layer.spec, choice.rank)]
         try:
-            (timing,) = _race(chains, layer, setting, cancelled)
+            (timing,) = _race(chains, layer, setting)
         except InvalidModel as error:
-            tell(f"{name} is left out: {error}")
+            report(Progress(f"{name} is left out: {error}"))
             continue
         found.append((name, timing))
     return found
 
 
-def _race(
-    chains: list[tuple[LayerSpec, ...]], layer: Layer, setting: Setting, cancelled: Callable[[], bool]
-) -> tuple[Timing, ...]:
+def _race(chains: list[tuple[LayerSpec, ...]], layer: Layer, setting: Setting) -> tuple[Timing, ...]:
     dense, *others = [chain_work(chain, layer, setting) for chain in chains]
-    return race(dense, others, threads=setting.threads, rounds=ROUNDS, turn_seconds=TURN_SECONDS, cancelled=cancelled)
+    with scope(report=nobody):  # layers are counted, not rounds
+        return race(dense, others, threads=setting.threads, rounds=ROUNDS, turn_seconds=TURN_SECONDS)
 
 
 def chain_work(stages: tuple[LayerSpec, ...], layer: Layer, setting: Setting) -> Work:

@@ -17,7 +17,7 @@ from lowrank_core.registry import register_all
 class Factorization(Protocol):
     """A factorised weight; for a nested method every rank is a slice of it.
 
-    What takes long is best done in `steps` (a Steps, if it has one): then it is computed when it is first needed, once,
+    What takes long is best done in its `memo` (a Memo, if it has one): then it is computed when first needed, once,
     and kept on disk.
     """
 

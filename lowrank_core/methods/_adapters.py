@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowrank_core.layers.spec import LayerSpec, Rank, inputs_first
 from lowrank_core.methods import Factorization, Method
-from lowrank_core.store.memo import Steps
+from lowrank_core.store.memo import Memo
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class Transposed:
     convolution: Factorization
 
     @property
-    def steps(self) -> Steps | None:
+    def memo(self) -> Memo | None:
         """The convolution's results that are kept, where it has such."""
-        return getattr(self.convolution, "steps", None)
+        return getattr(self.convolution, "memo", None)
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
@@ -72,9 +72,9 @@ class GateStacked:
     kernel: Factorization
 
     @property
-    def steps(self) -> Steps | None:
+    def memo(self) -> Memo | None:
         """The kernel's results that are kept, where it has such."""
-        return getattr(self.kernel, "steps", None)
+        return getattr(self.kernel, "memo", None)
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:

@@ -10,11 +10,7 @@ from lowrank_core.plans.plan import RankPlan
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A plan and how its factors are corrected; None leaves them as the decomposition made them.
-
-    tuned: the fingerprint of a network whose weights were trained, where they no longer follow from the plan.
-    """
+    """A plan and how its factors are corrected; None leaves them as the decomposition made them."""
 
     plan: RankPlan
     correction: Correction | None = None
-    tuned: str | None = None

@@ -8,7 +8,7 @@ prediction then takes them into account.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.correct import load_overlay
-from lowrank_core.errors import Cancelled
 from lowrank_core.layers.data import run
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
@@ -35,6 +34,7 @@ from lowrank_core.predict.prediction import (
     plan_variance,
 )
 from lowrank_core.predict.sensitivity import BATCH, SAMPLES, ranks
+from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
@@ -59,7 +59,6 @@ def repairs(
     ledger: Ledger | None = None,
     *,
     samples: int = SAMPLES,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Repair]:
     """For each layer at its default method's ranks: what is left of its change when all later layers are refitted.
 
@@ -74,14 +73,12 @@ def repairs(
     dense = torch.cat([run(workspace.model, part) for part in parts]).double()
 
     def changed(choices: dict[str, Choice]) -> float:
-        if cancelled():
-            raise Cancelled("the measurement was called off.")
+        give_way()
         candidate = Candidate(RankPlan.of(workspace.profile.fingerprint, choices), correction)
 
         def measure() -> float:
             compressed = apply(workspace.model, workspace.profile, candidate.plan, workspace.factors)
-            *_, last = workspace.correcting(candidate.plan, correction, cancelled=cancelled)
-            load_overlay(compressed, last.overlay)
+            load_overlay(compressed, workspace.corrector(candidate.plan, correction))
             outputs: Tensor = torch.cat([run(compressed, part) for part in parts]).double()
             return float((outputs - dense).square().mean())
 
@@ -122,7 +119,6 @@ def joints(
     plans: int = JOINT_PLANS,
     samples: int = JOINT_SAMPLES,
     seed: int = 0,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Joint]:
     """Measure random plans; of those drawn, the ones that lose too much are left out. Raises Cancelled.
 
@@ -132,13 +128,12 @@ def joints(
     for drawn, plan in enumerate(joint_plans(workspace, methods, seed=seed)):
         if taken == plans or drawn == 4 * plans:
             return
-        if cancelled():
-            raise Cancelled("the measurement was called off.")
+        give_way()
         candidate = Candidate(plan, correction if plan.choices else None)
 
         def measure(candidate: Candidate = candidate) -> Score:
             model = workspace.compress(candidate.plan, candidate.correction)
-            for score in workspace.measure(model, samples=samples, keep=False, cancelled=cancelled):
+            for score in workspace.measure(model, samples=samples, keep=False):
                 if _too_far(score):
                     break
             return score

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.correct import load_overlay
-from lowrank_core.errors import Cancelled
 from lowrank_core.layers.data import Dataset, data_hash, run
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
@@ -24,7 +22,8 @@ from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point, closed_form_error
 from lowrank_core.running.parallel import HERE, Workers, spread
-from lowrank_core.running.progress import Doing
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import give_way, report, scope, under
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.store.cache import Cache
@@ -41,16 +40,6 @@ SHARES = (0.08, 0.25, 0.5, 0.9)
 BATCH = 64
 
 Ask = tuple[str, Choice]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One more point, and how far along the measurement is."""
-
-    point: Point
-    done: int
-    total: int
-    seconds_left: float
 
 
 def asked(workspace: Workspace, methods: Iterable[str] | None = None) -> tuple[Ask, ...]:
@@ -85,12 +74,11 @@ def measured(
     known: Iterable[Point] = (),
     samples: int = SAMPLES,
     data: Dataset | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[Found]:
+) -> Iterator[Point]:
     """Yield each point as it is measured; those in `known` are not measured again.
 
     Only what comes after the layer is run: on `data`, whose labels, if any, give the drop of the metric; without it on
-    the leading evaluation samples, unlabelled. Raises Cancelled between two points.
+    the leading evaluation samples, unlabelled. Reports how far it is; gives way and raises Cancelled between points.
     """
     have = {(p.layer, p.method, p.rank) for p in known}
     wanted = asked(workspace) if asks is None else asks
@@ -98,7 +86,7 @@ def measured(
     if not todo:
         return
     ground = _ground(workspace, _samples(workspace, samples) if data is None else data)
-    yield from _points(workspace, correction, todo, ground, cancelled)
+    yield from _points(workspace, correction, todo, ground)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,14 +110,12 @@ def _points(
     correction: Correction | None,
     todo: Sequence[Ask],
     ground: _Ground,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[Found]:
+) -> Iterator[Point]:
     dense = ground.dense
     number = {layer.name: i for i, layer in enumerate(workspace.profile.layers)}
-    started = time.monotonic()
+    pace = Pace(len(todo))
     for done, (name, choice) in enumerate(todo, start=1):
-        if cancelled():
-            raise Cancelled("the measurement of single layers was called off.")
+        give_way()
         plan = RankPlan.of(workspace.profile.fingerprint, {name: choice})
         compressed = apply(workspace.model, workspace.profile, plan, workspace.factors)
         if correction is not None:
@@ -140,8 +126,12 @@ def _points(
         squares = float((outputs.double() - dense.double()).square().mean())
         loss = loss_increase(workspace.metric, outputs, dense)
         drop = _drop(workspace.metric, outputs, dense, ground.data.targets)
-        point = Point(name, choice.method, choice.rank, error, squares, loss, drop)
-        yield Found(point, done, len(todo), (time.monotonic() - started) / done * (len(todo) - done))
+        report(_far(done, len(todo), pace))
+        yield Point(name, choice.method, choice.rank, error, squares, loss, drop)
+
+
+def _far(done: int, total: int, pace: Pace) -> Progress:
+    return Progress(f"{done} of {total} points", pace(done))
 
 
 def profile(
@@ -152,24 +142,22 @@ def profile(
     *,
     folder: Path | None = None,
     workers: Workers = HERE,
-    tell: Callable[[str], None] = lambda text: None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[Point, ...]:
     """The points asked for, in that order. With a folder they are kept there as they come, and not measured twice.
 
     workers: other processes open the model by its reference, and measure the same to the last bit as one thread here.
-    tell hears how far it is and how long it takes. Raises Cancelled; what is measured by then is kept.
+    Reports how far it is and how long it takes. Raises Cancelled; what is measured by then is kept.
     """
     asks = tuple(asks)
     file = None if folder is None else PointFile(folder, workspace, correction, data=data)
-    found = {(p.layer, p.method, p.rank): p for p in (() if file is None else file.load())}
-    todo = [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in found]
-    for step in _measured(workspace, correction, todo, data, workers, cancelled):
-        found[step.point.layer, step.point.method, step.point.rank] = step.point
-        if file is not None:
-            file.add(step.point)
-        tell(Doing(f"measuring layers: {step.done} of {step.total} points", step.seconds_left))
-    return tuple(found[name, choice.method, choice.rank] for name, choice in asks)
+    points = {(p.layer, p.method, p.rank): p for p in (() if file is None else file.load())}
+    todo = [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in points]
+    with scope(report=under("measuring layers")):
+        for point in _measured(workspace, correction, todo, data, workers):
+            points[point.layer, point.method, point.rank] = point
+            if file is not None:
+                file.add(point)
+    return tuple(points[name, choice.method, choice.rank] for name, choice in asks)
 
 
 def _measured(
@@ -178,11 +166,10 @@ def _measured(
     todo: list[Ask],
     data: Dataset,
     workers: Workers,
-    cancelled: Callable[[], bool],
-) -> Iterator[Found]:
+) -> Iterator[Point]:
     """Each point as it is measured, here or elsewhere; elsewhere a layer is one piece of work."""
     if not workers.elsewhere:
-        yield from measured(workspace, correction, asks=todo, data=data, cancelled=cancelled)
+        yield from measured(workspace, correction, asks=todo, data=data)
         return
     layers: dict[str, list[Ask]] = {}
     for ask in todo:
@@ -190,13 +177,12 @@ def _measured(
     model = workspace.address, workspace.profile.fingerprint, workspace.cache
     samples = _Samples(data_hash((data.inputs, data.targets)), data.alone())
     pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
-    started, done = time.monotonic(), 0
+    pace, done = Pace(len(todo)), 0
     for _, points in spread(_measured_elsewhere, pieces, workers):
         for point in points:
             done += 1
-            yield Found(point, done, len(todo), (time.monotonic() - started) / done * (len(todo) - done))
-        if cancelled():
-            raise Cancelled("the measurement of single layers was called off.")
+            report(_far(done, len(todo), pace))
+            yield point
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +205,7 @@ class _Piece:
 
 def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
     ground = _ground_once(piece.model, piece.samples)
-    return tuple(step.point for step in _points(opened_once(*piece.model), piece.correction, piece.asks, ground))
+    return tuple(_points(opened_once(*piece.model), piece.correction, piece.asks, ground))
 
 
 @lru_cache(maxsize=1)

@@ -1,21 +1,25 @@
-"""Jobs: long work in a thread of its own, that many may watch, and that can be called off.
+"""Jobs: long work in a thread of its own, that many may watch, and that can be cancelled.
 
-What a job has found is kept by the work itself (points, scores and training states on disk), so a job that was stopped
-or killed and is started again goes on where it was.
+What a job has found is kept by the work itself (points, scores and training states on disk), so a job that was
+cancelled or killed and is started again goes on where it was.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from lowrank_core.errors import Cancelled, LowRankError
-from lowrank_core.running.cancelling import until
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import raise_if_cancelled, scope
 
 T = TypeVar("T")
+
+PATIENCE_SECONDS = 0.5
+"""How long a job that somebody asked for gives way at a time: its asker waits, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,33 +27,52 @@ class Snapshot(Generic[T]):
     """What is known of a job: everything it has found so far, what it does, how long it has run, and how it ended."""
 
     found: tuple[T, ...] = ()
-    doing: str = ""
+    progress: Progress = Progress()  # noqa: RUF009 - frozen
     seconds: float = 0.0
     error: str | None = None
     cancelled: bool = False
     over: bool = False
 
 
-class Job(Generic[T]):
-    """work(job) yields what it finds, in a daemon thread; it calls `job.tell` and looks at `job.stopped`.
+def is_over(known: Snapshot[Any]) -> bool:
+    """Whether nothing more will come."""
+    return known.over
 
-    >>> job = Job("count", lambda job: iter(range(3)))
+
+class Job(Generic[T]):
+    """work() yields what it finds, in a daemon thread; it reports, asks whether it is cancelled and gives way there.
+
+    patience_seconds: how it gives way to people who wait for a figure (`scope.Scope`).
+
+    >>> job = Job("count", lambda: range(3))
     >>> job.wait(5).found
     (0, 1, 2)
     """
 
-    def __init__(self, label: str, work: Callable[[Job[T]], Iterator[T]]) -> None:
+    def __init__(
+        self,
+        label: str,
+        work: Callable[[], Iterable[T]],
+        *,
+        patience_seconds: float = 0.0,
+        here: bool = False,
+    ) -> None:
+        """here: the work is done at once and in this thread, for what is known already."""
         self.label = label
-        self._stop = threading.Event()
+        self._patience_seconds = patience_seconds
+        self._asked_to_end = threading.Event()
         self._news = threading.Condition()
-        self._started = self._told = time.monotonic()
+        self._started = self._reported = time.monotonic()
         self._snapshot: Snapshot[T] = Snapshot()
+        if here:
+            self._run(work)
+            return
         self._thread = threading.Thread(target=self._run, args=(work,), name=label, daemon=True)
         self._thread.start()
 
     @property
     def snapshot(self) -> Snapshot[T]:
-        """The latest."""
+        """What is known of it now."""
         return self._snapshot
 
     @property
@@ -58,69 +81,57 @@ class Job(Generic[T]):
         latest = self._snapshot
         return latest.seconds if latest.over else time.monotonic() - self._started
 
-    def stopped(self) -> bool:
-        """Whether the job has been called off."""
-        return self._stop.is_set()
-
     @property
     def seconds_left(self) -> float | None:
-        """What is left of what goes on, by what was told last; None where nothing can be said, or it is called off."""
+        """What is left of what goes on, by the last report; None where nothing can be said, or it is cancelled."""
         latest = self._snapshot
-        left = getattr(latest.doing, "seconds_left", None)
-        if left is None or latest.over or self.stopped():
+        left = latest.progress.seconds_left
+        if left is None or latest.over or self.cancelled():
             return None
-        return max(0.0, float(left) - (time.monotonic() - self._told))
-
-    def tell(self, doing: str) -> None:
-        """Say what goes on; a `Doing` also says how long it still takes."""
-        self._told = time.monotonic()
-        self._change(doing=doing)
+        return max(0.0, left - (time.monotonic() - self._reported))
 
     def cancel(self) -> None:
-        """Call it off; what it has found stays."""
-        self._stop.set()
+        """Ask it to end soon; what it has found stays."""
+        self._asked_to_end.set()
+
+    def cancelled(self) -> bool:
+        """Whether it has been asked to end; its snapshot says whether that was how it ended."""
+        return self._asked_to_end.is_set()
 
     def changed(self, since: Snapshot[T], *, seconds: float) -> Snapshot[T]:
         """The latest snapshot, waiting so many seconds for one that is newer than `since`."""
+        return self.wait(seconds, until=lambda latest: latest is not since)
+
+    def wait(self, seconds: float | None = None, *, until: Callable[[Snapshot[T]], bool] = is_over) -> Snapshot[T]:
+        """Block until the job is over, or as far as is asked, or for so many seconds; the latest snapshot."""
         with self._news:
-            self._news.wait_for(lambda: self._snapshot is not since, seconds)
+            self._news.wait_for(lambda: until(self._snapshot), seconds)
         return self._snapshot
 
-    def wait(self, seconds: float | None = None) -> Snapshot[T]:
-        """Block until the job is over, or for so many seconds."""
-        with self._news:
-            self._news.wait_for(lambda: self._snapshot.over, seconds)
-        return self._snapshot
+    def _report(self, progress: Progress) -> None:
+        self._reported = time.monotonic()
+        self._change(progress=progress)
 
-    def _change(
-        self,
-        found: tuple[T, ...] = (),
-        doing: str | None = None,
-        error: str | None = None,
-        cancelled: bool = False,
-        over: bool = False,
-    ) -> None:
+    def _change(self, *more: T, **changes: Any) -> None:
         with self._news:
             before = self._snapshot
-            told = before.doing if doing is None else doing
             seconds = time.monotonic() - self._started
-            self._snapshot = Snapshot((*before.found, *found), told, seconds, error, cancelled, over)
+            self._snapshot = replace(before, found=before.found + more, seconds=seconds, **changes)
             self._news.notify_all()
 
-    def _run(self, work: Callable[[Job[T]], Iterator[T]]) -> None:
+    def _run(self, work: Callable[[], Iterable[T]]) -> None:
+        end: dict[str, Any] = {}
         try:
-            with until(self.stopped):
-                for item in work(self):
-                    self._change(found=(item,))
-                    if self.stopped():
-                        raise Cancelled("called off.")
-            self._change(doing="", over=True)
+            with scope(cancelled=self.cancelled, report=self._report, patience_seconds=self._patience_seconds):
+                for item in work():
+                    self._change(item)
+                    raise_if_cancelled()
         except Cancelled:
-            self._change(doing="", cancelled=True, over=True)
+            end["cancelled"] = True
         except Exception as error:  # a person's own model may raise anything; the page must say so, not hang
-            if self.stopped():  # PyTorch's exporters wrap whatever ends them
-                self._change(doing="", cancelled=True, over=True)
-                return
-            ours = isinstance(error, LowRankError)
-            said = str(error) if ours else f"{self.label} failed: {type(error).__name__}: {error}"
-            self._change(doing="", error=said, over=True)
+            if self.cancelled():  # PyTorch's exporters wrap whatever ends them
+                end["cancelled"] = True
+            else:
+                ours = isinstance(error, LowRankError)
+                end["error"] = str(error) if ours else f"{self.label} failed: {type(error).__name__}: {error}"
+        self._change(progress=Progress(), over=True, **end)

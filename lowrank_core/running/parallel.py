@@ -17,13 +17,13 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from lowrank_core.errors import LowRankError, WorkersLost
-from lowrank_core.running.cancelling import go_on
+from lowrank_core.running.scope import raise_if_cancelled
 
 A = TypeVar("A")
 R = TypeVar("R")
 
 ASK_SECONDS = 0.1
-"""Between two questions whether to go on."""
+"""Between two questions whether the work has been cancelled."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers of these settings (malloc.h)."""
@@ -60,7 +60,7 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
 
     Every process has one torch thread, so an answer does not depend on where it is computed. What a process did that
     was killed is asked again. Raises what function raises, and WorkersLost where processes keep dying or the scheduler
-    does not answer. Closing the generator, calling off the work of this thread (`stop.until`) and Ctrl-C end the
+    does not answer. Closing the generator, cancelling the work of this thread and Ctrl-C end the
     processes of this machine; those of a cluster finish what they have begun.
 
     >>> sorted(spread(abs, [-3, 4], Workers()))
@@ -68,7 +68,7 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
     """
     if not workers.elsewhere:
         for at, ask in enumerate(asks):
-            go_on()
+            raise_if_cancelled()
             yield at, function(ask)
         return
     left, lost = dict(enumerate(asks)), 0
@@ -93,7 +93,7 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
 
 
 def _waiting(results: Generator[tuple[int, R], None, None]) -> Iterator[tuple[int, R]]:
-    """The same; while it waits for the next one it asks whether to go on, which joblib does not."""
+    """The same; while it waits for the next one it asks whether it is cancelled, which joblib does not."""
     answers: SimpleQueue[tuple[int, R] | BaseException] = SimpleQueue()
 
     def wait() -> None:
@@ -106,7 +106,7 @@ def _waiting(results: Generator[tuple[int, R], None, None]) -> Iterator[tuple[in
 
     threading.Thread(target=wait, name="answers of workers", daemon=True).start()
     while True:
-        go_on()
+        raise_if_cancelled()
         try:
             answer = answers.get(timeout=ASK_SECONDS)
         except Empty:

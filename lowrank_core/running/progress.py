@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 
-class Doing(str):
-    """Words as they are told, with the seconds left of what they speak of; None where nothing can be said yet.
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What goes on, in words, and the seconds left of what they speak of; None where nothing can be said yet."""
 
-    >>> Doing("measuring layers: 3 of 4 points", 2.0).seconds_left, Doing("opening").seconds_left
-    (2.0, None)
-    """
-
-    __slots__ = ("seconds_left",)
-    seconds_left: float | None
-
-    def __new__(cls, words: str, seconds_left: float | None = None) -> Doing:
-        made = super().__new__(cls, words)
-        made.seconds_left = seconds_left
-        return made
+    words: str = ""
+    seconds_left: float | None = None
 
 
 class Pace:

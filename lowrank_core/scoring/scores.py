@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.layers.data import Dataset, data_hash, run
+from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.intervals import Moments, newcombe_interval, wilson_interval
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.verdict import is_within
@@ -97,7 +99,7 @@ def evaluate(
     reference: Reference,
     *,
     samples: int | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], bool] | None = None,
     tolerance: float | None = None,
     forward: Callable[[Dataset, int], Tensor] | None = None,
 ) -> Iterator[Score]:
@@ -108,8 +110,27 @@ def evaluate(
     forward(batch, number of its first sample) gives the outputs where not all of the model is to be run.
 
     A metric by sample is given after every batch, another each time the number of samples has doubled.
-    Raises Cancelled as soon as `cancelled()` is true between two batches, InvalidData where the metric fails.
+    Between two batches it gives way and raises Cancelled (`running.scope`). Raises InvalidData where the metric
+    fails. cancelled: deprecated, `with scope(cancelled=...)` around the work does it.
     """
+    if cancelled is not None:
+        warn(
+            "evaluate(cancelled=...) goes with the next version; put `with lowrank_core.running.scope.scope("
+            "cancelled=...)` around the work.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return _scores(model, reference, samples, cancelled, tolerance, forward)
+
+
+def _scores(
+    model: nn.Module,
+    reference: Reference,
+    samples: int | None,
+    cancelled: Callable[[], bool] | None,
+    tolerance: float | None,
+    forward: Callable[[Dataset, int], Tensor] | None,
+) -> Iterator[Score]:
     metric = reference.metric
     ours: list[Tensor] = []
     dense: list[Tensor] = []
@@ -118,8 +139,9 @@ def evaluate(
     seen = due = 0
     pairs = _Pairs(metric)
     for part, dense_outputs in reference.batches(samples):
-        if cancelled():
-            raise Cancelled("the measurement was called off.")
+        give_way()
+        if cancelled is not None and cancelled():
+            raise Cancelled("the work was cancelled.")
         if model is reference.model:
             outputs = dense_outputs
         else:

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.registry import register_all
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report
 from lowrank_core.selection._problem import Problem, Trial, Wish, amounts
 from lowrank_core.selection._settings import read_setting
 
@@ -71,7 +73,7 @@ def make(name: str, settings: dict[str, str]) -> Rule:
 def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
     """Ask a rule; the last trial is the answer, measured and within every budget.
 
-    Raises InvalidSearch where nothing can be found, Cancelled when called off.
+    Raises InvalidSearch where nothing can be found, Cancelled.
     """
     if not problem.methods:
         problem = replace(problem, methods=rule.methods)
@@ -82,7 +84,7 @@ def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
     if last is None or not problem.fits(last.candidate.plan):
         raise InvalidSearch(f"{rule.label} found no plan within the budget; raise it, or choose another rule.")
     if last.score is None:
-        problem.tell("measuring the answer")
+        report(Progress("measuring the answer"))
         yield replace(last, score=problem.measure(last.candidate.plan))
 
 

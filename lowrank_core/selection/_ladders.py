@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score
 
 if TYPE_CHECKING:  # selection imports its rules, which import this
@@ -42,17 +43,17 @@ DIPS = 3
 
 
 @dataclass(slots=True)
-class Steps:
+class Ladder:
     """What is lost on each step of a ladder, measured when first asked for: the cheapest is 0, dense is `count`.
 
     A step counts as good only where every measured step above it is good too, so what is found never depends on a
     lucky low rank.
 
     >>> lost = [5.0, 4.0, 1.0, 3.0, 0.5, 0.0]
-    >>> steps = Steps(6, lost.__getitem__)
-    >>> steps.halved(0.7), steps.dips()
+    >>> ladder = Ladder(6, lost.__getitem__)
+    >>> ladder.halved(0.7), ladder.dips()
     (4, [(2, 3)])
-    >>> steps.halved(2.0)       # not 2, which loses only 1.0: step 3 above it loses 3.0
+    >>> ladder.halved(2.0)       # not 2, which loses only 1.0: step 3 above it loses 3.0
     4
     """
 
@@ -87,20 +88,20 @@ class Steps:
         return max((step for step, lost in self.known.items() if lost > limit + SLACK), default=-1)
 
 
-Find = Callable[[Steps, float], int]
+Find = Callable[[Ladder, float], int]
 
 
-class Progress:
-    """Tells what comes next, how much is done and about how long the rest takes at most."""
+class Tally:
+    """Counts measurements, and reports which comes next and about how long the rest takes at most."""
 
-    def __init__(self, tell: Callable[[str], None], total: int) -> None:
-        self._tell, self._total, self._done, self._pace = tell, total, 0, Pace(total)
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._pace = total, 0, Pace(total)
 
     def __call__(self, what: str) -> None:
         """The next measurement begins."""
         left = self._pace(self._done) if self._done < self._total else None
         self._done += 1
-        self._tell(Doing(f"{what}: measurement {self._done} of at most {max(self._done, self._total)}", left))
+        report(Progress(f"{what}: measurement {self._done} of at most {max(self._done, self._total)}", left))
 
 
 def lowest(problem: Problem, order: str, find: Find, most: Callable[[int], int]) -> Iterator[Trial]:
@@ -124,13 +125,13 @@ class _Walk:
     def __init__(self, problem: Problem, order: str, find: Find, most: Callable[[int], int]) -> None:
         self.problem, self.order, self.find = problem, order, find
         self.dense = problem.plan({})
-        self.ladders: dict[tuple[str, RankPlan], tuple[list[RankPlan], Steps]] = {}
+        self.ladders: dict[tuple[str, RankPlan], tuple[list[RankPlan], Ladder]] = {}
         quantity = problem.budgets[0][0] if problem.budgets else "bytes"
         self.size = {layer: problem.layer_amount(layer, None, quantity) for layer in problem.layers}
         self.layers = sorted(self.size, key=lambda layer: -self.size[layer])
         counts = [len(problem.ranks(layer, problem.method_of(layer))) for layer in self.layers]
         total = sum(map(most, counts)) if order != "together" else most(max(counts))
-        self.progress = Progress(problem.tell, total if problem.max_drop is not None else total * (ROUNDS + 2))
+        self.count = Tally(total if problem.max_drop is not None else total * (ROUNDS + 2))
 
     def tightest(self) -> float:
         """About the smallest drop for each layer, or for all, whose plan keeps every budget."""
@@ -152,14 +153,14 @@ class _Walk:
         """What is found for each layer, and the whole of it at the end."""
         problem, plan = self.problem, self.dense
         dips: list[str] = []
-        for name, ladder, steps, at, plan in self._walked(tolerance):  # noqa: B007 - the last one is whole
-            dips += [self._dip(name, ladder, steps, pair) for pair in steps.dips()]
-            if at < len(ladder) and name:
-                score = problem.measure(ladder[at])
-                note = f"{_title(ladder, at, name)}: {lost(problem, score, tolerance)}; {len(steps.known)} measurements"
-                yield problem.trial(ladder[at], note, score)
+        for name, plans, ladder, at, plan in self._walked(tolerance):  # noqa: B007 - the last one is whole
+            dips += [self._dip(name, plans, ladder, pair) for pair in ladder.dips()]
+            if at < len(plans) and name:
+                score = problem.measure(plans[at])
+                note = f"{_title(plans, at, name)}: {lost(problem, score, tolerance)}; {len(ladder.known)} measurements"
+                yield problem.trial(plans[at], note, score)
         score = problem.measure(plan)
-        spent = sum(len(steps.known) for _, steps in self.ladders.values())
+        spent = sum(len(ladder.known) for _, ladder in self.ladders.values())
         notes = [saved(problem, plan), lost(problem, score, tolerance), f"{spent} measurements"]
         if self.order == "alone" and len(plan.choices) > 1:
             notes.append(f"each layer alone was allowed to lose {amount(problem, tolerance)}")
@@ -174,33 +175,33 @@ class _Walk:
             pass
         return plan
 
-    def _walked(self, tolerance: float) -> Iterator[tuple[str, list[RankPlan], Steps, int, RankPlan]]:
-        """(layer, its ladder, what is known of it, the step found, the plan so far), layer by layer."""
+    def _walked(self, tolerance: float) -> Iterator[tuple[str, list[RankPlan], Ladder, int, RankPlan]]:
+        """(layer, the plans of its ladder, the ladder, the step found, the plan so far), layer by layer."""
         if self.order == "together":
-            ladder, steps = self._ladder("", self.dense)
-            at = self.find(steps, tolerance)
-            yield "", ladder, steps, at, ladder[at] if at < len(ladder) else self.dense
+            plans, ladder = self._ladder("", self.dense)
+            at = self.find(ladder, tolerance)
+            yield "", plans, ladder, at, plans[at] if at < len(plans) else self.dense
             return
         in_turn = self.order == "largest first"
         plan, reached, total = self.dense, 0.0, sum(self.size.values())
         for layer in self.layers:
             reached += self.size[layer]
-            ladder, steps = self._ladder(layer.name, plan if in_turn else self.dense)
-            at = self.find(steps, tolerance * (reached / total if total else 1) if in_turn else tolerance)
-            if at < len(ladder):
-                plan = plan.with_choice(layer.name, ladder[at].get(layer.name))
-            yield layer.name, ladder, steps, at, plan
+            plans, ladder = self._ladder(layer.name, plan if in_turn else self.dense)
+            at = self.find(ladder, tolerance * (reached / total if total else 1) if in_turn else tolerance)
+            if at < len(plans):
+                plan = plan.with_choice(layer.name, plans[at].get(layer.name))
+            yield layer.name, plans, ladder, at, plan
 
-    def _ladder(self, name: str, base: RankPlan) -> tuple[list[RankPlan], Steps]:
+    def _ladder(self, name: str, base: RankPlan) -> tuple[list[RankPlan], Ladder]:
         """The plans that differ from `base` in one layer, the cheapest first; without a name, in one share for all."""
         if (name, base) not in self.ladders:
-            ladder = self._ranks(name, base) if name else self._shares()
+            plans = self._ranks(name, base) if name else self._shares()
 
             def measure(step: int) -> float:
-                self.progress(_title(ladder, step, name))
-                return self.problem.measure(ladder[step], keep=name or False).drop
+                self.count(_title(plans, step, name))
+                return self.problem.measure(plans[step], keep=name or False).drop
 
-            self.ladders[name, base] = ladder, Steps(len(ladder), measure)
+            self.ladders[name, base] = plans, Ladder(len(plans), measure)
         return self.ladders[name, base]
 
     def _ranks(self, name: str, base: RankPlan) -> list[RankPlan]:
@@ -225,15 +226,15 @@ class _Walk:
             plan = self._ranks(layer.name, plan)[0]
         return plan
 
-    def _dip(self, name: str, ladder: Sequence[RankPlan], steps: Steps, pair: tuple[int, int]) -> str:
-        told = [f"{_title(ladder, step, name)} loses {amount(self.problem, steps.known[step])}" for step in pair]
-        return " but ".join(told)
+    def _dip(self, name: str, plans: Sequence[RankPlan], ladder: Ladder, pair: tuple[int, int]) -> str:
+        words = [f"{_title(plans, step, name)} loses {amount(self.problem, ladder.known[step])}" for step in pair]
+        return " but ".join(words)
 
 
-def _title(ladder: Sequence[RankPlan], step: int, name: str) -> str:
-    choice = ladder[step].get(name)
+def _title(plans: Sequence[RankPlan], step: int, name: str) -> str:
+    choice = plans[step].get(name)
     if choice is None:
-        return f"share {step + 1} of {len(ladder)}"
+        return f"share {step + 1} of {len(plans)}"
     return f"{name} rank {' x '.join(map(str, choice.rank))}"
 
 

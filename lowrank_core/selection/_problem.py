@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lowrank_core.compression.correct import load_overlay
-from lowrank_core.errors import Cancelled, InvalidSearch
+from lowrank_core.errors import InvalidSearch
 from lowrank_core.layers.spec import Rank
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger, score_key
@@ -23,8 +23,8 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import Cost, layer_cost, plan_cost, rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.running.cancelling import go_on
 from lowrank_core.running.parallel import HERE, Workers
+from lowrank_core.running.scope import give_way, raise_if_cancelled
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
 
@@ -61,7 +61,6 @@ class Problem:
     corrected: whether plans are measured with the workspace's correction. samples: of one measurement inside a search.
     ledger: scores known already; folder: where points of single layers are kept between runs.
     workers: where points of single layers are measured.
-    tell(text) hears what goes on; cancelled() ends it.
     """
 
     workspace: Workspace
@@ -76,8 +75,6 @@ class Problem:
     ledger: Ledger = field(default_factory=Ledger)
     folder: Path | None = None
     workers: Workers = HERE
-    tell: Callable[[str], None] = lambda text: None
-    cancelled: Callable[[], bool] = lambda: False
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -169,15 +166,12 @@ class Problem:
         tolerance: end as soon as the drop is clearly at most that or clearly more. keep: the layer whose ranks are
         being tried, so that what comes before it runs once; the score is the same bit for bit. Raises Cancelled.
         """
-        if self.cancelled():
-            raise Cancelled("the search was called off; what it has measured is kept.")
+        give_way()
         wanted, count = self.candidate(plan), self.samples if samples is None else samples
 
         def measured() -> Score:
             model = self._compressed(plan, wanted.correction)
-            return final_score(
-                self.workspace.measure(model, samples=count, tolerance=tolerance, cancelled=self.cancelled, keep=keep)
-            )
+            return final_score(self.workspace.measure(model, samples=count, tolerance=tolerance, keep=keep))
 
         return self.ledger.remembered(score_key(wanted, count, tolerance), measured)
 
@@ -267,7 +261,7 @@ def largest(
         return plan
     best = plan_at(low)
     for _ in range(steps):
-        go_on()
+        raise_if_cancelled()
         middle = (low + high) / 2
         plan = plan_at(middle)
         if problem.fits(plan):

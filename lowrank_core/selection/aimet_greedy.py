@@ -11,7 +11,7 @@ from scipy.optimize import isotonic_regression
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import register
-from lowrank_core.selection._ladders import Progress, lost, saved
+from lowrank_core.selection._ladders import Tally, lost, saved
 from lowrank_core.selection._problem import Problem, Quantity, Trial, Wish, largest
 from lowrank_core.selection._settings import check_settings
 
@@ -52,8 +52,8 @@ class AimetGreedy:
         """One plan; single layers are measured on the way."""
         quantity = problem.budgets[0][0]
         menus = {layer.name: self._candidates(problem, layer, quantity) for layer in problem.layers}
-        progress = Progress(problem.tell, sum(map(len, menus.values())))
-        curves = {name: _monotone(problem, name, menu, progress) for name, menu in menus.items()}
+        count = Tally(sum(map(len, menus.values())))
+        curves = {name: _monotone(problem, name, menu, count) for name, menu in menus.items()}
 
         def at(score: float) -> RankPlan:
             return problem.plan(
@@ -79,13 +79,13 @@ class AimetGreedy:
         return list(dict.fromkeys(found))
 
 
-def _monotone(problem: Problem, name: str, menu: list[Choice], progress: Progress) -> Curve:
+def _monotone(problem: Problem, name: str, menu: list[Choice], count: Tally) -> Curve:
     """The measured scores, dense = 0 and worse below, as the nearest that never fall with the cost.
 
     Isotonic regression, pool adjacent violators (Barlow et al. 1972).
     """
     scores = []
     for choice in menu:
-        progress(f"{name} rank {' x '.join(map(str, choice.rank))}")
+        count(f"{name} rank {' x '.join(map(str, choice.rank))}")
         scores.append(-problem.measure(problem.plan({name: choice}), keep=name).drop)
     return dict(zip(menu, isotonic_regression(scores).x.tolist(), strict=True)) if menu else {}

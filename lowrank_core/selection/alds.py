@@ -11,7 +11,8 @@ import numpy as np
 from lowrank_core.algebra.linalg import MatrixFactorization
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import report
 from lowrank_core.selection import register
 from lowrank_core.selection._problem import Problem, Trial, Wish, largest
 from lowrank_core.selection._settings import check_settings
@@ -44,7 +45,7 @@ class Alds:
         menus = []
         pace = Pace(len(problem.layers))
         for number, layer in enumerate(problem.layers):
-            problem.tell(Doing(f"spectra of {layer.name}", pace(number)))
+            report(Progress(f"spectra of {layer.name}", pace(number)))
             dense = problem.share(layer, None)
             priced = [(problem.share(layer, choice), choice, error) for choice, error in _options(problem, layer)]
             paying = sorted((option for option in priced if option[0] < dense), key=lambda option: option[0])

@@ -10,7 +10,8 @@ import numpy as np
 
 from lowrank_core.algebra.knapsack import cheapest_loss
 from lowrank_core.errors import InvalidSearch
-from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import report
 from lowrank_core.selection import register
 from lowrank_core.selection._problem import Problem, Trial, Wish
 
@@ -35,7 +36,7 @@ class Balf:
         menus = []
         pace = Pace(len(problem.layers))
         for number, layer in enumerate(problem.layers):
-            problem.tell(Doing(f"whitened spectrum of {layer.name}", pace(number)))
+            report(Progress(f"whitened spectrum of {layer.name}", pace(number)))
             menus.append(problem.menu(layer, problem.method_of(layer)))
         costs = [
             np.array([[problem.layer_amount(layer, c, q) for q, _ in problem.budgets] for c in choices])
@@ -43,7 +44,7 @@ class Balf:
         ]
         rest = [problem.amount(q) - sum(float(c[-1, i]) for c in costs) for i, (q, _) in enumerate(problem.budgets)]
         limits = np.array([limit for _, limit in problem.budgets]) - rest
-        problem.tell("solving the knapsack")
+        report(Progress("solving the knapsack"))
         best = cheapest_loss([np.array(losses) for _, losses in menus], costs, limits)
         if best is None:
             raise InvalidSearch("no plan of BALF keeps every budget; raise one, or unlock layers.")

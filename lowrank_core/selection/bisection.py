@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lowrank_core.selection import register
-from lowrank_core.selection._ladders import ORDER_FORM, Steps, lowest
+from lowrank_core.selection._ladders import ORDER_FORM, Ladder, lowest
 from lowrank_core.selection._problem import Problem, Trial, Wish
 from lowrank_core.selection._settings import check_settings
 
@@ -35,4 +35,4 @@ class Bisection:
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One trial for each layer, then the whole."""
-        yield from lowest(problem, self.order, Steps.halved, int.bit_length)
+        yield from lowest(problem, self.order, Ladder.halved, int.bit_length)

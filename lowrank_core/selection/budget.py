@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from lowrank_core.algebra.knapsack import cheapest_loss
-from lowrank_core.errors import Cancelled, InvalidSearch
+from lowrank_core.errors import InvalidSearch
 from lowrank_core.layers.data import data_hash, run
 from lowrank_core.layers.spec import Rank
 from lowrank_core.measure.ledger import score_key
@@ -18,7 +18,8 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point, change, closed_form_error
 from lowrank_core.predict.sensitivity import Ask, loss_increase, profile
-from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import give_way, report
 from lowrank_core.scoring.scores import Score
 from lowrank_core.scoring.verdict import is_within
 from lowrank_core.selection import register
@@ -103,8 +104,6 @@ class Budget:
             workspace.calibration.pick(slice(0, self.samples)),
             folder=problem.folder,
             workers=problem.workers,
-            tell=problem.tell,
-            cancelled=problem.cancelled,
         ):
             points.setdefault((point.layer, point.method), []).append(point)
         menus = []
@@ -138,8 +137,7 @@ class Budget:
                 continue
             seen.add(plan)
             candidate = problem.candidate(plan)
-            if problem.cancelled():
-                raise Cancelled("the search was called off; what it has measured is kept.")
+            give_way()
 
             def divergence(candidate: Candidate = candidate) -> float:
                 outputs = run(problem.workspace.compress(candidate.plan, candidate.correction), data)
@@ -147,8 +145,8 @@ class Budget:
 
             key = f"divergence {data_hash(data.inputs)} {score_key(candidate, len(data))}"
             loss = problem.ledger.remembered(key, divergence)
-            told = f"refining: {number} of {self.refine}, divergence {min(loss, least):.4f}"
-            problem.tell(Doing(told, pace(number + 1)))
+            words = f"refining: {number} of {self.refine}, divergence {min(loss, least):.4f}"
+            report(Progress(words, pace(number + 1)))
             if loss < least:
                 best, least = plan, loss
                 yield problem.trial(plan, f"divergence {loss:.4f}")
@@ -165,7 +163,7 @@ class Budget:
         pace = Pace(STEPS)
         for step in range(STEPS):
             share = high if best is None and step == 1 and high < 1 else (low + high) / 2
-            problem.tell(Doing(f"step {step + 1} of {STEPS}: {share:.1%} of the {quantity}", pace(step)))
+            report(Progress(f"step {step + 1} of {STEPS}: {share:.1%} of the {quantity}", pace(step)))
             plan = best_plan(problem, menus, limits | {quantity: share * dense})
             score = problem.measure(plan, samples=len(problem.workspace.reference), tolerance=problem.max_drop)
             good = _is_within(problem, score, problem.max_drop)

@@ -15,16 +15,17 @@ from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
 from lowrank_core.compression.correct import Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
-from lowrank_core.errors import Cancelled, InvalidSearch
+from lowrank_core.errors import InvalidSearch
 from lowrank_core.layers.data import Dataset, data_hash
 from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
 from lowrank_core.selection import register
-from lowrank_core.selection._ladders import Progress, lost, saved
+from lowrank_core.selection._ladders import Tally, lost, saved
 from lowrank_core.selection._problem import Problem, Trial, Wish, largest
 from lowrank_core.selection._settings import check_settings
 
@@ -110,13 +111,13 @@ class CrossValidation:
             for method in [problem.method_of(layer)]
             for rank in _grid(problem.ranks(layer, method))
         ]
-        progress = Progress(problem.tell, self.folds * len(asks))
+        count = Tally(self.folds * len(asks))
         curves: dict[str, Curve] = {layer.name: {} for layer in problem.layers}
         for fold in range(self.folds):
             part = torch.arange(len(data)) % self.folds == fold
             judge = _Fold(problem, data.pick(part), Dataset(data.pick(~part).inputs), f"{fold} of {self.folds}")
             for name, choice in asks:
-                progress(f"fold {fold + 1}, {name} rank {' x '.join(map(str, choice.rank))}")
+                count(f"fold {fold + 1}, {name} rank {' x '.join(map(str, choice.rank))}")
                 score = judge.score(name, choice)
                 curves[name].setdefault(choice, []).append(_loss(score, score.value))
             for curve in curves.values():
@@ -145,8 +146,7 @@ class _Fold:
     def score(self, name: str, choice: Choice) -> Score:
         """The score with that layer alone compressed. Raises Cancelled."""
         problem, workspace = self.problem, self.problem.workspace
-        if problem.cancelled():
-            raise Cancelled("the search was called off; what it has measured is kept.")
+        give_way()
         correction = None if self.correction is None else self.correction.to_dict()
         key = json.dumps([self.title, name, choice.method, choice.rank, correction])
 
@@ -157,7 +157,7 @@ class _Fold:
                 load_overlay(model, self.corrector.alone(model, plan, self.correction))
             before = [layer.name for layer in workspace.profile.layers].index(name)
             forward = self.prefixes.runner(model, len(self.reference), record=[before])
-            return final_score(evaluate(model, self.reference, cancelled=problem.cancelled, forward=forward))
+            return final_score(evaluate(model, self.reference, forward=forward))
 
         return problem.ledger.remembered(key, measured)
 

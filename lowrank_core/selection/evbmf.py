@@ -12,7 +12,8 @@ from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import report
 from lowrank_core.selection import register
 from lowrank_core.selection._problem import Problem, Trial, Wish, largest
 from lowrank_core.selection._settings import check_settings
@@ -54,7 +55,7 @@ class VariationalBayes:
         for number, layer in enumerate(problem.layers):
             method = next((name for name in problem.methods_of(layer) if name in MATRICES), None)
             if method is not None:
-                problem.tell(Doing(f"EVBMF of {layer.name}", pace(number)))
+                report(Progress(f"EVBMF of {layer.name}", pace(number)))
                 found.append((layer, method, METHODS[method].max_rank(layer.spec), _ranks(problem, layer, method)))
         if not found:
             raise InvalidSearch(f"EVBMF finds ranks of matrices: allow one of the methods {', '.join(MATRICES)}.")

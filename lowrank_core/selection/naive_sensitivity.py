@@ -10,7 +10,7 @@ from typing import ClassVar
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import register
-from lowrank_core.selection._ladders import SLACK, Progress, lost, saved
+from lowrank_core.selection._ladders import SLACK, Tally, lost, saved
 from lowrank_core.selection._problem import Problem, Trial, Wish, largest
 from lowrank_core.selection._settings import check_settings
 
@@ -48,7 +48,7 @@ class NaiveSensitivity:
         methods = {layer: problem.method_of(layer) for layer in problem.layers}
         top = (1 - self.start) / SLOWEST + self.step
         steps = ceil(top / self.step)
-        progress = Progress(problem.tell, len(methods) + (0 if problem.max_drop is None else steps))
+        count = Tally(len(methods) + (0 if problem.max_drop is None else steps))
 
         def choice(number: int, share: float) -> Choice | None:
             layer, method = list(methods.items())[number]
@@ -56,7 +56,7 @@ class NaiveSensitivity:
 
         drops = []
         for number, layer in enumerate(methods):
-            progress(f"{layer.name} alone at a low rank")
+            count(f"{layer.name} alone at a low rank")
             lowest = problem.plan({layer.name: choice(number, self.start)})
             drops.append(max(0.0, problem.measure(lowest, keep=layer.name).drop))
         paces = [max(SLOWEST, drop / max(drops)) if max(drops) else 1.0 for drop in drops]
@@ -75,7 +75,7 @@ class NaiveSensitivity:
             if plan == last:
                 continue
             last = plan
-            progress(f"raised {number} times")
+            count(f"raised {number} times")
             score = problem.measure(plan)
             yield problem.trial(plan, f"{saved(problem, plan)}; {lost(problem, score, problem.max_drop)}", score)
             if score.drop <= problem.max_drop + SLACK:

@@ -74,7 +74,7 @@ class Inventory:
         """The spectrum of a layer if it was computed before."""
         return self._kept.get(name)
 
-    def spectrum(self, name: str, *, cancelled: Callable[[], bool] = lambda: False) -> Tensor:
+    def spectrum(self, name: str) -> Tensor:
         """(min(out, in * window),) singular values, float64, descending; kept for the next one who asks.
 
         Takes less than four times the bytes of a large tensor, one layer at a time. Raises InvalidModel for NaN or
@@ -83,21 +83,21 @@ class Inventory:
         with self._turn:
             if name not in self._kept:
                 try:
-                    self._kept[name] = self._computed(self.tensors[name], cancelled)
+                    self._kept[name] = self._computed(self.tensors[name])
                 except InvalidModel as error:
                     raise InvalidModel(f"layer {name!r}: {error}") from error
             return self._kept[name]
 
-    def _computed(self, tensor: StoredTensor, cancelled: Callable[[], bool]) -> Tensor:
+    def _computed(self, tensor: StoredTensor) -> Tensor:
         if self.cache is None:
-            return _spectrum(tensor, cancelled)
+            return _spectrum(tensor)
         about = {
             "what": "spectrum of a stored tensor",
             "version": [VERSION, torch.__version__],
             "tensor": content_hash(tensor),
             "threads": "cuda" if worth_moving(_side(tensor)) else torch.get_num_threads(),
         }
-        return self.cache.remembered(about, lambda: {"values": _spectrum(tensor, cancelled)})["values"]
+        return self.cache.remembered(about, lambda: {"values": _spectrum(tensor)})["values"]
 
 
 def take_stock(weights: Weights, cache: Cache | None = None) -> Inventory:
@@ -179,12 +179,12 @@ def _side(tensor: StoredTensor) -> int:
     return min(tensor.shape[0], prod(tensor.shape[1:]))
 
 
-def _spectrum(tensor: StoredTensor, cancelled: Callable[[], bool]) -> Tensor:
+def _spectrum(tensor: StoredTensor) -> Tensor:
     side = _side(tensor)
     if worth_moving(side):
         with suppress(torch.cuda.OutOfMemoryError):
-            return _summed(DeviceGram(side, cancelled=cancelled), tensor)
-    return _summed(GramMatrix(side, cancelled=cancelled), tensor)
+            return _summed(DeviceGram(side), tensor)
+    return _summed(GramMatrix(side), tensor)
 
 
 def _summed(gram: GramMatrix | DeviceGram, tensor: StoredTensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Steps: the expensive results inside a factorisation, by name; each is computed once, when first asked for."""
+"""Memo: the expensive results inside a factorisation, by name; each is computed once, when first asked for."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Tensors = dict[str, Tensor]
 Compute = Callable[[], Tensors]
 
 
-class Steps:
+class Memo:
     """Results of pure functions of tensors, safe to share between threads.
 
     `remember(name, compute)` is asked for each result once; whoever holds a cache puts itself there, so that no
     factorisation knows of files, and gives `kept` a part of its own room. Results are kept contiguous: one from a file
     is the same as a fresh one to the last bit, and so is whatever is computed from it.
 
-    >>> steps = Steps()
-    >>> steps("ones", lambda: {"ones": torch.ones(2)})["ones"].tolist()
+    >>> memo = Memo()
+    >>> memo("ones", lambda: {"ones": torch.ones(2)})["ones"].tolist()
     [1.0, 1.0]
     """
 

@@ -27,13 +27,14 @@ from torch.utils._pytree import tree_map
 
 from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.compression.apply import chain_at, restructure
-from lowrank_core.errors import Cancelled, InvalidData, InvalidFile, InvalidPlan, LowRankError, TrainingFailed
+from lowrank_core.errors import InvalidData, InvalidFile, InvalidPlan, LowRankError, TrainingFailed
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import Dataset, Inputs, call, data_hash, evaluating, run
 from lowrank_core.networks.profile import weight_at
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.files import remove_left, write_whole
@@ -81,7 +82,6 @@ def finetune(
     *,
     state: Path | None = None,
     watch: int = 0,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Epoch]:
     """Train the factors of a copy and yield after each epoch; the last one carries the network with the best weights.
 
@@ -91,12 +91,12 @@ def finetune(
     steps away from the plan's own factors, and a run that stands still runs out of patience. Evaluation samples choose
     nothing; `watch` of them are scored each epoch.
     state: a file written whole after each epoch, from which the same call continues with the same result.
-    cancelled: asked before every step, while nothing is held that others need; one that gives way may take its time.
+    It gives way before every step, where nothing is held that others need.
 
     Raises InvalidPlan where there is nothing to train, InvalidData, InvalidModel, InvalidFile for a state of another
     run, TrainingFailed where the loss is no number any more, Cancelled between two steps.
     """
-    training = _Training(workspace, candidate, settings, cancelled)
+    training = _Training(workspace, candidate, settings)
     key = run_key(workspace, candidate, settings, watch=watch)
     history: list[_Record] = []
     if state is not None:
@@ -127,7 +127,7 @@ def kept(
 ) -> tuple[Epoch, ...]:
     """The epochs in a state file, the last with the network with the best weights so far; nothing is trained.
 
-    For a run that is over, broke off or was called off. Raises InvalidFile for a file that is no state of this run.
+    For a run that is over, broke off or was cancelled. Raises InvalidFile for a file that is no state of this run.
     """
     found = _read_state(state, run_key(workspace, candidate, settings, watch=watch))
     model = _start(workspace, candidate, settings)
@@ -148,7 +148,7 @@ def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, w
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def told(workspace: Workspace, settings: Settings, plan: RankPlan, last: Epoch) -> dict[str, Any]:
+def provenance(workspace: Workspace, settings: Settings, plan: RankPlan, last: Epoch) -> dict[str, Any]:
     """What a checkpoint says of its weights, under "tuned" in its provenance."""
     data = training_data(workspace)
     return {
@@ -197,10 +197,8 @@ def _over(history: list[_Record], settings: Settings) -> bool:
 class _Training:
     """A network in training, with its samples."""
 
-    def __init__(
-        self, workspace: Workspace, candidate: Candidate, settings: Settings, cancelled: Callable[[], bool]
-    ) -> None:
-        self.workspace, self.settings, self.cancelled = workspace, settings, cancelled
+    def __init__(self, workspace: Workspace, candidate: Candidate, settings: Settings) -> None:
+        self.workspace, self.settings = workspace, settings
         self.samples, self.held_back = _split(training_data(workspace))
         if settings.augment != "none":
             check_images(self.samples)
@@ -232,7 +230,7 @@ class _Training:
         for norm in self.norms:
             norm.train()
         for at, index in enumerate(batches):
-            self._go_on()
+            give_way()
             done = (number - 1) * len(batches) + at
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * rate_at(done, steps, self.settings.warm_up)
@@ -252,7 +250,7 @@ class _Training:
         outputs = []
         with evaluating(self.model):
             for part in self._batches(self.held_back):
-                self._go_on()
+                give_way()
                 with self.threads():
                     outputs.append(call(self.model, self._placed(part.inputs)).cpu())
         ours, theirs, targets = torch.cat(outputs), self.validation_answers, self.held_back.targets
@@ -330,10 +328,6 @@ class _Training:
             ) from error
         return float(loss.detach())
 
-    def _go_on(self) -> None:
-        if self.cancelled():
-            raise Cancelled("the training was called off.")
-
     def _batches(self, data: Dataset) -> Iterator[Dataset]:
         for at in range(0, len(data), 256):
             yield data.pick(slice(at, at + 256))
@@ -341,7 +335,7 @@ class _Training:
     def _dense_answers(self, data: Dataset) -> Tensor:
         answers = []
         for part in self._batches(data):
-            self._go_on()
+            give_way()
             with self.threads():
                 answers.append(run(self.workspace.model, part))
         return torch.cat(answers)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from torch import nn
 
-from lowrank_core.errors import Cancelled
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import Cost, plan_cost
@@ -42,7 +41,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Progress:
+class RunEpoch:
     """One more epoch of the run with this seed; the runs finished so far, the last of them just now or earlier."""
 
     seed: int
@@ -75,8 +74,7 @@ def runs(
     state: Path | None = None,
     folder: Path | None = None,
     watch: int = 0,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[Progress]:
+) -> Iterator[RunEpoch]:
     """Fine-tune once for each seed and measure; the last one's `finished` are all runs.
 
     Each has its own state file, `state` with the seed at its end, or in `folder` under a name of all it depends on.
@@ -89,12 +87,12 @@ def runs(
         elif folder is not None:
             own = state_path(workspace, candidate, run, folder, watch=watch)
         seen: list[Epoch] = []
-        for epoch in finetune(workspace, candidate, run, state=own, watch=watch, cancelled=cancelled):
+        for epoch in finetune(workspace, candidate, run, state=own, watch=watch):
             seen.append(epoch)
             if epoch.model is not None:
-                score = tuned_score(workspace, candidate, run, epoch.model, watch=watch, cancelled=cancelled)
+                score = tuned_score(workspace, candidate, run, epoch.model, watch=watch)
                 finished += (Run(seed, tuple(seen), epoch.model, score),)
-            yield Progress(seed, epoch, finished)
+            yield RunEpoch(seed, epoch, finished)
 
 
 def tuned_score(
@@ -104,12 +102,11 @@ def tuned_score(
     model: nn.Module,
     *,
     watch: int = 0,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Score:
     """The score of a training's network on all evaluation samples; kept in the workspace's cache, if it has one."""
     return Ledger.of(workspace).remembered(
         f"tuned {run_key(workspace, candidate, settings, watch=watch)}",
-        lambda: final_score(workspace.measure(model, keep=False, cancelled=cancelled)),
+        lambda: final_score(workspace.measure(model, keep=False)),
     )
 
 
@@ -118,13 +115,12 @@ def compressed_score(
     candidate: Candidate,
     *,
     samples: int | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Score:
     """The same of a candidate as it is compressed, or on some samples."""
 
     def measure() -> Score:
         model = workspace.compress(candidate.plan, candidate.correction)
-        return final_score(workspace.measure(model, samples=samples, keep=False, cancelled=cancelled))
+        return final_score(workspace.measure(model, samples=samples, keep=False))
 
     return Ledger.of(workspace).remembered(score_key(candidate, samples), measure)
 
@@ -175,24 +171,21 @@ def sweep(
     *,
     workers: int = 1,
     folder: Path | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Swept]:
     """Train every plan, in that many processes, and yield each as it is done, in any order.
 
     With one worker all of it happens here; others open the model anew by its reference. folder: where each training
-    keeps its state, so that a sweep called off goes on, and `finetune` with `state_path(...)` has a plan's weights at
-    once. Raises Cancelled; with several workers between two plans.
+    keeps its state, so that a cancelled sweep goes on, and `finetune` with `state_path(...)` has a plan's weights at
+    once. Raises Cancelled.
     """
     if workers == 1:
         for number, candidate in enumerate(candidates):
-            yield _swept(workspace, number, candidate, settings, folder, cancelled)
+            yield _swept(workspace, number, candidate, settings, folder)
         return
     model = workspace.address, workspace.profile.fingerprint, workspace.cache
     pieces = [_Piece(model, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
     for _, found in spread(_swept_elsewhere, pieces, Workers(workers)):
         yield found
-        if cancelled():
-            raise Cancelled("the sweep was called off.")
 
 
 def state_path(workspace: Workspace, candidate: Candidate, settings: Settings, folder: Path, *, watch: int = 0) -> Path:
@@ -217,13 +210,12 @@ def _swept(
     candidate: Candidate,
     settings: Settings,
     folder: Path | None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Swept:
     state = None if folder is None else state_path(workspace, candidate, settings, folder)
-    indirect = compressed_score(workspace, candidate, cancelled=cancelled)
-    *_, last = finetune(workspace, candidate, settings, state=state, cancelled=cancelled)
+    indirect = compressed_score(workspace, candidate)
+    *_, last = finetune(workspace, candidate, settings, state=state)
     assert last.model is not None
-    direct = tuned_score(workspace, candidate, settings, last.model, cancelled=cancelled)
+    direct = tuned_score(workspace, candidate, settings, last.model)
     cost = plan_cost(workspace.profile, candidate.plan)
     return Swept(number, candidate, cost, indirect, direct, last.number)
 

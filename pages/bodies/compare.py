@@ -86,7 +86,7 @@ def watch(job: Job[Found]) -> None:
     """Say what goes on until the job is over."""
 
     def says(known: Snapshot[Found]) -> str:
-        doing = "ending after the step at hand" if job.stopped() else known.doing or "at work"
+        doing = "ending after the step at hand" if job.cancelled() else known.progress.words or "at work"
         return f"{words.plain(doing)} · {job.seconds:.0f} s"
 
     running.follow(job, says, lambda known, serial: None)

@@ -10,9 +10,11 @@ from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import LowRankError
 from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, loading
 from lowrank_core.exports._provenance import plan_document
+from lowrank_core.measure.measurement import is_final
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import check_plan, plan_cost
 from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan, read_plan
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
 from pages.ui import frame, tuning, words
@@ -67,10 +69,10 @@ def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
 
 def measured(workspace: Workspace) -> Score | None:
     """The score of the plan as it stands, on all samples."""
-    progress = measurements.measure(workspace).wait()
-    if progress.error:
-        raise LowRankError(progress.error)
-    return progress.score
+    known = measurements.measure(workspace).wait(until=is_final)
+    if known.error:
+        raise LowRankError(known.error)
+    return known.found[-1].score if known.found else None
 
 
 def as_measured(workspace: Workspace, candidate: Candidate, score: Score | None) -> Compressed:
@@ -163,9 +165,8 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
                     network = network.stored(workspace, storage)
                     if storage.dtype != "int8":
                         network = replace(network, score=final_score(workspace.measure(network.model)))
-                found = export.write(
-                    workspace, network, folder / file, lambda step: status.update(label=step.capitalize())
-                )
+                with scope(report=lambda progress: status.update(label=progress.words.capitalize())):
+                    found = export.write(workspace, network, folder / file)
         except LowRankError as error:
             shown.error(words.plain(str(error)), icon=":material/error:")
             return

@@ -36,7 +36,7 @@ def chart(workspace: Workspace, shown: Trained, key: str, main: Tuned | None = N
 
 def progress(job: Job[Event], shown: Trained) -> str:
     """What goes on, as a line of Markdown."""
-    said = ["ending after the step at hand" if job.stopped() else shown.known.doing or "preparing"]
+    said = ["ending after the step at hand" if job.cancelled() else shown.known.progress.words or "preparing"]
     if isinstance(shown.asked, Sweep):
         said.append(f"{len(shown.swept)} of {len(shown.asked.shares)} plans")
     elif shown.runs:
@@ -81,7 +81,7 @@ def trained(workspace: Workspace, shown: Trained) -> None:
     assert isinstance(shown.asked, Training)
     taken = shown.chosen
     if shown.known.cancelled:
-        st.info(tuning.called_off(shown), icon=":material/stop_circle:")
+        st.info(tuning.cancelled(shown), icon=":material/stop_circle:")
     if taken is not None and len(shown.tuned) > 1:
         taken = pick(workspace, shown, taken)
     chart(workspace, shown, "training over", taken)

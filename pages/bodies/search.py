@@ -46,7 +46,7 @@ def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Searc
 
 def progress(job: Job[Trial], found: Search) -> str:
     """What goes on, as a line of Markdown."""
-    doing = "ending after the step at hand" if job.stopped() else found.known.doing or "looking for plans"
+    doing = "ending after the step at hand" if job.cancelled() else found.known.progress.words or "looking for plans"
     return f"{words.plain(doing)} · {looked_at(found)} · {job.seconds:.0f} s"
 
 

@@ -10,6 +10,7 @@ from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import dense_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.jobs import Snapshot
+from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory, remaining
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, running, tables, words
@@ -207,7 +208,7 @@ def show(workspace: Workspace) -> None:
 
     if layers:
         st.header("Every layer", anchor=False, help=HELP)
-        with workspace.somebody_waits():
+        with somebody_waits():
             plan = overview(workspace)
         st.caption(LEGEND)
         st.header("One layer", anchor=False)

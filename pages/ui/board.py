@@ -14,12 +14,14 @@ from torch import Tensor
 from lowrank_core.algebra.linalg import tail_energy
 from lowrank_core.errors import LowRankError
 from lowrank_core.measure.latency import RUNTIMES
-from lowrank_core.measure.measurement import Measurement, Progress
+from lowrank_core.measure.measurement import Figure, is_final
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import break_even, check_plan, coefficients, dense_cost, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import curves, kept_curves
-from lowrank_core.predict.survey import Findings
+from lowrank_core.predict.survey import Finding, Learnt
+from lowrank_core.running.jobs import Job, Snapshot
+from lowrank_core.running.scope import somebody_waits
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 from pages.ui import editor, words
@@ -80,7 +82,7 @@ export default function ({ data }) {
 
 def show(workspace: Workspace) -> None:
     """Mount the board's library and the model's constants; both are constant, so later runs send only a hash."""
-    with Steps() as say:
+    with somebody_waits(), Steps() as say:
         key = workspace.profile.fingerprint, workspace.address
         constants = models.constants()(key, lambda: _model(workspace, say))
     _library(key="board_library", data=constants, height=1)
@@ -94,7 +96,7 @@ def live(workspace: Workspace) -> None:
     """
     history = plans.history(workspace)
     measurement = measurements.measure(workspace)
-    shown = measurement.progress
+    shown = measurement.snapshot
     _board(
         key="board",
         data={
@@ -118,35 +120,39 @@ def live(workspace: Workspace) -> None:
     _stream(workspace, history, measurement, shown)
 
 
-def _stream(workspace: Workspace, history: History, measurement: Measurement, shown: Progress) -> None:
+def _stream(workspace: Workspace, history: History, measurement: Job[Figure], shown: Snapshot[Figure]) -> None:
     """Push figures of the plan, then what the survey finds, until no more will come or a newer run waits."""
     spot = st.empty()
     survey = measurements.survey(workspace)
-    known, serial = Findings(), 0  # two elements of one run must differ
+    known: Snapshot[tuple[Finding, ...]] = Snapshot()
+    serial = 0  # two elements of one run must differ
     while not (shown.over and known.over):
-        progress = measurement.changed(shown, seconds=0.1)
-        findings = survey.findings
+        figures, learnt = measurement.changed(shown, seconds=0.1), survey.snapshot
         if runs.newer_run_waits():
             return
-        if progress is shown and findings is known:
+        more = len(learnt.found) > len(known.found) or learnt.over > known.over
+        if figures is shown and not more:
             continue
-        news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(progress)}
-        if findings is not known:
-            news |= _learnt(findings)
-        shown, known, serial = progress, findings, serial + 1
+        news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(figures)}
+        if more:
+            news |= _learnt(learnt)
+            known = learnt
+        shown, serial = figures, serial + 1
         with spot:
             _feed(data=news, height=1)
 
 
-def _learnt(findings: Findings) -> dict[str, Any]:
+def _learnt(known: Snapshot[tuple[Finding, ...]]) -> dict[str, Any]:
+    learnt, progress = Learnt.of(known), known.progress
+    left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"
     points: dict[str, dict[str, Any]] = {}
-    for (layer, method), curve in curves(findings.points).items():
+    for (layer, method), curve in curves(learnt.points).items():
         points.setdefault(layer, {})[method] = curve
     return {
         "points": points,
-        "context": {"kept": kept_curves(findings.context.repairs), "scale": findings.context.scale},
-        "uniform": [asdict(found) for found in findings.uniform],
-        "learning": findings.doing,
+        "context": {"kept": kept_curves(learnt.context.repairs), "scale": learnt.context.scale},
+        "uniform": [asdict(uniform) for uniform in learnt.uniform],
+        "learning": progress.words + left,
     }
 
 
@@ -209,13 +215,14 @@ def _choices(plan: RankPlan) -> dict[str, Any]:
     return {name: {"method": choice.method, "rank": list(choice.rank)} for name, choice in plan.choices}
 
 
-def _figures(progress: Progress) -> dict[str, Any]:
+def _figures(known: Snapshot[Figure]) -> dict[str, Any]:
+    latest = known.found[-1] if known.found and known.error is None else None
     return {
-        "score": _score(progress.score),
-        "doing": progress.doing,
-        "done": progress.done,
-        "plain": _score(progress.plain),
-        "error": progress.error,
+        "score": None if latest is None else _score(latest.score),
+        "doing": known.progress.words,
+        "done": is_final(known),
+        "plain": None if latest is None else _score(latest.plain),
+        "error": known.error,
     }
 
 

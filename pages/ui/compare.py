@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from lowrank_core.layers.data import batch_size
@@ -13,11 +12,9 @@ from lowrank_core.measure.latency import LatencyTable, Runtime, Timing, network_
 from lowrank_core.measure.staircases import Staircase, setting_of, staircases
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
-from lowrank_core.running.jobs import Job
-from lowrank_core.running.progress import Doing
+from lowrank_core.running.scope import scope, somebody_waits, under
 from lowrank_core.workspace import Workspace
 from pages.ui import devices, words
-from pages.ui.question import patient
 
 DENSE = "Dense"
 
@@ -63,39 +60,28 @@ def label(asked: Asked) -> str:
     return {Scores: "Comparing plans", Races: "Timing plans", Stairs: "Timing layers"}[type(asked)]
 
 
-def work(workspace: Workspace, asked: Asked, folder: Path, job: Job[Found]) -> Iterator[Found]:
+def work(workspace: Workspace, asked: Asked, folder: Path) -> Iterator[Found]:
     """What comes of a question, one after the other. Scores give way to whoever waits; all else gives way to timing."""
     if isinstance(asked, Scores):
+        several = len(asked.candidates) > 1
         for number, candidate in enumerate(asked.candidates, start=1):
-            tell = partial(_tell, job, f"plan {number} of {len(asked.candidates)}: " * (len(asked.candidates) > 1))
-            yield compare(workspace, candidate, tell=tell, cancelled=patient(workspace, job))
+            with scope(report=under(f"plan {number} of {len(asked.candidates)}") if several else None):
+                found = compare(workspace, candidate)
+            yield found
         return
-    with workspace.somebody_waits():
+    with somebody_waits():
         if isinstance(asked, Stairs):
             setting = setting_of(workspace, asked.runtime)
-            yield from staircases(
-                workspace.profile.layers,
-                setting,
-                methods=asked.methods,
-                folder=folder,
-                tell=job.tell,
-                cancelled=job.stopped,
-            )
+            yield from staircases(workspace.profile.layers, setting, methods=asked.methods, folder=folder)
             return
         timings = network_latency(
             workspace.model,
             [workspace.compress(candidate.plan) for candidate in asked.candidates],
             workspace.opened.example_inputs,
             runtime=asked.runtime,
-            tell=job.tell,
-            cancelled=job.stopped,
         )
         for candidate, timing in zip(asked.candidates, timings, strict=True):
             yield Raced(candidate, asked.runtime, timing)
-
-
-def _tell(job: Job[Found], before: str, doing: str) -> None:
-    job.tell(Doing(f"{before}{doing}", getattr(doing, "seconds_left", None)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from lowrank_core.errors import InvalidFile
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.plans.cost import plan_cost
-from lowrank_core.running.jobs import Job, Snapshot
+from lowrank_core.running.jobs import Snapshot
 from lowrank_core.selection import Rule, search
 from lowrank_core.selection._problem import Quantity, Trial, problem_of
 from lowrank_core.workspace import Workspace
@@ -62,9 +61,8 @@ class Search:
         return tuple({trial.candidate: trial for trial in self.known.found}.values())
 
 
-def ask(workspace: Workspace, question: Question, folder: Path, job: Job[Trial]) -> Iterator[Trial]:
-    """The trials of a search that gives way to whoever waits for a figure. Raises what `search` raises."""
-
+def ask(workspace: Workspace, question: Question, folder: Path) -> Iterator[Trial]:
+    """The trials of a search. Raises what `search` raises."""
     budgets: dict[str, Any] = dict(question.budgets)
     problem = problem_of(
         workspace,
@@ -77,35 +75,8 @@ def ask(workspace: Workspace, question: Question, folder: Path, job: Job[Trial])
         samples=question.samples,
         latency=latency_table(question.latency),
         folder=folder,
-        tell=job.tell,
-        cancelled=patient(workspace, job),
     )
     yield from search(question.rule, problem)
-
-
-PATIENCE_SECONDS = 0.5
-"""A job gives way for at most so long, and then works for as long: its own asker waits, too."""
-
-
-def patient(workspace: Workspace, job: Job[Any]) -> Callable[[], bool]:
-    """Whether a job has been called off, asked by work that gives way: the answer waits while somebody waits.
-
-    Where somebody always waits, as many people at one model do, half of the time is the job's.
-    """
-    turn = 0.0
-
-    def called_off() -> bool:
-        nonlocal turn
-        if time.monotonic() < turn + PATIENCE_SECONDS:
-            return job.stopped()
-        until = time.monotonic() + PATIENCE_SECONDS
-        while workspace.busy and not job.stopped() and time.monotonic() < until:
-            time.sleep(0.02)
-        if time.monotonic() >= until:
-            turn = time.monotonic()
-        return job.stopped()
-
-    return called_off
 
 
 def latency_table(text: str, workspace: Workspace | None = None) -> LatencyTable:

@@ -74,7 +74,7 @@ class SharedJobs(Generic[A, T]):
         with self._lock:
             job = self._jobs.get((model, wanted))
             over = job is not None and job.snapshot.over and again
-            if job is None or over or job.stopped() or job.snapshot.cancelled or job.snapshot.error is not None:
+            if job is None or over or job.cancelled() or job.snapshot.cancelled or job.snapshot.error is not None:
                 self._jobs.pop((model, wanted), None)
                 job = self._jobs[model, wanted] = start()
             self._note(session, model, wanted)

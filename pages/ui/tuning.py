@@ -10,23 +10,22 @@ from pathlib import Path
 
 from torch import nn
 
-from lowrank_core.errors import Cancelled, InvalidFile, InvalidSearch, LowRankError
+from lowrank_core.errors import InvalidFile, InvalidSearch, LowRankError
 from lowrank_core.exports import Compressed
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
-from lowrank_core.running.cancelling import until
-from lowrank_core.running.jobs import Job, Snapshot
-from lowrank_core.running.progress import Doing, Pace
+from lowrank_core.running.jobs import Snapshot
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import nobody, raise_if_cancelled, report, scope
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
 from lowrank_core.selection import Rule, make, search
 from lowrank_core.selection._problem import Problem, Quantity, Trial, problem_of
 from lowrank_core.training import sweep
-from lowrank_core.training.finetune import Epoch, finetune, kept, told, training_data
+from lowrank_core.training.finetune import Epoch, finetune, kept, provenance, training_data
 from lowrank_core.training.recipe import Settings
 from lowrank_core.training.sweep import Swept, compressed_score, state_path, tidy, tuned_score
 from lowrank_core.workspace import Workspace
 from pages.ui import words
-from pages.ui.question import patient
 
 WATCH = 1000
 """Evaluation samples that are scored after each epoch, to be looked at; they choose nothing."""
@@ -92,7 +91,7 @@ class Pass:
 class Tuned:
     """Trained weights: where they come from, which epoch's they are, and their score. The network is kept elsewhere.
 
-    epochs: passes that were made; watch: as the training had it; complete: it was neither called off nor broke off.
+    epochs: passes that were made; watch: as the training had it; complete: it was neither cancelled nor broke off.
     """
 
     candidate: Candidate
@@ -168,17 +167,14 @@ class Trained:
 # ---- work -----------------------------------------------------------------------------------------------------------
 
 
-def train(
-    workspace: Workspace, asked: Training, folder: Path, points: Path, keep: Keep, job: Job[Event]
-) -> Iterator[Event]:
+def train(workspace: Workspace, asked: Training, folder: Path, points: Path, keep: Keep) -> Iterator[Event]:
     """Find the plan where there is none, then train it and measure; `keep` is given each network that was tuned.
 
-    A run that is called off or breaks off yields its best weights so far. Each keeps its state in `folder`, so the same
+    A run that is cancelled or breaks off yields its best weights so far. Each keeps its state in `folder`, so the same
     training goes on from there. Raises what `search` and `finetune` raise.
     """
     training_data(workspace)  # its absence is better said before than after a search
     tidy(folder)
-    called_off = patient(workspace, job)
     candidate = asked.candidate
     if candidate is None:
         problem = problem_of(
@@ -187,8 +183,6 @@ def train(
             lock=asked.locked,
             corrected=asked.corrected,
             folder=points,
-            tell=job.tell,
-            cancelled=called_off,
         )
         for trial in search(make("bisection", {}), problem):
             yield trial
@@ -196,29 +190,28 @@ def train(
         assert candidate is not None
     runs = [(Candidate(candidate.plan) if run.from_scratch else candidate, run) for run in asked.runs]
     states = [state_path(workspace, begun, run, folder, watch=WATCH) for begun, run in runs]
-    job.tell("measuring the plan as it is compressed")
-    yield as_compressed(workspace, candidate, called_off)
+    report(Progress("measuring the plan as it is compressed"))
+    yield as_compressed(workspace, candidate)
     best: tuple[Tuned, nn.Module] | None = None
     seconds: list[float] = []
     for number, ((begun, run), state) in enumerate(zip(runs, states, strict=True), start=1):
-        job.tell("training")
+        report(Progress("training"))
         try:
             epochs = []
-            for epoch in finetune(workspace, begun, run, state=state, watch=WATCH, cancelled=called_off):
+            for epoch in finetune(workspace, begun, run, state=state, watch=WATCH):
                 epochs.append(epoch)
-                if job.stopped():  # nothing more is asked for after the next item: let it be the weights
-                    raise Cancelled("the training was called off.")
+                raise_if_cancelled()  # nothing more is asked for after the next item: let it be the weights
                 seconds += [epoch.seconds] if epoch.number else []
                 if seconds:
                     to_come = (len(runs) - number) * run.epochs * statistics.fmean(seconds)
-                    job.tell(Doing("training", epoch.seconds_left + to_come))
+                    report(Progress("training", epoch.seconds_left + to_come))
                 yield Pass(run, replace(epoch, model=None))
             assert epoch.model is not None
-            job.tell("measuring the tuned network")
-            score = tuned_score(workspace, begun, run, epoch.model, watch=WATCH, cancelled=called_off)
+            report(Progress("measuring the tuned network"))
+            score = tuned_score(workspace, begun, run, epoch.model, watch=WATCH)
         except LowRankError:
             if state.exists():
-                with until(lambda: False):  # called off or not: what there is is kept
+                with scope(cancelled=lambda: False):  # cancelled or not, what there is is kept
                     best_so_far = _kept(workspace, begun, run, state, keep)
                 yield best_so_far
             raise
@@ -229,53 +222,50 @@ def train(
             best = tuned, epoch.model
     assert best is not None
     if workspace.opened.evaluate is None and not workspace.metric.label_free:
-        job.tell("comparing with the plan as it is compressed")
+        report(Progress("comparing with the plan as it is compressed"))
         dense = Reference(
             workspace.compress(candidate.plan, candidate.correction), workspace.reference.dataset, workspace.metric
         )
-        yield Gain(best[0], final_score(evaluate(best[1], dense, cancelled=called_off)))
+        yield Gain(best[0], final_score(evaluate(best[1], dense)))
 
 
-def run_sweep(workspace: Workspace, asked: Sweep, folder: Path, points: Path, job: Job[Event]) -> Iterator[Event]:
+def run_sweep(workspace: Workspace, asked: Sweep, folder: Path, points: Path) -> Iterator[Event]:
     """Find a plan at each share, then train them all. Raises what `search` and `finetune` raise."""
     training_data(workspace)  # its absence is better said before than after a search
     tidy(folder)
-    called_off = patient(workspace, job)
     candidates = []
     for share in asked.shares:
-        job.tell(f"finding ranks at {words.share(share)} of the {asked.quantity}")
+        report(Progress(f"finding ranks at {words.share(share)} of the {asked.quantity}"))
         problem = Problem(
             workspace,
             ((asked.quantity, share * getattr(plan_cost(workspace.profile), asked.quantity)),),
             locked=frozenset(asked.locked),
             corrected=asked.corrected,
             folder=points,
-            cancelled=called_off,
         )
         try:
-            *_, answer = search(asked.rule, problem)
+            with scope(report=nobody):  # shares are counted, not plans
+                *_, answer = search(asked.rule, problem)
         except InvalidSearch as error:
             raise InvalidSearch(f"at {words.share(share)} of the {asked.quantity}: {error}") from error
         candidates.append(answer.candidate)
     candidates = list(dict.fromkeys(candidates))
-    job.tell("training")
-    swept = sweep.sweep(
-        workspace, candidates, asked.settings, workers=asked.workers, folder=folder, cancelled=called_off
-    )
+    report(Progress("training"))
+    swept = sweep.sweep(workspace, candidates, asked.settings, workers=asked.workers, folder=folder)
     pace = Pace(len(candidates))
     for done, found in enumerate(swept, start=1):
-        job.tell(Doing("training", pace(done)))
+        report(Progress("training", pace(done)))
         yield found
 
 
-def as_compressed(workspace: Workspace, candidate: Candidate, cancelled: Callable[[], bool]) -> Before:
+def as_compressed(workspace: Workspace, candidate: Candidate) -> Before:
     """A plan before any training, measured unless its score is known."""
     if candidate not in workspace.scores:
-        workspace.scores[candidate] = compressed_score(workspace, candidate, cancelled=cancelled)
+        workspace.scores[candidate] = compressed_score(workspace, candidate)
     score = workspace.scores[candidate]
     if score.samples <= WATCH:
         return Before(candidate, score, score)
-    return Before(candidate, score, compressed_score(workspace, candidate, samples=WATCH, cancelled=cancelled))
+    return Before(candidate, score, compressed_score(workspace, candidate, samples=WATCH))
 
 
 def weights(workspace: Workspace, tuned: Tuned, folder: Path) -> Epoch:
@@ -310,7 +300,7 @@ def compressed(workspace: Workspace, tuned: Tuned, epoch: Epoch) -> Compressed:
         plan,
         tuned.score,
         None if correction is None else correction.to_dict(),
-        told(workspace, tuned.settings, plan, epoch),
+        provenance(workspace, tuned.settings, plan, epoch),
     )
 
 
@@ -352,8 +342,8 @@ def weights_name(workspace: Workspace, tuned: Tuned) -> str:
     return f"epoch {tuned.epoch} of {tuned.epochs}{broken}, {value}{on} ({learnt})"
 
 
-def called_off(shown: Trained) -> str:
-    """What a training that was called off leaves behind, as Markdown."""
+def cancelled(shown: Trained) -> str:
+    """What a training that was cancelled leaves behind, as Markdown."""
     goes_on = "The same training goes on from there when it is started again."
     if shown.chosen is None:
         return f"Cancelled before the first pass: there are no weights to keep. {goes_on}"

@@ -8,7 +8,7 @@ from lowrank_core.measure.comparison import Comparison
 from lowrank_core.measure.latency import Runtime, Timing
 from lowrank_core.measure.staircases import Staircase, known_staircases, setting_of
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.running.jobs import Job
+from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.workspace import Workspace
 from pages.ui import compare
 from pages.ui.compare import Found, Raced
@@ -28,7 +28,11 @@ def start(shown: Workspace, asked: compare.Asked) -> None:
         session_id(),
         models.key(shown),
         asked,
-        lambda: Job(compare.label(asked), lambda job: compare.work(shown, asked, folder, job)),
+        lambda: Job(
+            compare.label(asked),
+            lambda: compare.work(shown, asked, folder),
+            patience_seconds=PATIENCE_SECONDS,
+        ),
         again=True,
     )
 

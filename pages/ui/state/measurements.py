@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import inf
+
 import streamlit as st
 
 from lowrank_core.builtin import POINTS
-from lowrank_core.measure.measurement import Measurement
+from lowrank_core.measure.measurement import Figure, measurement
+from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.predict.survey import Survey
+from lowrank_core.predict.survey import Finding
+from lowrank_core.predict.survey import survey as learn
+from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score
 from lowrank_core.store.room import Recent
 from lowrank_core.workspace import Workspace
@@ -19,35 +25,46 @@ MOST_SESSIONS = 200
 """Of which the measurement that runs is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """What is measured, and the job that does it."""
+
+    candidate: Candidate
+    tolerance: float | None
+    job: Job[Figure]
+
+
 @st.cache_resource
-def _measurements() -> Recent[str, Measurement]:
+def _measurements() -> Recent[str, Measuring]:
     return Recent(MOST_SESSIONS)
 
 
-@st.cache_resource(max_entries=models.MOST_MODELS, on_release=lambda survey: survey.stop())
-def _survey(_workspace: Workspace, fingerprint: str, ref: str, corrected: bool) -> Survey:
-    shipped = POINTS if ref.startswith("builtin:") else None
-    return Survey(_workspace, corrected=corrected, folder=models.cache().points, shipped=shipped)
+@st.cache_resource(max_entries=models.MOST_MODELS, on_release=lambda job: job.cancel())
+def _survey(_workspace: Workspace, fingerprint: str, ref: str, corrected: bool) -> Job[tuple[Finding, ...]]:
+    shipped, folder = POINTS if ref.startswith("builtin:") else None, models.cache().points
+    return Job(
+        "the survey",
+        lambda: learn(_workspace, corrected=corrected, folder=folder, shipped=shipped),
+        patience_seconds=inf,  # nobody asked for it
+    )
 
 
-def survey(shown: Workspace) -> Survey:
+def survey(shown: Workspace) -> Job[tuple[Finding, ...]]:
     """What is learnt of the model in the background, for all sessions that look at it."""
     return _survey(shown, shown.profile.fingerprint, shown.address, history(shown).corrected)
 
 
-def measure(shown: Workspace) -> Measurement:
-    """The measurement of the plan as it stands: the running one, or a new one that calls the older off."""
+def measure(shown: Workspace) -> Job[Figure]:
+    """The measurement of the plan as it stands: the running one, or a new one that cancels the older."""
     running = _measurements().get(session_id())
-    wanted = candidate(shown)
-    tolerance = history(shown).tolerance
-    same = running is not None and (running.candidate, running.tolerance) == (wanted, tolerance)
-    if running is not None and same and running.progress.error is None:
-        return running
+    wanted, tolerance = candidate(shown), history(shown).tolerance
     if running is not None:
-        running.cancel()
-    started = Measurement(shown, wanted, tolerance=tolerance)
-    _measurements()[session_id()] = started
-    return started
+        if (running.candidate, running.tolerance) == (wanted, tolerance) and running.job.snapshot.error is None:
+            return running.job
+        running.job.cancel()
+    job = measurement(shown, wanted, tolerance=tolerance)
+    _measurements()[session_id()] = Measuring(wanted, tolerance, job)
+    return job
 
 
 def measured(shown: Workspace, wanted: RankPlan) -> Score | None:

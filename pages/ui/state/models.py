@@ -17,6 +17,7 @@ import streamlit as st
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.errors import InvalidSettings
 from lowrank_core.predict.prediction import NoiseTable, noise_table
+from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.room import Room
@@ -141,7 +142,7 @@ def noise(_workspace: Workspace, fingerprint: str, ref: str) -> NoiseTable | Non
 def factorise(shown: Workspace, say: Callable[[str], None]) -> None:
     """Factorise every layer once by its default method, and say which one it is at."""
     layers, told = shown.profile.layers, 0.0
-    with shown.somebody_waits():
+    with somebody_waits():
         for number, layer in enumerate(layers, 1):
             if time.monotonic() - told > SAY_SECONDS:
                 say(f"Factorising {number} of {len(layers)} layers")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowrank_core.running.jobs import Job
+from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.selection._problem import Trial
 from lowrank_core.workspace import Workspace
 from pages.ui import question
@@ -24,7 +24,11 @@ def start(shown: Workspace, asked: Question) -> None:
         session_id(),
         models.key(shown),
         asked,
-        lambda: Job(f"Search: {asked.rule.label}", lambda job: question.ask(shown, asked, folder, job)),
+        lambda: Job(
+            f"Search: {asked.rule.label}",
+            lambda: question.ask(shown, asked, folder),
+            patience_seconds=PATIENCE_SECONDS,
+        ),
     )
 
 

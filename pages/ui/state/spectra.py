@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import streamlit as st
 
 from lowrank_core.running.jobs import Job
-from lowrank_core.running.progress import Doing
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report
 from lowrank_core.sources._inventory import Estimate, Inventory, measure_speed, remaining
 from pages.ui.state import jobs, models
 from pages.ui.state.session import session_id
@@ -39,21 +40,17 @@ def job(stock: Inventory) -> Job[str] | None:
 
 def start(stock: Inventory) -> None:
     """Compute those that are missing."""
-    begin = partial(Job, f"Spectra of {stock.weights.name}", all_spectra(stock))
+    begin = partial(Job, f"Spectra of {stock.weights.name}", lambda: all_spectra(stock))
     jobs.spectra().begin(session_id(), weights_key(stock), ALL, begin, again=True)
 
 
-def all_spectra(stock: Inventory) -> Callable[[Job[str]], Iterator[str]]:
-    """Work that computes one spectrum after the other, and yields the names."""
-
-    def work(job: Job[str]) -> Iterator[str]:
-        names = [layer.name for layer in stock.layers]
-        for name in names:
-            job.tell(Doing(f"spectrum of {name}", remaining(stock, names, speed())))
-            stock.spectrum(name, cancelled=job.stopped)
-            yield name
-
-    return work
+def all_spectra(stock: Inventory) -> Iterator[str]:
+    """Compute one spectrum after the other, and yield the names."""
+    names = [layer.name for layer in stock.layers]
+    for name in names:
+        report(Progress(f"spectrum of {name}", remaining(stock, names, speed())))
+        stock.spectrum(name)
+        yield name
 
 
 def weights_key(stock: Inventory) -> str:

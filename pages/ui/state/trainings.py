@@ -10,7 +10,7 @@ import streamlit as st
 
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.running.jobs import Job
+from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.store.files import write_whole
 from lowrank_core.store.room import Part
 from lowrank_core.training.finetune import Epoch
@@ -41,15 +41,17 @@ def start(shown: Workspace, asked: Training | Sweep) -> None:
     """Train, unless that is done or under way; what broke off, even with the server, goes on where it was."""
     folder, points, networks, model = models.cache().tuning, models.cache().points, _tuned_networks(), models.key(shown)
 
-    def work(job: Job[Event]) -> Iterator[Event]:
+    def work() -> Iterator[Event]:
         if isinstance(asked, Sweep):
-            return tuning.run_sweep(shown, asked, folder, points, job)
+            return tuning.run_sweep(shown, asked, folder, points)
         return tuning.train(
-            shown, asked, folder, points, lambda found, epoch: _keep_network(networks, (model, found), epoch), job
+            shown, asked, folder, points, lambda found, epoch: _keep_network(networks, (model, found), epoch)
         )
 
     jobs.note_asked(shown, asked)
-    jobs.trainings().begin(session_id(), model, asked, lambda: Job("Fine-tuning", work))
+    jobs.trainings().begin(
+        session_id(), model, asked, lambda: Job("Fine-tuning", work, patience_seconds=PATIENCE_SECONDS)
+    )
 
 
 def asked_before(shown: Workspace) -> list[Training | Sweep]:
