@@ -84,8 +84,8 @@ def test_a_cache_is_used_and_nothing_in_it_is_measured_again(version, tmp_path, 
 @every_version
 def test_a_plan_and_a_tuned_checkpoint_are_evaluated(version, run):
     plan, checkpoint = GOLDEN / version / "plan.json", GOLDEN / version / "tuned.safetensors"
-    assert "97.30%" in run("evaluate", "builtin:iris-mlp", "--plan", plan, "--no-cache")
-    assert "97.30%" in run("evaluate", "builtin:iris-mlp", "--checkpoint", checkpoint)
+    assert "97.30 %" in run("evaluate", "builtin:iris-mlp", "--plan", plan, "--no-cache")
+    assert "97.30 %" in run("evaluate", "builtin:iris-mlp", "--checkpoint", checkpoint)
 
 
 @every_version

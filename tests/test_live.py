@@ -317,7 +317,7 @@ def test_wishes_reach_the_search() -> None:
     told: list[str] = []
     compress(model, inputs, data, rule="uniform", multiplies=0.5, report=lambda progress: told.append(progress.words))
     assert told[-1] == "measuring the answer"
-    with pytest.raises(LowRankError, match="called off"):
+    with pytest.raises(LowRankError, match="cancelled"):
         compress(model, inputs, data, multiplies=0.5, cancelled=lambda: True)
 
 

@@ -61,7 +61,9 @@ def scope(
     Traceback (most recent call last):
     lowrank_core.errors.Cancelled: the work was cancelled.
     """
-    before = current()
+    before, turn = current(), _own_turn_until()
+    if patience_seconds is not None:
+        _here.own_turn_until = 0.0
     _here.scope = Scope(
         before.cancelled if cancelled is None else cancelled,
         before.report if report is None else report,
@@ -70,7 +72,12 @@ def scope(
     try:
         yield
     finally:
-        _here.scope = before
+        _here.scope, _here.own_turn_until = before, turn
+
+
+def _own_turn_until() -> float:
+    """The moment until which this thread need not give way, since it has just done so."""
+    return float(getattr(_here, "own_turn_until", 0.0))
 
 
 def cancelled() -> bool:
@@ -91,7 +98,7 @@ def give_way() -> None:
     """
     patience = current().patience_seconds
     now = time.monotonic()
-    if patience and now >= getattr(_here, "own_turn_until", now):
+    if patience and now >= _own_turn_until():
         until = now + patience
         while _waiting and not cancelled() and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
