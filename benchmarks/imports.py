@@ -14,6 +14,8 @@ CORE = Path(__file__).resolve().parents[1] / "lowrank_core"
 
 ORDER = (
     "errors",
+    "version",
+    "extras",
     "registry",
     "running",
     "store",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from lowrank_core.commands import MODEL, Answer, command, opened
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import opened
+from lowrank_core.commands._options import MODEL
 from lowrank_core.commands._terminal import amount, say, score_line, size, table
 from lowrank_core.measure.check import SAMPLES
 from lowrank_core.measure.check import check as look_over

@@ -16,7 +16,8 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from lowrank_core.errors import LowRankError, WorkersLost
+from lowrank_core.errors import WorkersLost
+from lowrank_core.extras import extra
 from lowrank_core.running.cancelling import go_on
 
 A = TypeVar("A")
@@ -144,12 +145,8 @@ def _pool(workers: Workers) -> Iterator[Callable[[], joblib.Parallel]]:
     if workers.dask is None:
         yield lambda: joblib.Parallel(n_jobs=workers.count, backend="loky", **options)
         return
-    try:
+    with extra("cluster", "a dask cluster, here and on its workers,"):
         from dask.distributed import Client
-    except ImportError as error:
-        raise LowRankError(
-            "a dask cluster needs more packages: pip install -r requirements-cluster.txt, here and on its workers."
-        ) from error
     try:
         client = Client(workers.dask, timeout=10, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
