@@ -30,7 +30,7 @@ test: .venv/dev.stamp
 
 .venv/app.stamp: requirements.txt constraints.txt | .venv/bin/python
 	@echo "Installing PyTorch, Streamlit and what they need into .venv; this happens once."
-	@echo "Download: about 390 MB, 1.7 GB on disk, with a CPU build of PyTorch (what macOS and Windows get)."
+	@echo "Download: about 380 MB, 1.7 GB on disk, with a CPU build of PyTorch (what macOS and Windows get)."
 	@echo "On Linux the standard PyTorch is the CUDA build: several GB. Rank Explorer does not need it. To get the CPU"
 	@echo "build, stop here (Ctrl-C), run the pip command for 'CPU' of pytorch.org's install page with .venv/bin/pip"
 	@echo "and torch==2.13.0, then call make again: what is installed is kept."
@@ -38,7 +38,7 @@ test: .venv/dev.stamp
 	@touch $@
 
 .venv/dev.stamp: .venv/app.stamp requirements-dev.txt requirements-hf.txt
-	@echo "Installing the tools for the tests: about 85 MB more to download, 0.3 GB on disk."
+	@echo "Installing the tools for the tests: about 102 MB more to download, 0.4 GB on disk."
 	@$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt || $(CLEAR_FAILURE)
 	@touch $@
 

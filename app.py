@@ -1,57 +1,10 @@
 """Rank Explorer: choose the rank of every layer of a network, see what it costs and what it keeps."""
 
-import streamlit as st
+from pages.ui.frame import page
 
-from lowrank_core.plans.cost import plan_cost
-from lowrank_core.sources import weights_alone
-from lowrank_core.sources._inventory import Inventory
-from pages.ui import frame, words
-from pages.ui.button import button
-
-
-def weights(stock: Inventory) -> None:
-    """Weights without a model: what they are, and where to look at them."""
-    frame.pick_model()
-    with st.container(horizontal=True, gap="medium"):
-        st.metric("Parameters", words.count(stock.parameters), width="content")
-        st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
-        st.metric("Layers", len(stock.layers), width="content")
-    st.info(words.plain(weights_alone(stock.weights)), icon=":material/info:")
-    frame.link("Model", says="See what is in the file")
-    frame.link("Spectra", says="See the spectra")
-
-
-with frame.page(
+page(
     "Rank Explorer",
     "Make a trained network smaller and faster: replace each layer by thinner ones, choose their ranks, and see at "
     "once what that costs and what accuracy it keeps.",
-    weights,
-) as workspace:
-    cost, rest = plan_cost(workspace.profile), workspace.profile.rest
-    left, right = st.columns([3, 2], gap="large")
-    with left:
-        frame.pick_model()
-        with st.container(horizontal=True, gap="medium"):
-            st.metric("Parameters", words.count(cost.parameters), width="content")
-            st.metric("Bytes", words.count(cost.bytes, "B"), help=words.BYTES, width="content")
-            st.metric("Multiplies", words.count(cost.multiplies), help=words.MULTIPLIES, width="content")
-            compressible = 1 - rest.multiplies / cost.multiplies if cost.multiplies else 0.0
-            st.metric("Compressible", words.share(compressible), help=words.COMPRESSIBLE, width="content")
-        if button("Tune the ranks", type="primary", icon=":material/tune:"):
-            st.switch_page("pages/3_Ranks.py")
-    with right:
-        st.markdown(
-            "**In three steps**\n\n"
-            "1. **Look**: where the cost is (*Model*), and how fast each layer's singular values fall (*Spectra*).\n"
-            "2. **Tune**: drag the rank of each layer; bytes, multiplies and accuracy move with it (*Ranks*); or say "
-            "how small it must be and let a rule choose (*Search*). Then train the factors (*Fine-tune*).\n"
-            "3. **Ship**: download the plan and the compressed weights, checked in a fresh process (*Export*)."
-        )
-        st.markdown("**Your own network**: this writes a commented file to fill in,")
-        st.code("python -m lowrank_core new my_model.py", language="bash")
-        st.markdown("and this opens it here:")
-        st.code("streamlit run app.py -- path/to/model.py", language="bash")
-        st.caption(
-            "A model file is Python code, and a program of torch.export (.pt2) may run some, so they are opened only "
-            "from the command line, never from an upload. Weights alone (.safetensors, .pt): sizes and spectra."
-        )
+    body="pages.bodies.home",
+)

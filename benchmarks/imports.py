@@ -17,6 +17,7 @@ ORDER = (
     "version",
     "extras",
     "registry",
+    "figures",
     "running",
     "store",
     "layers",
@@ -35,6 +36,7 @@ ORDER = (
     "training",
     "predict",
     "selection",
+    "one_call",
     "commands",
 )
 """Packages (and the modules that stand alone), bottom to top: each imports from those above it in this list only."""

@@ -85,11 +85,11 @@ def plan_of(workspace: Workspace, ranks: Ranks) -> RankPlan:
 def amount(text: str) -> float:
     """A figure of the board.
 
-    >>> amount("40.55 M"), amount("698.6 kB"), amount("12.00 B")
+    >>> amount("40.55 M"), amount("698.6 kB"), amount("12 B")
     (40550000.0, 698600.0, 12.0)
     """
-    number, unit = re.fullmatch(r"([\d.]+)\s*([kMG]?)B?", text.strip()).groups()
-    return float(number) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[unit]
+    number, unit = re.fullmatch(r"([\d.]+)\s*([kMGT]?)B?", text.strip()).groups()
+    return float(number) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[unit]
 
 
 @dataclass

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lowrank_core.layers.spec import LayerSpec
     from lowrank_core.networks.discover import discover
     from lowrank_core.networks.profile import ModelProfile
+    from lowrank_core.one_call import compress
     from lowrank_core.plans.cost import Cost, plan_cost
     from lowrank_core.plans.plan import Choice, RankPlan, read_plan
     from lowrank_core.scoring.scores import Score, evaluate
@@ -37,6 +38,7 @@ else:
         "Score": "scoring.scores",
         "Workspace": "workspace",
         "apply": "compression.apply",
+        "compress": "one_call",
         "compressed_onnx": "exports._onnx_surgery",
         "discover": "networks.discover",
         "evaluate": "scoring.scores",
@@ -72,6 +74,7 @@ __all__ = [
     "Score",
     "Workspace",
     "apply",
+    "compress",
     "compressed_onnx",
     "discover",
     "evaluate",

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
@@ -25,7 +26,9 @@ from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import Reference, Score, evaluate
 from lowrank_core.sources import open_any, open_source
+from lowrank_core.sources._contract import open_contract
 from lowrank_core.sources._inventory import Inventory, take_stock
+from lowrank_core.sources._live import live_contract
 from lowrank_core.sources._opened import Opened, sorted_by_class
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
@@ -66,6 +69,59 @@ class Workspace:
     def open(cls, ref: str, cache: Cache | None = None) -> Workspace:
         """Open a reference; raises a LowRankError that says what is wrong."""
         return cls(open_source(ref), cache)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        example_inputs: Any,
+        eval_data: Any = None,
+        train_data: Any = None,
+        metric: Callable[[Tensor, Tensor], Any] | Metric | str | None = None,
+        *,
+        evaluate: Callable[[nn.Module], Any] | None = None,
+        higher_is_better: bool = True,
+        cache: Cache | None = None,
+        name: str | None = None,
+    ) -> Workspace:
+        """A workspace of a live network, without a file. It works on a copy: the network itself is never changed.
+
+        model: what torch.compile or DataParallel wraps is taken out of it.
+        example_inputs: a batch as deployed; a Tensor, a tuple for model(*x) or a dict for model(**x).
+        eval_data, train_data: (inputs, targets), inputs alone in a Tensor or a dict, an iterable of such batches (a
+        DataLoader), a `Dataset` of PyTorch or of this package, or a function that gives one of these.
+        metric: a name (`METRICS`) or a function (outputs, targets) -> float; without one top-1 where targets are class
+        indices, agreement with the dense network where there are none. evaluate(model) -> float: instead of both.
+
+        Raises InvalidModel or InvalidData, which name the argument.
+
+        >>> import torch
+        >>> network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+        >>> workspace = Workspace.of(network, torch.zeros(1, 8), (torch.zeros(20, 8), torch.zeros(20).long()))
+        >>> [layer.name for layer in workspace.profile.layers], workspace.metric.name
+        (['0', '2'], 'top-1 accuracy')
+        """
+        contract = live_contract(
+            model,
+            example_inputs,
+            eval_data,
+            train_data,
+            metric,
+            evaluate=evaluate,
+            higher_is_better=higher_is_better,
+            name=name,
+        )
+        return cls(open_contract(contract), cache)
+
+    @property
+    def address(self) -> str:
+        """The reference by which another process opens the same model; raises InvalidModel where it has none."""
+        if self.opened.ref is None:
+            raise InvalidModel(
+                f"{self.name} came from Python, so no other process can open it; work in this one, or write a model "
+                "file (`python -m lowrank_core new FILE`)."
+            )
+        return self.opened.ref
 
     @property
     def name(self) -> str:
@@ -221,10 +277,20 @@ class Workspace:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
 
 
-def open_to_look(ref: str, cache: Cache | None = None, room: Room | None = None) -> Workspace | Inventory:
-    """A model, or what weights without one tell; raises a LowRankError."""
+def open_to_look(
+    ref: str, cache: Cache | None = None, room: Room | None = None, report: Callable[[str], None] = lambda step: None
+) -> Workspace | Inventory:
+    """A model, or what weights without one tell; raises a LowRankError.
+
+    report: called with a line once it is open, before its layers are looked at.
+    """
     found = open_any(ref)
-    return take_stock(found, cache) if isinstance(found, Weights) else Workspace(found, cache, room)
+    if isinstance(found, Weights):
+        report(f"Looking at {len(found.tensors)} tensors")
+        return take_stock(found, cache)
+    weighty = sum(next(module.parameters(recurse=False), None) is not None for module in found.model.modules())
+    report(f"Looking at {weighty} layers")
+    return Workspace(found, cache, room)
 
 
 @lru_cache(maxsize=1)

@@ -16,8 +16,9 @@ from lowrank_core.compression.correct import Corrector
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.exports import EXPORTS
 from lowrank_core.exports.safetensors import export_checkpoint
-from lowrank_core.layers.attention import Attention, factored_attention, watched_attention
+from lowrank_core.layers.attention import factored_attention, watched_attention
 from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.parts import Attention
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile, bias_at, weight_at

@@ -1,20 +1,26 @@
 """The networks that ship with the app: honest scores, honest splits, reproducible training."""
 
 import math
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.builtin.splits import tables
 from benchmarks.builtin.train import RECIPES, score, shift_images, train
-from lowrank_core.builtin import BUILTIN, text_lm
+from lowrank_core.builtin import BUILTIN, POINTS, text_lm
+from lowrank_core.builtin.samples import TABLES
 from lowrank_core.builtin.stored import stored_metadata, weights_path
+from lowrank_core.predict.sensitivity import PointFile, asked
 from lowrank_core.scoring.metrics import METRICS
+from lowrank_core.workspace import Workspace
 
 CLASSIFIERS = [name for name in BUILTIN if name != "text-lm"]
 SAME_TEXT = sys.version_info[:2] == (3, 11)
@@ -104,6 +110,67 @@ def test_data_is_the_same_after_a_new_load(builtin):
     second = builtin.eval_data()
     assert first[0] is not second[0]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_tables_are_those_of_scikit_learn():
+    """And their splits are what it splits with the same seed."""
+    assert {path.stem for path in TABLES.glob("*.npz")} == set(tables())
+    for name, expected in tables().items():
+        with np.load(TABLES / f"{name}.npz") as shipped:
+            assert set(shipped) == set(expected)
+            for part, values in expected.items():
+                assert shipped[part].dtype == values.dtype
+                np.testing.assert_array_equal(shipped[part], values, f"{part} of {name}", strict=True)
+
+
+def test_numbers_are_scaled_to_what_the_networks_learnt_from():
+    """Bit by bit: hashes of data, and so points, plans and histories, hang on it."""
+    with np.load(TABLES / "digits.npz") as table:
+        images = (table["inputs"].astype(np.float64) / 16).astype(np.float32)
+        for part, name in (("train", "train_data"), ("held_out", "eval_data")):
+            for builtin, shape in (("digits-cnn", (1, 8, 8)), ("digits-lstm", (8, 8)), ("digits-attention", (8, 8))):
+                inputs, targets = getattr(import_module(BUILTIN[builtin]), name)()
+                assert inputs.shape[1:] == shape
+                assert inputs.is_contiguous()
+                assert inputs.numpy().tobytes() == images[table[part]].tobytes()
+                assert targets.tolist() == table["targets"][table[part]].tolist()
+    with np.load(TABLES / "iris.npz") as table:
+        for part, name in (("train", "train_data"), ("held_out", "eval_data")):
+            inputs, targets = getattr(import_module(BUILTIN["iris-mlp"]), name)()
+            assert inputs.numpy().tobytes() == table["inputs"][table[part]].astype(np.float32).tobytes()
+            assert targets.tolist() == table["targets"][table[part]].tolist()
+
+
+def test_measured_points_fit_the_networks_and_their_data(name):
+    """Files of points are named by weights and data: without these the first prediction would be a guess."""
+    if name == "text-lm" and not SAME_TEXT:
+        pytest.skip("this Python has another text")
+    workspace = Workspace.open(f"builtin:{name}")
+    for correction in (workspace.correction, None):
+        points = PointFile(POINTS, workspace, correction).load()
+        assert {(p.layer, p.method, p.rank) for p in points} >= {
+            (layer, choice.method, choice.rank) for layer, choice in asked(workspace)
+        }
+
+
+OPEN_ALL = """
+import sys
+from lowrank_core.builtin import BUILTIN
+from lowrank_core.workspace import Workspace
+
+for name in BUILTIN:
+    workspace = Workspace.open(f"builtin:{name}")
+    workspace.reference, workspace.calibration
+print(*sys.modules)
+"""
+
+
+def test_opening_all_imports_no_more_than_it_needs():
+    done = subprocess.run([sys.executable, "-c", OPEN_ALL], capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert {"numpy", "torch", "safetensors"} <= found
+    heavy = {"sklearn", "pandas", "onnx", "onnxruntime", "onnxscript", "plotly", "streamlit", "transformers", "dask"}
+    assert not (heavy | {"torch._dynamo", "torch.onnx", "sympy"}) & found
 
 
 def test_training_is_reproducible_and_leaves_the_random_state(tmp_path: Path):

@@ -8,7 +8,8 @@ def a_late_end() -> None:
     import streamlit as st
     from streamlit.runtime.scriptrunner_utils.script_run_context import get_script_run_ctx
 
-    from pages.ui.button import button, turn_to
+    from pages.ui.button import button
+    from pages.ui.state.session import turn_to
 
     page = st.session_state.get("page", "Search")
     turn_to(page)

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,6 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank_core.algebra import linalg
 from lowrank_core.commands import _opening, cli
 from lowrank_core.compression import calibration, factors
 from lowrank_core.compression.calibration import MomentStore
@@ -27,6 +28,7 @@ from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.plan import Choice
 from lowrank_core.plans.uniform import uniform_plan
+from lowrank_core.store import memo
 from lowrank_core.store.cache import Cache
 from lowrank_core.workspace import Workspace
 
@@ -351,28 +353,70 @@ def test_the_threads_of_large_factorisations_are_in_their_name(cache):
     assert len(files(cache)) == 2
 
 
-def test_two_threads_compute_once(cache, model, monkeypatch):
-    calls, compute, together = [], linalg._factors, threading.Barrier(2)
+class Lock:
+    """One that tells when somebody has to wait for it."""
 
-    def counted(matrices):
-        calls.append(len(matrices))
-        return compute(matrices)
+    def __init__(self, waits):
+        self._lock, self._waits = threading.RLock(), waits
 
-    monkeypatch.setattr(linalg, "_factors", counted)
-    profile = profiled(model, INPUTS)
-    store, found = FactorStore(model, profile, cache=cache), []
+    def __enter__(self):
+        if not self._lock.acquire(blocking=False):
+            self._waits()
+            self._lock.acquire()
 
-    def ask():
-        together.wait()
-        found.append(store("3", "svd").weights((2,)))
+    def __exit__(self, *error):
+        self._lock.release()
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(calls) == 1
-    assert all(map(torch.equal, *found))
+
+class Meeting:
+    """Work that two threads ask for: the first stays at it until the second waits for a lock, or works as well.
+
+    begun: how often the work was begun; at_once: how often before the first was through with it.
+    """
+
+    def __init__(self, monkeypatch, module):
+        self.begun, self.at_once, self._here = 0, 0, threading.Event()
+        lock = partial(Lock, self._here.set)
+        monkeypatch.setattr(module, "threading", SimpleNamespace(Lock=lock, RLock=lock))
+
+    def work(self):
+        self.begun += 1
+        if self.begun > 1:
+            self._here.set()
+            return
+        self._second.start()
+        assert self._here.wait(60), "the second thread neither waits nor works"
+        self.at_once = self.begun
+
+    def answers(self, first, second):
+        found = {}
+        self._second = threading.Thread(target=lambda: found.update(second=second()), daemon=True)
+        found["first"] = first()
+        self._second.join()
+        return found["first"], found["second"]
+
+
+@pytest.mark.parametrize(("other", "begun"), [("3", 1), ("0", 2)], ids=["the same layer", "another layer"])
+def test_a_layer_is_factorised_once_and_others_beside_it(model, monkeypatch, other, begun):
+    meeting, read = Meeting(monkeypatch, factors), factors.weight_at
+    monkeypatch.setattr(factors, "weight_at", lambda *layer: (meeting.work(), read(*layer))[1])
+    store = FactorStore(model, profiled(model, INPUTS))
+    first, second = meeting.answers(lambda: store("3", "svd"), lambda: store(other, "svd"))
+    assert (meeting.at_once, meeting.begun) == (begun, begun)
+    assert (first is second) == (other == "3")
+
+
+def test_a_step_of_a_factorisation_is_computed_once(monkeypatch):
+    meeting = Meeting(monkeypatch, memo)
+    taken = memo.Steps()
+
+    def compute():
+        meeting.work()
+        return {"values": torch.ones(2)}
+
+    first, second = meeting.answers(*[lambda: taken("factors", compute)] * 2)
+    assert meeting.begun == 1
+    assert first["values"] is second["values"]
 
 
 def test_damaged_factors_are_computed_again(cache, model):

@@ -16,8 +16,8 @@ from torch import Tensor
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost
 from lowrank_core.algebra.spectra import effective_rank, stable_rank
 from lowrank_core.commands import cli
-from lowrank_core.commands._terminal import amount, size
 from lowrank_core.exports import _reload as reload
+from lowrank_core.figures import count, share
 from lowrank_core.layers.data import run as run_batch
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.correction import Correction
@@ -125,7 +125,7 @@ def test_cost(workspace: Workspace, plan: RankPlan, plan_file: Path) -> None:
             name: getattr(expected, name) for name in ("parameters", "bytes", "multiplies", "additions")
         }
     text = run("cost", MODEL, "--plan", plan_file).stdout
-    assert f"{found['compressed']['multiplies'] / found['dense']['multiplies']:.1%}" in text
+    assert share(found["compressed"]["multiplies"] / found["dense"]["multiplies"]) in text
 
 
 def test_a_rank_that_saves_nothing_is_pointed_out(workspace: Workspace, tmp_path: Path) -> None:
@@ -444,14 +444,16 @@ def test_resnet20() -> None:
 
 
 def test_figures_for_people() -> None:
-    assert [amount(n) for n in (0, 9_999, 10_000, 40_551_040, 15_470_264_320)] == [
+    assert [count(n) for n in (0, 999, 9_999, 10_000, 40_551_040, 15_470_264_320, 2e12)] == [
         "0",
-        "9,999",
-        "10 k",
+        "999",
+        "9.999 k",
+        "10.00 k",
         "40.55 M",
         "15.47 G",
+        "2.000 T",
     ]
-    assert [size(n) for n in (332, 1_078_888)] == ["332 B", "1.079 MB"]
+    assert [count(n, "B") for n in (332, 1_078_888)] == ["332 B", "1.079 MB"]
 
 
 def test_half_of_everything_is_told(tmp_path: Path) -> None:

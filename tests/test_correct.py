@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lowrank_core.compression.apply import apply, chain_at
 from lowrank_core.compression.correct import Corrector, Overlay, load_overlay
 from lowrank_core.compression.factors import FactorStore
+from lowrank_core.compression.least_squares import NormalEquations
 from lowrank_core.errors import Cancelled, InvalidPlan
 from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.spec import LayerSpec
@@ -287,6 +288,24 @@ def test_features_that_never_move_keep_their_weights() -> None:
     before, after, _ = correct(model, x, plan)
     assert torch.equal(before[0][1].weight[:, 1], after[0][1].weight[:, 1])
     assert not torch.equal(before[0][1].weight[:, 0], after[0][1].weight[:, 0])
+
+
+@pytest.mark.parametrize(("apart", "told"), [(1e-2, True), (1e-4, False)])
+def test_what_the_samples_hardly_tell_apart_keeps_its_weights(apart: float, told: bool) -> None:
+    """Two features that differ by `apart`: their difference has a quarter of its square of the strongest variance."""
+    generator = torch.Generator().manual_seed(0)
+    common, own, noise = torch.randn(3, 4000, 1, generator=generator, dtype=torch.float64)
+    x, old = torch.cat([common, common + apart * own], 1), torch.tensor([[0.5, -2.0]], dtype=torch.float64)
+    equations = NormalEquations(LayerSpec(2, 1, bias=False))
+    equations.add(x, torch.arange(4000), 3 * common + noise)
+    new, _ = equations.solve(old, 0.0, intercept=False)
+    best = torch.linalg.lstsq(x, 3 * common + noise).solution.mT
+    if told:
+        torch.testing.assert_close(new, best)
+        return
+    assert float((best - old).abs().max()) > 50  # it would fit the noise
+    assert float(new.sum()) == pytest.approx(3, abs=0.1)  # what both tell together is learnt
+    assert float(new[0, 0] - new[0, 1]) == pytest.approx(2.5, abs=0.01)
 
 
 def three_layers() -> tuple[nn.Module, Tensor, ModelProfile, RankPlan]:

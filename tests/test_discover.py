@@ -1,5 +1,6 @@
 """discover: what is in a network, what can be compressed, and why the rest cannot."""
 
+import math
 import threading
 import warnings
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from awkward_layers import seeded
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.compression.apply import apply
@@ -16,7 +18,7 @@ from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.discover import discover
-from lowrank_core.networks.profile import fingerprint, module_at, weight_at
+from lowrank_core.networks.profile import ModelProfile, fingerprint, module_at, weight_at
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
@@ -282,6 +284,33 @@ def test_sizes_are_of_one_sample():
     assert sizes(nn.Conv1d(3, 4, 3), 5, 3, 8) == [((8,),)]
     frames = Calls(lambda self, x: self.c(x.flatten(0, 1)), c=nn.Conv2d(3, 4, 3))
     assert sizes(frames, 5, 2, 3, 8, 9) == [((8, 9), (8, 9))]
+
+
+def test_tokens_that_the_samples_do_not_share_evenly_are_rounded_up():
+    """A layer that sees one row of a whole batch costs something, and a layer that saves it saves something."""
+
+    def of_each(rows: int, samples: int) -> ModelProfile:
+        some = Calls(lambda self, x: self.fc(x.flatten(0, 1)[:rows]), fc=nn.Linear(4, 3))
+        return discover(some, torch.ones(samples, 3, 4))
+
+    for rows, samples, size in ((1, 4, ()), (4, 4, ()), (5, 4, (2,)), (7, 3, (3,)), (9, 3, (3,))):
+        profile = of_each(rows, samples)
+        assert profile.layer("fc").in_sizes == (size,)
+        assert plan_cost(profile).multiplies == 4 * 3 * math.prod(size)
+    words = Calls(lambda self, x: self.table(x.flatten()[:5]), table=nn.Embedding(7, 4))
+    assert discover(words, torch.zeros(4, 3, dtype=torch.long)).layers[0].in_sizes == ((2,),)
+    bags = Calls(lambda self, x: self.table(x.flatten(), x.new_tensor([0, 4, 7])), table=nn.EmbeddingBag(7, 4))
+    assert discover(bags, torch.zeros(2, 5, dtype=torch.long)).layers[0].in_sizes == ((2,),)
+
+
+def test_sequences_of_unequal_length_count_with_their_mean_rounded_up():
+    """5 and 2 words: 3.5 of one sample, for the input weight at once and for the hidden weight too."""
+    packed = Calls(lambda self, x: self.rnn(pack_padded_sequence(x, [5, 2], True))[1][0], rnn=nn.LSTM(4, 3))
+    profile = discover(packed, torch.ones(2, 5, 4))
+    assert {layer.name: layer.in_sizes for layer in profile.layers} == {
+        "rnn.weight_ih_l0": ((4,),),
+        "rnn.weight_hh_l0": ((4,),),
+    }
 
 
 def test_a_network_that_is_one_layer_goes_by_its_type():

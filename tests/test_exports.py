@@ -1,5 +1,7 @@
 """Checkpoints and plans on disk: written whole or not at all, rebuilt exactly, readable without this package."""
 
+import ast
+import copy
 import json
 import subprocess
 import sys
@@ -11,14 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks.imports import imported
 from lowrank_core import Choice, RankPlan, Workspace, apply, discover, export_checkpoint, load_checkpoint, plan_cost
 from lowrank_core.compression.checkpoint import write_checkpoint
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidFile
-from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.exports import EXPORTS, Compressed, _load_lowrank
 from lowrank_core.exports import _reload as reload
 from lowrank_core.exports import safetensors as exporter
 from lowrank_core.exports._provenance import provenance
+from lowrank_core.layers import parts
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.scoring.scores import final_score
@@ -197,6 +201,20 @@ def test_lines_of_code_load_it_in_a_fresh_process(awkward: Workspace, tmp_path: 
         subprocess.run([sys.executable, script.name], cwd=tmp_path, check=True, timeout=60)
         assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
         (tmp_path / "out.pt").unlink()
+
+
+def test_the_standalone_loader_is_a_file_that_works(digits: Workspace, tmp_path: Path) -> None:
+    """Alone for plain plans, and followed by the file of our layers for all; each is what it is in the repository."""
+    assert Path(_load_lowrank.__file__).read_text() == exporter.LOADER
+    assert Path(parts.__file__).read_text() == exporter.MODULES
+    for text, needed in ((exporter.LOADER, {"json", "safetensors", "torch"}), (exporter.MODULES, {"torch"})):
+        packages = {name.partition(".")[0] for name, _ in imported(ast.parse(text))}
+        assert packages - {"collections", "functools", "typing"} == needed
+    path = tmp_path / "plain.safetensors"
+    compressed = write(digits, uniform_plan(digits.profile, 0.5), path)
+    loaded = _load_lowrank.load_lowrank(copy.deepcopy(digits.model), str(path))
+    images = digits.opened.example_inputs
+    assert torch.equal(output(loaded, images), output(compressed, images))
 
 
 def test_standalone_loader_is_short() -> None:

@@ -230,6 +230,17 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(planted: Works
     assert [epoch.model is None for epoch in epochs] == [True] * end.number + [False]
 
 
+def test_of_equal_losses_the_earliest_is_the_best(make: Callable[..., Workspace]) -> None:
+    """Inputs of zeros teach a weight nothing: the start is as good as any epoch, and patience ends the run."""
+    workspace = make(
+        ("torch.randn(samples, 12, generator=torch.Generator().manual_seed(seed))", "torch.zeros(samples, 12)"),
+        ("nn.Linear(12, 16)", "nn.Linear(12, 16, bias=False)"),
+    )
+    epochs = list(finetune(workspace, candidate(workspace), replace(QUICK, patience=2)))
+    assert len({epoch.validation_loss for epoch in epochs}) == 1
+    assert [epoch.best for epoch in epochs] == [0, 0, 0]
+
+
 def test_network_plan_and_randomness_are_left_alone(planted: Workspace) -> None:
     before, state = fingerprint(planted.model), torch.get_rng_state()
     for settings in (QUICK, replace(QUICK, train="everything", from_scratch=True)):

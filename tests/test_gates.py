@@ -22,7 +22,7 @@ from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import EXPORTS
 from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.layers.data import Dataset
-from lowrank_core.layers.linears import GroupedLinear, SharedLinear
+from lowrank_core.layers.parts import GroupedLinear, SharedLinear
 from lowrank_core.layers.spec import LayerSpec, build_part
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.discover import discover

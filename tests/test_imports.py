@@ -13,9 +13,9 @@ MODULES = trees()
 
 SUPERSEDED = {"onnx_surgery"}  # paths that people were told of; each warns
 ONE_FILE_EACH = ("methods", "selection", "sources", "exports", "commands")
-OPTIONAL = {"dask", "onnx", "onnxruntime", "onnxscript", "sklearn", "tensorly", "transformers"}  # imported where used
+OPTIONAL = {"dask", "joblib", "onnx", "onnxruntime", "onnxscript", "tensorly", "transformers"}  # imported where used
 TERMINAL = "commands"  # run by a person in a terminal
-FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "pages", "app", "tests", "benchmarks"}
+FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "sklearn", "pages", "app", "tests", "benchmarks"}
 
 
 def test_every_package_has_its_place():

@@ -89,6 +89,27 @@ def test_a_machine_that_is_slower_in_some_rounds_cancels_out(clock: Clock) -> No
     assert found.dense_us == pytest.approx(8000)
 
 
+def test_every_other_round_runs_backwards(clock: Clock) -> None:
+    """So that what changes in the course of a round, as a processor that heats up, favours nobody."""
+    turns: list[set[str]] = []
+
+    def work(name: str):
+        def run() -> None:
+            clock.now += 0.01
+            for turn in turns[-1:]:  # none before the first: then it warms up
+                turn.add(name)
+
+        return run
+
+    def before_each_turn() -> bool:
+        turns.append(set())
+        return False
+
+    race(work("dense"), [work("a"), work("b")], rounds=4, cancelled=before_each_turn)
+    there, back = [{"dense"}, {"a"}, {"b"}], [{"b"}, {"a"}, {"dense"}]
+    assert turns == [*there, *back, *there, *back]
+
+
 def wild(clock: Clock, until: float) -> tuple[Timing, ...]:
     """A race against work that takes ten times as long in every other round, up to some turn."""
     turns, factor = itertools.count(), {"now": 1.0}

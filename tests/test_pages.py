@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -25,7 +26,9 @@ from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, state, tables, words
+from pages.ui import charts, tables, words
+from pages.ui.commands import app_command, as_here, core_command
+from pages.ui.state import downloads, jobs, models, runs, spectra
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -58,33 +61,33 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
 def test_a_run_that_streams_ends_for_a_newer_one_but_never_as_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended by itself, a run that Streamlit has replaced takes the fragments of the page that is there now with it."""
     requests = ScriptRequests()
-    monkeypatch.setattr(state, "get_script_run_ctx", lambda: SimpleNamespace(script_requests=requests))
-    assert not state.newer_run_waits()
+    monkeypatch.setattr(runs, "get_script_run_ctx", lambda: SimpleNamespace(script_requests=requests))
+    assert not runs.newer_run_waits()
     requests.request_rerun(RerunData())
-    assert state.newer_run_waits()
+    assert runs.newer_run_waits()
     requests.request_stop()
     with pytest.raises(StopException):
-        state.newer_run_waits()
+        runs.newer_run_waits()
 
 
 @pytest.mark.parametrize("given", ["x", "0", "-5", "1.5"])
 def test_a_limit_of_memory_that_is_none_is_one_clear_error(
     opened: Open, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    monkeypatch.setenv(state.MEMORY, given)
-    state._room.clear()
-    state._open_builtin.clear()
+    monkeypatch.setenv(models.MEMORY, given)
+    models.room.clear()
+    models._builtin.clear()
     try:
         assert f"must be a whole number of MB from 1, such as 512; got {given!r}" in opened("Model").error[0].value
     finally:
-        state._open_builtin.clear()
+        models._builtin.clear()
 
 
 def test_the_limit_of_memory_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(state.MEMORY, "512")
-    state._room.clear()
-    assert state._room().limit_bytes == 512_000_000
-    state._room.clear()
+    monkeypatch.setenv(models.MEMORY, "512")
+    models.room.clear()
+    assert models.room().limit_bytes == 512_000_000
+    models.room.clear()
 
 
 def text(page: AppTest) -> str:
@@ -172,8 +175,43 @@ def test_home_says_how_to_open_a_model_of_ones_own(opened: Open) -> None:
     page = opened("Rank Explorer")
     assert [button.label for button in page.button] == ["Tune the ranks"]
     commands = [code.value for code in page.code]
-    assert "streamlit run app.py -- path/to/model.py" in commands
-    assert "python -m lowrank_core new my_model.py" in commands
+    assert commands == [core_command("new", "my_model.py"), app_command("path/to/model.py")]
+
+
+def test_commands_work_as_they_are_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From a checkout whose environment was never activated, with one that was, and from an installed package."""
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert core_command("new", "a b.py") == ".venv/bin/python -m lowrank_core new 'a b.py'"
+    assert app_command("m.py") == ".venv/bin/python -m streamlit run app.py -- m.py"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert core_command("new", "m.py") == f"{programs}/python -m lowrank_core new m.py"
+    (programs / "rank-explorer").touch()
+    assert app_command("m.py") == f"{programs}/rank-explorer app m.py"
+    monkeypatch.setenv("PATH", str(programs))
+    assert core_command("check", "m.py") == "rank-explorer check m.py"
+    (programs / "rank-explorer").unlink()
+    assert core_command("check", "m.py") == "python -m lowrank_core check m.py"
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.chdir(tmp_path)
+    assert as_here("`python -m lowrank_core new FILE` writes one.") == (
+        "`.venv/bin/python -m lowrank_core new FILE` writes one."
+    )
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_the_command_that_home_shows_runs(part: int) -> None:
+    """Up to --help, in a shell that knows nothing of the environment."""
+    command = (core_command("new", "m.py"), app_command("m.py"))[part].removesuffix("m.py").removesuffix("-- ")
+    told = subprocess.run(
+        f"{command} --help", shell=True, cwd=Path.cwd(), env={"PATH": os.defpath}, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert "Usage" in told.stdout
 
 
 def test_home_changes_the_model(opened: Open) -> None:
@@ -353,7 +391,7 @@ def test_spectra_of_weights_alone_arrive_unasked_where_that_is_quick(opened: Ope
 def test_spectra_that_take_long_are_announced_and_wait(
     opened: Open, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "SPECTRA_SECONDS", 0.0)
+    monkeypatch.setattr(spectra, "SPECTRA_SECONDS", 0.0)
     page = opened("Spectra", weights)
     assert "The spectra of 59 layers take about 1 s on this machine" in page.info[0].value, "one is shown large"
     assert not [element for element in page.get("html") if 'class="sm-grid"' in element.proto.body]
@@ -395,23 +433,23 @@ def test_exports_that_wait_for_their_download_are_bounded(tmp_path: Path) -> Non
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(bytes(100))
         os.utime(file, (number, number))
-    state.keep_newest(tmp_path, 250)
+    downloads.keep_newest(tmp_path, 250)
     assert sorted(path.stem for path in tmp_path.rglob("*.onnx")) == ["3", "4"]
-    state.keep_newest(tmp_path, 10)
+    downloads.keep_newest(tmp_path, 10)
     assert [path.stem for path in tmp_path.rglob("*.onnx")] == ["4"], "the newest is about to be downloaded"
 
 
 def test_all_built_in_models_stay_open_and_share_one_room() -> None:
     refs = [f"builtin:{name}" for name in BUILTIN]
-    first = [state._open(ref, "") for ref in refs]
-    assert [state._open(ref, "") for ref in refs] == first
-    assert {id(workspace._room) for workspace in first} == {id(state._room())}
+    first = [models.open_model(ref, "") for ref in refs]
+    assert [models.open_model(ref, "") for ref in refs] == first
+    assert {id(workspace._room) for workspace in first} == {id(models.room())}
 
 
 def test_spectra_of_weights_are_a_job_that_other_pages_show(
     opened: Open, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "SPECTRA_SECONDS", 0.0)
+    monkeypatch.setattr(spectra, "SPECTRA_SECONDS", 0.0)
     page = opened("Spectra", weights)
     hold, compute = threading.Event(), Inventory.spectrum
 
@@ -420,11 +458,11 @@ def test_spectra_of_weights_are_a_job_that_other_pages_show(
         return compute(self, name, **how)
 
     monkeypatch.setattr(Inventory, "spectrum", slow)
-    stock = state._open(weights, state._stamp(weights))
+    stock = models.open_model(weights, models.stamp(weights))
     assert isinstance(stock, Inventory)
     session = page.session_state["session"]
-    job = state._spectra_jobs().begin(
-        session, state._weights_key(stock), state.ALL, lambda: Job("Spectra of large", state.all_spectra(stock))
+    job = jobs.spectra().begin(
+        session, spectra.weights_key(stock), spectra.ALL, lambda: Job("Spectra of large", spectra.all_spectra(stock))
     )
     page = page.switch_page("pages/1_Model.py").run()
     assert "Spectra of large · since" in text(page)

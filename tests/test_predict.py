@@ -147,3 +147,9 @@ def test_a_planted_scale_is_found_also_with_plans_that_are_beyond_prediction():
     found = curves([point(5 / 14, 0.5)])
     scaled = predict(plan, found, TABLE, lambda layer, method: spectra, Context(scale=1.7))
     assert scaled == pytest.approx(score_at(TABLE, 0.85))
+
+
+def test_of_scales_that_agree_equally_well_the_one_nearest_to_1_is_taken():
+    """Below the table's first variance, 0.01, nothing is lost whatever the scale is."""
+    assert fitted_scale(TABLE, [(1e-6, 0.9), (1e-5, 0.9)]) == 1
+    assert fitted_scale(TABLE, [(0.02, 0.9)]) == pytest.approx(0.5, rel=0.02)  # not less than it takes

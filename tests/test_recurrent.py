@@ -22,7 +22,8 @@ from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import EXPORTS
 from lowrank_core.exports.safetensors import export_checkpoint
 from lowrank_core.layers.data import Dataset
-from lowrank_core.layers.recurrent import Recurrent, build_recurrent, factored, watched
+from lowrank_core.layers.parts import Recurrent
+from lowrank_core.layers.recurrent import build_recurrent, factored, watched
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile, fingerprint, weight_at
 from lowrank_core.networks.twin import twin

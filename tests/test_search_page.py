@@ -21,9 +21,10 @@ from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Problem, Trial
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import question, state, words
+from pages.ui import question, words
 from pages.ui.asked import from_json, to_json
 from pages.ui.question import Question, Search
+from pages.ui.state import jobs, models
 from pages.ui.tuning import Sweep, Training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +75,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> type[Planted]:
 @pytest.fixture(autouse=True)
 def nothing_asked() -> None:
     """Sessions share searches for as long as the process lives."""
-    state._searches.clear()
+    jobs.searches.clear()
 
 
 Open = Callable[..., AppTest]
@@ -398,7 +399,7 @@ def test_a_search_that_waits_can_be_called_off(planted: type[Planted], workspace
 
 def test_a_stopped_server_is_asked_again_where_it_was(opened: Open, planted: type[Planted]) -> None:
     page = press(opened("planted"), "Start search")
-    state._searches.clear()  # as after a new start
+    jobs.searches.clear()  # as after a new start
     again = opened("planted", w=page.session_state["session"])
     assert not again.dataframe
     assert labelled(again, "selectbox", "Asked").options == ["Planted: 50 % multiplies"]
@@ -438,10 +439,10 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
 
     monkeypatch.setattr(planted, "search", slow)
     rule = planted(note="held")
-    asked, key = Question(rule, (("multiplies", 0.5),)), state._model_key
-    shown = state._open("builtin:digits-cnn", "")
-    job = Job("Search: Planted", lambda job: question.ask(shown, asked, state._cache().points, job))
-    state._searches().begin(page.session_state["session"], key(shown), asked, lambda: job)
+    asked, key = Question(rule, (("multiplies", 0.5),)), models.key
+    shown = models.open_model("builtin:digits-cnn", "")
+    job = Job("Search: Planted", lambda job: question.ask(shown, asked, models.cache().points, job))
+    jobs.searches().begin(page.session_state["session"], key(shown), asked, lambda: job)
     page = page.switch_page("pages/1_Model.py").run()
     assert "Search: Planted · since" in text(page).replace("\\", "")
     hold.set()

@@ -1,5 +1,7 @@
 """Sensitivity: the change that is planted comes back, the default methods come first, and nothing is measured twice."""
 
+from math import log
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,8 +10,8 @@ from lowrank_core.errors import Cancelled
 from lowrank_core.layers.data import Dataset
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.predict.sensitivity import VERSION, PointFile, asked, measured, ranks
-from lowrank_core.scoring.metrics import TOP1, Metric
+from lowrank_core.predict.sensitivity import VERSION, PointFile, asked, loss_increase, measured, ranks
+from lowrank_core.scoring.metrics import METRICS, TOP1, Metric
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 
@@ -59,6 +61,22 @@ def test_a_planted_change_comes_back():
     found = [step.point for step in measured(net, asks=asks)]
     assert [p.change for p in found] == pytest.approx([5 / 8, 1 / 8, 0], abs=1e-6)
     assert [p.error for p in found] == pytest.approx([5 / 21, 1 / 21, 0], abs=1e-6)
+
+
+def test_the_loss_of_values_is_their_change_over_their_variance():
+    """Whatever their unit is; values that never differ have no variance to compare with."""
+    dense, change = torch.tensor([[1.0], [5.0], [1.0], [5.0]]), torch.tensor([[1.0], [-1.0], [2.0], [0.0]])
+    for unit in (1.0, 100.0):
+        assert loss_increase(METRICS["mse"], unit * (dense + change), unit * dense) == pytest.approx(1.5 / 4)
+    assert loss_increase(METRICS["mse"], dense, dense) == 0
+    assert loss_increase(METRICS["mse"], torch.full((3, 1), 9.0), torch.full((3, 1), 7.0)) == 4
+
+
+def test_the_loss_of_class_scores_is_their_divergence():
+    """KL(1/2 1/2 | 1/4 3/4) = log 2 - log(3) / 2, whatever is added to all scores of a sample."""
+    dense, ours = torch.tensor([[2.0, 2.0]]), torch.tensor([[0.25, 0.75]]).log() - 3
+    assert loss_increase(TOP1, ours, dense) == pytest.approx(log(2) - log(3) / 2, rel=1e-6)
+    assert loss_increase(TOP1, dense + 1, dense) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("correction", [None, Correction(samples=64), Correction("bias", samples=64)], ids=str)

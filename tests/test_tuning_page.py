@@ -21,7 +21,8 @@ from lowrank_core.store.cache import Cache
 from lowrank_core.training import sweep
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import question, state, tuning, words
+from pages.ui import question, tuning, words
+from pages.ui.state import downloads, jobs, models, trainings
 from pages.ui.tuning import Pass, Sweep, Trained, Training, Tuned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,12 +72,12 @@ def workspace(model: Path) -> Workspace:
 def nothing_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Sessions share trainings for as long as the process lives, and states for as long as the disk does."""
     restart()
-    monkeypatch.setattr(state, "_cache", lambda: Cache(tmp_path))
+    monkeypatch.setattr(models, "cache", lambda: Cache(tmp_path))
 
 
 def restart() -> None:
     """What a server that was killed has forgotten."""
-    for forgotten in (state._trainings, state._tuned_networks):
+    for forgotten in (jobs.trainings, trainings._tuned_networks):
         forgotten.clear()
 
 
@@ -127,7 +128,7 @@ def traces(page: AppTest) -> list[dict]:
 
 def trained() -> tuple[Training | Sweep, Snapshot]:
     """The latest training of all sessions."""
-    (_, asked), job = list(state._trainings()._jobs.items())[-1]
+    (_, asked), job = list(jobs.trainings()._jobs.items())[-1]
     return asked, job.snapshot
 
 
@@ -399,7 +400,7 @@ def test_old_states_are_tidied_away(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def written_file(page: AppTest) -> str:
     """The checkpoint that Export wrote last."""
-    folder = Path(state._exports().name) / page.session_state["session"]
+    folder = Path(downloads._exports().name) / page.session_state["session"]
     return page.session_state[f"written safetensors {Storage()} {folder}"][1].path
 
 
@@ -456,7 +457,7 @@ def test_a_restart_of_the_server_keeps_the_tuned_weights(opened: Open, workspace
     assert not page.error
     written = load_checkpoint(workspace.model, written_file(page))
     assert final_score(workspace.measure(written.model)).value == best.score.value
-    for path in state._cache().tuning.iterdir():
+    for path in models.cache().tuning.iterdir():
         path.unlink()
     restart()
     page = press(opened(page="7_Export", w=session(page)), "Write the checkpoint")

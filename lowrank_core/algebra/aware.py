@@ -35,7 +35,7 @@ class AwareFactorization:
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
-        """One per axis of the method."""
+        """One spectrum per axis of the method: the root of what each further rank adds."""
         return tuple(self._found[f"spectrum {axis}"] for axis in range(self.axes))
 
     @property
@@ -54,7 +54,7 @@ class AwareFactorization:
         return float(min(1.0, lost) ** 0.5)
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:
-        """One contiguous weight per stage."""
+        """One contiguous weight per stage of the chain."""
         first, last, basis = self._parts(rank)
         dtype = storage_dtype(self.weight)
         return tuple(w.to(dtype).contiguous() for w in self.to_stages(first, last, basis))
@@ -67,12 +67,12 @@ class AwareFactorization:
 
     def _parts(self, rank: Rank) -> tuple[Tensor, Tensor, Tensor]:
         """first (groups, r, n / window), last (groups, r_out, r * window) and the output axes (groups, out, r_out)."""
-        found = self._found
-        first, target = found["first"][:, : rank[-1]], found["target"]
+        parts = self._found
+        first, target = parts["first"][:, : rank[-1]], parts["target"]
         basis = torch.eye(target.shape[1]).to(target).expand(len(first), -1, -1)
-        if "out_basis" in found:
-            basis = found["out_basis"][:, :, : rank[0]]
-        features = slicewise(first, self.window) @ found["root"]
+        if "out_basis" in parts:
+            basis = parts["out_basis"][:, :, : rank[0]]
+        features = slicewise(first, self.window) @ parts["root"]
         inverse = torch.linalg.pinv(features @ features.mT, rtol=1e-10, hermitian=True)
         return first, basis.mT @ target @ features.mT @ inverse, basis
 
@@ -114,12 +114,12 @@ def _whitened(spec: LayerSpec, weight: Tensor, second_moment: Tensor, window: in
     first = (scale[:, :, None] * right @ slice_inverse)[:, : ranks[-1]]
     added = _added_energy(slicewise(first, window) @ root, target)
     added = added.reshape(spec.groups, -1, window).sum((0, 2))
-    found = {"first": first, "root": root, "target": target, f"spectrum {len(ranks) - 1}": added.sqrt()}
+    parts = {"first": first, "root": root, "target": target, f"spectrum {len(ranks) - 1}": added.sqrt()}
     if len(ranks) == 2:
-        found["out_basis"] = principal_basis(target @ target.mT)
-        kept = (found["out_basis"].mT @ target).square().sum((0, 2))
-        found["spectrum 0"] = kept[: ranks[0]].sqrt()
-    return found
+        parts["out_basis"] = principal_basis(target @ target.mT)
+        energy = (parts["out_basis"].mT @ target).square().sum((0, 2))
+        parts["spectrum 0"] = energy[: ranks[0]].sqrt()
+    return parts
 
 
 def slicewise(first: Tensor, window: int) -> Tensor:

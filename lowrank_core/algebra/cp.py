@@ -49,7 +49,7 @@ class CpFactorization:
 
     @property
     def steps(self) -> Steps:
-        """Those of the start: it and every fit are worth keeping."""
+        """The results that are kept on disk: the start of the fits, and every fit."""
         return self.start.steps
 
     @property
@@ -90,9 +90,9 @@ class CpFactorization:
         return compose(self._factors(rank[0])).reshape(self.weight.shape).to(storage_dtype(self.weight))
 
     def _factors(self, rank: int) -> Factors:
-        found = self.steps(f"rank {rank}", lambda: self._fit(rank))
-        self._fitted[rank] = float(found["distance"])
-        return [found[f"axis {axis}"] for axis in range(self.kernel.ndim)]
+        fit = self.steps(f"rank {rank}", lambda: self._fit(rank))
+        self._fitted[rank] = float(fit["distance"])
+        return [fit[f"axis {axis}"] for axis in range(self.kernel.ndim)]
 
     def _fit(self, rank: int) -> Tensors:
         factors = balanced(self.fit(self.kernel, rank))
@@ -115,14 +115,14 @@ class Start:
 
     @classmethod
     def of(cls, kernel: Tensor) -> Start:
-        """kernel (out, in, *window), float64."""
+        """Take a kernel (out, in, *window), float64, apart."""
         return cls(kernel)
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """One per axis, (n_i, R); the size of each component is on the first."""
-        found = self.steps("start", self._components)
-        return tuple(found[f"axis {axis}"] for axis in range(self.kernel.ndim))
+        start = self.steps("start", self._components)
+        return tuple(start[f"axis {axis}"] for axis in range(self.kernel.ndim))
 
     @property
     def singular_values(self) -> Tensor:
@@ -229,7 +229,7 @@ def compose(factors: Factors) -> Tensor:
 
 
 def balanced(factors: Factors) -> Factors:
-    """The same components with equal norms on every axis."""
+    """CP components scaled to equal norms on every axis; their product is unchanged."""
     norms = torch.stack([torch.linalg.vector_norm(f, dim=0) for f in factors])
     even = norms.prod(0) ** (1 / len(factors))
     return [f * torch.where(n > 0, even / n.clamp_min(1e-300), 0.0) for f, n in zip(factors, norms, strict=True)]

@@ -65,7 +65,7 @@ class GramMatrix:
 
 
 class DeviceGram:
-    """The same on one device, as a whole: for a CUDA device, which is fast and has a memory of its own.
+    """The Gram matrix and its eigenvalues on one CUDA device, as a whole: fast, with a memory of its own.
 
     >>> gram = DeviceGram(2, device="cpu")
     >>> gram.add(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import inf
 
 import numpy as np
@@ -39,22 +36,22 @@ def cheapest_loss(losses: Sequence[Array], costs: Sequence[Array], limits: Array
     """
     if not losses:
         return ()
-    kept = [_undominated(loss, cost) for loss, cost in zip(losses, costs, strict=True)]
-    loss = np.concatenate([group[index] for group, index in zip(losses, kept, strict=True)])
+    undominated = [_undominated(loss, cost) for loss, cost in zip(losses, costs, strict=True)]
+    loss = np.concatenate([group[index] for group, index in zip(losses, undominated, strict=True)])
     loss = loss / (np.abs(loss).max() or 1.0)
     scale = np.where(limits > 0, limits, 1.0)
-    cost = np.concatenate([group[index] for group, index in zip(costs, kept, strict=True)]) / scale
-    options = np.concatenate(kept)
-    owner = np.repeat(np.arange(len(kept)), [len(index) for index in kept])
+    cost = np.concatenate([group[index] for group, index in zip(costs, undominated, strict=True)]) / scale
+    options = np.concatenate(undominated)
+    owner = np.repeat(np.arange(len(undominated)), [len(index) for index in undominated])
     possible = _possible(loss, cost, owner, limits / scale)
     if possible is None:
         return None
     loss, cost, owner, options = loss[possible], cost[possible], owner[possible], options[possible]
     for room in (1.0, 1.0 - 4 * ROUNDING):
-        found = _solved(loss, cost, owner, room * limits / scale)
-        if found is None or (cost[found].sum(0) <= limits / scale).all():
+        chosen = _solved(loss, cost, owner, room * limits / scale)
+        if chosen is None or (cost[chosen].sum(0) <= limits / scale).all():
             break
-    return None if found is None else tuple(int(option) for option in options[found])
+    return None if chosen is None else tuple(int(option) for option in options[chosen])
 
 
 def _solved(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) -> NDArray[np.intp] | None:
@@ -62,15 +59,14 @@ def _solved(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) ->
     constraints = [LinearConstraint(_one_of_each(owner), 1, 1)]
     if len(limits):
         constraints.append(LinearConstraint(csr_matrix(cost.T), -np.inf, limits))
-    with _quiet():
-        found = milp(
-            loss,
-            constraints=constraints,
-            integrality=np.ones(len(loss)),
-            bounds=Bounds(0, 1),
-            options={"mip_rel_gap": 0.0 if len(loss) <= SMALL else GAP},
-        )
-    return None if found.x is None else np.flatnonzero(found.x > 0.5)
+    solution = milp(
+        loss,
+        constraints=constraints,
+        integrality=np.ones(len(loss)),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0 if len(loss) <= SMALL else GAP},
+    )
+    return None if solution.x is None else np.flatnonzero(solution.x > 0.5)
 
 
 def _possible(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) -> NDArray[np.bool_] | None:
@@ -81,22 +77,19 @@ def _possible(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) 
     every = np.ones(len(loss), dtype=bool)
     if not len(limits):
         return every
-    with _quiet():
-        relaxed = linprog(
-            loss, A_ub=csr_matrix(cost.T), b_ub=limits, A_eq=_one_of_each(owner), b_eq=np.ones(owner[-1] + 1)
-        )
+    relaxed = linprog(loss, A_ub=csr_matrix(cost.T), b_ub=limits, A_eq=_one_of_each(owner), b_eq=np.ones(owner[-1] + 1))
     if relaxed.x is None:
         return None
     reduced = loss - cost @ relaxed.ineqlin.marginals - relaxed.eqlin.marginals[owner]
-    known = _rounded(relaxed.x, loss, cost, owner, limits)
-    return every if known is None else relaxed.fun + reduced <= known + SLACK
+    best = _rounded(relaxed.x, loss, cost, owner, limits)
+    return every if best is None else relaxed.fun + reduced <= best + SLACK
 
 
 def _rounded(x: Array, loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) -> float | None:
     """What a choice loses that rounds the relaxed one: groups give up what costs least to give up until all fits."""
     groups = [np.flatnonzero(owner == group) for group in range(owner[-1] + 1)]
-    held = [group[x[group] > SLACK] for group in groups]
-    chosen = np.array([index[loss[index].argmin()] for index in held])
+    used = [group[x[group] > SLACK] for group in groups]
+    chosen = np.array([index[loss[index].argmin()] for index in used])
     for _ in range(20 * len(groups)):
         over = cost[chosen].sum(0) - limits
         if over.max() <= 0:
@@ -121,24 +114,8 @@ def _one_of_each(owner: NDArray[np.intp]) -> csr_matrix:
 
 def _undominated(loss: Array, cost: Array) -> NDArray[np.intp]:
     """Options that no other beats: none loses no more and costs no more in every budget; of equal ones the first."""
-    kept: list[int] = []
+    undominated: list[int] = []
     for option in np.lexsort((*cost.T[::-1], loss)):
-        if not (cost[kept] <= cost[option]).all(1).any():
-            kept.append(int(option))
-    return np.array(sorted(kept), dtype=np.intp)
-
-
-_lock = threading.Lock()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """HiGHS writes debugging lines to the process's standard output, where a command's answer belongs."""
-    with _lock:
-        saved = os.dup(1)
-        try:
-            os.dup2(2, 1)
-            yield
-        finally:
-            os.dup2(saved, 1)
-            os.close(saved)
+        if not (cost[undominated] <= cost[option]).all(1).any():
+            undominated.append(int(option))
+    return np.array(sorted(undominated), dtype=np.intp)

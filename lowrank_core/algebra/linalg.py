@@ -52,22 +52,22 @@ class Nested:
 
     @property
     def left(self) -> Tensor:
-        """(groups, m, k)"""
+        """The left factor, (groups, m, k): singular vectors times the root of their values."""
         return self._pair()[0]
 
     @property
     def right(self) -> Tensor:
-        """(groups, k, n)"""
+        """The right factor, (groups, k, n): the root of the values times singular vectors."""
         return self._pair()[1]
 
     @property
     def singular_values(self) -> Tensor:
-        """(groups, k), float64"""
+        """The singular values, (groups, k), float64, descending."""
         return self.steps("singular values", lambda: {"values": self.values()})["values"]
 
     def _pair(self) -> tuple[Tensor, Tensor]:
-        found = self.steps("factors", lambda: dict(zip(("left", "right"), self.factors(), strict=True)))
-        return found["left"], found["right"]
+        factors = self.steps("factors", lambda: dict(zip(("left", "right"), self.factors(), strict=True)))
+        return factors["left"], factors["right"]
 
     @property
     def spectrum(self) -> Tensor:
@@ -108,7 +108,7 @@ class MatrixFactorization:
         return sqrt(tail[rank[0]] / tail[0]) if tail[0] > 0 else 0.0
 
     def weights(self, rank: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """One contiguous weight per stage."""
+        """One contiguous weight per stage of the chain."""
         (r,) = rank
         return tuple(w.contiguous() for w in self.to_stages(self.nested.right[:, :r], self.nested.left[:, :, :r]))
 
@@ -174,10 +174,10 @@ def _where_fastest(work: Callable[[Tensor], R], matrices: Tensor) -> R:
     """work(matrices) on a CUDA device where there is one, they are large, and they fit; else where they are."""
     if worth_moving(min(matrices.shape[1:])) and not matrices.is_cuda:
         with suppress(torch.cuda.OutOfMemoryError):
-            found = work(matrices.cuda())
-            if isinstance(found, Tensor):
-                return found.to(matrices.device)
-            left, right = found
+            moved = work(matrices.cuda())
+            if isinstance(moved, Tensor):
+                return moved.to(matrices.device)
+            left, right = moved
             return left.to(matrices.device), right.to(matrices.device)
     return work(matrices)
 

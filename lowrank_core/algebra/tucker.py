@@ -53,8 +53,8 @@ class TuckerFactorization:
     @property
     def spectra(self) -> tuple[Tensor, ...]:
         """The singular values of both unfoldings; of several groups the root of the sum of squares."""
-        found = self.steps("bases", self._unfolded)
-        return found["out"], found["in"]
+        bases = self.steps("bases", self._unfolded)
+        return bases["out"], bases["in"]
 
     def _unfolded(self) -> Tensors:
         """Both spectra, and the output basis of each group."""
@@ -101,17 +101,17 @@ class TuckerFactorization:
     def _bases_at(self, rank: Rank) -> tuple[tuple[Tensor, Tensor], ...]:
         """(out basis, in basis) of each group, orthonormal columns; the in basis depends on the kept outputs."""
         key = rank if self.hooi else rank[:1]
-        kept = self._bases.get(key)
-        if kept is None:
-            found = self.steps("bases", self._unfolded)
-            kept = tuple(
-                self._computed(kernel, found[f"basis {group}"], rank) for group, kernel in enumerate(self.kernels)
+        computed = self._bases.get(key)
+        if computed is None:
+            bases = self.steps("bases", self._unfolded)
+            computed = tuple(
+                self._computed(kernel, bases[f"basis {group}"], rank) for group, kernel in enumerate(self.kernels)
             )
             if len(self._bases) >= KEPT_BASES:
                 self._bases.clear()
-            self._bases[key] = kept
+            self._bases[key] = computed
         r_out, r_in = rank
-        return tuple((out[:, :r_out], inner[:, :r_in]) for out, inner in kept)
+        return tuple((out[:, :r_out], inner[:, :r_in]) for out, inner in computed)
 
     def _computed(self, kernel: Tensor, out_basis: Tensor, rank: Rank) -> tuple[Tensor, Tensor]:
         out = out_basis[:, : rank[0]]

@@ -44,7 +44,7 @@ def evbmf(matrix: Tensor) -> Evbmf:
 
 
 def evbmf_of(singular_values: Tensor, rows: int, columns: int) -> Evbmf:
-    """The same from all min(rows, columns) singular values, descending."""
+    """The rank by EVBMF from all min(rows, columns) singular values, descending, of a matrix of that shape."""
     short, long = min(rows, columns), max(rows, columns)
     energy = singular_values[:short].to(torch.float64).square()
     largest = float(energy[0])

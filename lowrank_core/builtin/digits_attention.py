@@ -1,17 +1,14 @@
-"""Transformer encoder for the 8 x 8 handwritten digits that come with scikit-learn, a row of pixels a token."""
+"""Transformer encoder for 8 x 8 handwritten digits, a row of pixels a token."""
 
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.builtin.samples import Split, digits, stratified_split
+from lowrank_core.builtin.samples import Split, digits
 from lowrank_core.builtin.stored import load_weights, weights_path
 
 DESCRIPTION = "Reads 8 x 8 pixel handwritten digits as eight rows that attend to each other: a two-layer transformer."
-TRAIN_SIZE = 1000
-SEED = 0
 
 
 class RowAttention(nn.Module):
@@ -44,8 +41,7 @@ def build_model() -> nn.Module:
 
 @cache
 def _split() -> Split:
-    images, targets = digits()
-    return stratified_split((images / 16).astype(np.float32), targets, TRAIN_SIZE, SEED)
+    return digits(8, 8)
 
 
 def example_inputs() -> tuple[Tensor, ...]:

@@ -1,17 +1,14 @@
-"""Convolutional network for the 8 x 8 handwritten digits that come with scikit-learn."""
+"""Convolutional network for 8 x 8 handwritten digits."""
 
 from collections import OrderedDict
 from functools import cache
 
-import numpy as np
 from torch import Tensor, nn
 
-from lowrank_core.builtin.samples import Split, digits, stratified_split
+from lowrank_core.builtin.samples import Split, digits
 from lowrank_core.builtin.stored import load_weights, weights_path
 
 DESCRIPTION = "Reads 8 x 8 pixel handwritten digits with three convolutions and three linear layers."
-TRAIN_SIZE = 1000
-SEED = 0
 
 
 def untrained() -> nn.Module:
@@ -46,8 +43,7 @@ def build_model() -> nn.Module:
 
 @cache
 def _split() -> Split:
-    images, targets = digits()
-    return stratified_split((images / 16).astype(np.float32)[:, None], targets, TRAIN_SIZE, SEED)
+    return digits(1, 8, 8)
 
 
 def example_inputs() -> tuple[Tensor, ...]:

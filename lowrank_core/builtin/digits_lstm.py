@@ -1,16 +1,13 @@
-"""Recurrent network for the 8 x 8 handwritten digits that come with scikit-learn, read row by row."""
+"""Recurrent network for 8 x 8 handwritten digits, read row by row."""
 
 from functools import cache
 
-import numpy as np
 from torch import Tensor, nn
 
-from lowrank_core.builtin.samples import Split, digits, stratified_split
+from lowrank_core.builtin.samples import Split, digits
 from lowrank_core.builtin.stored import load_weights, weights_path
 
 DESCRIPTION = "Reads 8 x 8 pixel handwritten digits row by row: an LSTM of 64 units over 8 steps."
-TRAIN_SIZE = 1000
-SEED = 0
 
 
 class RowReader(nn.Module):
@@ -40,8 +37,7 @@ def build_model() -> nn.Module:
 
 @cache
 def _split() -> Split:
-    images, targets = digits()
-    return stratified_split((images / 16).astype(np.float32), targets, TRAIN_SIZE, SEED)
+    return digits(8, 8)
 
 
 def example_inputs() -> tuple[Tensor, ...]:

@@ -3,15 +3,12 @@
 from collections import OrderedDict
 from functools import cache
 
-import numpy as np
 from torch import Tensor, nn
 
-from lowrank_core.builtin.samples import Split, iris, stratified_split
+from lowrank_core.builtin.samples import Split, iris
 from lowrank_core.builtin.stored import load_weights, weights_path
 
 DESCRIPTION = "Tells three species of iris apart by four lengths: small enough to follow every number by hand."
-TRAIN_SIZE = 75
-SEED = 0
 
 
 def untrained() -> nn.Module:
@@ -26,8 +23,7 @@ def build_model() -> nn.Module:
 
 @cache
 def _split() -> Split:
-    lengths, species = iris()
-    return stratified_split(lengths.astype(np.float32), species, TRAIN_SIZE, SEED)
+    return iris()
 
 
 def example_inputs() -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ import time
 
 import click
 
+from lowrank_core.figures import count, drop_text, duration, score_text, share
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.scoring.scores import Score
@@ -25,7 +26,7 @@ class Told:
     def __call__(self, text: str) -> None:
         left = getattr(text, "seconds_left", None)
         if left is not None:
-            text = f"{text}, about {duration(left)} left"
+            text = f"{text}, about {duration(max(1, left))} left"
         live = sys.stderr.isatty()
         if live or time.monotonic() - self._last > 5:
             self._last = time.monotonic()
@@ -48,62 +49,49 @@ def table(titles: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def amount(count: float) -> str:
-    """'40.55 M'; counts below 10,000 are written out."""
-    if count < 10_000:
-        return f"{count:,.0f}"
-    for unit in ("k", "M", "G"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-    return f"{count / 1000:.4g} T"
-
-
-def size(count: float) -> str:
-    """'1.07 MB', decimal units."""
-    return f"{amount(count)}B" if count >= 10_000 else f"{count:,.0f} B"
-
-
-def duration(seconds: float) -> str:
-    """'45 s', '23 min', '2.5 h'."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def figures(cost: Cost) -> list[str]:
+def cost_columns(cost: Cost) -> list[str]:
     """Parameters, bytes and multiplies for people."""
-    return [f"{cost.parameters:,}", size(cost.bytes), amount(cost.multiplies)]
+    return [f"{cost.parameters:,}", count(cost.bytes, "B"), count(cost.multiplies)]
 
 
 def rank_text(rank: tuple[int, ...]) -> str:
+    """Ranks in one word, such as 16x8."""
     return "x".join(map(str, rank)) if all(rank) else "none"
 
 
 def share_text(workspace: Workspace, cost: Cost) -> str:
+    """What a cost is of the dense network's, in words."""
     dense = plan_cost(workspace.profile)
-    multiplies, stored = cost.multiplies / max(1, dense.multiplies), cost.bytes / max(1, dense.bytes)
-    return f"{multiplies:.1%} of the multiplies, {stored:.1%} of the bytes"
+    multiplies, stored = share(cost.multiplies / max(1, dense.multiplies)), share(cost.bytes / max(1, dense.bytes))
+    return f"{multiplies} of the multiplies, {stored} of the bytes"
 
 
 def score_value(score: Score, value: float) -> str:
-    return f"{value:.2%}" if score.metric in SHARES else f"{value:.6g}"
+    """A value of the score in its own unit."""
+    return score_text(value, percent=score.metric in SHARES)
+
+
+def drop_value(score: Score, value: float) -> str:
+    """A drop of the score in its own unit."""
+    return drop_text(value, percent=score.metric in SHARES)
 
 
 def score_line(score: Score, *, alone: bool) -> str:
     """The score in a sentence, with its 95 % interval."""
     samples = f" on {score.samples:,} samples" if score.samples else ""
     if alone:
-        bounds = "" if score.low is None or score.high is None else _between(score, score.low, score.high)
+        bounds = ""
+        if score.low is not None and score.high is not None:
+            bounds = _between(score_value(score, score.low), score_value(score, score.high))
         return f"{score.metric} {score_value(score, score.value)}{bounds}{samples}"
-    bounds = (
-        "" if score.drop_low is None or score.drop_high is None else _between(score, score.drop_low, score.drop_high)
-    )
+    bounds = ""
+    if score.drop_low is not None and score.drop_high is not None:
+        bounds = _between(drop_value(score, score.drop_low), drop_value(score, score.drop_high))
     return (
         f"{score.metric} {score_value(score, score.value)}{samples}; dense {score_value(score, score.dense)}; "
-        f"drop {score_value(score, score.drop)}{bounds}, paired"
+        f"drop {drop_value(score, score.drop)}{bounds}, paired"
     )
 
 
-def _between(score: Score, low: float, high: float) -> str:
-    return f" (95 % interval {score_value(score, low)} to {score_value(score, high)})"
+def _between(low: str, high: str) -> str:
+    return f" (95 % interval {low} to {high})"

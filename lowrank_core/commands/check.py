@@ -7,7 +7,8 @@ from dataclasses import asdict
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import opened
 from lowrank_core.commands._options import MODEL
-from lowrank_core.commands._terminal import amount, say, score_line, size, table
+from lowrank_core.commands._terminal import say, score_line, table
+from lowrank_core.figures import count
 from lowrank_core.measure.check import SAMPLES
 from lowrank_core.measure.check import check as look_over
 
@@ -35,8 +36,8 @@ def check(model: str) -> Answer:
         table(["function", "", "what was found, or what its absence costs"], rows),
         "",
         f"{report.layers} layers can be compressed, {report.skipped} are left as they are; "
-        f"{report.cost.parameters:,} parameters, {size(report.cost.bytes)}, "
-        f"{amount(report.cost.multiplies)} multiplies per sample.",
+        f"{report.cost.parameters:,} parameters, {count(report.cost.bytes, 'B')}, "
+        f"{count(report.cost.multiplies)} multiplies per sample.",
     ]
     if report.score is not None:
         text.append(f"Dense network, on up to {SAMPLES:,} samples: {score_line(report.score, alone=True)}")

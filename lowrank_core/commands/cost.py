@@ -8,7 +8,8 @@ from pathlib import Path
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import COUNTED, opened, plan_of
 from lowrank_core.commands._options import MODEL, PLAN
-from lowrank_core.commands._terminal import figures, table
+from lowrank_core.commands._terminal import cost_columns, table
+from lowrank_core.figures import share
 from lowrank_core.plans.cost import Cost, plan_cost
 
 
@@ -20,9 +21,9 @@ def cost(model: str, plan: Path) -> Answer:
     workspace = opened(model)
     choices = plan_of(workspace, plan).plan
     dense, compressed = plan_cost(workspace.profile), plan_cost(workspace.profile, choices)
-    rows = [["dense", *figures(dense)], ["compressed", *figures(compressed)]]
-    share = [f"{new / old:.1%}" if old else "-" for new, old in _pairs(compressed, dense)]
-    rows.append(["share", *share])
+    rows = [["dense", *cost_columns(dense)], ["compressed", *cost_columns(compressed)]]
+    shares = [share(new / old) if old else "-" for new, old in _pairs(compressed, dense)]
+    rows.append(["share", *shares])
     text = f"{table(['', 'parameters', 'bytes', 'multiplies'], rows)}\n\nMultiplies are for one sample."
     return {"dense": asdict(dense), "compressed": asdict(compressed), "counted": COUNTED}, text
 

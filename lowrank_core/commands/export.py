@@ -11,9 +11,10 @@ import click
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import check_compare, compared, compressed_by, measured, opened
 from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUT, PLAN, existing
-from lowrank_core.commands._terminal import say, score_line, size
+from lowrank_core.commands._terminal import say, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.exports import EXPORTS
+from lowrank_core.figures import count
 
 DTYPE_NAMES = sorted({dtype for export in EXPORTS.values() for dtype in export.dtypes})
 FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
@@ -84,7 +85,7 @@ def exported(
     compressed = replace(made, score=score)
     found = EXPORTS[kind].write(workspace, compressed, out, lambda step: say(f"{step} ..."))
     text = (
-        f"{found.path}: {size(found.bytes)}. Outputs after reloading in a fresh process differ by at most "
+        f"{found.path}: {count(found.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
         f"{found.max_abs_diff or 0:.3g}.\n{score_line(found.score or score, alone=False)}"
     )
     document = {**asdict(found), "correction": compressed.correction}

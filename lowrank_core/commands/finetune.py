@@ -13,8 +13,9 @@ import click
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import compressed_by, opened, plan_of, points_of
 from lowrank_core.commands._options import BYTES, CACHED, CORRECT, LOCK, MODEL, MULTIPLIES, OUT, existing
-from lowrank_core.commands._terminal import Told, say, score_line, score_value, share_text, size
+from lowrank_core.commands._terminal import Told, say, score_line, score_value, share_text
 from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.figures import count
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.selection import make as make_rule
@@ -155,7 +156,7 @@ def finetune(
         "correction": compressed.correction,
         "tuned": compressed.tuned,
     }
-    text = [f"{written.path}: {size(written.bytes)}, weights of epoch {end.best} of {end.number}."]
+    text = [f"{written.path}: {count(written.bytes, 'B')}, weights of epoch {end.best} of {end.number}."]
     if before is not None:
         text.append(f"Before: {score_line(before, alone=False)}")
     text.append(f"After: {score_line(chosen.score, alone=False)}")

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import COUNTED, looked_at
 from lowrank_core.commands._options import MODEL
-from lowrank_core.commands._terminal import figures, rank_text, size, table
+from lowrank_core.commands._terminal import cost_columns, rank_text, table
+from lowrank_core.figures import count
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import Cost, break_even, dense_cost, plan_cost
@@ -53,8 +54,8 @@ def layers(model: str) -> Answer:
     }
     rows = [_layer_row(layer) for layer in profile.layers]
     rest = Cost(profile.rest.parameters, profile.rest.bytes, profile.rest.multiplies)
-    rows.append(["everything else", "", "", *figures(rest), ""])
-    rows.append(["total", "", "", *figures(total), ""])
+    rows.append(["everything else", "", "", *cost_columns(rest), ""])
+    rows.append(["total", "", "", *cost_columns(total), ""])
     text = [
         f"{workspace.name}, {profile.fingerprint[:19]}...",
         "",
@@ -101,7 +102,7 @@ def _listed(stock: Inventory) -> Answer:
     }
 
     def row(name: str, kind: str, shape: str, parameters: int, stored: int, ranks: str) -> list[str]:
-        return [name, kind, shape, f"{parameters:,}", size(stored), "unknown", ranks]
+        return [name, kind, shape, f"{parameters:,}", count(stored, "B"), "unknown", ranks]
 
     rows = []
     for layer in stock.layers:
@@ -125,4 +126,4 @@ def _layer_row(layer: Layer) -> list[str]:
     by_bytes, by_multiplies = (rank_text(break_even(layer, method, quantity)) for quantity in ("bytes", "multiplies"))
     told = by_bytes if by_bytes == by_multiplies else f"{by_bytes} for bytes, {by_multiplies} for multiplies"
     shape = "x".join(map(str, layer.spec.weight_shape))
-    return [layer.name, layer.type, shape, *figures(dense_cost(layer)), f"{method}: {told}"]
+    return [layer.name, layer.type, shape, *cost_columns(dense_cost(layer)), f"{method}: {told}"]

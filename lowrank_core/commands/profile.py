@@ -11,7 +11,8 @@ import click
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import opened, points_of
 from lowrank_core.commands._options import CACHED, CORRECT, DASK, MODEL, WORKERS
-from lowrank_core.commands._terminal import Told, amount, rank_text, size, table
+from lowrank_core.commands._terminal import Told, rank_text, table
+from lowrank_core.figures import count
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import layer_cost
 from lowrank_core.plans.plan import Choice
@@ -68,7 +69,7 @@ def profile(
             }
         )
         drop = "-" if point.drop is None else f"{point.drop:.4g}"
-        told = [size(cost.bytes), amount(cost.multiplies), f"{point.loss:.3g}", drop]
+        told = [count(cost.bytes, "B"), count(cost.multiplies), f"{point.loss:.3g}", drop]
         rows.append([point.layer, point.method, rank_text(point.rank), *told])
     document = {
         "layers": [{"name": name, "method": method, "points": found} for (name, method), found in by_layer.items()],

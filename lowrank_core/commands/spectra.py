@@ -13,8 +13,9 @@ from lowrank_core.algebra.spectra import effective_rank, rank_for_energy, stable
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import looked_at
 from lowrank_core.commands._options import CACHED, MODEL
-from lowrank_core.commands._terminal import Told, duration, say, table
+from lowrank_core.commands._terminal import Told, say, table
 from lowrank_core.errors import InvalidPlan
+from lowrank_core.figures import duration
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer, Skipped
 from lowrank_core.running.progress import Doing
@@ -58,7 +59,10 @@ def _of_weights(stock: Inventory, names: tuple[str, ...], method: str | None) ->
     wanted = list(dict.fromkeys(names)) or known
     speed, told = measure_speed(), Told()
     whole = remaining(stock, wanted, speed)
-    say(f"Spectra of {len(wanted)} of {len(known)} layers: about {duration(whole)} (from a 1024 x 1024 matrix here).")
+    say(
+        f"Spectra of {len(wanted)} of {len(known)} layers: about {duration(max(1, whole))} "
+        "(from a 1024 x 1024 matrix here)."
+    )
 
     def curves() -> Iterator[tuple[str, str, list[tuple[str, Tensor]]]]:
         began = time.monotonic()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.attention import factored_attention, without_fused_paths
-from lowrank_core.layers.chain import Chain
 from lowrank_core.layers.computed import copied
+from lowrank_core.layers.parts import Chain
 from lowrank_core.layers.recurrent import factored
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
 from lowrank_core.methods import METHODS

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from lowrank_core.compression.apply import partial_ranks, replacement_stages
 from lowrank_core.compression.precision import BiasFolded
 from lowrank_core.errors import InvalidFile, InvalidModel, InvalidPlan
-from lowrank_core.layers.attention import KIND, Attention, attention_arguments, build_attention, without_fused_paths
-from lowrank_core.layers.chain import Chain
+from lowrank_core.layers.attention import KIND, attention_arguments, build_attention, without_fused_paths
 from lowrank_core.layers.computed import copied
-from lowrank_core.layers.recurrent import OPS, Recurrent, arguments, build_recurrent, op_of
+from lowrank_core.layers.parts import Attention, Chain, Recurrent
+from lowrank_core.layers.recurrent import OPS, arguments, build_recurrent, op_of
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
 from lowrank_core.networks.profile import ModelProfile, check_finite, fingerprint, module_at
 from lowrank_core.plans.plan import RankPlan, read_plan

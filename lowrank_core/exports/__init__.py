@@ -69,7 +69,7 @@ class Snippet:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One kind of artefact. write(workspace, compressed, path, progress); snippets(model reference, file name).
+    """One kind of artefact. write(workspace, compressed, path, progress); snippets(model reference or None, file name).
 
     dtypes: what its weights can be written in beside their own.
     """
@@ -78,7 +78,7 @@ class Export:
     label: str
     suffix: str
     write: Callable[[Workspace, Compressed, Path, Callable[[str], None]], Exported]
-    snippets: Callable[[str, str], tuple[Snippet, ...]]
+    snippets: Callable[[str | None, str], tuple[Snippet, ...]]
     dtypes: tuple[str, ...] = ()
 
 
@@ -115,8 +115,8 @@ def reloaded(
     written: the temporary name of what will be `path`.
     """
     progress("reloading in a fresh process")
-    inputs, ref = reference_inputs(workspace), workspace.opened.ref
-    return largest_difference(kind, ref, written, network, inputs, tolerance=tolerance, name=str(path))
+    inputs, dense = reference_inputs(workspace), workspace.opened.ref or workspace.model
+    return largest_difference(kind, dense, written, network, inputs, tolerance=tolerance, name=str(path))
 
 
 def reference_inputs(workspace: Workspace) -> Inputs:

@@ -50,7 +50,7 @@ def compressed_onnx(
                 f"layer {name!r} is inside a recurrent node of ONNX, which has no place for factors; leave it dense, "
                 "or export another format."
             )
-    path = Path(workspace.opened.ref)
+    path = Path(workspace.address)
     proto = read_onnx(path)
     if fingerprint(build(proto)) != workspace.profile.fingerprint:
         raise InvalidFile(f"{path} has changed since it was opened; open it again.")

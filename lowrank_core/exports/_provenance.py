@@ -28,7 +28,7 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
     """Model, data, cost, score and versions; no path of this machine, and no time of day."""
     profile = workspace.profile
     found: dict[str, Any] = {
-        "model": {"name": workspace.name, "fingerprint": profile.fingerprint, "source": _source(workspace.opened.ref)},
+        "model": {"name": workspace.name, "fingerprint": profile.fingerprint, "source": _source(workspace)},
         "cost": {"dense": plain(plan_cost(profile)), "compressed": plain(plan_cost(profile, compressed.plan))},
         "versions": versions(),
     }
@@ -50,7 +50,11 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
     return found
 
 
-def _source(ref: str) -> dict[str, str]:
+def _source(workspace: Workspace) -> dict[str, str]:
+    ref = workspace.opened.ref
+    if ref is None:
+        kind = type(workspace.model)
+        return {"class": f"{kind.__module__}.{kind.__qualname__}"}
     path = Path(ref)
     if not path.is_file():
         return {"ref": ref}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cloudpickle
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -21,6 +23,9 @@ from lowrank_core.sources import open_source
 from lowrank_core.store.files import scratch
 
 BATCHES = (1, 2, 7)
+DENSE = "dense.pickle"
+"""Written and read by this product alone, in a folder of its own."""
+
 _START = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from lowrank_core.exports._reload import main
@@ -28,17 +33,18 @@ main(sys.argv[2])"""
 
 
 def largest_difference(
-    kind: str, ref: str, written: Path, network: nn.Module, inputs: Inputs, *, tolerance: float, name: str
+    kind: str, dense: str | nn.Module, written: Path, network: nn.Module, inputs: Inputs, *, tolerance: float, name: str
 ) -> float:
     """Largest distance of any output of a written file, read in a fresh process, from those of the network.
 
-    kind: a key of READERS. Compared on all the inputs at once and, but for checkpoints, in batches of 1, 2 and 7.
-    tolerance is relative to the largest output; name is what the file is called in messages.
+    kind: a key of READERS. dense: the reference of the uncompressed network, or that network where it has none.
+    Compared on all the inputs at once and, but for checkpoints, in batches of 1, 2 and 7. tolerance is relative to the
+    largest output; name is what the file is called in messages.
     Raises InvalidFile where the file cannot be used or answers otherwise.
     """
     batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size) for size in BATCHES)]
     try:
-        found = outputs_in_fresh_process(kind, ref, written, batches)
+        found = outputs_in_fresh_process(kind, dense, written, batches)
     except InvalidFile as error:
         raise InvalidFile(f"{name} was not saved: {str(error).replace(str(written.resolve()), name)}") from error
     largest = 0.0
@@ -56,13 +62,16 @@ def largest_difference(
     return largest
 
 
-def outputs_in_fresh_process(kind: str, ref: str, written: Path, batches: list[Inputs]) -> list[Tensor]:
+def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, batches: list[Inputs]) -> list[Tensor]:
     """What a new Python process computes that loads the file and runs each batch of inputs.
 
     Raises InvalidFile with the reason where it fails.
     """
     with scratch() as folder:
         torch.save(batches, Path(folder, "inputs.pt"))
+        if isinstance(dense, nn.Module) and kind == "safetensors":
+            _hand_over(dense, Path(folder, DENSE))
+        ref = dense if isinstance(dense, str) else None
         request = {"kind": kind, "ref": ref, "file": str(written.resolve()), "threads": torch.get_num_threads()}
         Path(folder, "request.json").write_text(json.dumps(request))
         command = [sys.executable, "-c", _START, json.dumps(sys.path), str(folder)]
@@ -79,35 +88,49 @@ def main(folder: str) -> None:
     request = json.loads(Path(folder, "request.json").read_text())
     torch.set_num_threads(request["threads"])
     try:
-        outputs = READERS[request["kind"]](request["ref"], request["file"])
+        handed = Path(folder, DENSE)
+        dense = pickle.loads(handed.read_bytes()) if handed.is_file() else request["ref"]
+        outputs = READERS[request["kind"]](dense, request["file"])
         batches = torch.load(Path(folder, "inputs.pt"), weights_only=True)
         torch.save([outputs(inputs).clone() for inputs in batches], Path(folder, "outputs.pt"))
     except LowRankError as error:
         sys.exit(" ".join(str(error).split()))
 
 
-def _checkpoint(ref: str, file: str) -> Callable[[Inputs], Tensor]:
-    model = load_checkpoint(open_source(ref).model, file).model
+def _hand_over(dense: nn.Module, path: Path) -> None:
+    """Write a network for the fresh process, its class too where that is of a script or a notebook."""
+    try:
+        with path.open("wb") as file:
+            cloudpickle.dump(dense, file)
+    except Exception as error:  # whatever an attribute of a module says that cannot be pickled
+        raise InvalidFile(
+            f"a fresh process cannot be given a network from Python that has no pickle ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); write a model file (`python -m lowrank_core new FILE`)"
+        ) from error
+
+
+def _checkpoint(dense: str | nn.Module, file: str) -> Callable[[Inputs], Tensor]:
+    model = load_checkpoint(dense if isinstance(dense, nn.Module) else open_source(dense).model, file).model
     return lambda inputs: run(model, Dataset(inputs))
 
 
-def _graph(ref: str, file: str) -> Callable[[Inputs], Tensor]:
+def _graph(dense: str | nn.Module, file: str) -> Callable[[Inputs], Tensor]:
     with quiet(), open(file, "rb") as opened:
         model = torch.export.load(opened).module()
     return torch.no_grad()(lambda inputs: call(model, inputs))
 
 
-def _onnx(ref: str, file: str) -> Callable[[Inputs], Tensor]:
+def _onnx(dense: str | nn.Module, file: str) -> Callable[[Inputs], Tensor]:
     model = OnnxNetwork(file)
     return lambda inputs: call(model, inputs)
 
 
-READERS: dict[str, Callable[[str, str], Callable[[Inputs], Tensor]]] = {
+READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Tensor]]] = {
     "safetensors": _checkpoint,
     "pt2": _graph,
     "onnx": _onnx,
 }
-"""How the fresh process reads each kind of file, given the reference of the model and the path."""
+"""How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""
 
 
 def _batch(inputs: Inputs, size: int) -> Inputs:

@@ -90,7 +90,7 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     """Unpack it; its README says how each file is loaded."""
     return (Snippet("with Python alone", f"import zipfile\n\nzipfile.ZipFile({file!r}).extractall()\n"),)
 

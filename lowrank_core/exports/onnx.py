@@ -165,7 +165,7 @@ def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
 _BATCH = 32
 
 
-def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     """Load and run it; and read the plan inside."""
     code = f"""import onnxruntime
 

@@ -22,8 +22,16 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
     return Exported(str(path), path.stat().st_size, None, compressed.score)
 
 
-def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     """The lines that apply the plan to its model, corrected as it was."""
+    if ref is None:
+        code = f"""from lowrank_core import Workspace, read_plan
+
+workspace = Workspace.of(model, example_inputs, eval_data)  # as when the plan was made
+found = workspace.candidate_in(read_plan(open({file!r}, "rb").read()))
+model = workspace.compress(found.plan, found.correction)
+"""
+        return (Snippet("with lowrank_core", code),)
     name = Path(ref).name if Path(ref).is_file() else ref
     code = f"""from lowrank_core import Workspace, read_plan
 

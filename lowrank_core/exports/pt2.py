@@ -39,7 +39,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
     return Exported(str(path), path.stat().st_size, largest, compressed.score)
 
 
-def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     """Load and run it; and read the plan inside."""
     code = f"""import torch
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 from lowrank_core.compression.checkpoint import write_checkpoint
 from lowrank_core.compression.precision import DTYPES
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._provenance import plan_document, provenance
-from lowrank_core.layers.attention import Attention
-from lowrank_core.layers.chain import Chain, TransposedLinear
-from lowrank_core.layers.linears import GroupedLinear, SharedLinear
-from lowrank_core.layers.recurrent import Cell, Recurrent
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.scores import Score
@@ -27,60 +23,11 @@ On one machine it is nearly always 0; float32 sums that a kernel makes in anothe
 on a busy server. Other weights differ by far more.
 """
 
-LOADER = """import json
+LOADER = files("lowrank_core.exports").joinpath("_load_lowrank.py").read_text("utf-8")
+"""All that a program needs which has only torch and safetensors."""
 
-from safetensors import safe_open
-from torch import nn
-
-PARTS = {op: getattr(nn, op) for op in dir(nn) if op[:4] in ("Line", "Embe", "Sequ", "Conv", "Cons")}
-
-
-def load_lowrank(model: nn.Module, path: str) -> nn.Module:
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["lowrank"])
-        state = {name: file.get_tensor(name) for name in file.keys()}
-    assert about["format"] == "lowrank-checkpoint/1", about["format"]
-    for layer in about["layers"]:
-        old = model.get_submodule(layer["name"])
-        parts = [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
-        new = (PARTS["Sequential"](*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
-        for parent, name in [(p, n) for p in model.modules() for n, child in p._modules.items() if child is old]:
-            setattr(parent, name, new)
-        model = new if old is model else model
-    for module in model.modules():  # fused encoders would read weights that are gone
-        vars(module).update(activation_relu_or_gelu=0, use_nested_tensor=False)
-    model.load_state_dict(state | {alias: state[name] for alias, name in about["ties"].items()})
-    return model.eval()
-"""
-"""Everything a program needs that has only torch and safetensors."""
-
-MODULES = f"""from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-
-{inspect.getsource(GroupedLinear)}
-
-{inspect.getsource(SharedLinear)}
-
-{inspect.getsource(Recurrent).replace("  # noqa: RUF012", "")}
-
-{inspect.getsource(Cell)}
-
-{inspect.getsource(Attention)}
-
-{inspect.getsource(Chain)}
-
-{inspect.getsource(TransposedLinear)}
-
-PARTS |= {{kind: partial(Recurrent, kind) for kind in Recurrent.GATES}}
-PARTS |= {{f"{{kind}}Cell": partial(Cell, kind) for kind in Recurrent.GATES}}
-PARTS |= {{"MultiheadAttention": Attention, "TransposedLinear": TransposedLinear, "Sequential": Chain}}
-"""
-"""What is added where nn.Sequential and plain layers are not enough; see `Layer.plain`."""
+MODULES = files("lowrank_core.layers").joinpath("parts.py").read_text("utf-8")
+"""What is added to LOADER where nn.Sequential and plain layers are not enough; see `Layer.plain`."""
 
 
 def export_checkpoint(
@@ -118,8 +65,10 @@ def write(workspace: Workspace, compressed: Compressed, path: Path, progress: Ca
     return Exported(str(path), path.stat().st_size, largest, compressed.score)
 
 
-def snippets(ref: str, file: str) -> tuple[Snippet, ...]:
+def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     """Two lines with this package, or a function that needs only torch and safetensors."""
+    if ref is None:
+        return _of_live(file)
     name = Path(ref).name if Path(ref).is_file() else ref
     short = f"""from lowrank_core import load_checkpoint, open_source
 
@@ -139,6 +88,20 @@ model = load_lowrank(build_model(), {file!r})
 
 model = load_lowrank(torch.export.unflatten(torch.export.load({name!r})), {file!r})
 """
+    return (
+        Snippet("with lowrank_core", short),
+        _alone(LOADER, use, partial=False),
+        _alone(f"{LOADER}\n\n{MODULES}", use, partial=True),
+    )
+
+
+def _of_live(file: str) -> tuple[Snippet, ...]:
+    """The same for a network from Python, which the reader has to build."""
+    short = f"""from lowrank_core import load_checkpoint
+
+model = load_checkpoint(dense, {file!r}).model  # dense: the network that was compressed, with its weights
+"""
+    use = f"model = load_lowrank(dense, {file!r})  # dense: the network that was compressed, of any weights\n"
     return (
         Snippet("with lowrank_core", short),
         _alone(LOADER, use, partial=False),

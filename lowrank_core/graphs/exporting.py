@@ -134,7 +134,7 @@ class _OneOutput(nn.Module):
         self.add_module(_NETWORK, network)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """What `data.call` returns."""
+        """The first output of the network, as `data.call` returns it."""
         return call(self.get_submodule(_NETWORK), inputs)
 
 
@@ -170,14 +170,14 @@ def _place(model: nn.Module, error: Exception) -> str:
 def _operator(traced: ExportedProgram, error: Exception) -> str:
     """The operator that ONNX lacks, and the layer it is called in."""
     for cause in _causes(error):
-        found = re.search(r"(?:aten[.:]+|op='\w+\.)(\w+)", str(cause))
-        if not found:
+        operator = re.search(r"(?:aten[.:]+|op='\w+\.)(\w+)", str(cause))
+        if not operator:
             continue
         for node in traced.graph.nodes:
-            if node.op == "call_function" and found[1] in str(node.target):
+            if node.op == "call_function" and operator[1] in str(node.target):
                 stack = list(node.meta.get("nn_module_stack", {}).values()) or [("", None)]
                 layer = _own_name(str(stack[-1][0]))
-                return f"{f'layer {layer!r}' if layer else 'its forward()'} calls {found[1]}: "
+                return f"{f'layer {layer!r}' if layer else 'its forward()'} calls {operator[1]}: "
     return ""
 
 
@@ -187,7 +187,7 @@ def _own_name(name: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The last cause in one line."""
+    """The innermost cause of an exporter's failure, in one line."""
     *_, last = _causes(error)
     kind = type(last).__name__
     if kind in _REASONS:

@@ -93,17 +93,17 @@ def memory(model: nn.Module, inputs: Inputs, *, itemsize: float | None = None) -
     return memory_of(trace(model, inputs), model, itemsize=itemsize)
 
 
-def memory_of(found: Trace, model: nn.Module, *, itemsize: float | None = None) -> Memory:
-    """The same from a trace of the network that was made before."""
-    size = {number: storage.bytes_as(itemsize) for number, storage in found.storages.items()}
-    moved = sum(size[n] for op in found.ops for n in (*op.reads, *op.writes) if n not in found.weights)
-    read = {n for op in found.ops for n in op.reads} & found.weights
+def memory_of(trace: Trace, model: nn.Module, *, itemsize: float | None = None) -> Memory:
+    """Flash, peak of activations and traffic of a network, from a trace of it."""
+    size = {number: storage.bytes_as(itemsize) for number, storage in trace.storages.items()}
+    moved = sum(size[n] for op in trace.ops for n in (*op.reads, *op.writes) if n not in trace.weights)
+    read = {n for op in trace.ops for n in op.reads} & trace.weights
     return Memory(
         flash_bytes(model, itemsize=itemsize),
         sum(size[n] for n in read),
         moved,
-        peak(found, itemsize=itemsize),
-        found.how,
+        peak(trace, itemsize=itemsize),
+        trace.how,
     )
 
 
@@ -113,31 +113,31 @@ def flash_bytes(model: nn.Module, *, itemsize: float | None = None) -> int:
     >>> flash_bytes(nn.Linear(10, 4)), flash_bytes(nn.Linear(10, 4), itemsize=1)
     (176, 44)
     """
-    kept = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    return sum(round(t.numel() * (itemsize if itemsize and t.is_floating_point() else t.element_size())) for t in kept)
+    each = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    return sum(round(t.numel() * (itemsize if itemsize and t.is_floating_point() else t.element_size())) for t in each)
 
 
-def peak(found: Trace, *, itemsize: float | None = None) -> Peak:
+def peak(trace: Trace, *, itemsize: float | None = None) -> Peak:
     """The largest sum of live activations over the operations in order; inputs live until they were last read.
 
     A Tucker-2 chain of a convolution from 64 to 128 channels with stride 2 on 32 x 32 in int8 whose first factor is as
     wide as the input: 131,072 bytes where the layer itself has 98,304.
     """
     last: dict[int, int] = {}
-    first: dict[int, int] = dict.fromkeys(found.inputs, 0)
-    for at, op in enumerate(found.ops):
+    first: dict[int, int] = dict.fromkeys(trace.inputs, 0)
+    for at, op in enumerate(trace.ops):
         for number in (*op.reads, *op.writes):
-            if number not in found.weights:
+            if number not in trace.weights:
                 first.setdefault(number, at)
                 last[number] = at
-    last |= dict.fromkeys(found.outputs & set(last), len(found.ops) - 1)
-    change = [0] * (len(found.ops) + 1)
+    last |= dict.fromkeys(trace.outputs & set(last), len(trace.ops) - 1)
+    change = [0] * (len(trace.ops) + 1)
     for number, end in last.items():
-        size = found.storages[number].bytes_as(itemsize)
+        size = trace.storages[number].bytes_as(itemsize)
         change[first[number]] += size
         change[end + 1] -= size
     live, most, node = 0, 0, ""
-    for op, step in zip(found.ops, change, strict=False):
+    for op, step in zip(trace.ops, change, strict=False):
         live += step
         if live > most:
             most, node = live, op.name
@@ -214,7 +214,7 @@ class _Notes:
 
     def numbers(self, value: Any) -> list[int]:
         """The storages of all tensors in a nested structure."""
-        found = []
+        numbers = []
         for tensor in tensors(value):
             storage = tensor.untyped_storage()
             if storage.nbytes() == 0:
@@ -225,8 +225,8 @@ class _Notes:
                 self._number[key] = len(self._number)
                 floating = tensor.is_floating_point()
                 self._storages[self._number[key]] = Storage(storage.nbytes(), tensor.element_size(), floating)
-            found.append(self._number[key])
-        return list(dict.fromkeys(found))
+            numbers.append(self._number[key])
+        return list(dict.fromkeys(numbers))
 
     def add(self, name: str, target: Any, arguments: Any, read: Any, value: Any) -> None:
         """One operation; a view, which makes nothing and changes nothing, is left out."""
@@ -237,7 +237,7 @@ class _Notes:
             self._ops.append(Op(name, tuple(reads), tuple(writes)))
 
     def trace(self, weights: set[int], fed: set[int], made: set[int], how: str) -> Trace:
-        """All that was noted."""
+        """Reads, writes and storages of all operations that were noted."""
         return Trace(
             tuple(self._ops),
             self._storages,

@@ -91,7 +91,7 @@ def input_shape(spec: LayerSpec, size: Size, batch: int) -> tuple[int, ...]:
 
 
 def example_input(spec: LayerSpec, size: Size, batch: int) -> Any:
-    """A seeded NumPy input of that shape."""
+    """A seeded NumPy input of the shape that a chain takes."""
     random, shape = np.random.default_rng(1), input_shape(spec, size, batch)
     if spec.table:
         return random.integers(spec.in_channels, size=shape, dtype=np.int64)

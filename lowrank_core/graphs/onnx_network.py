@@ -106,7 +106,7 @@ class Program:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Every place that a module computes."""
+        """The places in the graph that a module computes, in the order of the nodes."""
         return tuple(step.site for step in self.steps if step.site is not None)
 
 
@@ -155,10 +155,10 @@ class OnnxGraph(nn.Module):
             given = [values[name] for name in step.inputs]
             if step.site is not None:
                 module = self.get_submodule(step.site.module)
-                found = CALLS[step.op](module, given, step)
+                outputs = CALLS[step.op](module, given, step)
             else:
-                found = _computed(step, given, program.opset, program.slow)
-            values.update((name, value) for name, value in zip(step.outputs, found, strict=False) if name)
+                outputs = _computed(step, given, program.opset, program.slow)
+            values.update((name, value) for name, value in zip(step.outputs, outputs, strict=False) if name)
             for name in step.dead:
                 values.pop(name, None)
         answers = tuple(_answer(values[name]) for name in program.outputs)
@@ -203,8 +203,8 @@ def _call_recurrent(module: nn.Module, given: list[Value], step: Step) -> tuple[
     """X (steps, N, in), states (directions, N, hidden) -> Y (steps, directions, N, hidden), last states."""
     x, *states = given
     directions = step.attributes["directions"]
-    known = [state for state in states if state is not None]
-    hx = None if not known else known[0] if len(states) == 1 else tuple(known)
+    given_states = [state for state in states if state is not None]
+    hx = None if not given_states else given_states[0] if len(states) == 1 else tuple(given_states)
     y, last = module(x) if hx is None else module(x, hx)
     y = y.unflatten(-1, (directions, -1)).transpose(1, 2)
     return (y, *last) if isinstance(last, tuple) else (y, last)
@@ -309,13 +309,13 @@ class _Reader:
         given = [self.known[name] if name else None for name in node.inputs]
         step = Step(node.op, node.inputs, node.outputs, node.attributes, node.proto.SerializeToString())
         try:
-            found = _computed(step, given, self.opset, set())
+            outputs = _computed(step, given, self.opset, set())
         except Exception as error:
             raise InvalidModel(f"node {_named(node)!r} ({node.op}) cannot be computed: {_told(error)}") from error
-        held = sum(v.numel() for v in given if isinstance(v, Tensor))
-        if sum(v.numel() for v in found if isinstance(v, Tensor)) > held + FOLD:
+        elements = sum(v.numel() for v in given if isinstance(v, Tensor))
+        if sum(v.numel() for v in outputs if isinstance(v, Tensor)) > elements + FOLD:
             return False
-        self.known.update((name, value) for name, value in zip(node.outputs, found, strict=False) if name)
+        self.known.update((name, value) for name, value in zip(node.outputs, outputs, strict=False) if name)
         flat = self.tensor(node.inputs[0], 2) is not None
         if node.op == "Identity" or (flat and node.op == "Transpose" and node.attributes.get("perm", [1, 0]) == [1, 0]):
             root, flipped = self._root(node.inputs[0])
@@ -417,20 +417,20 @@ class _Reader:
 
 def _with_ends(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
     """The steps, each with the values that nothing after it needs."""
-    needed, found = set(outputs), []
+    needed, steps_needed = set(outputs), []
     for step in reversed(steps):
         names = {*step.inputs, *step.outputs} - {""}
-        found.append(replace(step, dead=tuple(sorted(names - needed))))
+        steps_needed.append(replace(step, dead=tuple(sorted(names - needed))))
         needed |= names
-    return tuple(reversed(found))
+    return tuple(reversed(steps_needed))
 
 
 def _free(name: str, taken: Any) -> str:
     name = f"_{name}" if name[:1].isdigit() or hasattr(nn.Module(), name) else name
-    found, number = name, 1
-    while found in taken:
-        found, number = f"{name}_{number}", number + 1
-    return found
+    free, number = name, 1
+    while free in taken:
+        free, number = f"{name}_{number}", number + 1
+    return free
 
 
 def _named(node: _Node) -> str:
@@ -460,14 +460,14 @@ def _node(proto: Any) -> _Node:
 def _scope(proto: Any) -> tuple[str, str]:
     """The module of a program that a node comes from, and its class, as PyTorch's exporter notes them; else ''."""
     noted = {p.key: p.value[:10_000] for p in proto.metadata_props}
-    found = []
+    prefixes = []
     for key in ("name_scopes", "class_hierarchy"):
         try:
             names = ast.literal_eval(noted.get(f"pkg.torch.onnx.{key}", "[]"))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             names = []
-        found.append(str(names[-2]) if isinstance(names, list) and len(names) > 2 else "")
-    return found[0], found[1].rpartition(".")[2]
+        prefixes.append(str(names[-2]) if isinstance(names, list) and len(names) > 2 else "")
+    return prefixes[0], prefixes[1].rpartition(".")[2]
 
 
 def _literal(node: _Node) -> Value:
@@ -537,8 +537,8 @@ def _copied(module: nn.Module, weight: nn.Parameter, bias: Tensor | None) -> nn.
 
 
 def _conv(reader: _Reader, number: int, node: _Node) -> Step | None:
-    weight, (name, bias, known) = reader.tensor(node.inputs[1]), _bias(reader, node, 2)
-    if weight is None or not known or weight.ndim - 2 not in CONV:
+    weight, (name, bias, constant) = reader.tensor(node.inputs[1]), _bias(reader, node, 2)
+    if weight is None or not constant or weight.ndim - 2 not in CONV:
         return None
     axes, kernel = weight.ndim - 2, list(weight.shape[2:])
     window, same = _window(node, axes), node.attributes.get("auto_pad", "NOTSET")
@@ -578,9 +578,9 @@ def _site(node: _Node, path: str, *, bias: int = 0, transposed: bool = False) ->
 
 
 def _up(reader: _Reader, number: int, node: _Node) -> Step | None:
-    weight, (name, bias, known) = reader.tensor(node.inputs[1]), _bias(reader, node, 2)
+    weight, (name, bias, constant) = reader.tensor(node.inputs[1]), _bias(reader, node, 2)
     plain = node.attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and "output_shape" not in node.attributes
-    if weight is None or not known or weight.ndim - 2 not in UP or not plain:
+    if weight is None or not constant or weight.ndim - 2 not in UP or not plain:
         return None
     axes, window = weight.ndim - 2, _window(node, weight.ndim - 2)
     auto = node.attributes.get("auto_pad", "NOTSET")
@@ -609,9 +609,9 @@ def _up(reader: _Reader, number: int, node: _Node) -> Step | None:
 
 
 def _gemm(reader: _Reader, number: int, node: _Node) -> Step | None:
-    weight, (name, bias, known) = reader.tensor(node.inputs[1], 2), _bias(reader, node, 2)
+    weight, (name, bias, constant) = reader.tensor(node.inputs[1], 2), _bias(reader, node, 2)
     alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
-    if weight is None or not known or node.attributes.get("transA", 0) or alpha != 1.0 or beta != 1.0:
+    if weight is None or not constant or node.attributes.get("transA", 0) or alpha != 1.0 or beta != 1.0:
         return None
     flip = not node.attributes.get("transB", 0)
     outputs, inputs = weight.shape[::-1] if flip else weight.shape
@@ -669,10 +669,10 @@ def _table(reader: _Reader, number: int, node: _Node) -> Step | None:
 
 
 def _batch_norm(reader: _Reader, number: int, node: _Node) -> Step | None:
-    found = [reader.tensor(name, 1) for name in node.inputs[1:]]
-    if len(found) != 4 or any(v is None for v in found) or node.attributes.get("training_mode", 0):
+    tensors = [reader.tensor(name, 1) for name in node.inputs[1:]]
+    if len(tensors) != 4 or any(v is None for v in tensors) or node.attributes.get("training_mode", 0):
         return None
-    scale, bias, mean, variance = (v.detach().clone() for v in found if v is not None)
+    scale, bias, mean, variance = (v.detach().clone() for v in tensors if v is not None)
 
     def make() -> nn.Module:
         norm = BatchNorm(len(scale), eps=node.attributes.get("epsilon", 1e-5))
@@ -688,8 +688,8 @@ def _batch_norm(reader: _Reader, number: int, node: _Node) -> Step | None:
 
 
 def _layer_norm(reader: _Reader, number: int, node: _Node) -> Step | None:
-    scale, (name, bias, known) = reader.tensor(node.inputs[1], 1), _bias(reader, node, 2)
-    if scale is None or not known or node.attributes.get("axis", -1) != -1 or len(node.outputs) > 1:
+    scale, (name, bias, constant) = reader.tensor(node.inputs[1], 1), _bias(reader, node, 2)
+    if scale is None or not constant or node.attributes.get("axis", -1) != -1 or len(node.outputs) > 1:
         return None
     if bias is not None and bias.shape != scale.shape:
         return None
@@ -736,7 +736,7 @@ def _recurrent(reader: _Reader, number: int, node: _Node) -> Step | None:
     width, size, order = hidden.shape[-1], weight.shape[-1], GATES[node.op]
 
     def make() -> nn.Module:
-        found = _RECURRENT[node.op](size, width, bias=biases is not None, bidirectional=directions == 2)
+        module = _RECURRENT[node.op](size, width, bias=biases is not None, bidirectional=directions == 2)
         values = {}
         for direction, suffix in zip(range(directions), ("", "_reverse"), strict=False):
             values[f"weight_ih_l0{suffix}"] = gates(node.op, weight[direction], order)
@@ -745,8 +745,8 @@ def _recurrent(reader: _Reader, number: int, node: _Node) -> Step | None:
                 ours, theirs = biases[direction].chunk(2)
                 values[f"bias_ih_l0{suffix}"] = gates(node.op, ours, order)
                 values[f"bias_hh_l0{suffix}"] = gates(node.op, theirs, order)
-        found.to(weight.dtype).load_state_dict(values)
-        return found
+        module.to(weight.dtype).load_state_dict(values)
+        return module
 
     path = reader.place(node, node.inputs[1], node.inputs[2], inputs[3], make)
     states = inputs[5:7] if node.op == "LSTM" else inputs[5:6]

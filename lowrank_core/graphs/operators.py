@@ -51,10 +51,10 @@ class Operator:
     @classmethod
     def of(cls, function: Callable[..., Any], ints: Sequence[int] = ()) -> Operator:
         """What a function's signature says: inputs by position, attributes by keyword only."""
-        found = inspect.signature(function).parameters.values()
-        many = any(p.kind is p.VAR_POSITIONAL for p in found)
-        inputs = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in found)
-        named = frozenset(p.name for p in found if p.kind is p.KEYWORD_ONLY)
+        parameters = inspect.signature(function).parameters.values()
+        many = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        inputs = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+        named = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         return cls(function, inf if many else inputs, named, frozenset(ints))
 
 
@@ -77,19 +77,19 @@ def run(op: str, given: Sequence[Value | None], attributes: dict[str, Any], outp
 def _called(operator: Operator, given: Sequence[Any], attributes: dict[str, Any], outputs: int) -> tuple[Value, ...]:
     if len(given) > operator.inputs or not attributes.keys() <= operator.attributes:
         raise Unhandled("this use of it")
-    found = operator.function(*given, **attributes)
-    found = found if isinstance(found, tuple) else (found,)
-    if len(found) < outputs:
+    values = operator.function(*given, **attributes)
+    values = values if isinstance(values, tuple) else (values,)
+    if len(values) < outputs:
         raise Unhandled("so many outputs")
-    return found
+    return values
 
 
 def reference(node: bytes, opset: int, given: Sequence[Value | None]) -> tuple[Value, ...]:
     """The outputs of a serialised node by ONNX's reference implementation in NumPy."""
     proto, evaluator = _evaluator(node, opset)
     feeds = {name: tensor(v).detach().numpy() for name, v in zip(proto.input, given, strict=True) if name}
-    found = iter(evaluator.run(None, feeds))
-    return tuple(torch.as_tensor(np.asarray(next(found))) if name else None for name in proto.output)
+    outputs = iter(evaluator.run(None, feeds))
+    return tuple(torch.as_tensor(np.asarray(next(outputs))) if name else None for name in proto.output)
 
 
 def computable(node: bytes, opset: int) -> bool:
@@ -128,8 +128,8 @@ def ints(value: Value | None) -> list[int]:
     """Integers as a list, from either form; [] for nothing."""
     if value is None:
         return []
-    found = value.tolist()
-    return list(found) if isinstance(found, list) else [found]
+    numbers = value.tolist()
+    return list(numbers) if isinstance(numbers, list) else [numbers]
 
 
 def integers(value: Any) -> np.ndarray:
@@ -138,19 +138,19 @@ def integers(value: Any) -> np.ndarray:
 
 
 def _op(*names: str, takes: Sequence[int] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def known(function: Callable[..., Any]) -> Callable[..., Any]:
+    def registered(function: Callable[..., Any]) -> Callable[..., Any]:
         OPERATORS.update(dict.fromkeys(names, Operator.of(function, takes)))
         return function
 
-    return known
+    return registered
 
 
 def _on_ints(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def known(function: Callable[..., Any]) -> Callable[..., Any]:
+    def registered(function: Callable[..., Any]) -> Callable[..., Any]:
         ON_INTS[name] = Operator.of(function)
         return function
 
-    return known
+    return registered
 
 
 def _bounded(shape: Sequence[int]) -> None:
@@ -452,10 +452,10 @@ def _size(x: Tensor) -> np.ndarray:
 
 @_op("Reshape", takes=(1,))
 def _reshape(x: Tensor, shape: Value, *, allowzero: int = 0) -> Tensor:
-    wanted = ints(shape)
+    sizes = ints(shape)
     if not allowzero:
-        wanted = [x.shape[i] if isinstance(n, int) and n == 0 else n for i, n in enumerate(wanted)]
-    return x.reshape(wanted)
+        sizes = [x.shape[i] if isinstance(n, int) and n == 0 else n for i, n in enumerate(sizes)]
+    return x.reshape(sizes)
 
 
 @_op("Flatten")
@@ -476,8 +476,8 @@ def _squeeze(x: Tensor, axes: Value | None = None) -> Tensor:
 
 @_op("Unsqueeze", takes=(1,))
 def _unsqueeze(x: Tensor, axes: Value) -> Tensor:
-    wanted = ints(axes)
-    for axis in sorted(axis % (x.ndim + len(wanted)) for axis in wanted):
+    positions = ints(axes)
+    for axis in sorted(axis % (x.ndim + len(positions)) for axis in positions):
         x = x.unsqueeze(axis)
     return x
 
@@ -538,9 +538,9 @@ def _gather_elements(x: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
 
 @_op("Expand", takes=(1,))
 def _expand(x: Tensor, shape: Value) -> Tensor:
-    wanted = [1] * (x.ndim - len(ints(shape))) + ints(shape)
-    have = [1] * (len(wanted) - x.ndim) + [*x.shape]
-    return x.expand([m if isinstance(n, int) and n == 1 else n for n, m in zip(wanted, have, strict=True)])
+    sizes = [1] * (x.ndim - len(ints(shape))) + ints(shape)
+    have = [1] * (len(sizes) - x.ndim) + [*x.shape]
+    return x.expand([m if isinstance(n, int) and n == 1 else n for n, m in zip(sizes, have, strict=True)])
 
 
 @_op("Tile", takes=(1,))
@@ -552,12 +552,12 @@ def _tile(x: Tensor, repeats: Value) -> Tensor:
 
 @_op("ConstantOfShape", takes=(0,))
 def _constant_of_shape(shape: Value, *, value: Tensor | None = None) -> Value:
-    wanted = ints(shape)
-    _bounded(wanted)
-    if value is not None and value.dtype == torch.int64 and len(wanted) == 1 and wanted[0] <= 16:
-        return integers([int(value)] * wanted[0])
+    sizes = ints(shape)
+    _bounded(sizes)
+    if value is not None and value.dtype == torch.int64 and len(sizes) == 1 and sizes[0] <= 16:
+        return integers([int(value)] * sizes[0])
     fill = torch.zeros(1) if value is None else value.reshape(1)
-    return fill.repeat(wanted) if wanted else fill.reshape(())
+    return fill.repeat(sizes) if sizes else fill.reshape(())
 
 
 @_op("Range", takes=(0, 1, 2))
@@ -670,12 +670,12 @@ def window_pads(
     if auto_pad == "NOTSET":
         given = list(pads or [0] * 2 * axes)
         return list(zip(given[:axes], given[axes:], strict=True))
-    found = []
+    sides = []
     for n, k, s, d in zip(size, kernel, strides or [1] * axes, dilations or [1] * axes, strict=True):
         total = max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
         small = total // 2
-        found.append((small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small))
-    return found
+        sides.append((small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small))
+    return sides
 
 
 def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
@@ -707,12 +707,12 @@ def _max_pool(
     if len(kernel_shape) not in _POOL or not x.is_floating_point():
         raise Unhandled("MaxPool")
     if (low := even_pads(both, kernel_shape)) is not None:
-        found: Tensor = _POOL[len(kernel_shape)](x, kernel_shape, strides, low, dilations, bool(ceil_mode))
-        return found
+        pooled: Tensor = _POOL[len(kernel_shape)](x, kernel_shape, strides, low, dilations, bool(ceil_mode))
+        return pooled
     if ceil_mode:
         raise Unhandled("MaxPool")
-    found = _POOL[len(kernel_shape)](padded(x, both, float("-inf")), kernel_shape, strides, 0, dilations)
-    return found
+    pooled = _POOL[len(kernel_shape)](padded(x, both, float("-inf")), kernel_shape, strides, 0, dilations)
+    return pooled
 
 
 @_op("AveragePool")

@@ -82,7 +82,7 @@ def _known(path: Path, work: Any) -> Any:
 def _check_wire(content: bytes, descriptor: Any, path: Path) -> None:
     """Walk the messages as they lie in the file, and stop where there are more than any network has."""
     stack: list[tuple[int, int, Any]] = [(0, len(content), _nested(descriptor))]
-    known: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
     fields_seen = messages = 0
     try:
         while stack:
@@ -100,9 +100,9 @@ def _check_wire(content: bytes, descriptor: Any, path: Path) -> None:
                     inner = fields.get(tag >> 3)
                     if inner is not None:
                         messages += 1
-                        if inner.full_name not in known:
-                            known[inner.full_name] = _nested(inner)
-                        stack.append((at, at + length, known[inner.full_name]))
+                        if inner.full_name not in kinds:
+                            kinds[inner.full_name] = _nested(inner)
+                        stack.append((at, at + length, kinds[inner.full_name]))
                     at += length
                 elif kind in (1, 5):
                     at += 8 if kind == 1 else 4
@@ -159,11 +159,11 @@ def _load_external(model: Any, path: Path) -> None:
 
     outside = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
     places = [_place(tensor, path) for tensor in outside]
-    held = {file: file.stat().st_size for file, _, _ in places}
+    sizes = {file: file.stat().st_size for file, _, _ in places}
     claimed = sum(length for _, _, length in places)
-    if claimed > sum(held.values()):
+    if claimed > sum(sizes.values()):
         raise InvalidFile(
-            f"{path} claims {claimed:,} bytes of weights in files of {sum(held.values()):,}; it was not opened."
+            f"{path} claims {claimed:,} bytes of weights in files of {sum(sizes.values()):,}; it was not opened."
         )
     for tensor, (file, offset, length) in zip(outside, places, strict=True):
         with file.open("rb") as data:
@@ -202,9 +202,9 @@ def _place(tensor: Any, path: Path) -> tuple[Path, int, int]:
             f"{where} claim to be {length:,} bytes at {offset:,} for {shape}, which cannot be; not opened."
         )
     if offset + length > file.stat().st_size:
-        held = file.stat().st_size
+        length_held = file.stat().st_size
         raise InvalidFile(
-            f"{where} end at byte {offset + length:,} of {location[:100]!r}, which has {held:,}; not opened."
+            f"{where} end at byte {offset + length:,} of {location[:100]!r}, which has {length_held:,}; not opened."
         )
     return file, offset, length
 

@@ -35,11 +35,11 @@ class Dataset:
         return Dataset(tree_map(lambda t: t[index], self.inputs), targets)
 
     def alone(self) -> Dataset:
-        """The same samples in memory of their own: what a slice picks is sent with all that it was picked from."""
+        """These samples in memory of their own: what a slice picks is sent with all that it was picked from."""
         return Dataset(*cloned((self.inputs, self.targets)))
 
     def shuffled(self, seed: int) -> Dataset:
-        """The same samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
+        """These samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.pick(order)
 
@@ -50,7 +50,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def cloned(value: Any) -> Any:
-    """The same nested structure, every tensor in memory of its own."""
+    """The same nest of tuples, lists and dicts, every tensor copied to memory of its own."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
@@ -65,13 +65,13 @@ def data_hash(inputs: Inputs) -> str:
 
 def batch_size(inputs: Inputs) -> int:
     """Samples in a batch: the first axis of the first tensor."""
-    found = tensors(inputs)
-    if not found or found[0].ndim == 0:
+    batch = tensors(inputs)
+    if not batch or batch[0].ndim == 0:
         raise InvalidData(
             f"inputs must hold a tensor with a batch axis, but got {type(inputs).__name__}; "
             "give a Tensor, a tuple for model(*x) or a dict for model(**x)."
         )
-    return len(found[0])
+    return len(batch[0])
 
 
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -92,10 +92,10 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
     logits = getattr(out, "logits", None)
     if isinstance(logits, Tensor):
         return logits
-    found = tensors(out)
-    if not found:
+    outputs = tensors(out)
+    if not outputs:
         raise InvalidData(f"the model must return a tensor, `.logits` or a structure with one, but got {type(out)}")
-    return found[0]
+    return outputs[0]
 
 
 @contextmanager

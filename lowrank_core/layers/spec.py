@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank_core.layers.chain import TransposedLinear
-from lowrank_core.layers.linears import GroupedLinear, SharedLinear
+from lowrank_core.layers.parts import MAPS, GroupedLinear, SharedLinear, TransposedLinear
 
 Size = tuple[int, ...]
 """Spatial extent of a convolution's input, or the token axes in front of a Linear's features; () for one vector."""
 
 Rank = tuple[int, ...]
 """One integer per axis of a method: (rank,) or (out, in)."""
-
-_MODULES: dict[str, Callable[..., nn.Module]] = {
-    "Linear": nn.Linear,
-    "GroupedLinear": GroupedLinear,
-    "SharedLinear": SharedLinear,
-    "Conv1d": nn.Conv1d,
-    "Conv2d": nn.Conv2d,
-    "Conv3d": nn.Conv3d,
-    "ConvTranspose1d": nn.ConvTranspose1d,
-    "ConvTranspose2d": nn.ConvTranspose2d,
-    "ConvTranspose3d": nn.ConvTranspose3d,
-    "Embedding": nn.Embedding,
-    "EmbeddingBag": nn.EmbeddingBag,
-    "TransposedLinear": TransposedLinear,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +110,12 @@ class LayerSpec:
 
     @property
     def weights(self) -> int:
-        """Elements of the weight alone."""
+        """Number of elements of the weight, without the bias."""
         return prod(self.weight_shape)
 
     @property
     def parameters(self) -> int:
-        """Elements of weight and bias."""
+        """Number of elements of weight and bias together."""
         return self.weights + (self.out_channels if self.bias else 0)
 
     def out_size(self, size: Size) -> Size:
@@ -263,10 +246,10 @@ def inputs_first(weight: Tensor, groups: int) -> Tensor:
 
 def build_part(op: str, arguments: dict[str, Any], **factory: Any) -> nn.Module:
     """One layer from its name and keyword arguments; only the kinds a chain is made of are known."""
-    if op not in _MODULES:
-        raise ValueError(f"op must be one of {', '.join(_MODULES)}, but got {op!r}")
+    if op not in MAPS:
+        raise ValueError(f"op must be one of {', '.join(MAPS)}, but got {op!r}")
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-    return _MODULES[op](**kwargs, **factory)
+    return MAPS[op](**kwargs, **factory)
 
 
 def sharing(stages: tuple[LayerSpec, ...], spec: LayerSpec) -> tuple[LayerSpec, ...]:
@@ -299,7 +282,7 @@ def chain_multiplies(stages: tuple[LayerSpec, ...], size: Size) -> int:
 
 
 def chain_additions(stages: tuple[LayerSpec, ...], size: Size) -> int:
-    """Additions of a chain for one sample."""
+    """Additions that a chain of layers makes for one sample."""
     total = 0
     for stage in stages:
         total += stage.additions(size)

@@ -12,7 +12,7 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.layers.data import Dataset, run, tensors
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.scoring.scores import Score, final_score
-from lowrank_core.sources._model_file import FUNCTIONS
+from lowrank_core.sources._contract import FUNCTIONS
 from lowrank_core.sources._opened import sorted_by_class
 from lowrank_core.workspace import Workspace
 

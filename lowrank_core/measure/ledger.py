@@ -39,8 +39,11 @@ class Ledger:
     def of(cls, workspace: Workspace, folder: Path | None = None) -> Ledger:
         """The ledger of a network, its evaluation data, and the file that says how it is judged.
 
-        folder: where it lies; without one in the workspace's cache, and without that in memory.
+        folder: where it lies; without one in the workspace's cache, and without that in memory, as that of a network
+        from Python always.
         """
+        if workspace.opened.ref is None:  # nothing on disk says how it is judged
+            return cls()
         if folder is None:
             if workspace.cache is None:
                 return cls()

@@ -35,26 +35,26 @@ class Factorization(Protocol):
         """
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:
-        """One weight per stage, contiguous."""
+        """One contiguous weight per stage of the chain at that rank."""
 
     def reconstruct(self, rank: Rank) -> Tensor:
         """The weight that the chain stands for, in the shape of the original."""
 
 
 class Method(Protocol):
-    """One decomposition."""
+    """One way to replace a layer by a chain of thinner ones."""
 
     @property
     def name(self) -> str:
-        """The word plans use."""
+        """The word that plan files use for the method."""
 
     @property
     def label(self) -> str:
-        """The words people read."""
+        """The words that people read for the method."""
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """("rank",) or ("out", "in")."""
+        """Names of the ranks: ("rank",) or ("out", "in")."""
 
     @property
     def nested(self) -> bool:
@@ -68,7 +68,7 @@ class Method(Protocol):
         """Why this layer cannot be replaced this way, or None."""
 
     def max_rank(self, spec: LayerSpec) -> Rank:
-        """The largest useful rank of each axis."""
+        """The largest useful rank of each axis for a layer."""
 
     def stages(self, spec: LayerSpec, rank: Rank) -> tuple[LayerSpec, ...]:
         """The chain that replaces the layer; only the last stage carries the bias."""

@@ -22,20 +22,20 @@ class Transposed:
 
     @property
     def steps(self) -> Steps | None:
-        """Those of the convolution."""
+        """The convolution's results that are kept, where it has such."""
         return getattr(self.convolution, "steps", None)
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
-        """Those of the convolution."""
+        """The spectra of the convolution with the same taps."""
         return self.convolution.spectra
 
     def error(self, rank: Rank) -> float:
-        """That of the convolution."""
+        """The relative error of the convolution's factors at that rank."""
         return self.convolution.error(rank)
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:
-        """One weight per stage, contiguous."""
+        """One contiguous weight per stage of the chain at that rank."""
         stages = self.stages(self.spec, rank)
         return tuple(
             inputs_first(weight, stage.groups).contiguous() if stage.transposed else weight
@@ -73,16 +73,16 @@ class GateStacked:
 
     @property
     def steps(self) -> Steps | None:
-        """Those of the kernel."""
+        """The kernel's results that are kept, where it has such."""
         return getattr(self.kernel, "steps", None)
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
-        """Those of the kernel."""
+        """The spectra of the kernel (hidden, in, gates)."""
         return self.kernel.spectra
 
     def error(self, rank: Rank) -> float:
-        """That of the kernel."""
+        """The relative error of the kernel's factors at that rank."""
         return self.kernel.error(rank)
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:
@@ -129,5 +129,5 @@ def depthwise_obstacle(spec: LayerSpec) -> str | None:
 
 
 def kernel_text(spec: LayerSpec) -> str:
-    """'3x5' for a kernel of (3, 5)."""
+    """A kernel's extents as people write them: '3x5' for (3, 5)."""
     return "x".join(map(str, spec.kernel))

@@ -46,7 +46,7 @@ class Cp3:
     data_aware: bool = False
 
     def obstacle(self, spec: LayerSpec) -> str | None:
-        """Ungrouped convolutions with a window."""
+        """Why CP-3 does not fit: it wants an ungrouped convolution with a window."""
         return cp_obstacle(spec, prod(spec.kernel))
 
     def max_rank(self, spec: LayerSpec) -> Rank:

@@ -45,7 +45,7 @@ class GateTucker:
         )
 
     def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
-        """Both unfoldings once, in float64."""
+        """Factorise the kernel (hidden, in, gates): both unfoldings once, in float64."""
         return GateStacked(spec, TuckerFactorization.of(stacked_gates(spec), gate_kernel(spec, weight)))
 
 

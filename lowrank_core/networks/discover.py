@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
-from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers.attention import PROJECTIONS
 from lowrank_core.layers.computed import kind_of
-from lowrank_core.layers.data import Inputs, batch_size, call, evaluating
-from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, Recurrent, weight_shapes
+from lowrank_core.layers.data import Inputs
+from lowrank_core.layers.parts import Recurrent
+from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, weight_shapes
 from lowrank_core.layers.spec import LayerSpec, Size
 from lowrank_core.networks.obstacles import (
     NEVER_RAN,
@@ -30,7 +27,6 @@ from lowrank_core.networks.obstacles import (
     why_not_a_map,
 )
 from lowrank_core.networks.profile import (
-    TRANSPOSED,
     Layer,
     ModelProfile,
     Rest,
@@ -42,7 +38,7 @@ from lowrank_core.networks.profile import (
     module_at,
     spec_of,
 )
-from lowrank_core.networks.watching import FlopCounter, Readers, countable
+from lowrank_core.networks.watching import Watched, watch
 
 
 def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
@@ -56,119 +52,117 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
     """
     check_finite(model)
     names = _names(model)
-    owners = _owners(model)
-    parents = parent_obstacles(model)
-    calls: dict[nn.Module, list[Size]] = {}
-    looks: dict[nn.Module, list[tuple[Size, Size]]] = {}
-    runs: dict[nn.Module, list[list[int]]] = {}
-    resized: set[nn.Module] = set()
-    samples = batch_size(inputs)
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = [kwargs[name] for name in ("input", "query") if name in kwargs]
-        given = (*args, *named, *kwargs.values())[0]
-        if kind_of(module) in TRANSPOSED and len(args) + len(kwargs) > 1:
-            resized.add(module)
-        elif type(module) in (*KINDS, *CELLS):
-            runs.setdefault(module, []).append(_rows_by_step(module, given))
-            calls.setdefault(module, [])
-        elif type(module) is nn.MultiheadAttention:
-            key = args[1] if len(args) > 1 else kwargs["key"]
-            calls.setdefault(module, [])
-            looks.setdefault(module, []).append((_tokens(given.shape, samples), _tokens(key.shape, samples)))
-        elif isinstance(module, nn.EmbeddingBag):
-            offsets = args[1] if len(args) > 1 else kwargs.get("offsets")
-            bags = len(given) if offsets is None else len(offsets) - module.include_last_offset
-            calls.setdefault(module, []).append(_tokens(torch.Size((bags, 1)), samples))
-        else:
-            calls.setdefault(module, []).extend(_sizes(module, given.shape, samples))
-
-    stepping = (*KINDS, *CELLS)
-    maps = [m for m in names if is_map(m) or type(m) in (*stepping, nn.MultiheadAttention)]
-    readers = Readers(model, [module for module in maps if is_map(module)])
-    hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in maps]
-    try:
-        with evaluating(model), countable(model), readers, FlopCounter() as counter:
-            call(model, inputs)
-    except LowRankError:
-        raise
-    except Exception as error:
-        raise InvalidModel(
-            f"the forward pass on the example inputs failed with {type(error).__name__}: "
-            f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-
+    watched = watch(model, inputs, [module for module in names if is_map(module) or _has_several(module)])
+    network = _Network(model, names, _owners(model), parent_obstacles(model), watched)
     layers: list[Layer] = []
     skipped: list[Skipped] = []
     settled: set[nn.Module] = set()
-
-    def obstacle(module: nn.Module, group: list[nn.Module]) -> str | None:
-        if module in resized:
-            return RESIZED
-        found = computed_obstacle(module) or shared_obstacle(model, module, owners, group) or weight_obstacle(module)
-        if found or (module not in calls and module is group[0]):
-            return found or NEVER_RAN
-        return parents.get(module) or readers.found.get(module) or method_obstacle(module)
-
-    def layer_of(module: nn.Module) -> Layer:
-        return Layer(
-            name=names[module][0],
-            type=kind_of(module).__name__,
-            spec=spec_of(module),
-            in_sizes=tuple(calls.get(module, ())),
-            itemsize=next((p.element_size() for p in module.parameters()), 4),
-            aliases=tuple(names[module][1:]),
-            transposed_weight=is_conv1d(module),
-            asked=module in readers.asked,
-            extra=sum(p.numel() for p in module.parameters()) - spec_of(module).parameters,
-        )
-
     for module in names:
         if module in settled or not _holds_weights(module):
             continue
-        name = names[module][0]
-        if type(module) in (*stepping, nn.MultiheadAttention):
-            if isinstance(module, nn.MultiheadAttention):
-                reason = attention_obstacle(module)
+        if _has_several(module):
+            reason = network.obstacle_of_several(module)
+            if reason is None:
+                layers += network.several(module)
+                settled.update({module.out_proj} if isinstance(module, nn.MultiheadAttention) else ())
             else:
-                assert isinstance(module, Dense)
-                reason = recurrent_obstacle(module)
-            reason = reason or shared_obstacle(model, module, owners) or (None if module in calls else NEVER_RAN)
-            if reason:
-                skipped.append(Skipped(name, type(module).__name__, reason))
-            elif isinstance(module, nn.MultiheadAttention):
-                layers += _projections(model, module, names[module], looks[module])
-                settled.add(module.out_proj)
-            elif isinstance(module, Dense):
-                layers += _weights(model, module, names[module], runs[module], samples)
-            continue
-        if not is_map(module):
-            skipped.append(Skipped(name, kind_of(module).__name__, why_not_a_map(module)))
-            continue
-        group = _tied(module, owners, calls)
-        settled.update(*(set(member.modules()) for member in group))
-        first, *others = (layer_of(member) for member in group)
-        reasons = [obstacle(member, group) for member in group]
-        if not any(reasons):
-            beside = f" with {', '.join(other.name for other in others)}" if others else ""
-            layers.append(replace(first, type=first.type + beside, tied=tuple(others)))
-            continue
-        at_fault = names[group[[bool(reason) for reason in reasons].index(True)]][0]
-        for layer, reason in zip((first, *others), reasons, strict=True):
-            reason = reason or f"its weight is shared with {at_fault!r}, which stays as it is"
-            skipped.append(Skipped(layer.name, layer.type, reason))
-
-    order = {module: position for position, module in enumerate(calls)}
+                skipped.append(network.skipped(module, reason))
+        elif not is_map(module):
+            skipped.append(network.skipped(module, why_not_a_map(module)))
+        else:
+            group = _tied(module, network.owners, watched.calls)
+            settled.update(*(set(member.modules()) for member in group))
+            obstacles = network.obstacles(group)
+            if obstacles:
+                skipped += map(network.skipped, group, obstacles)
+            else:
+                layers.append(network.layer(group))
+    order = {module: position for position, module in enumerate(watched.calls)}
     layers.sort(key=lambda layer: order[module_at(model, layer.module)])
     return ModelProfile(
         fingerprint=fingerprint(model),
         layers=tuple(layers),
         skipped=tuple(skipped),
-        rest=_rest(model, layers, counter.total // 2 // samples),
+        rest=_rest(model, layers, watched.multiplies),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """A network as one forward pass has shown it, asked module by module."""
+
+    model: nn.Module
+    names: dict[nn.Module, list[str]]
+    owners: dict[Tensor, list[nn.Module]]
+    parents: dict[nn.Module, str]
+    watched: Watched
+
+    def skipped(self, module: nn.Module, reason: str) -> Skipped:
+        """A module that stays as it is, under its first name, with the reason."""
+        return Skipped(self.names[module][0], kind_of(module).__name__, reason)
+
+    def obstacles(self, group: list[nn.Module]) -> list[str]:
+        """Why modules that share one weight stay as they are, one reason for each; [] where nothing is in the way."""
+        reasons = [self._obstacle(member, group) for member in group]
+        at_fault = next((member for member, reason in zip(group, reasons, strict=True) if reason), None)
+        if at_fault is None:
+            return []
+        shared = f"its weight is shared with {self.names[at_fault][0]!r}, which stays as it is"
+        return [reason or shared for reason in reasons]
+
+    def _obstacle(self, module: nn.Module, group: list[nn.Module]) -> str | None:
+        if module in self.watched.resized:
+            return RESIZED
+        own = computed_obstacle(module) or shared_obstacle(self.model, module, self.owners, group)
+        if reason := own or weight_obstacle(module):
+            return reason
+        if module not in self.watched.calls and module is group[0]:
+            return NEVER_RAN
+        return self.parents.get(module) or self.watched.readers.get(module) or method_obstacle(module)
+
+    def layer(self, group: list[nn.Module]) -> Layer:
+        """Modules that share one weight as one layer; nearly always a single one."""
+        first, *others = (self._layer(member) for member in group)
+        beside = f" with {', '.join(other.name for other in others)}" if others else ""
+        return replace(first, type=first.type + beside, tied=tuple(others))
+
+    def _layer(self, module: nn.Module) -> Layer:
+        name, *aliases = self.names[module]
+        spec = spec_of(module)
+        return Layer(
+            name=name,
+            type=kind_of(module).__name__,
+            spec=spec,
+            in_sizes=tuple(self.watched.calls.get(module, ())),
+            itemsize=next((p.element_size() for p in module.parameters()), 4),
+            aliases=tuple(aliases),
+            transposed_weight=is_conv1d(module),
+            asked=module in self.watched.asked,
+            extra=sum(p.numel() for p in module.parameters()) - spec.parameters,
+        )
+
+    def obstacle_of_several(self, module: nn.Module) -> str | None:
+        """What is in the way of compressing the weights of a recurrent module or an attention."""
+        if isinstance(module, nn.MultiheadAttention):
+            reason = attention_obstacle(module)
+        else:
+            assert isinstance(module, Dense)
+            reason = recurrent_obstacle(module)
+        reason = reason or shared_obstacle(self.model, module, self.owners)
+        return reason or (None if module in self.watched.calls else NEVER_RAN)
+
+    def several(self, module: nn.Module) -> Iterator[Layer]:
+        """The weights of a recurrent module or an attention, each a layer of its own."""
+        prefixes = ["" if module_at(self.model, name) is self.model else f"{name}." for name in self.names[module]]
+        if isinstance(module, nn.MultiheadAttention):
+            return _projections(module, prefixes, self.watched.looks[module])
+        assert isinstance(module, Dense)
+        return _weights(module, prefixes, self.watched.rows[module], self.watched.samples)
+
+
+def _has_several(module: nn.Module) -> bool:
+    """Whether it holds several weights: a recurrent module or cell of torch.nn, or an attention."""
+    return type(module) in (*KINDS, *CELLS, nn.MultiheadAttention)
 
 
 def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -188,28 +182,10 @@ def _owners(model: nn.Module) -> dict[Tensor, list[nn.Module]]:
     return owners
 
 
-def _sizes(module: nn.Module, shape: torch.Size, samples: int) -> list[Size]:
-    """Input extents of one call, for one sample: a Linear's tokens, or a convolution's window positions."""
-    dimensions = len(spec_of(module).kernel)
-    if not dimensions:
-        rows = shape.numel() if isinstance(module, nn.Embedding) else shape[:-1].numel()
-        return [_tokens(torch.Size((rows, 1)), samples)]
-    if len(shape) == dimensions + 1:
-        return [tuple(shape[1:])]
-    return [tuple(shape[2:])] * max(1, shape[0] // samples)
-
-
-def _tokens(shape: torch.Size, samples: int) -> Size:
-    """The tokens of one sample in a tensor (..., features)."""
-    tokens = -(-shape[:-1].numel() // samples)
-    return () if tokens == 1 else (tokens,)
-
-
 def _projections(
-    model: nn.Module, attention: nn.MultiheadAttention, names: list[str], looks: list[tuple[Size, Size]]
+    attention: nn.MultiheadAttention, prefixes: list[str], looks: list[tuple[Size, Size]]
 ) -> Iterator[Layer]:
     """q, k, v as rows of in_proj_weight, and the output; looks: of each call the tokens that ask, and are looked at."""
-    prefixes = ["" if module_at(model, name) is model else f"{name}." for name in names]
     width, biased = attention.embed_dim, attention.in_proj_bias is not None
     for number, part in enumerate(PROJECTIONS):
         inside = part != "out_proj"
@@ -226,9 +202,7 @@ def _projections(
         )
 
 
-def _weights(
-    model: nn.Module, rnn: nn.RNNBase | nn.RNNCellBase, names: list[str], runs: list[list[int]], samples: int
-) -> Iterator[Layer]:
+def _weights(rnn: Dense, prefixes: list[str], runs: list[list[int]], samples: int) -> Iterator[Layer]:
     """The weights of a recurrent module in the order in which they are first used: input, hidden, projection.
 
     runs: of each call the rows at each step. The input weight sees a whole sequence at once, the others see one step
@@ -240,7 +214,6 @@ def _weights(
     for run, tokens in zip(runs, whole, strict=True):
         even = all(n % samples == 0 for n in run)
         by_step += [() if n == samples else (n // samples,) for n in run] if even else [(tokens,)]
-    prefixes = ["" if module_at(model, name) is model else f"{name}." for name in names]
     gates = Recurrent.GATES[(KINDS | CELLS)[type(rnn)]]
     for parameter, (rows, columns, biased) in weight_shapes(rnn).items():
         yield Layer(
@@ -252,18 +225,6 @@ def _weights(
             aliases=tuple(f"{prefix}{parameter}" for prefix in prefixes[1:]),
             parameter=parameter,
         )
-
-
-def _rows_by_step(module: nn.Module, given: Tensor | PackedSequence) -> list[int]:
-    """How many rows go through a recurrent module at each step of one call."""
-    if isinstance(given, PackedSequence):
-        return [int(rows) for rows in given.batch_sizes]
-    if isinstance(module, nn.RNNCellBase):
-        return [given.shape[:-1].numel()]
-    if given.ndim == 2:
-        return [1] * given.shape[0]
-    rows, length = given.shape[:2] if module.batch_first else (given.shape[1], given.shape[0])
-    return [rows] * length
 
 
 def _tied(module: nn.Module, owners: dict[Tensor, list[nn.Module]], calls: Collection[nn.Module]) -> list[nn.Module]:

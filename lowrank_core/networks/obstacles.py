@@ -107,17 +107,17 @@ def weight_obstacle(module: nn.Module) -> str | None:
 
 def parent_obstacles(model: nn.Module) -> dict[nn.Module, str]:
     """What is in the way of modules inside one that reads their weights."""
-    found: dict[nn.Module, str] = {}
+    obstacles: dict[nn.Module, str] = {}
     for name, parent in model.named_modules():
         if _reads_weights(parent):
             reason = f"{type(parent).__name__} {name!r} reads this weight directly, so a replacement would not run"
             for module in parent.modules():
-                found.setdefault(module, reason)
-    return found
+                obstacles.setdefault(module, reason)
+    return obstacles
 
 
 def method_obstacle(module: nn.Module) -> str | None:
-    """Why no decomposition fits."""
+    """Why no decomposition fits a module; None where one does."""
     spec = spec_of(module)
     reasons = {method.obstacle(spec) for method in METHODS.values()}
     if None in reasons:

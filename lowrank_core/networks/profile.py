@@ -165,7 +165,7 @@ def check_finite(model: nn.Module) -> None:
     lazy = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]
     if lazy:
         shown = ", ".join(map(repr, lazy[:5]))
-        raise InvalidModel(f"{shown} have no shape yet; run the model once in build_model() before returning it.")
+        raise InvalidModel(f"{shown} have no shape yet; run the model once before it is handed over.")
     bad = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
     bad += [name for name, value in model.named_buffers() if torch.isnan(value).any()]
     if bad:
@@ -177,8 +177,8 @@ def check_finite(model: nn.Module) -> None:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether it is the Conv1D of transformers, as in GPT-2: a Linear whose weight is (in, out)."""
-    known = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
-    return known and "weight" in module._parameters
+    transformers_conv1d = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+    return transformers_conv1d and "weight" in module._parameters
 
 
 def is_map(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +13,113 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lowrank_core.layers.data import tensors
+from lowrank_core.errors import InvalidModel, LowRankError
+from lowrank_core.layers.computed import kind_of
+from lowrank_core.layers.data import Inputs, batch_size, call, evaluating, tensors
+from lowrank_core.layers.recurrent import CELLS, KINDS
+from lowrank_core.layers.spec import Size
+from lowrank_core.networks.profile import TRANSPOSED, is_map, spec_of
 from lowrank_core.running.switches import plain_attention
+
+
+@dataclass(slots=True)
+class Watched:
+    """What one forward pass of a batch told of the modules that hold weights.
+
+    calls: of each module that ran, in the order of the first call, the input extents of each call for one sample.
+    looks: of each attention and call, the tokens that ask and those that are looked at; rows: of each recurrent module
+    and call, the rows at each step. resized: modules called with an output_size. readers: of modules whose weight
+    something else computes with, who does; asked: those whose weight was only asked for its type or shape.
+    multiplies: of the whole network for one sample.
+    """
+
+    samples: int
+    calls: dict[nn.Module, list[Size]] = field(default_factory=dict)
+    looks: dict[nn.Module, list[tuple[Size, Size]]] = field(default_factory=dict)
+    rows: dict[nn.Module, list[list[int]]] = field(default_factory=dict)
+    resized: set[nn.Module] = field(default_factory=set)
+    readers: dict[nn.Module, str] = field(default_factory=dict)
+    asked: set[nn.Module] = field(default_factory=set)
+    multiplies: int = 0
+
+    def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note a call of a module that is watched: a forward pre-hook."""
+        named = [kwargs[name] for name in ("input", "query") if name in kwargs]
+        given = (*args, *named, *kwargs.values())[0]
+        if kind_of(module) in TRANSPOSED and len(args) + len(kwargs) > 1:
+            self.resized.add(module)
+        elif type(module) in (*KINDS, *CELLS):
+            self.rows.setdefault(module, []).append(_rows_by_step(module, given))
+            self.calls.setdefault(module, [])
+        elif type(module) is nn.MultiheadAttention:
+            key = args[1] if len(args) > 1 else kwargs["key"]
+            sizes = _tokens(given.shape, self.samples), _tokens(key.shape, self.samples)
+            self.looks.setdefault(module, []).append(sizes)
+            self.calls.setdefault(module, [])
+        elif isinstance(module, nn.EmbeddingBag):
+            offsets = args[1] if len(args) > 1 else kwargs.get("offsets")
+            bags = len(given) if offsets is None else len(offsets) - module.include_last_offset
+            self.calls.setdefault(module, []).append(_tokens(torch.Size((bags, 1)), self.samples))
+        else:
+            self.calls.setdefault(module, []).extend(_sizes(module, given.shape, self.samples))
+
+
+def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module]) -> Watched:
+    """Run a batch through the network and note the calls of `modules`; raises InvalidModel where the pass fails."""
+    modules = list(modules)
+    watched = Watched(batch_size(inputs))
+    readers = Readers(model, [module for module in modules if is_map(module)])
+    hooks = [module.register_forward_pre_hook(watched.hear, with_kwargs=True) for module in modules]
+    try:
+        with evaluating(model), countable(model), readers, FlopCounter() as counter:
+            call(model, inputs)
+    except LowRankError:
+        raise
+    except Exception as error:
+        raise InvalidModel(
+            f"the forward pass on the example inputs failed with {type(error).__name__}: "
+            f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    watched.readers, watched.asked = readers.readers, readers.asked
+    watched.multiplies = counter.total // 2 // watched.samples
+    return watched
+
+
+def _sizes(module: nn.Module, shape: torch.Size, samples: int) -> list[Size]:
+    """Input extents of one call, for one sample: a Linear's tokens, or a convolution's window positions."""
+    dimensions = len(spec_of(module).kernel)
+    if not dimensions:
+        rows = shape.numel() if isinstance(module, nn.Embedding) else shape[:-1].numel()
+        return [_tokens(torch.Size((rows, 1)), samples)]
+    if len(shape) == dimensions + 1:
+        return [tuple(shape[1:])]
+    return [tuple(shape[2:])] * max(1, shape[0] // samples)
+
+
+def _tokens(shape: torch.Size, samples: int) -> Size:
+    """The tokens of one sample in a tensor (..., features); rounded up, for a layer that ran is never free."""
+    tokens = -(-shape[:-1].numel() // samples)
+    return () if tokens == 1 else (tokens,)
+
+
+def _rows_by_step(module: nn.Module, given: Tensor | PackedSequence) -> list[int]:
+    """How many rows go through a recurrent module at each step of one call."""
+    if isinstance(given, PackedSequence):
+        return [int(rows) for rows in given.batch_sizes]
+    if isinstance(module, nn.RNNCellBase):
+        return [given.shape[:-1].numel()]
+    if given.ndim == 2:
+        return [1] * given.shape[0]
+    rows, length = given.shape[:2] if module.batch_first else (given.shape[1], given.shape[0])
+    return [rows] * length
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -81,7 +183,7 @@ class Readers(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.found: dict[nn.Module, str] = {}
+        self.readers: dict[nn.Module, str] = {}
         self.asked: set[nn.Module] = set()
         self._names = {module: name for name, module in model.named_modules()}
         self._open: list[nn.Module] = []
@@ -119,5 +221,5 @@ class Readers(TorchFunctionMode):
             reader = self._open[-1] if self._open else next(iter(self._names))
             name = f"{type(reader).__name__} {self._names[reader]!r}".removesuffix(" ''")
             reason = f"{name} also computes with its weight or bias directly, and factors have none to read"
-            self.found |= dict.fromkeys(owners, reason)
+            self.readers |= dict.fromkeys(owners, reason)
         return result

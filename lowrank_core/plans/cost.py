@@ -108,8 +108,8 @@ def break_even(layer: Layer, method_name: str, quantity: str) -> Rank:
 
 def useful_rank(layer: Layer, method_name: str) -> Rank:
     """Largest rank that is cheaper in bytes or in multiplies; zeros where no rank is."""
-    found = [break_even(layer, method_name, quantity) for quantity in ("bytes", "multiplies")]
-    return max(found, key=prod)
+    limits = [break_even(layer, method_name, quantity) for quantity in ("bytes", "multiplies")]
+    return max(limits, key=prod)
 
 
 def _last_true(holds: Callable[[int], bool], top: int) -> int:
@@ -145,7 +145,7 @@ def _corners(layer: Layer, method_name: str) -> dict[Rank, Cost]:
 
 
 def _evaluated(closed: tuple[int, ...], rank: Rank) -> int:
-    """The closed form at a rank."""
+    """The value of a closed form (coefficients by powers of the ranks) at a rank."""
     if len(rank) == 1:
         return closed[0] + closed[1] * rank[0]
     return closed[0] + closed[1] * rank[0] + closed[2] * rank[1] + closed[3] * rank[0] * rank[1]
@@ -159,15 +159,15 @@ def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> li
     [1048576, 532480]
     """
     closed: dict[str, tuple[int, ...]] = {}
-    found = []
+    figures = []
     for choice in choices:
         if choice is None:
-            found.append(int(getattr(dense_cost(layer), quantity)))
+            figures.append(int(getattr(dense_cost(layer), quantity)))
             continue
         if choice.method not in closed:
             closed[choice.method] = coefficients(layer, METHODS[choice.method], quantity)
-        found.append(_evaluated(closed[choice.method], choice.rank))
-    return found
+        figures.append(_evaluated(closed[choice.method], choice.rank))
+    return figures
 
 
 def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class RankPlan:
 
     @classmethod
     def of(cls, fingerprint: str, choices: Mapping[str, Choice]) -> RankPlan:
-        """A plan from a mapping of layer names."""
+        """A plan from a mapping of layer names to choices."""
         return cls(fingerprint, tuple(choices.items()))
 
     def get(self, name: str) -> Choice | None:
@@ -127,12 +127,12 @@ LARGEST_BYTES = 16 * 2**20
 
 def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys all differ: of two equal ones the reader would silently drop the first."""
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in members:
             raise InvalidPlan(f"the plan file says {name[:80]!r} twice in one place; keep the one that is meant.")
-        found[name] = value
-    return found
+        members[name] = value
+    return members
 
 
 def read_plan(text: str | bytes) -> PlanFile:

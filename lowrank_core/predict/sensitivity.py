@@ -187,7 +187,7 @@ def _measured(
     layers: dict[str, list[Ask]] = {}
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
-    model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
+    model = workspace.address, workspace.profile.fingerprint, workspace.cache
     samples = _Samples(data_hash((data.inputs, data.targets)), data.alone())
     pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
     started, done = time.monotonic(), 0

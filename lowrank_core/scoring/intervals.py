@@ -20,7 +20,7 @@ class Moments:
     squares: float = 0.0
 
     def add(self, values: Tensor) -> None:
-        """(N,) more."""
+        """Take (N,) more numbers in."""
         variance, mean = torch.var_mean(values.double(), correction=0)
         n, delta = self.n + len(values), float(mean) - self.mean
         self.squares += float(variance) * len(values) + delta * delta * self.n * len(values) / n

@@ -29,7 +29,7 @@ class Metric:
     unbounded: bool = False  # per_sample is a number of any size, not 0 for wrong to 1 for right
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
-        """The score of some samples together."""
+        """The metric's value on some samples taken together."""
         if self.per_sample is not None:
             return float(self.per_sample(outputs, targets).mean())
         if self.totals is not None and self.of is not None:
@@ -91,15 +91,15 @@ def _auc(outputs: Tensor, targets: Tensor) -> float:
 
     Mann & Whitney (1947), one class against the rest. Classes of which there is no such pair are left out.
     """
-    found = []
+    areas = []
     for label in sorted(set(targets.tolist())):
         scores, mine = outputs[:, label].double(), targets == label
         _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
         ranks = (counts.cumsum(0) - (counts - 1) / 2)[place]  # ties share their mean rank
         positives, negatives = int(mine.sum()), int((~mine).sum())
         if negatives:
-            found.append(float(ranks[mine].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-    return sum(found) / len(found) if found else float("nan")
+            areas.append(float(ranks[mine].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return sum(areas) / len(areas) if areas else float("nan")
 
 
 def _surprise(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def _surprise(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _perplexity(totals: Tensor) -> float:
-    """exp of the mean cross-entropy."""
+    """exp of the mean cross-entropy, from the totals of the samples."""
     return float((totals[0] / totals[1]).exp())
 
 

@@ -110,12 +110,12 @@ class PrefixStore:
                 self._recent.append(prefixes)
         sources = [cut for before in sorted(usable, reverse=True) if (cut := self.cut(before)) is not None]
         if record is None:
-            wanted = [self._before(max(shared, default=0), samples), self._third(2), self._third(1)]
+            recorded = [self._before(max(shared, default=0), samples), self._third(2), self._third(1)]
         else:
-            wanted = [self.cut(before) for before in record]
-        left = self.limit_bytes - sum(cut.sample_bytes * samples for cut in sources[:1] if cut not in wanted)
+            recorded = [self.cut(before) for before in record]
+        left = self.limit_bytes - sum(cut.sample_bytes * samples for cut in sources[:1] if cut not in recorded)
         targets: list[Cut] = []
-        for cut in wanted:
+        for cut in recorded:
             if cut is not None and cut not in targets and cut.sample_bytes * samples <= left:
                 targets.append(cut)
                 left -= cut.sample_bytes * samples
@@ -135,9 +135,9 @@ class PrefixStore:
             self._cuts[cut.before] = None
 
     def get(self, key: Key, batch: Batch) -> Outputs | None:
-        """What is kept of a batch."""
-        found: Outputs | None = self._kept.get(key, batch)
-        return found
+        """The outputs kept of a batch under a cut; None where there are none."""
+        outputs: Outputs | None = self._kept.get(key, batch)
+        return outputs
 
     def put(self, key: Key, batch: Batch, outputs: Outputs) -> None:
         """Keep a batch; what was used least lately makes room."""
@@ -170,13 +170,13 @@ class PrefixStore:
         if starts[0] < 0 or starts != sorted(set(starts)):
             return ()  # not every layer runs, or they run in another order than on the example inputs
         times = {n: self.visits[n].enter if n in self.visits else -1 for n, _ in _all_modules(self.model)}
-        found: list[tuple[int, str, Tensor]] = []
+        entries: list[tuple[int, str, Tensor]] = []
         for name, value in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
             owner = name
             while owner and owner not in times:
                 owner = owner.rpartition(".")[0]
-            found.append((times[owner], name, value))
-        pending, digest = deque(sorted(found, key=lambda item: item[:2])), hashlib.blake2b()
+            entries.append((times[owner], name, value))
+        pending, digest = deque(sorted(entries, key=lambda item: item[:2])), hashlib.blake2b()
         prefixes: list[bytes] = []
         for (module, count), start in zip(counts.items(), starts, strict=True):
             while pending and pending[0][0] < start:
@@ -386,7 +386,7 @@ def _nan(value: Tensor) -> Tensor:
 
 
 def _masked(outputs: Outputs, needed: Collection[str], blank: Callable[[Tensor], Tensor] = _placeholder) -> Outputs:
-    """The same with something blank for what is not needed."""
+    """A nest of outputs with a placeholder for each tensor that nothing needs."""
     return {name: value if name in needed else blank(value) for name, value in outputs.items()}
 
 

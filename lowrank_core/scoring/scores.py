@@ -157,7 +157,7 @@ def _judging(metric: Metric, outputs: Tensor, targets: Tensor) -> Iterator[None]
 
 
 def final_score(scores: Iterator[Score]) -> Score:
-    """The last of a progressive evaluation."""
+    """The last score of a progressive evaluation; raises InvalidData where there was none."""
     last = None
     for last in scores:  # noqa: B007 - the last one is the answer
         pass
@@ -176,17 +176,17 @@ class _Pairs:
         self.ours, self.dense, self.drops = Moments(), Moments(), Moments()
 
     def add(self, ours: Tensor, dense: Tensor) -> None:
-        """(N,) more judgements of each network."""
+        """Take in (N,) more judgements of each network."""
         self.binary &= bool(((ours == 0) | (ours == 1)).all() and ((dense == 0) | (dense == 1)).all())
         if self.binary:
-            found = torch.bincount((ours + 2 * dense).long(), minlength=4).tolist()
-            self.counts = [a + b for a, b in zip(self.counts, found, strict=True)]
+            counts = torch.bincount((ours + 2 * dense).long(), minlength=4).tolist()
+            self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
         self.ours.add(ours)
         self.dense.add(dense)
         self.drops.add(self.sign * (dense - ours))
 
     def score(self, tolerance: float | None) -> Score:
-        """The score so far."""
+        """The score of the samples judged so far."""
         metric, n = self.metric, self.ours.n
         if not self.binary:
             value, base, intervals, within = self.ours.mean, self.dense.mean, self.ours.interval(), None

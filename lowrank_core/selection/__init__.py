@@ -6,7 +6,7 @@ can draw its form. `search(rule, problem)` yields trials as they are made; the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -30,7 +30,8 @@ class Rule(Protocol):
         """Yield plans as they are tried; the last one is the answer, within the budgets."""
 
 
-RULES: dict[str, Callable[..., Rule]] = {}
+RULES: dict[str, type[Any]] = {}
+"""Name -> class; its instances are rules, its fields their settings."""
 
 
 def register(rule: type[Any]) -> type[Any]:
@@ -49,7 +50,7 @@ def make(name: str, settings: dict[str, str]) -> Rule:
     """
     if name not in RULES:
         raise InvalidSearch(f"unknown rule {name!r}; choose one of {', '.join(RULES)}.")
-    known = {f.name: f for f in fields(RULES[name])}  # type: ignore[arg-type]
+    known = {f.name: f for f in fields(RULES[name])}
     values: dict[str, Any] = {}
     for key, text in settings.items():
         if key not in known:

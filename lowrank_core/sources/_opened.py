@@ -8,17 +8,24 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import data
 
 from lowrank_core.errors import InvalidData
 from lowrank_core.layers.data import Dataset, Inputs, tensors
 from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
 
+BATCH = 256
+"""Samples of a `Dataset` of PyTorch that are put together at once."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """A model and what came with it; data is loaded when first asked for."""
+    """A model and what came with it; data is loaded when first asked for.
 
-    ref: str
+    ref: the reference that opens it again; None for a network that came from Python.
+    """
+
+    ref: str | None
     name: str
     description: str
     model: nn.Module
@@ -33,12 +40,14 @@ class Opened:
 
 
 def as_dataset(value: object, where: str) -> Dataset:
-    """(inputs, targets), or an iterable of such batches, as one Dataset in memory.
+    """(inputs, targets), an iterable of such batches, or a `Dataset` of PyTorch, as one Dataset in memory.
 
     Raises InvalidData that names `where` for empty, mismatched or unreadable data.
     """
     if isinstance(value, Dataset):
         found = value
+    elif isinstance(value, data.Dataset) and not isinstance(value, data.IterableDataset):  # sample by sample
+        found = _concatenate(data.DataLoader(value, batch_size=BATCH, generator=torch.Generator()), where)
     elif isinstance(value, tuple | list) and len(value) == 2 and _is_targets(value[1]):
         found = Dataset(_as_tensors(value[0]), _as_targets(value[1]))
     elif isinstance(value, Tensor | dict):
@@ -58,8 +67,11 @@ def as_dataset(value: object, where: str) -> Dataset:
     return found
 
 
-def default_metric(dataset: Dataset) -> Metric:
-    """Top-1 where targets are class indices, agreement with the dense network where there are none."""
+def default_metric(dataset: Dataset, remedy: str) -> Metric:
+    """Top-1 where targets are class indices, agreement with the dense network where there are none.
+
+    Raises InvalidData, with the remedy, for other targets.
+    """
     targets = dataset.targets
     if targets is None:
         return AGREEMENT
@@ -67,7 +79,7 @@ def default_metric(dataset: Dataset) -> Metric:
         return TOP1
     raise InvalidData(
         f"targets must be class indices, (N,) integers, to be scored by top-1, but got {tuple(targets.shape)} "
-        f"{targets.dtype}; define metric(outputs, targets) -> float in the model file."
+        f"{targets.dtype}; {remedy}."
     )
 
 

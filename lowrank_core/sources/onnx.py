@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.layers.data import Dataset, evaluating, run, tensors
 from lowrank_core.networks.profile import check_finite
 from lowrank_core.sources import Source, register
-from lowrank_core.sources._model_file import open_module
+from lowrank_core.sources._contract import ModelContract, open_contract
 from lowrank_core.sources._npz_data import NpzData, read_npz
 from lowrank_core.sources._opened import Opened
 
@@ -63,19 +62,18 @@ def _open(ref: str) -> Opened:
         graph = _freed(graph, data.eval, batch, path)
         notices.append(f"The file fixes its batch at {batch}; here it runs with any, and an exported file keeps it.")
 
-    module = ModuleType(path.stem)
-    module.__file__ = str(path)
-    module.__doc__ = f"ONNX, opset {graph.program.opset}, {len(graph.program.steps)} steps."
-    vars(module).update(
+    contract = ModelContract(
+        name=path.stem,
         build_model=lambda: graph,
         example_inputs=lambda: data.eval.pick(slice(0, EXAMPLES)).inputs,
         eval_data=lambda: data.eval,
+        train_data=None if data.train is None else lambda: data.train,
+        metric=data.metric,
+        description=f"ONNX, opset {graph.program.opset}, {len(graph.program.steps)} steps.",
+        ref=str(path),
+        path=path,
     )
-    if data.train is not None:
-        vars(module)["train_data"] = lambda: data.train
-    if data.metric is not None:
-        vars(module)["metric"] = data.metric
-    opened = open_module(module, ref=str(path), name=path.stem)
+    opened = open_contract(contract)
     run(graph, data.eval.pick(slice(0, EXAMPLES)))  # shows which operators are slow
     if graph.program.slow:
         slow = ", ".join(sorted(graph.program.slow))

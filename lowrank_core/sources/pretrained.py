@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from lowrank_core.errors import InvalidModel
 from lowrank_core.extras import extra
 from lowrank_core.sources import Source, register
-from lowrank_core.sources._model_file import open_module
+from lowrank_core.sources._contract import ModelContract, open_contract
 from lowrank_core.sources._opened import Opened
 
 SAMPLES, TOKENS = 8, 16
@@ -27,11 +26,15 @@ def _open(ref: str) -> Opened:
     """Offline, no code of the folder is run and nothing is unpickled; there is no data, so the score is agreement."""
     folder = Path(ref).expanduser().resolve()
     config = _config(folder)
-    module = ModuleType(folder.name)
-    module.__file__ = str(folder)
-    module.__doc__ = f"{config['architectures'][0]} from a folder, with random inputs."
-    vars(module).update(build_model=lambda: _model(folder, config), example_inputs=lambda: _inputs(folder, config))
-    return open_module(module, ref=str(folder), name=folder.name)
+    contract = ModelContract(
+        name=folder.name,
+        build_model=lambda: _model(folder, config),
+        example_inputs=lambda: _inputs(folder, config),
+        description=f"{config['architectures'][0]} from a folder, with random inputs.",
+        ref=str(folder),
+        path=folder,
+    )
+    return open_contract(contract)
 
 
 def _config(folder: Path) -> dict[str, Any]:

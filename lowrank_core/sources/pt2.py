@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -26,8 +25,8 @@ from lowrank_core.errors import InvalidFile, InvalidModel, UnknownModel
 from lowrank_core.layers.data import Dataset, Inputs, batch_size, call, tensors
 from lowrank_core.running.switches import quiet
 from lowrank_core.sources import Source, register
-from lowrank_core.sources._model_file import open_module
-from lowrank_core.sources._npz_data import read_npz
+from lowrank_core.sources._contract import ModelContract, open_contract
+from lowrank_core.sources._npz_data import NpzData, read_npz
 from lowrank_core.sources._opened import Opened
 
 SAMPLES = 64
@@ -42,16 +41,25 @@ def _open(ref: str) -> Opened:
     refuse_code(path)
     program = _load(path)
     inputs = _inputs(program, path)
-    module = ModuleType(path.stem)
-    module.__file__ = str(path)
     beside = path.with_suffix(".npz")
-    module.__doc__ = f"A program of torch.export{'' if beside.is_file() else ', with random inputs'}."
-    vars(module).update(build_model=lambda: _model(_load(path), inputs, path), example_inputs=lambda: inputs)
+    contract = ModelContract(
+        name=path.stem,
+        build_model=lambda: _model(_load(path), inputs, path),
+        example_inputs=lambda: inputs,
+        description=f"A program of torch.export{'' if beside.is_file() else ', with random inputs'}.",
+        ref=str(path),
+        path=path,
+    )
     if beside.is_file():
-        vars(module).update(_data(beside, inputs, _argument_names(program.module_call_graph)))
-        return open_module(module, ref=str(path), name=path.stem)
-    vars(module)["eval_data"] = lambda: _random(inputs)
-    opened = open_module(module, ref=str(path), name=path.stem)
+        data = _data(beside, inputs, _argument_names(program.module_call_graph))
+        contract = replace(
+            contract,
+            eval_data=lambda: data.eval,
+            train_data=None if data.train is None else lambda: data.train,
+            metric=data.metric,
+        )
+        return open_contract(contract)
+    opened = open_contract(replace(contract, eval_data=lambda: _random(inputs)))
     notice = f"There is no {beside.name} with inputs and targets: the score is agreement on random inputs."
     return replace(opened, notices=(notice, *opened.notices), provides=opened.provides - {"eval_data"})
 
@@ -317,20 +325,16 @@ def _random_tensor(like: Tensor, shape: tuple[int, ...], generator: torch.Genera
     return ((drawn * deviation + float(like.double().mean())) if deviation > 0 else drawn).to(like.dtype)
 
 
-def _data(path: Path, inputs: Inputs, names: list[str]) -> dict[str, Any]:
-    """eval_data, train_data and metric from the arrays of an .npz, in the types of the example inputs."""
+def _data(path: Path, inputs: Inputs, names: list[str]) -> NpzData:
+    """The arrays of an .npz, in the types of the example inputs."""
     found = read_npz(path, names)
     like = tensors(inputs)
 
-    def pair(data: Dataset) -> Callable[[], Dataset]:
+    def fitting(data: Dataset) -> Dataset:
         cast = [array.to(one.dtype) for array, one in zip(tensors(data.inputs), like, strict=True)]
-        given = dict(zip(inputs, cast, strict=True)) if isinstance(inputs, dict) else tuple(cast)
-        return lambda: Dataset(given, data.targets)
+        return Dataset(dict(zip(inputs, cast, strict=True)) if isinstance(inputs, dict) else tuple(cast), data.targets)
 
-    functions: dict[str, Any] = {"eval_data": pair(found.eval)}
-    if found.train is not None:
-        functions["train_data"] = pair(found.train)
-    return functions | ({} if found.metric is None else {"metric": found.metric})
+    return NpzData(fitting(found.eval), None if found.train is None else fitting(found.train), found.metric)
 
 
 register(Source("pt2", lambda ref: ref.endswith(".pt2"), _open, "a program of torch.export (.pt2)"))

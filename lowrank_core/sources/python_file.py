@@ -10,7 +10,8 @@ from types import ModuleType
 
 from lowrank_core.errors import InvalidModel, UnknownModel
 from lowrank_core.sources import Source, register
-from lowrank_core.sources._model_file import load_file, open_module
+from lowrank_core.sources._contract import open_contract
+from lowrank_core.sources._model_file import contract_of, load_file
 from lowrank_core.sources._opened import Opened
 
 FILES = (".ckpt", ".json", ".onnx", ".pt", ".pt2", ".pth", ".safetensors")
@@ -27,10 +28,10 @@ def _open(ref: str) -> Opened:
     if path.is_dir():
         raise InvalidModel(f"{ref} is no model file: it is a folder.")
     if path.exists():
-        return open_module(load_file(path), ref=str(path.resolve()), name=path.stem)
+        return open_contract(contract_of(load_file(path), ref=str(path.resolve()), name=path.stem))
     if ref.endswith(".py"):
         raise UnknownModel(f"there is no file {ref}; `python -m lowrank_core new {ref}` writes one to fill in.")
-    return open_module(_imported(ref), ref=ref, name=ref.rpartition(".")[2])
+    return open_contract(contract_of(_imported(ref), ref=ref, name=ref.rpartition(".")[2]))
 
 
 def _imported(ref: str) -> ModuleType:

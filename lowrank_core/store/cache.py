@@ -57,16 +57,16 @@ class Cache:
         return self.folder / "tuning"
 
     def path(self, about: About) -> Path:
-        """The file of a result."""
+        """Where the file of a result lies, whether it is there or not."""
         return self.folder / "tensors" / f"{hashlib.sha256(_text(about).encode()).hexdigest()}.safetensors"
 
     def remembered(self, about: About, compute: Compute) -> Tensors:
         """What was kept under `about`, else what `compute` gives, which is kept."""
-        found = self.get(about)
-        if found is None:
-            found = compute()
-            self.put(about, found)
-        return found
+        tensors = self.get(about)
+        if tensors is None:
+            tensors = compute()
+            self.put(about, tensors)
+        return tensors
 
     def get(self, about: About) -> Tensors | None:
         """The tensors kept under `about`, to the last bit, in memory of their own; None where there are none."""

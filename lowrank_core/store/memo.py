@@ -34,11 +34,11 @@ class Steps:
     def __call__(self, name: str, compute: Compute) -> Tensors:
         """The result of that name."""
         with self._lock:
-            found: Tensors | None = self.kept.get((id(self), name))
-            if found is None:
-                found = compact(self.remember(name, compute))
-                self.kept.put((id(self), name), found, sum(t.nbytes for t in found.values()))
-            return found
+            result: Tensors | None = self.kept.get((id(self), name))
+            if result is None:
+                result = compact(self.remember(name, compute))
+                self.kept.put((id(self), name), result, sum(t.nbytes for t in result.values()))
+            return result
 
 
 def compact(tensors: Tensors) -> Tensors:

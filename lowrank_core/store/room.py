@@ -49,8 +49,8 @@ class Room:
 
     def _oldest(self, but: _Shelf) -> Part | None:
         """The part with the shelf used least lately."""
-        found = [(shelf.used, part) for part in self._parts if (shelf := part._first(but)) is not None]
-        return min(found, key=lambda one: one[0])[1] if found else None
+        candidates = [(shelf.used, part) for part in self._parts if (shelf := part._first(but)) is not None]
+        return min(candidates, key=lambda one: one[0])[1] if candidates else None
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Part:
         self._shelves: OrderedDict[Hashable, _Shelf] = OrderedDict()
 
     def get(self, shelf: Hashable, item: Hashable = None) -> Any:
-        """What is kept there, or None."""
+        """The value kept on a shelf under a name; None where there is none."""
         with self._room._lock:
             if shelf not in self._shelves:
                 return None
@@ -96,27 +96,27 @@ class Part:
             self._shrink(mine, -size)
 
     def shelves(self) -> list[Any]:
-        """The names of all shelves."""
+        """The names of all shelves of this part."""
         with self._room._lock:
             return list(self._shelves)
 
     def clear(self) -> None:
-        """Give everything back."""
+        """Forget everything in this part and give its room back."""
         with self._room._lock:
             self._shelves.clear()
             self.bytes = 0
 
     def _used(self, name: Hashable) -> _Shelf:
-        found = self._shelves.setdefault(name, _Shelf())
+        shelf = self._shelves.setdefault(name, _Shelf())
         self._shelves.move_to_end(name)
-        found.used = next(self._room._clock)
-        return found
+        shelf.used = next(self._room._clock)
+        return shelf
 
     def _first(self, but: _Shelf) -> _Shelf | None:
         return next((shelf for shelf in self._shelves.values() if shelf is not but), None)
 
     def _drop(self, but: _Shelf) -> None:
-        """Drop the shelf used least lately."""
+        """Forget the shelf that was used least lately."""
         name = next(name for name, shelf in self._shelves.items() if shelf is not but)
         self.bytes -= self._shelves.pop(name).bytes
 

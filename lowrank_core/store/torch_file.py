@@ -41,7 +41,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The same, and whole sentences about what was taken, what was left out and which prefix was stripped."""
+    """The tensors of a checkpoint, and sentences about what was taken, left out and which prefix was stripped."""
     with path.open("rb") as file:
         if file.read(1) == b"\x80":
             raise InvalidFile(
@@ -59,12 +59,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         raise InvalidFile(f"{path} holds more than tensors ({shown}), and loading that could run code; {ADVICE}.")
     try:
         _Walk(raw, sizes).load()
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except InvalidFile as error:
         raise InvalidFile(f"{path} {error}; it is damaged or was made to do harm, and was not opened.") from error
     except Exception as error:
         raise InvalidFile(f"{path} cannot be read: {' '.join(str(error).split())[:300]}; save it again.") from error
-    return _state_dict(found, path)
+    return _state_dict(content, path)
 
 
 def _member_sizes(path: Path) -> dict[str, int]:
@@ -76,10 +76,10 @@ def _member_sizes(path: Path) -> dict[str, int]:
         raise InvalidFile(f"{path} is cut short or damaged ({error}); copy or save it again.") from error
     if any(m.compress_type != zipfile.ZIP_STORED or m.compress_size != m.file_size for m in members):
         raise InvalidFile(f"{path} has compressed members, which torch.save never writes; {ADVICE}.")
-    held = path.stat().st_size
+    size = path.stat().st_size
     claimed = sum(m.file_size for m in members)
-    if claimed > held:
-        raise InvalidFile(f"{path} claims {claimed:,} bytes of content in a file of {held:,}; it was not opened.")
+    if claimed > size:
+        raise InvalidFile(f"{path} claims {claimed:,} bytes of content in a file of {size:,}; it was not opened.")
     return {m.filename.partition("/")[2]: m.file_size for m in members}
 
 
@@ -158,7 +158,7 @@ class _Walk(pickle.Unpickler):
         self._sizes = sizes
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our own stand-ins, nothing else."""
+        """The stand-in for a class that a pickle names; anything else is refused."""
         if not _harmless(f"{module}.{name}"):
             raise InvalidFile(f"names {module}.{name}")
         if module == "torch":
@@ -168,9 +168,9 @@ class _Walk(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage: it must lie in the file with all the bytes it is said to have."""
         kind, storage, key, _, elements = pid
-        held = self._sizes.get(f"data/{key}", -1)
-        if kind != "storage" or not isinstance(elements, int) or elements * _STORAGES[storage] != held:
-            raise InvalidFile(f"claims a storage of {elements} elements where {max(held, 0):,} bytes are held")
+        size = self._sizes.get(f"data/{key}", -1)
+        if kind != "storage" or not isinstance(elements, int) or elements * _STORAGES[storage] != size:
+            raise InvalidFile(f"claims a storage of {elements} elements where {max(size, 0):,} bytes are held")
         return _Storage(elements)
 
 
@@ -186,21 +186,21 @@ def _first(data: object, *_: object) -> object:
     return data
 
 
-def _state_dict(found: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _state_dict(content: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The state_dict itself, or the one under the usual key of a training checkpoint, and what there is to say."""
     notices = []
     for _ in _WRAPPERS:  # an "ema" may hold a "state_dict" of its own
-        key = next((k for k in _WRAPPERS if isinstance(found, dict) and isinstance(found.get(k), dict)), None)
+        key = next((k for k in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(k), dict)), None)
         if key is None:
             break
-        assert isinstance(found, dict)
-        left = [str(name)[:80] for name in found if name != key]
+        assert isinstance(content, dict)
+        left = [str(name)[:80] for name in content if name != key]
         notices.append(f"The weights under {key!r} are taken" + (f"; {_few(left)} left out." if left else "."))
-        found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        what = f"a dict with {_few(list(map(repr, found)))}" if isinstance(found, dict) else type(found).__name__
+        content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        what = f"a dict with {_few(list(map(repr, content)))}" if isinstance(content, dict) else type(content).__name__
         raise InvalidFile(f"{path} must hold a state_dict (names and tensors), but got {what}; {ADVICE}.")
-    state = {str(name): value for name, value in found.items()}
+    state = {str(name): value for name, value in content.items()}
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}

@@ -88,7 +88,9 @@ def finetune(
 
     The best epoch has the lowest loss on the samples held back, the start included; their score is too coarse to choose
     by (at most 1,000 samples that the dense network has learnt: 20 epochs of the digits CNN score 1.0 from the fourth
-    on, while the loss halves three times). Evaluation samples choose nothing; `watch` of them are scored each epoch.
+    on, while the loss halves three times). Of equal losses the earlier epoch is the better: it is as good for fewer
+    steps away from the plan's own factors, and a run that stands still runs out of patience. Evaluation samples choose
+    nothing; `watch` of them are scored each epoch.
     state: a file written whole after each epoch, from which the same call continues with the same result.
     cancelled: asked before every step, while nothing is held that others need; one that gives way may take its time.
 

@@ -187,7 +187,7 @@ def sweep(
         for number, candidate in enumerate(candidates):
             yield _swept(workspace, number, candidate, settings, folder, cancelled)
         return
-    model = workspace.opened.ref, workspace.profile.fingerprint, workspace.cache
+    model = workspace.address, workspace.profile.fingerprint, workspace.cache
     pieces = [_Piece(model, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
     for _, found in spread(_swept_elsewhere, pieces, Workers(workers)):
         yield found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,36 @@ from lowrank_core.predict.prediction import curves, kept_curves
 from lowrank_core.predict.survey import Findings
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
-from pages.ui import editor, state, words
+from pages.ui import editor, words
 from pages.ui.history import History
+from pages.ui.state import comparisons, measurements, models, plans, runs, session
+from pages.ui.waiting import Steps
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).with_suffix("")
+SCRIPTS = (
+    "closed_forms.js",  # what a plan costs and is predicted to score
+    "words.js",  # figures as text
+    "board.js",  # class Board: what it knows, hears and says
+    "building.js",  # the elements it is made of
+    "gestures.js",  # drags, keys, presets, locks
+    "drawing.js",  # rows, cards and their charts
+    "selected_layer.js",  # the panel of one layer
+    "tradeoff.js",  # score against cost, snapshots
+    "mounting.js",  # onto the page
+)
+"""The board's script, file by file; each uses those before it as if they were one."""
+
+
+def script() -> str:
+    """The JavaScript module that a browser gets: all of SCRIPTS, in their order."""
+    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+
 
 # The library and the model's constants travel once; the board itself only carries ranks and scores.
 _library = st.components.v2.component(
     "rank_explorer_board_library",
-    css=(HERE / "board.css").read_text(encoding="utf-8"),
-    js=(HERE / "board.js").read_text(encoding="utf-8")
-    + "\nexport default function ({ data }) { window.RankBoard.setModel(data); }\n",
+    css=(FOLDER / "board.css").read_text(encoding="utf-8"),
+    js=script(),
     isolate_styles=False,
 )
 _board = st.components.v2.component(
@@ -60,8 +80,9 @@ export default function ({ data }) {
 
 def show(workspace: Workspace) -> None:
     """Mount the board's library and the model's constants; both are constant, so later runs send only a hash."""
-    with workspace.somebody_waits():
-        constants = _model(workspace, workspace.profile.fingerprint, workspace.opened.ref)
+    with Steps() as say:
+        key = workspace.profile.fingerprint, workspace.address
+        constants = models.constants()(key, lambda: _model(workspace, say))
     _library(key="board_library", data=constants, height=1)
 
 
@@ -71,15 +92,15 @@ def live(workspace: Workspace) -> None:
 
     The run itself streams, so the browser never polls; it ends as soon as a newer one waits.
     """
-    history = state.history(workspace)
-    measurement = state.measure(workspace)
+    history = plans.history(workspace)
+    measurement = measurements.measure(workspace)
     shown = measurement.progress
     _board(
         key="board",
         data={
             "model": model_key(workspace),
             "rev": history.rev,
-            "heard": state.heard(),
+            "heard": session.heard(),
             "choices": _choices(history.plan),
             "tails": _more_tails(workspace, history.plan),
             "latency": _latency(workspace),
@@ -100,12 +121,12 @@ def live(workspace: Workspace) -> None:
 def _stream(workspace: Workspace, history: History, measurement: Measurement, shown: Progress) -> None:
     """Push figures of the plan, then what the survey finds, until no more will come or a newer run waits."""
     spot = st.empty()
-    survey = state.survey(workspace)
+    survey = measurements.survey(workspace)
     known, serial = Findings(), 0  # two elements of one run must differ
     while not (shown.over and known.over):
         progress = measurement.changed(shown, seconds=0.1)
         findings = survey.findings
-        if state.newer_run_waits():
+        if runs.newer_run_waits():
             return
         if progress is shown and findings is known:
             continue
@@ -130,16 +151,16 @@ def _learnt(findings: Findings) -> dict[str, Any]:
 
 
 def _told(workspace: Workspace) -> None:
-    told = state.widget("board").messages
+    told = session.widget("board").messages
     if told is None or told["model"] != model_key(workspace):
         return
-    history = state.history(workspace)
+    history = plans.history(workspace)
     changed = history
     for message in told["messages"]:
-        if state.hear(told["board"], int(message["id"])):
+        if session.hear(told["board"], int(message["id"])):
             changed = commit(workspace, changed, message) if message["action"] == "commit" else act(changed, message)
     if changed is not history:
-        state.set_history(workspace, changed)
+        plans.set_history(workspace, changed)
 
 
 def commit(workspace: Workspace, history: History, message: dict[str, Any]) -> History:
@@ -181,7 +202,7 @@ def act(history: History, message: dict[str, Any]) -> History:
 
 def model_key(workspace: Workspace) -> str:
     """What tells the constants of one model from another's in the browser."""
-    return f"{workspace.profile.fingerprint[7:23]}:{workspace.opened.ref}"
+    return f"{workspace.profile.fingerprint[7:23]}:{workspace.address}"
 
 
 def _choices(plan: RankPlan) -> dict[str, Any]:
@@ -214,7 +235,7 @@ def _score(found: Score | None) -> dict[str, Any] | None:
 
 def _snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str, Any]:
     cost = plan_cost(workspace.profile, plan)
-    found = state.measured(workspace, plan)
+    found = measurements.measured(workspace, plan)
     return {
         "name": name,
         "choices": _choices(plan),
@@ -224,14 +245,14 @@ def _snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str, Any]
     }
 
 
-@st.cache_resource(max_entries=4, show_spinner="Factorising every layer once…")
-def _model(_workspace: Workspace, fingerprint: str, ref: str) -> dict[str, Any]:
+def _model(workspace: Workspace, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything constant: exact cost coefficients, spectra at some ranks, break-even marks, the prediction table."""
-    workspace = _workspace
     profile = workspace.profile
+    models.factorise(workspace, say)
+    say("Preparing the prediction")
     dense = plan_cost(profile)
-    value, _ = state.dense_score(workspace)
-    table = state.noise(workspace, fingerprint, ref)
+    value, _ = models.dense_score(workspace)
+    table = models.noise(workspace, profile.fingerprint, workspace.address)
     return {
         "key": model_key(workspace),
         "name": workspace.name,
@@ -306,7 +327,7 @@ def _latency(workspace: Workspace) -> dict[str, dict[str, Any]]:
     """What was measured on Compare: break-even and dominated ranks; onnxruntime's where both runtimes were."""
     found: dict[str, dict[str, Any]] = {}
     for runtime in reversed(RUNTIMES):
-        for stairs in state.stairs(workspace, runtime):
+        for stairs in comparisons.stairs(workspace, runtime):
             even, dominated = stairs.break_even, [list(rank) for rank in stairs.dominated]
             known = {"runtime": runtime, "even": even and list(even), "dominated": dominated}
             found.setdefault(stairs.layer, {})[stairs.method] = known

@@ -293,9 +293,10 @@ def sweep(
 
 
 def _intervals(dots: list[Dot], colour: str) -> dict[str, Any] | None:
-    if any(d.low is None or d.high is None for d in dots):
+    known = [(d.y, d.low, d.high) for d in dots if d.low is not None and d.high is not None]
+    if len(known) < len(dots):
         return None
-    bounds = {"array": [d.high - d.y for d in dots], "arrayminus": [d.y - d.low for d in dots]}
+    bounds = {"array": [high - y for y, _, high in known], "arrayminus": [y - low for y, low, _ in known]}
     return {"type": "data", "symmetric": False, "color": colour, "thickness": 1.5, "width": 5, **bounds}
 
 
@@ -316,11 +317,12 @@ def _marks(curve: Curve, line: str) -> list[dict[str, Any]]:
         upright = {"type": "line", "x0": rank, "x1": rank, "yref": "paper", "y0": 0, "y1": 1, "line": stroke}
         shapes = [upright]
         if row == 0 and curve.chosen is not None:
-            kept = {"type": "rect", "x0": 0, "x1": rank, "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 0}}
-            shapes.append({**kept, "fillcolor": line, "opacity": 0.1, "layer": "below"})
+            kept: dict[str, Any] = {"type": "rect", "x0": 0, "x1": rank, "yref": "paper", "y0": 0, "y1": 1}
+            shapes.append({**kept, "line": {"width": 0}, "fillcolor": line, "opacity": 0.1, "layer": "below"})
         right = rank > curve.top / 2
-        label = {"x": rank, "yref": "paper", "y": 1, "yshift": 13 + 18 * row, "text": text, "showarrow": False}
-        marks.append({"shapes": shapes, "label": {**label, "xanchor": "right" if right else "left"}})
+        label: dict[str, Any] = {"x": rank, "yref": "paper", "y": 1, "yshift": 13 + 18 * row, "text": text}
+        label |= {"showarrow": False, "xanchor": "right" if right else "left"}
+        marks.append({"shapes": shapes, "label": label})
     return marks
 
 

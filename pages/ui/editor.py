@@ -12,7 +12,8 @@ from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import check_plan, layer_cost, rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
-from pages.ui import state, words
+from pages.ui import words
+from pages.ui.state import plans, session
 
 DENSE = "dense"
 
@@ -21,7 +22,7 @@ def show(workspace: Workspace) -> None:
     """An editable row per layer where it is asked for; what is typed becomes the plan, or one clear error."""
     if not st.toggle("Edit as a table", key="table"):
         return
-    history = state.history(workspace)
+    history = plans.history(workspace)
     key = f"table-{history.rev}"
     methods = [name for name, method in METHODS.items() if not method.reference]
     st.data_editor(
@@ -38,20 +39,20 @@ def show(workspace: Workspace) -> None:
         on_change=_edited,
         args=(workspace, key),
     )
-    if state.widget("table-error"):
-        st.error(words.plain(state.widget("table-error")), icon=":material/error:")
+    if session.widget("table-error"):
+        st.error(words.plain(session.widget("table-error")), icon=":material/error:")
 
 
 def _edited(workspace: Workspace, key: str) -> None:
-    history = state.history(workspace)
+    history = plans.history(workspace)
     try:
-        plan = edited_plan(workspace, history.plan, state.widget(key)["edited_rows"])
+        plan = edited_plan(workspace, history.plan, session.widget(key)["edited_rows"])
         check_plan(workspace.profile, plan)
     except InvalidPlan as error:
-        state.set_widget("table-error", str(error))
+        session.set_widget("table-error", str(error))
         return
-    state.set_widget("table-error", "")
-    state.set_history(workspace, history.commit(plan))
+    session.set_widget("table-error", "")
+    plans.set_history(workspace, history.commit(plan))
 
 
 def rows(workspace: Workspace, plan: RankPlan) -> pd.DataFrame:

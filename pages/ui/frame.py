@@ -1,19 +1,16 @@
-"""The frame of every page: navigation, model and dense score, what to do next, and errors without tracebacks."""
+"""The frame of every page, drawn with Streamlit alone: title, navigation and a skeleton are there before PyTorch is."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from dataclasses import dataclass
+from importlib import import_module
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from lowrank_core.errors import LowRankError
-from lowrank_core.sources import weights_alone
-from lowrank_core.sources._inventory import Inventory
-from lowrank_core.workspace import Workspace
-from pages.ui import running, state, words
-from pages.ui.button import turn_to
+from pages.ui import waiting
+from pages.ui.state import session
 
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -38,68 +35,39 @@ STYLE = """
 """
 
 
-@contextmanager
-def page(title: str, advice: str, weights: Callable[[Inventory], None] | None = None) -> Iterator[Workspace]:
-    """Open the session's model and show the page around it; whatever goes wrong is shown as one clear text.
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where a page puts what it knows only later."""
 
-    weights: what the page shows of weights without a model; without it the page says what is needed.
+    title: str
+    jobs: DeltaGenerator
+    header: DeltaGenerator
+    notices: DeltaGenerator
+    advice: DeltaGenerator
+
+
+def page(title: str, advice: str, *, body: str) -> None:
+    """Show a page: first its frame, then what `body` makes of the session's model.
+
+    body: a module with `show(workspace)` and, for weights without a model, perhaps `show_weights(stock)`. It and all
+    that is heavy are imported only when the frame is on the screen.
     """
     st.set_page_config(page_title=f"{title} · Rank Explorer", page_icon="🎚️", layout="wide")
     st.html(STYLE)
-    turn_to(title)
+    st.html(waiting.STYLE)
+    session.turn_to(title)
     with st.sidebar:
         for _, label, _ in PAGES:
             link(label)
-        running.badge(title)
+        jobs = st.container()
     header = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     header.title(title, anchor=False, width="content")
-    opened = False
-    try:
-        workspace = state.opened()
-        if isinstance(workspace, Inventory):
-            header.markdown(f"{words.plain(workspace.weights.name)} · weights without a model", width="content")
-            (weights or _needs_a_model)(workspace)
-            st.stop()
-        header.markdown(words.dense(workspace, *state.dense_score(workspace)), width="content", help=words.DENSE)
-        for notice in workspace.notices:
-            st.caption(f":material/info: {words.plain(notice)}")
-        opened = True
-        st.markdown(advice)
-        yield workspace
-        state.end_if_replaced()
-        return
-    except LowRankError as error:
-        text = str(error)
-    except Exception as error:
-        logging.getLogger(__name__).exception("page %s failed", title)
-        text = f"This page failed with {type(error).__name__}; the terminal that runs the app shows where."
-    st.error(words.plain(text), icon=":material/error:")
-    if not opened:
-        st.markdown("Choose another model to go on:")
-        pick_model()
-    st.stop()
-
-
-def _needs_a_model(stock: Inventory) -> None:
-    """What a page can do with weights alone: nothing, and why."""
-    st.info(words.plain(weights_alone(stock.weights)), icon=":material/info:")
-    link("Model", says="See what is in the file")
-    link("Spectra", says="See the spectra")
-
-
-def pick_model() -> None:
-    """Choose which model to look at: the one given when the app was started, or a built-in one."""
-    refs, current = state.model_refs(), state.model_ref()
-    chosen = st.radio(
-        "Model",
-        refs,
-        index=refs.index(current) if current in refs else None,
-        format_func=words.model_name,
-        captions=[words.model_description(ref) for ref in refs],
-    )
-    if chosen is not None and chosen != current:
-        state.choose_model(chosen)
-        st.rerun()
+    frame = Frame(title, jobs, header, st.container(), st.empty())
+    frame.advice.markdown(advice)
+    say = waiting.Steps()
+    if not hasattr(sys.modules.get(body), "show"):
+        say("Loading the page" if hasattr(sys.modules.get("torch"), "__version__") else "Loading PyTorch")
+    import_module("pages.ui.opening").show(frame, import_module(body), say)
 
 
 def link(label: str, *, says: str = "") -> None:

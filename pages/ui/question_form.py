@@ -12,8 +12,9 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Quantity
 from lowrank_core.workspace import Workspace
-from pages.ui import form, question, state, words
+from pages.ui import form, question, words
 from pages.ui.question import Question
+from pages.ui.state import plans
 
 Budgets = tuple[tuple[Quantity, float], ...]
 
@@ -26,7 +27,7 @@ def show(workspace: Workspace) -> Question:
     names = sorted(RULES, key=lambda name: name != "budget")
     name = st.selectbox("Rule", names, format_func=lambda n: RULES[n].label, key="search rule", persist_state="session")
     rule = RULES[name]
-    says = " ".join(inspect.getdoc(rule).split("\n\n")[0].split())
+    says = " ".join((inspect.getdoc(rule) or "").split("\n\n")[0].split())
     st.caption(f"{words.plain(says)} *Source: {words.plain(rule.source)}.*")
     goals = [goal for goal in GOALS if goal in rule.serves]
     goal = goals[0]
@@ -35,7 +36,7 @@ def show(workspace: Workspace) -> Question:
             "Goal",
             goals,
             default=goals[0],
-            format_func=GOALS.get,
+            format_func=GOALS.__getitem__,
             required=True,
             key=f"search goal {name}",
             persist_state="session",
@@ -46,7 +47,7 @@ def show(workspace: Workspace) -> Question:
     with st.expander("Layers, methods, measurement"):
         methods, locked, multiple_of, samples = details(workspace, rule.methods)
         table = latency()
-        corrected = state.history(workspace).corrected
+        corrected = plans.history(workspace).corrected
         st.caption(
             f"Measured **{'with' if corrected else 'without'}** the correction, as *Ranks* is set.",
             help=words.CORRECTION,
@@ -153,7 +154,7 @@ def details(workspace: Workspace, published: tuple[str, ...]) -> tuple[tuple[str
     locked = st.multiselect(
         "Layers that stay dense",
         [layer.name for layer in layers],
-        list(state.history(workspace).locked),
+        list(plans.history(workspace).locked),
         placeholder="None",
         key=f"search locked {model}",
         persist_state="session",

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from lowrank_core.running.jobs import Job, Snapshot
-from pages.ui import state, words
+from pages.ui import words
 from pages.ui.button import button
+from pages.ui.state import jobs, runs
 
-A, T = TypeVar("A"), TypeVar("T")
+A = TypeVar("A")
+T = TypeVar("T")
 
 DRAW_SECONDS = 0.5  # a chart is drawn anew at most this often
 BADGE_SECONDS = 2.0
@@ -40,7 +42,7 @@ def follow(job: Job[T], say: Callable[[Snapshot[T]], str], draw: Callable[[Snaps
         again = time.monotonic() + DRAW_SECONDS
         while time.monotonic() < again and not known.over:
             known = job.changed(known, seconds=0.1)
-            if state.newer_run_waits():
+            if runs.newer_run_waits():
                 return
 
 
@@ -64,13 +66,13 @@ def earlier(asked: Sequence[A], titles: Sequence[str], start: Callable[[A], None
 
 def badge(page: str) -> None:
     """The jobs of this session that another page shows: running, or over since this session looked there."""
-    if state.jobs_elsewhere(page):
+    if jobs.elsewhere(page):
         st.fragment(_badge, run_every=BADGE_SECONDS)(page)
 
 
 def _badge(page: str) -> None:
-    state.let_wait()
-    for started in state.jobs_elsewhere(page):
+    runs.let_wait()
+    for started in jobs.elsewhere(page):
         known, job = started.job.snapshot, started.job
         since = datetime.now().astimezone() - timedelta(seconds=job.seconds)
         icon, says = "hourglass_top", f"since {since:%H:%M}{time_left(job)}"

@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from lowrank_core.running.jobs import Job
 
-A, T = TypeVar("A", bound=Hashable), TypeVar("T")
+A = TypeVar("A", bound=Hashable)
+T = TypeVar("T")
 
 MOST_FOUND = 20_000
 """Things found (trials, epochs, timings) that jobs which are over are kept with, in all."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from os import cpu_count
+from typing import TypeVar
 
 import streamlit as st
 
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.selection import RULES, make
+from lowrank_core.selection._problem import Quantity
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import form, frame, state, words
+from pages.ui import form, frame, words
 from pages.ui.question_form import largest_drop
+from pages.ui.state import plans
 from pages.ui.tuning import Sweep, Training
+
+C = TypeVar("C", bound=str)
 
 GOALS = {"plan": "This plan", "find": "Ranks to be found", "sweep": "A sweep"}
 BUTTONS = {
@@ -29,7 +35,7 @@ USUAL = ("epochs", "learning_rate", "loss")
 def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
     """What is asked for, None where something is missing, and the label of the button that starts it."""
     goal = choice("What to train", GOALS, "tuning goal")
-    history = state.history(workspace)
+    history = plans.history(workspace)
     locked, corrected = history.locked, history.corrected
     wish: Training | Sweep | None
     if goal == "plan":
@@ -82,11 +88,11 @@ def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
     elif goal == "find":
         wish = Training(None, settings, starts, seeds, drop, locked, corrected)
     else:
-        wish = Training(state.candidate(workspace), settings, starts, seeds)
+        wish = Training(plans.candidate(workspace), settings, starts, seeds)
     return wish, BUTTONS[goal]
 
 
-def choice(label: str, options: dict[str, str], key: str) -> str:
+def choice(label: str, options: Mapping[C, str], key: str) -> C:
     """One of a few, the first at first."""
     return st.segmented_control(
         label,
@@ -101,7 +107,7 @@ def choice(label: str, options: dict[str, str], key: str) -> str:
 
 def plan_line(workspace: Workspace) -> None:
     """The plan that is trained, in one line."""
-    history = state.history(workspace)
+    history = plans.history(workspace)
     cost, dense = plan_cost(workspace.profile, history.plan), plan_cost(workspace.profile)
     kept = f"{words.share(cost.multiplies / (dense.multiplies or 1))} of the multiplies"
     layers = f"{len(history.plan.choices)} of {len(workspace.profile.layers)} layers factorised"
@@ -113,9 +119,10 @@ def plan_line(workspace: Workspace) -> None:
     frame.link("Ranks", says="Change it on Ranks")
 
 
-def budgets() -> tuple[str, tuple[float, ...], str]:
+def budgets() -> tuple[Quantity, tuple[float, ...], str]:
     """(quantity, shares, rule)"""
-    quantity = choice("Budgets of", {"multiplies": "multiplies", "bytes": "bytes"}, "tuning quantity")
+    quantities: dict[Quantity, str] = {"multiplies": "multiplies", "bytes": "bytes"}
+    quantity = choice("Budgets of", quantities, "tuning quantity")
     shares = st.multiselect(
         "Shares of the dense network",
         SHARES,

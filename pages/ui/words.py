@@ -7,6 +7,10 @@ import re
 from pathlib import Path
 
 from lowrank_core.builtin import BUILTIN
+from lowrank_core.figures import count as count
+from lowrank_core.figures import drop_text, score_text
+from lowrank_core.figures import duration as duration
+from lowrank_core.figures import share as share
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
@@ -36,29 +40,6 @@ ENERGY = "Energy is the sum of the squared singular values; the smallest rank th
 METHOD = "How the layer is replaced by a chain of thinner ones; each has its own ranks, spectrum and cost."
 
 
-def count(value: float, unit: str = "") -> str:
-    """Four digits and a prefix: 40.55 M, 1.079 MB.
-
-    >>> count(40_551_040), count(1_078_888, "B"), count(12)
-    ('40.55 M', '1.079 MB', '12')
-    """
-    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            scaled = value / size
-            digits = 3 - (scaled >= 10) - (scaled >= 100)
-            return f"{scaled:.{digits}f} {prefix}{unit}"
-    return f"{value:g} {unit}".strip()
-
-
-def share(value: float) -> str:
-    """A share as a percentage of three digits.
-
-    >>> share(0.12345), share(1)
-    ('12.3 %', '100 %')
-    """
-    return f"{100 * value:.3g} %"
-
-
 def block(name: str) -> str:
     """The block of a layer: its name up to the last number in front of its own, or all but its own.
 
@@ -68,18 +49,6 @@ def block(name: str) -> str:
     parts = name.split(".")[:-1]
     numbered = max((at + 1 for at, part in enumerate(parts) if part.isdecimal()), default=len(parts))
     return ".".join(parts[:numbered])
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it.
-
-    >>> duration(4.2), duration(200), duration(8000)
-    ('4 s', '3 min 20 s', '2 h 13 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def sizes(numbers: tuple[int, ...]) -> str:
@@ -151,12 +120,12 @@ def loss_title(workspace: Workspace) -> str:
 
 def score(workspace: Workspace, value: float) -> str:
     """A score in its own unit."""
-    return f"{100 * value:.2f} %" if shares(workspace) else f"{value:.4g}"
+    return score_text(value, percent=shares(workspace))
 
 
 def drop(workspace: Workspace, value: float) -> str:
     """A loss of score in its own unit, positive when worse."""
-    return f"{100 * value:.3g} points" if shares(workspace) else f"{value:.3g}"
+    return drop_text(value, percent=shares(workspace))
 
 
 def interval(workspace: Workspace, found: Score) -> str:

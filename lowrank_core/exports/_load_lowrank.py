@@ -1,0 +1,25 @@
+"""Load a compressed network from a checkpoint of Rank Explorer; needs torch and safetensors alone."""
+
+import json
+
+from safetensors import safe_open
+from torch import nn
+
+PARTS = vars(nn)
+
+
+def load_lowrank(model: nn.Module, path: str) -> nn.Module:
+    with safe_open(path, "pt") as file:
+        about, state = json.loads(file.metadata()["lowrank"]), {key: file.get_tensor(key) for key in [*file.keys()]}
+    assert about["format"] == "lowrank-checkpoint/1", about["format"]
+    for layer in about["layers"]:
+        old = model.get_submodule(layer["name"])
+        parts = [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
+        new = (PARTS["Sequential"](*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
+        for parent, name in [(p, n) for p in model.modules() for n, child in p._modules.items() if child is old]:
+            setattr(parent, name, new)
+        model = new if old is model else model
+    for module in model.modules():  # fused encoders would read weights that are gone
+        vars(module).update(activation_relu_or_gelu=0, use_nested_tensor=False)
+    model.load_state_dict(state | {alias: state[name] for alias, name in about["ties"].items()})
+    return model.eval()

@@ -1,0 +1,384 @@
+"""The modules that replace layers, and the parts of chains that torch.nn has not.
+
+This file needs torch alone: exports ship it whole, as part of the loader for networks that have such modules.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+
+class GroupedLinear(nn.Module):
+    """(..., in) -> (..., out), each of `groups` equal parts of the inputs into its own part of the outputs.
+
+    What a convolution's groups are. weight: (out, in / groups).
+    """
+
+    def __init__(self, in_features: int, out_features: int, groups: int, bias: bool = True, **factory: Any) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.groups = in_features, out_features, groups
+        self.weight = nn.Parameter(torch.empty(out_features, in_features // groups, **factory))
+        self.bias = nn.Parameter(torch.zeros(out_features, **factory)) if bias else None
+        nn.init.uniform_(self.weight, -((groups / in_features) ** 0.5), (groups / in_features) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One product for all groups."""
+        parts = x.reshape(-1, self.groups, self.in_features // self.groups).transpose(0, 1)
+        y = torch.bmm(parts, self.weight.view(self.groups, -1, parts.shape[-1]).mT).transpose(0, 1)
+        y = y.reshape(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """As a Linear shows itself."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, groups={self.groups}"
+
+
+class SharedLinear(nn.Module):
+    """(..., in) -> (..., out), where one weight (out / copies, in / copies) turns part after part into outputs.
+
+    A part is every `copies`-th input, and a stretch of the outputs: input c * copies + k is number c of part k. The
+    bias differs from part to part.
+    """
+
+    def __init__(self, in_features: int, out_features: int, copies: int, bias: bool = True, **factory: Any) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.copies = in_features, out_features, copies
+        self.weight = nn.Parameter(torch.empty(out_features // copies, in_features // copies, **factory))
+        self.bias = nn.Parameter(torch.zeros(out_features, **factory)) if bias else None
+        nn.init.uniform_(self.weight, -((copies / in_features) ** 0.5), (copies / in_features) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One product for all parts."""
+        parts = x.reshape(*x.shape[:-1], -1, self.copies).mT
+        y = F.linear(parts, self.weight).flatten(-2)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """As a Linear shows itself."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, copies={self.copies}"
+
+
+class TransposedLinear(nn.Module):
+    """A Linear whose weight is (in, out): it shares it with a Linear the other way round."""
+
+    def __init__(self, in_features: int, out_features: int, **factory: Any) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(in_features, out_features, **factory))
+        nn.init.normal_(self.weight, std=in_features**-0.5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input @ self.weight
+
+
+class Recurrent(nn.Module):
+    """An nn.LSTM, nn.GRU or nn.RNN, step by step: the same arguments, states, outputs and names of parameters.
+
+    A weight in `ranks` is a chain of layers under its name, the last with its bias: two Linear layers of that rank, or
+    those of a list of parts {"op", "args"}. The others are parameters as usual.
+    """
+
+    GATES: ClassVar[dict[str, int]] = {"LSTM": 4, "GRU": 3, "RNN": 1}
+    LINEARS: ClassVar[dict[str, Callable[..., nn.Module]]] = {
+        "Linear": nn.Linear,
+        "GroupedLinear": GroupedLinear,
+        "SharedLinear": SharedLinear,
+    }
+
+    def __init__(
+        self,
+        kind: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        nonlinearity: str = "tanh",
+        ranks: dict[str, Any] | None = None,
+        **factory: Any,
+    ) -> None:
+        super().__init__()
+        self.kind, self.input_size, self.hidden_size, self.num_layers = kind, input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
+        self.proj_size, self.nonlinearity = proj_size, nonlinearity
+        for name, (rows, columns, biased) in self.weights().items():
+            if ranks and name in ranks:
+                parts = ranks[name]
+                if not isinstance(parts, list):
+                    first = {"in_features": columns, "out_features": parts, "bias": False}
+                    last = {"in_features": parts, "out_features": rows, "bias": biased}
+                    parts = [{"op": "Linear", "args": args} for args in (first, last)]
+                built = [self.LINEARS[part["op"]](**part["args"], **factory) for part in parts]
+                self.add_module(name, nn.Sequential(*built))
+                continue
+            self.register_parameter(name, nn.Parameter(torch.empty(rows, columns, **factory)))
+            if biased:
+                beside = nn.Parameter(torch.empty(rows, **factory))
+                self.register_parameter(name.replace("weight", "bias"), beside)
+        self.reset_parameters()
+
+    def weights(self) -> dict[str, tuple[int, int, bool]]:
+        """{name: (rows, columns, whether it has a bias)} in the order of execution."""
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        gates, state = self.GATES[self.kind] * self.hidden_size, self.proj_size or self.hidden_size
+        shapes = {}
+        for layer in range(self.num_layers):
+            inputs = state * len(directions) if layer else self.input_size
+            for direction in directions:
+                shapes[f"weight_ih_l{layer}{direction}"] = gates, inputs, self.bias
+                shapes[f"weight_hh_l{layer}{direction}"] = gates, state, self.bias
+                if self.proj_size:
+                    shapes[f"weight_hr_l{layer}{direction}"] = self.proj_size, self.hidden_size, False
+        return shapes
+
+    def reset_parameters(self) -> None:
+        """Random weights as PyTorch draws them, where they are not chains."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do; networks that call it go on working."""
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+        """(outputs, last states), in the shapes of PyTorch's; packed sequences are padded and packed again."""
+        ended = None
+        x, batched = input, True
+        if isinstance(input, PackedSequence):
+            x, lengths = pad_packed_sequence(input)
+            ended = (torch.arange(len(x))[:, None] >= lengths).unsqueeze(-1).to(x.device)
+        elif input.dim() == 2:
+            x, batched = input.unsqueeze(1), False
+        elif self.batch_first:
+            x = input.transpose(0, 1)
+        states = list(hx if self.kind == "LSTM" else (hx,)) if hx is not None else []
+        states = states if batched else [state.unsqueeze(1) for state in states]
+        directions = 2 if self.bidirectional else 1
+        ends = []
+        for layer in range(self.num_layers):
+            if layer:
+                x = F.dropout(x, self.dropout, self.training)
+            outputs = []
+            for direction in range(directions):
+                suffix = f"_l{layer}" + ("_reverse" if direction else "")
+                start = [state[layer * directions + direction] for state in states]
+                zeros = [
+                    x.new_zeros(x.shape[1], size) for size in (self.proj_size or self.hidden_size, self.hidden_size)
+                ]
+                output, end = self._run(suffix, x, *(start or zeros), reverse=direction == 1, ended=ended)
+                outputs.append(output)
+                ends.append(end)
+            x = torch.cat(outputs, dim=-1)
+        last = [torch.stack(state) for state in zip(*ends, strict=True)]
+        if isinstance(input, PackedSequence):
+            x = pack_padded_sequence(x, lengths, enforce_sorted=input.sorted_indices is None)
+        elif not batched:
+            x, last = x.squeeze(1), [state.squeeze(1) for state in last]
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        return x, tuple(last) if self.kind == "LSTM" else last[0]
+
+    def _run(
+        self, suffix: str, x: Tensor, h: Tensor, c: Any = None, *, reverse: bool = False, ended: Any = None
+    ) -> tuple[Tensor, Any]:
+        """One direction of one layer: (steps, batch, in) -> (steps, batch, out) and the state at its end.
+
+        ended: (steps, batch, 1), True where a sequence is over; there the state stays as it is.
+        """
+        inputs = self._times("weight_ih" + suffix, x).unbind(0)
+        outputs = []
+        for step, a in list(enumerate(inputs))[:: -1 if reverse else 1]:
+            before, c_before = h, c
+            b = self._times("weight_hh" + suffix, h)
+            if self.kind == "LSTM":
+                i, f, g, o = (a + b).chunk(4, dim=-1)
+                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+                h = torch.sigmoid(o) * torch.tanh(c)
+                h = self._times("weight_hr" + suffix, h) if self.proj_size else h
+            elif self.kind == "GRU":
+                (r, z, n), (hr, hz, hn) = a.chunk(3, dim=-1), b.chunk(3, dim=-1)
+                z, n = torch.sigmoid(z + hz), torch.tanh(n + torch.sigmoid(r + hr) * hn)
+                h = n + z * (h - n)
+            else:
+                h = torch.tanh(a + b) if self.nonlinearity == "tanh" else torch.relu(a + b)
+            if ended is not None:
+                h = torch.where(ended[step], before, h)
+                c = torch.where(ended[step], c_before, c) if self.kind == "LSTM" else c
+            outputs.append(h)
+        return torch.stack(outputs[::-1] if reverse else outputs), (h, c) if self.kind == "LSTM" else (h,)
+
+    def _times(self, name: str, x: Tensor) -> Tensor:
+        part = getattr(self, name)
+        if isinstance(part, nn.Module):
+            product: Tensor = part(x)
+            return product
+        return F.linear(x, part, getattr(self, name.replace("weight", "bias"), None))
+
+
+class Cell(Recurrent):
+    """An nn.LSTMCell, nn.GRUCell or nn.RNNCell in the same way: one step, and no numbers in the names of weights."""
+
+    def weights(self) -> dict[str, tuple[int, int, bool]]:
+        """{name: (rows, columns, whether it has a bias)}, input first."""
+        return {name.removesuffix("_l0"): about for name, about in super().weights().items()}
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """The next state, (h, c) for an LSTM, from one input (batch, in) or (in,)."""
+        states = list(hx if self.kind == "LSTM" else (hx,)) if hx is not None else []
+        zeros = [input.new_zeros(*input.shape[:-1], self.hidden_size)] * 2
+        _, last = self._run("", input[None], *(states or zeros))
+        return last if self.kind == "LSTM" else last[0]
+
+
+class Attention(nn.Module):
+    """An nn.MultiheadAttention with the same arguments and outputs; q, k, v and the output are layers of their own.
+
+    A projection in `ranks` ("in_proj.q", "in_proj.k", "in_proj.v", "out_proj") is a chain of two Linear layers, the
+    second with its bias; the others are Linear.
+    """
+
+    in_proj_bias = None  # by this an encoder layer sees that it cannot read the weights itself
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        batch_first: bool = False,
+        ranks: dict[str, int] | None = None,
+        **factory: Any,
+    ) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.dropout, self.bias = embed_dim, num_heads, dropout, bias
+        self.batch_first = batch_first
+
+        def projection(name: str) -> nn.Module:
+            if not ranks or name not in ranks:
+                return nn.Linear(embed_dim, embed_dim, bias=bias, **factory)
+            first = nn.Linear(embed_dim, ranks[name], bias=False, **factory)
+            return nn.Sequential(first, nn.Linear(ranks[name], embed_dim, bias=bias, **factory))
+
+        self.in_proj = nn.ModuleDict({part: projection(f"in_proj.{part}") for part in "qkv"})
+        self.out_proj = projection("out_proj")
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(outputs, attention weights or None) in the shapes of PyTorch's; is_causal only says what attn_mask holds."""
+        batched = query.dim() == 3
+        heads = []
+        for part, x in zip("qkv", (query, key, value), strict=True):
+            rows = (x if self.batch_first else x.transpose(0, 1)) if batched else x.unsqueeze(0)
+            heads.append(self.in_proj[part](rows).unflatten(-1, (self.num_heads, -1)).transpose(1, 2))
+        q, k, v = heads
+        mask = self._mask(attn_mask, key_padding_mask, q, k)
+        weights = None
+        if need_weights:
+            scores = q * q.shape[-1] ** -0.5 @ k.mT
+            weights = F.dropout(F.softmax(scores if mask is None else scores + mask, -1), self.dropout, self.training)
+            mixed = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        outputs = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        if not batched:
+            return outputs.squeeze(0), None if weights is None else weights.squeeze(0)
+        return outputs if self.batch_first else outputs.transpose(0, 1), weights
+
+    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+        """What is added to the scores (batch, heads, queries, keys); True in either mask keeps a key out."""
+
+        def added(mask: Tensor) -> Tensor:
+            return (
+                torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, -torch.inf)
+                if mask.dtype == torch.bool
+                else mask
+            )
+
+        total = None
+        if attn_mask is not None:
+            total = added(attn_mask)
+            total = total.view(q.shape[0], self.num_heads, q.shape[2], k.shape[2]) if attn_mask.dim() == 3 else total
+        if key_padding_mask is not None:
+            padding = added(key_padding_mask).view(q.shape[0], 1, 1, k.shape[2])
+            total = padding if total is None else total + padding
+        return total
+
+
+class Chain(nn.Sequential):
+    """Layers in a row that stand for one.
+
+    Other modules may ask that layer for its sizes, its bias, or the type, place and shape of its weight; the weight has
+    no values (NaN, and no memory): `discover` leaves layers as they are whose weight others compute with.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        first, *others = self
+        x: Any = first(*args, **kwargs)
+        for part in others:
+            x = part(x)
+        return x
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("in_features", "in_channels", "num_embeddings", "padding_idx"):
+            return getattr(self[0], name)
+        if name in ("out_features", "out_channels", "bias"):
+            return getattr(self[-1], name)
+        if name == "embedding_dim":
+            return self[-1].out_features
+        if name in ("kernel_size", "stride"):
+            return tuple(map(max, *(getattr(part, name) for part in self)))
+        if name == "weight":
+            parts: list[Any] = list(self)
+            shape = [parts[-1].weight.shape[0], parts[0].weight.shape[1]]
+            if hasattr(parts[0], "kernel_size"):
+                groups, turned = min(part.groups for part in parts), any(part.transposed for part in parts)
+                shape = [parts[-1].out_channels, parts[0].in_channels][:: -1 if turned else 1]
+                shape = [shape[0], shape[1] // groups, *self.kernel_size]
+            elif hasattr(parts[0], "num_embeddings"):
+                shape = [parts[0].num_embeddings, parts[-1].out_features]
+            return parts[-1].weight.new_full((), torch.nan).expand(shape)
+        return super().__getattr__(name)
+
+
+MAPS: dict[str, Callable[..., nn.Module]] = {
+    "Linear": nn.Linear,
+    "GroupedLinear": GroupedLinear,
+    "SharedLinear": SharedLinear,
+    "Conv1d": nn.Conv1d,
+    "Conv2d": nn.Conv2d,
+    "Conv3d": nn.Conv3d,
+    "ConvTranspose1d": nn.ConvTranspose1d,
+    "ConvTranspose2d": nn.ConvTranspose2d,
+    "ConvTranspose3d": nn.ConvTranspose3d,
+    "Embedding": nn.Embedding,
+    "EmbeddingBag": nn.EmbeddingBag,
+    "TransposedLinear": TransposedLinear,
+}
+"""What a chain is made of, by the name that plans and checkpoints give it."""
+
+PARTS: dict[str, Callable[..., nn.Module]] = {
+    **MAPS,
+    **{kind: partial(Recurrent, kind) for kind in Recurrent.GATES},
+    **{f"{kind}Cell": partial(Cell, kind) for kind in Recurrent.GATES},
+    "MultiheadAttention": Attention,
+    "ConstantPad1d": nn.ConstantPad1d,
+    "Sequential": Chain,
+}
+"""Everything a checkpoint may list."""

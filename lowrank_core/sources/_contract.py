@@ -1,0 +1,243 @@
+"""ModelContract: a model and its data as any source hands them over, checked and opened in one place."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
+from lowrank_core.layers.data import Dataset, Inputs, batch_size, run
+from lowrank_core.networks.profile import check_finite
+from lowrank_core.scoring.metrics import AGREEMENT, METRICS, Metric
+from lowrank_core.sources._opened import Opened, as_dataset, default_metric
+
+FUNCTIONS = ("build_model", "example_inputs", "eval_data", "train_data", "metric", "evaluate")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelContract:
+    """What a source knows of a model: the functions of a model file, none of them called yet, None where there is none.
+
+    name: for people. ref: the reference that opens it again, None for a network that came from Python.
+    path: the file or folder it is in, which messages name; None where messages name arguments of `Workspace.of`.
+    """
+
+    name: str
+    build_model: Callable[[], Any]
+    example_inputs: Callable[[], Any] | None = None
+    eval_data: Callable[[], Any] | None = None
+    train_data: Callable[[], Any] | None = None
+    metric: Callable[[Tensor, Tensor], Any] | Metric | str | None = None
+    evaluate: Callable[[nn.Module], Any] | None = None
+    higher_is_better: bool = True
+    description: str = ""
+    ref: str | None = None
+    path: Path | None = None
+
+    def called(self, function: str) -> str:
+        """How notices call a part of it: 'eval_data()' of a file, 'eval_data' as an argument."""
+        return f"{function}()" if self.path else function.replace("build_model", "model")
+
+    def part(self, function: str) -> str:
+        """How refusals call it: 'net.py: eval_data()', or 'eval_data'."""
+        return f"{self.path}: {self.called(function)}" if self.path else self.called(function)
+
+    @property
+    def begins(self) -> str:
+        """What a refusal begins with that is about the whole: 'net.py: ', or nothing."""
+        return f"{self.path}: " if self.path else ""
+
+    @property
+    def own_metric(self) -> str:
+        """What to do where no metric that is known by name fits."""
+        signature = "(outputs, targets) -> float"
+        return f"define metric{signature}" if self.path else f"give metric, a function {signature}"
+
+    @property
+    def must(self) -> str:
+        """'must return' of functions, 'must be' of arguments."""
+        return "must return" if self.path else "must be"
+
+
+def open_contract(contract: ModelContract) -> Opened:
+    """Build the model and check what came with it; data is loaded when first asked for.
+
+    Raises InvalidModel or InvalidData with what is missing, what came and what to do.
+    """
+    model = _built(contract)
+    notices = []
+    if any(m.training for m in model.modules()):
+        model.eval()
+        notices.append(
+            "build_model() returned a model in training mode; it is used in eval mode."
+            if contract.path
+            else "The model is in training mode; the copy that is worked on is in eval mode."
+        )
+    _check_functions(contract)
+    train = contract.train_data
+
+    def eval_data() -> Dataset:
+        if contract.eval_data is not None:
+            return dataset_of(contract, "eval_data")
+        return Dataset((train_data() if train is not None else Dataset(inputs)).inputs)
+
+    def train_data() -> Dataset:
+        return dataset_of(contract, "train_data")
+
+    given = _named_metric(contract)
+    inputs = _example_inputs(contract)
+    if contract.eval_data is None and contract.evaluate is None:
+        judged = given if isinstance(given, Metric) and given.label_free else AGREEMENT
+        notices.append(f"There is no {contract.called('eval_data')}: the score is {judged.name}.")
+    if train is None:
+        missing = contract.called("train_data")
+        notices.append(f"There is no {missing}: calibration uses evaluation inputs, without their labels.")
+    return Opened(
+        ref=contract.ref,
+        name=contract.name,
+        description=contract.description,
+        model=model,
+        example_inputs=inputs,
+        eval_data=eval_data,
+        train_data=train_data if train is not None else None,
+        metric=lambda dataset: _metric(contract, model, dataset),
+        evaluate=contract.evaluate,
+        higher_is_better=contract.higher_is_better,
+        notices=tuple(notices),
+        provides=frozenset(name for name in FUNCTIONS if getattr(contract, name) is not None),
+    )
+
+
+def _built(contract: ModelContract) -> nn.Module:
+    model = _call(contract, "build_model", InvalidModel)
+    if not isinstance(model, nn.Module):
+        raise InvalidModel(
+            f"{contract.part('build_model')} {contract.must} an nn.Module, but got {type(model).__name__}."
+        )
+    check_finite(model)
+    return model
+
+
+def _check_functions(contract: ModelContract) -> None:
+    if contract.evaluate is not None and not callable(contract.evaluate):
+        raise InvalidModel(
+            f"{contract.begins}evaluate must be a function of the model that gives a number, but got "
+            f"{type(contract.evaluate).__name__}."
+        )
+    if contract.metric is not None and not (callable(contract.metric) or isinstance(contract.metric, Metric | str)):
+        raise InvalidModel(
+            f"{contract.begins}metric must be a function of outputs and targets or a name, one of "
+            f"{', '.join(METRICS)}, but got {type(contract.metric).__name__}."
+        )
+
+
+def _metric(contract: ModelContract, model: nn.Module, dataset: Dataset) -> Metric:
+    """How outputs are judged on these samples."""
+    given = _named_metric(contract)
+    if isinstance(given, Metric) and (given.label_free or dataset.targets is not None):
+        return given
+    if given is None or isinstance(given, Metric) or dataset.targets is None:
+        chosen = default_metric(dataset, contract.own_metric + (" in the model file" if contract.path else ""))
+        _check_classes(contract, model, dataset)
+        return chosen
+
+    def value(outputs: Tensor, targets: Tensor) -> float:
+        try:
+            return float(given(outputs, targets))
+        except (Exception, SystemExit) as error:
+            raise InvalidData(f"{contract.part('metric')} failed: {told(error, contract.path)}") from error
+
+    classes = dataset.targets.ndim == 1 and not dataset.targets.is_floating_point()
+    name = getattr(given, "__name__", "metric")
+    return Metric(name, contract.higher_is_better, value=value, class_axis=1 if classes else None)
+
+
+def _named_metric(contract: ModelContract) -> Callable[[Tensor, Tensor], Any] | Metric | None:
+    """A metric that goes by a name in METRICS, anything else as it is; raises InvalidModel for an unknown name."""
+    given = contract.metric
+    if not isinstance(given, str):
+        return given
+    if given not in METRICS:
+        raise InvalidModel(
+            f"{contract.begins}there is no metric {given!r}; name one of {', '.join(METRICS)}, "
+            f"or {contract.own_metric}."
+        )
+    return METRICS[given]
+
+
+def _call(contract: ModelContract, function: str, kind: type[LowRankError]) -> Any:
+    """What one of the person's functions returns; whatever it raises becomes one clear line."""
+    try:
+        return getattr(contract, function)()
+    except LowRankError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise kind(f"{contract.part(function)} failed: {told(error, contract.path)}") from error
+
+
+def dataset_of(contract: ModelContract, function: str) -> Dataset:
+    """What eval_data or train_data gives, in memory; raises InvalidData where it cannot be had or read."""
+    value = _call(contract, function, InvalidData)
+    try:
+        return as_dataset(value, contract.part(function))
+    except LowRankError:
+        raise
+    except (Exception, SystemExit) as error:  # of a generator, or of a loader of batches
+        raise InvalidData(f"{contract.part(function)} failed: {told(error, contract.path)}") from error
+
+
+def _check_classes(contract: ModelContract, model: nn.Module, dataset: Dataset) -> None:
+    """Outputs must be one number per class, and every label one of these classes."""
+    outputs = run(model, dataset.pick(slice(0, 1)))
+    if outputs.ndim != 2:
+        raise InvalidData(
+            f"{contract.begins}outputs must be (N, classes) to be scored by top-1, but for one sample the model "
+            f"returns {tuple(outputs.shape)}; {contract.own_metric}."
+        )
+    if dataset.targets is None:
+        return
+    low, high, classes = int(dataset.targets.min()), int(dataset.targets.max()), outputs.shape[1]
+    if low < 0 or high >= classes:
+        raise InvalidData(
+            f"{contract.begins}labels must be 0..{classes - 1}, one for each of the model's {classes} outputs, but "
+            f"{contract.called('eval_data')} has {low}..{high}; correct the labels, or {contract.own_metric}."
+        )
+
+
+def _example_inputs(contract: ModelContract) -> Inputs:
+    if contract.example_inputs is not None:
+        inputs = _call(contract, "example_inputs", InvalidModel)
+        try:
+            samples = batch_size(inputs)
+        except InvalidData as error:
+            raise InvalidData(f"{contract.part('example_inputs')}: {error}") from error
+        if samples == 0:
+            raise InvalidData(
+                f"{contract.part('example_inputs')} has no samples; it {contract.must} a batch of at least one."
+            )
+        return inputs
+    if contract.eval_data is not None or contract.train_data is not None:
+        data = dataset_of(contract, "train_data" if contract.eval_data is None else "eval_data")
+        return data.pick(slice(0, 1)).inputs
+    raise InvalidModel(
+        f"{contract.begins}without inputs no layer can be seen at work; define example_inputs() -> tuple of tensors, "
+        "a batch as deployed."
+        if contract.path
+        else "without inputs no layer can be seen at work; give example_inputs, a batch as deployed."
+    )
+
+
+def told(error: BaseException, path: Path | None) -> str:
+    """'ValueError: ... (line 12)', with the last line of the person's own file that was involved."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if path is not None and Path(frame.filename) == path.resolve()]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    where = f" (line {lines[-1]})" if lines and lines[-1] else ""
+    first = str(error).strip().split("\n")
+    return f"{type(error).__name__}: {' '.join(part.strip() for part in first)[:600]}{where}"

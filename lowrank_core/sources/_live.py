@@ -1,0 +1,77 @@
+"""A network that comes from Python: a live `nn.Module` and its data as a ModelContract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowrank_core.errors import InvalidModel
+from lowrank_core.layers.computed import copied
+from lowrank_core.scoring.metrics import Metric
+from lowrank_core.sources._contract import ModelContract, dataset_of
+
+
+def live_contract(
+    model: nn.Module,
+    example_inputs: Any,
+    eval_data: Any = None,
+    train_data: Any = None,
+    metric: Callable[[Tensor, Tensor], Any] | Metric | str | None = None,
+    *,
+    evaluate: Callable[[nn.Module], Any] | None = None,
+    higher_is_better: bool = True,
+    name: str | None = None,
+) -> ModelContract:
+    """The arguments of `Workspace.of`. The model is copied once it is opened; data that are no function are read here.
+
+    Raises InvalidData where they cannot be read.
+    """
+    model = _unwrapped(model)
+    contract = ModelContract(
+        name=name or type(model).__name__,
+        build_model=lambda: _copy(model),
+        example_inputs=_function(example_inputs),
+        eval_data=_function(eval_data),
+        train_data=_function(train_data),
+        metric=metric,
+        evaluate=evaluate,
+        higher_is_better=higher_is_better,
+        description=f"{type(model).__qualname__}, from Python.",
+    )
+    return replace(
+        contract,
+        eval_data=_read(contract, "eval_data", eval_data),
+        train_data=_read(contract, "train_data", train_data),
+    )
+
+
+def _function(value: Any) -> Callable[[], Any] | None:
+    return value if value is None or callable(value) else lambda: value
+
+
+def _read(contract: ModelContract, argument: str, value: Any) -> Callable[[], Any] | None:
+    """A function as it is; other data read once: a generator is then empty, and a loader may shuffle anew."""
+    return value if value is None or callable(value) else _function(dataset_of(contract, argument))
+
+
+def _unwrapped(model: Any) -> Any:
+    """The network that torch.compile or DataParallel wraps: its layers have the names that it gives them."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return model.module
+    return getattr(model, "_orig_mod", model)
+
+
+def _copy(model: Any) -> Any:
+    """A copy of a module; what is none is given back, to be refused."""
+    if not isinstance(model, nn.Module):
+        return model
+    try:
+        return copied(model)
+    except Exception as error:  # whatever an attribute of a module says that cannot be copied
+        raise InvalidModel(
+            f"model cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:200]}), and it is a copy "
+            "that is compressed; take what cannot be copied out of its attributes."
+        ) from error

@@ -1,0 +1,252 @@
+"""Compare: the dense network, the plan and snapshots side by side, by score, time, memory and what changed."""
+
+import re
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+import torch
+
+from lowrank_core.errors import LowRankError
+from lowrank_core.measure.comparison import FORMATS, Comparison, Flip
+from lowrank_core.measure.latency import RUNTIMES, LatencyTable, cpu_name
+from lowrank_core.measure.staircases import as_table
+from lowrank_core.methods import METHODS
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.jobs import Job, Snapshot
+from lowrank_core.workspace import Workspace
+from pages.ui import charts, compare, question, running, words
+from pages.ui.button import button
+from pages.ui.compare import Asked, Found, Races, Scores, Stairs
+from pages.ui.devices import DEVICES, kB
+from pages.ui.state import comparisons, plans
+
+IMAGE_CHANNELS, LARGEST_IMAGE, MOST_IMAGES = (1, 3), 256, 24
+
+
+def side_by_side(workspace: Workspace) -> dict[str, RankPlan]:
+    """Dense, the plan as it stands, and the snapshots that were picked; equal plans are shown once."""
+    history = plans.history(workspace)
+    found = {compare.DENSE: RankPlan(workspace.profile.fingerprint), "This plan": history.plan}
+    kept = {s.name: s.plan for s in history.snapshots if s.name not in found}
+    if not kept:
+        st.caption("Take snapshots on **Ranks**: they are compared here, too.")
+    else:
+        picked = st.pills("Snapshots", list(kept), default=list(kept)[-4:], selection_mode="multi", key=f"of {kept}")
+        found |= {name: kept[name] for name in picked}
+    unique = {plan: name for name, plan in reversed(found.items())}
+    return {name: plan for name, plan in found.items() if unique[plan] == name}
+
+
+def target() -> compare.Target:
+    """Number format, device and energy: what the bytes are judged by."""
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+        number = st.segmented_control(
+            "Numbers",
+            list(FORMATS),
+            default="as it is",
+            required=True,
+            help="Bytes of a weight and of an activation on the device; integers keep their size.",
+            key="compare numbers",
+            persist_state="session",
+        )
+        names = [device.name for device in DEVICES]
+        chosen = st.selectbox(
+            "Device", names, None, placeholder="Any", key="compare device", persist_state="session", width=330
+        )
+        device = next((device for device in DEVICES if device.name == chosen), None)
+        flash = ram = None
+        if device is not None:
+            usable: dict[str, Any] = {"min_value": 1.0, "step": 1.0, "format": "%g", "width": 130}
+            tip = "As the maker states it; take off what the program itself needs."
+            flash = st.number_input(
+                "Flash, kB", value=device.flash_bytes / kB, help=tip, key=f"flash {device.name}", **usable
+            )
+            ram = st.number_input("RAM, kB", value=device.ram_bytes / kB, help=tip, key=f"ram {device.name}", **usable)
+    with st.expander("Energy, an estimate of low confidence"):
+        st.caption(
+            "Multiplies and bytes moved, each at a price. The prices differ tenfold between chips and memories: the "
+            "figures given are for arithmetic and DRAM at 45 nm (Horowitz 2014). Put in those of your device."
+        )
+        wanted = st.toggle("Show it", key="energy wanted", persist_state="session")
+        with st.container(horizontal=True):
+            prices = [
+                st.number_input(label, 0.0, value=value, format="%g", key=label, persist_state="session", width=180)
+                for label, value in (("pJ per multiply", 4.6), ("pJ per byte moved", 160.0))
+            ]
+    return compare.Target(
+        number,
+        None if flash is None else int(flash * kB),
+        None if ram is None else int(ram * kB),
+        *(prices if wanted else (None, None)),
+    )
+
+
+def watch(job: Job[Found]) -> None:
+    """Say what goes on until the job is over."""
+
+    def says(known: Snapshot[Found]) -> str:
+        doing = "ending after the step at hand" if job.stopped() else known.doing or "at work"
+        return f"{words.plain(doing)} · {job.seconds:.0f} s"
+
+    running.follow(job, says, lambda known, serial: None)
+
+
+def ask(workspace: Workspace, asked: Asked, label: str, busy: bool) -> None:
+    """A button for a measurement, and why the last one failed."""
+    job = comparisons.begun(workspace).get(asked)
+    if button(label, icon=":material/timer:", key=f"ask {label}", disabled=busy):
+        comparisons.start(workspace, asked)
+        st.rerun()
+    if job is not None and job.snapshot.error:
+        st.error(words.plain(job.snapshot.error), icon=":material/error:")
+
+
+def table(workspace: Workspace, found: dict[str, Comparison], judged: compare.Target, given: LatencyTable) -> None:
+    """One column per plan."""
+    raced = comparisons.raced(workspace)
+    rows = compare.rows(workspace, found, raced, judged, given)
+    frame_of_rows = pd.DataFrame.from_dict(rows, orient="index", columns=list(found))
+    frame_of_rows.columns = [words.plain(name) for name in found]
+    with st.container(key="compare_table"):
+        st.table(frame_of_rows)
+    how = next(iter(found.values())).memory["as it is"].how
+    how = "the graph of torch.export" if how == "torch.export" else "one run, since torch.export cannot trace it"
+    st.caption(
+        f"Flash: parameters and buffers, tied ones once. Peak RAM: activations that live at one time, from {how}; a "
+        "lower bound, for a runtime adds scratch space. Bytes moved: weights read once, activations whenever they are "
+        f"used. Memory and latency at the batch of the example inputs. Latency: this processor ({cpu_name()}), one "
+        "thread, paired with dense.",
+    )
+
+
+def changes(workspace: Workspace, found: dict[str, Comparison]) -> None:
+    """What became of single classes and samples under one of the plans."""
+    found = {name: one for name, one in found.items() if one.candidate.plan.choices and one.classes}
+    if not found:
+        return
+    st.header("What changed", anchor=False)
+    name = st.segmented_control("Plan", list(found), default=next(iter(found)), required=True, key=f"of {list(found)}")
+    one = found[name]
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        percent: dict[str, Any] = {"format": "%.1f %%"}
+        rows = pd.DataFrame(compare.class_rows(one)).sort_values("Change", kind="stable")
+        st.dataframe(
+            rows,
+            hide_index=True,
+            height="content" if len(rows) <= 12 else 460,
+            column_config={
+                "Class": st.column_config.NumberColumn(width=50),
+                "Samples": st.column_config.NumberColumn(width=66),
+                "Dense": st.column_config.NumberColumn(width=68, **percent),
+                "Plan": st.column_config.NumberColumn(width=68, **percent),
+                "Change": st.column_config.NumberColumn(width=70, format="%+.1f"),
+            },
+        )
+    with right:
+        st.markdown(f"**{one.lost}** lost, **{one.won}** won, **{one.changed}** wrong in another way.")
+        flips(workspace, one.flips)
+
+
+def flips(workspace: Workspace, found: tuple[Flip, ...]) -> None:
+    """Samples on which the networks disagree, as images where they are some."""
+    if not found:
+        return
+    inputs, shown = workspace.reference.dataset.inputs, found[:MOST_IMAGES]
+    if isinstance(inputs, tuple) and len(inputs) == 1:
+        (inputs,) = inputs
+    picture = isinstance(inputs, torch.Tensor) and inputs.ndim == 4 and inputs.shape[1] in IMAGE_CHANNELS
+    if not picture or max(inputs.shape[2:]) > LARGEST_IMAGE:
+        said = [{"Sample": f.sample, "Target": f.target, "Dense": f.dense, "Plan": f.compressed} for f in found]
+        st.dataframe(pd.DataFrame(said), hide_index=True)
+        return
+    st.html(charts.flips([(inputs[f.sample], f) for f in shown]))
+    if len(found) > len(shown):
+        st.caption(f"The first {len(shown)} of {len(found)}.")
+
+
+def layers(workspace: Workspace, busy: bool) -> None:
+    """Latency staircases of all layers: break-even ranks, dominated ranks, a table for searches."""
+    st.header("Latency of the layers", anchor=False)
+    st.markdown(
+        "Each layer alone at about ten ranks: from which rank it is faster than dense, and which ranks are slower "
+        "**and** less accurate than a larger one. The marks appear on the tracks of **Ranks**; times are kept."
+    )
+    usual = tuple(dict.fromkeys(layer.methods[0].name for layer in workspace.profile.layers))
+    usable = tuple(
+        dict.fromkeys(m.name for layer in workspace.profile.layers for m in layer.methods if not m.reference)
+    )
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        runtime = st.segmented_control(
+            "Runtime", RUNTIMES, default=RUNTIMES[0], required=True, key="stairs runtime", persist_state="session"
+        )
+        methods = st.multiselect(
+            "Methods", usable, usual, format_func=lambda m: METHODS[m].label, key=f"stairs {usable}", help=words.METHOD
+        )
+    asked = Stairs(runtime, tuple(methods))
+    if methods:
+        ask(workspace, asked, "Measure the layers", busy)
+    known = [s for s in comparisons.stairs(workspace, runtime) if s.method in methods]
+    if not known:
+        return
+    st.dataframe(pd.DataFrame(compare.stair_rows(known)), hide_index=True)
+    st.download_button(
+        "Export as CSV",
+        as_table(known).to_csv(),
+        f"{re.sub(r'[^A-Za-z0-9.-]+', '-', workspace.name)}-latency.csv",
+        "text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+        help="For a budget of microseconds in Search, or search --microseconds --latency-table.",
+    )
+
+
+def uploaded(workspace: Workspace) -> LatencyTable:
+    """Microseconds as they were measured on the real device."""
+    given = st.file_uploader(
+        "Latency table of your device (.csv)",
+        type="csv",
+        max_upload_size=5,
+        help="Columns layer, method, rank, microseconds; the dense layer goes by the method dense and no rank. Search "
+        "takes the same file for a budget of microseconds.",
+        key="compare table upload",
+    )
+    if given is None:
+        return LatencyTable()
+    try:
+        return question.latency_table(given.getvalue().decode("utf-8", "replace"), workspace)
+    except LowRankError as error:
+        st.error(words.plain(f"{given.name} is not used: {error}"), icon=":material/error:")
+        return LatencyTable()
+
+
+def show(workspace: Workspace) -> None:
+    """One column per plan, then what changed, then the layers."""
+    chosen = side_by_side(workspace)
+    candidates = {name: plans.candidate(workspace, plan) for name, plan in chosen.items()}
+    judged = target()
+    known = comparisons.compared(workspace)
+    found = {name: known[candidate] for name, candidate in candidates.items() if candidate in known}
+    missing = tuple(candidate for candidate in candidates.values() if candidate not in known)
+    jobs = comparisons.begun(workspace)
+    if missing and Scores(missing) not in jobs and all(job.snapshot.over for job in jobs.values()):
+        comparisons.start(workspace, Scores(missing))
+        jobs = comparisons.begun(workspace)
+    at_work = next((job for job in reversed(jobs.values()) if not job.snapshot.over), None)
+    place, progress, busy = st.container(), st.empty(), at_work is not None
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if missing:
+            ask(workspace, Scores(missing), "Measure the plans", busy)
+        timed = tuple(candidate for candidate in candidates.values() if candidate.plan.choices)
+        for runtime in RUNTIMES if timed else ():
+            ask(workspace, Races(timed, runtime), f"Time with {runtime}", busy)
+    given = uploaded(workspace)
+    if found:
+        with place:
+            table(workspace, found, judged, given)
+    changes(workspace, found)
+    layers(workspace, busy)
+    if at_work is not None:
+        with progress.container():
+            watch(at_work)

@@ -1,0 +1,262 @@
+"""Export: what the plan costs and keeps, its files and the lines that load them; and a plan opened from a file."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import streamlit as st
+
+from lowrank_core.compression.precision import Storage
+from lowrank_core.errors import LowRankError
+from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, loading
+from lowrank_core.exports._provenance import plan_document
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.cost import check_plan, plan_cost
+from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan, read_plan
+from lowrank_core.scoring.scores import Score, final_score
+from lowrank_core.workspace import Workspace
+from pages.ui import frame, tuning, words
+from pages.ui.button import button
+from pages.ui.state import downloads, measurements, plans, trainings
+from pages.ui.tuning import Tuned
+
+ORDER = ("safetensors", "pt2", "onnx", "bundle")
+LARGEST_DOWNLOAD = 200 * 2**20
+
+
+def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
+    """Which weights are taken: tuned ones where this plan has some, unless somebody says otherwise."""
+    trained = trainings.tuned(workspace)
+    fitting = [found for found in reversed(trained) if found.candidate.plan == plan]
+    if not fitting:
+        if trained:
+            st.info(
+                "This plan has **no tuned weights**; those that were trained belong to another plan. What is written "
+                "here are its factors as they are compressed.",
+                icon=":material/model_training:",
+            )
+            frame.link("Fine-tune", says="Train this plan")
+        return None
+    untuned = f"As compressed{' and corrected' if plans.candidate(workspace, plan).correction else ''}, untrained"
+    labels = [*(f"Tuned: {tuning.weights_name(workspace, found)}" for found in fitting), untuned]
+    at = st.radio("Weights", range(len(labels)), format_func=labels.__getitem__, key=f"weights {labels}")
+    return fitting[at] if at < len(fitting) else None
+
+
+def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
+    """Cost and measured score of the plan with these weights, against the dense network."""
+    cost, dense = plan_cost(workspace.profile, plan), plan_cost(workspace.profile)
+    with st.container(horizontal=True, gap="medium"):
+        for label, now, before, unit, tip in (
+            ("Bytes", cost.bytes, dense.bytes, "B", words.BYTES),
+            ("Multiplies", cost.multiplies, dense.multiplies, "", words.MULTIPLIES),
+            ("Parameters", cost.parameters, dense.parameters, "", None),
+        ):
+            change = f"{100 * (now / before - 1):+.1f} % against dense" if before else None
+            st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
+        st.metric("Layers factorised", f"{len(plan.choices)} of {len(workspace.profile.layers)}", width="content")
+    found = measurements.measured(workspace, plan) if tuned is None else tuned.score
+    if found is not None:
+        verdict = words.plain(words.verdict(workspace, found))
+        st.markdown(f"Measured {words.metric(workspace).lower()}: **{verdict}**", help=words.INTERVAL)
+    elif button("Measure the accuracy", icon=":material/speed:"):
+        with st.spinner("Measuring on all samples…"):
+            measured(workspace)
+        st.rerun()
+
+
+def measured(workspace: Workspace) -> Score | None:
+    """The score of the plan as it stands, on all samples."""
+    progress = measurements.measure(workspace).wait()
+    if progress.error:
+        raise LowRankError(progress.error)
+    return progress.score
+
+
+def as_measured(workspace: Workspace, candidate: Candidate, score: Score | None) -> Compressed:
+    """What is exported is what was measured: the same plan, the same correction."""
+    plan, correction = candidate.plan, candidate.correction
+    return Compressed(
+        workspace.compress(plan, correction), plan, score, None if correction is None else correction.to_dict()
+    )
+
+
+def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
+    """The plan as JSON, with the score if it was measured.
+
+    Files are given as bytes: Streamlit (1.67) throws away what a callable made at the click as soon as two runs of any
+    session end before the browser has fetched it.
+    """
+    candidate, score = plans.candidate(workspace, plan), measurements.measured(workspace, plan)
+    correction = None if candidate.correction is None else candidate.correction.to_dict()
+    st.download_button(
+        "Download the plan",
+        plan_document(workspace, Compressed(workspace.model, plan, score, correction)),
+        file,
+        "application/json",
+        icon=":material/download:",
+        on_click="ignore",
+        help="Method and rank of every layer as JSON: small, and opened again here or by the command line.",
+    )
+
+
+def taken(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> Compressed:
+    """The network that is written."""
+    if tuned is not None:
+        return tuning.compressed(workspace, tuned, trainings.tuned_network(workspace, tuned))
+    return as_measured(workspace, plans.candidate(workspace, plan), measured(workspace))
+
+
+def noun(export: Export) -> str:
+    """What a kind of file is called in a sentence."""
+    first = export.label.split(" (")[0]
+    return first if first[:2].isupper() else first[0].lower() + first[1:]
+
+
+def storage_form(export: Export) -> Storage:
+    """How the weights are stored."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        dtype = st.selectbox(
+            "Weights stored in",
+            ("", *export.dtypes),
+            format_func=lambda dtype: dtype or "their own type",
+            key=f"dtype {export.name}",
+            help="Half precision is widened again when the file is loaded. int8 also quantises what flows between "
+            "layers, with ranges from the calibration samples. The score below is that of what is stored.",
+            width=180,
+        )
+        fold = st.toggle(
+            "Fold biases into weights",
+            key="fold bias",
+            help="Every Linear becomes [W b] and its input is extended by a one, for hardware without biases.",
+        )
+        dense = st.toggle(
+            "Multiply the factors out",
+            key="multiply out",
+            help="One weight per layer again, in the original architecture: for programs that know only that. "
+            "It saves nothing; it shows what the compressed network answers.",
+        )
+    return Storage(dtype or None, fold, dense)
+
+
+def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: Export, file: str) -> None:
+    """Write a file, checked in a fresh process, into a folder or for a download."""
+    wanted = tuned or plans.candidate(workspace, plan)
+    if tuned is not None:
+        st.caption(f"Holds the **tuned** weights: {words.plain(tuning.weights_name(workspace, tuned))}.")
+    storage = storage_form(export)
+    given = st.text_input(
+        "Folder on this machine",
+        key="export folder",
+        placeholder="empty: offered for download",
+        help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD >> 20} MB a folder is needed.",
+    )
+    folder = Path(given).expanduser() if given else downloads.folder()
+    key = f"{export.name} {storage} {folder}"
+    pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}")
+    shown = st.empty()  # a file written before is gone from the page while another is written
+    if pressed:
+        try:
+            with shown.status("Measuring", expanded=False) as status:
+                network = taken(workspace, plan, tuned)
+                if storage.told:
+                    network = network.stored(workspace, storage)
+                    if storage.dtype != "int8":
+                        network = replace(network, score=final_score(workspace.measure(network.model)))
+                found = export.write(
+                    workspace, network, folder / file, lambda step: status.update(label=step.capitalize())
+                )
+        except LowRankError as error:
+            shown.error(words.plain(str(error)), icon=":material/error:")
+            return
+        downloads.keep_written(key, wanted, found)
+        st.rerun()
+    written = downloads.written(key, wanted)
+    if written is not None and Path(written.path).is_file():
+        with shown.container():
+            report(workspace, plan, export, written, file, kept=bool(given))
+
+
+def report(workspace: Workspace, plan: RankPlan, export: Export, written: Exported, file: str, *, kept: bool) -> None:
+    """What was verified, and the file."""
+    board = plan_cost(workspace.profile, plan).bytes
+    rows = [
+        ("Size", f"{words.count(written.bytes, 'B')}; the board shows {words.count(board, 'B')} of weights"),
+        ("Reloaded", f"in a fresh process; outputs differ by **{written.max_abs_diff or 0:.3g}** at most"),
+    ]
+    if export.name != "safetensors":
+        rows.append(("Batch sizes", "1, 2, 7 and all samples at once"))
+    if written.score is not None:
+        rows.append(("Score", words.plain(words.verdict(workspace, written.score))))
+    st.markdown("| Verified | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows))
+    if kept or written.bytes > LARGEST_DOWNLOAD:
+        st.success(words.plain(f"Written to {written.path}"), icon=":material/folder:")
+        return
+    st.download_button(
+        f"Download the {noun(export)}",
+        Path(written.path).read_bytes(),
+        file,
+        "application/octet-stream",
+        type="primary",
+        icon=":material/download:",
+        on_click="ignore",
+        key=f"download {export.name}",
+    )
+
+
+def lines(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> None:
+    """The lines of code that load an artefact."""
+    for snippet in loading(export, workspace, plan, file):
+        long = snippet.code.count("\n") > 8
+        place = st.expander(f"Load it {snippet.label}") if long else st.container(gap="xsmall")
+        with place:
+            if not long:
+                st.caption(f"Load it {words.plain(snippet.label)}")
+            st.code(snippet.code.strip(), language="python")
+
+
+def upload(workspace: Workspace, plan: RankPlan) -> None:
+    """Open a plan file: data, never code. What does not fit is refused and the plan stays as it is."""
+    given = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES >> 20)
+    if given is None:
+        return
+    try:
+        read = read_plan(given.getvalue())
+        warnings = check_plan(workspace.profile, read.plan)
+    except LowRankError as error:
+        st.error(words.plain(f"{given.name} is not used: {error}"), icon=":material/error:")
+        return
+    corrected = read.correction is not None  # null says none; a file that is silent is measured as usual
+    if read.plan != plan or corrected != plans.history(workspace).corrected:
+        plans.set_history(workspace, plans.history(workspace).commit(read.plan).correct(corrected))
+        st.rerun()
+    if not corrected:
+        st.info("The file says that its factors are not corrected, so the correction is off now.")
+    st.success(words.plain(f"{given.name} is the plan now; Undo on the page Ranks brings the one before it back."))
+    for warning in warnings:
+        st.warning(words.plain(f"{warning}."))
+    frame.link("Ranks", says="See it on Ranks")
+
+
+def show(workspace: Workspace) -> None:
+    """The plan, its files, and a plan from a file."""
+    plan = plans.plan(workspace)
+    tuned = weights(workspace, plan)
+    name = re.sub(r"[^\w.-]+", "-", workspace.name)
+    summary(workspace, plan, tuned)
+    st.header(EXPORTS["plan"].label, anchor=False)
+    plan_file(workspace, plan, f"{name}-plan.json")
+    if tuned is not None:
+        st.caption("A plan holds ranks, not weights: opened elsewhere, its factors start **untrained**.")
+    lines(workspace, plan, EXPORTS["plan"], f"{name}-plan.json")
+    st.header("Compressed network", anchor=False)
+    kinds = sorted((kind for kind in EXPORTS if kind != "plan"), key=lambda kind: (*ORDER, kind).index(kind))
+    kind = st.segmented_control(
+        "Format", kinds, default=kinds[0], format_func=lambda kind: EXPORTS[kind].label, required=True, key="format"
+    )
+    export = EXPORTS[kind]
+    file = f"{name}-{'lowrank' if tuned is None else 'tuned'}{export.suffix}"
+    artefact(workspace, plan, tuned, export, file)
+    lines(workspace, plan, export, file)
+    st.header("Open a plan", anchor=False)
+    upload(workspace, plan)

@@ -1,0 +1,214 @@
+"""Fine-tune: train the factors at ranks that are chosen, watch the score come back, and send the weights to Export."""
+
+import pandas as pd
+import streamlit as st
+
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.running.jobs import Job
+from lowrank_core.training.sweep import Swept
+from lowrank_core.workspace import Workspace
+from pages.ui import charts, running, tables, tuning, tuning_form, words
+from pages.ui.button import button
+from pages.ui.state import plans, trainings
+from pages.ui.tuning import Event, Sweep, Trained, Training, Tuned
+
+
+def chart(workspace: Workspace, shown: Trained, key: str, main: Tuned | None = None) -> None:
+    """Learning curves of a training, or what a sweep has found."""
+    dark, metric, percent = st.context.theme.type == "dark", words.axis(workspace), words.shares(workspace)
+    if isinstance(shown.asked, Sweep):
+        if not shown.swept:
+            return
+        quantity = shown.asked.quantity
+        indirect, direct, dense = tables.swept_dots(workspace, shown, quantity)
+        figure = charts.sweep(indirect, direct, dense, quantity=quantity, metric=metric, percent=percent, dark=dark)
+        st.plotly_chart(figure, key=key, alt=f"{metric} against {quantity}, as compressed and as trained")
+        return
+    if not shown.runs:
+        return
+    runs = tables.learning(shown, None if main is None else main.settings)
+    before = None if shown.before is None else shown.before.watched.value
+    figure = charts.learning(
+        runs, before, epochs=shown.asked.settings.epochs, metric=metric, percent=percent, dark=dark
+    )
+    st.plotly_chart(figure, key=key, alt=f"{metric} and loss after each epoch")
+
+
+def progress(job: Job[Event], shown: Trained) -> str:
+    """What goes on, as a line of Markdown."""
+    said = ["ending after the step at hand" if job.stopped() else shown.known.doing or "preparing"]
+    if isinstance(shown.asked, Sweep):
+        said.append(f"{len(shown.swept)} of {len(shown.asked.shares)} plans")
+    elif shown.runs:
+        settings, epochs = next(reversed(shown.runs.items()))
+        said.append(f"epoch {min(epochs[-1].number + 1, epochs[-1].epochs)} of {epochs[-1].epochs}")
+        if len(shown.asked.runs) > 1:
+            said.append(f"run {len(shown.runs)} of {len(shown.asked.runs)}, {tuning.run_name(settings)}")
+    elif shown.trials:
+        said.append(f"{shown.trials} plan{'' if shown.trials == 1 else 's'}")
+    return " · ".join(map(words.plain, [*said, words.duration(job.seconds)]))
+
+
+def watch(workspace: Workspace, asked: Training | Sweep, job: Job[Event]) -> None:
+    """Show epochs as they come."""
+    running.follow(
+        job,
+        lambda known: progress(job, Trained(asked, known)),
+        lambda known, serial: chart(workspace, Trained(asked, known), f"training {serial}"),
+    )
+
+
+def rest(workspace: Workspace, listed: list[Trained]) -> None:
+    """Nothing runs: what the latest training, or an earlier one, came to."""
+    if not listed:
+        st.info("Start a training: its learning curves appear here as it goes.", icon=":material/model_training:")
+        return
+    newest, at = listed[::-1], 0
+    if len(newest) > 1:
+        titles = [tuning.title(workspace, found.asked) for found in newest]
+        at = st.selectbox("Training shown", range(len(newest)), format_func=titles.__getitem__, key=f"shown {titles}")
+    shown = newest[at]
+    if shown.known.error:
+        st.error(words.plain(shown.known.error), icon=":material/error:")
+    if isinstance(shown.asked, Sweep):
+        swept(workspace, shown)
+    else:
+        trained(workspace, shown)
+
+
+def trained(workspace: Workspace, shown: Trained) -> None:
+    """A training that is over: its curves, before and after in words, the weights to take, runs side by side."""
+    assert isinstance(shown.asked, Training)
+    taken = shown.chosen
+    if shown.known.cancelled:
+        st.info(tuning.called_off(shown), icon=":material/stop_circle:")
+    if taken is not None and len(shown.tuned) > 1:
+        taken = pick(workspace, shown, taken)
+    chart(workspace, shown, "training over", taken)
+    if taken is None or shown.before is None:
+        return
+    for line in tuning.compared(workspace, shown, taken):
+        st.markdown(line, help=words.INTERVAL if "against dense" in line else None)
+    send(workspace, taken)
+    if len(shown.asked.runs) > 1:
+        side_by_side(workspace, shown)
+
+
+def pick(workspace: Workspace, shown: Trained, chosen: Tuned) -> Tuned:
+    """The weights of one run, those with the lowest loss on the samples held back if nobody says otherwise."""
+
+    def says(tuned: Tuned) -> str:
+        name = tuning.run_name(tuned.settings).capitalize()
+        line = f"{name}: {words.score(workspace, tuned.score.value)}, held-back loss {tuned.validation_loss:.4g}"
+        return f"{line}, the lowest" if tuned == chosen else line
+
+    labels = [says(tuned) for tuned in shown.tuned]
+    first = shown.tuned.index(chosen)
+    help_text = "The run with the lowest loss on samples held back from training: evaluation samples choose nothing."
+    at = st.selectbox("Weights", range(len(labels)), first, format_func=labels.__getitem__, help=help_text)
+    return shown.tuned[at]
+
+
+def send(workspace: Workspace, taken: Tuned) -> None:
+    """The button that makes these the weights that Export takes."""
+    other = plans.plan(workspace) != taken.candidate.plan
+    if other:
+        st.caption(
+            "These weights belong to another plan than the one on *Ranks*: sending them makes theirs the plan; *Undo* "
+            "on Ranks brings the one before it back."
+        )
+    if button("Send to Export", type="primary", icon=":material/file_save:"):
+        trainings.send_to_export(workspace, taken)
+        st.switch_page("pages/7_Export.py")
+
+
+def side_by_side(workspace: Workspace, shown: Trained) -> None:
+    """Mean and spread of the runs of each start."""
+    st.header("Runs side by side", anchor=False)
+    st.dataframe(
+        pd.DataFrame(tables.spread(workspace, shown)).fillna(""),
+        hide_index=True,
+        column_config={
+            "Start": st.column_config.TextColumn(pinned=True),
+            "Standard deviation": st.column_config.TextColumn(
+                help="Of the scores of single runs; one run says nothing about it."
+            ),
+            "Chosen": st.column_config.TextColumn(help="The run with the lowest loss on the samples held back."),
+        },
+    )
+    st.caption(
+        f"{words.metric(workspace)} on all evaluation samples. Training is not convex: judge a start by the mean and "
+        "the spread of its runs, not by the best."
+    )
+
+
+def swept(workspace: Workspace, shown: Trained) -> None:
+    """A sweep that is over: both problems side by side, and the weights of any plan of it."""
+    assert isinstance(shown.asked, Sweep)
+    chart(workspace, shown, "sweep over")
+    if shown.known.cancelled:
+        st.info(
+            f"Cancelled after {len(shown.swept)} of {len(shown.asked.shares)} plans; the same sweep goes on from "
+            "there.",
+            icon=":material/stop_circle:",
+        )
+    if not shown.swept:
+        return
+    percent = words.shares(workspace)
+    unit = "%.2f %%" if percent else "%.4g"
+    st.dataframe(
+        pd.DataFrame(tables.swept(workspace, shown)),
+        hide_index=True,
+        column_config={
+            "Multiplies": st.column_config.NumberColumn(format="localized", help=words.MULTIPLIES),
+            "Bytes": st.column_config.NumberColumn(format="localized", help=words.BYTES),
+            "Indirect": st.column_config.NumberColumn(format=unit, help="The plan as it is compressed, untrained."),
+            "Direct": st.column_config.NumberColumn(format=unit, help="The same plan, trained."),
+            "Drop": st.column_config.NumberColumn(
+                f"Direct {words.loss_title(workspace).lower()}", format="%.2f" if percent else "%.4g"
+            ),
+            "95 %": st.column_config.TextColumn(help=words.INTERVAL),
+        },
+    )
+    dense = plan_cost(workspace.profile)
+
+    def says(one: Swept) -> str:
+        kept = f"{words.share(one.cost.multiplies / (dense.multiplies or 1))} of the multiplies"
+        return f"{kept}, {words.share(one.cost.bytes / dense.bytes)} of the bytes"
+
+    labels = [says(one) for one in shown.swept]
+    at = st.selectbox("Plan", range(len(labels)), format_func=labels.__getitem__)
+    one = shown.swept[at]
+    st.markdown(words.plain(words.verdict(workspace, one.direct)), help=words.INTERVAL)
+    st.caption("Its plan becomes the plan on *Ranks*; *Undo* there brings the one before it back.")
+    if button("Send to Export", type="primary", icon=":material/file_save:"):
+        trainings.send_swept(workspace, shown.asked, one)
+        st.switch_page("pages/7_Export.py")
+
+
+def show(workspace: Workspace) -> None:
+    """The form, and what trainings came to."""
+    plans.history(workspace)  # the first plan is found before columns are laid out
+    jobs = trainings.begun(workspace)
+    latest = next(reversed(jobs), None)
+    at_work = None if latest is None or jobs[latest].snapshot.over else latest
+    trainings.tuned(workspace)  # noted on disk as soon as it is seen
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        wanted, label = tuning_form.show(workspace)
+        disabled = at_work is not None or wanted is None
+        pressed = button(label, type="primary", icon=":material/model_training:", disabled=disabled)
+        if pressed and wanted is not None:
+            trainings.start(workspace, wanted)
+            st.rerun()
+        before = trainings.asked_before(workspace)
+        titles = [tuning.title(workspace, one) for one in before]
+        running.earlier(before, titles, lambda one: trainings.start(workspace, one))
+    with right:
+        watched, at_rest = st.empty(), st.empty()
+    if at_work is not None:
+        with watched.container():
+            watch(workspace, at_work, jobs[at_work])
+    else:
+        with at_rest.container():
+            rest(workspace, [Trained(asked, job.snapshot) for asked, job in jobs.items() if job.snapshot.over])

@@ -1,0 +1,96 @@
+"""Model: what the network is made of, where its cost lies, what can be compressed and what not."""
+
+from typing import Any, Literal
+
+import pandas as pd
+import streamlit as st
+
+from lowrank_core.networks.profile import Layer
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.sources import weights_alone
+from lowrank_core.sources._inventory import Inventory
+from lowrank_core.workspace import Workspace
+from pages.ui import charts, frame, tables, words
+from pages.ui.commands import as_here
+
+MANY = 40
+
+COLUMNS = {
+    "Block": st.column_config.TextColumn(pinned=True),
+    "Layers": st.column_config.NumberColumn(),
+    "Layer": st.column_config.TextColumn(pinned=True),
+    "Weight": st.column_config.TextColumn(help="Shape of the weight: outputs × inputs × kernel."),
+    "Input": st.column_config.TextColumn(help="Extent of the input: height × width, or tokens; – for a single vector."),
+    "Calls": st.column_config.NumberColumn(help="How often the layer runs in one forward pass."),
+    "Parameters": st.column_config.NumberColumn(format="localized", help="Weight and bias."),
+    "Bytes": st.column_config.NumberColumn(format="localized", help=words.BYTES),
+    "Multiplies": st.column_config.NumberColumn(format="localized", help=words.MULTIPLIES),
+    "Additions": st.column_config.NumberColumn(format="localized", help=words.ADDITIONS),
+    "Methods": st.column_config.TextColumn(help=words.METHOD),
+    "Axes": st.column_config.TextColumn(help="What a rank counts: Tucker-2 has one for outputs and one for inputs."),
+    "Maximum": st.column_config.TextColumn(help=words.RANK),
+    "Break-even in bytes": st.column_config.TextColumn(help=words.BREAK_EVEN),
+    "Break-even in multiplies": st.column_config.TextColumn(help=words.BREAK_EVEN),
+}
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """A short table whole, a long one in a window of its own."""
+    height: Literal["content"] | int = "content" if len(rows) <= 30 else 600
+    st.dataframe(pd.DataFrame(rows), column_config=COLUMNS, hide_index=True, height=height)
+
+
+def by_block(layers: tuple[Layer, ...], *, called: bool = True) -> None:
+    """Many layers, summed up by block."""
+    if len(layers) > MANY:
+        st.header("Blocks", anchor=False)
+        table(tables.blocks(layers, called=called))
+
+
+def show_weights(stock: Inventory) -> None:
+    """What names and shapes tell of weights without a model."""
+    with st.container(horizontal=True, gap="large"):
+        st.metric("Parameters", words.count(stock.parameters), width="content")
+        st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
+        st.metric("Layers", len(stock.layers), width="content")
+    st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
+    for notice in stock.notices:
+        st.caption(f":material/info: {words.plain(notice)}")
+    by_block(stock.layers, called=False)
+    st.header("Layers", anchor=False)
+    table(tables.weights(stock))
+    if stock.skipped:
+        st.header("Left as it is", anchor=False)
+        table([{"Tensor": s.name, "Type": s.type, "Why": s.reason} for s in stock.skipped])
+    frame.link("Spectra", says="See the spectra")
+
+
+def show(workspace: Workspace) -> None:
+    """Cost by layer, which ranks pay, and what stays as it is."""
+    profile = workspace.profile
+    cost = plan_cost(profile)
+    with st.container(horizontal=True, gap="large"):
+        st.metric("Parameters", words.count(cost.parameters), width="content")
+        st.metric("Bytes", words.count(cost.bytes, "B"), help=words.BYTES, width="content")
+        st.metric("Multiplies per sample", words.count(cost.multiplies), help=words.MULTIPLIES, width="content")
+        st.metric("Additions per sample", words.count(cost.additions), help=words.ADDITIONS, width="content")
+
+    st.header("Where the cost is", anchor=False)
+    st.plotly_chart(charts.cost_shares(tables.cost_shares(profile)), alt="Share of multiplies and bytes by layer")
+
+    by_block(profile.layers)
+    st.header("Layers that can be compressed", anchor=False)
+    table(tables.layer_costs(profile))
+
+    st.header("Ranks that pay", anchor=False, help=words.BREAK_EVEN)
+    table(tables.layer_ranks(profile))
+
+    st.header("Left as it is", anchor=False)
+    rest = profile.rest
+    st.markdown(
+        f"Outside these layers: {rest.parameters:,} parameters ({words.count(rest.bytes, 'B')}) and "
+        f"{words.count(rest.multiplies)} multiplies. Buffers (running means): {words.count(rest.buffer_bytes, 'B')}."
+    )
+    if profile.skipped:
+        table([{"Module": s.name, "Type": s.type, "Why": s.reason} for s in profile.skipped])
+    frame.link("Spectra", says="See the spectra")

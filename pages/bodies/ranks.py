@@ -1,0 +1,16 @@
+"""Ranks: drag a layer's rank and see bytes, multiplies and accuracy move; let go and see it measured."""
+
+import streamlit as st
+
+from lowrank_core.workspace import Workspace
+from pages.ui import board
+from pages.ui.plotly_loader import load_plotly
+
+
+def show(workspace: Workspace) -> None:
+    """The board."""
+    place = st.container()
+    board.show(workspace)
+    load_plotly()
+    with place:
+        board.live(workspace)

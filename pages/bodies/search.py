@@ -1,0 +1,227 @@
+"""Search: ask a rule for ranks, watch the plans it tries, compare rules, and adopt a plan to drag further."""
+
+import re
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from lowrank_core.errors import LowRankError
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.running.jobs import Job
+from lowrank_core.selection._problem import Trial
+from lowrank_core.workspace import Workspace
+from pages.ui import charts, frame, question, question_form, running, tables, words
+from pages.ui.button import button
+from pages.ui.question import Question, Search
+from pages.ui.state import models, plans, searches
+
+
+def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Search], key: str) -> None:
+    """Score against cost."""
+    value, samples = models.dense_score(workspace)
+    dense = tables.Dot(1.0, value, None, None, f"dense, {samples:,} samples" if samples else "dense")
+    label = shown.question.rule.label
+    drawn = [tables.dot(workspace, trial, quantity, trial.note or label) for trial in shown.trials]
+    earlier = [
+        tables.dot(workspace, other.answer, quantity, question.title(workspace, other.question))
+        for other in others
+        if other.answer
+    ]
+    figure = charts.trade_off(
+        [d for d in drawn if d],
+        tables.dot(workspace, shown.answer, quantity, question.title(workspace, shown.question))
+        if shown.answer
+        else None,
+        [d for d in earlier if d],
+        dense,
+        quantity=quantity,
+        metric=words.axis(workspace),
+        percent=words.shares(workspace),
+        limit=next((most for of, most in shown.question.budgets if of == quantity), None),
+        dark=st.context.theme.type == "dark",
+    )
+    st.plotly_chart(figure, key=key, alt=f"{words.metric(workspace)} against {quantity} of the plans tried")
+
+
+def progress(job: Job[Trial], found: Search) -> str:
+    """What goes on, as a line of Markdown."""
+    doing = "ending after the step at hand" if job.stopped() else found.known.doing or "looking for plans"
+    return f"{words.plain(doing)} · {looked_at(found)} · {job.seconds:.0f} s"
+
+
+def looked_at(found: Search) -> str:
+    """How many were looked at."""
+    count = len(found.trials)
+    return f"{count} plan{'' if count == 1 else 's'}"
+
+
+def watch(workspace: Workspace, quantity: str, asked: Question, job: Job[Trial], others: list[Search]) -> None:
+    """Show trials as they arrive."""
+    running.follow(
+        job,
+        lambda known: progress(job, Search(asked, known)),
+        lambda known, serial: chart(workspace, quantity, Search(asked, known), others, f"search running {serial}"),
+    )
+
+
+def result(workspace: Workspace, quantity: str, shown: Search, others: list[Search]) -> None:
+    """A search that is over: its trials, the answer, and the plan to adopt."""
+    chart(workspace, quantity, shown, others, "search over")
+    if shown.known.cancelled:
+        st.info(
+            f"Cancelled after {looked_at(shown)}; what was measured is kept, and the same search goes on from there.",
+            icon=":material/stop_circle:",
+        )
+    trials = [trial for trial in shown.trials if trial.score is not None]
+    if not trials:
+        return
+    trial = shown.answer or trials[-1]
+    if len(trials) > 1:
+        trial = pick(workspace, shown, trials, trial)
+    assert trial.score is not None
+    st.markdown(words.plain(words.verdict(workspace, trial.score)), help=words.INTERVAL)
+    dense = plan_cost(workspace.profile)
+    with st.container(horizontal=True, gap="large"):
+        for label, now, before, unit, tip in (
+            ("Bytes", trial.cost.bytes, dense.bytes, "B", words.BYTES),
+            ("Multiplies", trial.cost.multiplies, dense.multiplies, "", words.MULTIPLIES),
+        ):
+            change = f"{100 * (now / before - 1):+.1f} % against dense" if before else None
+            st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
+    adopt(workspace, trial, shown.question.corrected)
+    plan = pd.DataFrame(tables.plan_rows(workspace.profile, trial.candidate.plan))
+    kept: dict[str, Any] = {"format": "percent", "min_value": 0, "max_value": 1}
+    st.dataframe(
+        plan,
+        hide_index=True,
+        height="content" if len(plan) <= 30 else 600,
+        column_config={
+            "Method": st.column_config.TextColumn(help=words.METHOD),
+            "Rank": st.column_config.TextColumn(help=words.RANK),
+            "Multiplies": st.column_config.ProgressColumn("Multiplies kept", help=words.MULTIPLIES, **kept),
+            "Bytes": st.column_config.ProgressColumn("Bytes kept", help=words.BYTES, **kept),
+        },
+    )
+
+
+def rest(workspace: Workspace, quantity: str, jobs: dict[Question, Job[Trial]], listed: list[Search]) -> None:
+    """Nothing runs: why the latest search failed, and what one of them found."""
+    error = next((job.snapshot.error for job in reversed(jobs.values())), None)
+    if error:
+        st.error(words.plain(error), icon=":material/error:")
+    if listed:
+        newest, at = listed[::-1], 0
+        if len(newest) > 1:
+            titles = [question.title(workspace, found.question) for found in newest]
+            at = st.selectbox("Search shown", range(len(newest)), format_func=titles.__getitem__, key=f"shown {titles}")
+        result(workspace, quantity, newest[at], [found for found in listed if found is not newest[at]])
+    elif not error:
+        st.info("Start a search: its trials appear here as they are measured.", icon=":material/search:")
+
+
+def pick(workspace: Workspace, shown: Search, trials: list[Trial], first: Trial) -> Trial:
+    """One of the measured trials, the answer if nobody says otherwise."""
+    ordered = sorted(trials, key=lambda trial: trial.cost.multiplies)
+    dense = plan_cost(workspace.profile)
+
+    def says(trial: Trial) -> str:
+        share = words.share(trial.cost.multiplies / (dense.multiplies or 1))
+        assert trial.score is not None
+        line = f"{words.score(workspace, trial.score.value)} at {share} of the multiplies"
+        return f"{line}, the answer" if trial == shown.answer else line
+
+    labels = [says(trial) for trial in ordered]
+    at = st.selectbox("Trial", range(len(ordered)), ordered.index(first), format_func=labels.__getitem__)
+    return ordered[at]
+
+
+def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
+    """Make a plan the session's own, as a step that can be undone."""
+    history = plans.history(workspace)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if (history.plan, history.corrected) != (trial.candidate.plan, corrected):
+            if button("Adopt this plan", type="primary", icon=":material/check:"):
+                adopted = history.commit(trial.candidate.plan)
+                plans.set_history(workspace, adopted if adopted.corrected == corrected else adopted.correct(corrected))
+                st.rerun()
+        else:
+            back = " *Undo* on Ranks brings the one before it back." if history.past else ""
+            st.markdown(f":material/check: This is the plan now.{back}")
+            frame.link("Ranks", says="Drag it further")
+            frame.link("Export", says="Export it")
+
+
+def comparison(workspace: Workspace, over: list[Search]) -> None:
+    """Finished searches side by side."""
+    st.header("Rules side by side", anchor=False)
+    percent = words.shares(workspace)
+    unit = "%.2f %%" if percent else "%.4g"
+    st.dataframe(
+        pd.DataFrame(tables.searches(workspace, over)),
+        hide_index=True,
+        column_config={
+            "Rule": st.column_config.TextColumn(pinned=True, width=130),
+            "Asked": st.column_config.TextColumn(width=190),
+            "Multiplies": st.column_config.NumberColumn(format="localized", help=words.MULTIPLIES),
+            "Bytes": st.column_config.NumberColumn(format="localized", help=words.BYTES),
+            "Score": st.column_config.NumberColumn(words.metric(workspace), format=unit),
+            "Drop": st.column_config.NumberColumn(words.loss_title(workspace), format="%.2f" if percent else "%.4g"),
+            "95 %": st.column_config.TextColumn(help=words.INTERVAL),
+            "Trials": st.column_config.NumberColumn(help="Plans that the rule looked at."),
+            "Seconds": st.column_config.NumberColumn(format="%.1f"),
+        },
+    )
+    rows, name = question.comparison(workspace, over), re.sub(r"[^\w.-]+", "-", workspace.name)
+    st.download_button(
+        "Export as CSV",
+        pd.DataFrame(rows).to_csv(index=False),
+        f"{name}-searches.csv",
+        "text/csv",
+        icon=":material/download:",
+        disabled=not rows,
+        on_click="ignore",
+    )
+
+
+def show(workspace: Workspace) -> None:
+    """The form, and what searches have found."""
+    plans.history(workspace)  # the first plan is found before columns are laid out
+    jobs = searches.begun(workspace)
+    latest = next(reversed(jobs), None)
+    at_work = None if latest is None or jobs[latest].snapshot.over else latest
+    over = [Search(asked, job.snapshot) for asked, job in jobs.items() if job.snapshot.over]
+    listed = [found for found in over if found.known.error is None or any(trial.score for trial in found.trials)]
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        wanted: Question | None = None
+        try:
+            wanted = question_form.show(workspace)
+        except LowRankError as error:
+            st.error(words.plain(str(error)), icon=":material/error:")
+        label, icon = "Start search", ":material/search:"
+        pressed = button(label, type="primary", icon=icon, disabled=at_work is not None or wanted is None)
+        if pressed and wanted is not None:
+            searches.start(workspace, wanted)
+            st.rerun()
+        before = searches.asked_before(workspace)
+        titles = [question.title(workspace, one) for one in before]
+        running.earlier(before, titles, lambda one: searches.start(workspace, one))
+    with right:
+        quantity = st.segmented_control(
+            "Score against",
+            ("multiplies", "bytes"),
+            default="multiplies",
+            required=True,
+            key="search against",
+            persist_state="session",
+        )
+        watched, at_rest = st.empty(), st.empty()
+    if listed:
+        comparison(workspace, listed)
+    if at_work is not None:
+        with watched.container():
+            watch(workspace, quantity, at_work, jobs[at_work], listed)
+    else:
+        with at_rest.container():
+            rest(workspace, quantity, jobs, listed)

@@ -1,0 +1,213 @@
+/* What is drawn once per animation frame: the rows that changed, and the three cards with their charts. Costs come from
+   exact coefficients, and while a thumb moves only the bars that change are moved. */
+
+const MOST_BARS = 240;                                           // of a chart: beyond it neighbours share a bar
+
+Object.assign(Board.prototype, {
+  schedule() {
+    if (!this.frame) this.frame = requestAnimationFrame(() => { this.frame = 0; this.draw(false); });
+  },
+
+  draw(everything) {
+    if (!window.Plotly) return;
+    const moved = [...this.dirty];
+    this.dirty.clear();
+    for (const row of moved) this.stale.add(row);
+    for (const row of this.stale)
+      if (!this.dragging || !this.hidden.has(row)) this.drawRow(row);
+    const choices = this.choices();
+    const now = totals(this.model, choices), predicted = predict(this.model, choices);
+    for (const quantity of QUANTITIES) this.drawCost(quantity, now[quantity], choices, everything ? null : moved);
+    this.drawAccuracy(everything ? null : moved, choices, predicted);
+    this.drawDetail();
+    this.moveTradeoff(now, predicted.value);
+    if (everything) this.drawTradeoff();
+    this.root.dispatchEvent(new CustomEvent("rank-drawn", { bubbles: true }));
+  },
+
+  drawRow(row) {
+    this.stale.delete(row);
+    if (row.built !== row.method) this.buildTracks(row);
+    const { layer } = row;
+    row.tracks.forEach((track, axis) => {
+      const value = row.rank[axis];
+      if (Number(track.input.value) !== value) track.input.value = value;
+      track.kept.style.clipPath = `inset(0 ${100 - position(value, track.top)}% 0 0)`;
+      const saved = row.dense ? 0 : 1 - cost(layer, row, "bytes") / layer.dense.bytes;
+      track.input.setAttribute("aria-valuetext", row.dense
+        ? `rank ${value} of ${track.top}, dense` : `rank ${value} of ${track.top}, saves ${words.percent(saved, 0)} of the bytes`);
+    });
+    row.element.classList.toggle("rb-dense", row.dense);
+    row.element.classList.toggle("rb-selected", layer.name === this.selected);
+    if (document.activeElement !== row.entry) row.entry.value = row.dense ? "dense" : row.rank.join(", ");
+    const share = cost(layer, row.dense ? null : row, "bytes") / layer.dense.bytes - 1;
+    row.saving.textContent = row.dense ? "–" : `${share > 0 ? "+" : "−"}${fixed(Math.abs(100 * share), 0)} %`;
+    row.saving.classList.toggle("rb-worse", share > 0);
+  },
+
+  drawCost(quantity, total, choices, moved) {
+    const { figure, note, chart } = this[quantity + "Card"];
+    const dense = this.model.dense[quantity];
+    figure.textContent = words.quantity(quantity, total);
+    const held = this.hold && this.hold.quantity === quantity ? ` · held at ${words.quantity(quantity, this.hold.total)}` : "";
+    note.textContent = `${words.share(total / dense)} of dense ${words.quantity(quantity, dense)}${held}`;
+    const values = chart.values || (chart.values = new Array(this.model.layers.length));
+    (moved || [...this.rows.values()]).forEach(row => {
+      values[row.layer.index] = cost(row.layer, choices[row.layer.name] || null, quantity);
+    });
+    const ceiling = chart.ceiling || (chart.ceiling = this.grouped(this.model.layers.map(l => l.dense[quantity])));
+    this.bars(chart, values, ceiling, total / dense, quantity, this.hold && this.hold.quantity === quantity
+      ? this.hold.total / dense : null, moved);
+  },
+
+  drawAccuracy(touched = null, choices = this.choices(), predicted = predict(this.model, choices)) {
+    const { figure, note, chart } = this.accuracyCard;
+    const { model } = this;
+    const fresh = this.isMeasured();
+    const dense = model.metric.dense;
+    let state, value;
+    if (fresh) {
+      state = this.measuring ? "measuring" : "measured";
+      value = this.score.value;
+      figure.textContent = words.score(model, value);
+      const s = this.score;
+      const plain = this.plain ? ` · without correction ${words.score(model, this.plain.value)}` : "";
+      const verdict = s.within === null || s.within === undefined ? "" : s.within ? "within tolerance · " : "⚠ beyond tolerance · ";
+      note.textContent = `${verdict}${state} · ${words.change(model, s)} · ${s.samples ? words.whole(s.samples) : "all"} samples${plain}`;
+    } else {
+      state = predicted.rough ? "rough" : "predicted";
+      value = predicted.value;
+      const drop = value === null || dense === null ? null : against(model, value - dense);
+      const reach = model.metric.share ? 0.06 : Math.abs(dense) / 2;
+      const far = drop !== null && drop > reach;
+      const limit = `${model.metric.higher ? "<" : ">"} ${words.score(model, dense + against(model, reach))}`;
+      figure.textContent = value === null ? "…" : far ? limit : `≈ ${words.score(model, value)}`;
+      const word = state === "rough" ? "rough estimate" : model.metric.share ? "predicted ± 1 point" : "predicted";
+      note.textContent = value === null ? "not measured yet"
+        : far ? `${word} · ${model.metric.share ? "more than 6 points lost" : "more than half as much again lost"}`
+        : `${word} · ${words.change(model, { drop })}`;
+      if (state === "rough" && this.learning) note.textContent += ` · learning the layers: ${this.learning}`;
+      if (this.measuring && !this.dragging) note.textContent += ` · ${this.doing || "measuring"}…`;
+    }
+    figure.dataset.state = state;
+    figure.classList.toggle("rb-unsure", !fresh);
+    const losses = chart.values || (chart.values = new Array(model.layers.length).fill(0));
+    for (const { layer } of touched || this.rows.values()) losses[layer.index] = lossAlone(model, layer, choices[layer.name] || null);
+    const part = v => v === null || !dense || !v ? null : model.metric.higher ? v / dense : dense / v;
+    const scale = Math.max(0, Math.min(1.05, part(value) || 0));
+    this.bars(chart, losses, null, scale, "accuracy", fresh ? part(predicted.value) : null, touched);
+  },
+
+  /* Sums of neighbours, where there are more layers than a chart has room for bars. */
+  grouped(values) {
+    if (this.group === 1) return values;
+    const sums = new Array(Math.ceil(values.length / this.group)).fill(0);
+    values.forEach((value, i) => { sums[this.bar(i)] += value; });
+    return sums;
+  },
+
+  bar(index) { return Math.floor(index / this.group); },
+
+  /* One chart: above, the total against dense with a tick for budget or prediction; below, layer by layer. */
+  bars(chart, each, ceiling, share, kind, tick, moved) {
+    const colours = this.colours;
+    const layers = this.model.layers, values = this.grouped(each), chosen = this.rows.get(this.selected);
+    const index = values.map((_, i) => i);
+    const marker = index.map(i => chosen && i === this.bar(chosen.layer.index) ? colours.accent : colours.primary);
+    const ticks = tick === null ? [null] : [tick];
+    if (!chart.drawn) {
+      const names = index.map(i => {
+        const first = layers[i * this.group].name, last = layers[Math.min(layers.length, (i + 1) * this.group) - 1].name;
+        return first === last ? first : `${first} to ${last}`;
+      });
+      const axis = { fixedrange: true, zeroline: false, showgrid: false, showticklabels: false };
+      const unit = kind === "accuracy" ? "%{y:.4f} lost alone" : "%{y:,} " + kind;
+      const traces = [
+        { type: "bar", orientation: "h", x: [share], y: [0], marker: { color: colours.primary }, hoverinfo: "skip", width: 0.9 },
+        { type: "scatter", x: ticks, y: [0], mode: "markers", hoverinfo: "skip",
+          marker: { symbol: "line-ns", size: 14, line: { width: 3, color: colours.text } } },
+        { type: "bar", x: index, y: values, xaxis: "x2", yaxis: "y2", customdata: names, marker: { color: marker },
+          hovertemplate: `%{customdata}<br>${unit}<extra></extra>` },
+        { type: "bar", x: index, y: ceiling || [], xaxis: "x2", yaxis: "y2", marker: { color: colours.faint }, hoverinfo: "skip" },
+      ];
+      window.Plotly.newPlot(chart, [traces[0], traces[1], traces[3], traces[2]], {
+        height: 128, margin: { l: 34, r: 4, t: 2, b: 4 }, showlegend: false, barmode: "overlay", bargap: 0.15,
+        paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: { color: colours.muted, size: 10, family: colours.font },
+        xaxis: { ...axis, domain: [0, 1], range: [0, kind === "accuracy" ? 1.02 : Math.max(1.02, share)] },
+        yaxis: { ...axis, domain: [0.86, 1], range: [-0.5, 0.5] },
+        xaxis2: { ...axis, anchor: "y2", range: [-0.6, values.length - 0.4] },
+        yaxis2: { ...axis, anchor: "x2", domain: [0, 0.76], showticklabels: true, nticks: 3, rangemode: "tozero",
+          autorange: false, range: [0, ceiling ? 1.05 * Math.max(...ceiling, 1) : this.lossRange(values)], tickformat: kind !== "accuracy" ? ".2s" : this.model.metric.share ? ".1%" : ".3~g" },
+        shapes: [{ type: "rect", xref: "x", yref: "y", x0: 0, x1: 1, y0: -0.45, y1: 0.45, line: { width: 0 },
+          fillcolor: colours.faint, layer: "below" }],
+      }, { displayModeBar: false, responsive: true });
+      chart.drawn = true;
+      if (kind !== "accuracy") chart.on("plotly_click", event => {
+        const { customdata, x } = event.points[0];
+        if (customdata) this.select(layers[x * this.group].name);
+      });
+      return;
+    }
+    if (this.dragging && moved && this.moveBars(chart, values, moved, share, kind)) return;
+    const top = ceiling ? chart._fullLayout.yaxis2.range[1] : this.lossRange(values);
+    window.Plotly.update(chart, { x: [[share], ticks, chart.data[2].x, chart.data[3].x], y: [[0], [0], chart.data[2].y, values],
+      "marker.color": [colours.primary, undefined, colours.faint, marker] }, { "yaxis2.range": [0, top] });
+  },
+
+  /* What is lost alone, as far as it can be told: 5 points, of other scores a quarter of the dense one. */
+  lossRange(values) {
+    const { share, dense } = this.model.metric, most = share ? 0.05 : Math.abs(dense || 1) / 4;
+    return 1.25 * Math.min(most, Math.max(most * 0.08, ...values));
+  },
+
+  /* While a thumb moves, only the bars that change are moved, in the picture Plotly drew and in its data; a full redraw
+     of three charts would cost more than a frame. The next full update settles everything else (hover, colours). */
+  moveBars(chart, values, moved, share, kind) {
+    const full = chart._fullLayout;
+    const total = chart.querySelector(".subplot.xy .barlayer .point path");
+    const points = chart.querySelectorAll(".subplot.x2y2 .barlayer .trace:last-child .point path");
+    if (!full || !total || points.length !== values.length) return false;
+    const { xaxis, yaxis, xaxis2, yaxis2 } = full;
+    const box = (x0, y0, x1, y1) => `M${x0},${y0}V${y1}H${x1}V${y0}Z`;
+    chart.data[0].x[0] = share;
+    total.setAttribute("d", box(0, yaxis.c2p(-0.45, true), xaxis.c2p(share, true), yaxis.c2p(0.45, true)));
+    for (const i of new Set(moved.map(row => this.bar(row.layer.index)))) {
+      points[i].setAttribute("d", box(xaxis2.c2p(i - 0.425, true), yaxis2.c2p(0, true), xaxis2.c2p(i + 0.425, true), yaxis2.c2p(values[i], true)));
+    }
+    if (kind === "accuracy") chart.querySelectorAll(".subplot.xy .scatterlayer .point").forEach(p => { p.style.visibility = "hidden"; });
+    return true;
+  },
+
+  /* -- colours follow Streamlit's theme -- */
+
+  palette() {
+    const style = getComputedStyle(this.root);
+    const read = (name, fallback) => style.getPropertyValue(name).trim() || fallback;
+    const background = read("--st-background-color", "#ffffff");
+    if (this.background === background) return;
+    this.background = background;
+    const dark = luminance(background) < 0.4;
+    this.root.firstElementChild.classList.toggle("rb-dark", dark);
+    this.colours = {
+      primary: read("--st-primary-color", dark ? "#56B4E9" : "#0072B2"),
+      accent: dark ? "#E6EAEF" : "#1D2733",
+      text: read("--st-text-color", dark ? "#eee" : "#222"),
+      muted: dark ? "#B4BEC9" : "#55606C",
+      faint: dark ? "rgba(255,255,255,.12)" : "rgba(20,40,60,.10)",
+      energy: dark ? "#2BC79A" : "#009E73",
+      snapshot: "#CC79A7",
+      font: read("--st-font", "sans-serif"),
+    };
+    for (const kind of ["accuracy", ...QUANTITIES]) this[kind + "Card"].chart.drawn = false;
+    this.detailOf = null;
+    if (this.data) this.draw(true);
+  },
+});
+
+function luminance(colour) {
+  const probe = document.createElement("canvas").getContext("2d");
+  probe.fillStyle = colour;
+  const hex = probe.fillStyle;
+  const [r, g, b] = [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16) / 255);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}

@@ -1,0 +1,65 @@
+/* Figures as people read them, in the words of pages/ui/words.py but for a space that does not break: the same figure
+   reads the same on every page. tests/test_board_words.py compares, under node. */
+
+const SPACE = "\u202f";
+
+/* Of a number written with 30 digits too many: its leading digits where it lies half way and they end evenly, as Python
+   rounds; else null, and JavaScript rounds the same. */
+function evenAtHalf(long) {
+  const kept = long.slice(0, -30).replace(/\.$/, "");
+  return long.endsWith("5" + "0".repeat(29)) && Number(kept.slice(-1)) % 2 === 0 ? kept : null;
+}
+
+/* Python's f"{value:.{digits}f}". */
+function fixed(value, digits) { return evenAtHalf(value.toFixed(digits + 30)) || value.toFixed(digits); }
+
+/* Python's f"{value:.{digits}g}". */
+function general(value, digits) {
+  const [long, power] = value.toExponential(digits + 29).split("e"), even = evenAtHalf(long);
+  const [mantissa, exponent] = even ? [even, power] : value.toExponential(digits - 1).split("e");
+  const bare = text => text.includes(".") ? text.replace(/\.?0+$/, "") : text;
+  if (exponent < -4 || exponent >= digits)
+    return `${bare(mantissa)}e${exponent[0]}${exponent.slice(1).padStart(2, "0")}`;
+  return bare(Number(`${mantissa}e${exponent}`).toFixed(digits - 1 - exponent));
+}
+
+const words = {
+  /* Four digits and a prefix: 40.55 M, 1.079 MB. */
+  count(value, unit = "") {
+    const four = Number(general(value, 4));
+    for (const [size, prefix] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+      const scaled = four / size, whole = Math.abs(scaled);
+      if (whole >= 1) return fixed(scaled, whole < 10 ? 3 : whole < 100 ? 2 : 1) + SPACE + prefix + unit;
+    }
+    return general(value, 6) + (unit && SPACE + unit);
+  },
+
+  /* Bytes with their unit, multiplies bare. */
+  quantity(quantity, value) { return words.count(value, quantity === "bytes" ? "B" : ""); },
+
+  /* A share as a percentage of three digits. */
+  share(value) { return `${general(100 * value, 3)}${SPACE}%`; },
+
+  /* The same with so many digits behind the point, where it moves under a thumb or may be next to nothing. */
+  percent(value, digits) { return `${fixed(100 * value, digits)}${SPACE}%`; },
+
+  /* A whole number with its thousands set apart. */
+  whole(value) { return value.toLocaleString("en-US"); },
+
+  /* A score in its own unit. */
+  score(model, value) { return model.metric.share ? words.percent(value, 2) : general(value, 4); },
+
+  /* A change of the score, with its sign. */
+  signed(model, value) {
+    const text = fixed(model.metric.share ? 100 * value : value, 2);
+    return text.startsWith("-") && Number(text) ? text.replace("-", "−") : `+${text.replace("-", "")}`;
+  },
+
+  /* How far the score itself has moved against the dense network when so much is lost, with the interval if known. */
+  change(model, { drop, drop_low: low, drop_high: high }) {
+    const line = `${words.signed(model, against(model, drop))}${model.metric.share ? " points" : ""} against dense`;
+    if (typeof low !== "number" || typeof high !== "number") return line;
+    const ends = [low, high].map(end => against(model, end)).sort((a, b) => a - b);
+    return `${line} (95 %: ${ends.map(end => words.signed(model, end)).join(" to ")})`;
+  },
+};

@@ -1,0 +1,74 @@
+"""From the frame of a page to its content: the session's model is opened, or what is wrong said without a traceback."""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+
+import streamlit as st
+
+from lowrank_core.errors import LowRankError
+from lowrank_core.sources import weights_alone
+from lowrank_core.sources._inventory import Inventory
+from pages.ui import running, words
+from pages.ui.commands import as_here
+from pages.ui.frame import Frame, link
+from pages.ui.state import models, runs, server
+from pages.ui.waiting import Steps
+
+
+def show(frame: Frame, body: ModuleType, say: Steps) -> None:
+    """Fill a page; say: where the steps until then are named."""
+    server.start()
+    with frame.jobs:
+        running.badge(frame.title)
+    opened = False
+    try:
+        with say:
+            workspace = models.opened(say)
+        if isinstance(workspace, Inventory):
+            frame.header.markdown(f"{words.plain(workspace.weights.name)} · weights without a model", width="content")
+            frame.advice.empty()
+            getattr(body, "show_weights", _needs_a_model)(workspace)
+            return
+        says = words.dense(workspace, *models.dense_score(workspace))
+        frame.header.markdown(says, width="content", help=words.DENSE)
+        for notice in workspace.notices:
+            frame.notices.caption(f":material/info: {words.plain(notice)}")
+        opened = True
+        body.show(workspace)
+        runs.end_if_replaced()
+        return
+    except LowRankError as error:
+        text = str(error)
+    except Exception as error:
+        logging.getLogger(__name__).exception("page %s failed", frame.title)
+        text = f"This page failed with {type(error).__name__}; the terminal that runs the app shows where."
+    if not opened:
+        frame.advice.empty()
+    st.error(words.plain(as_here(text)), icon=":material/error:")
+    if not opened:
+        st.markdown("Choose another model to go on:")
+        pick_model()
+
+
+def _needs_a_model(stock: Inventory) -> None:
+    """What a page can do with weights alone: nothing, and why."""
+    st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
+    link("Model", says="See what is in the file")
+    link("Spectra", says="See the spectra")
+
+
+def pick_model() -> None:
+    """Choose which model to look at: the one given when the app was started, or a built-in one."""
+    refs, current = models.offered(), models.chosen()
+    chosen = st.radio(
+        "Model",
+        refs,
+        index=refs.index(current) if current in refs else None,
+        format_func=words.model_name,
+        captions=[words.model_description(ref) for ref in refs],
+    )
+    if chosen is not None and chosen != current:
+        models.choose(chosen)
+        st.rerun()

@@ -1,0 +1,59 @@
+"""Comparisons: plans, their latency and that of single layers, as they were measured for Compare."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from lowrank_core.measure.comparison import Comparison
+from lowrank_core.measure.latency import Runtime, Timing
+from lowrank_core.measure.staircases import Staircase, known_staircases, setting_of
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.running.jobs import Job
+from lowrank_core.workspace import Workspace
+from pages.ui import compare
+from pages.ui.compare import Found, Raced
+from pages.ui.state import jobs, models
+from pages.ui.state.session import session_id
+
+
+def begun(shown: Workspace) -> dict[compare.Asked, Job[Found]]:
+    """What this session has had measured on Compare, the latest last."""
+    return jobs.comparisons().asked_by(session_id(), models.key(shown))
+
+
+def start(shown: Workspace, asked: compare.Asked) -> None:
+    """Measure plans, their latency, or that of the layers; what is over is measured again."""
+    folder = models.cache().points
+    jobs.comparisons().begin(
+        session_id(),
+        models.key(shown),
+        asked,
+        lambda: Job(compare.label(asked), lambda job: compare.work(shown, asked, folder, job)),
+        again=True,
+    )
+
+
+def compared(shown: Workspace) -> dict[Candidate, Comparison]:
+    """Every candidate of this model that was measured, by whichever session."""
+    return {one.candidate: one for one in _found(shown) if isinstance(one, Comparison)}
+
+
+def raced(shown: Workspace) -> dict[tuple[Candidate, Runtime], Timing]:
+    """The latency of every candidate that was timed."""
+    return {(one.candidate, one.runtime): one.timing for one in _found(shown) if isinstance(one, Raced)}
+
+
+def _found(shown: Workspace) -> list[Found]:
+    return [one for job in jobs.comparisons().of_model(models.key(shown)) for one in job.snapshot.found]
+
+
+def stairs(shown: Workspace, runtime: Runtime) -> tuple[Staircase, ...]:
+    """The latency staircases of this model's layers that were measured on this machine."""
+    folder = models.cache().points
+    changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
+    return _stairs(shown, shown.profile.fingerprint, shown.address, runtime, changed) if changed else ()
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _stairs(_workspace: Workspace, fingerprint: str, ref: str, runtime: Runtime, changed: int) -> tuple[Staircase, ...]:
+    return known_staircases(_workspace.profile.layers, setting_of(_workspace, runtime), models.cache().points)

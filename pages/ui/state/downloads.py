@@ -1,0 +1,53 @@
+"""Downloads: files that were written for this session; they are gone when the server ends."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import streamlit as st
+
+from lowrank_core.exports import Exported
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.store.files import SCRATCH, remove_old_scratch
+from pages.ui.state.session import session_id
+from pages.ui.tuning import Tuned
+
+MOST_EXPORTED_BYTES = 4 * 10**9
+"""Files that wait for their download take at most this, for all sessions; the oldest go first."""
+
+
+@st.cache_resource
+def _exports() -> tempfile.TemporaryDirectory[str]:
+    remove_old_scratch()
+    return tempfile.TemporaryDirectory(prefix=SCRATCH)
+
+
+def folder() -> Path:
+    """Where this session's files are written before they are downloaded; gone when the server ends."""
+    own = Path(_exports().name) / session_id()
+    own.mkdir(parents=True, exist_ok=True)
+    return own
+
+
+def written(kind: str, wanted: Candidate | Tuned) -> Exported | None:
+    """The file of that kind, if the latest one was written for this candidate, or for these weights."""
+    found: tuple[Candidate | Tuned, Exported] | None = st.session_state.get(f"written {kind}")
+    return found[1] if found and found[0] == wanted else None
+
+
+def keep_written(kind: str, wanted: Candidate | Tuned, exported: Exported) -> None:
+    """Remember the latest file of a kind."""
+    st.session_state[f"written {kind}"] = (wanted, exported)
+    keep_newest(Path(_exports().name), MOST_EXPORTED_BYTES)
+
+
+def keep_newest(folder: Path, most_bytes: int) -> None:
+    """Remove the oldest files below a folder until the rest take at most so many bytes; the newest always stays."""
+    found = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in folder.rglob("*") if p.is_file())
+    total = sum(size for _, size, _ in found)
+    for _, size, path in found[:-1]:
+        if total <= most_bytes:
+            break
+        path.unlink(missing_ok=True)
+        total -= size

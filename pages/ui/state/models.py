@@ -1,0 +1,160 @@
+"""Models: which can be opened here, which one the session looks at, and what all sessions share of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import streamlit as st
+
+from lowrank_core.builtin import BUILTIN
+from lowrank_core.errors import InvalidSettings
+from lowrank_core.predict.prediction import NoiseTable, noise_table
+from lowrank_core.sources._inventory import Inventory
+from lowrank_core.store.cache import Cache
+from lowrank_core.store.room import Room
+from lowrank_core.workspace import Workspace, open_to_look
+from pages.ui.once import Once
+from pages.ui.state.session import session_id
+
+DENSE_SAMPLES = 1024
+
+MOST_MODELS = 2 * (len(BUILTIN) + 1)
+"""Of which small things are kept: every built-in one and the given one, with the correction and without."""
+
+SAY_SECONDS = 0.1
+"""A count of layers is shown anew at most this often."""
+
+MEMORY = "RANK_EXPLORER_MEMORY_MB"
+"""The environment variable that says how much memory results that can be computed again may take."""
+
+
+def named_at_start() -> str | None:
+    """The model named when the app was started: `streamlit run app.py -- MODEL`."""
+    return sys.argv[1] if len(sys.argv) > 1 else None
+
+
+def offered() -> tuple[str, ...]:
+    """What can be opened here: the model given at the start, then the built-in ones. Never an upload: it is code."""
+    given = named_at_start()
+    builtin = tuple(f"builtin:{name}" for name in BUILTIN)
+    return (given, *builtin) if given and given not in builtin else builtin
+
+
+def chosen() -> str:
+    """The model this session looks at; the address may name one (?model=...)."""
+    if "model" not in st.session_state:
+        asked = st.query_params.get("model")
+        st.session_state["model"] = asked if asked in offered() else named_at_start() or offered()[0]
+    return str(st.session_state["model"])
+
+
+def choose(ref: str) -> None:
+    """Look at another model; the plans of the others are kept."""
+    st.session_state["model"] = ref
+    st.query_params["model"] = ref
+
+
+def opened(say: Callable[[str], None]) -> Workspace | Inventory:
+    """The opened model, or weights without one, shared by all sessions; raises a LowRankError.
+
+    say: called with each step where the model is not open yet.
+    """
+    ref = chosen()
+    st.query_params["w"] = session_id()
+    if ref != offered()[0] or "model" in st.query_params:
+        st.query_params["model"] = ref
+    return open_model(ref, stamp(ref), say)
+
+
+def open_model(ref: str, stamp: str, say: Callable[[str], None] = lambda step: None) -> Workspace | Inventory:
+    """Built-in models are few and small, so all of them stay open; of the given one also what it was before an edit."""
+    models, key = _builtin() if ref.startswith("builtin:") else _given(), (ref, stamp)
+    if key not in models:
+        say("Opening the model")
+    return models(key, lambda: _look(ref, say))
+
+
+def _look(ref: str, say: Callable[[str], None]) -> Workspace | Inventory:
+    found = open_to_look(ref, cache(), room(), say)
+    if isinstance(found, Workspace):
+        say("Scoring the dense network")
+        dense_score(found)
+    return found
+
+
+@st.cache_resource
+def _builtin() -> Once[tuple[str, str], Workspace | Inventory]:
+    return Once(len(BUILTIN))
+
+
+@st.cache_resource
+def _given() -> Once[tuple[str, str], Workspace | Inventory]:
+    return Once(2)
+
+
+@st.cache_resource
+def room() -> Room:
+    """What is kept in memory of all models together is bounded by this; raises InvalidSettings."""
+    given = os.environ.get(MEMORY, "")
+    if not given:
+        return Room()
+    if not re.fullmatch(r"[1-9]\d{0,8}", given):
+        raise InvalidSettings(f"{MEMORY} must be a whole number of MB from 1, such as 512; got {given!r}. Correct it.")
+    return Room(int(given) * 10**6)
+
+
+def cache() -> Cache:
+    """What is kept on disk for all sessions, and for the command line."""
+    return Cache(platformdirs.user_cache_path("rank-explorer"))
+
+
+def stamp(ref: str) -> str:
+    """Changes when a model file, or a file beside it or in its folder, does: an edited model is opened again."""
+    path = Path(ref).expanduser()
+    if not path.exists():
+        return ""
+    folder = path if path.is_dir() else path.parent
+    beside = sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.iterdir() if p.is_file())
+    return hashlib.sha256(repr(beside).encode()).hexdigest()
+
+
+def dense_score(shown: Workspace) -> tuple[float, int]:
+    """(score, samples) of the dense network: on all samples once a measurement has run it on them, on some before."""
+    complete = shown.opened.evaluate is None and shown.reference.complete
+    return shown.dense_score(None if complete else DENSE_SAMPLES)
+
+
+@st.cache_resource(max_entries=MOST_MODELS, show_spinner=False)
+def noise(_workspace: Workspace, fingerprint: str, ref: str) -> NoiseTable | None:
+    """The prediction table; None where the model file scores itself."""
+    return None if _workspace.opened.evaluate is not None else noise_table(_workspace.reference, DENSE_SAMPLES)
+
+
+def factorise(shown: Workspace, say: Callable[[str], None]) -> None:
+    """Factorise every layer once by its default method, and say which one it is at."""
+    layers, told = shown.profile.layers, 0.0
+    with shown.somebody_waits():
+        for number, layer in enumerate(layers, 1):
+            if time.monotonic() - told > SAY_SECONDS:
+                say(f"Factorising {number} of {len(layers)} layers")
+                told = time.monotonic()
+            _ = shown.factors(layer.name, layer.methods[0].name).spectra
+
+
+@st.cache_resource
+def constants() -> Once[tuple[str, str], dict[str, Any]]:
+    """What the board must know of each model."""
+    return Once(4)
+
+
+def key(shown: Workspace) -> str:
+    """What tells one model, as its file is now, from all others."""
+    return f"{shown.profile.fingerprint} {shown.address} {stamp(shown.address)}"

@@ -1,0 +1,69 @@
+"""The session: its id in the address, its files on disk, and the small values it keeps from run to run."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import streamlit as st
+
+
+def session_id() -> str:
+    """The name of this session's saved work: the one in the address (?w=...), or a new one."""
+    if "session" not in st.session_state:
+        asked = st.query_params.get("w", "")
+        st.session_state["session"] = asked if re.fullmatch(r"[0-9a-f]{16}", asked) else secrets.token_hex(8)
+    return str(st.session_state["session"])
+
+
+def saved_file(fingerprint: str, ending: str) -> Path:
+    """Where this session keeps something about a model."""
+    folder = platformdirs.user_state_path("rank-explorer", ensure_exists=True)
+    return folder / f"{session_id()}-{fingerprint[7:19]}{ending}"
+
+
+def widget(key: str) -> Any:
+    """What a widget holds, or what was kept under that name; None where there is nothing."""
+    return st.session_state.get(key)
+
+
+def set_widget(key: str, value: str) -> None:
+    """Keep a small value until the next run."""
+    st.session_state[key] = value
+
+
+def heard() -> tuple[str, int]:
+    """The board whose messages came last, and the number of the last one."""
+    found: tuple[str, int] = st.session_state.get("heard", ("", 0))
+    return found
+
+
+def hear(board: str, number: int) -> bool:
+    """Note a message of a board; False where it was heard before, as messages may come again."""
+    if heard()[0] == board and number <= heard()[1]:
+        return False
+    st.session_state["heard"] = board, number
+    return True
+
+
+def press(button: str) -> None:
+    """Keep a click until `take_press`."""
+    st.session_state["pressed"] = button
+
+
+def take_press(button: str) -> bool:
+    """Whether the button was the last one pressed and nobody has taken the click yet."""
+    pressed = st.session_state.get("pressed") == button
+    if pressed:
+        del st.session_state["pressed"]
+    return pressed
+
+
+def turn_to(page: str) -> None:
+    """A page is shown: what was pressed on another one, and not seen there, is not meant for a later visit."""
+    if st.session_state.get("page turned to") != page:
+        st.session_state["page turned to"] = page
+        st.session_state.pop("pressed", None)

@@ -1,0 +1,96 @@
+"""A figure reads the same on the board, whose script writes its own, as on every other page."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from lowrank_core.scoring.scores import Score
+from lowrank_core.workspace import Workspace
+from pages.ui import words
+from tests.board_script import answer, needs_node
+
+pytestmark = needs_node
+
+DRAW = random.Random(0)
+WHOLE = [0, 1, 9, 12, 999, 1000, 1001, 9_999, 99_995, 999_949, 999_950, 999_999, 1_078_888, 40_551_040]
+WHOLE += [999_949_999, 999_950_000, 10**9, 7 * 10**12, *(int(10 ** DRAW.uniform(0, 14)) for _ in range(500))]
+HALVES = [0.98625, 0.98875, 0.125, 0.00125, 0.015625, 0.12345, 2.5, 0.5, 1.00005, 58.375]
+PARTS = [0.0, 1.0, 1.005, 0.995, 0.99995, 0.0999, 2 / 3, 1e-4, 1e-5, 1e-7, *HALVES]
+PARTS += [DRAW.random() for _ in range(300)] + [part / 800 for part in range(0, 801, 5)]
+LARGE = [
+    58.36003250334551,
+    123.456,
+    9999.5,
+    99_995.0,
+    123_456.0,
+    1e7,
+    2.5e9,
+    *(10 ** DRAW.uniform(-3, 6) for _ in range(300)),
+]
+
+
+def shown(text: str) -> str:
+    """As Python writes it: the board's space between a figure and its unit does not break."""
+    return text.replace("\u202f", " ")
+
+
+def read(body: str, **given: Any) -> list[str]:
+    return [shown(text) for text in answer(body, **given)]
+
+
+@pytest.fixture(scope="module", params=["iris-mlp", "text-lm"])
+def workspace(request: pytest.FixtureRequest) -> Workspace:
+    """One network whose score is a share, and one whose score is better when lower."""
+    return Workspace.open(f"builtin:{request.param}")
+
+
+@pytest.fixture
+def model(workspace: Workspace) -> dict[str, Any]:
+    return {"metric": {"share": words.shares(workspace), "higher": not words.rises(workspace)}}
+
+
+@pytest.mark.parametrize("unit", ["", "B"])
+def test_counts(unit: str) -> None:
+    values = [*WHOLE, *(-value for value in WHOLE if value), 0.5, 999.96, 12.5]
+    found = read("return values.map(value => words.count(value, unit));", values=values, unit=unit)
+    assert found == [words.count(value, unit) for value in values]
+
+
+def test_quantities() -> None:
+    found = read('return ["bytes", "multiplies"].map(q => words.quantity(q, 512));')
+    assert found == [words.count(512, "B"), words.count(512)]
+
+
+def test_shares() -> None:
+    values = PARTS + LARGE
+    assert read("return values.map(value => words.share(value));", values=values) == [words.share(v) for v in values]
+
+
+def test_whole_numbers() -> None:
+    assert read("return values.map(value => words.whole(value));", values=WHOLE) == [f"{value:,}" for value in WHOLE]
+
+
+def test_scores(workspace: Workspace, model: dict[str, Any]) -> None:
+    values = [*PARTS, *LARGE, *(-value for value in LARGE)]
+    found = read("return values.map(value => words.score(model, value));", values=values, model=model)
+    assert found == [words.score(workspace, value) for value in values]
+
+
+def test_changes_with_their_intervals(workspace: Workspace, model: dict[str, Any]) -> None:
+    drops: list[tuple[float, float | None, float | None]] = [(drop, None, None) for drop in (*PARTS, -1e-9, -0.004)]
+    drops += [(d, d - DRAW.random(), d + DRAW.random()) for d in (DRAW.uniform(-1, 1) for _ in range(300))]
+    sent = [{"drop": drop, "drop_low": low, "drop_high": high} for drop, low, high in drops]
+    found = read("return sent.map(score => words.change(model, score));", sent=sent, model=model)
+    higher = not words.rises(workspace)
+    scores = [Score("", 0.0, 0.0, 0, higher, None, None, drop, low, high) for drop, low, high in drops]
+    assert found == [words.change(workspace, score, "against dense") for score in scores]
+    assert words.change(workspace, scores[-1], "").count("to") == 1
+
+
+def test_figures_of_fixed_length() -> None:
+    values = [*PARTS, *LARGE, *(value + 0.5 for value in range(20))]
+    body = "return values.flatMap(value => [0, 1, 2, 3].map(digits => fixed(value, digits)));"
+    assert read(body, values=values) == [f"{value:.{digits}f}" for value in values for digits in range(4)]
