@@ -22,6 +22,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 
 ORDER = (
     "errors",
+    "version",
+    "extras",
     "registry",
     "figures",
     "running",

@@ -50,8 +50,7 @@ import torch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from benchmarks.page import benchmark_parser, run_benchmark
-from lowrank_core import commands
-from lowrank_core.commands import cli
+from lowrank_core.commands import _opening, cli
 from lowrank_core.measure.ledger import Ledger
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict import sensitivity
@@ -65,7 +64,13 @@ from tests.conftest import CHROMIUM, CHROMIUM_ARGS, is_ready
 
 COUNTED = ("point", "evaluation", "number", "epoch", "tensor")
 OLD_SECONDS = 8 * 86400
-IMPORTED = ("lowrank_core.commands", "lowrank_core.builtin.digits_cnn", "torch._dynamo", "tests.conftest")
+IMPORTED = (
+    "lowrank_core.commands.finetune",
+    "lowrank_core.commands.profile",
+    "lowrank_core.builtin.digits_cnn",
+    "torch._dynamo",
+    "tests.conftest",
+)
 AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
 REPLACING = "replacing"
 LATEST = 0.97
@@ -197,7 +202,7 @@ def inside(folder: Path, journal: Path, arguments: list[str], held: tuple[str, i
     torch.set_num_threads(1)
     for name, number in (("answer", 1), ("log", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    commands.CACHE, tempfile.tempdir = folder / "cache", str(folder / "tmp")
+    _opening.CACHE, tempfile.tempdir = folder / "cache", str(folder / "tmp")
     count_in(journal, held)
     cli.main(arguments, prog_name="lowrank_core")
 

@@ -1,10 +1,27 @@
-"""The command line: `python -m lowrank_core COMMAND`."""
+"""The command line: `rank-explorer COMMAND`, or `python -m lowrank_core COMMAND`."""
 
 from __future__ import annotations
 
-from lowrank_core.commands import cli
-from lowrank_core.running.interrupt import as_usual
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the command that was typed.
+
+    Ctrl-C while that is imported, which takes seconds, ends it at once: Python would show where it was in PyTorch;
+    NumPy, interrupted as it is imported, even loses itself for ten seconds. After that it raises KeyboardInterrupt, so
+    that what was begun is tidied up. A process that was started to ignore it still does.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from lowrank_core.commands import cli
+
+    cli.load(next((word for word in sys.argv[1:] if not word.startswith("-")), None))
+    signal.signal(signal.SIGINT, usual)
+    cli()
+
 
 if __name__ == "__main__":
-    as_usual()
-    cli(prog_name="python -m lowrank_core")
+    main()

@@ -43,3 +43,7 @@ class UnknownModel(LowRankError):
 
 class WorkersLost(LowRankError):
     """The processes that work was spread over died, or nobody answers where they should be."""
+
+
+class MissingExtra(LowRankError):
+    """A package that only some files and commands need is not installed."""

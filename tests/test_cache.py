@@ -17,8 +17,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank_core import commands
-from lowrank_core.commands import cli
+from lowrank_core.commands import _opening, cli
 from lowrank_core.compression import calibration, factors
 from lowrank_core.compression.calibration import MomentStore
 from lowrank_core.compression.factors import FactorStore
@@ -498,7 +497,7 @@ PLAN = "plan.json"
     ids=lambda arguments: arguments[0],
 )
 def test_no_cache_leaves_no_file(tmp_path, monkeypatch, arguments):
-    monkeypatch.setattr(commands, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(_opening, "CACHE", tmp_path / "cache")
     profile = Workspace.open("builtin:iris-mlp").profile
     (tmp_path / PLAN).write_text(uniform_plan(profile, 0.6).with_choice("fc1", Choice("svd", (2,))).to_json())
     rest = [str(tmp_path / text) if text in (PLAN, "out") else text for text in arguments[1:]]
@@ -508,7 +507,7 @@ def test_no_cache_leaves_no_file(tmp_path, monkeypatch, arguments):
 
 
 def test_the_command_line_keeps_factors(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(_opening, "CACHE", tmp_path / "cache")
     answers = [CliRunner().invoke(cli, ["spectra", "builtin:iris-mlp", "--json"]) for _ in range(2)]
     assert answers[0].stdout == answers[1].stdout
     assert len(files(Cache(tmp_path / "cache"))) == 2

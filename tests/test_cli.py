@@ -23,6 +23,7 @@ from lowrank_core.methods import METHODS
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.scoring.scores import final_score
+from lowrank_core.version import versions
 
 ROOT = Path(__file__).parents[1]
 RESNET = ROOT.parent / "shared" / "data" / "resnet20_cifar10.py"
@@ -65,6 +66,7 @@ def test_layers(workspace: Workspace) -> None:
     assert found["fingerprint"] == workspace.profile.fingerprint
     assert [found[key] for key in ("name", "parameters", "bytes", "multiplies")] == ["iris-mlp", 83, 332, 70]
     assert found["additions"] == dense.additions
+    assert found["versions"] == versions()
     assert set(found["rest"]) == {"parameters", "bytes", "multiplies", "buffer_bytes"}
     first = found["layers"][0]
     assert first["weight_shape"] == [10, 4]

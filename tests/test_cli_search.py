@@ -6,8 +6,8 @@ from fnmatch import fnmatch
 import pytest
 from click.testing import CliRunner
 
-from lowrank_core import Workspace, commands, plan_cost, read_plan
-from lowrank_core.commands import cli
+from lowrank_core import Workspace, plan_cost, read_plan
+from lowrank_core.commands import _opening, cli
 
 MODEL = "builtin:iris-mlp"
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(_opening, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
 

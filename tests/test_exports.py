@@ -27,6 +27,7 @@ from lowrank_core.plans.plan import read_plan
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import final_score
+from lowrank_core.version import versions
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "checkpoint-1.safetensors"
@@ -247,7 +248,8 @@ def test_plan_lines_load_it(
     assert read.provenance["score"]["dense"] == score.dense
     assert set(read.provenance["data"]) == {"evaluation", "calibration"} if corrected else {"evaluation"}
     assert read.provenance["cost"]["compressed"]["bytes"] == plan_cost(digits.profile, plan).bytes
-    assert set(read.provenance["versions"]) == {"python", "torch"}
+    assert read.provenance["versions"] == versions()
+    assert versions()["torch"] == torch.__version__
     monkeypatch.chdir(tmp_path)
     (snippet,) = EXPORTS["plan"].snippets(digits.opened.ref, "p.json")
     found: dict[str, nn.Module] = {}
@@ -350,3 +352,13 @@ def test_state_dicts_are_dense_weights(tmp_path: Path) -> None:
         assert loaded.plan is None
         assert torch.equal(output(loaded.model, (x,)), output(trained, (x,))), path.name
     assert load_file(tmp_path / "plain.safetensors").keys() == state.keys()
+
+
+def test_a_checkpoint_says_which_version_wrote_it(tmp_path: Path) -> None:
+    model = formula_net()
+    profile = discover(model, (torch.ones(1, 4),))
+    plan = RankPlan(profile.fingerprint)
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(model, profile, plan, path, plan_document=plan.to_json(), provenance={})
+    assert load_checkpoint(formula_net(), path).provenance["versions"] == versions()
+    assert "rank_explorer" not in load_checkpoint(formula_net(), GOLDEN).provenance.get("versions", {})

@@ -42,7 +42,7 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running import scope as scopes
 from lowrank_core.running.scope import scope, somebody_waits
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.training.finetune import Epoch, finetune, kept
+from lowrank_core.training.finetune import Epoch, finetune, kept, run_key
 from lowrank_core.training.recipe import Objective, Settings, balance, randomise, varied
 from lowrank_core.training.sweep import runs, state_path, summary, sweep
 from tests.conftest import PATIENCE_SECONDS
@@ -766,3 +766,11 @@ def test_without_any_labels(make: Callable[..., Workspace]) -> None:
     workspace = make(("return data(300, 1)", "return data(300, 1)[0]"), ("def eval_data", "def evaluation_data"))
     *_, step = runs(workspace, candidate(workspace), QUICK, (0,))
     assert step.finished[0].score.metric == "agreement with the dense network"
+
+
+def test_a_training_that_was_begun_before_versions_were_written_goes_on():
+    """Its state is found by this key, which the version before wrote into it."""
+    workspace = Workspace.open("builtin:iris-mlp")
+    plan = RankPlan.of(workspace.profile.fingerprint, {"fc1": Choice("svd", (2,))})
+    key = run_key(workspace, Candidate(plan), Settings())
+    assert key == "60d40f2f5b72c0cbd555d21076273ef916bd5a9b9f405c45be9f85785f6d5bcc"

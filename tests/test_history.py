@@ -1,8 +1,12 @@
 """History: undo, redo, snapshots and the way to disk and back, as pure values."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
 from pages.ui.board import act, commit
 from pages.ui.editor import edited_plan, rows
@@ -94,6 +98,13 @@ def test_a_history_survives_the_disk():
         ("fc",),
         False,
     )
+
+
+def test_a_history_of_before_versions_were_written_is_read():
+    old = json.loads((Path(__file__).parent / "golden" / "history-0.json").read_text())
+    read = History.from_json(json.dumps(old))
+    assert json.loads(read.to_json()) == {**old, "versions": versions()}
+    assert read.plan.get("conv") == Choice("tucker2", (3, 2))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"plan": 1}', "null"])

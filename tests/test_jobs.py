@@ -1,8 +1,8 @@
 """Jobs: what they find is seen as it comes, stays when they are cancelled, and an end is always told."""
 
 import gc
-import importlib
 import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import FrozenInstanceError
 from math import inf
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from lowrank_core.__main__ import main
+from lowrank_core.commands import Commands
 from lowrank_core.errors import Cancelled, InvalidSearch
 from lowrank_core.layers.data import Dataset, run
-from lowrank_core.running import interrupt
 from lowrank_core.running import scope as scopes
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.progress import Progress
@@ -32,6 +35,8 @@ from lowrank_core.running.scope import (
     somebody_waits,
     under,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Steps:
@@ -371,16 +376,41 @@ def test_somebody_waits_until_the_last_one_has_got_what_they_wait_for(monkeypatc
 # ---- the end of a command -------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
-    before = signal.getsignal(signal.SIGINT)
+LATE = """
+import sys, time
+class Late:
+    def find_spec(self, name, *rest):
+        if name == "numpy":
+            print("importing", flush=True)
+            time.sleep(600)
+sys.meta_path.insert(0, Late())
+sys.argv = ["program", "layers", "builtin:iris-mlp"]
+"""
+MODULE = "import runpy; runpy.run_module('lowrank_core', run_name='__main__', alter_sys=True)"
+SCRIPT = "from lowrank_core.__main__ import main; main()"
+
+
+@pytest.mark.parametrize("start", [MODULE, SCRIPT], ids=["python -m lowrank_core", "rank-explorer"])
+def test_ctrl_c_while_a_command_is_imported_ends_it_at_once_without_a_traceback(start: str):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LATE + start], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert (process.returncode, said) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("usual", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_is_as_it_was_once_the_command_is_imported(usual: Any, monkeypatch: pytest.MonkeyPatch):
+    before = signal.signal(signal.SIGINT, usual)
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["rank-explorer", "layers"])
+    monkeypatch.setattr(Commands, "load", lambda self, name=None: seen.append((name, signal.getsignal(signal.SIGINT))))
+    monkeypatch.setattr(Commands, "__call__", lambda self: seen.append(("run", signal.getsignal(signal.SIGINT))))
     try:
-        monkeypatch.setattr(sys, "argv", ["a program", "of somebody else"])
-        importlib.reload(interrupt)
-        assert signal.getsignal(signal.SIGINT) is before
-        monkeypatch.setattr(sys, "argv", ["-m", "layers"])
-        importlib.reload(interrupt)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-        interrupt.as_usual()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        main()
     finally:
         signal.signal(signal.SIGINT, before)
+    assert seen == [("layers", usual if usual is signal.SIG_IGN else signal.SIG_DFL), ("run", usual)]

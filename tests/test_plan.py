@@ -9,6 +9,7 @@ from msgspec import UNSET
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import LARGEST_BYTES, VERSION, Choice, RankPlan, read_plan
+from lowrank_core.version import versions
 
 GOLDEN = Path(__file__).parent / "golden"
 PLAN = RankPlan.of("sha256:0", {"fc1": Choice("svd", (64,)), "conv": Choice("tucker2", (16, 12))})
@@ -53,6 +54,11 @@ def test_golden_file_survives_reading_and_writing():
     again = found.plan.to_json(model_name=found.model_name, correction=found.correction, provenance=found.provenance)
     assert again == text
     assert Correction.from_dict(found.correction).samples == 256
+
+
+def test_a_plan_says_which_version_wrote_it_and_one_that_does_not_is_read():
+    assert json.loads(PLAN.to_json())["provenance"]["versions"] == versions()
+    assert read_plan(PLAN.to_json(provenance={})).provenance == {}
 
 
 def test_correction_provenance_and_name_may_be_absent():

@@ -1,7 +1,7 @@
 """Truncatable factorisations of matrices: computed once, cut at any rank.
 
 The Gram matrix in float64 and its eigenvalues on the shorter side: faster than an SVD and more accurate for the small
-singular values than a float32 one. tensorly runs on its PyTorch backend throughout the package.
+singular values than a float32 one.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from functools import cached_property
 from math import sqrt
 from typing import TypeVar
 
-import tensorly
 import torch
 from torch import Tensor
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.store.memo import Memo
-
-tensorly.set_backend("pytorch")
 
 R = TypeVar("R", Tensor, tuple[Tensor, Tensor])
 

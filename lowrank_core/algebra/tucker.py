@@ -12,9 +12,6 @@ from functools import cached_property
 from math import prod, sqrt
 
 import torch
-from tensorly import unfold
-from tensorly.decomposition import partial_tucker
-from tensorly.tenalg import multi_mode_dot
 from torch import Tensor
 
 from lowrank_core.algebra.linalg import check_finite, principal_basis, storage_dtype, tail_energy
@@ -65,7 +62,7 @@ class TuckerFactorization:
         bases = {}
         for group, kernel in enumerate(self.kernels):
             for axis in (0, 1):
-                matrix = unfold(kernel, axis)
+                matrix = _unfold(kernel, axis)
                 values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
                 energies[axis] = energies[axis] + values.flip(0).clamp_min(0)
                 if axis == 0:
@@ -89,14 +86,14 @@ class TuckerFactorization:
         first, core, last = [], [], []
         for kernel, (out_basis, in_basis) in zip(self.kernels, self._bases_at(rank), strict=True):
             first.append(in_basis.mT.reshape(*in_basis.mT.shape, *ones))
-            core.append(multi_mode_dot(kernel, [out_basis.mT, in_basis.mT], modes=[0, 1]))
+            core.append(_times(_times(kernel, out_basis.mT, 0), in_basis.mT, 1))
             last.append(out_basis.reshape(*out_basis.shape, *ones))
         return tuple(torch.cat(parts).to(dtype).contiguous() for parts in (first, core, last))
 
     def reconstruct(self, rank: Rank) -> Tensor:
         """The core multiplied by both bases, in the shape of the weight."""
         parts = [
-            multi_mode_dot(kernel, [out_basis @ out_basis.mT, in_basis @ in_basis.mT], modes=[0, 1])
+            _times(_times(kernel, out_basis @ out_basis.mT, 0), in_basis @ in_basis.mT, 1)
             for kernel, (out_basis, in_basis) in zip(self.kernels, self._bases_at(rank), strict=True)
         ]
         return torch.cat(parts).to(storage_dtype(self.weight))
@@ -122,9 +119,20 @@ class TuckerFactorization:
         return _hooi(kernel, out, inner[:, : rank[1]]) if self.hooi else (out, inner)
 
 
+def _unfold(kernel: Tensor, axis: int) -> Tensor:
+    """The kernel as a matrix: one row for each place on the axis."""
+    return kernel.movedim(axis, 0).reshape(kernel.shape[axis], -1)
+
+
+def _times(kernel: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """The kernel with every column along the axis multiplied by the matrix."""
+    others = (*kernel.shape[:axis], *kernel.shape[axis + 1 :])
+    return (matrix @ _unfold(kernel, axis)).reshape(-1, *others).movedim(0, axis)
+
+
 def _in_basis(kernel: Tensor, out_basis: Tensor) -> Tensor:
     """Principal input channels of what the kept outputs leave of the kernel."""
-    unfolded = unfold(multi_mode_dot(kernel, [out_basis.mT], modes=[0]), 1)
+    unfolded = _unfold(_times(kernel, out_basis.mT, 0), 1)
     return principal_basis(unfolded @ unfolded.mT)
 
 
@@ -133,9 +141,12 @@ def _hooi(kernel: Tensor, out_basis: Tensor, in_basis: Tensor) -> tuple[Tensor, 
 
     It starts from the sequential bases and each step keeps at least as much, so it is never worse than they are.
     """
+    from tensorly import backend_context
+    from tensorly.decomposition import partial_tucker
+
     start = [out_basis, in_basis]
     rank = [basis.shape[1] for basis in start]
-    with warnings.catch_warnings():
+    with backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where one rank is more than the other leaves, tensorly says how it fills up
         (_, factors), _ = partial_tucker(
             kernel, rank=rank, modes=[0, 1], n_iter_max=100, tol=1e-5, init=(kernel, start), random_state=0

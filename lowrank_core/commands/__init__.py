@@ -1,50 +1,28 @@
-"""The commands of `python -m lowrank_core`: each file of this package is one or two of them.
+"""The commands of `rank-explorer` and `python -m lowrank_core`: each file of this package is one or two of them.
 
-A command is a function that answers with a JSON object and the same for people to read; here is what commands share:
-options, how what they name is opened, and how what they found is printed.
+A command is a function that answers with a JSON object and the same for people to read. Its file is imported when it is
+asked for, so none waits for what others need; nothing here imports PyTorch.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import asdict
-from pathlib import Path
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import click
-import platformdirs
-from torch import nn
 
-from lowrank_core.commands._terminal import say, score_line, score_value
-from lowrank_core.compression.checkpoint import load_checkpoint
-from lowrank_core.compression.correct import CorrectedLayer, load_overlay
-from lowrank_core.errors import InvalidPlan, LowRankError, UnknownModel
-from lowrank_core.exports import Compressed
-from lowrank_core.exports._provenance import plain
-from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import check_plan
-from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
+from lowrank_core.errors import LowRankError, UnknownModel
 from lowrank_core.registry import register_all
-from lowrank_core.scoring.scores import Score, final_score
-from lowrank_core.sources._inventory import Inventory
-from lowrank_core.store.cache import Cache
-from lowrank_core.workspace import Workspace, open_to_look
+from lowrank_core.store.as_json import json_text
+from lowrank_core.version import __version__
 
 Answer = tuple[dict[str, Any], str]
 """What a command found: a JSON object, and the same for people to read."""
-
-COUNTED = (
-    "Multiplies and additions are for one sample. Multiplies: all matrix products and convolutions; "
-    "additions: of the layers listed, with their biases."
-)
-
-CACHE = platformdirs.user_cache_path("rank-explorer")
-"""Where factors, measured points and scores are kept, the app's among them."""
 
 
 class Refused(click.ClickException):
@@ -60,9 +38,32 @@ class NotThere(Refused):
     exit_code = 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """All commands, each imported when it is asked for."""
+
+    def load(self, name: str | None = None) -> None:
+        """Import the command of that name; all, where none is named or no file bears the name."""
+        if name is None or name not in {info.name for info in iter_modules(__path__)}:
+            register_all(__name__, __path__)
+        else:
+            import_module(f"{__name__}.{name}")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, None where there is none."""
+        if cmd_name not in self.commands:
+            self.load(cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all."""
+        self.load()
+        return super().list_commands(ctx)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="Rank Explorer %(version)s")
 def cli() -> None:
-    """Look at a network, compress it by a rank plan, measure and export it.
+    """Look at a network, compress it by a rank plan, measure and export it; or open the dashboard.
 
     MODEL is builtin:NAME, path/to/model.py, package.module, a program of torch.export (.pt2; like a Python file it may
     run code), or a folder written by save_pretrained (with transformers installed; offline, none of its code is run).
@@ -86,154 +87,9 @@ def command(function: Callable[..., Answer]) -> click.Command:
         except (LowRankError, OSError) as error:
             raise Refused(error) from error
         if as_json:
-            text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+            text = json_text(document)
         click.echo(text)
         if document.get("refused"):
             raise Refused("; ".join(document["refused"]))
 
     return run
-
-
-def existing(*names: str, **options: Any) -> Callable[..., Any]:
-    """An option that names a file which must be there."""
-    return click.option(*names, type=click.Path(exists=True, dir_okay=False, path_type=Path), **options)
-
-
-MODEL = click.argument("model")
-PLAN = existing("--plan", required=True, help="Rank plan, a JSON file.")
-CORRECT = click.option(
-    "--correct/--no-correct", "corrected", default=True, help="Teach the factors the dense answers first; default on."
-)
-COMPARE = click.option("--compare", is_flag=True, help="Also measure the plan without its correction.")
-MULTIPLIES = click.option(
-    "--multiplies", type=float, help="At most so many; up to 1: a share of the whole dense network."
-)
-BYTES = click.option("--bytes", type=float, help="The same of bytes.")
-LOCK = click.option(
-    "--lock", multiple=True, metavar="LAYER", help="Layer to leave dense, or a pattern with * (repeatable)."
-)
-CACHED = click.option(
-    "--cache/--no-cache",
-    "cached",
-    default=True,
-    help="Keep on disk what is computed and measured, and use what earlier runs kept; default on.",
-)
-WORKERS = click.option(
-    "--workers", type=click.IntRange(1), default=1, help="Processes that measure layers; default 1, this one."
-)
-DASK = click.option("--dask", metavar="ADDRESS", help="Measure layers on the dask cluster of this scheduler: tcp://...")
-OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")
-
-
-def opened(ref: str, *, with_data: bool = False, cached: bool = False) -> Workspace:
-    """Open a model, and say what a person should know about it."""
-    workspace = Workspace.open(ref, Cache(CACHE) if cached else None)
-    for notice in workspace.notices if with_data else workspace.opened.notices:
-        say(notice)
-    return workspace
-
-
-def looked_at(ref: str, *, cached: bool = False) -> Workspace | Inventory:
-    """Open a model or weights alone, and say what a person should know about it."""
-    found = open_to_look(ref, Cache(CACHE) if cached else None)
-    for notice in found.notices if isinstance(found, Inventory) else found.opened.notices:
-        say(notice)
-    return found
-
-
-def points_of(workspace: Workspace) -> Path | None:
-    """Where what is measured is kept."""
-    return None if workspace.cache is None else workspace.cache.points
-
-
-def plan_of(workspace: Workspace, path: Path) -> PlanFile:
-    """Read a plan, check it against the model, and warn of ranks that save nothing."""
-    try:
-        with path.open("rb") as given:
-            file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow
-        if file.correction:
-            Correction.from_dict(file.correction)
-        for warning in check_plan(workspace.profile, file.plan):
-            say(f"Note: {warning}.")
-    except InvalidPlan as error:
-        raise InvalidPlan(f"{path}: {error}") from error
-    return file
-
-
-def compressed_by(workspace: Workspace, plan: Path | None, checkpoint: Path | None, *, corrected: bool) -> Compressed:
-    """The network of a checkpoint, or of a plan with its correction, or the dense one itself."""
-    file = PlanFile(RankPlan(workspace.profile.fingerprint)) if plan is None else plan_of(workspace, plan)
-    if checkpoint is not None:
-        loaded = load_checkpoint(workspace.model, checkpoint)
-        if plan is not None and loaded.plan != file.plan:
-            raise InvalidPlan(f"{checkpoint} was not made by the plan {plan}; give the one or the other.")
-        tuned = loaded.provenance.get("tuned")
-        return Compressed(loaded.model, loaded.plan or file.plan, correction=loaded.correction, tuned=tuned)
-    if not file.plan.choices:
-        return Compressed(workspace.model, file.plan)
-    network = workspace.compress(file.plan)
-    if not corrected or file.correction is None:
-        return Compressed(network, file.plan)
-    try:
-        return _corrected(workspace, file, network)
-    except LowRankError as error:
-        raise type(error)(f"{str(error).rstrip('.')}. --no-correct goes on without the correction.") from error
-
-
-def _corrected(workspace: Workspace, file: PlanFile, network: nn.Module) -> Compressed:
-    """Correct a compressed copy in place, with a line of progress."""
-    correction = workspace.candidate_in(file).correction
-    assert correction is not None
-    if file.correction and file.correction.get("data") not in ("", None, correction.data):
-        say("Note: the plan was corrected on other samples than this model's; it is corrected anew on these.")
-    live, last, total = sys.stderr.isatty(), -5.0, 0
-
-    def each(layer: CorrectedLayer) -> None:
-        nonlocal last, total
-        total = layer.total
-        if layer.done < layer.total and (live or time.monotonic() - last > 5):
-            last = time.monotonic()
-            line = f"correcting layer {layer.done + 1} of {layer.total}"
-            say(f"\r{line}   " if live else line, newline=not live)
-
-    overlay = workspace.corrector(file.plan, correction, each=each)
-    done = f"corrected {total} of {total} layers on {correction.samples} samples, without labels"
-    say(f"\r{done}   " if live else done)
-    return Compressed(load_overlay(network, overlay), file.plan, correction=correction.to_dict())
-
-
-def measured(workspace: Workspace, network: Any, samples: int | None = None) -> Score:
-    """Measure on all the samples asked for, with a line of progress."""
-    return final_score(_measured(workspace, workspace.measure(network, samples=samples), samples))
-
-
-def _measured(workspace: Workspace, scores: Iterator[Score], samples: int | None) -> Iterator[Score]:
-    total = 0 if workspace.opened.evaluate else min(len(workspace.reference), samples or sys.maxsize)
-    live, last = sys.stderr.isatty(), time.monotonic()
-    for score in scores:
-        done = score.samples >= total
-        if total and (live or done or time.monotonic() - last > 5):
-            last = time.monotonic()
-            line = f"{score.samples:,} of {total:,} samples: {score_value(score, score.value)}"
-            say(f"\r{line}   " if live else line, newline=done or not live)
-        yield score
-
-
-def check_compare(compare: bool, plan: Path | None, checkpoint: Path | None) -> None:
-    """Refuse --compare where there is nothing to compare with."""
-    if compare and (plan is None or checkpoint is not None):
-        raise click.UsageError("--compare needs --plan alone: only a plan can be measured without its correction.")
-
-
-def compared(
-    workspace: Workspace, made: Compressed, samples: int | None, document: dict[str, Any], text: str
-) -> Answer:
-    """An answer with the score that the plan has without its correction."""
-    if made.correction is None:
-        return document, f"{text}\nThere is no correction to compare with."
-    plain_score = measured(workspace, workspace.compress(made.plan), samples)
-    told = f"{text}\nWithout the correction: {score_line(plain_score, alone=False)}"
-    return {**document, "uncorrected": {**asdict(plain_score), "samples": plain_score.samples or None}}, told
-
-
-register_all(__name__, __path__)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from lowrank_core.commands import MODEL, Answer, command, opened
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import opened
+from lowrank_core.commands._options import MODEL
 from lowrank_core.commands._terminal import say, score_line, table
 from lowrank_core.figures import count
 from lowrank_core.measure.check import SAMPLES

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from lowrank_core.commands import COUNTED, MODEL, PLAN, Answer, command, opened, plan_of
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import COUNTED, opened, plan_of
+from lowrank_core.commands._options import MODEL, PLAN
 from lowrank_core.commands._terminal import cost_columns, table
 from lowrank_core.figures import share
 from lowrank_core.plans.cost import Cost, plan_cost

@@ -7,20 +7,9 @@ from pathlib import Path
 
 import click
 
-from lowrank_core.commands import (
-    CACHED,
-    COMPARE,
-    CORRECT,
-    MODEL,
-    Answer,
-    check_compare,
-    command,
-    compared,
-    compressed_by,
-    existing,
-    measured,
-    opened,
-)
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import check_compare, compared, compressed_by, measured, opened
+from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, existing
 from lowrank_core.commands._terminal import score_line
 
 

@@ -8,22 +8,9 @@ from pathlib import Path
 
 import click
 
-from lowrank_core.commands import (
-    CACHED,
-    COMPARE,
-    CORRECT,
-    MODEL,
-    OUT,
-    PLAN,
-    Answer,
-    check_compare,
-    command,
-    compared,
-    compressed_by,
-    existing,
-    measured,
-    opened,
-)
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import check_compare, compared, compressed_by, measured, opened
+from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUT, PLAN, existing
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.exports import EXPORTS

@@ -10,22 +10,9 @@ from typing import Any
 
 import click
 
-from lowrank_core.commands import (
-    BYTES,
-    CACHED,
-    CORRECT,
-    LOCK,
-    MODEL,
-    MULTIPLIES,
-    OUT,
-    Answer,
-    command,
-    compressed_by,
-    existing,
-    opened,
-    plan_of,
-    points_of,
-)
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import compressed_by, opened, plan_of, points_of
+from lowrank_core.commands._options import BYTES, CACHED, CORRECT, LOCK, MODEL, MULTIPLIES, OUT, existing
 from lowrank_core.commands._terminal import ProgressLine, say, say_step, score_line, score_value, share_text
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.figures import count

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from lowrank_core.commands import CACHED, MODEL, Answer, command, existing, opened, plan_of, points_of
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import opened, plan_of, points_of
+from lowrank_core.commands._options import CACHED, MODEL, existing
 from lowrank_core.commands._terminal import ProgressLine, table
 from lowrank_core.measure.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
 from lowrank_core.measure.staircases import as_table, layer_latency, setting_of, staircases

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from lowrank_core.commands import COUNTED, MODEL, Answer, command, looked_at
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import COUNTED, looked_at
+from lowrank_core.commands._options import MODEL
 from lowrank_core.commands._terminal import cost_columns, rank_text, table
 from lowrank_core.figures import count
 from lowrank_core.methods import METHODS

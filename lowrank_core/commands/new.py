@@ -20,7 +20,7 @@ def new(file: Path) -> Answer:
             target.write((Path(__file__).parent / "_template.py").read_text(encoding="utf-8"))
     except FileExistsError as error:
         raise FileExistsError(f"{file} exists and is not overwritten; give another name.") from error
-    following = f"python -m lowrank_core check {file}"
+    following = f"{click.get_current_context().find_root().info_name} check {file}"
     return {
         "path": str(file),
         "next": following,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lowrank_core.commands import CACHED, CORRECT, DASK, MODEL, WORKERS, Answer, command, opened, points_of
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import opened, points_of
+from lowrank_core.commands._options import CACHED, CORRECT, DASK, MODEL, WORKERS
 from lowrank_core.commands._terminal import ProgressLine, rank_text, table
-from lowrank_core.exports._provenance import plain
 from lowrank_core.figures import count
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import layer_cost
@@ -20,6 +20,7 @@ from lowrank_core.predict.sensitivity import asked
 from lowrank_core.predict.sensitivity import profile as sensitivity_profile
 from lowrank_core.running.parallel import Workers
 from lowrank_core.running.scope import scope
+from lowrank_core.store.as_json import json_text
 from lowrank_core.store.files import whole_or_nothing
 
 
@@ -79,7 +80,7 @@ def profile(
     }
     if out is not None:
         with whole_or_nothing(out) as temporary:
-            temporary.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json_text(document) + "\n", encoding="utf-8")
     titles = ["layer", "method", "rank", "bytes", "multiplies", "loss increase", "drop"]
     by_class = workspace.metric.class_axis is not None
     measure = "mean divergence of the classes, in nats" if by_class else "squared change, relative"

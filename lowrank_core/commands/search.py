@@ -10,23 +10,9 @@ from typing import Any
 
 import click
 
-from lowrank_core.commands import (
-    BYTES,
-    CACHED,
-    CORRECT,
-    DASK,
-    LOCK,
-    MODEL,
-    MULTIPLIES,
-    OUT,
-    WORKERS,
-    Answer,
-    command,
-    existing,
-    measured,
-    opened,
-    points_of,
-)
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import measured, opened, points_of
+from lowrank_core.commands._options import BYTES, CACHED, CORRECT, DASK, LOCK, MODEL, MULTIPLIES, OUT, WORKERS, existing
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document

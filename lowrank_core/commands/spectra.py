@@ -10,7 +10,9 @@ import click
 from torch import Tensor
 
 from lowrank_core.algebra.spectra import effective_rank, rank_for_energy, stable_rank
-from lowrank_core.commands import CACHED, MODEL, Answer, command, looked_at
+from lowrank_core.commands import Answer, command
+from lowrank_core.commands._opening import looked_at
+from lowrank_core.commands._options import CACHED, MODEL
 from lowrank_core.commands._terminal import ProgressLine, say, table
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.figures import duration

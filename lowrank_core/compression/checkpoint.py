@@ -28,6 +28,7 @@ from lowrank_core.layers.spec import LayerSpec, build_part, sharing
 from lowrank_core.networks.profile import ModelProfile, check_finite, fingerprint, module_at
 from lowrank_core.plans.plan import RankPlan, read_plan
 from lowrank_core.store.torch_file import read_state_dict
+from lowrank_core.version import versions
 
 FORMAT = "lowrank-checkpoint/1"
 KEY = "lowrank"
@@ -109,7 +110,7 @@ def write_checkpoint(
         "layers": layers,
         "ties": ties,
         "plan": json.loads(plan_document),
-        "provenance": provenance,
+        "provenance": {"versions": versions(), **provenance},
     }
     save_file(state, path, metadata={KEY: json.dumps(about, sort_keys=True, ensure_ascii=False, allow_nan=False)})
 

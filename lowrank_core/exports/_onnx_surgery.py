@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lowrank_core.compression.apply import chain_at
 from lowrank_core.errors import InvalidFile, InvalidPlan
+from lowrank_core.extras import extra
 from lowrank_core.graphs.onnx_network import GATES, OnnxGraph, Site, build, gates
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.layers.spec import LayerSpec
@@ -39,8 +40,8 @@ def compressed_onnx(
     Raises InvalidFile where the file has changed since it was opened, InvalidPlan for a plan that compresses weights
     inside a recurrent node, which has no place for factors.
     """
-    import onnx
-
+    with extra("onnx", "ONNX"):
+        import onnx
     dense = workspace.model
     assert isinstance(dense, OnnxGraph)
     for name, _ in plan.choices:

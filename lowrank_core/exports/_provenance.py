@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import platform
-from dataclasses import asdict, is_dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lowrank_core.exports import Compressed
 from lowrank_core.layers.data import data_hash
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
+from lowrank_core.store.as_json import plain
+from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
 
 
@@ -33,7 +30,7 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": {"name": workspace.name, "fingerprint": profile.fingerprint, "source": _source(workspace)},
         "cost": {"dense": plain(plan_cost(profile)), "compressed": plain(plan_cost(profile, compressed.plan))},
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "versions": versions(),
     }
     if compressed.score is not None:
         found["score"] = plain(compressed.score)
@@ -51,17 +48,6 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
     if data:
         found["data"] = data
     return found
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses and tuples as JSON knows them; NaN and infinity become null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _source(workspace: Workspace) -> dict[str, str]:

@@ -19,6 +19,7 @@ from lowrank_core.errors import InvalidModel
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
+from lowrank_core.extras import extra
 from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
 from lowrank_core.layers.data import Inputs, tensors
 from lowrank_core.running.progress import Progress
@@ -49,8 +50,9 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
 
     Raises InvalidModel where the network cannot be written, InvalidFile where a step fails; then `path` is as it was.
     """
-    import onnx
-
+    with extra("onnx", "ONNX"):
+        import onnx
+        import onnxruntime  # noqa: F401
     report(Progress("tracing"))
     narrow = DTYPES.get(compressed.storage.dtype or "")
     stored, profile = compressed.storage, workspace.profile

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidFile, InvalidModel
+from lowrank_core.extras import extra
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.data import Inputs, batch_size, call, evaluating, tensors
 from lowrank_core.running.switches import plain_attention, quiet
@@ -67,6 +68,8 @@ def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> 
         names = list(inputs)
     elif isinstance(inputs, tuple | list) and len(inputs) > 1:
         names = [f"input_{number}" for number in range(len(inputs))]
+    with extra("onnx", "ONNX"):
+        import onnxscript  # noqa: F401
     traced = exported_program(_OneOutput(model), (inputs,))
     try:
         with quiet():
@@ -101,8 +104,8 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, model: str | bytes) -> None:
         super().__init__()
-        import onnxruntime
-
+        with extra("onnx", "ONNX"):
+            import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3

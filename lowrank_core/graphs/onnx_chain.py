@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_core.extras import extra
 from lowrank_core.layers.spec import LayerSpec, Size
 
 OPSET = 20
@@ -18,9 +19,9 @@ def onnx_chain(stages: tuple[LayerSpec, ...], size: Size, batch: int = 1) -> Any
 
     A table takes (batch, *size) int64. Weights are random, seeded; none of the times depends on them.
     """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
+    with extra("onnx", "timing with onnxruntime"):
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
     random = np.random.default_rng(0)
     nodes, weights = [], []
 

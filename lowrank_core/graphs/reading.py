@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.errors import InvalidFile, InvalidModel
+from lowrank_core.extras import extra
 
 OPSETS = (13, 23)
 """The versions of the standard operators whose meaning is known here."""
@@ -64,11 +65,9 @@ def read_onnx(path: Path) -> Any:
 
 
 def _onnx(path: Path) -> Any:
-    try:
+    with extra("onnx", str(path)):
         import onnx
         import onnx.inliner
-    except ImportError as error:
-        raise InvalidModel(f"{path} needs the package onnx; install it: pip install onnx") from error
     return onnx
 
 

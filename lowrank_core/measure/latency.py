@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from math import ceil, isfinite
 from pathlib import Path
 from statistics import median, quantiles
@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from lowrank_core.errors import InvalidFile, InvalidModel
+from lowrank_core.extras import extra
 from lowrank_core.graphs.exporting import onnx_program
 from lowrank_core.layers.data import Inputs, call, evaluating, tensors
 from lowrank_core.plans.plan import Choice
@@ -187,8 +188,8 @@ def _network(model: nn.Module, inputs: Inputs, runtime: Runtime, threads: int) -
 
 def session(program: Any, values: Sequence[Any], threads: int) -> Work:
     """One run of an ONNX model (onnx.ModelProto, or its bytes) by onnxruntime on NumPy inputs, in their order."""
-    import onnxruntime
-
+    with extra("onnx", "timing with onnxruntime"):
+        import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -209,10 +210,8 @@ def session(program: Any, values: Sequence[Any], threads: int) -> Work:
 
 def runtime_version(runtime: Runtime) -> str:
     """'onnxruntime 1.31.0', without importing it."""
-    try:
+    with extra("onnx", "timing with onnxruntime"):
         return f"{runtime} {torch.__version__ if runtime == 'torch' else version(runtime)}"
-    except PackageNotFoundError as error:
-        raise InvalidModel("onnxruntime is not installed; pip install onnxruntime, or measure with torch.") from error
 
 
 @cache

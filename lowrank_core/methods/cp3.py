@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass, replace
 from math import prod
 
-from tensorly.decomposition import parafac
 from torch import Tensor
 
 from lowrank_core.algebra.cp import CpFactorization, Factors, Start, als, cp_kernel, cp_max_rank, cp_obstacle
@@ -23,7 +22,10 @@ from lowrank_core.methods._adapters import factorize_transposed
 def _parafac(kernel: Tensor, rank: int) -> Factors:
     if not kernel.any():
         return [kernel.new_zeros(extent, rank) for extent in kernel.shape]
-    with warnings.catch_warnings():
+    from tensorly import backend_context
+    from tensorly.decomposition import parafac
+
+    with backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that it fills up at random where the rank exceeds an axis
         try:
             scale, (first, *rest) = parafac(kernel, rank=rank, n_iter_max=100, tol=1e-8, init="svd", random_state=0)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from lowrank_core.errors import InvalidPlan
-from lowrank_core.layers.spec import Rank
+from lowrank_core.version import versions
 
 FORMAT = "lowrank-plan"
 VERSION = 1
@@ -23,7 +23,7 @@ class Choice:
     """How one layer is factorised: Choice("tucker2", (16, 12))."""
 
     method: str
-    rank: Rank
+    rank: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class RankPlan:
     ) -> str:
         """The plan as a file: sorted keys, two spaces, final newline.
 
+        provenance: where it comes from; left out, the versions of Rank Explorer, Python and PyTorch.
         correction: what goes with the plan, None for none; left out, the file says nothing and the reader decides.
         """
         document: dict[str, Any] = {
@@ -75,7 +76,7 @@ class RankPlan:
             "version": VERSION,
             "model": {"name": model_name, "fingerprint": self.fingerprint},
             "layers": {name: {"method": c.method, "rank": list(c.rank)} for name, c in self.choices},
-            "provenance": provenance or {},
+            "provenance": {"versions": versions()} if provenance is None else provenance,
         }
         if correction is not UNSET:
             document["correction"] = correction

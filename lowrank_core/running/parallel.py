@@ -9,15 +9,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import joblib
 import torch
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from lowrank_core.errors import LowRankError, WorkersLost
+from lowrank_core.errors import WorkersLost
+from lowrank_core.extras import extra
 from lowrank_core.running.scope import raise_if_cancelled
+
+if TYPE_CHECKING:
+    import joblib
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -71,6 +72,10 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
             raise_if_cancelled()
             yield at, function(ask)
         return
+    import joblib  # sets a variable of the environment and a filter of warnings
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
     left, lost = dict(enumerate(asks)), 0
     with _pool(workers) as begin:
         while left:
@@ -140,16 +145,14 @@ def _keep_what_is_freed() -> None:
 @contextmanager
 def _pool(workers: Workers) -> Iterator[Callable[[], joblib.Parallel]]:
     """What begins anew each time it is called: a Parallel whose processes died may still send out its old asks."""
+    import joblib
+
     options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
     if workers.dask is None:
         yield lambda: joblib.Parallel(n_jobs=workers.count, backend="loky", **options)
         return
-    try:
+    with extra("cluster", "a dask cluster, here and on its workers,"):
         from dask.distributed import Client
-    except ImportError as error:
-        raise LowRankError(
-            "a dask cluster needs more packages: pip install -r requirements-cluster.txt, here and on its workers."
-        ) from error
     try:
         client = Client(workers.dask, timeout=10, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
+from lowrank_core.extras import extra
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._contract import ModelContract, open_contract
 from lowrank_core.sources._opened import Opened
@@ -50,10 +51,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
-    try:
+    with extra("hf", str(folder)):
         import transformers
-    except ImportError as error:
-        raise InvalidModel(f"{folder} needs transformers; install it: pip install -r requirements-hf.txt") from error
     name = config["architectures"][0]
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):

@@ -39,6 +39,7 @@ from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.files import remove_left, write_whole
 from lowrank_core.training.recipe import Objective, Settings, balance, check_images, randomise, rate_at, varied
+from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
 
 VERSION = 1
@@ -143,7 +144,7 @@ def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, w
     """Digest of everything that a run depends on: network, plan, correction, settings and training samples."""
     data = training_data(workspace)
     correction = None if candidate.correction is None else candidate.correction.to_dict()
-    about = [VERSION, candidate.plan.to_json(), correction, asdict(settings), watch]
+    about = [VERSION, candidate.plan.to_json(provenance={}), correction, asdict(settings), watch]
     text = json.dumps([*about, data_hash((data.inputs, data.targets))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -282,6 +283,7 @@ class _Training:
         torch.save(
             {
                 "key": key,
+                "versions": versions(),
                 "history": msgspec.json.encode(history).decode(),
                 "weights": self._changing(),
                 "best": self.best,

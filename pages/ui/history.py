@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.version import versions
 
 DEPTH = 100
 
@@ -118,6 +119,7 @@ class History:
                 "corrected": self.corrected,
                 "tolerance": self.tolerance,
                 "rev": self.rev,
+                "versions": versions(),
             },
             sort_keys=True,
         )

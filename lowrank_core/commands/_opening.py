@@ -1,0 +1,147 @@
+"""How what a command names is opened, and what commands measure of it, with lines of progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import platformdirs
+from torch import nn
+
+from lowrank_core.commands import Answer
+from lowrank_core.commands._terminal import say, score_line, score_value
+from lowrank_core.compression.checkpoint import load_checkpoint
+from lowrank_core.compression.correct import CorrectedLayer, load_overlay
+from lowrank_core.errors import InvalidPlan, LowRankError
+from lowrank_core.exports import Compressed
+from lowrank_core.plans.correction import Correction
+from lowrank_core.plans.cost import check_plan
+from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
+from lowrank_core.scoring.scores import Score, final_score
+from lowrank_core.sources._inventory import Inventory
+from lowrank_core.store.cache import Cache
+from lowrank_core.workspace import Workspace, open_to_look
+
+COUNTED = (
+    "Multiplies and additions are for one sample. Multiplies: all matrix products and convolutions; "
+    "additions: of the layers listed, with their biases."
+)
+
+CACHE = platformdirs.user_cache_path("rank-explorer")
+"""Where factors, measured points and scores are kept, the app's among them."""
+
+
+def opened(ref: str, *, with_data: bool = False, cached: bool = False) -> Workspace:
+    """Open a model, and say what a person should know about it."""
+    workspace = Workspace.open(ref, Cache(CACHE) if cached else None)
+    for notice in workspace.notices if with_data else workspace.opened.notices:
+        say(notice)
+    return workspace
+
+
+def looked_at(ref: str, *, cached: bool = False) -> Workspace | Inventory:
+    """Open a model or weights alone, and say what a person should know about it."""
+    found = open_to_look(ref, Cache(CACHE) if cached else None)
+    for notice in found.notices if isinstance(found, Inventory) else found.opened.notices:
+        say(notice)
+    return found
+
+
+def points_of(workspace: Workspace) -> Path | None:
+    """Where what is measured is kept."""
+    return None if workspace.cache is None else workspace.cache.points
+
+
+def plan_of(workspace: Workspace, path: Path) -> PlanFile:
+    """Read a plan, check it against the model, and warn of ranks that save nothing."""
+    try:
+        with path.open("rb") as given:
+            file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow
+        if file.correction:
+            Correction.from_dict(file.correction)
+        for warning in check_plan(workspace.profile, file.plan):
+            say(f"Note: {warning}.")
+    except InvalidPlan as error:
+        raise InvalidPlan(f"{path}: {error}") from error
+    return file
+
+
+def compressed_by(workspace: Workspace, plan: Path | None, checkpoint: Path | None, *, corrected: bool) -> Compressed:
+    """The network of a checkpoint, or of a plan with its correction, or the dense one itself."""
+    file = PlanFile(RankPlan(workspace.profile.fingerprint)) if plan is None else plan_of(workspace, plan)
+    if checkpoint is not None:
+        loaded = load_checkpoint(workspace.model, checkpoint)
+        if plan is not None and loaded.plan != file.plan:
+            raise InvalidPlan(f"{checkpoint} was not made by the plan {plan}; give the one or the other.")
+        tuned = loaded.provenance.get("tuned")
+        return Compressed(loaded.model, loaded.plan or file.plan, correction=loaded.correction, tuned=tuned)
+    if not file.plan.choices:
+        return Compressed(workspace.model, file.plan)
+    network = workspace.compress(file.plan)
+    if not corrected or file.correction is None:
+        return Compressed(network, file.plan)
+    try:
+        return _corrected(workspace, file, network)
+    except LowRankError as error:
+        raise type(error)(f"{str(error).rstrip('.')}. --no-correct goes on without the correction.") from error
+
+
+def _corrected(workspace: Workspace, file: PlanFile, network: nn.Module) -> Compressed:
+    """Correct a compressed copy in place, with a line of progress."""
+    correction = workspace.candidate_in(file).correction
+    assert correction is not None
+    if file.correction and file.correction.get("data") not in ("", None, correction.data):
+        say("Note: the plan was corrected on other samples than this model's; it is corrected anew on these.")
+    live, last, total = sys.stderr.isatty(), -5.0, 0
+
+    def each(layer: CorrectedLayer) -> None:
+        nonlocal last, total
+        total = layer.total
+        if layer.done < layer.total and (live or time.monotonic() - last > 5):
+            last = time.monotonic()
+            line = f"correcting layer {layer.done + 1} of {layer.total}"
+            say(f"\r{line}   " if live else line, newline=not live)
+
+    overlay = workspace.corrector(file.plan, correction, each=each)
+    done = f"corrected {total} of {total} layers on {correction.samples} samples, without labels"
+    say(f"\r{done}   " if live else done)
+    return Compressed(load_overlay(network, overlay), file.plan, correction=correction.to_dict())
+
+
+def measured(workspace: Workspace, network: Any, samples: int | None = None) -> Score:
+    """Measure on all the samples asked for, with a line of progress."""
+    return final_score(_measured(workspace, workspace.measure(network, samples=samples), samples))
+
+
+def _measured(workspace: Workspace, scores: Iterator[Score], samples: int | None) -> Iterator[Score]:
+    total = 0 if workspace.opened.evaluate else min(len(workspace.reference), samples or sys.maxsize)
+    live, last = sys.stderr.isatty(), time.monotonic()
+    for score in scores:
+        done = score.samples >= total
+        if total and (live or done or time.monotonic() - last > 5):
+            last = time.monotonic()
+            line = f"{score.samples:,} of {total:,} samples: {score_value(score, score.value)}"
+            say(f"\r{line}   " if live else line, newline=done or not live)
+        yield score
+
+
+def check_compare(compare: bool, plan: Path | None, checkpoint: Path | None) -> None:
+    """Refuse --compare where there is nothing to compare with."""
+    if compare and (plan is None or checkpoint is not None):
+        raise click.UsageError("--compare needs --plan alone: only a plan can be measured without its correction.")
+
+
+def compared(
+    workspace: Workspace, made: Compressed, samples: int | None, document: dict[str, Any], text: str
+) -> Answer:
+    """An answer with the score that the plan has without its correction."""
+    if made.correction is None:
+        return document, f"{text}\nThere is no correction to compare with."
+    plain_score = measured(workspace, workspace.compress(made.plan), samples)
+    told = f"{text}\nWithout the correction: {score_line(plain_score, alone=False)}"
+    return {**document, "uncorrected": {**asdict(plain_score), "samples": plain_score.samples or None}}, told

@@ -1,0 +1,40 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def existing(*names: str, **options: Any) -> Callable[..., Any]:
+    """An option that names a file which must be there."""
+    return click.option(*names, type=click.Path(exists=True, dir_okay=False, path_type=Path), **options)
+
+
+MODEL = click.argument("model")
+PLAN = existing("--plan", required=True, help="Rank plan, a JSON file.")
+CORRECT = click.option(
+    "--correct/--no-correct", "corrected", default=True, help="Teach the factors the dense answers first; default on."
+)
+COMPARE = click.option("--compare", is_flag=True, help="Also measure the plan without its correction.")
+MULTIPLIES = click.option(
+    "--multiplies", type=float, help="At most so many; up to 1: a share of the whole dense network."
+)
+BYTES = click.option("--bytes", type=float, help="The same of bytes.")
+LOCK = click.option(
+    "--lock", multiple=True, metavar="LAYER", help="Layer to leave dense, or a pattern with * (repeatable)."
+)
+CACHED = click.option(
+    "--cache/--no-cache",
+    "cached",
+    default=True,
+    help="Keep on disk what is computed and measured, and use what earlier runs kept; default on.",
+)
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), default=1, help="Processes that measure layers; default 1, this one."
+)
+DASK = click.option("--dask", metavar="ADDRESS", help="Measure layers on the dask cluster of this scheduler: tcp://...")
+OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")
