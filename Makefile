@@ -30,7 +30,7 @@ check: lint
 test: lint
 	$(PYTEST)
 
-docs: .venv/docs.stamp
+docs: .venv/dev.stamp
 	$(PY) -m benchmarks.reference --write
 	$(PY) -m mkdocs build --strict
 
@@ -49,16 +49,12 @@ docs: .venv/docs.stamp
 	@echo "build, stop here (Ctrl-C), run the pip command for 'CPU' of pytorch.org's install page with .venv/bin/pip"
 	@echo "and torch==2.13.0, then call make again: what is installed is kept."
 	@$(PY) -m pip install --disable-pip-version-check -r requirements.txt || $(CLEAR_FAILURE)
+	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --editable . || $(CLEAR_FAILURE)
 	@touch $@
 
 .venv/dev.stamp: .venv/app.stamp requirements-dev.txt requirements-hf.txt
 	@echo "Installing the tools for the tests: about 102 MB more to download, 0.4 GB on disk."
 	@$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt || $(CLEAR_FAILURE)
-	@touch $@
-
-.venv/docs.stamp: .venv/dev.stamp requirements-docs.txt
-	@echo "Installing mkdocs: about 1 MB."
-	@$(PY) -m pip install --disable-pip-version-check -r requirements-docs.txt || $(CLEAR_FAILURE)
 	@touch $@
 
 clean:

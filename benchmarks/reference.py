@@ -67,6 +67,7 @@ def first_line(doc: str | None) -> str:
 
 def commands() -> str:
     """Every command with its arguments and options, as click knows them."""
+    cli.load()
     return "\n\n".join(_command(name, command) for name, command in sorted(cli.commands.items()))
 
 
