@@ -139,7 +139,7 @@ def test_layers_of_a_network_that_comes_along(installed: Installed) -> None:
 
 
 def test_from_nothing_to_a_plan_and_a_checkpoint_without_any_extra(installed: Installed) -> None:
-    hidden = [name for names in IN_EXTRAS.values() for name in names]
+    hidden = ["sklearn", *(name for names in IN_EXTRAS.values() for name in names)]
     search = ("search", MODEL, "--rule", "uniform", "--multiplies", "0.9", "--out", "plan.json", "--no-cache")
     apply = ("apply", MODEL, "--plan", "plan.json", "--out", "model.safetensors", "--no-cache")
     for arguments in (search, apply):
