@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lowrank_core import Choice, RankPlan, commands, read_plan
-from lowrank_core.commands import cli
+from lowrank_core import Choice, RankPlan, read_plan
+from lowrank_core.commands import _opening, cli
 from lowrank_core.workspace import Workspace
 from pages.ui.asked import from_json
 from pages.ui.history import History, Snapshot
@@ -55,7 +55,7 @@ def test_what_was_asked_is_asked_again(version):
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    monkeypatch.setattr(commands, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(_opening, "CACHE", tmp_path / "cache")
 
     def run(*arguments: object) -> str:
         result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
