@@ -54,8 +54,8 @@ else:
         """A public name, imported from where it is defined."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        return found
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
 
     def __dir__():
         """What is there, whether or not it is imported yet."""

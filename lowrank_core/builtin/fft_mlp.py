@@ -32,7 +32,7 @@ SIGNAL = 14.0
 
 
 def comb(spacing: float, count: int) -> tuple[float, ...]:
-    """The first harmonics of an order."""
+    """The first `count` harmonics of an order: its multiples from 1."""
     return tuple(spacing * k for k in range(1, count + 1))
 
 

@@ -133,5 +133,5 @@ def eval_data() -> tuple[Tensor, Tensor]:
 
 
 def train_data() -> tuple[Tensor, Tensor]:
-    """Training text, the same way."""
+    """Training text: words (N, 32) and the words that follow them (N, 32)."""
     return _split().train

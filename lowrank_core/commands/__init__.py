@@ -22,7 +22,7 @@ from lowrank_core.store.as_json import json_text
 from lowrank_core.version import __version__
 
 Answer = tuple[dict[str, Any], str]
-"""What a command found: a JSON object, and the same for people to read."""
+"""What a command answers: a JSON object, and the same for people to read."""
 
 
 class Refused(click.ClickException):
@@ -55,7 +55,7 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all."""
+        """The names of all commands, each of which is imported for it."""
         self.load()
         return super().list_commands(ctx)
 

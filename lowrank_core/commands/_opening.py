@@ -46,14 +46,14 @@ def opened(ref: str, *, with_data: bool = False, cached: bool = False) -> Worksp
 
 def looked_at(ref: str, *, cached: bool = False) -> Workspace | Inventory:
     """Open a model or weights alone, and say what a person should know about it."""
-    found = open_to_look(ref, Cache(CACHE) if cached else None)
-    for notice in found.notices if isinstance(found, Inventory) else found.opened.notices:
+    opened_or_stock = open_to_look(ref, Cache(CACHE) if cached else None)
+    for notice in opened_or_stock.notices if isinstance(opened_or_stock, Inventory) else opened_or_stock.opened.notices:
         say(notice)
-    return found
+    return opened_or_stock
 
 
 def points_of(workspace: Workspace) -> Path | None:
-    """Where what is measured is kept."""
+    """The folder where measured points and scores are kept; None without a cache."""
     return None if workspace.cache is None else workspace.cache.points
 
 

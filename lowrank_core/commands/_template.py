@@ -49,7 +49,7 @@ def eval_data() -> tuple[Tensor, Tensor]:
 
 
 def train_data() -> tuple[Tensor, Tensor]:
-    """The same of training data; a few hundred samples are enough to calibrate, all of them serve to fine-tune.
+    """Training data, as eval_data() gives them; a few hundred samples calibrate, all of them serve to fine-tune.
 
     Without this function calibration uses the evaluation inputs, without their targets.
     """

@@ -41,6 +41,6 @@ def evaluate(
     workspace = opened(model, with_data=True, cached=cached)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     score = measured(workspace, made.model, samples)
-    found = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
+    document = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
     text = score_line(score, alone=made.model is workspace.model)
-    return compared(workspace, made, samples, found, text) if compare else (found, text)
+    return compared(workspace, made, samples, document, text) if compare else (document, text)

@@ -85,10 +85,10 @@ def exported(
     score = measured(workspace, made.model)
     compressed = replace(made, score=score)
     with scope(report=say_step):
-        found = EXPORTS[kind].write(workspace, compressed, out)
+        file = EXPORTS[kind].write(workspace, compressed, out)
     text = (
-        f"{found.path}: {count(found.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
-        f"{found.max_abs_diff or 0:.3g}.\n{score_line(found.score or score, alone=False)}"
+        f"{file.path}: {count(file.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
+        f"{file.max_abs_diff or 0:.3g}.\n{score_line(file.score or score, alone=False)}"
     )
-    document = {**asdict(found), "correction": compressed.correction}
+    document = {**asdict(file), "correction": compressed.correction}
     return compared(workspace, compressed, None, document, text) if compare else (document, text)

@@ -130,8 +130,8 @@ def finetune(
             last = time.monotonic()
             say(_epoch_line(step))
     assert step is not None
-    found = summary(step.finished)
-    chosen = step.finished[found.chosen]
+    of_seeds = summary(step.finished)
+    chosen = step.finished[of_seeds.chosen]
     used, end = replace(settings, seed=chosen.seed), chosen.epochs[-1]
     if end.best == 0 and not settings.from_scratch:
         say("Note: no epoch was better than the start, whose weights are kept; try a smaller learning rate.")
@@ -152,7 +152,7 @@ def finetune(
             {"seed": run.seed, "epochs": run.epochs[-1].number, "best_epoch": run.epochs[-1].best, "score": run.score}
             for run in step.finished
         ],
-        "summary": found,
+        "summary": of_seeds,
         "correction": compressed.correction,
         "tuned": compressed.tuned,
     }
@@ -160,14 +160,16 @@ def finetune(
     if before is not None:
         text.append(f"Before: {score_line(before, alone=False)}")
     text.append(f"After: {score_line(chosen.score, alone=False)}")
-    if found.spread is not None:
-        mean, spread, best = (score_value(chosen.score, value) for value in (found.mean, found.spread, found.best))
+    if of_seeds.spread is not None:
+        mean, spread, best = (
+            score_value(chosen.score, value) for value in (of_seeds.mean, of_seeds.spread, of_seeds.best)
+        )
         text.append(f"{seeds} runs: mean {mean}, standard deviation {spread}, best {best}; seed {chosen.seed} is kept.")
     return document, "\n".join(text)
 
 
 def _found(workspace: Workspace, rule: str, problem: Problem) -> Candidate:
-    """The answer of a rule."""
+    """The plan that a rule answers with, as a candidate, and a line about it."""
     with scope(report=ProgressLine()):
         *_, last = run_search(make_rule(rule, {}), problem)
     note = f": {last.note}" if last.note else ""

@@ -69,12 +69,14 @@ def latency(
     if csv_file is not None:
         layers, folder = workspace.profile.layers, points_of(workspace)
         with scope(report=hears):
-            found = list(staircases(layers, setting, methods=methods or None, folder=folder))
+            stairs = list(staircases(layers, setting, methods=methods or None, folder=folder))
         with whole_or_nothing(csv_file) as temporary:
-            temporary.write_bytes(as_table(found).to_csv().encode())
+            temporary.write_bytes(as_table(stairs).to_csv().encode())
         document["table"] = str(csv_file)
-        document["staircases"] = [{**asdict(s), "break_even": s.break_even, "dominated": s.dominated} for s in found]
-        text.append(f"{csv_file}: {sum(len(s.stable) for s in found)} ranks of {len(workspace.profile.layers)} layers.")
+        document["staircases"] = [{**asdict(s), "break_even": s.break_even, "dominated": s.dominated} for s in stairs]
+        text.append(
+            f"{csv_file}: {sum(len(s.stable) for s in stairs)} ranks of {len(workspace.profile.layers)} layers."
+        )
     return document, "\n\n".join(text)
 
 

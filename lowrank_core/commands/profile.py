@@ -73,7 +73,7 @@ def profile(
         told = [count(cost.bytes, "B"), count(cost.multiplies), f"{point.loss:.3g}", drop]
         rows.append([point.layer, point.method, rank_text(point.rank), *told])
     document = {
-        "layers": [{"name": name, "method": method, "points": found} for (name, method), found in by_layer.items()],
+        "layers": [{"name": name, "method": method, "points": points} for (name, method), points in by_layer.items()],
         "evaluations": len(points),
         "samples": min(samples, len(workspace.reference)),
         "seconds": time.monotonic() - started,

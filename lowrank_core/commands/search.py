@@ -111,10 +111,10 @@ def search(
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
-    found = {}
+    given = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise click.UsageError(f"--set takes KEY=VALUE, but got {pair!r}.")
-        found[key] = value
-    return found
+        given[key] = value
+    return given

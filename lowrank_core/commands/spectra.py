@@ -52,25 +52,25 @@ def _of_weights(stock: Inventory, names: tuple[str, ...], method: str | None) ->
     """Spectra of weights alone, with an estimate of the time before, and what is left on the way."""
     if method not in (None, METHOD):
         raise InvalidPlan(f"of weights without a model the spectra are those of {METHOD}; {method} needs a model file.")
-    known = [layer.name for layer in stock.layers]
+    names_there = [layer.name for layer in stock.layers]
     for name in names:
-        if name not in known:
-            raise InvalidPlan(_unknown_layer(name, known, stock.skipped))
-    wanted = list(dict.fromkeys(names)) or known
+        if name not in names_there:
+            raise InvalidPlan(_unknown_layer(name, names_there, stock.skipped))
+    chosen = list(dict.fromkeys(names)) or names_there
     speed, line = measure_speed(), ProgressLine()
-    whole = remaining(stock, wanted, speed)
+    whole = remaining(stock, chosen, speed)
     say(
-        f"Spectra of {len(wanted)} of {len(known)} layers: about {duration(max(1, whole))} "
+        f"Spectra of {len(chosen)} of {len(names_there)} layers: about {duration(max(1, whole))} "
         "(from a 1024 x 1024 matrix here)."
     )
 
     def curves() -> Iterator[tuple[str, str, list[tuple[str, Tensor]]]]:
         began = time.monotonic()
-        for done, name in enumerate(wanted):
-            left = remaining(stock, wanted, speed)
+        for done, name in enumerate(chosen):
+            left = remaining(stock, chosen, speed)
             passed = time.monotonic() - began
             pace = passed / (whole - left) if done and whole > left else 1.0
-            line(Progress(f"spectrum {done + 1} of {len(wanted)}, {name}", pace * left))
+            line(Progress(f"spectrum {done + 1} of {len(chosen)}, {name}", pace * left))
             yield name, METHOD, [("rank", stock.spectrum(name))]
 
     return _answer(curves())
@@ -78,10 +78,10 @@ def _of_weights(stock: Inventory, names: tuple[str, ...], method: str | None) ->
 
 def _answer(curves: Iterable[tuple[str, str, list[tuple[str, Tensor]]]]) -> Answer:
     """(layer, method, spectra by axis) as an answer."""
-    found, rows = [], []
+    documents, rows = [], []
     for name, method, axes in curves:
         first = axes[0][1]
-        found.append(
+        documents.append(
             {
                 "name": name,
                 "method": method,
@@ -91,9 +91,9 @@ def _answer(curves: Iterable[tuple[str, str, list[tuple[str, Tensor]]]]) -> Answ
             }
         )
         for axis, sigma in axes:
-            kept = [str(rank_for_energy(sigma, share)) for share in (0.9, 0.99)]
+            ranks = [str(rank_for_energy(sigma, share)) for share in (0.9, 0.99)]
             about = [f"{effective_rank(sigma):.1f}", f"{stable_rank(sigma):.1f}"]
-            rows.append([name, method, axis, str(len(sigma)), f"{float(sigma[0]):.4g}", *about, *kept])
+            rows.append([name, method, axis, str(len(sigma)), f"{float(sigma[0]):.4g}", *about, *ranks])
     titles = ["layer", "method", "axis", "ranks", "largest", "effective", "stable", "90 % energy", "99 % energy"]
     text = [
         table(titles, rows),
@@ -101,22 +101,22 @@ def _answer(curves: Iterable[tuple[str, str, list[tuple[str, Tensor]]]]) -> Answ
         "Effective rank: exp of the entropy of the singular values. Stable rank: energy over the largest squared.",
         "The last two columns: smallest rank that keeps this share of the squared singular values.",
     ]
-    return {"layers": found}, "\n".join(text)
+    return {"layers": documents}, "\n".join(text)
 
 
 def _layer(workspace: Workspace, name: str) -> Layer:
     try:
         return workspace.profile.layer(name)
     except KeyError as error:
-        known = [layer.name for layer in workspace.profile.layers]
-        raise InvalidPlan(_unknown_layer(name, known, workspace.profile.skipped)) from error
+        names = [layer.name for layer in workspace.profile.layers]
+        raise InvalidPlan(_unknown_layer(name, names, workspace.profile.skipped)) from error
 
 
-def _unknown_layer(name: str, known: list[str], skipped: tuple[Skipped, ...]) -> str:
+def _unknown_layer(name: str, names: list[str], skipped: tuple[Skipped, ...]) -> str:
     """Why there is no such layer, and which one may be meant."""
     reasons = {s.name: s.reason for s in skipped}
     if name in reasons:
         return f"layer {name!r} cannot be compressed: {reasons[name]}."
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(known[:8])}."
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(names[:8])}."
     return f"the model has no layer {name!r}; {hint}"

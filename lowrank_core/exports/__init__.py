@@ -97,7 +97,7 @@ def register(export: Export) -> Export:
 
 
 def loading(export: Export, workspace: Workspace, plan: RankPlan, file: str) -> list[Snippet]:
-    """The snippets for a file of this plan."""
+    """The lines of code that load a file made by this plan."""
     partial = not all(workspace.profile.layer(name).plain for name, _ in plan.choices)
     return [s for s in export.snippets(workspace.opened.ref, file) if s.partial in (None, partial)]
 

@@ -56,15 +56,15 @@ def compressed_onnx(
         raise InvalidFile(f"{path} has changed since it was opened; open it again.")
     chosen = [workspace.profile.layer(name) for name, _ in plan.choices]
     _Surgeon(proto, dense, model, {each.name for layer in chosen for each in (layer, *layer.tied)}).operate()
-    known = {entry.key: entry.value for entry in proto.metadata_props}
-    onnx.helper.set_model_props(proto, known | dict(properties or {}))
+    properties_there = {entry.key: entry.value for entry in proto.metadata_props}
+    onnx.helper.set_model_props(proto, properties_there | dict(properties or {}))
     if proto.ByteSize() < 2**31:
         onnx.checker.check_model(proto)
     return proto
 
 
 class _Surgeon:
-    """Works on one graph, in place."""
+    """Replaces the compressed nodes of one ONNX graph, in place."""
 
     def __init__(self, proto: Any, dense: OnnxGraph, model: nn.Module, chosen: set[str]) -> None:
         self.graph, self.dense, self.model, self.chosen = proto.graph, dense, model, chosen
@@ -105,9 +105,9 @@ class _Surgeon:
             nodes = [node for node in nodes if not any(node is other for other in ended)]
             idle = {name for node in ended for name in node.input}
         given = {name for node in nodes for name in node.output}
-        kept = [_copied(node) for node in nodes]
+        copies = [_copied(node) for node in nodes]
         del self.graph.node[:]
-        self.graph.node.extend(kept)
+        self.graph.node.extend(copies)
         for values in (self.graph.initializer, self.graph.value_info):
             for value in [v for v in values if v.name in gone - given]:
                 values.remove(value)
@@ -162,8 +162,8 @@ class _Surgeon:
                 flipped = self._stored(path, "weight", weight)
             elif id(weight) in self.shared:  # stored once, as the others need it
                 flipped = self._name(f"{path}.flipped")
-                held = self._stored(path, "weight", weight)
-                yield helper.make_node("Transpose", [held], [flipped], name=self._name(f"{name}.flip"), perm=[1, 0])
+                stored = self._stored(path, "weight", weight)
+                yield helper.make_node("Transpose", [stored], [flipped], name=self._name(f"{name}.flip"), perm=[1, 0])
             else:
                 flipped = self._stored(path, "weight", weight.T)
             yield helper.make_node("MatMul", [x, flipped], [product], name=name)
@@ -220,11 +220,11 @@ class _Surgeon:
             self.graph.initializer.append(tensor)
             self.stored[name] = self.graph.initializer[-1]
 
-    def _name(self, wanted: str) -> str:
+    def _name(self, base: str) -> str:
         """A name that nothing in the graph has."""
-        name, number = wanted, 1
+        name, number = base, 1
         while name in self.taken:
-            name, number = f"{wanted}_{number}", number + 1
+            name, number = f"{base}_{number}", number + 1
         self.taken.add(name)
         return name
 
@@ -236,9 +236,9 @@ def _key(node: Any) -> str:
 
 def _copied(message: Any) -> Any:
     """A copy of a message that does not go with the graph it was in."""
-    found = type(message)()
-    found.CopyFrom(message)
-    return found
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
 
 
 def _elements(tensor: Any) -> int:
@@ -258,7 +258,7 @@ def _packed(module: nn.RNNBase) -> dict[int, Tensor]:
     def stacked(name: str) -> Tensor:
         return torch.stack([gates(kind, state[f"{name}_l0{way}"], back) for way in ways])
 
-    found = {1: stacked("weight_ih"), 2: stacked("weight_hh")}
+    tensors = {1: stacked("weight_ih"), 2: stacked("weight_hh")}
     if module.bias:
-        found[3] = torch.cat([stacked("bias_ih"), stacked("bias_hh")], dim=1)
-    return found
+        tensors[3] = torch.cat([stacked("bias_ih"), stacked("bias_hh")], dim=1)
+    return tensors

@@ -27,17 +27,17 @@ def plan_document(workspace: Workspace, compressed: Compressed, **origin: Any) -
 def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
     """Model, data, cost, score and versions; no path of this machine, and no time of day."""
     profile = workspace.profile
-    found: dict[str, Any] = {
+    origin: dict[str, Any] = {
         "model": {"name": workspace.name, "fingerprint": profile.fingerprint, "source": _source(workspace)},
         "cost": {"dense": plain(plan_cost(profile)), "compressed": plain(plan_cost(profile, compressed.plan))},
         "versions": versions(),
     }
     if compressed.score is not None:
-        found["score"] = plain(compressed.score)
+        origin["score"] = plain(compressed.score)
     if compressed.tuned is not None:
-        found["tuned"] = compressed.tuned
+        origin["tuned"] = compressed.tuned
     if compressed.storage.told:
-        found["storage"] = compressed.storage.told
+        origin["storage"] = compressed.storage.told
     data: dict[str, Any] = {}
     if compressed.score is not None and compressed.score.samples:
         data["evaluation"] = workspace.reference.hash
@@ -46,8 +46,8 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
     elif any(METHODS[choice.method].data_aware for _, choice in compressed.plan.choices):
         data["calibration"] = data_hash(workspace.calibration.inputs)
     if data:
-        found["data"] = data
-    return found
+        origin["data"] = data
+    return origin
 
 
 def _source(workspace: Workspace) -> dict[str, str]:

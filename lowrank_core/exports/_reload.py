@@ -44,11 +44,11 @@ def largest_difference(
     """
     batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size) for size in BATCHES)]
     try:
-        found = outputs_in_fresh_process(kind, dense, written, batches)
+        answers = outputs_in_fresh_process(kind, dense, written, batches)
     except InvalidFile as error:
         raise InvalidFile(f"{name} was not saved: {str(error).replace(str(written.resolve()), name)}") from error
     largest = 0.0
-    for given, theirs in zip(batches, found, strict=True):
+    for given, theirs in zip(batches, answers, strict=True):
         ours = run(network, Dataset(given))
         same = ours.shape == theirs.shape and ours.numel() > 0
         apart = float((ours.double() - theirs.double()).abs().max()) if same else float("nan")
@@ -84,7 +84,7 @@ def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, b
 
 
 def main(folder: str) -> None:
-    """The fresh process."""
+    """What the fresh process does: load the file, answer the inputs, write the outputs."""
     request = json.loads(Path(folder, "request.json").read_text())
     torch.set_num_threads(request["threads"])
     try:

@@ -27,11 +27,11 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     checkpoint itself cannot be written; then `path` is as it was.
     """
     with whole_or_nothing(path) as temporary, scratch() as folder:
-        found, missing = {}, {}
+        written, missing = {}, {}
         for kind, member in MEMBERS.items():
             try:
                 with scope(report=under(kind)):
-                    found[member] = EXPORTS[kind].write(workspace, compressed, folder / member)
+                    written[member] = EXPORTS[kind].write(workspace, compressed, folder / member)
             except LowRankError as error:
                 if kind in ("safetensors", "plan"):
                     raise
@@ -50,17 +50,22 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         with zipfile.ZipFile(temporary) as archive:
             if {member: _hash(archive.read(member)) for member in archive.namelist()} != hashes:
                 raise InvalidFile(f"{path} was not saved: what was read back is not what was written.")
-    largest = max(one.max_abs_diff or 0.0 for one in found.values())
+    largest = max(one.max_abs_diff or 0.0 for one in written.values())
     return Exported(str(path), path.stat().st_size, largest, compressed.score)
 
 
 def _loads(fitting: list[Snippet]) -> Snippet:
     """The lines that need least to load a member."""
-    found = next((snippet for snippet in fitting if snippet.loader), fitting[0])
-    if not found.loader:
-        return found
-    code = found.code.removeprefix(found.loader).lstrip("\n")
-    return Snippet(found.label, f"from {Path(LOADER).stem} import load_lowrank\n{code}", found.partial, found.loader)
+    shortest = next((snippet for snippet in fitting if snippet.loader), fitting[0])
+    if not shortest.loader:
+        return shortest
+    code = shortest.code.removeprefix(shortest.loader).lstrip("\n")
+    return Snippet(
+        shortest.label,
+        f"from {Path(LOADER).stem} import load_lowrank\n{code}",
+        shortest.partial,
+        shortest.loader,
+    )
 
 
 def _readme(

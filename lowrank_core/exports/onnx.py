@@ -145,7 +145,7 @@ def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
             )
 
         def get_next(self) -> dict[str, object] | None:
-            """The next batch, None at the end."""
+            """The next batch of calibration inputs for onnxruntime; None at the end."""
             return next(self._feeds, None)
 
     with scratch() as folder, quiet():

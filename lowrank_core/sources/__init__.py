@@ -18,7 +18,7 @@ from lowrank_core.sources._weights import Weights
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One kind of reference."""
+    """One kind of reference by which a model is named: who accepts it, and how it is opened."""
 
     name: str
     accepts: Callable[[str], bool]
@@ -43,21 +43,21 @@ def open_source(ref: str) -> Opened:
     Raises UnknownModel where nothing goes by that name, InvalidModel or InvalidData where it cannot be used, as weights
     alone cannot.
     """
-    found = open_any(ref)
-    if isinstance(found, Weights):
-        raise InvalidModel(weights_alone(found))
-    return found
+    opened = open_any(ref)
+    if isinstance(opened, Weights):
+        raise InvalidModel(weights_alone(opened))
+    return opened
 
 
 def open_any(ref: str) -> Opened | Weights:
-    """Open a model, or weights alone."""
+    """Open a reference: a model that can be run, or weights alone."""
     for source in SOURCES.values():
         if source.accepts(ref):
             return source.open(ref)
-    known = ", ".join(source.example for source in SOURCES.values())
+    examples = ", ".join(source.example for source in SOURCES.values())
     if Path(ref).expanduser().exists():
-        raise InvalidModel(f"{ref} is no model file; give one of: {known}.")
-    raise UnknownModel(f"no model goes by {ref!r}; give one of: {known}.")
+        raise InvalidModel(f"{ref} is no model file; give one of: {examples}.")
+    raise UnknownModel(f"no model goes by {ref!r}; give one of: {examples}.")
 
 
 def weights_alone(weights: Weights) -> str:

@@ -62,12 +62,12 @@ class Inventory:
 
     @property
     def parameters(self) -> int:
-        """In all tensors that are not buffers."""
+        """Numbers in all tensors that are not buffers."""
         return self.rest.parameters + sum(layer.spec.parameters for layer in self.layers)
 
     @property
     def bytes(self) -> int:
-        """The same as stored."""
+        """Bytes, as stored, of all tensors that are not buffers."""
         return self.rest.bytes + sum(layer.spec.parameters * layer.itemsize for layer in self.layers)
 
     def known(self, name: str) -> Tensor | None:
@@ -102,27 +102,27 @@ class Inventory:
 
 def take_stock(weights: Weights, cache: Cache | None = None) -> Inventory:
     """Sort tensors into layers (a matrix or a convolution each, with its bias), what is skipped, and the rest."""
-    found = {tensor.name: tensor for tensor in weights.tensors}
+    by_name = {tensor.name: tensor for tensor in weights.tensors}
     layers: list[Layer] = []
     skipped: list[Skipped] = []
     taken: dict[str, StoredTensor] = {}
     biases: set[str] = set()
     for tensor in weights.tensors:
         stem = tensor.name.removesuffix(".weight")
-        name = tensor.name if stem in taken or stem in found else stem
+        name = tensor.name if stem in taken or stem in by_name else stem
         if reason := _obstacle(tensor):
             kind = f"{'x'.join(map(str, tensor.shape)) or 'scalar'}, {tensor.kind}"
             skipped.append(Skipped(tensor.name, kind, reason))
             continue
-        bias = found.get(f"{stem}.bias") if stem != tensor.name else None
+        bias = by_name.get(f"{stem}.bias") if stem != tensor.name else None
         spec = _spec(name, tensor.shape, biased=bias is not None and bias.shape == tensor.shape[:1])
         if bias is not None and spec.bias:
             biases.add(bias.name)
         layers.append(Layer(name, spec.op, spec, (), tensor.bytes // tensor.elements))
         taken[name] = tensor
     inside = biases | {tensor.name for tensor in taken.values()}
-    buffers = {name for name in found if name.rpartition(".")[2] in _BUFFERS}
-    outside = [tensor for name, tensor in found.items() if name not in inside | buffers]
+    buffers = {name for name in by_name if name.rpartition(".")[2] in _BUFFERS}
+    outside = [tensor for name, tensor in by_name.items() if name not in inside | buffers]
     notices = list(weights.notices)
     if any(layer.spec.table for layer in layers):
         notices.append(TOLD_BY_NAME)
@@ -136,7 +136,7 @@ def take_stock(weights: Weights, cache: Cache | None = None) -> Inventory:
             parameters=sum(tensor.elements for tensor in outside),
             bytes=sum(tensor.bytes for tensor in outside),
             multiplies=0,
-            buffer_bytes=sum(found[name].bytes for name in buffers),
+            buffer_bytes=sum(by_name[name].bytes for name in buffers),
         ),
         notices=tuple(notices),
         tensors=taken,

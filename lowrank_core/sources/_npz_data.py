@@ -48,8 +48,8 @@ def read_npz(path: Path, names: Sequence[str] = ()) -> NpzData:
         inputs = _inputs(arrays, names, prefix, path)
         targets = arrays.pop(f"{prefix}targets", None)
         if inputs is not None:
-            found = None if targets is None else _tensor(targets, f"{prefix}targets", path)
-            sets[prefix] = as_dataset(Dataset(inputs, found), f"{path}, {prefix}inputs")
+            labels = None if targets is None else _tensor(targets, f"{prefix}targets", path)
+            sets[prefix] = as_dataset(Dataset(inputs, labels), f"{path}, {prefix}inputs")
         elif targets is not None:
             raise InvalidData(f"{path} holds {prefix}targets, but no {prefix}inputs; save both.")
     if arrays or "" not in sets:
@@ -67,8 +67,8 @@ def _inputs(arrays: dict[str, np.ndarray], names: Sequence[str], prefix: str, pa
     if len(given) < len(names):
         missing = [f"{prefix}{name}" for name in names if f"{prefix}{name}" not in given]
         raise InvalidData(f"{path} lacks {', '.join(missing)}; the network takes {', '.join(names)}.")
-    found = tuple(_tensor(arrays.pop(name), name, path) for name in given)
-    return found if len(found) > 1 else found[0]
+    inputs = tuple(_tensor(arrays.pop(name), name, path) for name in given)
+    return inputs if len(inputs) > 1 else inputs[0]
 
 
 def _tensor(array: np.ndarray, name: str, path: Path) -> Tensor:
@@ -84,21 +84,21 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            held, claimed = path.stat().st_size, sum(member.file_size for member in members)
-            if claimed > GROWTH * held:
+            size, claimed = path.stat().st_size, sum(member.file_size for member in members)
+            if claimed > GROWTH * size:
                 raise InvalidData(
-                    f"{path} would be {claimed:,} bytes in memory from {held:,} in the file; save it with numpy.savez."
+                    f"{path} would be {claimed:,} bytes in memory from {size:,} in the file; save it with numpy.savez."
                 )
             for member in members:
                 with archive.open(member) as file:
                     _check_header(file, member.file_size, f"{path}: {member.filename}")
-        with np.load(path, allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
     except InvalidData:
         raise
     except Exception as error:
-        told = " ".join(str(error).split())[:200]
-        raise InvalidData(f"{path} cannot be read ({told}); write it with numpy.savez.") from error
+        cause = " ".join(str(error).split())[:200]
+        raise InvalidData(f"{path} cannot be read ({cause}); write it with numpy.savez.") from error
 
 
 def _check_header(file: IO[bytes], size: int, where: str) -> None:

@@ -45,26 +45,26 @@ def as_dataset(value: object, where: str) -> Dataset:
     Raises InvalidData that names `where` for empty, mismatched or unreadable data.
     """
     if isinstance(value, Dataset):
-        found = value
+        dataset = value
     elif isinstance(value, data.Dataset) and not isinstance(value, data.IterableDataset):  # sample by sample
-        found = _concatenate(data.DataLoader(value, batch_size=BATCH, generator=torch.Generator()), where)
+        dataset = _concatenate(data.DataLoader(value, batch_size=BATCH, generator=torch.Generator()), where)
     elif isinstance(value, tuple | list) and len(value) == 2 and _is_targets(value[1]):
-        found = Dataset(_as_tensors(value[0]), _as_targets(value[1]))
+        dataset = Dataset(_as_tensors(value[0]), _as_targets(value[1]))
     elif isinstance(value, Tensor | dict):
-        found = Dataset(_as_tensors(value))
+        dataset = Dataset(_as_tensors(value))
     else:
-        found = _concatenate(value, where)
-    if len(found) == 0:
+        dataset = _concatenate(value, where)
+    if len(dataset) == 0:
         raise InvalidData(f"{where} is empty; it must hold at least one sample.")
-    lengths = {len(t) for t in tensors(found.inputs)}
+    lengths = {len(t) for t in tensors(dataset.inputs)}
     if len(lengths) > 1:
         raise InvalidData(f"{where}: all inputs must have the same number of samples, but got {sorted(lengths)}.")
-    if found.targets is not None and len(found.targets) != len(found):
+    if dataset.targets is not None and len(dataset.targets) != len(dataset):
         raise InvalidData(
             f"{where}: inputs and targets must have the same number of samples, "
-            f"but got {len(found)} inputs and {len(found.targets)} targets."
+            f"but got {len(dataset)} inputs and {len(dataset.targets)} targets."
         )
-    return found
+    return dataset
 
 
 def default_metric(dataset: Dataset, remedy: str) -> Metric:

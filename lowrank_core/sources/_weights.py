@@ -29,7 +29,7 @@ class StoredTensor:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """How many numbers the tensor holds."""
         return prod(self.shape)
 
 
@@ -45,7 +45,7 @@ class Weights:
 
     @property
     def bytes(self) -> int:
-        """All tensors as stored."""
+        """Bytes of all tensors as they are stored."""
         return sum(tensor.bytes for tensor in self.tensors)
 
 

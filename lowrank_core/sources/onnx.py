@@ -102,7 +102,7 @@ def _input(value: Any, path: Path) -> Input:
 
 def _data(path: Path, inputs: tuple[Input, ...]) -> NpzData:
     """What lies beside the model, in the types that the graph declares."""
-    found = read_npz(path, [value.name for value in inputs])
+    npz = read_npz(path, [value.name for value in inputs])
 
     def fitting(data: Dataset) -> Dataset:
         given = tensors(data.inputs)
@@ -113,13 +113,13 @@ def _data(path: Path, inputs: tuple[Input, ...]) -> NpzData:
         cast = tuple(array.to(value.dtype) for value, array in zip(inputs, given, strict=True))
         return Dataset(cast if len(cast) > 1 else cast[0], data.targets)
 
-    return NpzData(fitting(found.eval), None if found.train is None else fitting(found.train), found.metric)
+    return NpzData(fitting(npz.eval), None if npz.train is None else fitting(npz.train), npz.metric)
 
 
 def _random(graph: OnnxGraph, inputs: tuple[Input, ...], beside: Path) -> tuple[NpzData, list[str]]:
     """Normal numbers, or tokens of the table that an input is looked up in, the same in every process."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    batch = []
     for value in inputs:
         if any(n is None for n in value.sizes[1:]) or not value.sizes:
             raise InvalidData(
@@ -128,12 +128,12 @@ def _random(graph: OnnxGraph, inputs: tuple[Input, ...], beside: Path) -> tuple[
             )
         shape = (SAMPLES, *(n for n in value.sizes[1:] if n is not None))
         if value.dtype.is_floating_point:
-            found.append(torch.randn(shape, generator=generator).to(value.dtype))
+            batch.append(torch.randn(shape, generator=generator).to(value.dtype))
         elif value.dtype is torch.bool:
-            found.append(torch.ones(shape, dtype=torch.bool))
+            batch.append(torch.ones(shape, dtype=torch.bool))
         else:
-            found.append(torch.randint(_tokens(graph, value.name), shape, generator=generator).to(value.dtype))
-    data = Dataset(tuple(found) if len(found) > 1 else found[0])
+            batch.append(torch.randint(_tokens(graph, value.name), shape, generator=generator).to(value.dtype))
+    data = Dataset(tuple(batch) if len(batch) > 1 else batch[0])
     notice = (
         f"There is no {beside.name} beside the file: its inputs are {SAMPLES} random ones, and the score is how often "
         "the compressed network agrees with the dense one on them, which says little about real data. "

@@ -170,7 +170,7 @@ def _name_arguments(model: UnflattenedModule) -> None:
 
 
 def _argument_names(calls: list[ModuleCallEntry]) -> list[str]:
-    """Of the whole network."""
+    """Names of the arguments of the whole network, in order."""
     signature = calls[0].signature
     assert signature is not None
     positional, keywords = signature.in_spec.children()
@@ -190,8 +190,10 @@ def _plain(module: InterpreterModule) -> nn.Module | None:
     given = {argument.name: argument.default_value for argument in schema.arguments}
     given |= dict(zip(given, node.args, strict=False)) | node.kwargs
     build = _BUILDERS.get(schema.name.removeprefix("aten::"))
-    held = {name: value for name, value in given.items() if isinstance(value, torch.fx.Node) and value.op == "get_attr"}
-    if build is None or any(name != value.target for name, value in held.items()) or "weight" not in held:
+    constants = {
+        name: value for name, value in given.items() if isinstance(value, torch.fx.Node) and value.op == "get_attr"
+    }
+    if build is None or any(name != value.target for name, value in constants.items()) or "weight" not in constants:
         return None
     plain = build(given, module)
     if plain is None:
@@ -311,8 +313,8 @@ def _random(inputs: Inputs) -> Inputs:
     def like(leaf: Any) -> Any:
         return _random_tensor(leaf, (SAMPLES, *leaf.shape[1:]), generator) if isinstance(leaf, Tensor) else leaf
 
-    found = tree_map(like, inputs)
-    return found if isinstance(found, dict) else [(found, None)]
+    batches = tree_map(like, inputs)
+    return batches if isinstance(batches, dict) else [(batches, None)]
 
 
 def _random_tensor(like: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -327,14 +329,14 @@ def _random_tensor(like: Tensor, shape: tuple[int, ...], generator: torch.Genera
 
 def _data(path: Path, inputs: Inputs, names: list[str]) -> NpzData:
     """The arrays of an .npz, in the types of the example inputs."""
-    found = read_npz(path, names)
+    npz = read_npz(path, names)
     like = tensors(inputs)
 
     def fitting(data: Dataset) -> Dataset:
         cast = [array.to(one.dtype) for array, one in zip(tensors(data.inputs), like, strict=True)]
         return Dataset(dict(zip(inputs, cast, strict=True)) if isinstance(inputs, dict) else tuple(cast), data.targets)
 
-    return NpzData(fitting(found.eval), None if found.train is None else fitting(found.train), found.metric)
+    return NpzData(fitting(npz.eval), None if npz.train is None else fitting(npz.train), npz.metric)
 
 
 register(Source("pt2", lambda ref: ref.endswith(".pt2"), _open, "a program of torch.export (.pt2)"))

@@ -83,31 +83,31 @@ def _of_index(path: Path) -> list[StoredTensor]:
     listed = _json(path.read_bytes(), path).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
         raise InvalidFile(f"{path} is no index: it must have a weight_map of tensor names and file names.")
-    found: list[StoredTensor] = []
+    tensors: list[StoredTensor] = []
     for file in sorted(set(listed.values())):
         if file in ("", ".", "..") or not re.fullmatch(r"[^/\\\0:]+", file):
             raise InvalidFile(f"{path} names a shard {file[:80]!r} that is not beside it; no other place is looked at.")
         shard = path.with_name(file)
         if not shard.is_file():
             raise InvalidFile(f"{path} names a shard {file!r}, which is missing; download it, or all again.")
-        held = {tensor.name: tensor for tensor in _of_file(shard)}
-        wanted = [name for name, place in listed.items() if place == file]
-        if absent := [name for name in wanted if name not in held]:
+        in_shard = {tensor.name: tensor for tensor in _of_file(shard)}
+        listed_here = [name for name, place in listed.items() if place == file]
+        if absent := [name for name in listed_here if name not in in_shard]:
             raise InvalidFile(f"{shard} holds no {absent[0]!r}, though {path.name} says so; download both again.")
-        found += [held[name] for name in wanted]
-    return found
+        tensors += [in_shard[name] for name in listed_here]
+    return tensors
 
 
 def _of_shards(paths: list[Path]) -> list[StoredTensor]:
-    found: dict[str, StoredTensor] = {}
+    by_name: dict[str, StoredTensor] = {}
     for path in paths:
         for tensor in _of_file(path):
-            if tensor.name in found:
+            if tensor.name in by_name:
                 raise InvalidFile(
                     f"{path.parent} holds {tensor.name!r} in several files; give the one that is meant, or the index."
                 )
-            found[tensor.name] = tensor
-    return list(found.values())
+            by_name[tensor.name] = tensor
+    return list(by_name.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,25 +125,25 @@ class _Place:
         if not size:
             return torch.empty(shape, dtype=self.dtype)
         first = rows.indices(self.shape[0])[0] if self.shape else 0
-        held = bytearray(size)
+        buffer = bytearray(size)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.begin + first * prod(self.shape[1:]) * self.dtype.itemsize)
-            read, view = 0, memoryview(held)
+            read, view = 0, memoryview(buffer)
             while count := file.readinto(view[read:]):
                 read += count
         if read < size:
             raise InvalidFile(f"{self.path} became shorter while it was read; open it again.")
-        return torch.frombuffer(held, dtype=self.dtype).reshape(shape)
+        return torch.frombuffer(buffer, dtype=self.dtype).reshape(shape)
 
 
 def _of_file(path: Path) -> list[StoredTensor]:
     """Every tensor of one file; raises InvalidFile unless they fill it exactly, one after the other."""
-    held = path.stat().st_size
+    file_size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if held < 8 or length > held - 8 or length > LARGEST_HEADER:
+        if file_size < 8 or length > file_size - 8 or length > LARGEST_HEADER:
             raise InvalidFile(
-                f"{path} is no safetensors file, or cut short: its header claims {length:,} bytes of {held:,}, "
+                f"{path} is no safetensors file, or cut short: its header claims {length:,} bytes of {file_size:,}, "
                 f"at most {LARGEST_HEADER:,} are read."
             )
         header = _json(file.read(length), path)
@@ -157,14 +157,16 @@ def _of_file(path: Path) -> list[StoredTensor]:
         if begin != at or end - begin != size:
             raise _lies(path, name, f"{size:,} bytes from {at:,} on must hold it, but it claims {begin:,} to {end:,}")
         at = end
-    if at != held - 8 - length:
-        raise InvalidFile(f"{path} is damaged: its tensors take {at:,} bytes, but {held - 8 - length:,} are there.")
-    found = []
+    if at != file_size - 8 - length:
+        raise InvalidFile(
+            f"{path} is damaged: its tensors take {at:,} bytes, but {file_size - 8 - length:,} are there."
+        )
+    tensors = []
     for name, (kind, shape, begin, end) in places.items():
         dtype = DTYPES.get(kind)
         read = _Place(path, 8 + length + begin, shape, dtype or torch.uint8)
-        found.append(StoredTensor(name, shape, dtype, kind, end - begin, read))
-    return found
+        tensors.append(StoredTensor(name, shape, dtype, kind, end - begin, read))
+    return tensors
 
 
 def _entry(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
@@ -193,20 +195,20 @@ def _json(raw: bytes, path: Path) -> dict[str, Any]:
     """A JSON object that says everything once."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        members = dict(pairs)
+        if len(members) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
             raise InvalidFile(f"{path} is damaged or was made to do harm: it lists {twice[:80]!r} twice.")
-        return found
+        return members
 
     try:
-        found = json.loads(raw, object_pairs_hook=once)
+        header = json.loads(raw, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise InvalidFile(f"{path} is cut short or damaged: its header is no JSON ({str(error)[:80]}).") from error
-    if not isinstance(found, dict):
+    if not isinstance(header, dict):
         raise InvalidFile(f"{path} is damaged: its header must be a JSON object.")
-    return found
+    return header
 
 
 register(Source("safetensors", _accepts, _open, "weights alone (.safetensors, an index of shards, a folder of shards)"))
