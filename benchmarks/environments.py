@@ -9,7 +9,6 @@ the dashboard its server is started and asked; with ONNX the plan is exported. A
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import signal
@@ -21,6 +20,8 @@ import time
 import venv
 from http.client import HTTPConnection
 from pathlib import Path
+
+from benchmarks.page import benchmark_parser, run_benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = {"base": "", "app": "[app]", "onnx": "[onnx]", "all": "[app,onnx,hf,cluster]"}
@@ -106,7 +107,7 @@ def measure(name: str, package: str, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("names", nargs="*", choices=[*EXTRAS, []], metavar="NAME", help=f"of {', '.join(EXTRAS)}")
     parser.add_argument("--wheel", help="install this file instead of the checkout")
     options = parser.parse_args()
@@ -116,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

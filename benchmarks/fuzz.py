@@ -234,7 +234,7 @@ def plan_reader() -> Reader:
     from lowrank_core.plans.plan import read_plan
 
     golden = ROOT / "tests" / "golden"
-    return Reader(read_plan, tuple(path.read_bytes() for path in sorted(golden.glob("*.json"))), changed_json)
+    return Reader(read_plan, tuple(path.read_bytes() for path in sorted(golden.glob("plan-*.json"))), changed_json)
 
 
 def checkpoint_reader() -> Reader:

@@ -7,7 +7,6 @@ python -m benchmarks.start [--runs 5] [--beside PATH]
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
@@ -15,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+
+from benchmarks.page import benchmark_parser, run_benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,7 +54,7 @@ def cpu_seconds(arguments: tuple[str, ...], checkout: Path, home: Path) -> float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--runs", type=int, default=5, help="fresh processes for each figure; default 5")
     parser.add_argument("--beside", type=Path, help="another checkout")
     options = parser.parse_args()
@@ -73,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -274,7 +274,7 @@ def test_a_plan_that_is_nested_without_end(workspace: Workspace, tmp_path: Path)
     """Well-formed, ten thousand deep, where anything may stand."""
     path = tmp_path / "plan.json"
     deep = '{"a":' * 10_000 + "1" + "}" * 10_000
-    plan = RankPlan(workspace.profile.fingerprint).to_json()
+    plan = RankPlan(workspace.profile.fingerprint).to_json(provenance={})
     path.write_text(plan.replace('"provenance": {}', f'"provenance": {deep}'))
     assert "not a valid plan file" in refused("cost", workspace.opened.ref, "--plan", path)
 

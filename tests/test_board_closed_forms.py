@@ -20,7 +20,7 @@ from lowrank_core.plans.cost import check_plan, dense_cost, layer_cost, plan_cos
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Context, NoiseTable, Point, Repair, closed_form_error, curves, predict
 from lowrank_core.predict.prediction import between as core_between
-from lowrank_core.predict.survey import Findings
+from lowrank_core.running.jobs import Snapshot
 from lowrank_core.workspace import Workspace
 from pages.ui import board
 from pages.ui.state import models
@@ -82,7 +82,7 @@ class Shown:
 def shown(request: pytest.FixtureRequest) -> Shown:
     workspace = Workspace.open(f"builtin:{request.param}")
     where = workspace, workspace.profile.fingerprint, workspace.opened.ref
-    model, table = board._model(*where), models.noise(*where)
+    model, table = board._model(workspace, lambda step: None), models.noise(*where)
     assert table is not None
     for layer in model["layers"]:
         for name, method in layer["methods"].items():
@@ -114,7 +114,7 @@ def learnt(shown: Shown, seed: int) -> tuple[tuple[Point, ...], Context]:
 
 def after(shown: Shown, points: tuple[Point, ...], context: Context) -> dict[str, Any]:
     """The browser's model once it has heard of these, by the words that the board's Python side sends."""
-    heard = board._learnt(Findings(points, context))
+    heard = board._learnt(Snapshot(((*points, context),)))
     layers = [
         layer
         | {

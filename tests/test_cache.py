@@ -411,7 +411,7 @@ def test_a_layer_is_factorised_once_and_others_beside_it(model, monkeypatch, oth
 
 def test_a_step_of_a_factorisation_is_computed_once(monkeypatch):
     meeting = Meeting(monkeypatch, memo)
-    taken = memo.Steps()
+    taken = memo.Memo()
 
     def compute():
         meeting.work()

@@ -104,7 +104,8 @@ def test_every_other_round_runs_backwards(clock: Clock) -> None:
         turns.append(set())
         return False
 
-    race(work("dense"), [work("a"), work("b")], rounds=4, cancelled=before_each_turn)
+    with scope(cancelled=before_each_turn):
+        race(work("dense"), [work("a"), work("b")], rounds=4)
     there, back = [{"dense"}, {"a"}, {"b"}], [{"b"}, {"a"}, {"dense"}]
     assert turns == [*there, *back, *there, *back]
 
