@@ -37,7 +37,7 @@ class Overview:
     def draw(self, curve: Callable[[Layer], tables.Curve | None]) -> None:
         """Draw what is known; a part of which nothing more is known than before stays as it is."""
         for number, (part, place) in enumerate(zip(self.parts, self._places, strict=True)):
-            curves = [found for layer in part if (found := curve(layer)) is not None]
+            curves = [layer_curve for layer in part if (layer_curve := curve(layer)) is not None]
             if len(curves) > self._drawn.get(number, 0):
                 self._drawn[number] = len(curves)
                 place.html(charts.small_multiples(curves, self._label(part), dark=dark()))
@@ -85,14 +85,14 @@ def show_weights(stock: Inventory) -> None:
         "compress it, a model is needed."
     )
     st.header("Every layer", anchor=False, help=HELP)
-    progress, shown = st.container(), Overview(stock.layers)
+    progress, pictures = st.container(), Overview(stock.layers)
     st.caption("Dashed: break-even in bytes. The number is the effective rank.")
-    shown.draw(partial(known_curve, stock))
+    pictures.draw(partial(known_curve, stock))
     st.header("One layer", anchor=False)
     one_of(stock)
     frame.link("Model")
     with progress:
-        compute(stock, shown)
+        compute(stock, pictures)
 
 
 def known_curve(stock: Inventory, layer: Layer) -> tables.Curve | None:
@@ -101,14 +101,14 @@ def known_curve(stock: Inventory, layer: Layer) -> tables.Curve | None:
     return None if spectrum is None else tables.weights_curve(layer, spectrum)
 
 
-def compute(stock: Inventory, shown: Overview) -> None:
+def compute(stock: Inventory, pictures: Overview) -> None:
     """The spectra that are missing: how long they take, and a button; or what is going on."""
     names = [layer.name for layer in stock.layers]
     curve = partial(known_curve, stock)
     job = spectra.job(stock)
     if job is None or job.snapshot.over:
         if job is not None:
-            shown.draw(curve)  # also what came while this page was drawn
+            pictures.draw(curve)  # also what came while this page was drawn
         missing = sum(stock.known(name) is None for name in names)
         if not missing:
             return
@@ -122,10 +122,10 @@ def compute(stock: Inventory, shown: Overview) -> None:
             st.rerun()
         return
 
-    def says(known: Snapshot[str]) -> str:
+    def says(snapshot: Snapshot[str]) -> str:
         return f"{sum(stock.known(name) is not None for name in names)} of {len(names)} layers"
 
-    running.follow(job, says, lambda known, serial: shown.draw(curve))
+    running.follow(job, says, lambda snapshot, serial: pictures.draw(curve))
 
 
 @st.fragment
@@ -154,7 +154,7 @@ def one_of(stock: Inventory) -> None:
 def overview(workspace: Workspace) -> RankPlan:
     """Every layer; many appear part by part, and again with the first plan, for which all of them are needed."""
     layers = workspace.profile.layers
-    shown = Overview(layers)
+    pictures = Overview(layers)
 
     def draw(plan: RankPlan | None, say: Callable[[str], None] = lambda step: None) -> None:
         number = count(1)
@@ -165,11 +165,11 @@ def overview(workspace: Workspace) -> RankPlan:
             method = choice.method if choice else layer.methods[0].name
             return tables.curves(workspace, layer, method, plan)[0]
 
-        shown.again()
-        shown.draw(curve)
+        pictures.again()
+        pictures.draw(curve)
 
     plan = plans.plan_if_made(workspace)
-    if plan is None and len(shown.parts) > 1:
+    if plan is None and len(pictures.parts) > 1:
         with Steps(skeleton=False) as say:
             draw(None, say)
     if plan is None:
@@ -198,12 +198,12 @@ def show(workspace: Workspace) -> None:
             method = methods[
                 st.selectbox("Method", methods, index=first, format_func=lambda m: methods[m].label, help=words.METHOD)
             ]
-        found = tables.curves(workspace, layer, method.name, plan)
+        curves = tables.curves(workspace, layer, method.name, plan)
         if choice and choice.method != method.name:
             st.caption(f"The plan uses {choice.method} here, so it has no rank on this curve.")
-        for column, curve in zip(st.columns(len(found), gap="large"), found, strict=True):
+        for column, curve in zip(st.columns(len(curves), gap="large"), curves, strict=True):
             with column:
-                st.markdown(tables.advice(curve) if len(found) == 1 else f"**{curve.axis}**: {tables.advice(curve)}")
+                st.markdown(tables.advice(curve) if len(curves) == 1 else f"**{curve.axis}**: {tables.advice(curve)}")
                 figures(curve, str(curve.chosen or ("–" if choice else "dense")))
 
     if layers:

@@ -83,7 +83,7 @@ def limits(workspace: Workspace, goal: str, table: str) -> Budgets:
     """Budgets of multiplies, of bytes (a device sets it), and of microseconds where there is a table."""
     dense = plan_cost(workspace.profile)
     usual = 50.0 if goal == "budget" else 100.0
-    found = budget("multiplies", dense.multiplies, "", f"search multiplies {goal}", usual)
+    budgets = budget("multiplies", dense.multiplies, "", f"search multiplies {goal}", usual)
     device = st.selectbox(
         "Device",
         question.DEVICES,
@@ -103,12 +103,12 @@ def limits(workspace: Workspace, goal: str, table: str) -> Budgets:
         start = min(100.0, max(0.1, int(1000 * flash / (dense.bytes or 1)) / 10))
         if flash >= dense.bytes:
             st.caption(f"The dense network fits: it takes {words.count(dense.bytes, 'B')}.")
-    found += budget("bytes", dense.bytes, "B", f"search bytes {goal} {device}", start)
+    budgets += budget("bytes", dense.bytes, "B", f"search bytes {goal} {device}", start)
     if table:
-        taken = question.latency_table(table, workspace)
-        total = sum(taken(layer.name, None) or 0.0 for layer in workspace.profile.layers)
-        found += budget("microseconds", total, "µs", f"search microseconds {goal}", 100.0)
-    return found
+        times = question.latency_table(table, workspace)
+        total = sum(times(layer.name, None) or 0.0 for layer in workspace.profile.layers)
+        budgets += budget("microseconds", total, "µs", f"search microseconds {goal}", 100.0)
+    return budgets
 
 
 def budget(quantity: Quantity, dense: float, unit: str, key: str, start: float) -> Budgets:

@@ -30,10 +30,10 @@ def speed() -> Estimate:
 def job(stock: Inventory) -> Job[str] | None:
     """What computes all spectra, for all sessions that look; started unasked where that is short."""
     shared, key = jobs.spectra(), weights_key(stock)
-    known, names = shared.get(key, ALL), [layer.name for layer in stock.layers]
-    if known is None and 0 < remaining(stock, names, speed()) <= SPECTRA_SECONDS:
+    existing, names = shared.get(key, ALL), [layer.name for layer in stock.layers]
+    if existing is None and 0 < remaining(stock, names, speed()) <= SPECTRA_SECONDS:
         start(stock)
-    elif known is not None and not known.snapshot.over:
+    elif existing is not None and not existing.snapshot.over:
         shared.join(session_id(), key, ALL)
     return shared.get(key, ALL)
 
