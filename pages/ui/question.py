@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,16 +15,6 @@ from lowrank_core.selection import Rule, search
 from lowrank_core.selection._problem import Quantity, Trial, problem_of
 from lowrank_core.workspace import Workspace
 from pages.ui import words
-
-DEVICES = {
-    "Cortex-M0, 64 kB flash": 64 << 10,
-    "Cortex-M0+ or M3, 128 kB flash": 128 << 10,
-    "Cortex-M4, 256 kB flash": 256 << 10,
-    "Cortex-M4F, 512 kB flash": 512 << 10,
-    "Cortex-M4F or M33, 1 MB flash": 1 << 20,
-    "Cortex-M7, 2 MB flash": 2 << 20,
-}
-"""Flash of usual microcontrollers, in bytes; makers count 1 kB as 1024. Add your own here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +75,6 @@ def latency_table(text: str, workspace: Workspace | None = None) -> LatencyTable
     if text and workspace is not None and not table.layers & {layer.name for layer in workspace.profile.layers}:
         raise InvalidFile("the latency table holds no dense time of any layer of this network; check the layer names.")
     return table
-
-
-def flash_bytes(device: str) -> int | None:
-    """Bytes of a device of the list, or of a size as it is typed; None where that is none.
-
-    >>> flash_bytes("Cortex-M0, 64 kB flash"), flash_bytes("96 kB"), flash_bytes("1.5MB"), flash_bytes("many")
-    (65536, 98304, 1572864, None)
-    """
-    if device in DEVICES:
-        return DEVICES[device]
-    typed = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(k|M|G)i?B?\s*", device, re.IGNORECASE)
-    return int(float(typed[1]) * {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[typed[2].lower()]) if typed else None
 
 
 def title(workspace: Workspace, question: Question) -> str:

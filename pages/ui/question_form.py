@@ -12,7 +12,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Quantity
 from lowrank_core.workspace import Workspace
-from pages.ui import form, question, words
+from pages.ui import devices, form, question, words
 from pages.ui.question import Question
 from pages.ui.state import plans
 
@@ -86,7 +86,7 @@ def limits(workspace: Workspace, goal: str, table: str) -> Budgets:
     budgets = budget("multiplies", dense.multiplies, "", f"search multiplies {goal}", usual)
     device = st.selectbox(
         "Device",
-        question.DEVICES,
+        devices.FLASH_BYTES,
         None,
         placeholder="Any",
         accept_new_options=True,
@@ -97,7 +97,7 @@ def limits(workspace: Workspace, goal: str, table: str) -> Budgets:
     )
     start = 100.0
     if device is not None:
-        flash = question.flash_bytes(device)
+        flash = devices.flash_bytes(device)
         if flash is None:
             raise InvalidSearch(f"a device is one of the list or a size like 96 kB or 1.5 MB, but got {device!r}.")
         start = min(100.0, max(0.1, int(1000 * flash / (dense.bytes or 1)) / 10))
