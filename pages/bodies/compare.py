@@ -104,7 +104,7 @@ def ask(workspace: Workspace, wish: Wish, label: str, busy: bool) -> None:
 
 
 def table(workspace: Workspace, columns: dict[str, Comparison], judged: compare.Target, given: LatencyTable) -> None:
-    """One column per plan."""
+    """The comparison as a table: one column per plan, one row per figure."""
     timings = comparisons.timings(workspace)
     rows = compare.rows(workspace, columns, timings, judged, given)
     frame_of_rows = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))

@@ -103,7 +103,7 @@ def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
 
 
 def network_of(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> Compressed:
-    """The network that is written."""
+    """The compressed network that is written, with the weights that were chosen."""
     if tuned is not None:
         return tuning.compressed(workspace, tuned, trainings.tuned_network(workspace, tuned))
     return as_measured(workspace, plans.candidate(workspace, plan), measured(workspace))
@@ -116,7 +116,7 @@ def noun(export: Export) -> str:
 
 
 def storage_form(export: Export) -> Storage:
-    """How the weights are stored."""
+    """Widgets for how the weights of the file are stored: type, folded biases, factors multiplied out."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         dtype = st.selectbox(
             "Weights stored in",
@@ -181,7 +181,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
 def report(
     workspace: Workspace, plan: RankPlan, export: Export, written: Exported, file: str, *, in_folder: bool
 ) -> None:
-    """What was verified, and the file."""
+    """What was verified of a written file, and the file itself or where it lies."""
     board = plan_cost(workspace.profile, plan).bytes
     rows = [
         ("Size", f"{words.count(written.bytes, 'B')}; the board shows {words.count(board, 'B')} of weights"),

@@ -35,7 +35,7 @@ def chart(workspace: Workspace, trained: Trained, key: str, main: Tuned | None =
 
 
 def progress(job: Job[Result], trained: Trained) -> str:
-    """What goes on, as a line of Markdown."""
+    """What a training that runs is doing, as a line of Markdown."""
     parts = ["ending after the step at hand" if job.cancelled() else trained.snapshot.progress.words or "preparing"]
     if isinstance(trained.wish, Sweep):
         parts.append(f"{len(trained.swept)} of {len(trained.wish.shares)} plans")
@@ -50,7 +50,7 @@ def progress(job: Job[Result], trained: Trained) -> str:
 
 
 def watch(workspace: Workspace, wish: Training | Sweep, job: Job[Result]) -> None:
-    """Show epochs as they come."""
+    """Show the learning curves of a training that runs, epoch by epoch."""
     running.follow(
         job,
         lambda snapshot: progress(job, Trained(wish, snapshot)),
@@ -187,7 +187,7 @@ def show_sweep(workspace: Workspace, trained: Trained) -> None:
 
 
 def show(workspace: Workspace) -> None:
-    """The form, and what trainings came to."""
+    """Ask for a training in a form, and show what the trainings of this session came to."""
     plans.history(workspace)  # the first plan is found before columns are laid out
     jobs = trainings.begun(workspace)
     latest = next(reversed(jobs), None)

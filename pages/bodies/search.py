@@ -18,7 +18,7 @@ from pages.ui.state import models, plans, searches
 
 
 def chart(workspace: Workspace, quantity: str, search: Search, others: list[Search], key: str) -> None:
-    """Score against cost."""
+    """A search as a chart of score against cost: its trials, its answer, those of other searches."""
     value, samples = models.dense_score(workspace)
     dense = tables.Dot(1.0, value, None, None, f"dense, {samples:,} samples" if samples else "dense")
     label = search.question.rule.label
@@ -45,20 +45,20 @@ def chart(workspace: Workspace, quantity: str, search: Search, others: list[Sear
 
 
 def progress(job: Job[Trial], search: Search) -> str:
-    """What goes on, as a line of Markdown."""
+    """What a search that runs is doing, as a line of Markdown."""
     step = search.snapshot.progress.words or "looking for plans"
     doing = "ending after the step at hand" if job.cancelled() else step
     return f"{words.plain(doing)} · {looked_at(search)} · {job.seconds:.0f} s"
 
 
 def looked_at(search: Search) -> str:
-    """How many were looked at."""
+    """How many plans a search has looked at, as text."""
     count = len(search.trials)
     return f"{count} plan{'' if count == 1 else 's'}"
 
 
 def watch(workspace: Workspace, quantity: str, question: Question, job: Job[Trial], others: list[Search]) -> None:
-    """Show trials as they arrive."""
+    """Show the trials of a search that runs, as they arrive."""
     running.follow(
         job,
         lambda snapshot: progress(job, Search(question, snapshot)),
@@ -156,7 +156,7 @@ def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
 
 
 def comparison(workspace: Workspace, over: list[Search]) -> None:
-    """Finished searches side by side."""
+    """Finished searches side by side, as a table that can be exported."""
     st.header("Rules side by side", anchor=False)
     percent = words.shares(workspace)
     unit = "%.2f %%" if percent else "%.4g"
@@ -188,7 +188,7 @@ def comparison(workspace: Workspace, over: list[Search]) -> None:
 
 
 def show(workspace: Workspace) -> None:
-    """The form, and what searches have found."""
+    """Ask for a search in a form, and show what the searches of this session have found."""
     plans.history(workspace)  # the first plan is found before columns are laid out
     jobs = searches.begun(workspace)
     latest = next(reversed(jobs), None)

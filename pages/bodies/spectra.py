@@ -43,7 +43,7 @@ class Overview:
                 place.html(charts.small_multiples(curves, self._label(part), dark=dark()))
 
     def again(self) -> None:
-        """Draw all of it anew the next time."""
+        """Forget what was drawn, so that every part is drawn anew the next time."""
         self._drawn.clear()
 
     def _label(self, part: tuple[Layer, ...]) -> str:
@@ -59,7 +59,7 @@ def dark() -> bool:
 
 
 def figures(curve: tables.Curve, chosen: str) -> None:
-    """A spectrum in numbers and large."""
+    """One spectrum large, above it the figures that sum it up: effective and stable rank, energy, break-even."""
     with st.container(horizontal=True, gap="medium"):
         if chosen:
             st.metric("Chosen rank", chosen, help=words.RANK, width="content")
@@ -179,7 +179,7 @@ def overview(workspace: Workspace) -> RankPlan:
 
 
 def show(workspace: Workspace) -> None:
-    """Every layer small, one layer large."""
+    """The spectra of a model: every layer small, then one layer large."""
     profile = workspace.profile
     layers = {layer.name: layer for layer in profile.layers}
 
@@ -187,7 +187,7 @@ def show(workspace: Workspace) -> None:
 
     @st.fragment
     def detail() -> None:
-        """One layer and method, large."""
+        """The spectrum of one layer under one method, large."""
         with st.container(horizontal=True, vertical_alignment="bottom"):
             name = st.selectbox(
                 "Layer", layers, costliest, key=f"layer {profile.fingerprint[7:19]}", persist_state="session"

@@ -22,7 +22,7 @@ def to_json(wishes: Sequence[Wish]) -> bytes:
 
 
 def from_json(text: bytes) -> tuple[Wish, ...]:
-    """Those that can still be asked: a rule may be gone, or have other settings, since the text was written."""
+    """The wishes in a text on disk that can still be asked: a rule may be gone, or have other settings by now."""
     try:
         documents = msgspec.json.decode(text, type=list[dict[str, Any]])
     except msgspec.DecodeError:

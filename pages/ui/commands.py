@@ -20,7 +20,7 @@ def core_command(*arguments: str) -> str:
 
 
 def app_command(model: str) -> str:
-    """What opens the app with a model."""
+    """The command that opens the app with a model; `rank-explorer app` where the package is installed."""
     script = _script()
     if script:
         return _line(script, "app", model)

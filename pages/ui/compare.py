@@ -56,7 +56,7 @@ Result = Comparison | PlanTiming | Staircase
 
 
 def label(wish: Wish) -> str:
-    """What is measured, in two words."""
+    """What a job measures for Compare, in two words, for the badge on other pages."""
     return {Scores: "Comparing plans", Races: "Timing plans", Stairs: "Timing layers"}[type(wish)]
 
 
@@ -115,7 +115,7 @@ def rows(
     target: Target,
     table: LatencyTable,
 ) -> dict[str, dict[str, str]]:
-    """{row: {plan: cell}}; the first plan is the dense network."""
+    """The cells of the comparison, {row: {plan: cell}}; the first plan is the dense network."""
     made: dict[str, dict[str, str]] = {}
 
     def row(label: str, cell: Callable[[Comparison], str]) -> None:

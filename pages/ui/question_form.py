@@ -70,7 +70,7 @@ def show(workspace: Workspace) -> Question:
 
 
 def largest_drop(workspace: Workspace, key: str = "search drop") -> float:
-    """In the score's own unit."""
+    """Ask for the largest loss of score that is allowed; a fraction of 1 where the score is a share."""
     points = words.shares(workspace)
     label = f"Largest {words.loss(workspace)} of the {words.metric(workspace).lower()}{', points' if points else ''}"
     drop = st.number_input(

@@ -29,7 +29,7 @@ class Started:
 
     @property
     def key(self) -> str:
-        """A name no other job has."""
+        """A name that no other job of this server has, for the widgets that show it."""
         return f"{id(self.job):x}"
 
 
@@ -49,22 +49,22 @@ class SharedJobs(Generic[W, T]):
         return len(self._jobs)
 
     def get(self, model: str, wish: W) -> Job[T] | None:
-        """The job, whoever asked for it."""
+        """The job that fulfils a wish for a model, whichever session asked for it; None where there is none."""
         return self._jobs.get((model, wish))
 
     def asked_by(self, session: str, model: str) -> dict[W, Job[T]]:
-        """What a session asked about a model, the latest last."""
+        """What a session asked about one model with the job of each wish, the latest last."""
         with self._lock:
             wishes = self._asked.get((session, model), ())
             return {wish: self._jobs[model, wish] for wish in wishes if (model, wish) in self._jobs}
 
     def of_model(self, model: str) -> list[Job[T]]:
-        """What anybody asked about a model."""
+        """The jobs of all sessions for one model."""
         with self._lock:
             return [job for (key, _), job in self._jobs.items() if key == model]
 
     def of_session(self, session: str) -> list[Started]:
-        """What a session asked, about whatever model."""
+        """The jobs of one session for all models."""
         with self._lock:
             keys = [(model, wish) for (who, model), wishes in self._asked.items() if who == session for wish in wishes]
             return [Started(self.page, job.label, job) for key in keys if (job := self._jobs.get(key)) is not None]

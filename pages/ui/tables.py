@@ -187,7 +187,7 @@ def learning(trained: Trained, main: Settings | None) -> list[Learning]:
 
 
 def spread(workspace: Workspace, trained: Trained) -> list[dict[str, Any]]:
-    """Runs of each start side by side: what one of them can be trusted with."""
+    """One row per start of a training: mean, spread, best and worst of its runs; then untrained and dense."""
     rows = []
     for from_scratch in dict.fromkeys(tuned.settings.from_scratch for tuned in trained.tuned):
         finished = [tuned for tuned in trained.tuned if tuned.settings.from_scratch == from_scratch and tuned.complete]
@@ -212,7 +212,7 @@ def spread(workspace: Workspace, trained: Trained) -> list[dict[str, Any]]:
 
 
 def swept_dots(workspace: Workspace, trained: Trained, quantity: str) -> tuple[list[Dot], list[Dot], Dot]:
-    """Plans as compressed, the same as trained, and the dense network."""
+    """The plans of a sweep as dots: as compressed, as trained, and the dense network."""
     whole = getattr(plan_cost(workspace.profile), quantity) or 1
 
     def at(one: Swept, score: Score) -> Dot:
@@ -258,7 +258,7 @@ class Curve:
 
     @property
     def top(self) -> int:
-        """The largest rank."""
+        """The largest rank this axis of the layer can have."""
         return len(self.sigma)
 
 

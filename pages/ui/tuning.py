@@ -48,7 +48,7 @@ class Training:
 
     @property
     def runs(self) -> tuple[Settings, ...]:
-        """The settings of each run, in order."""
+        """The settings of every run of this training: each start with each seed."""
         first = self.settings.seed
         return tuple(
             replace(self.settings, from_scratch=start, seed=seed)
@@ -81,7 +81,7 @@ class Before:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunEpoch:
-    """One more epoch of a run, without its network."""
+    """One more epoch of a run that trains, without its network."""
 
     settings: Settings
     epoch: Epoch
@@ -118,14 +118,14 @@ Keep = Callable[[Tuned, Epoch], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """What was asked for and what is known of it."""
+    """A training or sweep that was asked for, and what its job has found so far."""
 
     wish: Training | Sweep
     snapshot: Snapshot[Result]
 
     @cached_property
     def runs(self) -> dict[Settings, list[Epoch]]:
-        """Epochs of each run, in the order they came."""
+        """The epochs of each run by its settings, in the order they came."""
         runs: dict[Settings, list[Epoch]] = {}
         for result in self.snapshot.found:
             if isinstance(result, RunEpoch):
@@ -134,32 +134,32 @@ class Trained:
 
     @cached_property
     def tuned(self) -> tuple[Tuned, ...]:
-        """The weights of every run that has some."""
+        """The trained weights of every run that has some."""
         return tuple(result for result in self.snapshot.found if isinstance(result, Tuned))
 
     @property
     def chosen(self) -> Tuned | None:
-        """The run with the lowest loss on the samples held back: evaluation samples choose nothing."""
+        """The weights with the lowest loss on the samples held back: evaluation samples choose nothing."""
         return min(self.tuned, key=lambda tuned: tuned.validation_loss, default=None)
 
     @property
     def before(self) -> Before | None:
-        """The plan as it is compressed."""
+        """The plan as it is compressed, before any training; None until it is measured."""
         return next((result for result in self.snapshot.found if isinstance(result, Before)), None)
 
     @property
     def gain(self) -> Gain | None:
-        """Of the chosen run."""
+        """The chosen weights against the plan as it is compressed; None until they are compared."""
         return next((result for result in self.snapshot.found if isinstance(result, Gain)), None)
 
     @property
     def trials(self) -> int:
-        """Plans that the search looked at."""
+        """How many plans the search for ranks has looked at before the training."""
         return sum(isinstance(result, Trial) for result in self.snapshot.found)
 
     @cached_property
     def swept(self) -> tuple[Swept, ...]:
-        """Plans of a sweep, the cheapest first."""
+        """The plans of a sweep that are trained, the cheapest first."""
         plans = [result for result in self.snapshot.found if isinstance(result, Swept)]
         return tuple(sorted(plans, key=lambda swept: swept.cost.multiplies))
 
@@ -292,7 +292,7 @@ def of_sweep(workspace: Workspace, sweep: Sweep, swept: Swept, folder: Path) -> 
 
 
 def compressed(workspace: Workspace, tuned: Tuned, epoch: Epoch) -> Compressed:
-    """What is exported of tuned weights."""
+    """Trained weights as the exports take them: network, plan, score, correction and where they come from."""
     plan, correction = tuned.candidate.plan, tuned.candidate.correction
     assert epoch.model is not None
     return Compressed(
@@ -324,12 +324,12 @@ def _best_so_far(workspace: Workspace, candidate: Candidate, settings: Settings,
 
 
 def start(from_scratch: bool) -> str:
-    """Where a run begins."""
+    """Where a run begins, as text: from random factors or from those of the plan."""
     return "from scratch" if from_scratch else "from the plan"
 
 
 def run_name(settings: Settings) -> str:
-    """One run among several."""
+    """What tells one run of a training from the others, as text: its start and its seed."""
     return f"{start(settings.from_scratch)}, seed {settings.seed}"
 
 
@@ -357,7 +357,7 @@ def cancelled(trained: Trained) -> str:
 
 
 def compared(workspace: Workspace, trained: Trained, tuned: Tuned) -> list[str]:
-    """Before and after, as lines of Markdown."""
+    """The score before and after a training, as lines of Markdown."""
     assert trained.before is not None
     corrected = " and corrected" if trained.before.candidate.correction else ""
     before = trained.before.score if tuned.complete else trained.before.watched  # the same samples as after
@@ -380,13 +380,13 @@ def compared(workspace: Workspace, trained: Trained, tuned: Tuned) -> list[str]:
 
 
 def choice_text(name: str, value: str) -> str:
-    """A choice of the settings as people read it."""
+    """The value of a setting that is one of a few, as people read it."""
     (item,) = (item for item in fields(Settings) if item.name == name)
     return str(item.metadata["choices"][value])
 
 
 def title(workspace: Workspace, wish: Training | Sweep) -> str:
-    """What was asked for, in one line."""
+    """A training or sweep in one line: which ranks, from where, for how many epochs."""
     s = wish.settings
     learns = f"{s.epochs} epoch{'' if s.epochs == 1 else 's'}"
     learns += "" if s.loss == "distill" else f", learning from {choice_text('loss', s.loss)}"

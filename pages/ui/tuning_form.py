@@ -93,7 +93,7 @@ def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
 
 
 def choice(label: str, options: Mapping[C, str], key: str) -> C:
-    """One of a few, the first at first."""
+    """A row of buttons of which one is chosen, the first one at first."""
     return st.segmented_control(
         label,
         options,
@@ -120,7 +120,7 @@ def plan_line(workspace: Workspace) -> None:
 
 
 def budgets() -> tuple[Quantity, tuple[float, ...], str]:
-    """(quantity, shares, rule)"""
+    """Ask for the plans of a sweep: (quantity, its shares of the dense network, name of the rule)."""
     quantities: dict[Quantity, str] = {"multiplies": "multiplies", "bytes": "bytes"}
     quantity = choice("Budgets of", quantities, "tuning quantity")
     shares = st.multiselect(

@@ -52,7 +52,7 @@ def block(name: str) -> str:
 
 
 def sizes(numbers: tuple[int, ...]) -> str:
-    """Extents or ranks in one word.
+    """Extents or ranks as text, with × between them and – for none.
 
     >>> sizes((16, 3, 3, 3)), sizes(())
     ('16×3×3×3', '–')
@@ -94,12 +94,12 @@ def shares(workspace: Workspace) -> bool:
 
 
 def metric(workspace: Workspace) -> str:
-    """Name of the score."""
+    """The name of the score, as it stands in front of a figure."""
     return "Score" if workspace.opened.evaluate is not None else workspace.metric.name.capitalize()
 
 
 def rises(workspace: Workspace) -> bool:
-    """Whether a score gets worse by rising."""
+    """Whether the score of this model is larger when the network is worse."""
     return not (workspace.opened.higher_is_better if workspace.opened.evaluate else workspace.metric.higher_is_better)
 
 
@@ -109,17 +109,17 @@ def axis(workspace: Workspace) -> str:
 
 
 def loss(workspace: Workspace) -> str:
-    """What getting worse is called."""
+    """What it is called that a score gets worse: a drop, or a rise where lower is better."""
     return "rise" if rises(workspace) else "drop"
 
 
 def loss_title(workspace: Workspace) -> str:
-    """The same above a column of figures."""
+    """What it is called that a score gets worse, with its unit, as the title of a column."""
     return f"{loss(workspace).capitalize()}, points" if shares(workspace) else loss(workspace).capitalize()
 
 
 def score(workspace: Workspace, value: float) -> str:
-    """A score in its own unit."""
+    """A score as text: percent where it is a share, else its own figure."""
     return score_text(value, percent=shares(workspace))
 
 
@@ -129,7 +129,7 @@ def drop(workspace: Workspace, value: float) -> str:
 
 
 def interval(workspace: Workspace, measured: Score) -> str:
-    """The interval of the drop, empty where there is none."""
+    """The 95 % interval of the drop as text, empty where there is none."""
     if measured.drop_low is None or measured.drop_high is None:
         return ""
     scale, digits = (100, ".2f") if shares(workspace) else (1, ".4g")

@@ -17,7 +17,7 @@ from pages.ui.state.session import session_id
 
 
 def begun(workspace: Workspace) -> dict[compare.Wish, Job[Result]]:
-    """What this session has had measured on Compare, the latest last."""
+    """What this session has had measured on Compare with the job of each wish, the latest last."""
     return jobs.comparisons().asked_by(session_id(), models.key(workspace))
 
 

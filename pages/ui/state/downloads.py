@@ -37,7 +37,7 @@ def written(kind: str, source: Candidate | Tuned) -> Exported | None:
 
 
 def keep_written(kind: str, source: Candidate | Tuned, exported: Exported) -> None:
-    """Remember the latest file of a kind."""
+    """Remember for this session the latest file of a kind, and make room by removing old ones."""
     st.session_state[f"written {kind}"] = (source, exported)
     keep_newest(Path(_exports().name), MOST_EXPORTED_BYTES)
 

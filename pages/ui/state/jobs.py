@@ -32,25 +32,25 @@ MOST_COMPARISONS = 100
 
 @st.cache_resource
 def searches() -> SharedJobs[Question, Trial]:
-    """Searches of all sessions."""
+    """The searches of all sessions, shared between them."""
     return SharedJobs("Search", MOST_SEARCHES)
 
 
 @st.cache_resource
 def trainings() -> SharedJobs[Training | Sweep, tuning.Result]:
-    """Trainings and sweeps of all sessions."""
+    """The trainings and sweeps of all sessions, shared between them."""
     return SharedJobs("Fine-tune", MOST_TRAININGS)
 
 
 @st.cache_resource
 def comparisons() -> SharedJobs[compare.Wish, compare.Result]:
-    """Measurements for Compare of all sessions."""
+    """The measurements that all sessions asked for on Compare, shared between them."""
     return SharedJobs("Compare", MOST_COMPARISONS)
 
 
 @st.cache_resource
 def spectra() -> SharedJobs[str, str]:
-    """Spectra of weights without a model of all sessions."""
+    """The computations of spectra of weights without a model, shared between all sessions."""
     return SharedJobs("Spectra", 20)
 
 

@@ -27,7 +27,7 @@ def history(workspace: Workspace) -> History:
 
 
 def plan(workspace: Workspace) -> RankPlan:
-    """The plan as it stands."""
+    """The plan of this session for a model as it stands now."""
     return history(workspace).plan
 
 

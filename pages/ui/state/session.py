@@ -50,7 +50,7 @@ def hear(board: str, number: int) -> bool:
 
 
 def press(button: str) -> None:
-    """Keep a click until `take_press`."""
+    """Remember that a button was clicked, until `take_press` has seen it."""
     st.session_state["pressed"] = button
 
 

@@ -23,7 +23,7 @@ ALL = "all spectra"
 
 @st.cache_resource(show_spinner="Measuring the speed of this machine…")
 def speed() -> Estimate:
-    """How fast spectra are computed here."""
+    """How fast this machine computes spectra, measured once."""
     return measure_speed()
 
 
@@ -39,7 +39,7 @@ def job(stock: Inventory) -> Job[str] | None:
 
 
 def start(stock: Inventory) -> None:
-    """Compute those that are missing."""
+    """Compute the spectra that are missing of these weights, as a job."""
     begin = partial(Job, f"Spectra of {stock.weights.name}", lambda: all_spectra(stock))
     jobs.spectra().begin(session_id(), weights_key(stock), ALL, begin, again=True)
 

@@ -83,7 +83,7 @@ def send_to_export(workspace: Workspace, weights: Tuned) -> None:
 
 
 def send_swept(workspace: Workspace, sweep: Sweep, swept: Swept) -> None:
-    """The same for a plan of a sweep; raises InvalidFile."""
+    """Make the weights of a sweep's plan the ones that Export takes, and its plan the plan; raises InvalidFile."""
     weights, epoch = tuning.of_sweep(workspace, sweep, swept, models.cache().tuning)
     _keep_network(_tuned_networks(), (models.key(workspace), weights), epoch)
     send_to_export(workspace, weights)
