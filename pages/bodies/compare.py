@@ -39,7 +39,7 @@ def side_by_side(workspace: Workspace) -> dict[str, RankPlan]:
     return {name: plan for name, plan in plan_of.items() if unique[plan] == name}
 
 
-def target() -> compare.Target:
+def ask_target() -> compare.Target:
     """Number format, device and energy: what the bytes are judged by."""
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         number = st.segmented_control(
@@ -52,10 +52,10 @@ def target() -> compare.Target:
             persist_state="session",
         )
         names = [device.name for device in DEVICES]
-        chosen = st.selectbox(
+        device_name = st.selectbox(
             "Device", names, None, placeholder="Any", key="compare device", persist_state="session", width=330
         )
-        device = next((device for device in DEVICES if device.name == chosen), None)
+        device = next((device for device in DEVICES if device.name == device_name), None)
         flash = ram = None
         if device is not None:
             usable: dict[str, Any] = {"min_value": 1.0, "step": 1.0, "format": "%g", "width": 130}
@@ -103,10 +103,12 @@ def ask(workspace: Workspace, wish: Wish, label: str, busy: bool) -> None:
         st.error(words.plain(job.snapshot.error), icon=":material/error:")
 
 
-def table(workspace: Workspace, columns: dict[str, Comparison], judged: compare.Target, given: LatencyTable) -> None:
+def table(
+    workspace: Workspace, columns: dict[str, Comparison], target: compare.Target, device_table: LatencyTable
+) -> None:
     """The comparison as a table: one column per plan, one row per figure."""
     timings = comparisons.timings(workspace)
-    rows = compare.rows(workspace, columns, timings, judged, given)
+    rows = compare.rows(workspace, columns, timings, target, device_table)
     frame_of_rows = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
     frame_of_rows.columns = [words.plain(name) for name in columns]
     with st.container(key="compare_table"):
@@ -123,17 +125,21 @@ def table(workspace: Workspace, columns: dict[str, Comparison], judged: compare.
 
 def changes(workspace: Workspace, columns: dict[str, Comparison]) -> None:
     """What became of single classes and samples under one of the plans."""
-    columns = {name: one for name, one in columns.items() if one.candidate.plan.choices and one.classes}
+    columns = {
+        name: comparison
+        for name, comparison in columns.items()
+        if comparison.candidate.plan.choices and comparison.classes
+    }
     if not columns:
         return
     st.header("What changed", anchor=False)
     names = list(columns)
     name = st.segmented_control("Plan", names, default=names[0], required=True, key=f"of {names}")
-    one = columns[name]
+    comparison = columns[name]
     left, right = st.columns([2, 3], gap="large")
     with left:
         percent: dict[str, Any] = {"format": "%.1f %%"}
-        rows = pd.DataFrame(compare.class_rows(one)).sort_values("Change", kind="stable")
+        rows = pd.DataFrame(compare.class_rows(comparison)).sort_values("Change", kind="stable")
         st.dataframe(
             rows,
             hide_index=True,
@@ -147,8 +153,10 @@ def changes(workspace: Workspace, columns: dict[str, Comparison]) -> None:
             },
         )
     with right:
-        st.markdown(f"**{one.lost}** lost, **{one.won}** won, **{one.changed}** wrong in another way.")
-        flips(workspace, one.flips)
+        st.markdown(
+            f"**{comparison.lost}** lost, **{comparison.won}** won, **{comparison.changed}** wrong in another way."
+        )
+        flips(workspace, comparison.flips)
 
 
 def flips(workspace: Workspace, flipped: tuple[Flip, ...]) -> None:
@@ -204,9 +212,9 @@ def layers(workspace: Workspace, busy: bool) -> None:
     )
 
 
-def uploaded(workspace: Workspace) -> LatencyTable:
+def uploaded_table(workspace: Workspace) -> LatencyTable:
     """Microseconds as they were measured on the real device."""
-    given = st.file_uploader(
+    file = st.file_uploader(
         "Latency table of your device (.csv)",
         type="csv",
         max_upload_size=5,
@@ -214,20 +222,20 @@ def uploaded(workspace: Workspace) -> LatencyTable:
         "takes the same file for a budget of microseconds.",
         key="compare table upload",
     )
-    if given is None:
+    if file is None:
         return LatencyTable()
     try:
-        return question.latency_table(given.getvalue().decode("utf-8", "replace"), workspace)
+        return question.latency_table(file.getvalue().decode("utf-8", "replace"), workspace)
     except LowRankError as error:
-        st.error(words.plain(f"{given.name} is not used: {error}"), icon=":material/error:")
+        st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
         return LatencyTable()
 
 
 def show(workspace: Workspace) -> None:
     """One column per plan, then what changed, then the layers."""
-    chosen = side_by_side(workspace)
-    candidates = {name: plans.candidate(workspace, plan) for name, plan in chosen.items()}
-    judged = target()
+    plan_of = side_by_side(workspace)
+    candidates = {name: plans.candidate(workspace, plan) for name, plan in plan_of.items()}
+    target = ask_target()
     compared = comparisons.compared(workspace)
     columns = {name: compared[candidate] for name, candidate in candidates.items() if candidate in compared}
     missing = tuple(candidate for candidate in candidates.values() if candidate not in compared)
@@ -243,10 +251,10 @@ def show(workspace: Workspace) -> None:
         timed = tuple(candidate for candidate in candidates.values() if candidate.plan.choices)
         for runtime in RUNTIMES if timed else ():
             ask(workspace, Races(timed, runtime), f"Time with {runtime}", busy)
-    given = uploaded(workspace)
+    device_table = uploaded_table(workspace)
     if columns:
         with place:
-            table(workspace, columns, judged, given)
+            table(workspace, columns, target, device_table)
     changes(workspace, columns)
     layers(workspace, busy)
     if at_work is not None:

@@ -147,13 +147,13 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
     if tuned is not None:
         st.caption(f"Holds the **tuned** weights: {words.plain(tuning.weights_name(workspace, tuned))}.")
     storage = storage_form(export)
-    given = st.text_input(
+    folder_name = st.text_input(
         "Folder on this machine",
         key="export folder",
         placeholder="empty: offered for download",
         help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD >> 20} MB a folder is needed.",
     )
-    folder = Path(given).expanduser() if given else downloads.folder()
+    folder = Path(folder_name).expanduser() if folder_name else downloads.folder()
     key = f"{export.name} {storage} {folder}"
     pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}")
     place = st.empty()  # a file written before is gone from the page while another is written
@@ -175,7 +175,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
     written = downloads.written(key, source)
     if written is not None and Path(written.path).is_file():
         with place.container():
-            report(workspace, plan, export, written, file, in_folder=bool(given))
+            report(workspace, plan, export, written, file, in_folder=bool(folder_name))
 
 
 def report(
@@ -220,14 +220,14 @@ def lines(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> No
 
 def upload(workspace: Workspace, plan: RankPlan) -> None:
     """Open a plan file: data, never code. What does not fit is refused and the plan stays as it is."""
-    given = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES >> 20)
-    if given is None:
+    file = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES >> 20)
+    if file is None:
         return
     try:
-        read = read_plan(given.getvalue())
+        read = read_plan(file.getvalue())
         warnings = check_plan(workspace.profile, read.plan)
     except LowRankError as error:
-        st.error(words.plain(f"{given.name} is not used: {error}"), icon=":material/error:")
+        st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
         return
     corrected = read.correction is not None  # null says none; a file that is silent is measured as usual
     if read.plan != plan or corrected != plans.history(workspace).corrected:
@@ -235,7 +235,7 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
         st.rerun()
     if not corrected:
         st.info("The file says that its factors are not corrected, so the correction is off now.")
-    st.success(words.plain(f"{given.name} is the plan now; Undo on the page Ranks brings the one before it back."))
+    st.success(words.plain(f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back."))
     for warning in warnings:
         st.warning(words.plain(f"{warning}."))
     frame.link("Ranks", says="See it on Ranks")

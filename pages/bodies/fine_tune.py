@@ -172,17 +172,17 @@ def show_sweep(workspace: Workspace, trained: Trained) -> None:
     )
     dense = plan_cost(workspace.profile)
 
-    def says(one: Swept) -> str:
-        multiplies = f"{words.share(one.cost.multiplies / (dense.multiplies or 1))} of the multiplies"
-        return f"{multiplies}, {words.share(one.cost.bytes / dense.bytes)} of the bytes"
+    def says(plan: Swept) -> str:
+        multiplies = f"{words.share(plan.cost.multiplies / (dense.multiplies or 1))} of the multiplies"
+        return f"{multiplies}, {words.share(plan.cost.bytes / dense.bytes)} of the bytes"
 
-    labels = [says(one) for one in trained.swept]
+    labels = [says(plan) for plan in trained.swept]
     at = st.selectbox("Plan", range(len(labels)), format_func=labels.__getitem__)
-    one = trained.swept[at]
-    st.markdown(words.plain(words.verdict(workspace, one.direct)), help=words.INTERVAL)
+    plan = trained.swept[at]
+    st.markdown(words.plain(words.verdict(workspace, plan.direct)), help=words.INTERVAL)
     st.caption("Its plan becomes the plan on *Ranks*; *Undo* there brings the one before it back.")
     if button("Send to Export", type="primary", icon=":material/file_save:"):
-        trainings.send_swept(workspace, trained.wish, one)
+        trainings.send_swept(workspace, trained.wish, plan)
         st.switch_page("pages/7_Export.py")
 
 
@@ -202,8 +202,8 @@ def show(workspace: Workspace) -> None:
             trainings.start(workspace, wish)
             st.rerun()
         before = trainings.asked_before(workspace)
-        titles = [tuning.title(workspace, one) for one in before]
-        running.earlier(before, titles, lambda one: trainings.start(workspace, one))
+        titles = [tuning.title(workspace, wish) for wish in before]
+        running.earlier(before, titles, lambda wish: trainings.start(workspace, wish))
     with right:
         watched, at_rest = st.empty(), st.empty()
     if at_work is not None:

@@ -208,8 +208,8 @@ def show(workspace: Workspace) -> None:
             searches.start(workspace, wish)
             st.rerun()
         before = searches.asked_before(workspace)
-        titles = [question.title(workspace, one) for one in before]
-        running.earlier(before, titles, lambda one: searches.start(workspace, one))
+        titles = [question.title(workspace, wish) for wish in before]
+        running.earlier(before, titles, lambda wish: searches.start(workspace, wish))
     with right:
         quantity = st.segmented_control(
             "Score against",

@@ -58,17 +58,17 @@ def dark() -> bool:
     return st.context.theme.type == "dark"
 
 
-def figures(curve: tables.Curve, chosen: str) -> None:
+def figures(curve: tables.Curve, rank: str) -> None:
     """One spectrum large, above it the figures that sum it up: effective and stable rank, energy, break-even."""
     with st.container(horizontal=True, gap="medium"):
-        if chosen:
-            st.metric("Chosen rank", chosen, help=words.RANK, width="content")
+        if rank:
+            st.metric("Chosen rank", rank, help=words.RANK, width="content")
         st.metric("Effective rank", f"{curve.effective_rank:.1f}", help=words.EFFECTIVE_RANK, width="content")
         st.metric("Stable rank", f"{curve.stable_rank:.1f}", help=words.STABLE_RANK, width="content")
         st.metric("Rank for 90 %", curve.rank_90, help=words.ENERGY, width="content")
         st.metric("Rank for 99 %", curve.rank_99, help=words.ENERGY, width="content")
-        even = f"{curve.even_bytes} / {curve.even_multiplies}" if chosen else str(curve.even_bytes)
-        label = "Break-even, bytes / multiplies" if chosen else "Break-even in bytes"
+        even = f"{curve.even_bytes} / {curve.even_multiplies}" if rank else str(curve.even_bytes)
+        label = "Break-even, bytes / multiplies" if rank else "Break-even in bytes"
         st.metric(label, even, help=words.BREAK_EVEN, width="content")
     st.plotly_chart(
         charts.spectrum(curve, dark=dark()), alt=f"Singular values and energy of {curve.layer} by {curve.axis}"

@@ -119,7 +119,7 @@ def rows(
     made: dict[str, dict[str, str]] = {}
 
     def row(label: str, cell: Callable[[Comparison], str]) -> None:
-        made[label] = {name: cell(one) for name, one in columns.items()}
+        made[label] = {name: cell(comparison) for name, comparison in columns.items()}
 
     batch, metric = batch_size(workspace.opened.example_inputs), words.metric(workspace)
     row(metric, lambda c: words.score(workspace, c.score.value))
@@ -147,41 +147,41 @@ def rows(
     if target.multiply_pj is not None and target.byte_pj is not None:
         pj, byte_pj = target.multiply_pj, target.byte_pj
 
-        def energy(one: Comparison) -> str:
-            multiplies = batch * plan_cost(workspace.profile, one.candidate.plan).multiplies
-            picojoules = pj * multiplies + byte_pj * one.memory[target.number].moved_bytes
+        def energy(comparison: Comparison) -> str:
+            multiplies = batch * plan_cost(workspace.profile, comparison.candidate.plan).multiplies
+            picojoules = pj * multiplies + byte_pj * comparison.memory[target.number].moved_bytes
             return f"{picojoules / 1e6:.3g} µJ"
 
         row("Energy, a rough guess", energy)
     return made
 
 
-def _against(workspace: Workspace, one: Comparison) -> str:
-    return words.change(workspace, one.score, "") if one.candidate.plan.choices else "–"
+def _against(workspace: Workspace, comparison: Comparison) -> str:
+    return words.change(workspace, comparison.score, "") if comparison.candidate.plan.choices else "–"
 
 
-def _relative_latency(one: Comparison, timing: Timing | None) -> str:
-    return latency(timing) if one.candidate.plan.choices else "1"
+def _relative_latency(comparison: Comparison, timing: Timing | None) -> str:
+    return latency(timing) if comparison.candidate.plan.choices else "1"
 
 
-def _fits(one: Comparison, number: str, flash_bytes: int, ram_bytes: int) -> str:
-    memory = one.memory[number]
+def _fits(comparison: Comparison, number: str, flash_bytes: int, ram_bytes: int) -> str:
+    memory = comparison.memory[number]
     fits, over = devices.verdict(memory.flash_bytes, memory.peak.bytes, flash_bytes, ram_bytes)
     if fits:
         return "✓ fits"
     return "✗ does not fit: " + ", ".join(f"{word} {words.count(missing, 'B')} over" for word, missing in over)
 
 
-def _by_table(workspace: Workspace, one: Comparison, table: LatencyTable) -> str:
+def _by_table(workspace: Workspace, comparison: Comparison, table: LatencyTable) -> str:
     """Microseconds of the layers in a table; a rank it does not know takes as long as the dense layer."""
-    chosen, total = dict(one.candidate.plan.choices), 0.0
+    choices, total = dict(comparison.candidate.plan.choices), 0.0
     for name in table.layers & {layer.name for layer in workspace.profile.layers}:
-        microseconds, dense = table(name, chosen.get(name)), table(name, None)
+        microseconds, dense = table(name, choices.get(name)), table(name, None)
         total += microseconds if microseconds is not None else dense or 0.0
     return f"{words.count(float(f'{total:.4g}'))} µs"
 
 
-def class_rows(one: Comparison) -> list[dict[str, float]]:
+def class_rows(comparison: Comparison) -> list[dict[str, float]]:
     """One row per class: its samples, what each network gets right, and the difference in points."""
     return [
         {
@@ -191,7 +191,7 @@ def class_rows(one: Comparison) -> list[dict[str, float]]:
             "Plan": 100 * c.right / c.samples,
             "Change": 100 * (c.right - c.dense_right) / c.samples,
         }
-        for c in one.classes
+        for c in comparison.classes
     ]
 
 

@@ -43,7 +43,7 @@ def show(workspace: Workspace) -> Question:
         )
     max_drop = largest_drop(workspace) if goal == "max_drop" else None
     place = st.container()
-    chosen = form.settings(rule, f"search {name}")
+    settings = form.settings(rule, f"search {name}")
     with st.expander("Layers, methods, measurement"):
         methods, locked, multiple_of, samples = details(workspace, rule.methods)
         table = latency()
@@ -57,7 +57,7 @@ def show(workspace: Workspace) -> Question:
         with place:
             budgets = limits(workspace, goal, table)
     return Question(
-        make(name, {k: str(v) for k, v in chosen.items()}),
+        make(name, {k: str(v) for k, v in settings.items()}),
         budgets,
         max_drop,
         methods,
@@ -127,14 +127,14 @@ def budget(quantity: Quantity, dense: float, unit: str, key: str, start: float) 
 
 def latency() -> str:
     """The text of a table that was uploaded."""
-    given = st.file_uploader(
+    file = st.file_uploader(
         "Latency table (.csv)",
         type="csv",
         max_upload_size=5,
         help="Microseconds as you measured them, in columns layer, method, rank, microseconds; the dense layer goes by "
         "the method dense and no rank. It brings a budget of microseconds.",
     )
-    return "" if given is None else given.getvalue().decode("utf-8", "replace")
+    return "" if file is None else file.getvalue().decode("utf-8", "replace")
 
 
 def details(workspace: Workspace, published: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], int, int]:

@@ -215,12 +215,12 @@ def swept_dots(workspace: Workspace, trained: Trained, quantity: str) -> tuple[l
     """The plans of a sweep as dots: as compressed, as trained, and the dense network."""
     whole = getattr(plan_cost(workspace.profile), quantity) or 1
 
-    def at(one: Swept, score: Score) -> Dot:
-        return Dot(getattr(one.cost, quantity) / whole, score.value, score.low, score.high, "")
+    def at(plan: Swept, score: Score) -> Dot:
+        return Dot(getattr(plan.cost, quantity) / whole, score.value, score.low, score.high, "")
 
-    ordered = sorted(trained.swept, key=lambda one: getattr(one.cost, quantity))
+    ordered = sorted(trained.swept, key=lambda plan: getattr(plan.cost, quantity))
     dense = Dot(1.0, ordered[0].direct.dense, None, None, "dense")
-    return [at(one, one.indirect) for one in ordered], [at(one, one.direct) for one in ordered], dense
+    return [at(plan, plan.indirect) for plan in ordered], [at(plan, plan.direct) for plan in ordered], dense
 
 
 def swept(workspace: Workspace, trained: Trained) -> list[dict[str, Any]]:
@@ -228,15 +228,15 @@ def swept(workspace: Workspace, trained: Trained) -> list[dict[str, Any]]:
     scale = 100 if words.shares(workspace) else 1
     return [
         {
-            "Multiplies": one.cost.multiplies,
-            "Bytes": one.cost.bytes,
-            "Indirect": scale * one.indirect.value,
-            "Direct": scale * one.direct.value,
-            "Drop": scale * one.direct.drop,
-            "95 %": words.interval(workspace, one.direct),
-            "Epochs": one.epochs,
+            "Multiplies": plan.cost.multiplies,
+            "Bytes": plan.cost.bytes,
+            "Indirect": scale * plan.indirect.value,
+            "Direct": scale * plan.direct.value,
+            "Drop": scale * plan.direct.drop,
+            "95 %": words.interval(workspace, plan.direct),
+            "Epochs": plan.epochs,
         }
-        for one in trained.swept
+        for plan in trained.swept
     ]
 
 

@@ -44,9 +44,9 @@ def named_at_start() -> str | None:
 
 def offered() -> tuple[str, ...]:
     """What can be opened here: the model given at the start, then the built-in ones. Never an upload: it is code."""
-    given = named_at_start()
+    at_start = named_at_start()
     builtin = tuple(f"builtin:{name}" for name in BUILTIN)
-    return (given, *builtin) if given and given not in builtin else builtin
+    return (at_start, *builtin) if at_start and at_start not in builtin else builtin
 
 
 def chosen() -> str:
@@ -104,12 +104,14 @@ def _given() -> Once[tuple[str, str], Workspace | Inventory]:
 @st.cache_resource
 def room() -> Room:
     """What is kept in memory of all models together is bounded by this; raises InvalidSettings."""
-    given = os.environ.get(MEMORY, "")
-    if not given:
+    megabytes = os.environ.get(MEMORY, "")
+    if not megabytes:
         return Room()
-    if not re.fullmatch(r"[1-9]\d{0,8}", given):
-        raise InvalidSettings(f"{MEMORY} must be a whole number of MB from 1, such as 512; got {given!r}. Correct it.")
-    return Room(int(given) * 10**6)
+    if not re.fullmatch(r"[1-9]\d{0,8}", megabytes):
+        raise InvalidSettings(
+            f"{MEMORY} must be a whole number of MB from 1, such as 512; got {megabytes!r}. Correct it."
+        )
+    return Room(int(megabytes) * 10**6)
 
 
 def cache() -> Cache:

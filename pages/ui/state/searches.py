@@ -34,4 +34,4 @@ def start(workspace: Workspace, question: Question) -> None:
 def asked_before(workspace: Workspace) -> list[Question]:
     """What was asked of a server that was stopped since, the latest first."""
     already = begun(workspace)
-    return [one for one in jobs.noted(workspace)[::-1] if isinstance(one, Question) and one not in already]
+    return [wish for wish in jobs.noted(workspace)[::-1] if isinstance(wish, Question) and wish not in already]

@@ -59,7 +59,7 @@ def start(workspace: Workspace, wish: Training | Sweep) -> None:
 def asked_before(workspace: Workspace) -> list[Training | Sweep]:
     """What was asked of a server that was stopped since, the latest first."""
     already = begun(workspace)
-    return [one for one in jobs.noted(workspace)[::-1] if isinstance(one, Training | Sweep) and one not in already]
+    return [wish for wish in jobs.noted(workspace)[::-1] if isinstance(wish, Training | Sweep) and wish not in already]
 
 
 def _keep_network(networks: Part, key: tuple[str, Tuned], epoch: Epoch) -> None:
@@ -102,11 +102,11 @@ def tuned_network(workspace: Workspace, weights: Tuned) -> Epoch:
 def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, ...]) -> tuple[Tuned, ...]:
     """Add weights; of one training the latest alone."""
 
-    def of(one: Tuned) -> tuple[Candidate, Settings, int]:
-        return one.candidate, one.settings, one.watch
+    def of(weights: Tuned) -> tuple[Candidate, Settings, int]:
+        return weights.candidate, weights.settings, weights.watch
 
-    replaced = {of(one) for one in fresh}
-    noted = (*(one for one in earlier if of(one) not in replaced), *fresh)[-jobs.MOST_TRAININGS :]
+    replaced = {of(weights) for weights in fresh}
+    noted = (*(weights for weights in earlier if of(weights) not in replaced), *fresh)[-jobs.MOST_TRAININGS :]
     st.session_state[f"tuned {workspace.profile.fingerprint}"] = noted
     write_whole(_notes(workspace), msgspec.json.encode(noted))
     return noted
