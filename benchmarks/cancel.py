@@ -105,7 +105,7 @@ def sweeping(workers: int) -> Start:
     return start
 
 
-def comparing(make_asked: Callable[[Workspace], compare.Asked]) -> Start:
+def comparing(make_asked: Callable[[Workspace], compare.Wish]) -> Start:
     """A job of the page Compare."""
 
     def start(ref: str, folder: Path) -> Begun:

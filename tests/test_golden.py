@@ -11,7 +11,7 @@ from lowrank_core import Choice, RankPlan, read_plan
 from lowrank_core.commands import _opening, cli
 from lowrank_core.workspace import Workspace
 from pages.ui.asked import from_json
-from pages.ui.history import History, Snapshot
+from pages.ui.history import History, PlanSnapshot
 from pages.ui.question import Question
 from pages.ui.tuning import Sweep, Training
 
@@ -34,7 +34,7 @@ def test_a_history_opens_as_it_was_left(version):
     assert history.plan == plan
     assert history.past == (RankPlan(DIGITS),)
     assert history.future == (RankPlan.of(DIGITS, {"conv2": second}),)
-    assert history.snapshots[0] == Snapshot("first", plan)
+    assert history.snapshots[0] == PlanSnapshot("first", plan)
     assert [snapshot.name for snapshot in history.snapshots] == ["first", "second"]
     assert (history.locked, history.corrected, history.tolerance, history.rev) == (("conv1",), True, 0.01, 4)
 

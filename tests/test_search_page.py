@@ -23,7 +23,7 @@ from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Problem, Trial
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import question, words
+from pages.ui import devices, question, words
 from pages.ui.asked import from_json, to_json
 from pages.ui.question import Question, Search
 from pages.ui.state import jobs, models
@@ -325,7 +325,7 @@ def test_the_exported_rows_hold_plain_figures(planted: type[Planted], workspace:
 
 
 def test_a_device_sets_the_budget_of_bytes(opened: Open, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(question, "DEVICES", {"small": 96 << 10, "large": 2 << 20, "unreadable": None})
+    monkeypatch.setattr(devices, "FLASH_BYTES", {"small": 96 << 10, "large": 2 << 20, "unreadable": None})
     page = opened("uniform")
     dense = plan_cost(workspace.profile).bytes
     page.selectbox(key="search device").set_value("small").run()
@@ -340,8 +340,8 @@ def test_a_device_sets_the_budget_of_bytes(opened: Open, workspace: Workspace, m
 
 
 def test_sizes_of_flash_as_they_are_typed() -> None:
-    assert [question.flash_bytes(t) for t in ("96 kB", "1.5MB", "64KiB", " 2 m ")] == [98304, 1572864, 65536, 2097152]
-    assert [question.flash_bytes(t) for t in ("", "many", "12", "-3 kB", "kB")] == [None] * 5
+    assert [devices.flash_bytes(t) for t in ("96 kB", "1.5MB", "64KiB", " 2 m ")] == [98304, 1572864, 65536, 2097152]
+    assert [devices.flash_bytes(t) for t in ("", "many", "12", "-3 kB", "kB")] == [None] * 5
 
 
 LATENCY = "layer,method,rank,microseconds\nfc1,dense,,90\nfc1,svd,16,30\nfc1,svd,64,50\nconv2,dense,,10\n"

@@ -28,7 +28,7 @@ from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import tuning, words
 from pages.ui.state import downloads, jobs, models, trainings
-from pages.ui.tuning import Pass, Sweep, Trained, Training, Tuned
+from pages.ui.tuning import RunEpoch, Sweep, Trained, Training, Tuned
 from tests.conftest import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -310,7 +310,7 @@ def job_of(
         go.wait()
         for event in tuning.train(workspace, asked, folder, folder, kept.__setitem__):
             yield event
-            if isinstance(event, Pass) and event.epoch.number == stop_after:
+            if isinstance(event, RunEpoch) and event.epoch.number == stop_after:
                 made[0].cancel()
 
     made.append(Job("test", work, patience_seconds=patience_seconds))
@@ -382,7 +382,7 @@ def test_time_left_counts_the_runs_to_come(workspace: Workspace, tmp_path: Path)
     epochs, seconds = asked.settings.epochs, []
     with scope(report=heard.append):
         for event in tuning.train(workspace, asked, tmp_path, tmp_path, lambda tuned, epoch: None):
-            if isinstance(event, Pass):
+            if isinstance(event, RunEpoch):
                 left = heard[-1].seconds_left
                 seconds += [event.epoch.seconds] if event.epoch.number else []
                 if not seconds:

@@ -17,7 +17,7 @@ from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, compare, question, running, words
 from pages.ui.button import button
-from pages.ui.compare import Asked, Found, Races, Scores, Stairs
+from pages.ui.compare import Races, Result, Scores, Stairs, Wish
 from pages.ui.devices import DEVICES, kB
 from pages.ui.state import comparisons, plans
 
@@ -27,18 +27,19 @@ IMAGE_CHANNELS, LARGEST_IMAGE, MOST_IMAGES = (1, 3), 256, 24
 def side_by_side(workspace: Workspace) -> dict[str, RankPlan]:
     """Dense, the plan as it stands, and the snapshots that were picked; equal plans are shown once."""
     history = plans.history(workspace)
-    found = {compare.DENSE: RankPlan(workspace.profile.fingerprint), "This plan": history.plan}
-    kept = {s.name: s.plan for s in history.snapshots if s.name not in found}
-    if not kept:
+    plan_of = {compare.DENSE: RankPlan(workspace.profile.fingerprint), "This plan": history.plan}
+    snapshots = {s.name: s.plan for s in history.snapshots if s.name not in plan_of}
+    if not snapshots:
         st.caption("Take snapshots on **Ranks**: they are compared here, too.")
     else:
-        picked = st.pills("Snapshots", list(kept), default=list(kept)[-4:], selection_mode="multi", key=f"of {kept}")
-        found |= {name: kept[name] for name in picked}
-    unique = {plan: name for name, plan in reversed(found.items())}
-    return {name: plan for name, plan in found.items() if unique[plan] == name}
+        names = list(snapshots)
+        picked = st.pills("Snapshots", names, default=names[-4:], selection_mode="multi", key=f"of {snapshots}")
+        plan_of |= {name: snapshots[name] for name in picked}
+    unique = {plan: name for name, plan in reversed(plan_of.items())}
+    return {name: plan for name, plan in plan_of.items() if unique[plan] == name}
 
 
-def target() -> compare.Target:
+def ask_target() -> compare.Target:
     """Number format, device and energy: what the bytes are judged by."""
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         number = st.segmented_control(
@@ -51,10 +52,10 @@ def target() -> compare.Target:
             persist_state="session",
         )
         names = [device.name for device in DEVICES]
-        chosen = st.selectbox(
+        device_name = st.selectbox(
             "Device", names, None, placeholder="Any", key="compare device", persist_state="session", width=330
         )
-        device = next((device for device in DEVICES if device.name == chosen), None)
+        device = next((device for device in DEVICES if device.name == device_name), None)
         flash = ram = None
         if device is not None:
             usable: dict[str, Any] = {"min_value": 1.0, "step": 1.0, "format": "%g", "width": 130}
@@ -68,7 +69,7 @@ def target() -> compare.Target:
             "Multiplies and bytes moved, each at a price. The prices differ tenfold between chips and memories: the "
             "figures given are for arithmetic and DRAM at 45 nm (Horowitz 2014). Put in those of your device."
         )
-        wanted = st.toggle("Show it", key="energy wanted", persist_state="session")
+        with_energy = st.toggle("Show it", key="energy wanted", persist_state="session")
         with st.container(horizontal=True):
             prices = [
                 st.number_input(label, 0.0, value=value, format="%g", key=label, persist_state="session", width=180)
@@ -78,39 +79,41 @@ def target() -> compare.Target:
         number,
         None if flash is None else int(flash * kB),
         None if ram is None else int(ram * kB),
-        *(prices if wanted else (None, None)),
+        *(prices if with_energy else (None, None)),
     )
 
 
-def watch(job: Job[Found]) -> None:
+def watch(job: Job[Result]) -> None:
     """Say what goes on until the job is over."""
 
-    def says(known: Snapshot[Found]) -> str:
-        doing = "ending after the step at hand" if job.cancelled() else known.progress.words or "at work"
+    def says(snapshot: Snapshot[Result]) -> str:
+        doing = "ending after the step at hand" if job.cancelled() else snapshot.progress.words or "at work"
         return f"{words.plain(doing)} · {job.seconds:.0f} s"
 
-    running.follow(job, says, lambda known, serial: None)
+    running.follow(job, says, lambda snapshot, serial: None)
 
 
-def ask(workspace: Workspace, asked: Asked, label: str, busy: bool) -> None:
+def ask(workspace: Workspace, wish: Wish, label: str, busy: bool) -> None:
     """A button for a measurement, and why the last one failed."""
-    job = comparisons.begun(workspace).get(asked)
+    job = comparisons.begun(workspace).get(wish)
     if button(label, icon=":material/timer:", key=f"ask {label}", disabled=busy):
-        comparisons.start(workspace, asked)
+        comparisons.start(workspace, wish)
         st.rerun()
     if job is not None and job.snapshot.error:
         st.error(words.plain(job.snapshot.error), icon=":material/error:")
 
 
-def table(workspace: Workspace, found: dict[str, Comparison], judged: compare.Target, given: LatencyTable) -> None:
-    """One column per plan."""
-    raced = comparisons.raced(workspace)
-    rows = compare.rows(workspace, found, raced, judged, given)
-    frame_of_rows = pd.DataFrame.from_dict(rows, orient="index", columns=list(found))
-    frame_of_rows.columns = [words.plain(name) for name in found]
+def table(
+    workspace: Workspace, columns: dict[str, Comparison], target: compare.Target, device_table: LatencyTable
+) -> None:
+    """The comparison as a table: one column per plan, one row per figure."""
+    timings = comparisons.timings(workspace)
+    rows = compare.rows(workspace, columns, timings, target, device_table)
+    frame_of_rows = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+    frame_of_rows.columns = [words.plain(name) for name in columns]
     with st.container(key="compare_table"):
         st.table(frame_of_rows)
-    how = next(iter(found.values())).memory["as it is"].how
+    how = next(iter(columns.values())).memory["as it is"].how
     how = "the graph of torch.export" if how == "torch.export" else "one run, since torch.export cannot trace it"
     st.caption(
         f"Flash: parameters and buffers, tied ones once. Peak RAM: activations that live at one time, from {how}; a "
@@ -120,18 +123,23 @@ def table(workspace: Workspace, found: dict[str, Comparison], judged: compare.Ta
     )
 
 
-def changes(workspace: Workspace, found: dict[str, Comparison]) -> None:
+def changes(workspace: Workspace, columns: dict[str, Comparison]) -> None:
     """What became of single classes and samples under one of the plans."""
-    found = {name: one for name, one in found.items() if one.candidate.plan.choices and one.classes}
-    if not found:
+    columns = {
+        name: comparison
+        for name, comparison in columns.items()
+        if comparison.candidate.plan.choices and comparison.classes
+    }
+    if not columns:
         return
     st.header("What changed", anchor=False)
-    name = st.segmented_control("Plan", list(found), default=next(iter(found)), required=True, key=f"of {list(found)}")
-    one = found[name]
+    names = list(columns)
+    name = st.segmented_control("Plan", names, default=names[0], required=True, key=f"of {names}")
+    comparison = columns[name]
     left, right = st.columns([2, 3], gap="large")
     with left:
         percent: dict[str, Any] = {"format": "%.1f %%"}
-        rows = pd.DataFrame(compare.class_rows(one)).sort_values("Change", kind="stable")
+        rows = pd.DataFrame(compare.class_rows(comparison)).sort_values("Change", kind="stable")
         st.dataframe(
             rows,
             hide_index=True,
@@ -145,25 +153,27 @@ def changes(workspace: Workspace, found: dict[str, Comparison]) -> None:
             },
         )
     with right:
-        st.markdown(f"**{one.lost}** lost, **{one.won}** won, **{one.changed}** wrong in another way.")
-        flips(workspace, one.flips)
+        st.markdown(
+            f"**{comparison.lost}** lost, **{comparison.won}** won, **{comparison.changed}** wrong in another way."
+        )
+        flips(workspace, comparison.flips)
 
 
-def flips(workspace: Workspace, found: tuple[Flip, ...]) -> None:
+def flips(workspace: Workspace, flipped: tuple[Flip, ...]) -> None:
     """Samples on which the networks disagree, as images where they are some."""
-    if not found:
+    if not flipped:
         return
-    inputs, shown = workspace.reference.dataset.inputs, found[:MOST_IMAGES]
+    inputs, first = workspace.reference.dataset.inputs, flipped[:MOST_IMAGES]
     if isinstance(inputs, tuple) and len(inputs) == 1:
         (inputs,) = inputs
     picture = isinstance(inputs, torch.Tensor) and inputs.ndim == 4 and inputs.shape[1] in IMAGE_CHANNELS
     if not picture or max(inputs.shape[2:]) > LARGEST_IMAGE:
-        said = [{"Sample": f.sample, "Target": f.target, "Dense": f.dense, "Plan": f.compressed} for f in found]
-        st.dataframe(pd.DataFrame(said), hide_index=True)
+        rows = [{"Sample": f.sample, "Target": f.target, "Dense": f.dense, "Plan": f.compressed} for f in flipped]
+        st.dataframe(pd.DataFrame(rows), hide_index=True)
         return
-    st.html(charts.flips([(inputs[f.sample], f) for f in shown]))
-    if len(found) > len(shown):
-        st.caption(f"The first {len(shown)} of {len(found)}.")
+    st.html(charts.flips([(inputs[f.sample], f) for f in first]))
+    if len(flipped) > len(first):
+        st.caption(f"The first {len(first)} of {len(flipped)}.")
 
 
 def layers(workspace: Workspace, busy: bool) -> None:
@@ -184,16 +194,16 @@ def layers(workspace: Workspace, busy: bool) -> None:
         methods = st.multiselect(
             "Methods", usable, usual, format_func=lambda m: METHODS[m].label, key=f"stairs {usable}", help=words.METHOD
         )
-    asked = Stairs(runtime, tuple(methods))
+    wish = Stairs(runtime, tuple(methods))
     if methods:
-        ask(workspace, asked, "Measure the layers", busy)
-    known = [s for s in comparisons.stairs(workspace, runtime) if s.method in methods]
-    if not known:
+        ask(workspace, wish, "Measure the layers", busy)
+    staircases = [s for s in comparisons.stairs(workspace, runtime) if s.method in methods]
+    if not staircases:
         return
-    st.dataframe(pd.DataFrame(compare.stair_rows(known)), hide_index=True)
+    st.dataframe(pd.DataFrame(compare.stair_rows(staircases)), hide_index=True)
     st.download_button(
         "Export as CSV",
-        as_table(known).to_csv(),
+        as_table(staircases).to_csv(),
         f"{re.sub(r'[^A-Za-z0-9.-]+', '-', workspace.name)}-latency.csv",
         "text/csv",
         icon=":material/download:",
@@ -202,9 +212,9 @@ def layers(workspace: Workspace, busy: bool) -> None:
     )
 
 
-def uploaded(workspace: Workspace) -> LatencyTable:
+def uploaded_table(workspace: Workspace) -> LatencyTable:
     """Microseconds as they were measured on the real device."""
-    given = st.file_uploader(
+    file = st.file_uploader(
         "Latency table of your device (.csv)",
         type="csv",
         max_upload_size=5,
@@ -212,23 +222,23 @@ def uploaded(workspace: Workspace) -> LatencyTable:
         "takes the same file for a budget of microseconds.",
         key="compare table upload",
     )
-    if given is None:
+    if file is None:
         return LatencyTable()
     try:
-        return question.latency_table(given.getvalue().decode("utf-8", "replace"), workspace)
+        return question.latency_table(file.getvalue().decode("utf-8", "replace"), workspace)
     except LowRankError as error:
-        st.error(words.plain(f"{given.name} is not used: {error}"), icon=":material/error:")
+        st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
         return LatencyTable()
 
 
 def show(workspace: Workspace) -> None:
     """One column per plan, then what changed, then the layers."""
-    chosen = side_by_side(workspace)
-    candidates = {name: plans.candidate(workspace, plan) for name, plan in chosen.items()}
-    judged = target()
-    known = comparisons.compared(workspace)
-    found = {name: known[candidate] for name, candidate in candidates.items() if candidate in known}
-    missing = tuple(candidate for candidate in candidates.values() if candidate not in known)
+    plan_of = side_by_side(workspace)
+    candidates = {name: plans.candidate(workspace, plan) for name, plan in plan_of.items()}
+    target = ask_target()
+    compared = comparisons.compared(workspace)
+    columns = {name: compared[candidate] for name, candidate in candidates.items() if candidate in compared}
+    missing = tuple(candidate for candidate in candidates.values() if candidate not in compared)
     jobs = comparisons.begun(workspace)
     if missing and Scores(missing) not in jobs and all(job.snapshot.over for job in jobs.values()):
         comparisons.start(workspace, Scores(missing))
@@ -241,11 +251,11 @@ def show(workspace: Workspace) -> None:
         timed = tuple(candidate for candidate in candidates.values() if candidate.plan.choices)
         for runtime in RUNTIMES if timed else ():
             ask(workspace, Races(timed, runtime), f"Time with {runtime}", busy)
-    given = uploaded(workspace)
-    if found:
+    device_table = uploaded_table(workspace)
+    if columns:
         with place:
-            table(workspace, found, judged, given)
-    changes(workspace, found)
+            table(workspace, columns, target, device_table)
+    changes(workspace, columns)
     layers(workspace, busy)
     if at_work is not None:
         with progress.container():

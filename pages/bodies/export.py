@@ -29,7 +29,7 @@ LARGEST_DOWNLOAD = 200 * 2**20
 def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
     """Which weights are taken: tuned ones where this plan has some, unless somebody says otherwise."""
     trained = trainings.tuned(workspace)
-    fitting = [found for found in reversed(trained) if found.candidate.plan == plan]
+    fitting = [tuned for tuned in reversed(trained) if tuned.candidate.plan == plan]
     if not fitting:
         if trained:
             st.info(
@@ -40,7 +40,7 @@ def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
             frame.link("Fine-tune", says="Train this plan")
         return None
     untuned = f"As compressed{' and corrected' if plans.candidate(workspace, plan).correction else ''}, untrained"
-    labels = [*(f"Tuned: {tuning.weights_name(workspace, found)}" for found in fitting), untuned]
+    labels = [*(f"Tuned: {tuning.weights_name(workspace, tuned)}" for tuned in fitting), untuned]
     at = st.radio("Weights", range(len(labels)), format_func=labels.__getitem__, key=f"weights {labels}")
     return fitting[at] if at < len(fitting) else None
 
@@ -57,9 +57,9 @@ def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
             change = f"{100 * (now / before - 1):+.1f} % against dense" if before else None
             st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
         st.metric("Layers factorised", f"{len(plan.choices)} of {len(workspace.profile.layers)}", width="content")
-    found = measurements.measured(workspace, plan) if tuned is None else tuned.score
-    if found is not None:
-        verdict = words.plain(words.verdict(workspace, found))
+    score = measurements.measured(workspace, plan) if tuned is None else tuned.score
+    if score is not None:
+        verdict = words.plain(words.verdict(workspace, score))
         st.markdown(f"Measured {words.metric(workspace).lower()}: **{verdict}**", help=words.INTERVAL)
     elif button("Measure the accuracy", icon=":material/speed:"):
         with st.spinner("Measuring on all samples…"):
@@ -69,10 +69,10 @@ def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
 
 def measured(workspace: Workspace) -> Score | None:
     """The score of the plan as it stands, on all samples."""
-    known = measurements.measure(workspace).wait(until=is_final)
-    if known.error:
-        raise LowRankError(known.error)
-    return known.found[-1].score if known.found else None
+    snapshot = measurements.measure(workspace).wait(until=is_final)
+    if snapshot.error:
+        raise LowRankError(snapshot.error)
+    return snapshot.found[-1].score if snapshot.found else None
 
 
 def as_measured(workspace: Workspace, candidate: Candidate, score: Score | None) -> Compressed:
@@ -102,8 +102,8 @@ def plan_file(workspace: Workspace, plan: RankPlan, file: str) -> None:
     )
 
 
-def taken(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> Compressed:
-    """The network that is written."""
+def network_of(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> Compressed:
+    """The compressed network that is written, with the weights that were chosen."""
     if tuned is not None:
         return tuning.compressed(workspace, tuned, trainings.tuned_network(workspace, tuned))
     return as_measured(workspace, plans.candidate(workspace, plan), measured(workspace))
@@ -116,7 +116,7 @@ def noun(export: Export) -> str:
 
 
 def storage_form(export: Export) -> Storage:
-    """How the weights are stored."""
+    """Widgets for how the weights of the file are stored: type, folded biases, factors multiplied out."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         dtype = st.selectbox(
             "Weights stored in",
@@ -143,43 +143,45 @@ def storage_form(export: Export) -> Storage:
 
 def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: Export, file: str) -> None:
     """Write a file, checked in a fresh process, into a folder or for a download."""
-    wanted = tuned or plans.candidate(workspace, plan)
+    source = tuned or plans.candidate(workspace, plan)
     if tuned is not None:
         st.caption(f"Holds the **tuned** weights: {words.plain(tuning.weights_name(workspace, tuned))}.")
     storage = storage_form(export)
-    given = st.text_input(
+    folder_name = st.text_input(
         "Folder on this machine",
         key="export folder",
         placeholder="empty: offered for download",
         help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD >> 20} MB a folder is needed.",
     )
-    folder = Path(given).expanduser() if given else downloads.folder()
+    folder = Path(folder_name).expanduser() if folder_name else downloads.folder()
     key = f"{export.name} {storage} {folder}"
     pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}")
-    shown = st.empty()  # a file written before is gone from the page while another is written
+    place = st.empty()  # a file written before is gone from the page while another is written
     if pressed:
         try:
-            with shown.status("Measuring", expanded=False) as status:
-                network = taken(workspace, plan, tuned)
+            with place.status("Measuring", expanded=False) as status:
+                network = network_of(workspace, plan, tuned)
                 if storage.told:
                     network = network.stored(workspace, storage)
                     if storage.dtype != "int8":
                         network = replace(network, score=final_score(workspace.measure(network.model)))
                 with scope(report=lambda progress: status.update(label=progress.words.capitalize())):
-                    found = export.write(workspace, network, folder / file)
+                    exported = export.write(workspace, network, folder / file)
         except LowRankError as error:
-            shown.error(words.plain(str(error)), icon=":material/error:")
+            place.error(words.plain(str(error)), icon=":material/error:")
             return
-        downloads.keep_written(key, wanted, found)
+        downloads.keep_written(key, source, exported)
         st.rerun()
-    written = downloads.written(key, wanted)
+    written = downloads.written(key, source)
     if written is not None and Path(written.path).is_file():
-        with shown.container():
-            report(workspace, plan, export, written, file, kept=bool(given))
+        with place.container():
+            report(workspace, plan, export, written, file, in_folder=bool(folder_name))
 
 
-def report(workspace: Workspace, plan: RankPlan, export: Export, written: Exported, file: str, *, kept: bool) -> None:
-    """What was verified, and the file."""
+def report(
+    workspace: Workspace, plan: RankPlan, export: Export, written: Exported, file: str, *, in_folder: bool
+) -> None:
+    """What was verified of a written file, and the file itself or where it lies."""
     board = plan_cost(workspace.profile, plan).bytes
     rows = [
         ("Size", f"{words.count(written.bytes, 'B')}; the board shows {words.count(board, 'B')} of weights"),
@@ -190,7 +192,7 @@ def report(workspace: Workspace, plan: RankPlan, export: Export, written: Export
     if written.score is not None:
         rows.append(("Score", words.plain(words.verdict(workspace, written.score))))
     st.markdown("| Verified | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows))
-    if kept or written.bytes > LARGEST_DOWNLOAD:
+    if in_folder or written.bytes > LARGEST_DOWNLOAD:
         st.success(words.plain(f"Written to {written.path}"), icon=":material/folder:")
         return
     st.download_button(
@@ -218,14 +220,14 @@ def lines(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> No
 
 def upload(workspace: Workspace, plan: RankPlan) -> None:
     """Open a plan file: data, never code. What does not fit is refused and the plan stays as it is."""
-    given = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES >> 20)
-    if given is None:
+    file = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES >> 20)
+    if file is None:
         return
     try:
-        read = read_plan(given.getvalue())
+        read = read_plan(file.getvalue())
         warnings = check_plan(workspace.profile, read.plan)
     except LowRankError as error:
-        st.error(words.plain(f"{given.name} is not used: {error}"), icon=":material/error:")
+        st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
         return
     corrected = read.correction is not None  # null says none; a file that is silent is measured as usual
     if read.plan != plan or corrected != plans.history(workspace).corrected:
@@ -233,7 +235,7 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
         st.rerun()
     if not corrected:
         st.info("The file says that its factors are not corrected, so the correction is off now.")
-    st.success(words.plain(f"{given.name} is the plan now; Undo on the page Ranks brings the one before it back."))
+    st.success(words.plain(f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back."))
     for warning in warnings:
         st.warning(words.plain(f"{warning}."))
     frame.link("Ranks", says="See it on Ranks")

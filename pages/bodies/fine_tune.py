@@ -10,51 +10,51 @@ from lowrank_core.workspace import Workspace
 from pages.ui import charts, running, tables, tuning, tuning_form, words
 from pages.ui.button import button
 from pages.ui.state import plans, trainings
-from pages.ui.tuning import Event, Sweep, Trained, Training, Tuned
+from pages.ui.tuning import Result, Sweep, Trained, Training, Tuned
 
 
-def chart(workspace: Workspace, shown: Trained, key: str, main: Tuned | None = None) -> None:
+def chart(workspace: Workspace, trained: Trained, key: str, main: Tuned | None = None) -> None:
     """Learning curves of a training, or what a sweep has found."""
     dark, metric, percent = st.context.theme.type == "dark", words.axis(workspace), words.shares(workspace)
-    if isinstance(shown.asked, Sweep):
-        if not shown.swept:
+    if isinstance(trained.wish, Sweep):
+        if not trained.swept:
             return
-        quantity = shown.asked.quantity
-        indirect, direct, dense = tables.swept_dots(workspace, shown, quantity)
+        quantity = trained.wish.quantity
+        indirect, direct, dense = tables.swept_dots(workspace, trained, quantity)
         figure = charts.sweep(indirect, direct, dense, quantity=quantity, metric=metric, percent=percent, dark=dark)
         st.plotly_chart(figure, key=key, alt=f"{metric} against {quantity}, as compressed and as trained")
         return
-    if not shown.runs:
+    if not trained.runs:
         return
-    runs = tables.learning(shown, None if main is None else main.settings)
-    before = None if shown.before is None else shown.before.watched.value
+    runs = tables.learning(trained, None if main is None else main.settings)
+    before = None if trained.before is None else trained.before.watched.value
     figure = charts.learning(
-        runs, before, epochs=shown.asked.settings.epochs, metric=metric, percent=percent, dark=dark
+        runs, before, epochs=trained.wish.settings.epochs, metric=metric, percent=percent, dark=dark
     )
     st.plotly_chart(figure, key=key, alt=f"{metric} and loss after each epoch")
 
 
-def progress(job: Job[Event], shown: Trained) -> str:
-    """What goes on, as a line of Markdown."""
-    said = ["ending after the step at hand" if job.cancelled() else shown.known.progress.words or "preparing"]
-    if isinstance(shown.asked, Sweep):
-        said.append(f"{len(shown.swept)} of {len(shown.asked.shares)} plans")
-    elif shown.runs:
-        settings, epochs = next(reversed(shown.runs.items()))
-        said.append(f"epoch {min(epochs[-1].number + 1, epochs[-1].epochs)} of {epochs[-1].epochs}")
-        if len(shown.asked.runs) > 1:
-            said.append(f"run {len(shown.runs)} of {len(shown.asked.runs)}, {tuning.run_name(settings)}")
-    elif shown.trials:
-        said.append(f"{shown.trials} plan{'' if shown.trials == 1 else 's'}")
-    return " · ".join(map(words.plain, [*said, words.duration(job.seconds)]))
+def progress(job: Job[Result], trained: Trained) -> str:
+    """What a training that runs is doing, as a line of Markdown."""
+    parts = ["ending after the step at hand" if job.cancelled() else trained.snapshot.progress.words or "preparing"]
+    if isinstance(trained.wish, Sweep):
+        parts.append(f"{len(trained.swept)} of {len(trained.wish.shares)} plans")
+    elif trained.runs:
+        settings, epochs = next(reversed(trained.runs.items()))
+        parts.append(f"epoch {min(epochs[-1].number + 1, epochs[-1].epochs)} of {epochs[-1].epochs}")
+        if len(trained.wish.runs) > 1:
+            parts.append(f"run {len(trained.runs)} of {len(trained.wish.runs)}, {tuning.run_name(settings)}")
+    elif trained.trials:
+        parts.append(f"{trained.trials} plan{'' if trained.trials == 1 else 's'}")
+    return " · ".join(map(words.plain, [*parts, words.duration(job.seconds)]))
 
 
-def watch(workspace: Workspace, asked: Training | Sweep, job: Job[Event]) -> None:
-    """Show epochs as they come."""
+def watch(workspace: Workspace, wish: Training | Sweep, job: Job[Result]) -> None:
+    """Show the learning curves of a training that runs, epoch by epoch."""
     running.follow(
         job,
-        lambda known: progress(job, Trained(asked, known)),
-        lambda known, serial: chart(workspace, Trained(asked, known), f"training {serial}"),
+        lambda snapshot: progress(job, Trained(wish, snapshot)),
+        lambda snapshot, serial: chart(workspace, Trained(wish, snapshot), f"training {serial}"),
     )
 
 
@@ -65,36 +65,36 @@ def rest(workspace: Workspace, listed: list[Trained]) -> None:
         return
     newest, at = listed[::-1], 0
     if len(newest) > 1:
-        titles = [tuning.title(workspace, found.asked) for found in newest]
+        titles = [tuning.title(workspace, trained.wish) for trained in newest]
         at = st.selectbox("Training shown", range(len(newest)), format_func=titles.__getitem__, key=f"shown {titles}")
-    shown = newest[at]
-    if shown.known.error:
-        st.error(words.plain(shown.known.error), icon=":material/error:")
-    if isinstance(shown.asked, Sweep):
-        swept(workspace, shown)
+    trained = newest[at]
+    if trained.snapshot.error:
+        st.error(words.plain(trained.snapshot.error), icon=":material/error:")
+    if isinstance(trained.wish, Sweep):
+        show_sweep(workspace, trained)
     else:
-        trained(workspace, shown)
+        show_training(workspace, trained)
 
 
-def trained(workspace: Workspace, shown: Trained) -> None:
+def show_training(workspace: Workspace, trained: Trained) -> None:
     """A training that is over: its curves, before and after in words, the weights to take, runs side by side."""
-    assert isinstance(shown.asked, Training)
-    taken = shown.chosen
-    if shown.known.cancelled:
-        st.info(tuning.cancelled(shown), icon=":material/stop_circle:")
-    if taken is not None and len(shown.tuned) > 1:
-        taken = pick(workspace, shown, taken)
-    chart(workspace, shown, "training over", taken)
-    if taken is None or shown.before is None:
+    assert isinstance(trained.wish, Training)
+    weights = trained.chosen
+    if trained.snapshot.cancelled:
+        st.info(tuning.cancelled(trained), icon=":material/stop_circle:")
+    if weights is not None and len(trained.tuned) > 1:
+        weights = pick(workspace, trained, weights)
+    chart(workspace, trained, "training over", weights)
+    if weights is None or trained.before is None:
         return
-    for line in tuning.compared(workspace, shown, taken):
+    for line in tuning.compared(workspace, trained, weights):
         st.markdown(line, help=words.INTERVAL if "against dense" in line else None)
-    send(workspace, taken)
-    if len(shown.asked.runs) > 1:
-        side_by_side(workspace, shown)
+    send(workspace, weights)
+    if len(trained.wish.runs) > 1:
+        side_by_side(workspace, trained)
 
 
-def pick(workspace: Workspace, shown: Trained, chosen: Tuned) -> Tuned:
+def pick(workspace: Workspace, trained: Trained, chosen: Tuned) -> Tuned:
     """The weights of one run, those with the lowest loss on the samples held back if nobody says otherwise."""
 
     def says(tuned: Tuned) -> str:
@@ -102,31 +102,31 @@ def pick(workspace: Workspace, shown: Trained, chosen: Tuned) -> Tuned:
         line = f"{name}: {words.score(workspace, tuned.score.value)}, held-back loss {tuned.validation_loss:.4g}"
         return f"{line}, the lowest" if tuned == chosen else line
 
-    labels = [says(tuned) for tuned in shown.tuned]
-    first = shown.tuned.index(chosen)
+    labels = [says(tuned) for tuned in trained.tuned]
+    first = trained.tuned.index(chosen)
     help_text = "The run with the lowest loss on samples held back from training: evaluation samples choose nothing."
     at = st.selectbox("Weights", range(len(labels)), first, format_func=labels.__getitem__, help=help_text)
-    return shown.tuned[at]
+    return trained.tuned[at]
 
 
-def send(workspace: Workspace, taken: Tuned) -> None:
+def send(workspace: Workspace, weights: Tuned) -> None:
     """The button that makes these the weights that Export takes."""
-    other = plans.plan(workspace) != taken.candidate.plan
+    other = plans.plan(workspace) != weights.candidate.plan
     if other:
         st.caption(
             "These weights belong to another plan than the one on *Ranks*: sending them makes theirs the plan; *Undo* "
             "on Ranks brings the one before it back."
         )
     if button("Send to Export", type="primary", icon=":material/file_save:"):
-        trainings.send_to_export(workspace, taken)
+        trainings.send_to_export(workspace, weights)
         st.switch_page("pages/7_Export.py")
 
 
-def side_by_side(workspace: Workspace, shown: Trained) -> None:
+def side_by_side(workspace: Workspace, trained: Trained) -> None:
     """Mean and spread of the runs of each start."""
     st.header("Runs side by side", anchor=False)
     st.dataframe(
-        pd.DataFrame(tables.spread(workspace, shown)).fillna(""),
+        pd.DataFrame(tables.spread(workspace, trained)).fillna(""),
         hide_index=True,
         column_config={
             "Start": st.column_config.TextColumn(pinned=True),
@@ -142,22 +142,22 @@ def side_by_side(workspace: Workspace, shown: Trained) -> None:
     )
 
 
-def swept(workspace: Workspace, shown: Trained) -> None:
+def show_sweep(workspace: Workspace, trained: Trained) -> None:
     """A sweep that is over: both problems side by side, and the weights of any plan of it."""
-    assert isinstance(shown.asked, Sweep)
-    chart(workspace, shown, "sweep over")
-    if shown.known.cancelled:
+    assert isinstance(trained.wish, Sweep)
+    chart(workspace, trained, "sweep over")
+    if trained.snapshot.cancelled:
         st.info(
-            f"Cancelled after {len(shown.swept)} of {len(shown.asked.shares)} plans; the same sweep goes on from "
+            f"Cancelled after {len(trained.swept)} of {len(trained.wish.shares)} plans; the same sweep goes on from "
             "there.",
             icon=":material/stop_circle:",
         )
-    if not shown.swept:
+    if not trained.swept:
         return
     percent = words.shares(workspace)
     unit = "%.2f %%" if percent else "%.4g"
     st.dataframe(
-        pd.DataFrame(tables.swept(workspace, shown)),
+        pd.DataFrame(tables.swept(workspace, trained)),
         hide_index=True,
         column_config={
             "Multiplies": st.column_config.NumberColumn(format="localized", help=words.MULTIPLIES),
@@ -172,22 +172,22 @@ def swept(workspace: Workspace, shown: Trained) -> None:
     )
     dense = plan_cost(workspace.profile)
 
-    def says(one: Swept) -> str:
-        kept = f"{words.share(one.cost.multiplies / (dense.multiplies or 1))} of the multiplies"
-        return f"{kept}, {words.share(one.cost.bytes / dense.bytes)} of the bytes"
+    def says(plan: Swept) -> str:
+        multiplies = f"{words.share(plan.cost.multiplies / (dense.multiplies or 1))} of the multiplies"
+        return f"{multiplies}, {words.share(plan.cost.bytes / dense.bytes)} of the bytes"
 
-    labels = [says(one) for one in shown.swept]
+    labels = [says(plan) for plan in trained.swept]
     at = st.selectbox("Plan", range(len(labels)), format_func=labels.__getitem__)
-    one = shown.swept[at]
-    st.markdown(words.plain(words.verdict(workspace, one.direct)), help=words.INTERVAL)
+    plan = trained.swept[at]
+    st.markdown(words.plain(words.verdict(workspace, plan.direct)), help=words.INTERVAL)
     st.caption("Its plan becomes the plan on *Ranks*; *Undo* there brings the one before it back.")
     if button("Send to Export", type="primary", icon=":material/file_save:"):
-        trainings.send_swept(workspace, shown.asked, one)
+        trainings.send_swept(workspace, trained.wish, plan)
         st.switch_page("pages/7_Export.py")
 
 
 def show(workspace: Workspace) -> None:
-    """The form, and what trainings came to."""
+    """Ask for a training in a form, and show what the trainings of this session came to."""
     plans.history(workspace)  # the first plan is found before columns are laid out
     jobs = trainings.begun(workspace)
     latest = next(reversed(jobs), None)
@@ -195,15 +195,15 @@ def show(workspace: Workspace) -> None:
     trainings.tuned(workspace)  # noted on disk as soon as it is seen
     left, right = st.columns([2, 3], gap="large")
     with left:
-        wanted, label = tuning_form.show(workspace)
-        disabled = at_work is not None or wanted is None
+        wish, label = tuning_form.show(workspace)
+        disabled = at_work is not None or wish is None
         pressed = button(label, type="primary", icon=":material/model_training:", disabled=disabled)
-        if pressed and wanted is not None:
-            trainings.start(workspace, wanted)
+        if pressed and wish is not None:
+            trainings.start(workspace, wish)
             st.rerun()
         before = trainings.asked_before(workspace)
-        titles = [tuning.title(workspace, one) for one in before]
-        running.earlier(before, titles, lambda one: trainings.start(workspace, one))
+        titles = [tuning.title(workspace, wish) for wish in before]
+        running.earlier(before, titles, lambda wish: trainings.start(workspace, wish))
     with right:
         watched, at_rest = st.empty(), st.empty()
     if at_work is not None:
@@ -211,4 +211,4 @@ def show(workspace: Workspace) -> None:
             watch(workspace, at_work, jobs[at_work])
     else:
         with at_rest.container():
-            rest(workspace, [Trained(asked, job.snapshot) for asked, job in jobs.items() if job.snapshot.over])
+            rest(workspace, [Trained(wish, job.snapshot) for wish, job in jobs.items() if job.snapshot.over])

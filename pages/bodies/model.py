@@ -41,7 +41,7 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 
 def by_block(layers: tuple[Layer, ...], *, called: bool = True) -> None:
-    """Many layers, summed up by block."""
+    """Cost summed up by block, for networks of so many layers that single ones cannot be surveyed."""
     if len(layers) > MANY:
         st.header("Blocks", anchor=False)
         table(tables.blocks(layers, called=called))

@@ -8,7 +8,7 @@ from pages.ui.plotly_loader import load_plotly
 
 
 def show(workspace: Workspace) -> None:
-    """The board."""
+    """The rank board, with the script of its charts loaded behind it."""
     place = st.container()
     board.show(workspace)
     load_plotly()

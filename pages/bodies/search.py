@@ -17,12 +17,12 @@ from pages.ui.question import Question, Search
 from pages.ui.state import models, plans, searches
 
 
-def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Search], key: str) -> None:
-    """Score against cost."""
+def chart(workspace: Workspace, quantity: str, search: Search, others: list[Search], key: str) -> None:
+    """A search as a chart of score against cost: its trials, its answer, those of other searches."""
     value, samples = models.dense_score(workspace)
     dense = tables.Dot(1.0, value, None, None, f"dense, {samples:,} samples" if samples else "dense")
-    label = shown.question.rule.label
-    drawn = [tables.dot(workspace, trial, quantity, trial.note or label) for trial in shown.trials]
+    label = search.question.rule.label
+    drawn = [tables.dot(workspace, trial, quantity, trial.note or label) for trial in search.trials]
     earlier = [
         tables.dot(workspace, other.answer, quantity, question.title(workspace, other.question))
         for other in others
@@ -30,55 +30,58 @@ def chart(workspace: Workspace, quantity: str, shown: Search, others: list[Searc
     ]
     figure = charts.trade_off(
         [d for d in drawn if d],
-        tables.dot(workspace, shown.answer, quantity, question.title(workspace, shown.question))
-        if shown.answer
+        tables.dot(workspace, search.answer, quantity, question.title(workspace, search.question))
+        if search.answer
         else None,
         [d for d in earlier if d],
         dense,
         quantity=quantity,
         metric=words.axis(workspace),
         percent=words.shares(workspace),
-        limit=next((most for of, most in shown.question.budgets if of == quantity), None),
+        limit=next((most for of, most in search.question.budgets if of == quantity), None),
         dark=st.context.theme.type == "dark",
     )
     st.plotly_chart(figure, key=key, alt=f"{words.metric(workspace)} against {quantity} of the plans tried")
 
 
-def progress(job: Job[Trial], found: Search) -> str:
-    """What goes on, as a line of Markdown."""
-    doing = "ending after the step at hand" if job.cancelled() else found.known.progress.words or "looking for plans"
-    return f"{words.plain(doing)} · {looked_at(found)} · {job.seconds:.0f} s"
+def progress(job: Job[Trial], search: Search) -> str:
+    """What a search that runs is doing, as a line of Markdown."""
+    step = search.snapshot.progress.words or "looking for plans"
+    doing = "ending after the step at hand" if job.cancelled() else step
+    return f"{words.plain(doing)} · {looked_at(search)} · {job.seconds:.0f} s"
 
 
-def looked_at(found: Search) -> str:
-    """How many were looked at."""
-    count = len(found.trials)
+def looked_at(search: Search) -> str:
+    """How many plans a search has looked at, as text."""
+    count = len(search.trials)
     return f"{count} plan{'' if count == 1 else 's'}"
 
 
-def watch(workspace: Workspace, quantity: str, asked: Question, job: Job[Trial], others: list[Search]) -> None:
-    """Show trials as they arrive."""
+def watch(workspace: Workspace, quantity: str, question: Question, job: Job[Trial], others: list[Search]) -> None:
+    """Show the trials of a search that runs, as they arrive."""
     running.follow(
         job,
-        lambda known: progress(job, Search(asked, known)),
-        lambda known, serial: chart(workspace, quantity, Search(asked, known), others, f"search running {serial}"),
+        lambda snapshot: progress(job, Search(question, snapshot)),
+        lambda snapshot, serial: chart(
+            workspace, quantity, Search(question, snapshot), others, f"search running {serial}"
+        ),
     )
 
 
-def result(workspace: Workspace, quantity: str, shown: Search, others: list[Search]) -> None:
+def result(workspace: Workspace, quantity: str, search: Search, others: list[Search]) -> None:
     """A search that is over: its trials, the answer, and the plan to adopt."""
-    chart(workspace, quantity, shown, others, "search over")
-    if shown.known.cancelled:
+    chart(workspace, quantity, search, others, "search over")
+    if search.snapshot.cancelled:
         st.info(
-            f"Cancelled after {looked_at(shown)}; what was measured is kept, and the same search goes on from there.",
+            f"Cancelled after {looked_at(search)}; what was measured is kept, and the same search goes on from there.",
             icon=":material/stop_circle:",
         )
-    trials = [trial for trial in shown.trials if trial.score is not None]
+    trials = [trial for trial in search.trials if trial.score is not None]
     if not trials:
         return
-    trial = shown.answer or trials[-1]
+    trial = search.answer or trials[-1]
     if len(trials) > 1:
-        trial = pick(workspace, shown, trials, trial)
+        trial = pick(workspace, search, trials, trial)
     assert trial.score is not None
     st.markdown(words.plain(words.verdict(workspace, trial.score)), help=words.INTERVAL)
     dense = plan_cost(workspace.profile)
@@ -89,9 +92,9 @@ def result(workspace: Workspace, quantity: str, shown: Search, others: list[Sear
         ):
             change = f"{100 * (now / before - 1):+.1f} % against dense" if before else None
             st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
-    adopt(workspace, trial, shown.question.corrected)
+    adopt(workspace, trial, search.question.corrected)
     plan = pd.DataFrame(tables.plan_rows(workspace.profile, trial.candidate.plan))
-    kept: dict[str, Any] = {"format": "percent", "min_value": 0, "max_value": 1}
+    share_column: dict[str, Any] = {"format": "percent", "min_value": 0, "max_value": 1}
     st.dataframe(
         plan,
         hide_index=True,
@@ -99,8 +102,8 @@ def result(workspace: Workspace, quantity: str, shown: Search, others: list[Sear
         column_config={
             "Method": st.column_config.TextColumn(help=words.METHOD),
             "Rank": st.column_config.TextColumn(help=words.RANK),
-            "Multiplies": st.column_config.ProgressColumn("Multiplies kept", help=words.MULTIPLIES, **kept),
-            "Bytes": st.column_config.ProgressColumn("Bytes kept", help=words.BYTES, **kept),
+            "Multiplies": st.column_config.ProgressColumn("Multiplies kept", help=words.MULTIPLIES, **share_column),
+            "Bytes": st.column_config.ProgressColumn("Bytes kept", help=words.BYTES, **share_column),
         },
     )
 
@@ -113,14 +116,14 @@ def rest(workspace: Workspace, quantity: str, jobs: dict[Question, Job[Trial]], 
     if listed:
         newest, at = listed[::-1], 0
         if len(newest) > 1:
-            titles = [question.title(workspace, found.question) for found in newest]
+            titles = [question.title(workspace, search.question) for search in newest]
             at = st.selectbox("Search shown", range(len(newest)), format_func=titles.__getitem__, key=f"shown {titles}")
-        result(workspace, quantity, newest[at], [found for found in listed if found is not newest[at]])
+        result(workspace, quantity, newest[at], [search for search in listed if search is not newest[at]])
     elif not error:
         st.info("Start a search: its trials appear here as they are measured.", icon=":material/search:")
 
 
-def pick(workspace: Workspace, shown: Search, trials: list[Trial], first: Trial) -> Trial:
+def pick(workspace: Workspace, search: Search, trials: list[Trial], first: Trial) -> Trial:
     """One of the measured trials, the answer if nobody says otherwise."""
     ordered = sorted(trials, key=lambda trial: trial.cost.multiplies)
     dense = plan_cost(workspace.profile)
@@ -129,7 +132,7 @@ def pick(workspace: Workspace, shown: Search, trials: list[Trial], first: Trial)
         share = words.share(trial.cost.multiplies / (dense.multiplies or 1))
         assert trial.score is not None
         line = f"{words.score(workspace, trial.score.value)} at {share} of the multiplies"
-        return f"{line}, the answer" if trial == shown.answer else line
+        return f"{line}, the answer" if trial == search.answer else line
 
     labels = [says(trial) for trial in ordered]
     at = st.selectbox("Trial", range(len(ordered)), ordered.index(first), format_func=labels.__getitem__)
@@ -153,7 +156,7 @@ def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
 
 
 def comparison(workspace: Workspace, over: list[Search]) -> None:
-    """Finished searches side by side."""
+    """Finished searches side by side, as a table that can be exported."""
     st.header("Rules side by side", anchor=False)
     percent = words.shares(workspace)
     unit = "%.2f %%" if percent else "%.4g"
@@ -185,28 +188,28 @@ def comparison(workspace: Workspace, over: list[Search]) -> None:
 
 
 def show(workspace: Workspace) -> None:
-    """The form, and what searches have found."""
+    """Ask for a search in a form, and show what the searches of this session have found."""
     plans.history(workspace)  # the first plan is found before columns are laid out
     jobs = searches.begun(workspace)
     latest = next(reversed(jobs), None)
     at_work = None if latest is None or jobs[latest].snapshot.over else latest
-    over = [Search(asked, job.snapshot) for asked, job in jobs.items() if job.snapshot.over]
-    listed = [found for found in over if found.known.error is None or any(trial.score for trial in found.trials)]
+    over = [Search(wish, job.snapshot) for wish, job in jobs.items() if job.snapshot.over]
+    listed = [search for search in over if search.snapshot.error is None or any(trial.score for trial in search.trials)]
     left, right = st.columns([2, 3], gap="large")
     with left:
-        wanted: Question | None = None
+        wish: Question | None = None
         try:
-            wanted = question_form.show(workspace)
+            wish = question_form.show(workspace)
         except LowRankError as error:
             st.error(words.plain(str(error)), icon=":material/error:")
         label, icon = "Start search", ":material/search:"
-        pressed = button(label, type="primary", icon=icon, disabled=at_work is not None or wanted is None)
-        if pressed and wanted is not None:
-            searches.start(workspace, wanted)
+        pressed = button(label, type="primary", icon=icon, disabled=at_work is not None or wish is None)
+        if pressed and wish is not None:
+            searches.start(workspace, wish)
             st.rerun()
         before = searches.asked_before(workspace)
-        titles = [question.title(workspace, one) for one in before]
-        running.earlier(before, titles, lambda one: searches.start(workspace, one))
+        titles = [question.title(workspace, wish) for wish in before]
+        running.earlier(before, titles, lambda wish: searches.start(workspace, wish))
     with right:
         quantity = st.segmented_control(
             "Score against",

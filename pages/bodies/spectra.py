@@ -37,13 +37,13 @@ class Overview:
     def draw(self, curve: Callable[[Layer], tables.Curve | None]) -> None:
         """Draw what is known; a part of which nothing more is known than before stays as it is."""
         for number, (part, place) in enumerate(zip(self.parts, self._places, strict=True)):
-            curves = [found for layer in part if (found := curve(layer)) is not None]
+            curves = [layer_curve for layer in part if (layer_curve := curve(layer)) is not None]
             if len(curves) > self._drawn.get(number, 0):
                 self._drawn[number] = len(curves)
                 place.html(charts.small_multiples(curves, self._label(part), dark=dark()))
 
     def again(self) -> None:
-        """Draw all of it anew the next time."""
+        """Forget what was drawn, so that every part is drawn anew the next time."""
         self._drawn.clear()
 
     def _label(self, part: tuple[Layer, ...]) -> str:
@@ -58,17 +58,17 @@ def dark() -> bool:
     return st.context.theme.type == "dark"
 
 
-def figures(curve: tables.Curve, chosen: str) -> None:
-    """A spectrum in numbers and large."""
+def figures(curve: tables.Curve, rank: str) -> None:
+    """One spectrum large, above it the figures that sum it up: effective and stable rank, energy, break-even."""
     with st.container(horizontal=True, gap="medium"):
-        if chosen:
-            st.metric("Chosen rank", chosen, help=words.RANK, width="content")
+        if rank:
+            st.metric("Chosen rank", rank, help=words.RANK, width="content")
         st.metric("Effective rank", f"{curve.effective_rank:.1f}", help=words.EFFECTIVE_RANK, width="content")
         st.metric("Stable rank", f"{curve.stable_rank:.1f}", help=words.STABLE_RANK, width="content")
         st.metric("Rank for 90 %", curve.rank_90, help=words.ENERGY, width="content")
         st.metric("Rank for 99 %", curve.rank_99, help=words.ENERGY, width="content")
-        even = f"{curve.even_bytes} / {curve.even_multiplies}" if chosen else str(curve.even_bytes)
-        label = "Break-even, bytes / multiplies" if chosen else "Break-even in bytes"
+        even = f"{curve.even_bytes} / {curve.even_multiplies}" if rank else str(curve.even_bytes)
+        label = "Break-even, bytes / multiplies" if rank else "Break-even in bytes"
         st.metric(label, even, help=words.BREAK_EVEN, width="content")
     st.plotly_chart(
         charts.spectrum(curve, dark=dark()), alt=f"Singular values and energy of {curve.layer} by {curve.axis}"
@@ -85,14 +85,14 @@ def show_weights(stock: Inventory) -> None:
         "compress it, a model is needed."
     )
     st.header("Every layer", anchor=False, help=HELP)
-    progress, shown = st.container(), Overview(stock.layers)
+    progress, pictures = st.container(), Overview(stock.layers)
     st.caption("Dashed: break-even in bytes. The number is the effective rank.")
-    shown.draw(partial(known_curve, stock))
+    pictures.draw(partial(known_curve, stock))
     st.header("One layer", anchor=False)
     one_of(stock)
     frame.link("Model")
     with progress:
-        compute(stock, shown)
+        compute(stock, pictures)
 
 
 def known_curve(stock: Inventory, layer: Layer) -> tables.Curve | None:
@@ -101,14 +101,14 @@ def known_curve(stock: Inventory, layer: Layer) -> tables.Curve | None:
     return None if spectrum is None else tables.weights_curve(layer, spectrum)
 
 
-def compute(stock: Inventory, shown: Overview) -> None:
+def compute(stock: Inventory, pictures: Overview) -> None:
     """The spectra that are missing: how long they take, and a button; or what is going on."""
     names = [layer.name for layer in stock.layers]
     curve = partial(known_curve, stock)
     job = spectra.job(stock)
     if job is None or job.snapshot.over:
         if job is not None:
-            shown.draw(curve)  # also what came while this page was drawn
+            pictures.draw(curve)  # also what came while this page was drawn
         missing = sum(stock.known(name) is None for name in names)
         if not missing:
             return
@@ -122,10 +122,10 @@ def compute(stock: Inventory, shown: Overview) -> None:
             st.rerun()
         return
 
-    def says(known: Snapshot[str]) -> str:
+    def says(snapshot: Snapshot[str]) -> str:
         return f"{sum(stock.known(name) is not None for name in names)} of {len(names)} layers"
 
-    running.follow(job, says, lambda known, serial: shown.draw(curve))
+    running.follow(job, says, lambda snapshot, serial: pictures.draw(curve))
 
 
 @st.fragment
@@ -154,7 +154,7 @@ def one_of(stock: Inventory) -> None:
 def overview(workspace: Workspace) -> RankPlan:
     """Every layer; many appear part by part, and again with the first plan, for which all of them are needed."""
     layers = workspace.profile.layers
-    shown = Overview(layers)
+    pictures = Overview(layers)
 
     def draw(plan: RankPlan | None, say: Callable[[str], None] = lambda step: None) -> None:
         number = count(1)
@@ -165,11 +165,11 @@ def overview(workspace: Workspace) -> RankPlan:
             method = choice.method if choice else layer.methods[0].name
             return tables.curves(workspace, layer, method, plan)[0]
 
-        shown.again()
-        shown.draw(curve)
+        pictures.again()
+        pictures.draw(curve)
 
     plan = plans.plan_if_made(workspace)
-    if plan is None and len(shown.parts) > 1:
+    if plan is None and len(pictures.parts) > 1:
         with Steps(skeleton=False) as say:
             draw(None, say)
     if plan is None:
@@ -179,7 +179,7 @@ def overview(workspace: Workspace) -> RankPlan:
 
 
 def show(workspace: Workspace) -> None:
-    """Every layer small, one layer large."""
+    """The spectra of a model: every layer small, then one layer large."""
     profile = workspace.profile
     layers = {layer.name: layer for layer in profile.layers}
 
@@ -187,7 +187,7 @@ def show(workspace: Workspace) -> None:
 
     @st.fragment
     def detail() -> None:
-        """One layer and method, large."""
+        """The spectrum of one layer under one method, large."""
         with st.container(horizontal=True, vertical_alignment="bottom"):
             name = st.selectbox(
                 "Layer", layers, costliest, key=f"layer {profile.fingerprint[7:19]}", persist_state="session"
@@ -198,12 +198,12 @@ def show(workspace: Workspace) -> None:
             method = methods[
                 st.selectbox("Method", methods, index=first, format_func=lambda m: methods[m].label, help=words.METHOD)
             ]
-        found = tables.curves(workspace, layer, method.name, plan)
+        curves = tables.curves(workspace, layer, method.name, plan)
         if choice and choice.method != method.name:
             st.caption(f"The plan uses {choice.method} here, so it has no rank on this curve.")
-        for column, curve in zip(st.columns(len(found), gap="large"), found, strict=True):
+        for column, curve in zip(st.columns(len(curves), gap="large"), curves, strict=True):
             with column:
-                st.markdown(tables.advice(curve) if len(found) == 1 else f"**{curve.axis}**: {tables.advice(curve)}")
+                st.markdown(tables.advice(curve) if len(curves) == 1 else f"**{curve.axis}**: {tables.advice(curve)}")
                 figures(curve, str(curve.chosen or ("–" if choice else "dense")))
 
     if layers:

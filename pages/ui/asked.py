@@ -12,32 +12,32 @@ from lowrank_core.selection import RULES, Rule
 from pages.ui.question import Question
 from pages.ui.tuning import Sweep, Training
 
-Asked = Question | Training | Sweep
-KINDS: dict[str, type[Asked]] = {kind.__name__: kind for kind in (Question, Training, Sweep)}
+Wish = Question | Training | Sweep
+KINDS: dict[str, type[Wish]] = {kind.__name__: kind for kind in (Question, Training, Sweep)}
 
 
-def to_json(asked: Sequence[Asked]) -> bytes:
+def to_json(wishes: Sequence[Wish]) -> bytes:
     """Kind, fields and rule of each, in order."""
-    return msgspec.json.encode([_document(one) for one in asked])
+    return msgspec.json.encode([_document(wish) for wish in wishes])
 
 
-def from_json(text: bytes) -> tuple[Asked, ...]:
-    """Those that can still be asked: a rule may be gone, or have other settings, since the text was written."""
+def from_json(text: bytes) -> tuple[Wish, ...]:
+    """The wishes in a text on disk that can still be asked: a rule may be gone, or have other settings by now."""
     try:
         documents = msgspec.json.decode(text, type=list[dict[str, Any]])
     except msgspec.DecodeError:
         return ()
-    return tuple(one for one in map(_asked, documents) if one is not None)
+    return tuple(wish for wish in map(_wish, documents) if wish is not None)
 
 
-def _document(one: Asked) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": type(one).__name__, **msgspec.to_builtins(one)}
-    if not isinstance(one, Training):
-        found["rule"] = {"name": one.rule.name, "settings": found["rule"]}
-    return found
+def _document(wish: Wish) -> dict[str, Any]:
+    document: dict[str, Any] = {"kind": type(wish).__name__, **msgspec.to_builtins(wish)}
+    if not isinstance(wish, Training):
+        document["rule"] = {"name": wish.rule.name, "settings": document["rule"]}
+    return document
 
 
-def _asked(document: dict[str, Any]) -> Asked | None:
+def _wish(document: dict[str, Any]) -> Wish | None:
     kind = KINDS.get(str(document.pop("kind", "")))
     if kind is None:
         return None
@@ -47,8 +47,8 @@ def _asked(document: dict[str, Any]) -> Asked | None:
         return None
 
 
-def _rule(wanted: type, value: dict[str, Any]) -> Rule:
-    if wanted is not Rule:
-        raise NotImplementedError(wanted)  # msgspec's word for a type that a hook does not know
+def _rule(kind: type, value: dict[str, Any]) -> Rule:
+    if kind is not Rule:
+        raise NotImplementedError(kind)  # msgspec's word for a type that a hook does not know
     rule: Rule = msgspec.convert(value["settings"], RULES[value["name"]])
     return rule

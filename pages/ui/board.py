@@ -96,7 +96,7 @@ def live(workspace: Workspace) -> None:
     """
     history = plans.history(workspace)
     measurement = measurements.measure(workspace)
-    shown = measurement.snapshot
+    snapshot = measurement.snapshot
     _board(
         key="board",
         data={
@@ -109,41 +109,41 @@ def live(workspace: Workspace) -> None:
             "can_undo": bool(history.past),
             "can_redo": bool(history.future),
             "locked": list(history.locked),
-            "snapshots": [_snapshot(workspace, s.name, s.plan) for s in history.snapshots],
+            "snapshots": [_plan_snapshot(workspace, s.name, s.plan) for s in history.snapshots],
             "corrected": history.corrected,
             "tolerance": history.tolerance,
-            **_figures(shown),
+            **_figures(snapshot),
         },
-        on_messages_change=lambda: _told(workspace),
+        on_messages_change=lambda: _receive(workspace),
     )
     editor.show(workspace)
-    _stream(workspace, history, measurement, shown)
+    _stream(workspace, history, measurement, snapshot)
 
 
-def _stream(workspace: Workspace, history: History, measurement: Job[Figure], shown: Snapshot[Figure]) -> None:
+def _stream(workspace: Workspace, history: History, measurement: Job[Figure], pushed: Snapshot[Figure]) -> None:
     """Push figures of the plan, then what the survey finds, until no more will come or a newer run waits."""
     spot = st.empty()
     survey = measurements.survey(workspace)
-    known: Snapshot[tuple[Finding, ...]] = Snapshot()
+    pushed_survey: Snapshot[tuple[Finding, ...]] = Snapshot()
     serial = 0  # two elements of one run must differ
-    while not (shown.over and known.over):
-        figures, learnt = measurement.changed(shown, seconds=0.1), survey.snapshot
+    while not (pushed.over and pushed_survey.over):
+        measured, surveyed = measurement.changed(pushed, seconds=0.1), survey.snapshot
         if runs.newer_run_waits():
             return
-        more = len(learnt.found) > len(known.found) or learnt.over > known.over
-        if figures is shown and not more:
+        more = len(surveyed.found) > len(pushed_survey.found) or surveyed.over > pushed_survey.over
+        if measured is pushed and not more:
             continue
-        news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(figures)}
+        news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(measured)}
         if more:
-            news |= _learnt(learnt)
-            known = learnt
-        shown, serial = figures, serial + 1
+            news |= _survey_fields(surveyed)
+            pushed_survey = surveyed
+        pushed, serial = measured, serial + 1
         with spot:
             _feed(data=news, height=1)
 
 
-def _learnt(known: Snapshot[tuple[Finding, ...]]) -> dict[str, Any]:
-    learnt, progress = Learnt.of(known), known.progress
+def _survey_fields(snapshot: Snapshot[tuple[Finding, ...]]) -> dict[str, Any]:
+    learnt, progress = Learnt.of(snapshot), snapshot.progress
     left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"
     points: dict[str, dict[str, Any]] = {}
     for (layer, method), curve in curves(learnt.points).items():
@@ -156,14 +156,14 @@ def _learnt(known: Snapshot[tuple[Finding, ...]]) -> dict[str, Any]:
     }
 
 
-def _told(workspace: Workspace) -> None:
-    told = session.widget("board").messages
-    if told is None or told["model"] != model_key(workspace):
+def _receive(workspace: Workspace) -> None:
+    received = session.widget("board").messages
+    if received is None or received["model"] != model_key(workspace):
         return
     history = plans.history(workspace)
     changed = history
-    for message in told["messages"]:
-        if session.hear(told["board"], int(message["id"])):
+    for message in received["messages"]:
+        if session.hear(received["board"], int(message["id"])):
             changed = commit(workspace, changed, message) if message["action"] == "commit" else act(changed, message)
     if changed is not history:
         plans.set_history(workspace, changed)
@@ -215,40 +215,40 @@ def _choices(plan: RankPlan) -> dict[str, Any]:
     return {name: {"method": choice.method, "rank": list(choice.rank)} for name, choice in plan.choices}
 
 
-def _figures(known: Snapshot[Figure]) -> dict[str, Any]:
-    latest = known.found[-1] if known.found and known.error is None else None
+def _figures(snapshot: Snapshot[Figure]) -> dict[str, Any]:
+    latest = snapshot.found[-1] if snapshot.found and snapshot.error is None else None
     return {
         "score": None if latest is None else _score(latest.score),
-        "doing": known.progress.words,
-        "done": is_final(known),
+        "doing": snapshot.progress.words,
+        "done": is_final(snapshot),
         "plain": None if latest is None else _score(latest.plain),
-        "error": known.error,
+        "error": snapshot.error,
     }
 
 
-def _score(found: Score | None) -> dict[str, Any] | None:
-    if found is None:
+def _score(score: Score | None) -> dict[str, Any] | None:
+    if score is None:
         return None
     return {
-        "value": found.value,
-        "dense": found.dense,
-        "samples": found.samples,
-        "drop": found.drop,
-        "drop_low": found.drop_low,
-        "drop_high": found.drop_high,
-        "within": found.within,
+        "value": score.value,
+        "dense": score.dense,
+        "samples": score.samples,
+        "drop": score.drop,
+        "drop_low": score.drop_low,
+        "drop_high": score.drop_high,
+        "within": score.within,
     }
 
 
-def _snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str, Any]:
+def _plan_snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str, Any]:
     cost = plan_cost(workspace.profile, plan)
-    found = measurements.measured(workspace, plan)
+    score = measurements.measured(workspace, plan)
     return {
         "name": name,
         "choices": _choices(plan),
         "bytes": cost.bytes,
         "multiplies": cost.multiplies,
-        "score": None if found is None else found.value,
+        "score": None if score is None else score.value,
     }
 
 
@@ -323,22 +323,22 @@ def _tails(workspace: Workspace, layer: str, method: str) -> list[dict[str, list
 
 def _more_tails(workspace: Workspace, plan: RankPlan) -> dict[str, dict[str, Any]]:
     """Curves of the methods in use that are not their layer's default: those travel with the model's constants."""
-    found: dict[str, dict[str, Any]] = {}
+    tails: dict[str, dict[str, Any]] = {}
     for name, choice in plan.choices:
         if choice.method != workspace.profile.layer(name).methods[0].name:
-            found[name] = {choice.method: _tails(workspace, name, choice.method)}
-    return found
+            tails[name] = {choice.method: _tails(workspace, name, choice.method)}
+    return tails
 
 
 def _latency(workspace: Workspace) -> dict[str, dict[str, Any]]:
     """What was measured on Compare: break-even and dominated ranks; onnxruntime's where both runtimes were."""
-    found: dict[str, dict[str, Any]] = {}
+    marks: dict[str, dict[str, Any]] = {}
     for runtime in reversed(RUNTIMES):
         for stairs in comparisons.stairs(workspace, runtime):
             even, dominated = stairs.break_even, [list(rank) for rank in stairs.dominated]
-            known = {"runtime": runtime, "even": even and list(even), "dominated": dominated}
-            found.setdefault(stairs.layer, {})[stairs.method] = known
-    return found
+            measured = {"runtime": runtime, "even": even and list(even), "dominated": dominated}
+            marks.setdefault(stairs.layer, {})[stairs.method] = measured
+    return marks
 
 
 def _tail(spectrum: Tensor, knots: int = 48) -> dict[str, list[float]]:

@@ -232,11 +232,11 @@ def _useful(runs: list[Learning], levels: list[float]) -> list[float] | None:
     """The range of scores without random starts, which would press all others together; None: as it comes."""
     scored = [(run, e.number, e.score) for run in runs for e in run.epochs if e.score is not None]
     later = [x for run, number, s in scored if number or not run.from_scratch for x in (s.low, s.value, s.high)]
-    shown = [*levels, *(x for x in later if x is not None)]
+    values = [*levels, *(x for x in later if x is not None)]
     if not any(run.from_scratch and number for run, number, _ in scored):
         return None
-    margin = 0.06 * (max(shown) - min(shown)) or 0.01
-    return [min(shown) - margin, max(shown) + margin]
+    margin = 0.06 * (max(values) - min(values)) or 0.01
+    return [min(values) - margin, max(values) + margin]
 
 
 def sweep(
@@ -293,32 +293,32 @@ def sweep(
 
 
 def _intervals(dots: list[Dot], colour: str) -> dict[str, Any] | None:
-    known = [(d.y, d.low, d.high) for d in dots if d.low is not None and d.high is not None]
-    if len(known) < len(dots):
+    bounded = [(d.y, d.low, d.high) for d in dots if d.low is not None and d.high is not None]
+    if len(bounded) < len(dots):
         return None
-    bounds = {"array": [high - y for y, _, high in known], "arrayminus": [y - low for y, low, _ in known]}
+    bounds = {"array": [high - y for y, _, high in bounded], "arrayminus": [y - low for y, low, _ in bounded]}
     return {"type": "data", "symmetric": False, "color": colour, "thickness": 1.5, "width": 5, **bounds}
 
 
 def _marks(curve: Curve, line: str) -> list[dict[str, Any]]:
     """Vertical lines, each with its label on a row of its own above the panels, so that no two labels meet."""
-    found: list[tuple[int, str, str, str]] = []
+    ranks: list[tuple[int, str, str, str]] = []
     if curve.chosen is not None:
-        found.append((curve.chosen, f"chosen rank {curve.chosen}", line, "solid"))
+        ranks.append((curve.chosen, f"chosen rank {curve.chosen}", line, "solid"))
     if curve.even_bytes and curve.even_bytes == curve.even_multiplies:
-        found.append((curve.even_bytes, f"break-even {curve.even_bytes}", AMBER, "dash"))
+        ranks.append((curve.even_bytes, f"break-even {curve.even_bytes}", AMBER, "dash"))
     else:
         for rank, quantity, dash in ((curve.even_bytes, "bytes", "dash"), (curve.even_multiplies, "multiplies", "dot")):
             if rank:
-                found.append((rank, f"break-even in {quantity} {rank}", AMBER, dash))
+                ranks.append((rank, f"break-even in {quantity} {rank}", AMBER, dash))
     marks = []
-    for row, (rank, text, colour, dash) in enumerate(found):
+    for row, (rank, text, colour, dash) in enumerate(ranks):
         stroke = {"color": colour, "width": 2, "dash": dash}
         upright = {"type": "line", "x0": rank, "x1": rank, "yref": "paper", "y0": 0, "y1": 1, "line": stroke}
         shapes = [upright]
         if row == 0 and curve.chosen is not None:
-            kept: dict[str, Any] = {"type": "rect", "x0": 0, "x1": rank, "yref": "paper", "y0": 0, "y1": 1}
-            shapes.append({**kept, "line": {"width": 0}, "fillcolor": line, "opacity": 0.1, "layer": "below"})
+            rectangle: dict[str, Any] = {"type": "rect", "x0": 0, "x1": rank, "yref": "paper", "y0": 0, "y1": 1}
+            shapes.append({**rectangle, "line": {"width": 0}, "fillcolor": line, "opacity": 0.1, "layer": "below"})
         right = rank > curve.top / 2
         label: dict[str, Any] = {"x": rank, "yref": "paper", "y": 1, "yshift": 13 + 18 * row, "text": text}
         label |= {"showarrow": False, "xanchor": "right" if right else "left"}
@@ -370,25 +370,25 @@ def _small(curve: Curve, points: int = 48) -> str:
 
     steps = ",".join(f"{x(i + 0.5)} {y(i)}" for i in index)
     outline = f"0 {y(0)},{steps},100% {y(top - 1)},100% 100%,0 100%"
-    kept = top if curve.chosen is None else curve.chosen
+    plan_rank = top if curve.chosen is None else curve.chosen
     even = f'<s style="left:{x(curve.even_bytes - 0.5)}"></s>' if curve.even_bytes else ""
     name, plan = escape(curve.layer), "dense" if curve.chosen is None else f"rank {curve.chosen} of {top}"
     says = f"{name}: {plan}, effective rank {curve.effective_rank:.1f}, break-even {curve.even_bytes}"
     return (
         f'<figure class="sm" title="{says}"><figcaption><b>{name}</b><span>{curve.effective_rank:.0f}</span>'
         f'</figcaption><div role="img" aria-label="{says}">'
-        f'<i style="--kept:{x(kept)};clip-path:polygon({outline})"></i>{even}</div></figure>'
+        f'<i style="--kept:{x(plan_rank)};clip-path:polygon({outline})"></i>{even}</div></figure>'
     )
 
 
-def flips(found: list[tuple[Tensor, Flip]]) -> str:
+def flips(samples: list[tuple[Tensor, Flip]]) -> str:
     """HTML of samples as small pictures, each with its class and both answers; lighter is larger."""
-    low, high = min(float(image.min()) for image, _ in found), max(float(image.max()) for image, _ in found)
+    low, high = min(float(image.min()) for image, _ in samples), max(float(image.max()) for image, _ in samples)
     cards = [
         f'<figure><img alt="sample {flip.sample}" src="data:image/bmp;base64,{_bitmap(image, low, high)}">'
         f"<figcaption><b>{flip.target}</b>: dense {_judged(flip.dense, flip)}, plan {_judged(flip.compressed, flip)}"
         "</figcaption></figure>"
-        for image, flip in found
+        for image, flip in samples
     ]
     return (
         "<style>.flips { display: flex; flex-wrap: wrap; gap: 10px; } .flips figure { margin: 0; width: 132px; } "

@@ -20,7 +20,7 @@ def core_command(*arguments: str) -> str:
 
 
 def app_command(model: str) -> str:
-    """What opens the app with a model."""
+    """The command that opens the app with a model; `rank-explorer app` where the package is installed."""
     script = _script()
     if script:
         return _line(script, "app", model)
@@ -34,8 +34,8 @@ def as_here(text: str) -> str:
 
 def _script() -> str | None:
     """The installed command beside the interpreter; None where the app runs from a checkout without one."""
-    found = Path(sys.executable).with_name("rank-explorer.exe" if os.name == "nt" else "rank-explorer")
-    return _shown(str(found)) if found.exists() else None
+    script = Path(sys.executable).with_name("rank-explorer.exe" if os.name == "nt" else "rank-explorer")
+    return _shown(str(script)) if script.exists() else None
 
 
 def _shown(program: str) -> str:

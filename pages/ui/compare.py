@@ -43,7 +43,7 @@ class Stairs:
 
 
 @dataclass(frozen=True, slots=True)
-class Raced:
+class PlanTiming:
     """How long a candidate takes beside the dense network."""
 
     candidate: Candidate
@@ -51,37 +51,37 @@ class Raced:
     timing: Timing
 
 
-Asked = Scores | Races | Stairs
-Found = Comparison | Raced | Staircase
+Wish = Scores | Races | Stairs
+Result = Comparison | PlanTiming | Staircase
 
 
-def label(asked: Asked) -> str:
-    """What is measured, in two words."""
-    return {Scores: "Comparing plans", Races: "Timing plans", Stairs: "Timing layers"}[type(asked)]
+def label(wish: Wish) -> str:
+    """What a job measures for Compare, in two words, for the badge on other pages."""
+    return {Scores: "Comparing plans", Races: "Timing plans", Stairs: "Timing layers"}[type(wish)]
 
 
-def work(workspace: Workspace, asked: Asked, folder: Path) -> Iterator[Found]:
+def work(workspace: Workspace, wish: Wish, folder: Path) -> Iterator[Result]:
     """What comes of a question, one after the other. Scores give way to whoever waits; all else gives way to timing."""
-    if isinstance(asked, Scores):
-        several = len(asked.candidates) > 1
-        for number, candidate in enumerate(asked.candidates, start=1):
-            with scope(report=under(f"plan {number} of {len(asked.candidates)}") if several else None):
-                found = compare(workspace, candidate)
-            yield found
+    if isinstance(wish, Scores):
+        several = len(wish.candidates) > 1
+        for number, candidate in enumerate(wish.candidates, start=1):
+            with scope(report=under(f"plan {number} of {len(wish.candidates)}") if several else None):
+                comparison = compare(workspace, candidate)
+            yield comparison
         return
     with somebody_waits():
-        if isinstance(asked, Stairs):
-            setting = setting_of(workspace, asked.runtime)
-            yield from staircases(workspace.profile.layers, setting, methods=asked.methods, folder=folder)
+        if isinstance(wish, Stairs):
+            setting = setting_of(workspace, wish.runtime)
+            yield from staircases(workspace.profile.layers, setting, methods=wish.methods, folder=folder)
             return
         timings = network_latency(
             workspace.model,
-            [workspace.compress(candidate.plan) for candidate in asked.candidates],
+            [workspace.compress(candidate.plan) for candidate in wish.candidates],
             workspace.opened.example_inputs,
-            runtime=asked.runtime,
+            runtime=wish.runtime,
         )
-        for candidate, timing in zip(asked.candidates, timings, strict=True):
-            yield Raced(candidate, asked.runtime, timing)
+        for candidate, timing in zip(wish.candidates, timings, strict=True):
+            yield PlanTiming(candidate, wish.runtime, timing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,78 +110,78 @@ def latency(timing: Timing | None) -> str:
 
 def rows(
     workspace: Workspace,
-    found: dict[str, Comparison],
-    raced: dict[tuple[Candidate, Runtime], Timing],
+    columns: dict[str, Comparison],
+    timings: dict[tuple[Candidate, Runtime], Timing],
     target: Target,
     table: LatencyTable,
 ) -> dict[str, dict[str, str]]:
-    """{row: {plan: cell}}; the first plan is the dense network."""
+    """The cells of the comparison, {row: {plan: cell}}; the first plan is the dense network."""
     made: dict[str, dict[str, str]] = {}
 
     def row(label: str, cell: Callable[[Comparison], str]) -> None:
-        made[label] = {name: cell(one) for name, one in found.items()}
+        made[label] = {name: cell(comparison) for name, comparison in columns.items()}
 
     batch, metric = batch_size(workspace.opened.example_inputs), words.metric(workspace)
     row(metric, lambda c: words.score(workspace, c.score.value))
     row("Against dense", lambda c: _against(workspace, c))
-    if any(c.classes for c in found.values()):
+    if any(c.classes for c in columns.values()):
         row("Samples lost, won", lambda c: f"{c.lost:,}, {c.won:,}" if c.candidate.plan.choices else "–")
-    costs = {name: plan_cost(workspace.profile, c.candidate.plan) for name, c in found.items()}
+    costs = {name: plan_cost(workspace.profile, c.candidate.plan) for name, c in columns.items()}
     made["Multiplies"] = {name: words.count(cost.multiplies) for name, cost in costs.items()}
     row("Flash", lambda c: words.count(c.memory[target.number].flash_bytes, "B"))
     row("Peak RAM", lambda c: words.count(c.memory[target.number].peak.bytes, "B"))
     row("… during", lambda c: words.plain(c.memory[target.number].peak.node))
     row("Bytes moved", lambda c: words.count(c.memory[target.number].moved_bytes, "B"))
     made["Multiplies per byte"] = {
-        name: f"{found[name].memory[target.number].intensity(cost.multiplies * batch):.2f}"
+        name: f"{columns[name].memory[target.number].intensity(cost.multiplies * batch):.2f}"
         for name, cost in costs.items()
     }
     if target.flash_bytes is not None and target.ram_bytes is not None:
         flash, ram = target.flash_bytes, target.ram_bytes
         row("On the device", lambda c: _fits(c, target.number, flash, ram))
-    for runtime in dict.fromkeys(runtime for _, runtime in raced):
-        row(f"Latency, {runtime}", lambda c, r=runtime: _raced(c, raced.get((c.candidate, r))))  # type: ignore[misc]
+    for runtime in dict.fromkeys(runtime for _, runtime in timings):
+        row(f"Latency, {runtime}", lambda c, r=runtime: _relative_latency(c, timings.get((c.candidate, r))))  # type: ignore[misc]
     if table.layers:
         row("Your table", lambda c: _by_table(workspace, c, table))
     row("Checkpoint", lambda c: words.count(c.checkpoint_bytes, "B"))
     if target.multiply_pj is not None and target.byte_pj is not None:
         pj, byte_pj = target.multiply_pj, target.byte_pj
 
-        def energy(one: Comparison) -> str:
-            multiplies = batch * plan_cost(workspace.profile, one.candidate.plan).multiplies
-            picojoules = pj * multiplies + byte_pj * one.memory[target.number].moved_bytes
+        def energy(comparison: Comparison) -> str:
+            multiplies = batch * plan_cost(workspace.profile, comparison.candidate.plan).multiplies
+            picojoules = pj * multiplies + byte_pj * comparison.memory[target.number].moved_bytes
             return f"{picojoules / 1e6:.3g} µJ"
 
         row("Energy, a rough guess", energy)
     return made
 
 
-def _against(workspace: Workspace, one: Comparison) -> str:
-    return words.change(workspace, one.score, "") if one.candidate.plan.choices else "–"
+def _against(workspace: Workspace, comparison: Comparison) -> str:
+    return words.change(workspace, comparison.score, "") if comparison.candidate.plan.choices else "–"
 
 
-def _raced(one: Comparison, timing: Timing | None) -> str:
-    return latency(timing) if one.candidate.plan.choices else "1"
+def _relative_latency(comparison: Comparison, timing: Timing | None) -> str:
+    return latency(timing) if comparison.candidate.plan.choices else "1"
 
 
-def _fits(one: Comparison, number: str, flash_bytes: int, ram_bytes: int) -> str:
-    memory = one.memory[number]
+def _fits(comparison: Comparison, number: str, flash_bytes: int, ram_bytes: int) -> str:
+    memory = comparison.memory[number]
     fits, over = devices.verdict(memory.flash_bytes, memory.peak.bytes, flash_bytes, ram_bytes)
     if fits:
         return "✓ fits"
     return "✗ does not fit: " + ", ".join(f"{word} {words.count(missing, 'B')} over" for word, missing in over)
 
 
-def _by_table(workspace: Workspace, one: Comparison, table: LatencyTable) -> str:
+def _by_table(workspace: Workspace, comparison: Comparison, table: LatencyTable) -> str:
     """Microseconds of the layers in a table; a rank it does not know takes as long as the dense layer."""
-    chosen, total = dict(one.candidate.plan.choices), 0.0
+    choices, total = dict(comparison.candidate.plan.choices), 0.0
     for name in table.layers & {layer.name for layer in workspace.profile.layers}:
-        taken, dense = table(name, chosen.get(name)), table(name, None)
-        total += taken if taken is not None else dense or 0.0
+        microseconds, dense = table(name, choices.get(name)), table(name, None)
+        total += microseconds if microseconds is not None else dense or 0.0
     return f"{words.count(float(f'{total:.4g}'))} µs"
 
 
-def class_rows(one: Comparison) -> list[dict[str, float]]:
+def class_rows(comparison: Comparison) -> list[dict[str, float]]:
     """One row per class: its samples, what each network gets right, and the difference in points."""
     return [
         {
@@ -191,14 +191,14 @@ def class_rows(one: Comparison) -> list[dict[str, float]]:
             "Plan": 100 * c.right / c.samples,
             "Change": 100 * (c.right - c.dense_right) / c.samples,
         }
-        for c in one.classes
+        for c in comparison.classes
     ]
 
 
-def stair_rows(found: list[Staircase]) -> list[dict[str, object]]:
+def stair_rows(all_stairs: list[Staircase]) -> list[dict[str, object]]:
     """One row per layer and method: where latency breaks even, and which measured ranks a larger one beats."""
     made: list[dict[str, object]] = []
-    for stairs in found:
+    for stairs in all_stairs:
         stable = stairs.stable
         even = stairs.break_even
         fastest = min(stable, key=lambda rung: rung.ratio, default=None)

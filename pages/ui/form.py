@@ -15,32 +15,33 @@ def settings(kind: Callable[..., Any], key: str, only: Iterable[str] | None = No
 
     row: a container that others share.
     """
-    held = {}
-    wanted = [f for f in fields(kind) if only is None or f.name in only]  # type: ignore[arg-type]
+    values = {}
+    chosen_fields = [f for f in fields(kind) if only is None or f.name in only]  # type: ignore[arg-type]
     with row or st.container(horizontal=True, gap="small"):
-        for f in wanted:
+        for f in chosen_fields:
             with st.container(width=168):
-                held[f.name] = _widget(f, f"{key} {f.name}")
-    return held
+                values[f.name] = _widget(f, f"{key} {f.name}")
+    return values
 
 
 def _widget(f: Field[Any], key: str) -> Any:
-    told, default = f.metadata, f.default
-    label = told.get("label", f.name.replace("_", " ").capitalize())
-    usual: dict[str, Any] = {"key": key, "help": told.get("help"), "persist_state": "session"}
-    if "choices" in told:
-        choices, says = list(told["choices"]), told["choices"]
-        shown = says.__getitem__ if isinstance(says, Mapping) else str
-        return st.selectbox(label, choices, choices.index(default), format_func=shown, **usual)
+    metadata, default = f.metadata, f.default
+    label = metadata.get("label", f.name.replace("_", " ").capitalize())
+    usual: dict[str, Any] = {"key": key, "help": metadata.get("help"), "persist_state": "session"}
+    if "choices" in metadata:
+        choices, says = list(metadata["choices"]), metadata["choices"]
+        as_text = says.__getitem__ if isinstance(says, Mapping) else str
+        return st.selectbox(label, choices, choices.index(default), format_func=as_text, **usual)
     if isinstance(default, bool):
         return st.checkbox(label, default, **usual)
     if isinstance(default, int | float):
         kind = type(default)
-        least, most = (None if told.get(bound) is None else kind(told[bound]) for bound in ("min", "max"))
+        least, most = (None if metadata.get(bound) is None else kind(metadata[bound]) for bound in ("min", "max"))
         if kind is int:
             return st.number_input(label, least, most, default, 1, **usual)
         step = 10.0 ** (floor(log10(abs(default) or 1.0)) - 1)
         return st.number_input(label, least, most, default, step, "%g", **usual)
     if default is None:
-        return st.number_input(label, told["min"], told["max"], None, 0.001, "%g", placeholder="automatic", **usual)
+        least, most = metadata["min"], metadata["max"]
+        return st.number_input(label, least, most, None, 0.001, "%g", placeholder="automatic", **usual)
     return st.text_input(label, str(default), **usual)

@@ -39,5 +39,5 @@ def _trim() -> Callable[[int], object]:
     try:
         trim: Callable[[int], object] = ctypes.CDLL("libc.so.6").malloc_trim
     except (OSError, AttributeError):
-        return lambda kept: None
+        return lambda pad: None
     return trim

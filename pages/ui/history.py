@@ -14,8 +14,8 @@ DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A plan somebody wants to come back to."""
+class PlanSnapshot:
+    """A plan under a name, kept because somebody wants to come back to it."""
 
     name: str
     plan: RankPlan
@@ -28,7 +28,7 @@ class History:
     plan: RankPlan
     past: tuple[RankPlan, ...] = ()
     future: tuple[RankPlan, ...] = ()
-    snapshots: tuple[Snapshot, ...] = ()
+    snapshots: tuple[PlanSnapshot, ...] = ()
     locked: tuple[str, ...] = ()
     corrected: bool = True
     tolerance: float | None = None
@@ -49,7 +49,7 @@ class History:
         return replace(self, plan=plan, past=past, future=(), rev=new_rev, gesture=gesture)
 
     def undo(self) -> History:
-        """One step back, where there is one."""
+        """Back to the plan before the last change; itself where there is none."""
         if not self.past:
             return self
         return replace(
@@ -62,7 +62,7 @@ class History:
         )
 
     def redo(self) -> History:
-        """One step forward again."""
+        """Forward to the plan that the last undo left; itself where there is none."""
         if not self.future:
             return self
         return replace(
@@ -81,7 +81,7 @@ class History:
         unique, number = base, 2
         while unique in taken:
             unique, number = f"{base} {number}", number + 1
-        return replace(self, snapshots=(*self.snapshots, Snapshot(unique, self.plan)))
+        return replace(self, snapshots=(*self.snapshots, PlanSnapshot(unique, self.plan)))
 
     def restore(self, name: str) -> History:
         """Back to a snapshot, as a step that can be undone."""
@@ -91,7 +91,7 @@ class History:
         return self
 
     def remove(self, name: str) -> History:
-        """Forget a snapshot."""
+        """The history without the snapshot of that name."""
         return replace(self, snapshots=tuple(s for s in self.snapshots if s.name != name))
 
     def lock(self, names: Iterable[str]) -> History:
@@ -138,7 +138,7 @@ class History:
             plan(d["plan"]),
             tuple(plan(p) for p in d["past"]),
             tuple(plan(p) for p in d["future"]),
-            tuple(Snapshot(s["name"], plan(s["plan"])) for s in d["snapshots"]),
+            tuple(PlanSnapshot(s["name"], plan(s["plan"])) for s in d["snapshots"]),
             tuple(d["locked"]),
             bool(d["corrected"]),
             None if d["tolerance"] is None else float(d["tolerance"]),

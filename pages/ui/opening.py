@@ -61,14 +61,14 @@ def _needs_a_model(stock: Inventory) -> None:
 
 def pick_model() -> None:
     """Choose which model to look at: the one given when the app was started, or a built-in one."""
-    refs, current = models.offered(), models.chosen()
-    chosen = st.radio(
+    addresses, current = models.offered(), models.chosen()
+    choice = st.radio(
         "Model",
-        refs,
-        index=refs.index(current) if current in refs else None,
+        addresses,
+        index=addresses.index(current) if current in addresses else None,
         format_func=words.model_name,
-        captions=[words.model_description(ref) for ref in refs],
+        captions=[words.model_description(address) for address in addresses],
     )
-    if chosen is not None and chosen != current:
-        models.choose(chosen)
+    if choice is not None and choice != current:
+        models.choose(choice)
         st.rerun()

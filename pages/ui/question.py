@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,16 +15,6 @@ from lowrank_core.selection import Rule, search
 from lowrank_core.selection._problem import Quantity, Trial, problem_of
 from lowrank_core.workspace import Workspace
 from pages.ui import words
-
-DEVICES = {
-    "Cortex-M0, 64 kB flash": 64 << 10,
-    "Cortex-M0+ or M3, 128 kB flash": 128 << 10,
-    "Cortex-M4, 256 kB flash": 256 << 10,
-    "Cortex-M4F, 512 kB flash": 512 << 10,
-    "Cortex-M4F or M33, 1 MB flash": 1 << 20,
-    "Cortex-M7, 2 MB flash": 2 << 20,
-}
-"""Flash of usual microcontrollers, in bytes; makers count 1 kB as 1024. Add your own here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +37,18 @@ class Search:
     """A question and what is known of its answer."""
 
     question: Question
-    known: Snapshot[Trial]
+    snapshot: Snapshot[Trial]
 
     @property
     def answer(self) -> Trial | None:
         """The last trial of a search that came to its end."""
-        return self.known.found[-1] if self.known.over and not (self.known.error or self.known.cancelled) else None
+        snapshot = self.snapshot
+        return snapshot.found[-1] if snapshot.over and not (snapshot.error or snapshot.cancelled) else None
 
     @property
     def trials(self) -> tuple[Trial, ...]:
         """The plans that were looked at, each once as it was seen last, in the order they came."""
-        return tuple({trial.candidate: trial for trial in self.known.found}.values())
+        return tuple({trial.candidate: trial for trial in self.snapshot.found}.values())
 
 
 def ask(workspace: Workspace, question: Question, folder: Path) -> Iterator[Trial]:
@@ -87,52 +77,40 @@ def latency_table(text: str, workspace: Workspace | None = None) -> LatencyTable
     return table
 
 
-def flash_bytes(device: str) -> int | None:
-    """Bytes of a device of the list, or of a size as it is typed; None where that is none.
-
-    >>> flash_bytes("Cortex-M0, 64 kB flash"), flash_bytes("96 kB"), flash_bytes("1.5MB"), flash_bytes("many")
-    (65536, 98304, 1572864, None)
-    """
-    if device in DEVICES:
-        return DEVICES[device]
-    typed = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(k|M|G)i?B?\s*", device, re.IGNORECASE)
-    return int(float(typed[1]) * {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[typed[2].lower()]) if typed else None
-
-
 def title(workspace: Workspace, question: Question) -> str:
     """Rule and what it is asked, in one line."""
-    return f"{question.rule.label}: {asked(workspace, question)}"
+    return f"{question.rule.label}: {asked_text(workspace, question)}"
 
 
-def asked(workspace: Workspace, question: Question) -> str:
+def asked_text(workspace: Workspace, question: Question) -> str:
     """What is asked of the rule, in a few words; only what differs from the usual."""
-    said = [f"{words.share(share)} {quantity}" for quantity, share in question.budgets]
+    parts = [f"{words.share(share)} {quantity}" for quantity, share in question.budgets]
     if question.max_drop is not None:
-        said.append(f"{words.loss(workspace)} up to {words.drop(workspace, question.max_drop)}")
-    said += [
+        parts.append(f"{words.loss(workspace)} up to {words.drop(workspace, question.max_drop)}")
+    parts += [
         f"{f.name} {getattr(question.rule, f.name)}"
         for f in fields(question.rule)  # type: ignore[arg-type]
         if getattr(question.rule, f.name) != f.default
     ]
-    said += [", ".join(question.methods)] if question.methods else []
-    said += [f"{len(question.locked)} locked"] if question.locked else []
-    said += [f"multiples of {question.multiple_of}"] if question.multiple_of > 1 else []
-    said += [] if question.corrected else ["uncorrected"]
-    return ", ".join(said) or "its own settings"
+    parts += [", ".join(question.methods)] if question.methods else []
+    parts += [f"{len(question.locked)} locked"] if question.locked else []
+    parts += [f"multiples of {question.multiple_of}"] if question.multiple_of > 1 else []
+    parts += [] if question.corrected else ["uncorrected"]
+    return ", ".join(parts) or "its own settings"
 
 
 def comparison(workspace: Workspace, searches: Iterable[Search]) -> list[dict[str, Any]]:
     """Every answered search as a row of plain values, its plan included; shares and scores are fractions of 1."""
     dense = plan_cost(workspace.profile)
     rows = []
-    for found in searches:
-        if (answer := found.answer) is None or (score := answer.score) is None:
+    for finished in searches:
+        if (answer := finished.answer) is None or (score := answer.score) is None:
             continue
         cost, choices = answer.cost, answer.candidate.plan.choices
         rows.append(
             {
-                "rule": found.question.rule.name,
-                "asked": asked(workspace, found.question),
+                "rule": finished.question.rule.name,
+                "asked": asked_text(workspace, finished.question),
                 "multiplies": cost.multiplies,
                 "multiplies_share": cost.multiplies / (dense.multiplies or 1),
                 "bytes": cost.bytes,
@@ -145,9 +123,9 @@ def comparison(workspace: Workspace, searches: Iterable[Search]) -> list[dict[st
                 "drop_low": score.drop_low,
                 "drop_high": score.drop_high,
                 "samples": score.samples,
-                "corrected": found.question.corrected,
-                "trials": len(found.trials),
-                "seconds": round(found.known.seconds, 2),
+                "corrected": finished.question.corrected,
+                "trials": len(finished.trials),
+                "seconds": round(finished.snapshot.seconds, 2),
                 "plan": "; ".join(f"{name}={c.method}:{'x'.join(map(str, c.rank))}" for name, c in choices),
             }
         )

@@ -12,7 +12,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Quantity
 from lowrank_core.workspace import Workspace
-from pages.ui import form, question, words
+from pages.ui import devices, form, question, words
 from pages.ui.question import Question
 from pages.ui.state import plans
 
@@ -43,7 +43,7 @@ def show(workspace: Workspace) -> Question:
         )
     max_drop = largest_drop(workspace) if goal == "max_drop" else None
     place = st.container()
-    chosen = form.settings(rule, f"search {name}")
+    settings = form.settings(rule, f"search {name}")
     with st.expander("Layers, methods, measurement"):
         methods, locked, multiple_of, samples = details(workspace, rule.methods)
         table = latency()
@@ -57,7 +57,7 @@ def show(workspace: Workspace) -> Question:
         with place:
             budgets = limits(workspace, goal, table)
     return Question(
-        make(name, {k: str(v) for k, v in chosen.items()}),
+        make(name, {k: str(v) for k, v in settings.items()}),
         budgets,
         max_drop,
         methods,
@@ -70,7 +70,7 @@ def show(workspace: Workspace) -> Question:
 
 
 def largest_drop(workspace: Workspace, key: str = "search drop") -> float:
-    """In the score's own unit."""
+    """Ask for the largest loss of score that is allowed; a fraction of 1 where the score is a share."""
     points = words.shares(workspace)
     label = f"Largest {words.loss(workspace)} of the {words.metric(workspace).lower()}{', points' if points else ''}"
     drop = st.number_input(
@@ -83,10 +83,10 @@ def limits(workspace: Workspace, goal: str, table: str) -> Budgets:
     """Budgets of multiplies, of bytes (a device sets it), and of microseconds where there is a table."""
     dense = plan_cost(workspace.profile)
     usual = 50.0 if goal == "budget" else 100.0
-    found = budget("multiplies", dense.multiplies, "", f"search multiplies {goal}", usual)
+    budgets = budget("multiplies", dense.multiplies, "", f"search multiplies {goal}", usual)
     device = st.selectbox(
         "Device",
-        question.DEVICES,
+        devices.FLASH_BYTES,
         None,
         placeholder="Any",
         accept_new_options=True,
@@ -97,18 +97,18 @@ def limits(workspace: Workspace, goal: str, table: str) -> Budgets:
     )
     start = 100.0
     if device is not None:
-        flash = question.flash_bytes(device)
+        flash = devices.flash_bytes(device)
         if flash is None:
             raise InvalidSearch(f"a device is one of the list or a size like 96 kB or 1.5 MB, but got {device!r}.")
         start = min(100.0, max(0.1, int(1000 * flash / (dense.bytes or 1)) / 10))
         if flash >= dense.bytes:
             st.caption(f"The dense network fits: it takes {words.count(dense.bytes, 'B')}.")
-    found += budget("bytes", dense.bytes, "B", f"search bytes {goal} {device}", start)
+    budgets += budget("bytes", dense.bytes, "B", f"search bytes {goal} {device}", start)
     if table:
-        taken = question.latency_table(table, workspace)
-        total = sum(taken(layer.name, None) or 0.0 for layer in workspace.profile.layers)
-        found += budget("microseconds", total, "µs", f"search microseconds {goal}", 100.0)
-    return found
+        times = question.latency_table(table, workspace)
+        total = sum(times(layer.name, None) or 0.0 for layer in workspace.profile.layers)
+        budgets += budget("microseconds", total, "µs", f"search microseconds {goal}", 100.0)
+    return budgets
 
 
 def budget(quantity: Quantity, dense: float, unit: str, key: str, start: float) -> Budgets:
@@ -127,14 +127,14 @@ def budget(quantity: Quantity, dense: float, unit: str, key: str, start: float) 
 
 def latency() -> str:
     """The text of a table that was uploaded."""
-    given = st.file_uploader(
+    file = st.file_uploader(
         "Latency table (.csv)",
         type="csv",
         max_upload_size=5,
         help="Microseconds as you measured them, in columns layer, method, rank, microseconds; the dense layer goes by "
         "the method dense and no rank. It brings a budget of microseconds.",
     )
-    return "" if given is None else given.getvalue().decode("utf-8", "replace")
+    return "" if file is None else file.getvalue().decode("utf-8", "replace")
 
 
 def details(workspace: Workspace, published: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], int, int]:

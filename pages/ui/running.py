@@ -30,18 +30,18 @@ def follow(job: Job[T], say: Callable[[Snapshot[T]], str], draw: Callable[[Snaps
         st.button("Cancel", icon=":material/stop_circle:", on_click=job.cancel)
         line = st.empty()
     picture = st.empty()
-    drawn, known, serial = None, job.snapshot, 0
+    drawn, snapshot, serial = None, job.snapshot, 0
     while True:
-        line.markdown(f":material/hourglass_top: {say(known)}{time_left(job)}")
-        if drawn is None or len(known.found) > drawn:
+        line.markdown(f":material/hourglass_top: {say(snapshot)}{time_left(job)}")
+        if drawn is None or len(snapshot.found) > drawn:
             with picture:
-                draw(known, serial)
-            drawn, serial = len(known.found), serial + 1
-        if known.over:
+                draw(snapshot, serial)
+            drawn, serial = len(snapshot.found), serial + 1
+        if snapshot.over:
             st.rerun()
         again = time.monotonic() + DRAW_SECONDS
-        while time.monotonic() < again and not known.over:
-            known = job.changed(known, seconds=0.1)
+        while time.monotonic() < again and not snapshot.over:
+            snapshot = job.changed(snapshot, seconds=0.1)
             if runs.newer_run_waits():
                 return
 
@@ -52,15 +52,15 @@ def time_left(job: Job[Any]) -> str:
     return "" if left is None else f" · about {words.duration(max(1.0, left))} left"
 
 
-def earlier(asked: Sequence[A], titles: Sequence[str], start: Callable[[A], None]) -> None:
+def earlier(wishes: Sequence[A], titles: Sequence[str], start: Callable[[A], None]) -> None:
     """What was asked before the server was started anew, to be asked again: what it had found is on disk."""
-    if not asked:
+    if not wishes:
         return
     with st.expander("Asked before the server was started anew", icon=":material/history:"):
-        at = st.selectbox("Asked", range(len(asked)), format_func=titles.__getitem__, key=f"earlier {titles}")
+        at = st.selectbox("Asked", range(len(wishes)), format_func=titles.__getitem__, key=f"earlier {titles}")
         st.caption("What was measured and trained then is kept: only what is missing is done.")
         if button("Go on", icon=":material/play_arrow:"):
-            start(asked[at])
+            start(wishes[at])
             st.rerun()
 
 
@@ -73,14 +73,14 @@ def badge(page: str) -> None:
 def _badge(page: str) -> None:
     runs.let_wait()
     for started in jobs.elsewhere(page):
-        known, job = started.job.snapshot, started.job
+        snapshot, job = started.job.snapshot, started.job
         since = datetime.now().astimezone() - timedelta(seconds=job.seconds)
         icon, says = "hourglass_top", f"since {since:%H:%M}{time_left(job)}"
-        if known.error is not None:
+        if snapshot.error is not None:
             icon, says = "error", "failed"
-        elif known.over:
-            icon, says = "check_circle", "cancelled" if known.cancelled else "done"
+        elif snapshot.over:
+            icon, says = "check_circle", "cancelled" if snapshot.cancelled else "done"
         with st.container(horizontal=True, gap="xsmall", vertical_alignment="center", key=f"job {started.key}"):
             st.markdown(f":material/{icon}: {words.plain(started.label)} · {says}", width="content")
-            if not known.over:
+            if not snapshot.over:
                 st.button("Cancel", on_click=job.cancel, key=f"cancel {started.key}", type="tertiary")

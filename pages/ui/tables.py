@@ -85,11 +85,11 @@ def weights(stock: Inventory) -> list[dict[str, Any]]:
 
 def blocks(layers: Iterable[Layer], *, called: bool = True) -> list[dict[str, Any]]:
     """One row per block of the network, in order: how many layers it has and what they cost."""
-    found: dict[str, list[Layer]] = {}
+    by_block: dict[str, list[Layer]] = {}
     for layer in layers:
-        found.setdefault(words.block(layer.name), []).append(layer)
+        by_block.setdefault(words.block(layer.name), []).append(layer)
     rows = []
-    for block, inside in found.items():
+    for block, inside in by_block.items():
         cost = sum((dense_cost(layer) for layer in inside), Cost())
         row = {"Block": block or "–", "Layers": len(inside), "Parameters": cost.parameters, "Bytes": cost.bytes}
         rows.append(row | ({"Multiplies": cost.multiplies} if called else {}))
@@ -104,9 +104,10 @@ def cost_shares(profile: ModelProfile, most: int = 30) -> list[tuple[str, float,
     def shares(multiplies: int, stored: int) -> tuple[float, float]:
         return multiplies / (total.multiplies or 1), stored / (total.bytes or 1)
 
-    kept = sorted(costs, key=lambda name: max(shares(costs[name].multiplies, costs[name].bytes)), reverse=True)[:most]
-    rows = [(name, *shares(costs[name].multiplies, costs[name].bytes)) for name in costs if name in kept]
-    others = [costs[name] for name in costs if name not in kept]
+    share_of = {name: shares(cost.multiplies, cost.bytes) for name, cost in costs.items()}
+    costliest = sorted(costs, key=lambda name: max(share_of[name]), reverse=True)[:most]
+    rows = [(name, *share_of[name]) for name in costs if name in costliest]
+    others = [costs[name] for name in costs if name not in costliest]
     if others:
         summed = shares(sum(c.multiplies for c in others), sum(c.bytes for c in others))
         rows.append((f"{len(others)} other layers", *summed))
@@ -118,35 +119,34 @@ def plan_rows(profile: ModelProfile, plan: RankPlan) -> list[dict[str, Any]]:
     rows = []
     for layer in profile.layers:
         choice = plan.get(layer.name)
-        kept, dense = layer_cost(layer, choice), dense_cost(layer)
+        cost, dense = layer_cost(layer, choice), dense_cost(layer)
         rows.append(
             {
                 "Layer": layer.name,
                 "Method": METHODS[choice.method].label if choice else "dense",
                 "Rank": words.sizes(choice.rank) if choice else "–",
-                "Multiplies": kept.multiplies / (dense.multiplies or 1),
-                "Bytes": kept.bytes / (dense.bytes or 1),
+                "Multiplies": cost.multiplies / (dense.multiplies or 1),
+                "Bytes": cost.bytes / (dense.bytes or 1),
             }
         )
     return rows
 
 
-def searches(workspace: Workspace, found: Iterable[Search]) -> list[dict[str, Any]]:
+def searches(workspace: Workspace, all_searches: Iterable[Search]) -> list[dict[str, Any]]:
     """One row per search: what was asked and, where it came to its end, what the answer costs and loses."""
     scale = 100 if words.shares(workspace) else 1
     rows = []
-    for one in found:
-        answer, rule = one.answer, one.question.rule
+    for search in all_searches:
+        answer, rule = search.answer, search.question.rule
         score = None if answer is None else answer.score
-        row: dict[str, Any] = {"Rule": rule.label, "Asked": question.asked(workspace, one.question)}
+        row: dict[str, Any] = {"Rule": rule.label, "Asked": question.asked_text(workspace, search.question)}
         if answer is not None and score is not None:
             row |= {"Multiplies": answer.cost.multiplies, "Bytes": answer.cost.bytes, "Score": scale * score.value}
             row |= {"Drop": scale * score.drop}
             row["95 %"] = words.interval(workspace, score)
-        row |= {"Trials": len(one.trials), "Seconds": one.known.seconds}
-        rows.append(
-            row | {"Ended": "cancelled" if one.known.cancelled else "failed" if one.known.error else "answered"}
-        )
+        snapshot = search.snapshot
+        row |= {"Trials": len(search.trials), "Seconds": snapshot.seconds}
+        rows.append(row | {"Ended": "cancelled" if snapshot.cancelled else "failed" if snapshot.error else "answered"})
     return rows
 
 
@@ -179,18 +179,18 @@ class Learning:
     main: bool
 
 
-def learning(found: Trained, main: Settings | None) -> list[Learning]:
+def learning(trained: Trained, main: Settings | None) -> list[Learning]:
     """Runs in the order they came, the main one last: the one given, or the latest."""
-    last = main if main in found.runs else next(reversed(found.runs), None)
-    ordered = sorted(found.runs.items(), key=lambda run: run[0] == last)
+    last = main if main in trained.runs else next(reversed(trained.runs), None)
+    ordered = sorted(trained.runs.items(), key=lambda run: run[0] == last)
     return [Learning(tuning.run_name(s), s.from_scratch, tuple(epochs), s == last) for s, epochs in ordered]
 
 
-def spread(workspace: Workspace, found: Trained) -> list[dict[str, Any]]:
-    """Runs of each start side by side: what one of them can be trusted with."""
+def spread(workspace: Workspace, trained: Trained) -> list[dict[str, Any]]:
+    """One row per start of a training: mean, spread, best and worst of its runs; then untrained and dense."""
     rows = []
-    for from_scratch in dict.fromkeys(tuned.settings.from_scratch for tuned in found.tuned):
-        finished = [tuned for tuned in found.tuned if tuned.settings.from_scratch == from_scratch and tuned.complete]
+    for from_scratch in dict.fromkeys(tuned.settings.from_scratch for tuned in trained.tuned):
+        finished = [tuned for tuned in trained.tuned if tuned.settings.from_scratch == from_scratch and tuned.complete]
         if not finished:
             continue
         all_runs = summary(finished)
@@ -205,38 +205,38 @@ def spread(workspace: Workspace, found: Trained) -> list[dict[str, Any]]:
                 "Chosen": words.score(workspace, finished[all_runs.chosen].score.value),
             }
         )
-    if found.before is not None:
-        rows.append({"Start": "As compressed, untrained", "Mean": words.score(workspace, found.before.score.value)})
-        rows.append({"Start": "Dense", "Mean": words.score(workspace, found.before.score.dense)})
+    if trained.before is not None:
+        rows.append({"Start": "As compressed, untrained", "Mean": words.score(workspace, trained.before.score.value)})
+        rows.append({"Start": "Dense", "Mean": words.score(workspace, trained.before.score.dense)})
     return rows
 
 
-def swept_dots(workspace: Workspace, found: Trained, quantity: str) -> tuple[list[Dot], list[Dot], Dot]:
-    """Plans as compressed, the same as trained, and the dense network."""
+def swept_dots(workspace: Workspace, trained: Trained, quantity: str) -> tuple[list[Dot], list[Dot], Dot]:
+    """The plans of a sweep as dots: as compressed, as trained, and the dense network."""
     whole = getattr(plan_cost(workspace.profile), quantity) or 1
 
-    def at(one: Swept, score: Score) -> Dot:
-        return Dot(getattr(one.cost, quantity) / whole, score.value, score.low, score.high, "")
+    def at(plan: Swept, score: Score) -> Dot:
+        return Dot(getattr(plan.cost, quantity) / whole, score.value, score.low, score.high, "")
 
-    ordered = sorted(found.swept, key=lambda one: getattr(one.cost, quantity))
+    ordered = sorted(trained.swept, key=lambda plan: getattr(plan.cost, quantity))
     dense = Dot(1.0, ordered[0].direct.dense, None, None, "dense")
-    return [at(one, one.indirect) for one in ordered], [at(one, one.direct) for one in ordered], dense
+    return [at(plan, plan.indirect) for plan in ordered], [at(plan, plan.direct) for plan in ordered], dense
 
 
-def swept(workspace: Workspace, found: Trained) -> list[dict[str, Any]]:
+def swept(workspace: Workspace, trained: Trained) -> list[dict[str, Any]]:
     """One row per plan of a sweep: what it costs, and its score as compressed and as tuned."""
     scale = 100 if words.shares(workspace) else 1
     return [
         {
-            "Multiplies": one.cost.multiplies,
-            "Bytes": one.cost.bytes,
-            "Indirect": scale * one.indirect.value,
-            "Direct": scale * one.direct.value,
-            "Drop": scale * one.direct.drop,
-            "95 %": words.interval(workspace, one.direct),
-            "Epochs": one.epochs,
+            "Multiplies": plan.cost.multiplies,
+            "Bytes": plan.cost.bytes,
+            "Indirect": scale * plan.indirect.value,
+            "Direct": scale * plan.direct.value,
+            "Drop": scale * plan.direct.drop,
+            "95 %": words.interval(workspace, plan.direct),
+            "Epochs": plan.epochs,
         }
-        for one in found.swept
+        for plan in trained.swept
     ]
 
 
@@ -258,7 +258,7 @@ class Curve:
 
     @property
     def top(self) -> int:
-        """The largest rank."""
+        """The largest rank this axis of the layer can have."""
         return len(self.sigma)
 
 

@@ -20,7 +20,7 @@ from lowrank_core.running.scope import nobody, raise_if_cancelled, report, scope
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
 from lowrank_core.selection import Rule, make, search
 from lowrank_core.selection._problem import Problem, Quantity, Trial, problem_of
-from lowrank_core.training import sweep
+from lowrank_core.training import sweep as sweeping
 from lowrank_core.training.finetune import Epoch, finetune, kept, provenance, training_data
 from lowrank_core.training.recipe import Settings
 from lowrank_core.training.sweep import Swept, compressed_score, state_path, tidy, tuned_score
@@ -48,7 +48,7 @@ class Training:
 
     @property
     def runs(self) -> tuple[Settings, ...]:
-        """The settings of each run, in order."""
+        """The settings of every run of this training: each start with each seed."""
         first = self.settings.seed
         return tuple(
             replace(self.settings, from_scratch=start, seed=seed)
@@ -80,8 +80,8 @@ class Before:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pass:
-    """One more epoch of a run, without its network."""
+class RunEpoch:
+    """One more epoch of a run that trains, without its network."""
 
     settings: Settings
     epoch: Epoch
@@ -112,62 +112,62 @@ class Gain:
     score: Score
 
 
-Event = Trial | Before | Pass | Tuned | Gain | Swept
+Result = Trial | Before | RunEpoch | Tuned | Gain | Swept
 Keep = Callable[[Tuned, Epoch], None]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What was asked for and what is known of it."""
+    """A training or sweep that was asked for, and what its job has found so far."""
 
-    asked: Training | Sweep
-    known: Snapshot[Event]
+    wish: Training | Sweep
+    snapshot: Snapshot[Result]
 
     @cached_property
     def runs(self) -> dict[Settings, list[Epoch]]:
-        """Epochs of each run, in the order they came."""
-        found: dict[Settings, list[Epoch]] = {}
-        for event in self.known.found:
-            if isinstance(event, Pass):
-                found.setdefault(event.settings, []).append(event.epoch)
-        return found
+        """The epochs of each run by its settings, in the order they came."""
+        runs: dict[Settings, list[Epoch]] = {}
+        for result in self.snapshot.found:
+            if isinstance(result, RunEpoch):
+                runs.setdefault(result.settings, []).append(result.epoch)
+        return runs
 
     @cached_property
     def tuned(self) -> tuple[Tuned, ...]:
-        """The weights of every run that has some."""
-        return tuple(event for event in self.known.found if isinstance(event, Tuned))
+        """The trained weights of every run that has some."""
+        return tuple(result for result in self.snapshot.found if isinstance(result, Tuned))
 
     @property
     def chosen(self) -> Tuned | None:
-        """The run with the lowest loss on the samples held back: evaluation samples choose nothing."""
+        """The weights with the lowest loss on the samples held back: evaluation samples choose nothing."""
         return min(self.tuned, key=lambda tuned: tuned.validation_loss, default=None)
 
     @property
     def before(self) -> Before | None:
-        """The plan as it is compressed."""
-        return next((event for event in self.known.found if isinstance(event, Before)), None)
+        """The plan as it is compressed, before any training; None until it is measured."""
+        return next((result for result in self.snapshot.found if isinstance(result, Before)), None)
 
     @property
     def gain(self) -> Gain | None:
-        """Of the chosen run."""
-        return next((event for event in self.known.found if isinstance(event, Gain)), None)
+        """The chosen weights against the plan as it is compressed; None until they are compared."""
+        return next((result for result in self.snapshot.found if isinstance(result, Gain)), None)
 
     @property
     def trials(self) -> int:
-        """Plans that the search looked at."""
-        return sum(isinstance(event, Trial) for event in self.known.found)
+        """How many plans the search for ranks has looked at before the training."""
+        return sum(isinstance(result, Trial) for result in self.snapshot.found)
 
     @cached_property
     def swept(self) -> tuple[Swept, ...]:
-        """Plans of a sweep, the cheapest first."""
-        found = [event for event in self.known.found if isinstance(event, Swept)]
-        return tuple(sorted(found, key=lambda swept: swept.cost.multiplies))
+        """The plans of a sweep that are trained, the cheapest first."""
+        plans = [result for result in self.snapshot.found if isinstance(result, Swept)]
+        return tuple(sorted(plans, key=lambda swept: swept.cost.multiplies))
 
 
 # ---- work -----------------------------------------------------------------------------------------------------------
 
 
-def train(workspace: Workspace, asked: Training, folder: Path, points: Path, keep: Keep) -> Iterator[Event]:
+def train(workspace: Workspace, training: Training, folder: Path, points: Path, keep: Keep) -> Iterator[Result]:
     """Find the plan where there is none, then train it and measure; `keep` is given each network that was tuned.
 
     A run that is cancelled or breaks off yields its best weights so far. Each keeps its state in `folder`, so the same
@@ -175,47 +175,47 @@ def train(workspace: Workspace, asked: Training, folder: Path, points: Path, kee
     """
     training_data(workspace)  # its absence is better said before than after a search
     tidy(folder)
-    candidate = asked.candidate
+    candidate = training.candidate
     if candidate is None:
         problem = problem_of(
             workspace,
-            max_drop=asked.max_drop,
-            lock=asked.locked,
-            corrected=asked.corrected,
+            max_drop=training.max_drop,
+            lock=training.locked,
+            corrected=training.corrected,
             folder=points,
         )
         for trial in search(make("bisection", {}), problem):
             yield trial
             candidate = trial.candidate
         assert candidate is not None
-    runs = [(Candidate(candidate.plan) if run.from_scratch else candidate, run) for run in asked.runs]
-    states = [state_path(workspace, begun, run, folder, watch=WATCH) for begun, run in runs]
+    runs = [(Candidate(candidate.plan) if run.from_scratch else candidate, run) for run in training.runs]
+    states = [state_path(workspace, initial, run, folder, watch=WATCH) for initial, run in runs]
     report(Progress("measuring the plan as it is compressed"))
     yield as_compressed(workspace, candidate)
     best: tuple[Tuned, nn.Module] | None = None
     seconds: list[float] = []
-    for number, ((begun, run), state) in enumerate(zip(runs, states, strict=True), start=1):
+    for number, ((initial, run), state) in enumerate(zip(runs, states, strict=True), start=1):
         report(Progress("training"))
         try:
             epochs = []
-            for epoch in finetune(workspace, begun, run, state=state, watch=WATCH):
+            for epoch in finetune(workspace, initial, run, state=state, watch=WATCH):
                 epochs.append(epoch)
                 raise_if_cancelled()  # nothing more is asked for after the next item: let it be the weights
                 seconds += [epoch.seconds] if epoch.number else []
                 if seconds:
                     to_come = (len(runs) - number) * run.epochs * statistics.fmean(seconds)
                     report(Progress("training", epoch.seconds_left + to_come))
-                yield Pass(run, replace(epoch, model=None))
+                yield RunEpoch(run, replace(epoch, model=None))
             assert epoch.model is not None
             report(Progress("measuring the tuned network"))
-            score = tuned_score(workspace, begun, run, epoch.model, watch=WATCH)
+            score = tuned_score(workspace, initial, run, epoch.model, watch=WATCH)
         except LowRankError:
             if state.exists():
                 with scope(cancelled=lambda: False):  # cancelled or not, what there is is kept
-                    best_so_far = _kept(workspace, begun, run, state, keep)
+                    best_so_far = _best_so_far(workspace, initial, run, state, keep)
                 yield best_so_far
             raise
-        tuned = _tuned(begun, run, epochs, WATCH, score)
+        tuned = _tuned(initial, run, epochs, WATCH, score)
         keep(tuned, epoch)
         yield tuned
         if best is None or tuned.validation_loss < best[0].validation_loss:
@@ -229,33 +229,33 @@ def train(workspace: Workspace, asked: Training, folder: Path, points: Path, kee
         yield Gain(best[0], final_score(evaluate(best[1], dense)))
 
 
-def run_sweep(workspace: Workspace, asked: Sweep, folder: Path, points: Path) -> Iterator[Event]:
+def run_sweep(workspace: Workspace, sweep: Sweep, folder: Path, points: Path) -> Iterator[Result]:
     """Find a plan at each share, then train them all. Raises what `search` and `finetune` raise."""
     training_data(workspace)  # its absence is better said before than after a search
     tidy(folder)
     candidates = []
-    for share in asked.shares:
-        report(Progress(f"finding ranks at {words.share(share)} of the {asked.quantity}"))
+    for share in sweep.shares:
+        report(Progress(f"finding ranks at {words.share(share)} of the {sweep.quantity}"))
         problem = Problem(
             workspace,
-            ((asked.quantity, share * getattr(plan_cost(workspace.profile), asked.quantity)),),
-            locked=frozenset(asked.locked),
-            corrected=asked.corrected,
+            ((sweep.quantity, share * getattr(plan_cost(workspace.profile), sweep.quantity)),),
+            locked=frozenset(sweep.locked),
+            corrected=sweep.corrected,
             folder=points,
         )
         try:
             with scope(report=nobody):  # shares are counted, not plans
-                *_, answer = search(asked.rule, problem)
+                *_, answer = search(sweep.rule, problem)
         except InvalidSearch as error:
-            raise InvalidSearch(f"at {words.share(share)} of the {asked.quantity}: {error}") from error
+            raise InvalidSearch(f"at {words.share(share)} of the {sweep.quantity}: {error}") from error
         candidates.append(answer.candidate)
     candidates = list(dict.fromkeys(candidates))
     report(Progress("training"))
-    swept = sweep.sweep(workspace, candidates, asked.settings, workers=asked.workers, folder=folder)
+    swept = sweeping.sweep(workspace, candidates, sweep.settings, workers=sweep.workers, folder=folder)
     pace = Pace(len(candidates))
-    for done, found in enumerate(swept, start=1):
+    for done, plan in enumerate(swept, start=1):
         report(Progress("training", pace(done)))
-        yield found
+        yield plan
 
 
 def as_compressed(workspace: Workspace, candidate: Candidate) -> Before:
@@ -273,26 +273,26 @@ def weights(workspace: Workspace, tuned: Tuned, folder: Path) -> Epoch:
     state = state_path(workspace, tuned.candidate, tuned.settings, folder, watch=tuned.watch)
     if not state.exists():
         raise InvalidFile("the tuned weights are not on disk any more; train the plan again on Fine-tune.")
-    found = kept(workspace, tuned.candidate, tuned.settings, state, watch=tuned.watch)[-1]
-    if (found.number, found.best) != (tuned.epochs, tuned.epoch):
+    epoch = kept(workspace, tuned.candidate, tuned.settings, state, watch=tuned.watch)[-1]
+    if (epoch.number, epoch.best) != (tuned.epochs, tuned.epoch):
         raise InvalidFile(
-            f"this training has gone on since, to epoch {found.number}; open Fine-tune, start it again, and send its "
+            f"this training has gone on since, to epoch {epoch.number}; open Fine-tune, start it again, and send its "
             "weights."
         )
-    return found
+    return epoch
 
 
-def of_sweep(workspace: Workspace, asked: Sweep, swept: Swept, folder: Path) -> tuple[Tuned, Epoch]:
+def of_sweep(workspace: Workspace, sweep: Sweep, swept: Swept, folder: Path) -> tuple[Tuned, Epoch]:
     """The weights of a plan of a sweep; raises InvalidFile where they are not on disk any more."""
-    state = state_path(workspace, swept.candidate, asked.settings, folder)
+    state = state_path(workspace, swept.candidate, sweep.settings, folder)
     if not state.exists():
         raise InvalidFile("the tuned weights are not on disk any more; start the sweep again.")
-    epochs = kept(workspace, swept.candidate, asked.settings, state)
-    return _tuned(swept.candidate, asked.settings, epochs, 0, swept.direct), epochs[-1]
+    epochs = kept(workspace, swept.candidate, sweep.settings, state)
+    return _tuned(swept.candidate, sweep.settings, epochs, 0, swept.direct), epochs[-1]
 
 
 def compressed(workspace: Workspace, tuned: Tuned, epoch: Epoch) -> Compressed:
-    """What is exported of tuned weights."""
+    """Trained weights as the exports take them: network, plan, score, correction and where they come from."""
     plan, correction = tuned.candidate.plan, tuned.candidate.correction
     assert epoch.model is not None
     return Compressed(
@@ -311,25 +311,25 @@ def _tuned(
     return Tuned(candidate, settings, watch, last.best, last.number, epochs[last.best].validation_loss, score, complete)
 
 
-def _kept(workspace: Workspace, candidate: Candidate, settings: Settings, state: Path, keep: Keep) -> Tuned:
+def _best_so_far(workspace: Workspace, candidate: Candidate, settings: Settings, state: Path, keep: Keep) -> Tuned:
     epochs = kept(workspace, candidate, settings, state, watch=WATCH)
     score = epochs[epochs[-1].best].score
     assert score is not None
-    found = _tuned(candidate, settings, epochs, WATCH, score, complete=False)
-    keep(found, epochs[-1])
-    return found
+    tuned = _tuned(candidate, settings, epochs, WATCH, score, complete=False)
+    keep(tuned, epochs[-1])
+    return tuned
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
 def start(from_scratch: bool) -> str:
-    """Where a run begins."""
+    """Where a run begins, as text: from random factors or from those of the plan."""
     return "from scratch" if from_scratch else "from the plan"
 
 
 def run_name(settings: Settings) -> str:
-    """One run among several."""
+    """What tells one run of a training from the others, as text: its start and its seed."""
     return f"{start(settings.from_scratch)}, seed {settings.seed}"
 
 
@@ -338,70 +338,70 @@ def weights_name(workspace: Workspace, tuned: Tuned) -> str:
     broken = "" if tuned.complete else ", broken off"
     value = words.score(workspace, tuned.score.value)
     on = f" on {tuned.score.samples:,} samples" if tuned.score.samples else ""
-    learnt = f"{run_name(tuned.settings)}, learning from {said('loss', tuned.settings.loss)}"
+    learnt = f"{run_name(tuned.settings)}, learning from {choice_text('loss', tuned.settings.loss)}"
     return f"epoch {tuned.epoch} of {tuned.epochs}{broken}, {value}{on} ({learnt})"
 
 
-def cancelled(shown: Trained) -> str:
+def cancelled(trained: Trained) -> str:
     """What a training that was cancelled leaves behind, as Markdown."""
     goes_on = "The same training goes on from there when it is started again."
-    if shown.chosen is None:
+    if trained.chosen is None:
         return f"Cancelled before the first pass: there are no weights to keep. {goes_on}"
-    if all(tuned.complete for tuned in shown.tuned):
-        return f"Cancelled; the weights of {len(shown.tuned)} finished runs are kept. {goes_on}"
-    last = shown.tuned[-1]
+    if all(tuned.complete for tuned in trained.tuned):
+        return f"Cancelled; the weights of {len(trained.tuned)} finished runs are kept. {goes_on}"
+    last = trained.tuned[-1]
     which = f"those of epoch {last.epoch}" if last.epoch else "those of the start, as no epoch was better yet"
-    run = f" ({run_name(last.settings)})" if len(shown.runs) > 1 else ""
+    run = f" ({run_name(last.settings)})" if len(trained.runs) > 1 else ""
     made = f"{last.epochs} of {last.settings.epochs} epochs"
     return f"Cancelled after {made}{run}: the best weights so far are kept, {which}. {goes_on}"
 
 
-def compared(workspace: Workspace, shown: Trained, taken: Tuned) -> list[str]:
-    """Before and after, as lines of Markdown."""
-    assert shown.before is not None
-    corrected = " and corrected" if shown.before.candidate.correction else ""
-    before = shown.before.score if taken.complete else shown.before.watched  # the same samples as after
-    made = f"{taken.epochs} epoch{'' if taken.epochs == 1 else 's'}"
-    whose = f"epoch {taken.epoch} of {taken.epochs}" if taken.epoch else f"the start, after {made}"
-    if not taken.complete:
+def compared(workspace: Workspace, trained: Trained, tuned: Tuned) -> list[str]:
+    """The score before and after a training, as lines of Markdown."""
+    assert trained.before is not None
+    corrected = " and corrected" if trained.before.candidate.correction else ""
+    before = trained.before.score if tuned.complete else trained.before.watched  # the same samples as after
+    made = f"{tuned.epochs} epoch{'' if tuned.epochs == 1 else 's'}"
+    whose = f"epoch {tuned.epoch} of {tuned.epochs}" if tuned.epoch else f"the start, after {made}"
+    if not tuned.complete:
         whose += ", broken off"
     lines = [
         f"**Before**, as compressed{corrected}: {words.plain(words.verdict(workspace, before))}",
-        f"**After**, weights of {whose}: {words.plain(words.verdict(workspace, taken.score))}",
+        f"**After**, weights of {whose}: {words.plain(words.verdict(workspace, tuned.score))}",
     ]
-    if taken.epoch == 0 and taken.complete and not taken.settings.from_scratch:
+    if tuned.epoch == 0 and tuned.complete and not tuned.settings.from_scratch:
         lines.append("No epoch was better than the start, whose weights are kept; try a smaller learning rate.")
-    elif shown.gain is not None and shown.gain.tuned == taken:
-        gain = shown.gain.score
-        said = words.plain(words.change(workspace, gain, "against before, paired on the same samples"))
+    elif trained.gain is not None and trained.gain.tuned == tuned:
+        gain = trained.gain.score
+        change = words.plain(words.change(workspace, gain, "against before, paired on the same samples"))
         chance = gain.drop_low is not None and gain.drop_high is not None and gain.drop_low <= 0 <= gain.drop_high
-        lines.append(f"**Change**: {said}{'; chance alone could make that difference' if chance else ''}.")
+        lines.append(f"**Change**: {change}{'; chance alone could make that difference' if chance else ''}.")
     return lines
 
 
-def said(name: str, value: str) -> str:
-    """A choice of the settings as people read it."""
+def choice_text(name: str, value: str) -> str:
+    """The value of a setting that is one of a few, as people read it."""
     (item,) = (item for item in fields(Settings) if item.name == name)
     return str(item.metadata["choices"][value])
 
 
-def title(workspace: Workspace, asked: Training | Sweep) -> str:
-    """What was asked for, in one line."""
-    s = asked.settings
+def title(workspace: Workspace, wish: Training | Sweep) -> str:
+    """A training or sweep in one line: which ranks, from where, for how many epochs."""
+    s = wish.settings
     learns = f"{s.epochs} epoch{'' if s.epochs == 1 else 's'}"
-    learns += "" if s.loss == "distill" else f", learning from {said('loss', s.loss)}"
-    if isinstance(asked, Sweep):
-        shares = ", ".join(words.share(share) for share in asked.shares)
-        return f"Sweep: {asked.rule.label} at {shares} of the {asked.quantity}, {learns}"
-    begun = " and ".join(map(start, asked.starts))
-    seeds = f", {asked.seeds} seeds" if asked.seeds > 1 else ""
+    learns += "" if s.loss == "distill" else f", learning from {choice_text('loss', s.loss)}"
+    if isinstance(wish, Sweep):
+        shares = ", ".join(words.share(share) for share in wish.shares)
+        return f"Sweep: {wish.rule.label} at {shares} of the {wish.quantity}, {learns}"
+    starts = " and ".join(map(start, wish.starts))
+    seeds = f", {wish.seeds} seeds" if wish.seeds > 1 else ""
     share = ""
-    if asked.candidate is None:
-        assert asked.max_drop is not None
-        begun = (
-            f"ranks by bisection, {words.loss(workspace)} up to {words.drop(workspace, asked.max_drop)}, then {begun}"
+    if wish.candidate is None:
+        assert wish.max_drop is not None
+        starts = (
+            f"ranks by bisection, {words.loss(workspace)} up to {words.drop(workspace, wish.max_drop)}, then {starts}"
         )
     else:
         dense = plan_cost(workspace.profile).multiplies or 1
-        share = f" at {words.share(plan_cost(workspace.profile, asked.candidate.plan).multiplies / dense)} multiplies"
-    return f"{begun[0].upper()}{begun[1:]}{share}, {learns}{seeds}"
+        share = f" at {words.share(plan_cost(workspace.profile, wish.candidate.plan).multiplies / dense)} multiplies"
+    return f"{starts[0].upper()}{starts[1:]}{share}, {learns}{seeds}"

@@ -53,7 +53,7 @@ def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
     start = choice("Start from", begins, f"tuning start {goal}")
     starts = {"plan": (False,), "scratch": (True,), "both": (False, True)}[start]
     row = st.container(horizontal=True, gap="small")
-    held = form.settings(Settings, "tuning", USUAL, row)
+    values = form.settings(Settings, "tuning", USUAL, row)
     if goal == "sweep":
         workers = row.number_input(
             "Processes",
@@ -80,8 +80,8 @@ def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
         )
     with st.expander("More settings"):
         more = (f.name for f in fields(Settings) if f.name not in (*USUAL, "from_scratch"))
-        held |= form.settings(Settings, "tuning", tuple(more))
-    settings = Settings(**held, from_scratch=start == "scratch")
+        values |= form.settings(Settings, "tuning", tuple(more))
+    settings = Settings(**values, from_scratch=start == "scratch")
     if goal == "sweep":
         made = make(rule, {})
         wish = Sweep(shares, quantity, made, settings, workers, locked, corrected) if shares else None
@@ -93,7 +93,7 @@ def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
 
 
 def choice(label: str, options: Mapping[C, str], key: str) -> C:
-    """One of a few, the first at first."""
+    """A row of buttons of which one is chosen, the first one at first."""
     return st.segmented_control(
         label,
         options,
@@ -109,10 +109,10 @@ def plan_line(workspace: Workspace) -> None:
     """The plan that is trained, in one line."""
     history = plans.history(workspace)
     cost, dense = plan_cost(workspace.profile, history.plan), plan_cost(workspace.profile)
-    kept = f"{words.share(cost.multiplies / (dense.multiplies or 1))} of the multiplies"
+    multiplies = f"{words.share(cost.multiplies / (dense.multiplies or 1))} of the multiplies"
     layers = f"{len(history.plan.choices)} of {len(workspace.profile.layers)} layers factorised"
     st.markdown(
-        f"The plan as it stands: {layers}, {kept}, {words.share(cost.bytes / dense.bytes)} of the bytes, "
+        f"The plan as it stands: {layers}, {multiplies}, {words.share(cost.bytes / dense.bytes)} of the bytes, "
         f"**{'corrected' if history.corrected else 'uncorrected'}**.",
         help=words.CORRECTION,
     )
@@ -120,7 +120,7 @@ def plan_line(workspace: Workspace) -> None:
 
 
 def budgets() -> tuple[Quantity, tuple[float, ...], str]:
-    """(quantity, shares, rule)"""
+    """Ask for the plans of a sweep: (quantity, its shares of the dense network, name of the rule)."""
     quantities: dict[Quantity, str] = {"multiplies": "multiplies", "bytes": "bytes"}
     quantity = choice("Budgets of", quantities, "tuning quantity")
     shares = st.multiselect(

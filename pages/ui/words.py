@@ -52,7 +52,7 @@ def block(name: str) -> str:
 
 
 def sizes(numbers: tuple[int, ...]) -> str:
-    """Extents or ranks in one word.
+    """Extents or ranks as text, with × between them and – for none.
 
     >>> sizes((16, 3, 3, 3)), sizes(())
     ('16×3×3×3', '–')
@@ -66,17 +66,17 @@ def plain(text: str) -> str:
     >>> print(plain("`run x_y`: __init__ is $5"))
     `run x_y`\\: \\_\\_init\\_\\_ is \\$5
     """
-    return re.sub(r"(`[^`\n]+`)|([\\*_\[\]$~<>#|:])", lambda found: found[1] or f"\\{found[2]}", text)
+    return re.sub(r"(`[^`\n]+`)|([\\*_\[\]$~<>#|:])", lambda match: match[1] or f"\\{match[2]}", text)
 
 
-def model_name(ref: str) -> str:
+def model_name(address: str) -> str:
     """A reference as people call it; a file by its name alone."""
-    return plain(ref.removeprefix("builtin:") if ref.startswith("builtin:") else Path(ref).name)
+    return plain(address.removeprefix("builtin:") if address.startswith("builtin:") else Path(address).name)
 
 
-def model_description(ref: str) -> str:
+def model_description(address: str) -> str:
     """What a built-in model does, or where the other one came from."""
-    name = ref.removeprefix("builtin:")
+    name = address.removeprefix("builtin:")
     if name in BUILTIN:
         return str(importlib.import_module(BUILTIN[name]).DESCRIPTION)
     return "The model given when the app was started."
@@ -94,12 +94,12 @@ def shares(workspace: Workspace) -> bool:
 
 
 def metric(workspace: Workspace) -> str:
-    """Name of the score."""
+    """The name of the score, as it stands in front of a figure."""
     return "Score" if workspace.opened.evaluate is not None else workspace.metric.name.capitalize()
 
 
 def rises(workspace: Workspace) -> bool:
-    """Whether a score gets worse by rising."""
+    """Whether the score of this model is larger when the network is worse."""
     return not (workspace.opened.higher_is_better if workspace.opened.evaluate else workspace.metric.higher_is_better)
 
 
@@ -109,17 +109,17 @@ def axis(workspace: Workspace) -> str:
 
 
 def loss(workspace: Workspace) -> str:
-    """What getting worse is called."""
+    """What it is called that a score gets worse: a drop, or a rise where lower is better."""
     return "rise" if rises(workspace) else "drop"
 
 
 def loss_title(workspace: Workspace) -> str:
-    """The same above a column of figures."""
+    """What it is called that a score gets worse, with its unit, as the title of a column."""
     return f"{loss(workspace).capitalize()}, points" if shares(workspace) else loss(workspace).capitalize()
 
 
 def score(workspace: Workspace, value: float) -> str:
-    """A score in its own unit."""
+    """A score as text: percent where it is a share, else its own figure."""
     return score_text(value, percent=shares(workspace))
 
 
@@ -128,30 +128,30 @@ def drop(workspace: Workspace, value: float) -> str:
     return drop_text(value, percent=shares(workspace))
 
 
-def interval(workspace: Workspace, found: Score) -> str:
-    """The interval of the drop, empty where there is none."""
-    if found.drop_low is None or found.drop_high is None:
+def interval(workspace: Workspace, measured: Score) -> str:
+    """The 95 % interval of the drop as text, empty where there is none."""
+    if measured.drop_low is None or measured.drop_high is None:
         return ""
     scale, digits = (100, ".2f") if shares(workspace) else (1, ".4g")
-    return f"{scale * found.drop_low:{digits}} to {scale * found.drop_high:{digits}}".replace("-", "−")
+    return f"{scale * measured.drop_low:{digits}} to {scale * measured.drop_high:{digits}}".replace("-", "−")
 
 
-def verdict(workspace: Workspace, found: Score) -> str:
+def verdict(workspace: Workspace, measured: Score) -> str:
     """A measured score with its paired interval, as one line."""
-    on = f" on {found.samples:,} samples" if found.samples else ""
-    return f"{score(workspace, found.value)}{on}, {change(workspace, found, 'against dense')}"
+    on = f" on {measured.samples:,} samples" if measured.samples else ""
+    return f"{score(workspace, measured.value)}{on}, {change(workspace, measured, 'against dense')}"
 
 
-def change(workspace: Workspace, found: Score, against: str) -> str:
+def change(workspace: Workspace, measured: Score, against: str) -> str:
     """How the score itself has moved, with its interval: a drop the other way round, a rise as it is."""
     scale, unit = (100, " points") if shares(workspace) else (1, "")
-    scale = -scale if found.higher_is_better else scale
+    scale = -scale if measured.higher_is_better else scale
 
     def signed(drop: float) -> str:
         return f"{round(scale * drop, 2) + 0.0:+.2f}".replace("-", "−")
 
-    line = f"{signed(found.drop)}{unit} {against}"
-    if found.drop_low is None or found.drop_high is None:
+    line = f"{signed(measured.drop)}{unit} {against}"
+    if measured.drop_low is None or measured.drop_high is None:
         return line
-    low, high = sorted((found.drop_low, found.drop_high), key=lambda drop: scale * drop)
+    low, high = sorted((measured.drop_low, measured.drop_high), key=lambda drop: scale * drop)
     return f"{line} (95 %: {signed(low)} to {signed(high)})"

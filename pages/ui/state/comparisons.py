@@ -11,53 +11,55 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.workspace import Workspace
 from pages.ui import compare
-from pages.ui.compare import Found, Raced
+from pages.ui.compare import PlanTiming, Result
 from pages.ui.state import jobs, models
 from pages.ui.state.session import session_id
 
 
-def begun(shown: Workspace) -> dict[compare.Asked, Job[Found]]:
-    """What this session has had measured on Compare, the latest last."""
-    return jobs.comparisons().asked_by(session_id(), models.key(shown))
+def begun(workspace: Workspace) -> dict[compare.Wish, Job[Result]]:
+    """What this session has had measured on Compare with the job of each wish, the latest last."""
+    return jobs.comparisons().asked_by(session_id(), models.key(workspace))
 
 
-def start(shown: Workspace, asked: compare.Asked) -> None:
+def start(workspace: Workspace, wish: compare.Wish) -> None:
     """Measure plans, their latency, or that of the layers; what is over is measured again."""
     folder = models.cache().points
     jobs.comparisons().begin(
         session_id(),
-        models.key(shown),
-        asked,
+        models.key(workspace),
+        wish,
         lambda: Job(
-            compare.label(asked),
-            lambda: compare.work(shown, asked, folder),
+            compare.label(wish),
+            lambda: compare.work(workspace, wish, folder),
             patience_seconds=PATIENCE_SECONDS,
         ),
         again=True,
     )
 
 
-def compared(shown: Workspace) -> dict[Candidate, Comparison]:
+def compared(workspace: Workspace) -> dict[Candidate, Comparison]:
     """Every candidate of this model that was measured, by whichever session."""
-    return {one.candidate: one for one in _found(shown) if isinstance(one, Comparison)}
+    return {one.candidate: one for one in _results(workspace) if isinstance(one, Comparison)}
 
 
-def raced(shown: Workspace) -> dict[tuple[Candidate, Runtime], Timing]:
+def timings(workspace: Workspace) -> dict[tuple[Candidate, Runtime], Timing]:
     """The latency of every candidate that was timed."""
-    return {(one.candidate, one.runtime): one.timing for one in _found(shown) if isinstance(one, Raced)}
+    return {(one.candidate, one.runtime): one.timing for one in _results(workspace) if isinstance(one, PlanTiming)}
 
 
-def _found(shown: Workspace) -> list[Found]:
-    return [one for job in jobs.comparisons().of_model(models.key(shown)) for one in job.snapshot.found]
+def _results(workspace: Workspace) -> list[Result]:
+    return [one for job in jobs.comparisons().of_model(models.key(workspace)) for one in job.snapshot.found]
 
 
-def stairs(shown: Workspace, runtime: Runtime) -> tuple[Staircase, ...]:
+def stairs(workspace: Workspace, runtime: Runtime) -> tuple[Staircase, ...]:
     """The latency staircases of this model's layers that were measured on this machine."""
     folder = models.cache().points
     changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
-    return _stairs(shown, shown.profile.fingerprint, shown.address, runtime, changed) if changed else ()
+    return _stairs(workspace, workspace.profile.fingerprint, workspace.address, runtime, changed) if changed else ()
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _stairs(_workspace: Workspace, fingerprint: str, ref: str, runtime: Runtime, changed: int) -> tuple[Staircase, ...]:
+def _stairs(
+    _workspace: Workspace, fingerprint: str, address: str, runtime: Runtime, changed: int
+) -> tuple[Staircase, ...]:
     return known_staircases(_workspace.profile.layers, setting_of(_workspace, runtime), models.cache().points)

@@ -30,23 +30,23 @@ def folder() -> Path:
     return own
 
 
-def written(kind: str, wanted: Candidate | Tuned) -> Exported | None:
+def written(kind: str, source: Candidate | Tuned) -> Exported | None:
     """The file of that kind, if the latest one was written for this candidate, or for these weights."""
-    found: tuple[Candidate | Tuned, Exported] | None = st.session_state.get(f"written {kind}")
-    return found[1] if found and found[0] == wanted else None
+    latest: tuple[Candidate | Tuned, Exported] | None = st.session_state.get(f"written {kind}")
+    return latest[1] if latest and latest[0] == source else None
 
 
-def keep_written(kind: str, wanted: Candidate | Tuned, exported: Exported) -> None:
-    """Remember the latest file of a kind."""
-    st.session_state[f"written {kind}"] = (wanted, exported)
+def keep_written(kind: str, source: Candidate | Tuned, exported: Exported) -> None:
+    """Remember for this session the latest file of a kind, and make room by removing old ones."""
+    st.session_state[f"written {kind}"] = (source, exported)
     keep_newest(Path(_exports().name), MOST_EXPORTED_BYTES)
 
 
 def keep_newest(folder: Path, most_bytes: int) -> None:
     """Remove the oldest files below a folder until the rest take at most so many bytes; the newest always stays."""
-    found = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in folder.rglob("*") if p.is_file())
-    total = sum(size for _, size, _ in found)
-    for _, size, path in found[:-1]:
+    files = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in folder.rglob("*") if p.is_file())
+    total = sum(size for _, size, _ in files)
+    for _, size, path in files[:-1]:
         if total <= most_bytes:
             break
         path.unlink(missing_ok=True)

@@ -10,13 +10,12 @@ import streamlit as st
 from lowrank_core.selection._problem import Trial
 from lowrank_core.store.files import write_whole
 from lowrank_core.workspace import Workspace
-from pages.ui import compare
-from pages.ui.asked import Asked, from_json, to_json
-from pages.ui.compare import Found
+from pages.ui import compare, tuning
+from pages.ui.asked import Wish, from_json, to_json
 from pages.ui.question import Question
 from pages.ui.shared_jobs import SharedJobs, Started
 from pages.ui.state.session import saved_file, session_id
-from pages.ui.tuning import Event, Sweep, Training
+from pages.ui.tuning import Sweep, Training
 
 MOST_ASKED = 50
 """Searches and trainings of a session that are remembered on disk."""
@@ -33,25 +32,25 @@ MOST_COMPARISONS = 100
 
 @st.cache_resource
 def searches() -> SharedJobs[Question, Trial]:
-    """Searches of all sessions."""
+    """The searches of all sessions, shared between them."""
     return SharedJobs("Search", MOST_SEARCHES)
 
 
 @st.cache_resource
-def trainings() -> SharedJobs[Training | Sweep, Event]:
-    """Trainings and sweeps of all sessions."""
+def trainings() -> SharedJobs[Training | Sweep, tuning.Result]:
+    """The trainings and sweeps of all sessions, shared between them."""
     return SharedJobs("Fine-tune", MOST_TRAININGS)
 
 
 @st.cache_resource
-def comparisons() -> SharedJobs[compare.Asked, Found]:
-    """Measurements for Compare of all sessions."""
+def comparisons() -> SharedJobs[compare.Wish, compare.Result]:
+    """The measurements that all sessions asked for on Compare, shared between them."""
     return SharedJobs("Compare", MOST_COMPARISONS)
 
 
 @st.cache_resource
 def spectra() -> SharedJobs[str, str]:
-    """Spectra of weights without a model of all sessions."""
+    """The computations of spectra of weights without a model, shared between all sessions."""
     return SharedJobs("Spectra", 20)
 
 
@@ -59,25 +58,25 @@ def elsewhere(page: str) -> list[Started]:
     """Jobs of this session, of any model, that other pages show: running, or over since it last looked there."""
     looked: set[str] = st.session_state.setdefault("looked", set())
     kinds: tuple[SharedJobs[Any, Any], ...] = (searches(), trainings(), comparisons(), spectra())
-    found = [started for jobs in kinds for started in jobs.of_session(session_id())]
-    looked |= {started.key for started in found if started.page == page and started.job.snapshot.over}
-    looked &= {started.key for started in found}
-    return [started for started in found if started.page != page and started.key not in looked]
+    all_started = [started for jobs in kinds for started in jobs.of_session(session_id())]
+    looked |= {started.key for started in all_started if started.page == page and started.job.snapshot.over}
+    looked &= {started.key for started in all_started}
+    return [started for started in all_started if started.page != page and started.key not in looked]
 
 
-def note_asked(shown: Workspace, wanted: Asked) -> None:
+def note_asked(workspace: Workspace, wish: Wish) -> None:
     """Remember on disk what was asked, for a server that is started anew."""
-    others = [other for other in noted(shown) if other != wanted]
-    write_whole(_asked_file(shown), to_json([*others, wanted][-MOST_ASKED:]))
+    others = [other for other in noted(workspace) if other != wish]
+    write_whole(_asked_file(workspace), to_json([*others, wish][-MOST_ASKED:]))
 
 
-def noted(shown: Workspace) -> tuple[Asked, ...]:
+def noted(workspace: Workspace) -> tuple[Wish, ...]:
     """What this session has asked about this model, the latest last, also of a server that was stopped since."""
     try:
-        return from_json(_asked_file(shown).read_bytes())
+        return from_json(_asked_file(workspace).read_bytes())
     except OSError:
         return ()
 
 
-def _asked_file(shown: Workspace) -> Path:
-    return saved_file(shown.profile.fingerprint, "-asked.json")
+def _asked_file(workspace: Workspace) -> Path:
+    return saved_file(workspace.profile.fingerprint, "-asked.json")

@@ -17,8 +17,7 @@ from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score
 from lowrank_core.store.room import Recent
 from lowrank_core.workspace import Workspace
-from pages.ui.state import models
-from pages.ui.state.plans import candidate, history
+from pages.ui.state import models, plans
 from pages.ui.state.session import session_id
 
 MOST_SESSIONS = 200
@@ -40,8 +39,8 @@ def _measurements() -> Recent[str, Measuring]:
 
 
 @st.cache_resource(max_entries=models.MOST_MODELS, on_release=lambda job: job.cancel())
-def _survey(_workspace: Workspace, fingerprint: str, ref: str, corrected: bool) -> Job[tuple[Finding, ...]]:
-    shipped, folder = POINTS if ref.startswith("builtin:") else None, models.cache().points
+def _survey(_workspace: Workspace, fingerprint: str, address: str, corrected: bool) -> Job[tuple[Finding, ...]]:
+    shipped, folder = POINTS if address.startswith("builtin:") else None, models.cache().points
     return Job(
         "the survey",
         lambda: learn(_workspace, corrected=corrected, folder=folder, shipped=shipped),
@@ -49,24 +48,24 @@ def _survey(_workspace: Workspace, fingerprint: str, ref: str, corrected: bool) 
     )
 
 
-def survey(shown: Workspace) -> Job[tuple[Finding, ...]]:
+def survey(workspace: Workspace) -> Job[tuple[Finding, ...]]:
     """What is learnt of the model in the background, for all sessions that look at it."""
-    return _survey(shown, shown.profile.fingerprint, shown.address, history(shown).corrected)
+    return _survey(workspace, workspace.profile.fingerprint, workspace.address, plans.history(workspace).corrected)
 
 
-def measure(shown: Workspace) -> Job[Figure]:
+def measure(workspace: Workspace) -> Job[Figure]:
     """The measurement of the plan as it stands: the running one, or a new one that cancels the older."""
     running = _measurements().get(session_id())
-    wanted, tolerance = candidate(shown), history(shown).tolerance
+    candidate, tolerance = plans.candidate(workspace), plans.history(workspace).tolerance
     if running is not None:
-        if (running.candidate, running.tolerance) == (wanted, tolerance) and running.job.snapshot.error is None:
+        if (running.candidate, running.tolerance) == (candidate, tolerance) and running.job.snapshot.error is None:
             return running.job
         running.job.cancel()
-    job = measurement(shown, wanted, tolerance=tolerance)
-    _measurements()[session_id()] = Measuring(wanted, tolerance, job)
+    job = measurement(workspace, candidate, tolerance=tolerance)
+    _measurements()[session_id()] = Measuring(candidate, tolerance, job)
     return job
 
 
-def measured(shown: Workspace, wanted: RankPlan) -> Score | None:
+def measured(workspace: Workspace, plan: RankPlan) -> Score | None:
     """The score of a plan if it has been measured on all samples, with the correction as it is set now."""
-    return shown.scores.get(candidate(shown, wanted))
+    return workspace.scores.get(plans.candidate(workspace, plan))

@@ -44,23 +44,23 @@ def named_at_start() -> str | None:
 
 def offered() -> tuple[str, ...]:
     """What can be opened here: the model given at the start, then the built-in ones. Never an upload: it is code."""
-    given = named_at_start()
+    at_start = named_at_start()
     builtin = tuple(f"builtin:{name}" for name in BUILTIN)
-    return (given, *builtin) if given and given not in builtin else builtin
+    return (at_start, *builtin) if at_start and at_start not in builtin else builtin
 
 
 def chosen() -> str:
     """The model this session looks at; the address may name one (?model=...)."""
     if "model" not in st.session_state:
-        asked = st.query_params.get("model")
-        st.session_state["model"] = asked if asked in offered() else named_at_start() or offered()[0]
+        named = st.query_params.get("model")
+        st.session_state["model"] = named if named in offered() else named_at_start() or offered()[0]
     return str(st.session_state["model"])
 
 
-def choose(ref: str) -> None:
+def choose(address: str) -> None:
     """Look at another model; the plans of the others are kept."""
-    st.session_state["model"] = ref
-    st.query_params["model"] = ref
+    st.session_state["model"] = address
+    st.query_params["model"] = address
 
 
 def opened(say: Callable[[str], None]) -> Workspace | Inventory:
@@ -68,27 +68,27 @@ def opened(say: Callable[[str], None]) -> Workspace | Inventory:
 
     say: called with each step where the model is not open yet.
     """
-    ref = chosen()
+    address = chosen()
     st.query_params["w"] = session_id()
-    if ref != offered()[0] or "model" in st.query_params:
-        st.query_params["model"] = ref
-    return open_model(ref, stamp(ref), say)
+    if address != offered()[0] or "model" in st.query_params:
+        st.query_params["model"] = address
+    return open_model(address, stamp(address), say)
 
 
-def open_model(ref: str, stamp: str, say: Callable[[str], None] = lambda step: None) -> Workspace | Inventory:
+def open_model(address: str, stamp: str, say: Callable[[str], None] = lambda step: None) -> Workspace | Inventory:
     """Built-in models are few and small, so all of them stay open; of the given one also what it was before an edit."""
-    models, key = _builtin() if ref.startswith("builtin:") else _given(), (ref, stamp)
+    models, key = _builtin() if address.startswith("builtin:") else _given(), (address, stamp)
     if key not in models:
         say("Opening the model")
-    return models(key, lambda: _look(ref, say))
+    return models(key, lambda: _look(address, say))
 
 
-def _look(ref: str, say: Callable[[str], None]) -> Workspace | Inventory:
-    found = open_to_look(ref, cache(), room(), say)
-    if isinstance(found, Workspace):
+def _look(address: str, say: Callable[[str], None]) -> Workspace | Inventory:
+    model = open_to_look(address, cache(), room(), say)
+    if isinstance(model, Workspace):
         say("Scoring the dense network")
-        dense_score(found)
-    return found
+        dense_score(model)
+    return model
 
 
 @st.cache_resource
@@ -104,12 +104,14 @@ def _given() -> Once[tuple[str, str], Workspace | Inventory]:
 @st.cache_resource
 def room() -> Room:
     """What is kept in memory of all models together is bounded by this; raises InvalidSettings."""
-    given = os.environ.get(MEMORY, "")
-    if not given:
+    megabytes = os.environ.get(MEMORY, "")
+    if not megabytes:
         return Room()
-    if not re.fullmatch(r"[1-9]\d{0,8}", given):
-        raise InvalidSettings(f"{MEMORY} must be a whole number of MB from 1, such as 512; got {given!r}. Correct it.")
-    return Room(int(given) * 10**6)
+    if not re.fullmatch(r"[1-9]\d{0,8}", megabytes):
+        raise InvalidSettings(
+            f"{MEMORY} must be a whole number of MB from 1, such as 512; got {megabytes!r}. Correct it."
+        )
+    return Room(int(megabytes) * 10**6)
 
 
 def cache() -> Cache:
@@ -117,9 +119,9 @@ def cache() -> Cache:
     return Cache(platformdirs.user_cache_path("rank-explorer"))
 
 
-def stamp(ref: str) -> str:
+def stamp(address: str) -> str:
     """Changes when a model file, or a file beside it or in its folder, does: an edited model is opened again."""
-    path = Path(ref).expanduser()
+    path = Path(address).expanduser()
     if not path.exists():
         return ""
     folder = path if path.is_dir() else path.parent
@@ -127,27 +129,27 @@ def stamp(ref: str) -> str:
     return hashlib.sha256(repr(beside).encode()).hexdigest()
 
 
-def dense_score(shown: Workspace) -> tuple[float, int]:
+def dense_score(workspace: Workspace) -> tuple[float, int]:
     """(score, samples) of the dense network: on all samples once a measurement has run it on them, on some before."""
-    complete = shown.opened.evaluate is None and shown.reference.complete
-    return shown.dense_score(None if complete else DENSE_SAMPLES)
+    complete = workspace.opened.evaluate is None and workspace.reference.complete
+    return workspace.dense_score(None if complete else DENSE_SAMPLES)
 
 
 @st.cache_resource(max_entries=MOST_MODELS, show_spinner=False)
-def noise(_workspace: Workspace, fingerprint: str, ref: str) -> NoiseTable | None:
+def noise(_workspace: Workspace, fingerprint: str, address: str) -> NoiseTable | None:
     """The prediction table; None where the model file scores itself."""
     return None if _workspace.opened.evaluate is not None else noise_table(_workspace.reference, DENSE_SAMPLES)
 
 
-def factorise(shown: Workspace, say: Callable[[str], None]) -> None:
+def factorise(workspace: Workspace, say: Callable[[str], None]) -> None:
     """Factorise every layer once by its default method, and say which one it is at."""
-    layers, told = shown.profile.layers, 0.0
+    layers, last_said = workspace.profile.layers, 0.0
     with somebody_waits():
         for number, layer in enumerate(layers, 1):
-            if time.monotonic() - told > SAY_SECONDS:
+            if time.monotonic() - last_said > SAY_SECONDS:
                 say(f"Factorising {number} of {len(layers)} layers")
-                told = time.monotonic()
-            _ = shown.factors(layer.name, layer.methods[0].name).spectra
+                last_said = time.monotonic()
+            _ = workspace.factors(layer.name, layer.methods[0].name).spectra
 
 
 @st.cache_resource
@@ -156,6 +158,6 @@ def constants() -> Once[tuple[str, str], dict[str, Any]]:
     return Once(4)
 
 
-def key(shown: Workspace) -> str:
+def key(workspace: Workspace) -> str:
     """What tells one model, as its file is now, from all others."""
-    return f"{shown.profile.fingerprint} {shown.address} {stamp(shown.address)}"
+    return f"{workspace.profile.fingerprint} {workspace.address} {stamp(workspace.address)}"

@@ -17,52 +17,52 @@ from pages.ui.state.session import saved_file
 from pages.ui.waiting import Steps
 
 
-def history(shown: Workspace) -> History:
+def history(workspace: Workspace) -> History:
     """The plans of this session for this model; at first one at about half the multiplies."""
     histories = st.session_state.setdefault("histories", {})
-    fingerprint = shown.profile.fingerprint
+    fingerprint = workspace.profile.fingerprint
     if fingerprint not in histories:
-        histories[fingerprint] = _saved(fingerprint, shown) or History(_first_plan(shown))
+        histories[fingerprint] = _saved(fingerprint, workspace) or History(_first_plan(workspace))
     return histories[fingerprint]  # type: ignore[no-any-return]
 
 
-def plan(shown: Workspace) -> RankPlan:
-    """The plan as it stands."""
-    return history(shown).plan
+def plan(workspace: Workspace) -> RankPlan:
+    """The plan of this session for a model as it stands now."""
+    return history(workspace).plan
 
 
-def plan_if_made(shown: Workspace) -> RankPlan | None:
+def plan_if_made(workspace: Workspace) -> RankPlan | None:
     """The plan as it stands; None where the first one has still to be found, for which every layer is factorised."""
-    fingerprint = shown.profile.fingerprint
-    kept = st.session_state.get("histories", {}).get(fingerprint) or _saved(fingerprint, shown)
-    return kept.plan if kept else None
+    fingerprint = workspace.profile.fingerprint
+    current = st.session_state.get("histories", {}).get(fingerprint) or _saved(fingerprint, workspace)
+    return current.plan if current else None
 
 
-def _first_plan(shown: Workspace) -> RankPlan:
+def _first_plan(workspace: Workspace) -> RankPlan:
     with Steps() as say:
-        models.factorise(shown, say)
-        return starting_plan(shown.profile, shown.factors)
+        models.factorise(workspace, say)
+        return starting_plan(workspace.profile, workspace.factors)
 
 
-def set_history(shown: Workspace, changed: History) -> None:
+def set_history(workspace: Workspace, history: History) -> None:
     """Remember a changed history, here and on disk."""
-    st.session_state["histories"][shown.profile.fingerprint] = changed
-    write_whole(saved_file(shown.profile.fingerprint, ".json"), changed.to_json().encode())
+    st.session_state["histories"][workspace.profile.fingerprint] = history
+    write_whole(saved_file(workspace.profile.fingerprint, ".json"), history.to_json().encode())
 
 
-def _saved(fingerprint: str, shown: Workspace) -> History | None:
+def _saved(fingerprint: str, workspace: Workspace) -> History | None:
     path = saved_file(fingerprint, ".json")
     remove_left(path.parent)
     try:
-        found = History.from_json(path.read_text(encoding="utf-8"))
-        for kept in (found.plan, *found.past, *found.future, *(s.plan for s in found.snapshots)):
-            check_plan(shown.profile, kept)
+        saved = History.from_json(path.read_text(encoding="utf-8"))
+        for plan in (saved.plan, *saved.past, *saved.future, *(s.plan for s in saved.snapshots)):
+            check_plan(workspace.profile, plan)
     except (OSError, ValueError, KeyError, TypeError, LowRankError):
         return None
-    return found
+    return saved
 
 
-def candidate(shown: Workspace, wanted: RankPlan | None = None) -> Candidate:
+def candidate(workspace: Workspace, plan: RankPlan | None = None) -> Candidate:
     """The plan as it stands, or another one, with the correction where it is on."""
-    kept = history(shown)
-    return shown.candidate(kept.plan if wanted is None else wanted, corrected=kept.corrected)
+    current = history(workspace)
+    return workspace.candidate(current.plan if plan is None else plan, corrected=current.corrected)

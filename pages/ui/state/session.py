@@ -14,8 +14,8 @@ import streamlit as st
 def session_id() -> str:
     """The name of this session's saved work: the one in the address (?w=...), or a new one."""
     if "session" not in st.session_state:
-        asked = st.query_params.get("w", "")
-        st.session_state["session"] = asked if re.fullmatch(r"[0-9a-f]{16}", asked) else secrets.token_hex(8)
+        in_address = st.query_params.get("w", "")
+        st.session_state["session"] = in_address if re.fullmatch(r"[0-9a-f]{16}", in_address) else secrets.token_hex(8)
     return str(st.session_state["session"])
 
 
@@ -37,8 +37,8 @@ def set_widget(key: str, value: str) -> None:
 
 def heard() -> tuple[str, int]:
     """The board whose messages came last, and the number of the last one."""
-    found: tuple[str, int] = st.session_state.get("heard", ("", 0))
-    return found
+    last: tuple[str, int] = st.session_state.get("heard", ("", 0))
+    return last
 
 
 def hear(board: str, number: int) -> bool:
@@ -50,7 +50,7 @@ def hear(board: str, number: int) -> bool:
 
 
 def press(button: str) -> None:
-    """Keep a click until `take_press`."""
+    """Remember that a button was clicked, until `take_press` has seen it."""
     st.session_state["pressed"] = button
 
 

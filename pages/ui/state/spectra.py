@@ -23,23 +23,23 @@ ALL = "all spectra"
 
 @st.cache_resource(show_spinner="Measuring the speed of this machine…")
 def speed() -> Estimate:
-    """How fast spectra are computed here."""
+    """How fast this machine computes spectra, measured once."""
     return measure_speed()
 
 
 def job(stock: Inventory) -> Job[str] | None:
     """What computes all spectra, for all sessions that look; started unasked where that is short."""
     shared, key = jobs.spectra(), weights_key(stock)
-    known, names = shared.get(key, ALL), [layer.name for layer in stock.layers]
-    if known is None and 0 < remaining(stock, names, speed()) <= SPECTRA_SECONDS:
+    existing, names = shared.get(key, ALL), [layer.name for layer in stock.layers]
+    if existing is None and 0 < remaining(stock, names, speed()) <= SPECTRA_SECONDS:
         start(stock)
-    elif known is not None and not known.snapshot.over:
+    elif existing is not None and not existing.snapshot.over:
         shared.join(session_id(), key, ALL)
     return shared.get(key, ALL)
 
 
 def start(stock: Inventory) -> None:
-    """Compute those that are missing."""
+    """Compute the spectra that are missing of these weights, as a job."""
     begin = partial(Job, f"Spectra of {stock.weights.name}", lambda: all_spectra(stock))
     jobs.spectra().begin(session_id(), weights_key(stock), ALL, begin, again=True)
 

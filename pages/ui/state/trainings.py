@@ -21,7 +21,7 @@ from pages.ui import tuning
 from pages.ui.state import jobs, models
 from pages.ui.state.plans import history, set_history
 from pages.ui.state.session import saved_file, session_id
-from pages.ui.tuning import Event, Sweep, Training, Tuned
+from pages.ui.tuning import Result, Sweep, Training, Tuned
 
 TUNED_BYTES = 2**28
 """Tuned networks in memory take at most this; others come back from their states on disk."""
@@ -32,89 +32,92 @@ def _tuned_networks() -> Part:
     return models.room().part(TUNED_BYTES)
 
 
-def begun(shown: Workspace) -> dict[Training | Sweep, Job[Event]]:
+def begun(workspace: Workspace) -> dict[Training | Sweep, Job[Result]]:
     """What this session has trained of this model, the latest last; the same training of two sessions is one job."""
-    return jobs.trainings().asked_by(session_id(), models.key(shown))
+    return jobs.trainings().asked_by(session_id(), models.key(workspace))
 
 
-def start(shown: Workspace, asked: Training | Sweep) -> None:
+def start(workspace: Workspace, wish: Training | Sweep) -> None:
     """Train, unless that is done or under way; what broke off, even with the server, goes on where it was."""
-    folder, points, networks, model = models.cache().tuning, models.cache().points, _tuned_networks(), models.key(shown)
+    cache, networks, model = models.cache(), _tuned_networks(), models.key(workspace)
 
-    def work() -> Iterator[Event]:
-        if isinstance(asked, Sweep):
-            return tuning.run_sweep(shown, asked, folder, points)
-        return tuning.train(
-            shown, asked, folder, points, lambda found, epoch: _keep_network(networks, (model, found), epoch)
-        )
+    def work() -> Iterator[Result]:
+        if isinstance(wish, Sweep):
+            return tuning.run_sweep(workspace, wish, cache.tuning, cache.points)
 
-    jobs.note_asked(shown, asked)
+        def keep(tuned: Tuned, epoch: Epoch) -> None:
+            _keep_network(networks, (model, tuned), epoch)
+
+        return tuning.train(workspace, wish, cache.tuning, cache.points, keep)
+
+    jobs.note_asked(workspace, wish)
     jobs.trainings().begin(
-        session_id(), model, asked, lambda: Job("Fine-tuning", work, patience_seconds=PATIENCE_SECONDS)
+        session_id(), model, wish, lambda: Job("Fine-tuning", work, patience_seconds=PATIENCE_SECONDS)
     )
 
 
-def asked_before(shown: Workspace) -> list[Training | Sweep]:
+def asked_before(workspace: Workspace) -> list[Training | Sweep]:
     """What was asked of a server that was stopped since, the latest first."""
-    known = begun(shown)
-    return [one for one in jobs.noted(shown)[::-1] if isinstance(one, Training | Sweep) and one not in known]
+    already = begun(workspace)
+    return [wish for wish in jobs.noted(workspace)[::-1] if isinstance(wish, Training | Sweep) and wish not in already]
 
 
 def _keep_network(networks: Part, key: tuple[str, Tuned], epoch: Epoch) -> None:
     networks.put(key, epoch, sum(p.nbytes for p in epoch.model.parameters()) if epoch.model else 0)
 
 
-def tuned(shown: Workspace) -> tuple[Tuned, ...]:
+def tuned(workspace: Workspace) -> tuple[Tuned, ...]:
     """The weights this session has trained of this model, the ones to prefer last; a restart loses none of them."""
-    known: tuple[Tuned, ...] = st.session_state.get(f"tuned {shown.profile.fingerprint}") or _noted(shown)
-    over = [tuning.Trained(asked, job.snapshot) for asked, job in begun(shown).items() if job.snapshot.over]
-    fresh = tuple(found.chosen for found in over if found.chosen is not None and found.chosen not in known)
-    return _note(shown, known, fresh) if fresh else known
+    earlier: tuple[Tuned, ...] = st.session_state.get(f"tuned {workspace.profile.fingerprint}") or _noted(workspace)
+    over = [tuning.Trained(wish, job.snapshot) for wish, job in begun(workspace).items() if job.snapshot.over]
+    chosen = (training.chosen for training in over)
+    fresh = tuple(weights for weights in chosen if weights is not None and weights not in earlier)
+    return _note(workspace, earlier, fresh) if fresh else earlier
 
 
-def send_to_export(shown: Workspace, wanted: Tuned) -> None:
+def send_to_export(workspace: Workspace, weights: Tuned) -> None:
     """Make weights the ones that Export takes; their plan becomes the plan, as a step that can be undone."""
-    _note(shown, tuned(shown), (wanted,))
-    if history(shown).plan != wanted.candidate.plan:
-        set_history(shown, history(shown).commit(wanted.candidate.plan))
+    _note(workspace, tuned(workspace), (weights,))
+    if history(workspace).plan != weights.candidate.plan:
+        set_history(workspace, history(workspace).commit(weights.candidate.plan))
 
 
-def send_swept(shown: Workspace, asked: Sweep, swept: Swept) -> None:
-    """The same for a plan of a sweep; raises InvalidFile."""
-    found, epoch = tuning.of_sweep(shown, asked, swept, models.cache().tuning)
-    _keep_network(_tuned_networks(), (models.key(shown), found), epoch)
-    send_to_export(shown, found)
+def send_swept(workspace: Workspace, sweep: Sweep, swept: Swept) -> None:
+    """Make the weights of a sweep's plan the ones that Export takes, and its plan the plan; raises InvalidFile."""
+    weights, epoch = tuning.of_sweep(workspace, sweep, swept, models.cache().tuning)
+    _keep_network(_tuned_networks(), (models.key(workspace), weights), epoch)
+    send_to_export(workspace, weights)
 
 
-def tuned_network(shown: Workspace, wanted: Tuned) -> Epoch:
+def tuned_network(workspace: Workspace, weights: Tuned) -> Epoch:
     """The epoch with the network that has these weights; raises InvalidFile where they are gone."""
-    networks, key = _tuned_networks(), (models.key(shown), wanted)
-    known: Epoch | None = networks.get(key)
-    if known is None:
-        known = tuning.weights(shown, wanted, models.cache().tuning)
-        _keep_network(networks, key, known)
-    return known
+    networks, key = _tuned_networks(), (models.key(workspace), weights)
+    epoch: Epoch | None = networks.get(key)
+    if epoch is None:
+        epoch = tuning.weights(workspace, weights, models.cache().tuning)
+        _keep_network(networks, key, epoch)
+    return epoch
 
 
-def _note(shown: Workspace, known: tuple[Tuned, ...], fresh: tuple[Tuned, ...]) -> tuple[Tuned, ...]:
+def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, ...]) -> tuple[Tuned, ...]:
     """Add weights; of one training the latest alone."""
 
-    def of(one: Tuned) -> tuple[Candidate, Settings, int]:
-        return one.candidate, one.settings, one.watch
+    def of(weights: Tuned) -> tuple[Candidate, Settings, int]:
+        return weights.candidate, weights.settings, weights.watch
 
-    replaced = {of(one) for one in fresh}
-    noted = (*(one for one in known if of(one) not in replaced), *fresh)[-jobs.MOST_TRAININGS :]
-    st.session_state[f"tuned {shown.profile.fingerprint}"] = noted
-    write_whole(_notes(shown), msgspec.json.encode(noted))
+    replaced = {of(weights) for weights in fresh}
+    noted = (*(weights for weights in earlier if of(weights) not in replaced), *fresh)[-jobs.MOST_TRAININGS :]
+    st.session_state[f"tuned {workspace.profile.fingerprint}"] = noted
+    write_whole(_notes(workspace), msgspec.json.encode(noted))
     return noted
 
 
-def _noted(shown: Workspace) -> tuple[Tuned, ...]:
+def _noted(workspace: Workspace) -> tuple[Tuned, ...]:
     try:
-        return msgspec.json.decode(_notes(shown).read_bytes(), type=tuple[Tuned, ...])
+        return msgspec.json.decode(_notes(workspace).read_bytes(), type=tuple[Tuned, ...])
     except (OSError, ValueError, LowRankError):
         return ()
 
 
-def _notes(shown: Workspace) -> Path:
-    return saved_file(shown.profile.fingerprint, "-tuned.json")
+def _notes(workspace: Workspace) -> Path:
+    return saved_file(workspace.profile.fingerprint, "-tuned.json")
