@@ -114,7 +114,7 @@ def learnt(shown: Shown, seed: int) -> tuple[tuple[Point, ...], Context]:
 
 def after(shown: Shown, points: tuple[Point, ...], context: Context) -> dict[str, Any]:
     """The browser's model once it has heard of these, by the words that the board's Python side sends."""
-    heard = board._learnt(Snapshot(((*points, context),)))
+    heard = board._survey_fields(Snapshot(((*points, context),)))
     layers = [
         layer
         | {
