@@ -171,7 +171,7 @@ def prediction(workspace: Workspace, plans: int, samples: int, seed: int, folder
     known = list(file.load())
     asks = asked(workspace, METHODS)
     with scope(report=ProgressLine()):
-        for point in measured(workspace, workspace.correction, asks=asks, known=tuple(known)):
+        for point in measured(workspace, workspace.correction, asks=asks, points=tuple(known)):
             known.append(point)
             file.add(point)
     context = measured_context(workspace, known, folder / "context.json")

@@ -121,12 +121,12 @@ class Workspace:
 
     @property
     def name(self) -> str:
-        """For people; never compared."""
+        """The model's name as people see it; never compared."""
         return self.opened.name
 
     @cached_property
     def metric(self) -> Metric:
-        """How outputs are judged."""
+        """The metric by which the network's outputs are judged."""
         return self.opened.metric(self._eval_data)
 
     @cached_property
@@ -260,13 +260,13 @@ def open_to_look(
 
     report: called with a line once it is open, before its layers are looked at.
     """
-    found = open_any(ref)
-    if isinstance(found, Weights):
-        report(f"Looking at {len(found.tensors)} tensors")
-        return take_stock(found, cache)
-    weighty = sum(next(module.parameters(recurse=False), None) is not None for module in found.model.modules())
+    opened = open_any(ref)
+    if isinstance(opened, Weights):
+        report(f"Looking at {len(opened.tensors)} tensors")
+        return take_stock(opened, cache)
+    weighty = sum(next(module.parameters(recurse=False), None) is not None for module in opened.model.modules())
     report(f"Looking at {weighty} layers")
-    return Workspace(found, cache, room)
+    return Workspace(opened, cache, room)
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from conftest import dask_cluster
 
 from lowrank_core.errors import Cancelled, InvalidModel, WorkersLost
 from lowrank_core.predict.sensitivity import asked, profile
-from lowrank_core.running.parallel import HERE, Workers, spread
+from lowrank_core.running.parallel import HERE, Workers, map_elsewhere
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import scope
 from lowrank_core.selection import make, search
@@ -60,15 +60,15 @@ def where(kind: str, request: pytest.FixtureRequest) -> Workers:
 
 @pytest.mark.parametrize("kind", ["processes", "dask"])
 def test_other_processes_answer_with_one_thread_each(kind: str, request: pytest.FixtureRequest) -> None:
-    found = dict(spread(threads, range(8), where(kind, request)))
+    found = dict(map_elsewhere(threads, range(8), where(kind, request)))
     assert [found[at][0] for at in range(8)] == [at * at for at in range(8)]
     assert {answer[1] for answer in found.values()} == {1}
     assert os.getpid() not in {answer[2] for answer in found.values()}
 
 
 def test_here_it_is_done_in_order_by_this_process() -> None:
-    assert [at for at, _ in spread(threads, range(5), HERE)] == list(range(5))
-    assert {answer[2] for _, answer in spread(threads, range(5), HERE)} == {os.getpid()}
+    assert [at for at, _ in map_elsewhere(threads, range(5), HERE)] == list(range(5))
+    assert {answer[2] for _, answer in map_elsewhere(threads, range(5), HERE)} == {os.getpid()}
 
 
 @pytest.mark.parametrize("kind", ["processes", "dask"])
@@ -76,36 +76,36 @@ def test_a_process_that_is_killed_costs_nothing_but_time(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     asks = [(tmp_path / "killed", number) for number in range(12)]
-    found = list(spread(dies_once, asks, where(kind, request)))
+    found = list(map_elsewhere(dies_once, asks, where(kind, request)))
     assert (tmp_path / "killed").exists()
     assert sorted(found) == [(n, n * n) for n in range(12)]
 
 
 def test_processes_that_keep_dying_end_in_one_error() -> None:
     with pytest.raises(WorkersLost, match=r"died 3 times.*fewer workers"):
-        list(spread(dies, [1, 2], Workers(2)))
+        list(map_elsewhere(dies, [1, 2], Workers(2)))
 
 
 @pytest.mark.parametrize("kind", ["processes", "dask"])
 def test_an_error_of_the_work_is_raised_here(kind: str, request: pytest.FixtureRequest) -> None:
     with pytest.raises(InvalidModel, match=r"number \d is bad"):
-        list(spread(fails, [1, 2, 3], where(kind, request)))
+        list(map_elsewhere(fails, [1, 2, 3], where(kind, request)))
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", "tcp://"])
 def test_a_scheduler_that_does_not_answer(address: str) -> None:
     pytest.importorskip("distributed")
     with pytest.raises(WorkersLost, match="no dask scheduler answers at"):
-        list(spread(threads, [1], Workers(dask=address)))
+        list(map_elsewhere(threads, [1], Workers(dask=address)))
 
 
 def test_processes_at_work_are_ended_when_it_is_cancelled() -> None:
     stop = threading.Event()
-    assert dict(spread(abs, [-1, 2], Workers(2))) == {0: 1, 1: 2}
+    assert dict(map_elsewhere(abs, [-1, 2], Workers(2))) == {0: 1, 1: 2}
     threading.Timer(1.0, stop.set).start()
     with scope(cancelled=stop.is_set), pytest.raises(Cancelled):
-        list(spread(time.sleep, [3600.0, 3600.0, 3600.0], Workers(2)))
-    assert dict(spread(abs, [-1, 2], Workers(2))) == {0: 1, 1: 2}
+        list(map_elsewhere(time.sleep, [3600.0, 3600.0, 3600.0], Workers(2)))
+    assert dict(map_elsewhere(abs, [-1, 2], Workers(2))) == {0: 1, 1: 2}
 
 
 @pytest.mark.parametrize("kind", ["processes", "dask"])

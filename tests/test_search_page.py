@@ -266,8 +266,8 @@ def test_a_search_that_was_cancelled_goes_on_where_it_was(opened: Open, planted:
     assert not page.info
     assert len(planted.asked) == 2
     first, second = (problem.ledger for _, problem in planted.asked)
-    assert len(second._known) >= len(RANKS)
-    assert first._known.items() <= second._known.items()
+    assert len(second._values) >= len(RANKS)
+    assert first._values.items() <= second._values.items()
     assert list(page.dataframe[-1].value["Ended"]) == ["answered"]
 
 
@@ -412,7 +412,7 @@ def test_a_stopped_server_is_asked_again_where_it_was(opened: Open, planted: typ
     assert "answer" in traces(again)
     assert not [button for button in again.button if button.label == "Go on"]
     first, second = (problem.ledger for _, problem in planted.asked)
-    assert first._known.items() <= second._known.items()
+    assert first._values.items() <= second._values.items()
 
 
 def test_what_was_asked_comes_back_from_its_text_and_what_cannot_be_asked_is_left_out() -> None:

@@ -202,8 +202,8 @@ def test_a_ledger_forgives_a_line_that_was_cut_off(tmp_path, small):
     problem = replace(problem, ledger=again, workspace=None)  # nothing is left to measure with
     with pytest.raises(AttributeError):
         problem.measure(problem_of(small).plan({"0": Choice("svd", (4,))}))
-    assert len(again._known) == 1
-    assert next(iter(again._known.values())) == score
+    assert len(again._values) == 1
+    assert next(iter(again._values.values())) == score
 
 
 def test_a_ledger_of_other_data_is_another_file(tmp_path):

@@ -127,7 +127,7 @@ def test_halving_finds_every_step_within_the_bound():
         for wanted in range(count + 1):
             ladder = Ladder(count, lambda step, wanted=wanted: float(step < wanted))
             assert ladder.halved(0.5) == wanted
-            assert len(ladder.known) <= ceil(log2(count + 1)) == count.bit_length()
+            assert len(ladder.drops) <= ceil(log2(count + 1)) == count.bit_length()
             assert Ladder(count, lambda step, wanted=wanted: float(step < wanted)).climbed(0.5) == wanted
 
 

@@ -11,7 +11,7 @@ from lowrank_core.layers.data import Dataset
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point
-from lowrank_core.predict.sensitivity import VERSION, PointFile, asked, loss_increase, measured, ranks
+from lowrank_core.predict.sensitivity import VERSION, PointFile, asked, divergence, measured, ranks
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import METRICS, TOP1, Metric
@@ -70,16 +70,16 @@ def test_the_loss_of_values_is_their_change_over_their_variance():
     """Whatever their unit is; values that never differ have no variance to compare with."""
     dense, change = torch.tensor([[1.0], [5.0], [1.0], [5.0]]), torch.tensor([[1.0], [-1.0], [2.0], [0.0]])
     for unit in (1.0, 100.0):
-        assert loss_increase(METRICS["mse"], unit * (dense + change), unit * dense) == pytest.approx(1.5 / 4)
-    assert loss_increase(METRICS["mse"], dense, dense) == 0
-    assert loss_increase(METRICS["mse"], torch.full((3, 1), 9.0), torch.full((3, 1), 7.0)) == 4
+        assert divergence(METRICS["mse"], unit * (dense + change), unit * dense) == pytest.approx(1.5 / 4)
+    assert divergence(METRICS["mse"], dense, dense) == 0
+    assert divergence(METRICS["mse"], torch.full((3, 1), 9.0), torch.full((3, 1), 7.0)) == 4
 
 
 def test_the_loss_of_class_scores_is_their_divergence():
     """KL(1/2 1/2 | 1/4 3/4) = log 2 - log(3) / 2, whatever is added to all scores of a sample."""
     dense, ours = torch.tensor([[2.0, 2.0]]), torch.tensor([[0.25, 0.75]]).log() - 3
-    assert loss_increase(TOP1, ours, dense) == pytest.approx(log(2) - log(3) / 2, rel=1e-6)
-    assert loss_increase(TOP1, dense + 1, dense) == pytest.approx(0, abs=1e-12)
+    assert divergence(TOP1, ours, dense) == pytest.approx(log(2) - log(3) / 2, rel=1e-6)
+    assert divergence(TOP1, dense + 1, dense) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("correction", [None, Correction(samples=64), Correction("bias", samples=64)], ids=str)
@@ -130,10 +130,10 @@ def test_progress_cancelling_and_going_on(net):
     assert seen == whole[:2]
     heard.clear()
     with scope(report=heard.append):
-        rest = list(measured(net, asks=asks, known=seen))
+        rest = list(measured(net, asks=asks, points=seen))
     assert heard[0].words == f"1 of {len(asks) - 2} points"
     assert [*seen, *rest] == whole
-    assert list(measured(net, asks=asks, known=whole)) == []
+    assert list(measured(net, asks=asks, points=whole)) == []
 
 
 def test_files_hold_what_was_measured_and_nothing_else_is_taken_for_it(net, tmp_path):

@@ -31,15 +31,15 @@ def partial_ranks(profile: ModelProfile, plan: RankPlan) -> dict[str, dict[str, 
 
     A chain is the rank of two Linear layers, or a list of parts {"op", "args"} where it is another.
     """
-    found: dict[str, dict[str, Any]] = {}
+    chains: dict[str, dict[str, Any]] = {}
     for name, _ in plan.choices:
         layer = profile.layer(name)
         if layer.partial:
             stages = replacement_stages(layer, plan)
             plain = [stage.op for stage in stages] == ["Linear"] * 2
             chain = stages[0].out_channels if plain else [{"op": s.op, "args": s.arguments} for s in stages]
-            found.setdefault(layer.module, {})[layer.part or layer.parameter] = chain
-    return found
+            chains.setdefault(layer.module, {})[layer.part or layer.parameter] = chain
+    return chains
 
 
 def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.Module:

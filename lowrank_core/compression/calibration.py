@@ -95,14 +95,14 @@ def input_moments(
             hooks.callback(on_call(module_at(copied, layer.name), partial(record, layer)))
         for start in range(0, len(data), batch):
             call(copied, data.pick(slice(start, start + batch)).inputs)
-    found = {}
+    moments = {}
     for name, total in sums.items():
         mean = total / counts[name]
         if mean.ndim == 1:
-            found[name] = Moment(mean, mean, counts[name])
+            moments[name] = Moment(mean, mean, counts[name])
             continue
-        found[name] = Moment(mean[:, :-1, :-1].contiguous(), mean[:, :-1, -1].contiguous(), counts[name])
-    return found
+        moments[name] = Moment(mean[:, :-1, :-1].contiguous(), mean[:, :-1, -1].contiguous(), counts[name])
+    return moments
 
 
 def with_ones(rows: Tensor) -> Tensor:
@@ -131,45 +131,45 @@ class MomentStore:
         self._model, self._profile, self._data, self._limit = model, profile, data, limit_bytes
         self._cache = cache
         self._pass: tuple[Layer, ...] = ()
-        self._kept = (room or Room(limit_bytes)).part(limit_bytes)
+        self._moments = (room or Room(limit_bytes)).part(limit_bytes)
         self._depends: About | None = None
         self._lock = threading.Lock()
 
     @property
     def bytes(self) -> int:
-        """Memory held now; never more than the limit."""
-        return self._kept.bytes
+        """Memory that the moments take now; never more than the limit."""
+        return self._moments.bytes
 
     def __call__(self, name: str) -> Moment:
         """The moment of a layer; raises InvalidModel where it alone is over the limit."""
         with self._lock:
             if all(layer.name != name for layer in self._pass):
-                self._kept.clear()
+                self._moments.clear()
                 self._pass = ()
                 self._pass = tuple(self._fitting(name))
-            known: Moment | None = self._kept.get(SHELF, name)
-            return known or self._stored(name) or self._learnt(name)
+            moment: Moment | None = self._moments.get(SHELF, name)
+            return moment or self._stored(name) or self._learnt(name)
 
     def _stored(self, name: str) -> Moment | None:
         """The moment on disk, if it is there; it is then held."""
-        found = None if self._cache is None else self._cache.get(self._about(name))
-        if found is None:
+        tensors = None if self._cache is None else self._cache.get(self._about(name))
+        if tensors is None:
             return None
-        return self._hold(name, Moment(found["second"], found["mean"], int(found["rows"])))
+        return self._hold(name, Moment(tensors["second"], tensors["mean"], int(tensors["rows"])))
 
     def _learnt(self, name: str) -> Moment:
-        """Those of all layers of the pass; they are then held and stored."""
+        """The moment of a layer, learnt with all layers of the pass, whose moments are then held and stored."""
         learnt = input_moments(self._model, self._pass, self._data())
         for at, moment in learnt.items():
             self._hold(at, moment)
             if self._cache is not None:
-                found = {"second": moment.second, "mean": moment.mean, "rows": torch.tensor(moment.rows)}
-                self._cache.put(self._about(at), found)
+                tensors = {"second": moment.second, "mean": moment.mean, "rows": torch.tensor(moment.rows)}
+                self._cache.put(self._about(at), tensors)
         return learnt[name]
 
     def _hold(self, name: str, moment: Moment) -> Moment:
         size = moment.second.nbytes + (0 if moment.mean is moment.second else moment.mean.nbytes)
-        self._kept.put(SHELF, moment, size, item=name)
+        self._moments.put(SHELF, moment, size, item=name)
         return moment
 
     def _about(self, name: str) -> About:

@@ -157,7 +157,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
 def _untied(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state_dict with each shared tensor once, contiguous, and the other names of shared tensors."""
     narrowed = {name for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
-    kept: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     for name, value in model.state_dict().items():
@@ -168,10 +168,10 @@ def _untied(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tens
             ties[name] = first[identity]
             continue
         first[identity] = name
-        kept[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         if dtype is not None and name in narrowed:
-            kept[name] = kept[name].to(dtype)
-    return kept, ties
+            state[name] = state[name].to(dtype)
+    return state, ties
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -209,13 +209,13 @@ def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tenso
 
     First those of the network, then those inside of what replaced them.
     """
-    found = model
+    rebuilt = model
     inside = [layer for layer in layers if layer.parts and layer.parts[0].op == _PAD["op"]]
     for listed in ([layer for layer in layers if layer not in inside], inside):
         memo: dict[int, Any] = {}
         for layer in listed:
             try:
-                old = found.get_submodule(layer.name)
+                old = rebuilt.get_submodule(layer.name)
                 parts = [_part(part) for part in layer.parts]
                 own = next(old.parameters()).dtype
             except Exception as error:
@@ -226,9 +226,9 @@ def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tenso
             if f"{layer.name}.{first}".removeprefix(".") not in state and layer not in inside:
                 raise InvalidFile(f"{path}: layer {layer.name!r} is listed, but the file holds no weights for it.")
             memo[id(old)] = new.to(own).train(old.training)
-        if memo or found is model:
-            found = memo[id(found)] if id(found) in memo else copied(found, memo)
-    return without_fused_paths(found) if layers else found
+        if memo or rebuilt is model:
+            rebuilt = memo[id(rebuilt)] if id(rebuilt) in memo else copied(rebuilt, memo)
+    return without_fused_paths(rebuilt) if layers else rebuilt
 
 
 def _part(part: _Part) -> nn.Module:
@@ -269,13 +269,13 @@ def _check_chains(recurrent: Recurrent, ranks: dict[str, Any]) -> None:
 
 
 def _filled(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
-    """The model with these weights; every name and shape must fit."""
-    wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    common = [name for name in wanted if name in state]
+    """The model with the weights of a file; every name and shape must fit."""
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    common = [name for name in own if name in state]
     faults = [
-        _few("missing", [name for name in wanted if name not in state]),
-        _few("unexpected", [name for name in state if name not in wanted]),
-        _few("of another shape or kind", [_unlike(name, wanted[name], state[name]) for name in common]),
+        _few("missing", [name for name in own if name not in state]),
+        _few("unexpected", [name for name in state if name not in own]),
+        _few("of another shape or kind", [_unlike(name, own[name], state[name]) for name in common]),
     ]
     if any(faults):
         raise InvalidFile(
@@ -296,12 +296,12 @@ def _filled(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module
     return model
 
 
-def _unlike(name: str, wanted: Tensor, got: Tensor) -> str:
-    """What differs, or nothing."""
-    if wanted.shape != got.shape:
-        return f"{name} {tuple(got.shape)} for {tuple(wanted.shape)}"
-    same_kind = wanted.is_floating_point() == got.is_floating_point() and wanted.is_complex() == got.is_complex()
-    return "" if same_kind else f"{name} {got.dtype} for {wanted.dtype}"
+def _unlike(name: str, own: Tensor, got: Tensor) -> str:
+    """How a tensor of a file differs from the model's own in shape or kind; empty where it does not."""
+    if own.shape != got.shape:
+        return f"{name} {tuple(got.shape)} for {tuple(own.shape)}"
+    same_kind = own.is_floating_point() == got.is_floating_point() and own.is_complex() == got.is_complex()
+    return "" if same_kind else f"{name} {got.dtype} for {own.dtype}"
 
 
 def _few(what: str, names: list[str]) -> str:

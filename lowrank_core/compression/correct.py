@@ -133,23 +133,23 @@ class Corrector:
     def _input_of(self, name: str, correction: Correction, dense: DensePass) -> Tensor:
         """What goes into a layer of the dense network in its only call; of later layers as well, as memory allows."""
         key = correction.samples, correction.seed
-        known: dict[str, Tensor] = self._inputs.get(key) or {}
-        if name in known:
-            return known[name]
+        inputs: dict[str, Tensor] = self._inputs.get(key) or {}
+        if name in inputs:
+            return inputs[name]
         copied = twin(self.model, self.profile.layers)
         seen: dict[str, Tensor] = {}
-        wanted = [n for n in dict.fromkeys(dense.calls) if dense.calls.count(n) == 1]
-        wanted = wanted[wanted.index(name) :]
+        names = [n for n in dict.fromkeys(dense.calls) if dense.calls.count(n) == 1]
+        names = names[names.index(name) :]
 
         def catch(at: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
             if seen and _overlay_bytes({**seen, at: x}) > INPUT_BYTES:
                 raise _Enough
             seen[at] = x.clone()  # the network may go on to change it in place
-            if at == wanted[-1]:
+            if at == names[-1]:
                 raise _Enough
 
-        for at in wanted:
+        for at in names:
             hook = partial(lambda at, _, args, kwargs: catch(at, args, kwargs), at)
             module_at(copied, at).register_forward_pre_hook(hook, with_kwargs=True)
         with evaluating(copied), suppress(_Enough):
@@ -166,13 +166,13 @@ class Corrector:
         """The dense network's answers, computed once for each choice of samples; the latest one is kept."""
         key = correction.samples, correction.seed
         with self._lock:
-            found: DensePass | None = self._dense.get(key)
-            if found is None:
+            dense: DensePass | None = self._dense.get(key)
+            if dense is None:
                 data = calibration_samples(self._pool(), correction.samples, correction.seed)
-                found = observe(self.model, self.profile, data, correction.seed, self._memory_bytes)
+                dense = observe(self.model, self.profile, data, correction.seed, self._memory_bytes)
                 self._dense.clear()
-                self._dense.put(key, found, found.bytes)
-            return found
+                self._dense.put(key, dense, dense.bytes)
+            return dense
 
     def _factors(self, plan: RankPlan, correction: Correction, emit: Emit) -> None:
         """Refit or shift last factors: one pass, and more for each layer that is called several times."""
@@ -189,9 +189,9 @@ class Corrector:
             emit(name, total - len(todo), total, part)
 
         while todo:
-            known: Overlay | None = self._memo.get((correction, todo[0][1]))
-            if known is not None:
-                settle(known)
+            fitted: Overlay | None = self._memo.get((correction, todo[0][1]))
+            if fitted is not None:
+                settle(fitted)
             elif todo[0][0] in dense.states:
                 settle(self._taught(compressed, plan, todo[0][0], correction, dense))
             else:
@@ -210,11 +210,11 @@ class Corrector:
         equations = NormalEquations(replacement_stages(self.profile.layer(name), plan)[-1])
         index, targets = dense.index[name], dense.targets[name]
         with evaluating(compressed):
-            for states, wanted in zip(dense.states[name], targets, strict=True):
+            for states, answers in zip(dense.states[name], targets, strict=True):
                 z = states
                 for part in first:
                     z = part(z)
-                equations.add(z, torch.arange(len(z)), wanted)
+                equations.add(z, torch.arange(len(z)), answers)
         calls = count()
 
         def join(_: nn.Module, args: tuple[Tensor]) -> None:
@@ -358,15 +358,15 @@ def load_overlay(compressed: nn.Module, overlay: Overlay) -> nn.Module:
         for name, value in overlay.items():
             inside, _, leaf = name.rpartition(".")
             owner = compressed.get_submodule(inside)
-            held = owner.get_parameter(leaf) if leaf in owner._parameters else owner.get_buffer(leaf)
-            if held.shape != value.shape:
-                raise ValueError(f"{name} is {tuple(held.shape)}, but the overlay's is {tuple(value.shape)}")
-            held.copy_(value)
+            tensor = owner.get_parameter(leaf) if leaf in owner._parameters else owner.get_buffer(leaf)
+            if tensor.shape != value.shape:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, but the overlay's is {tuple(value.shape)}")
+            tensor.copy_(value)
     return compressed
 
 
 def _prefixes(plan: RankPlan, calls: tuple[str, ...]) -> deque[tuple[str, Any]]:
-    """(layer, what its correction depends on) in the order of execution.
+    """(layer, digest of the part of the plan that its correction depends on) in the order of execution.
 
     That is a digest of the plan up to the layer, and for layers that are called again later, up to the last of those
     calls.

@@ -39,7 +39,7 @@ class DensePass:
 
     @property
     def bytes(self) -> int:
-        """Memory that all of it takes."""
+        """Memory that the inputs, drawn positions, targets and states take."""
         listed = (*self.index.values(), *self.targets.values(), *self.states.values())
         return sum(t.nbytes for t in (*tensors(self.inputs), *(t for ts in listed for t in ts)))
 
@@ -55,8 +55,8 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
     data = data.pick(slice(0, samples))
     width = 0
     for layer in profile.layers:
-        kept = layer.spec.out_channels + (layer.spec.in_channels if layer.stepwise else 0)
-        width += kept * layer.itemsize * len(layer.in_sizes)
+        channels = layer.spec.out_channels + (layer.spec.in_channels if layer.stepwise else 0)
+        width += channels * layer.itemsize * len(layer.in_sizes)
     positions = min(POSITIONS, max(256, memory_bytes // 2 // max(1, width)))
     calls: list[str] = []
     index: dict[str, list[Tensor]] = {}
@@ -81,7 +81,7 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
         for name, norm in stored_norms(copied).items():
             hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: watch.enter(to, args[0])).remove)
         call(copied, data.inputs)
-    followers = {name: found for name in index if (found := watch.followers(name, calls.count(name)))}
+    followers = {name: norms for name in index if (norms := watch.followers(name, calls.count(name)))}
     return DensePass(data.inputs, samples, tuple(calls), index, targets, followers, states)
 
 
@@ -116,11 +116,11 @@ class _Watch(TorchFunctionMode):
         self._entered: list[tuple[str, str | None]] = []
 
     def follow(self, tensor: Tensor, name: str) -> None:
-        """From now on this tensor is the output of a layer."""
+        """Note that from now on this tensor is the output of a layer."""
         self._names[id(tensor)] = weakref.ref(tensor), name
 
     def enter(self, norm: str, tensor: Tensor) -> None:
-        """A BatchNorm is about to take this tensor."""
+        """Note that a BatchNorm is about to take this tensor."""
         self._entered.append((norm, self._source(tensor)))
 
     def followers(self, name: str, calls: int) -> tuple[str, ...]:

@@ -54,8 +54,8 @@ class FactorStore:
         self._profile = profile
         self._moments = moments
         self._cache = cache
-        self._held = (room or Room()).part()
-        self._kept: dict[tuple[str, str], Factorization] = {}
+        self._tensors = (room or Room()).part()
+        self._factorizations: dict[tuple[str, str], Factorization] = {}
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         self._guard = threading.Lock()
 
@@ -65,9 +65,9 @@ class FactorStore:
         with self._guard:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
-            if key not in self._kept:
-                self._kept[key] = self._factorized(self._profile.layer(name), method)
-            return self._kept[key]
+            if key not in self._factorizations:
+                self._factorizations[key] = self._factorized(self._profile.layer(name), method)
+            return self._factorizations[key]
 
     def _factorized(self, layer: Layer, method: str) -> Factorization:
         raise_if_cancelled()
@@ -75,8 +75,8 @@ class FactorStore:
         moment = self._moment(layer.name) if METHODS[method].data_aware else None
         small = weight.numel() < SMALL
         with one_thread() if small else nullcontext(), _naming(layer, method):
-            found = METHODS[method].factorize(layer.spec, weight, moment)
-        memo = getattr(found, "memo", None)
+            factorization = METHODS[method].factorize(layer.spec, weight, moment)
+        memo = getattr(factorization, "memo", None)
         if isinstance(memo, Memo):
             about: About = {
                 "what": "factors",
@@ -86,9 +86,9 @@ class FactorStore:
                 "method": method,
                 "moment": None if moment is None or self._cache is None else data_hash(moment),
             }
-            memo.kept = self._held
+            memo.kept = self._tensors
             memo.remember = partial(self._remember, layer, method, about, small)
-        return found
+        return factorization
 
     def _remember(self, layer: Layer, method: str, about: About, small: bool, step: str, compute: Compute) -> Tensors:
         with one_thread() if small else nullcontext(), _naming(layer, method):
@@ -107,7 +107,7 @@ class FactorStore:
 
 @contextmanager
 def _naming(layer: Layer, method: str) -> Iterator[None]:
-    """Say of what goes wrong in which layer it does."""
+    """Raise errors inside as InvalidModel that names the layer and the method."""
     try:
         yield
     except (InvalidModel, RuntimeError) as error:

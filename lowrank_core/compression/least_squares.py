@@ -67,7 +67,7 @@ def ridge_step(moment: Tensor, relation: Tensor, ridge: float) -> Tensor:
     alive = variance > CUT_OFF**2 * variance.amax(-1, keepdim=True)
     inverse = torch.where(alive, variance, 1.0).rsqrt() * alive
     values, vectors = torch.linalg.eigh(moment * inverse[:, :, None] * inverse[:, None, :])
-    kept = values > CUT_OFF * values[:, -1:]
-    shrunk = torch.where(kept, 1 / (values + ridge).clamp_min(torch.finfo(values.dtype).tiny), 0.0)
+    strong = values > CUT_OFF * values[:, -1:]
+    shrunk = torch.where(strong, 1 / (values + ridge).clamp_min(torch.finfo(values.dtype).tiny), 0.0)
     step: Tensor = (relation * inverse[:, None, :]) @ (vectors * shrunk[:, None, :]) @ vectors.mT * inverse[:, None, :]
     return step

@@ -35,7 +35,7 @@ class Storage:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What differs from the defaults, for provenance."""
+        """The settings that differ from the defaults, for provenance."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
@@ -65,15 +65,15 @@ def stored_as(model: nn.Module, dense: nn.Module, profile: ModelProfile, storage
 
 def rounded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy with every real parameter rounded to a dtype, in its own dtype again: what is read back, exactly."""
-    found = copied(model)
+    copy = copied(model)
     with torch.no_grad():
-        for name, parameter in found.named_parameters():
+        for name, parameter in copy.named_parameters():
             if not parameter.is_floating_point():
                 continue
             parameter.copy_(parameter.to(dtype))
             if not torch.isfinite(parameter).all():
                 raise InvalidModel(f"{name!r} holds weights beyond the range of {dtype}; bfloat16 has room for them.")
-    return found
+    return copy
 
 
 def bias_folded(model: nn.Module) -> nn.Module:
@@ -93,8 +93,8 @@ def bias_folded(model: nn.Module) -> nn.Module:
             memo[id(module)] = BiasFolded(module).train(module.training)
     if not memo:
         raise InvalidSettings("no Linear layer of this network has a bias of its own, so there is none to fold.")
-    found: nn.Module = memo[id(model)] if id(model) in memo else copied(model, memo)
-    return without_fused_paths(found)
+    folded: nn.Module = memo[id(model)] if id(model) in memo else copied(model, memo)
+    return without_fused_paths(folded)
 
 
 def multiplied_out(model: nn.Module, dense: nn.Module, profile: ModelProfile) -> nn.Module:
@@ -102,17 +102,17 @@ def multiplied_out(model: nn.Module, dense: nn.Module, profile: ModelProfile) ->
 
     Whatever was trained or corrected beside the chains is taken over.
     """
-    found = copied(dense)
-    own, given = found.state_dict(), model.state_dict()
+    product = copied(dense)
+    own, given = product.state_dict(), model.state_dict()
     with torch.no_grad():
-        found.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
+        product.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
         for layer in profile.layers:
             for each in (layer, *layer.tied):
                 chain = _module(model, "" if is_whole(dense, each.name) else each.name)
                 if chain is None or type(chain) is type(_module(dense, each.name)):
                     continue
-                _set(found, each, chain)
-    return found
+                _set(product, each, chain)
+    return product
 
 
 def _set(model: nn.Module, layer: Layer, chain: nn.Module) -> None:
@@ -143,7 +143,7 @@ class Widened(nn.Module):
                 parameter.data = parameter.data.to(dtype)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network returns."""
+        """The outputs of the network, computed with its parameters in their own dtypes."""
         wide = {name: parameter.to(self._own[name]) for name, parameter in self.network.named_parameters()}
         return functional_call(self.network, wide, args, kwargs)
 
@@ -185,12 +185,12 @@ def _window(chain: nn.Module, spec: LayerSpec) -> tuple[Tensor, Tensor | None]:
 
 
 def _all_pairs(part: nn.modules.conv._ConvNd) -> Tensor:
-    """Its weight as (out, in, *window), zeros where a group does not see a channel."""
+    """The weight of a convolution as (out, in, *window), zeros where a group does not see a channel."""
     weight, groups = part.weight, part.groups
     if isinstance(part, nn.modules.conv._ConvTransposeNd):
         weight = inputs_first(weight, groups)
     rows, columns = part.out_channels // groups, part.in_channels // groups
-    found = weight.new_zeros(part.out_channels, part.in_channels, *part.kernel_size)
+    full = weight.new_zeros(part.out_channels, part.in_channels, *part.kernel_size)
     for g in range(groups):
-        found[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] = weight[g * rows : (g + 1) * rows]
-    return found
+        full[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] = weight[g * rows : (g + 1) * rows]
+    return full

@@ -23,18 +23,20 @@ def starting_plan(profile: ModelProfile, factors: FactorStore, share: float = 0.
     dense = plan_cost(profile)
     menus = [_menu(layer) for layer in profile.layers]
     width = max(map(len, menus), default=0)
-    lost = np.full((len(menus), width), np.inf)
+    errors = np.full((len(menus), width), np.inf)
     multiplies, bytes = np.zeros((len(menus), width), np.int64), np.zeros((len(menus), width), np.int64)
     for row, (layer, menu) in enumerate(zip(profile.layers, menus, strict=True)):
-        found = factors(layer.name, layer.methods[0].name) if len(menu) > 1 else None
-        lost[row, : len(menu)] = [found.error(choice.rank) ** 2 if found and choice else 0.0 for choice in menu]
+        factorization = factors(layer.name, layer.methods[0].name) if len(menu) > 1 else None
+        errors[row, : len(menu)] = [
+            factorization.error(choice.rank) ** 2 if factorization and choice else 0.0 for choice in menu
+        ]
         multiplies[row, : len(menu)] = amounts(layer, menu, "multiplies")
         bytes[row, : len(menu)] = amounts(layer, menu, "bytes")
     paid = multiplies / max(1, dense.multiplies) + 0.5 * bytes / max(1, dense.bytes)
     rows = np.arange(len(menus))
 
     def best(price: float) -> NDArray[np.intp]:
-        columns: NDArray[np.intp] = np.argmin(lost + price * paid, axis=1)
+        columns: NDArray[np.intp] = np.argmin(errors + price * paid, axis=1)
         return columns
 
     low, high = 0.0, 1e6

@@ -43,7 +43,7 @@ def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
         return x.reshape(-1, spec.in_channels)[index].view(len(index), -1, spec.copies).movedim(2, 0)
     dimensions = len(spec.kernel)
     x = x.reshape(-1, *x.shape[-dimensions - 1 :])
-    padded = _spread(spec, x) if spec.transposed else _padded(spec, x)
+    padded = _dilate(spec, x) if spec.transposed else _padded(spec, x)
     strides = (1,) * dimensions if spec.transposed else spec.stride
     out_size, size = spec.out_size(tuple(x.shape[2:])), padded.shape[2:]
     flat = padded.movedim(1, -1).reshape(-1, spec.in_channels)
@@ -65,7 +65,7 @@ def as_matrices(spec: LayerSpec, weight: Tensor) -> Tensor:
 
 
 def as_weight(spec: LayerSpec, matrices: Tensor) -> Tensor:
-    """What `as_matrices` takes apart."""
+    """The weight of which `as_matrices` gives these matrices: its inverse."""
     taps = matrices.reshape(spec.out_channels // spec.copies, -1, *spec.kernel)
     return inputs_first(taps, spec.groups) if spec.transposed else taps
 
@@ -105,8 +105,8 @@ def _padded(spec: LayerSpec, x: Tensor) -> Tensor:
     return F.pad(x, flat, mode="constant" if spec.padding_mode == "zeros" else spec.padding_mode)
 
 
-def _spread(spec: LayerSpec, x: Tensor) -> Tensor:
-    """stride - 1 zeros between neighbours, and around them as far as the window of a transposed convolution reaches."""
+def _dilate(spec: LayerSpec, x: Tensor) -> Tensor:
+    """Inputs with stride - 1 zeros in between, and around them as far as a transposed convolution's window reaches."""
     extents = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], spec.stride, strict=True)]
     wide = x.new_zeros(*x.shape[:2], *extents)
     wide[:, :, *(slice(None, None, s) for s in spec.stride)] = x

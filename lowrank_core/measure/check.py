@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything found out about a model."""
+    """What a check has found of a model: each function of its contract, its layers, cost and dense score."""
 
     name: str
     fingerprint: str
@@ -52,7 +52,7 @@ class Report:
 
     @property
     def refusals(self) -> tuple[Finding, ...]:
-        """What must be put right."""
+        """The findings that must be put right before the model can be used."""
         return tuple(finding for finding in self.findings if finding.state == "refused")
 
 
@@ -73,11 +73,11 @@ def check(workspace: Workspace) -> Report:
 
     def data(load: Callable[[], Dataset]) -> Callable[[], str]:
         def describe() -> str:
-            found = load()
-            run(opened.model, found.pick(slice(0, 1)))
-            if sorted_by_class(found):
+            dataset = load()
+            run(opened.model, dataset.pick(slice(0, 1)))
+            if sorted_by_class(dataset):
                 notices.append("The labels come sorted by class; they are shuffled (seed 0) before use.")
-            return _described(found)
+            return _described(dataset)
 
         return describe
 
@@ -116,7 +116,7 @@ def check(workspace: Workspace) -> Report:
 
 
 def _described(data: Dataset) -> str:
-    """'500 samples, (3, 32, 32) float32; 10 classes of 48 to 53 samples'"""
+    """A data set in words: '500 samples, (3, 32, 32) float32; 10 classes of 48 to 53 samples'."""
     text = f"{len(data):,} samples of {_shapes(data.inputs, per_sample=True)}"
     targets = data.targets
     if targets is None:

@@ -81,8 +81,8 @@ def compare(workspace: Workspace, candidate: Candidate) -> Comparison:
     classes, flips = _disagreements(workspace, torch.cat(answers)) if answers else ((), ())
     lost = sum(flip.dense == flip.target for flip in flips)
     won = sum(flip.compressed == flip.target for flip in flips)
-    kept = flips[:MOST_FLIPS]
-    return Comparison(candidate, score, memory, stored, classes, kept, lost, won, len(flips) - lost - won)
+    shown = flips[:MOST_FLIPS]
+    return Comparison(candidate, score, memory, stored, classes, shown, lost, won, len(flips) - lost - won)
 
 
 def _scores(workspace: Workspace, model: nn.Module, answers: list[Tensor]) -> Iterator[Score]:
@@ -127,12 +127,12 @@ def _disagreements(workspace: Workspace, answers: Tensor) -> tuple[tuple[ClassCh
 
 def checkpoint_bytes(model: nn.Module) -> int:
     """Size of the network's parameters and buffers in a safetensors file: 8 bytes, a header, the numbers."""
-    kept: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and id(tensor) not in seen:
             seen.add(id(tensor))
-            kept[name] = tensor.detach()
-    empty = {name: {"dtype": "F32", "shape": list(t.shape), "data_offsets": [0, 10**8]} for name, t in kept.items()}
+            tensors[name] = tensor.detach()
+    empty = {name: {"dtype": "F32", "shape": list(t.shape), "data_offsets": [0, 10**8]} for name, t in tensors.items()}
     header = len(json.dumps(empty, separators=(",", ":")))
-    return 8 + header + sum(t.numel() * t.element_size() for t in kept.values())
+    return 8 + header + sum(t.numel() * t.element_size() for t in tensors.values())

@@ -80,8 +80,8 @@ class Timing:
 
 def timed(timing: Timing) -> dict[str, Any]:
     """A timing as plain values; an unstable ratio is None."""
-    found = asdict(timing) | {"unstable": timing.unstable}
-    return found | {"ratio": None} if timing.unstable else found
+    values = asdict(timing) | {"unstable": timing.unstable}
+    return values | {"ratio": None} if timing.unstable else values
 
 
 def race(
@@ -96,14 +96,14 @@ def race(
 
     Those that come out unstable race again, up to three times in all, and then stay unstable. Raises Cancelled.
     """
-    found: dict[int, Timing] = {}
+    timings: dict[int, Timing] = {}
     with _one_at_a_time, using_threads(threads):
         for _ in range(ATTEMPTS):
-            left = [i for i in range(len(others)) if i not in found or found[i].unstable]
+            left = [i for i in range(len(others)) if i not in timings or timings[i].unstable]
             if left:
                 works = [dense, *(others[i] for i in left)]
-                found |= zip(left, _race(works, threads, rounds, turn_seconds), strict=True)
-    return tuple(found[i] for i in range(len(others)))
+                timings |= zip(left, _race(works, threads, rounds, turn_seconds), strict=True)
+    return tuple(timings[i] for i in range(len(others)))
 
 
 def _race(works: Sequence[Work], threads: int, rounds: int, turn_seconds: float) -> list[Timing]:
@@ -118,12 +118,12 @@ def _race(works: Sequence[Work], threads: int, rounds: int, turn_seconds: float)
             raise_if_cancelled()  # and never give way: a lock is held, and it would be timed
             medians[i].append(turns[i]())
     dense = medians[0]
-    found = []
+    timings = []
     for other in medians[1:]:
-        ratios = [ours / theirs for ours, theirs in zip(other, dense, strict=True)]
+        ratios = [seconds / dense_seconds for seconds, dense_seconds in zip(other, dense, strict=True)]
         low, _, high = quantiles(ratios, n=4, method="inclusive") if rounds > 1 else (0.0, 0.0, float("inf"))
-        found.append(Timing(1e6 * median(dense), 1e6 * median(other), median(ratios), high - low, rounds))
-    return found
+        timings.append(Timing(1e6 * median(dense), 1e6 * median(other), median(ratios), high - low, rounds))
+    return timings
 
 
 def _turn(work: Work, clock: Callable[[], float], turn_seconds: float) -> Callable[[], float]:
@@ -203,20 +203,20 @@ def session(program: Any, values: Sequence[Any], threads: int) -> Work:
             bound.bind_output(made.name)
         opened.run_with_iobinding(bound)
     except Exception as error:
-        said = " ".join(str(error).split())
-        raise InvalidModel(f"onnxruntime cannot run this network: {said}; measure it with torch instead.") from error
+        reason = " ".join(str(error).split())
+        raise InvalidModel(f"onnxruntime cannot run this network: {reason}; measure it with torch instead.") from error
     return lambda: opened.run_with_iobinding(bound)
 
 
 def runtime_version(runtime: Runtime) -> str:
-    """'onnxruntime 1.31.0', without importing it."""
+    """Name and version of a runtime, 'onnxruntime 1.31.0', without importing it."""
     with extra("onnx", "timing with onnxruntime"):
         return f"{runtime} {torch.__version__ if runtime == 'torch' else version(runtime)}"
 
 
 @cache
 def cpu_name() -> str:
-    """What this processor calls itself."""
+    """The name by which the system knows this processor, which timings depend on."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -245,7 +245,7 @@ class LatencyTable:
     @staticmethod
     def from_csv(text: str | bytes) -> LatencyTable:
         """Columns layer, method, rank (16, or 16x12 for two axes) and microseconds, in UTF-8. Raises InvalidFile."""
-        found: dict[tuple[str, str], list[tuple[tuple[int, ...], float]]] = {}
+        steps_of: dict[tuple[str, str], list[tuple[tuple[int, ...], float]]] = {}
         for number, row in enumerate(_rows(text), start=2):
             try:
                 rank = tuple(int(r) for r in (row["rank"] or "").split("x") if r)
@@ -259,11 +259,11 @@ class LatencyTable:
                     f"latency table, line {number}: a time of 0 or more and a rank (none for {DENSE!r}) must stand "
                     f"there, but got rank {row['rank']!r} and {row['microseconds']!r} microseconds."
                 )
-            found.setdefault((row["layer"], row["method"]), []).append((rank, taken))
-        return LatencyTable({key: tuple(sorted(steps)) for key, steps in found.items()})
+            steps_of.setdefault((row["layer"], row["method"]), []).append((rank, taken))
+        return LatencyTable({key: tuple(sorted(steps)) for key, steps in steps_of.items()})
 
     def to_csv(self) -> str:
-        """The text that `from_csv` reads."""
+        """The table as CSV text, which `from_csv` reads."""
         rows = io.StringIO()
         writer = csv.writer(rows, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -281,15 +281,15 @@ class LatencyTable:
 
     @property
     def layers(self) -> frozenset[str]:
-        """Layers whose dense time is known."""
+        """Names of the layers whose dense time is in the table."""
         return frozenset(layer for layer, method in self.steps if method == DENSE)
 
 
 def _rows(text: str | bytes) -> Iterator[dict[str, str]]:
     """The lines of a table, by column; a byte order mark, which spreadsheets write, is no part of the first name."""
     try:
-        told = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
-        rows = csv.DictReader(io.StringIO(told, newline=""))
+        content = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        rows = csv.DictReader(io.StringIO(content, newline=""))
         if rows.fieldnames is None or not set(COLUMNS) <= set(rows.fieldnames):
             got = ", ".join(rows.fieldnames or ())[:200]
             raise InvalidFile(f"a latency table has the columns {', '.join(COLUMNS)}, but got {got or 'none'}.")

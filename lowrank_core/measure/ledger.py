@@ -31,9 +31,9 @@ class Ledger:
     def __init__(self, path: Path | None = None) -> None:
         """path: the file; None keeps everything in memory."""
         self._path = path
-        self._known: dict[str, Score | float] = {}
+        self._values: dict[str, Score | float] = {}
         if path is not None:
-            self._known.update(read_lines(path, tuple[str, Score | float]))
+            self._values.update(read_lines(path, tuple[str, Score | float]))
 
     @classmethod
     def of(cls, workspace: Workspace, folder: Path | None = None) -> Ledger:
@@ -56,18 +56,18 @@ class Ledger:
         return cls(folder / name)
 
     def remembered(self, key: str, compute: Callable[[], T]) -> T:
-        """What is known under a key, else what `compute` gives, which is kept."""
-        if key not in self._known:
-            self._known[key] = value = compute()
+        """The number under a key; where there is none yet, what `compute` gives, which is then kept."""
+        if key not in self._values:
+            self._values[key] = value = compute()
             if self._path is not None:
                 append_line(self._path, (key, value))
-        return cast(T, self._known[key])
+        return cast(T, self._values[key])
 
 
 def score_key(candidate: Candidate, samples: int | None, tolerance: float | None = None) -> str:
-    """Under what the score of a candidate is kept: on so many samples, None for all; tolerance as in `evaluate`."""
-    told = asdict(candidate)["correction"]
-    return _digest(json.dumps([[(n, asdict(c)) for n, c in candidate.plan.choices], told, samples, tolerance]))
+    """The key of a candidate's score on so many samples, None for all; tolerance as in `evaluate`."""
+    correction = asdict(candidate)["correction"]
+    return _digest(json.dumps([[(n, asdict(c)) for n, c in candidate.plan.choices], correction, samples, tolerance]))
 
 
 def _digest(text: str) -> str:

@@ -44,9 +44,9 @@ def measurement(workspace: Workspace, candidate: Candidate, *, tolerance: float 
     return Job("the measurement", lambda: figures(workspace, candidate, tolerance=tolerance))
 
 
-def is_final(known: Snapshot[Figure]) -> bool:
+def is_final(snapshot: Snapshot[Figure]) -> bool:
     """Whether the score grows no more; its figure without the correction may still come."""
-    return known.over or bool(known.found and known.found[-1].final)
+    return snapshot.over or bool(snapshot.found and snapshot.found[-1].final)
 
 
 def figures(workspace: Workspace, candidate: Candidate, *, tolerance: float | None = None) -> Iterator[Figure]:

@@ -63,7 +63,7 @@ class Setting:
 
 
 def setting_of(workspace: Workspace, runtime: Runtime = "onnxruntime", threads: int = 1) -> Setting:
-    """Layers as the network runs them: the batch of its example inputs, its element type."""
+    """The setting in which a network runs its layers: the batch of its example inputs, its element type."""
     floating = (p.dtype for p in workspace.model.parameters() if p.is_floating_point())
     dtype = "float32" if runtime == "onnxruntime" else str(next(floating, torch.float32)).removeprefix("torch.")
     return Setting(runtime, threads, batch_size(workspace.opened.example_inputs), dtype)
@@ -100,7 +100,7 @@ class Staircase:
 
     @property
     def stable(self) -> tuple[Rung, ...]:
-        """The rungs that are numbers."""
+        """The rungs whose ratio is a number to show."""
         return tuple(rung for rung in self.rungs if not rung.unstable)
 
     @property
@@ -141,13 +141,13 @@ def ranks(layer: Layer, method: str) -> list[Rank]:
     if not all(top):
         top = METHODS[method].max_rank(layer.spec)
     longest = max(top)
-    found = set()
+    chosen = set()
     for number in range(1, RANKS + 1):
         step = number * longest / RANKS
         if number % 2 == 0 and longest >= 2 * WIDTH:
             step = max(WIDTH, round(step / WIDTH) * WIDTH)
-        found.add(rank_at(top, min(1.0, step / longest)))
-    return sorted(found)
+        chosen.add(rank_at(top, min(1.0, step / longest)))
+    return sorted(chosen)
 
 
 def staircases(
@@ -162,27 +162,27 @@ def staircases(
     methods: all but references, unless given by name. What the runtime cannot run is left out.
     Raises Cancelled; what is measured by then is kept.
     """
-    layers, wanted = tuple(layers), None if methods is None else set(methods)
+    layers, allowed = tuple(layers), None if methods is None else set(methods)
     pace = Pace(len(layers))
     for number, layer in enumerate(layers, start=1):
-        names = [m.name for m in layer.methods if (not m.reference if wanted is None else m.name in wanted)]
+        names = [m.name for m in layer.methods if (not m.reference if allowed is None else m.name in allowed)]
         files = StairFile(folder, layer, setting)
         fresh: dict[str, Staircase] = {}
         for name in names:
-            known = next((s for method, s in fresh.items() if _alike(layer, method, name)), None)
-            if known is None:
-                known = files.load(layer, name)
-                if known is None or any(rung.unstable for rung in known.rungs):
+            stairs = next((s for method, s in fresh.items() if _alike(layer, method, name)), None)
+            if stairs is None:
+                stairs = files.load(layer, name)
+                if stairs is None or any(rung.unstable for rung in stairs.rungs):
                     words = f"timing layer {number} of {len(layers)}: {layer.name}, {METHODS[name].label}"
                     report(Progress(words, pace(number - 1)))
                     try:
-                        known = _measured(layer, name, setting)
+                        stairs = _measured(layer, name, setting)
                     except InvalidModel as error:
                         report(Progress(f"{layer.name} by {METHODS[name].label} is left out: {error}"))
                         continue
-                    files.save(known)
-                    fresh[name] = known
-            yield replace(known, layer=layer.name, method=name)
+                    files.save(stairs)
+                    fresh[name] = stairs
+            yield replace(stairs, layer=layer.name, method=name)
 
 
 def _measured(layer: Layer, method: str, setting: Setting) -> Staircase:
@@ -199,16 +199,16 @@ def known_staircases(
     folder: Path,
 ) -> tuple[Staircase, ...]:
     """What a folder knows of these layers on this machine; measures nothing."""
-    found = []
+    stored = []
     for layer in layers:
         files = StairFile(folder, layer, setting)
-        found += [stairs for m in layer.methods if (stairs := files.load(layer, m.name)) is not None]
-    return tuple(found)
+        stored += [stairs for m in layer.methods if (stairs := files.load(layer, m.name)) is not None]
+    return tuple(stored)
 
 
 def layer_latency(profile: ModelProfile, plan: RankPlan, setting: Setting) -> list[tuple[str, Timing]]:
     """Each layer that a plan factorises, alone, beside its dense form. Raises Cancelled."""
-    found, pace = [], Pace(len(plan.choices))
+    timings, pace = [], Pace(len(plan.choices))
     for number, (name, choice) in enumerate(plan.choices, start=1):
         report(Progress(f"timing layer {number} of {len(plan.choices)}: {name}", pace(number - 1)))
         layer = profile.layer(name)
@@ -218,8 +218,8 @@ def layer_latency(profile: ModelProfile, plan: RankPlan, setting: Setting) -> li
         except InvalidModel as error:
             report(Progress(f"{name} is left out: {error}"))
             continue
-        found.append((name, timing))
-    return found
+        timings.append((name, timing))
+    return timings
 
 
 def _race(chains: list[tuple[LayerSpec, ...]], layer: Layer, setting: Setting) -> tuple[Timing, ...]:
@@ -262,13 +262,13 @@ def _torch_work(chain: torch.nn.Module, value: torch.Tensor) -> Work:
     return work
 
 
-def as_table(found: Iterable[Staircase]) -> LatencyTable:
+def as_table(staircases: Iterable[Staircase]) -> LatencyTable:
     """Staircases as the table that a budget of microseconds takes; unstable ranks are left out.
 
     A layer's dense time is the one of its first staircase; the others' shares are taken of that.
     """
     steps: dict[tuple[str, str], tuple[tuple[Rank, float], ...]] = {}
-    for stairs in found:
+    for stairs in staircases:
         ((_, dense),) = steps.setdefault((stairs.layer, DENSE), (((), stairs.dense_us),))
         steps[stairs.layer, stairs.method] = tuple((rung.rank, rung.ratio * dense) for rung in stairs.stable)
     return LatencyTable(steps)
@@ -294,20 +294,20 @@ class StairFile:
 
     def load(self, layer: Layer, method: str) -> Staircase | None:
         """The staircase of a method under the layer's own name; None where it is missing or damaged."""
-        for known, stairs in self._read().items():
-            if known == method or _alike(layer, known, method):
+        for stored, stairs in self._read().items():
+            if stored == method or _alike(layer, stored, method):
                 return replace(stairs, layer=layer.name, method=method)
         return None
 
     def save(self, stairs: Staircase) -> None:
-        """Keep a staircase beside those of the other methods."""
+        """Append a staircase to the file, beside those of the other methods."""
         if self.path is not None:
             append_line(self.path, stairs)
 
     def _read(self) -> dict[str, Staircase]:
-        """By method; of several the one measured last."""
-        found = () if self.path is None else read_lines(self.path, Staircase)
-        return {stairs.method: stairs for stairs in found if stairs.method in METHODS}
+        """The stored staircases by method; of several the one measured last."""
+        lines = () if self.path is None else read_lines(self.path, Staircase)
+        return {stairs.method: stairs for stairs in lines if stairs.method in METHODS}
 
 
 def _alike(layer: Layer, a: str, b: str) -> bool:

@@ -46,7 +46,7 @@ TOO_FAR = 0.06
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """The measured score of one whole plan."""
+    """A plan of several layers and the score that was measured of it as a whole."""
 
     plan: RankPlan
     score: float
@@ -65,7 +65,7 @@ def repairs(
     The later layers are compressed as little as pays; what that does by itself is taken off. `points` give the change
     of each layer alone, on the same samples. What the ledger holds is not measured again. Raises Cancelled.
     """
-    layers, kept = workspace.profile.layers, ledger or Ledger()
+    layers, changes = workspace.profile.layers, ledger or Ledger()
     alone = {(p.layer, p.method, p.rank): p.change for p in points}
     lightly = {layer.name: Choice(m := layer.methods[0].name, ranks(layer, m)[-1]) for layer in layers}
     inputs = workspace.reference.dataset.pick(slice(0, samples))
@@ -82,27 +82,27 @@ def repairs(
             outputs: Tensor = torch.cat([run(compressed, part) for part in parts]).double()
             return float((outputs - dense).square().mean())
 
-        return kept.remembered(f"change {score_key(candidate, len(inputs))}", measure)
+        return changes.remembered(f"change {score_key(candidate, len(inputs))}", measure)
 
     for number, layer in enumerate(layers[:-1]):
         method = layer.methods[0].name
         later = {other.name: lightly[other.name] for other in layers[number + 1 :]}
-        base = changed(later)
+        later_change = changed(later)
         for rank in ranks(layer, method)[:-1]:
             change = alone.get((layer.name, method, rank), 0.0)
             if change > 0:
                 together = changed({**later, layer.name: Choice(method, rank)})
-                yield Repair(layer.name, change, max(0.0, together - base) / change)
+                yield Repair(layer.name, change, max(0.0, together - later_change) / change)
 
 
 def joint_plans(workspace: Workspace, methods: Iterable[str], *, seed: int = 0) -> Iterator[RankPlan]:
     """Random plans without end, from light to heavy: a third of the layers or more, methods mixed."""
-    rng, wanted, layers = random.Random(seed), set(methods), workspace.profile.layers
+    rng, allowed, layers = random.Random(seed), set(methods), workspace.profile.layers
     while True:
         least = rng.uniform(0.15, 0.6)
         chosen = {}
         for layer in rng.sample(layers, rng.randint(ceil(len(layers) / 3), len(layers))):
-            usable = [m.name for m in layer.methods if m.name in wanted and all(useful_rank(layer, m.name))]
+            usable = [m.name for m in layer.methods if m.name in allowed and all(useful_rank(layer, m.name))]
             if usable:
                 method = rng.choice(usable)
                 top = useful_rank(layer, method)
@@ -124,7 +124,7 @@ def joints(
 
     What the ledger holds is not measured again.
     """
-    taken, kept = 0, ledger or Ledger()
+    taken, scores = 0, ledger or Ledger()
     for drawn, plan in enumerate(joint_plans(workspace, methods, seed=seed)):
         if taken == plans or drawn == 4 * plans:
             return
@@ -138,10 +138,10 @@ def joints(
                     break
             return score
 
-        found = kept.remembered(f"joint {score_key(candidate, samples)}", measure)
-        if not _too_far(found):
+        joint_score = scores.remembered(f"joint {score_key(candidate, samples)}", measure)
+        if not _too_far(joint_score):
             taken += 1
-            yield Joint(plan, found.value)
+            yield Joint(plan, joint_score.value)
 
 
 def _too_far(score: Score) -> bool:
@@ -152,16 +152,16 @@ def context_of(
     workspace: Workspace,
     points: Iterable[Point],
     table: NoiseTable,
-    found_repairs: Iterable[Repair] = (),
-    found_joints: Iterable[Joint] = (),
+    measured_repairs: Iterable[Repair] = (),
+    measured_joints: Iterable[Joint] = (),
 ) -> Context:
-    """What `predict` and the board take into account, from all that is measured."""
+    """The context of a network, which `predict` and the board take into account, from all that is measured."""
     order = tuple(layer.name for layer in workspace.profile.layers)
-    found: dict[tuple[str, str], Curve] = curves(points)
-    context = Context(order, tuple(found_repairs))
+    measured_curves: dict[tuple[str, str], Curve] = curves(points)
+    context = Context(order, tuple(measured_repairs))
 
     def spectra(layer: str, method: str) -> tuple[Tensor, ...]:
         return workspace.factors(layer, method).spectra
 
-    pairs = [(plan_variance(j.plan, found, table.rough, spectra, context), j.score) for j in found_joints]
+    pairs = [(plan_variance(j.plan, measured_curves, table.rough, spectra, context), j.score) for j in measured_joints]
     return Context(order, context.repairs, fitted_scale(table, pairs))

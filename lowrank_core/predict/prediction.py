@@ -89,12 +89,12 @@ def closed_form_error(spectra: tuple[Tensor, ...], rank: Rank) -> float:
 
 
 def curves(points: Iterable[Point]) -> dict[tuple[str, str], Curve]:
-    """By (layer, method): what `predict` and the board interpolate."""
-    found: dict[tuple[str, str], dict[float, float]] = {}
+    """Curves of output change over weight error by (layer, method), which `predict` and the board interpolate."""
+    changes: dict[tuple[str, str], dict[float, float]] = {}
     for point in points:
         if point.error > 0 and point.change > 0:
-            found.setdefault((point.layer, point.method), {})[log(point.error)] = log(point.change)
-    return {key: tuple(sorted(curve.items())) for key, curve in found.items()}
+            changes.setdefault((point.layer, point.method), {})[log(point.error)] = log(point.change)
+    return {key: tuple(sorted(curve.items())) for key, curve in changes.items()}
 
 
 def change(error: float, curve: Curve, rough: float) -> float:
@@ -122,17 +122,19 @@ def score_at(table: NoiseTable, variance: float) -> float:
 
 
 def kept_curves(repairs: Iterable[Repair]) -> dict[str, Curve]:
-    """By layer: (log change alone, log share kept), ascending; between them straight, beyond the ends constant."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    """Curves (log change alone, log share that is kept of it) by layer, ascending; constant beyond the ends."""
+    shares: dict[str, list[tuple[float, float]]] = {}
     for repair in repairs:
         if repair.change > 0:
-            found.setdefault(repair.layer, []).append((log(repair.change), log(min(1.0, max(LEAST_KEPT, repair.kept)))))
-    return {layer: tuple(sorted(curve)) for layer, curve in found.items()}
+            shares.setdefault(repair.layer, []).append(
+                (log(repair.change), log(min(1.0, max(LEAST_KEPT, repair.kept))))
+            )
+    return {layer: tuple(sorted(curve)) for layer, curve in shares.items()}
 
 
 def plan_variance(
     plan: RankPlan,
-    found: Mapping[tuple[str, str], Curve],
+    measured_curves: Mapping[tuple[str, str], Curve],
     rough: float,
     spectra: Callable[[str, str], tuple[Tensor, ...]],
     context: Context,
@@ -141,33 +143,36 @@ def plan_variance(
 
     The share that is kept holds where all later layers are in the plan; it is taken to the power of the share that is.
     """
-    chosen, kept = dict(plan.choices), kept_curves(context.repairs)
+    chosen, shares = dict(plan.choices), kept_curves(context.repairs)
     total = 0.0
     for name, choice in plan.choices:
         error = closed_form_error(spectra(name, choice.method), choice.rank)
-        alone = change(error, found.get((name, choice.method), ()), rough)
-        if alone > 0 and name in kept and name in context.order:
+        alone = change(error, measured_curves.get((name, choice.method), ()), rough)
+        if alone > 0 and name in shares and name in context.order:
             later = context.order[context.order.index(name) + 1 :]
             share = sum(other in chosen for other in later) / max(1, len(later))
-            alone *= exp(share * between(kept[name], log(alone)))
+            alone *= exp(share * between(shares[name], log(alone)))
         total += alone
     return total
 
 
 def predict(
     plan: RankPlan,
-    found: Mapping[tuple[str, str], Curve],
+    measured_curves: Mapping[tuple[str, str], Curve],
     table: NoiseTable,
     spectra: Callable[[str, str], tuple[Tensor, ...]],
     context: Context | None = None,
 ) -> float:
-    """The score that a plan will have. found: `curves(points)`; spectra(layer, method): those of its factorisation."""
+    """The score that a plan will have, without running it.
+
+    measured_curves: `curves(points)`; spectra(layer, method): the singular values of a factorisation.
+    """
     context = context or Context()
-    return score_at(table, context.scale * plan_variance(plan, found, table.rough, spectra, context))
+    return score_at(table, context.scale * plan_variance(plan, measured_curves, table.rough, spectra, context))
 
 
 def between(knots: Curve, x: float) -> float:
-    """Straight between the knots, constant beyond them."""
+    """Linear interpolation at x between knots (x, y), constant beyond them."""
     if x <= knots[0][0]:
         return knots[0][1]
     for (x0, y0), (x1, y1) in pairwise(knots):
@@ -185,16 +190,16 @@ def fitted_scale(table: NoiseTable, measured: Iterable[tuple[float, float]]) -> 
     limit = (table.score[0] - table.score[-1]) / 12
     sign = 1 if limit >= 0 else -1  # of a score that is better when lower
 
-    def lost(score: float) -> float:
+    def drop(score: float) -> float:
         return sign * (table.score[0] - score)
 
-    pairs = [(variance, score) for variance, score in measured if lost(score) < abs(limit)]
+    pairs = [(variance, score) for variance, score in measured if drop(score) < abs(limit)]
 
-    def loss(step: int) -> tuple[float, int]:
+    def disagreement(step: int) -> tuple[float, int]:
         scale = exp(0.02 * step)
-        return sum(abs(min(abs(limit), lost(score_at(table, scale * v))) - lost(s)) for v, s in pairs), abs(step)
+        return sum(abs(min(abs(limit), drop(score_at(table, scale * v))) - drop(s)) for v, s in pairs), abs(step)
 
-    return exp(0.02 * min(range(-100, 101), key=loss)) if pairs else 1.0
+    return exp(0.02 * min(range(-100, 101), key=disagreement)) if pairs else 1.0
 
 
 NOISE_OUTPUTS = 2**19

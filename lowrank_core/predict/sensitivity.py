@@ -21,7 +21,7 @@ from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point, closed_form_error
-from lowrank_core.running.parallel import HERE, Workers, spread
+from lowrank_core.running.parallel import HERE, Workers, map_elsewhere
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report, scope, under
 from lowrank_core.scoring.metrics import Metric
@@ -43,16 +43,16 @@ Ask = tuple[str, Choice]
 
 
 def asked(workspace: Workspace, methods: Iterable[str] | None = None) -> tuple[Ask, ...]:
-    """What to measure, layer by layer: first every layer's default method, then the others.
+    """The points to measure, layer by layer: first every layer's default method, then the others.
 
     methods: all but references and variants that need calibration data, unless given by name.
     """
     usual = {m.name for m in METHODS.values() if not m.reference and not m.data_aware}
-    wanted = usual if methods is None else set(methods)
+    names = usual if methods is None else set(methods)
     first: list[Ask] = []
     rest: list[Ask] = []
     for layer in workspace.profile.layers:
-        for position, method in enumerate(m.name for m in layer.methods if m.name in wanted):
+        for position, method in enumerate(m.name for m in layer.methods if m.name in names):
             asks = [(layer.name, Choice(method, rank)) for rank in ranks(layer, method)]
             (first if position == 0 else rest).extend(asks)
     return (*first, *rest)
@@ -71,18 +71,18 @@ def measured(
     correction: Correction | None = None,
     *,
     asks: Iterable[Ask] | None = None,
-    known: Iterable[Point] = (),
+    points: Iterable[Point] = (),
     samples: int = SAMPLES,
     data: Dataset | None = None,
 ) -> Iterator[Point]:
-    """Yield each point as it is measured; those in `known` are not measured again.
+    """Yield each point as it is measured; those in `points` are not measured again.
 
     Only what comes after the layer is run: on `data`, whose labels, if any, give the drop of the metric; without it on
     the leading evaluation samples, unlabelled. Reports how far it is; gives way and raises Cancelled between points.
     """
-    have = {(p.layer, p.method, p.rank) for p in known}
-    wanted = asked(workspace) if asks is None else asks
-    todo = [(name, choice) for name, choice in wanted if (name, choice.method, choice.rank) not in have]
+    stored = {(p.layer, p.method, p.rank) for p in points}
+    asks = asked(workspace) if asks is None else asks
+    todo = [(name, choice) for name, choice in asks if (name, choice.method, choice.rank) not in stored]
     if not todo:
         return
     ground = _ground(workspace, _samples(workspace, samples) if data is None else data)
@@ -124,7 +124,7 @@ def _points(
         outputs = torch.cat([forward(part, at) for part, at in ground.parts])
         error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
         squares = float((outputs.double() - dense.double()).square().mean())
-        loss = loss_increase(workspace.metric, outputs, dense)
+        loss = divergence(workspace.metric, outputs, dense)
         drop = _drop(workspace.metric, outputs, dense, ground.data.targets)
         report(_far(done, len(todo), pace))
         yield Point(name, choice.method, choice.rank, error, squares, loss, drop)
@@ -178,7 +178,7 @@ def _measured(
     samples = _Samples(data_hash((data.inputs, data.targets)), data.alone())
     pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
     pace, done = Pace(len(todo)), 0
-    for _, points in spread(_measured_elsewhere, pieces, workers):
+    for _, points in map_elsewhere(_measured_elsewhere, pieces, workers):
         for point in points:
             done += 1
             report(_far(done, len(todo), pace))
@@ -187,7 +187,7 @@ def _measured(
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    """Samples, told apart by their hash."""
+    """Samples that are told apart by their hash, so that they can be the key of a cache."""
 
     hash: str
     data: Dataset = field(compare=False)
@@ -210,7 +210,7 @@ def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
 
 @lru_cache(maxsize=1)
 def _ground_once(model: tuple[str, str, Cache | None], samples: _Samples) -> _Ground:
-    """That of a process which measures piece after piece."""
+    """The ground of the latest model and samples, kept in a process that measures piece after piece."""
     return _ground(opened_once(*model), samples.data)
 
 
@@ -218,17 +218,17 @@ def _samples(workspace: Workspace, samples: int) -> Dataset:
     return Dataset(workspace.reference.dataset.pick(slice(0, samples)).inputs)
 
 
-def loss_increase(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
+def divergence(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
     """How far outputs are from the dense network's, without labels.
 
     Of class scores the mean Kullback-Leibler divergence of the predicted distributions, in nats; of other outputs the
     mean squared difference over the variance of the dense ones. Never below 0.
     """
-    ours, theirs = outputs.double(), dense.double()
-    if metric.class_axis is None or ours.ndim <= metric.class_axis:
-        spread = float(theirs.var(correction=0))
-        return float((ours - theirs).square().mean()) / (spread or 1.0)
-    log_p, log_q = (values.log_softmax(metric.class_axis) for values in (theirs, ours))
+    outputs, dense = outputs.double(), dense.double()
+    if metric.class_axis is None or outputs.ndim <= metric.class_axis:
+        variance = float(dense.var(correction=0))
+        return float((outputs - dense).square().mean()) / (variance or 1.0)
+    log_p, log_q = (values.log_softmax(metric.class_axis) for values in (dense, outputs))
     return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(metric.class_axis).mean()))
 
 
@@ -237,8 +237,8 @@ def _drop(metric: Metric, outputs: Tensor, dense: Tensor, targets: Tensor | None
     if targets is None:
         return None
     targets = dense if metric.label_free else targets
-    ours, theirs = (metric.score(values, targets) for values in (outputs, dense))
-    return theirs - ours if metric.higher_is_better else ours - theirs
+    score, dense_score = (metric.score(values, targets) for values in (outputs, dense))
+    return dense_score - score if metric.higher_is_better else score - dense_score
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------
@@ -272,9 +272,9 @@ class PointFile:
         return tuple({(p.layer, p.method, p.rank): p for p in stored}.values())
 
     def add(self, point: Point) -> None:
-        """Keep one more point."""
+        """Append one more point to the file."""
         append_line(self.path, point)
 
     def beside(self, what: str) -> Path:
-        """A file for something else that depends on the same."""
+        """Path of a file for something else that depends on the same network, data and correction."""
         return self.path.with_name(f"{what}-{self._name}.json")

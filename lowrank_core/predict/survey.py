@@ -49,9 +49,9 @@ class Learnt:
     uniform: tuple[Uniform, ...] = ()
 
     @classmethod
-    def of(cls, known: Snapshot[tuple[Finding, ...]]) -> Learnt:
-        """What the snapshot of a survey's job holds, sorted out."""
-        every = [one for findings in known.found for one in findings]
+    def of(cls, snapshot: Snapshot[tuple[Finding, ...]]) -> Learnt:
+        """The findings in the snapshot of a survey's job, sorted by kind."""
+        every = [one for findings in snapshot.found for one in findings]
         points = tuple(one for one in every if isinstance(one, Point))
         uniform = tuple(one for one in every if isinstance(one, Uniform))
         return cls(points, next((one for one in every if isinstance(one, Context)), Context()), uniform)
@@ -74,7 +74,7 @@ def survey(
     if points:
         yield points
     fresh: list[Point] = []
-    for point in measured(workspace, correction, known=points):
+    for point in measured(workspace, correction, points=points):
         files[-1].add(point)
         fresh.append(point)
         if len(fresh) == EVERY:
@@ -89,7 +89,7 @@ def survey(
         yield (one,)
     if not corrected:  # only a correction makes layers act on each other
         return
-    context = next((found for file in files if (found := read_context(file)) is not None), None)
+    context = next((stored for file in files if (stored := read_context(file)) is not None), None)
     if context is None:
         context = learn_context(workspace, points, ledger)
         write_context(files[-1], context)
@@ -98,9 +98,9 @@ def survey(
 
 def learn_context(workspace: Workspace, points: tuple[Point, ...], ledger: Ledger) -> Context:
     """Measure what the ledger does not hold, with the workspace's correction; raises Cancelled."""
-    found = tuple(repairs(workspace, workspace.correction, points, ledger))
+    made_good = tuple(repairs(workspace, workspace.correction, points, ledger))
     plans = tuple(joints(workspace, workspace.correction, MIXED, ledger))
-    return context_of(workspace, points, noise_table(workspace.reference), found, plans)
+    return context_of(workspace, points, noise_table(workspace.reference), made_good, plans)
 
 
 def read_context(file: PointFile) -> Context | None:
@@ -112,7 +112,7 @@ def read_context(file: PointFile) -> Context | None:
 
 
 def write_context(file: PointFile, context: Context) -> None:
-    """Store it beside the points, whole or not at all."""
+    """Store a context beside the points, whole or not at all."""
     write_whole(file.beside("context"), msgspec.json.encode(context))
 
 

@@ -34,9 +34,9 @@ class Snapshot(Generic[T]):
     over: bool = False
 
 
-def is_over(known: Snapshot[Any]) -> bool:
-    """Whether nothing more will come."""
-    return known.over
+def is_over(snapshot: Snapshot[Any]) -> bool:
+    """Whether a job has ended, so that nothing more will come of it."""
+    return snapshot.over
 
 
 class Job(Generic[T]):
@@ -72,18 +72,18 @@ class Job(Generic[T]):
 
     @property
     def snapshot(self) -> Snapshot[T]:
-        """What is known of it now."""
+        """The latest snapshot of the job; it never changes, a newer one takes its place."""
         return self._snapshot
 
     @property
     def seconds(self) -> float:
-        """How long it has run until now, or until it was over."""
+        """How long the job has run until now, or until it was over."""
         latest = self._snapshot
         return latest.seconds if latest.over else time.monotonic() - self._started
 
     @property
     def seconds_left(self) -> float | None:
-        """What is left of what goes on, by the last report; None where nothing can be said, or it is cancelled."""
+        """Seconds left of what goes on, by the last report; None where nothing can be said, or it is cancelled."""
         latest = self._snapshot
         left = latest.progress.seconds_left
         if left is None or latest.over or self.cancelled():
@@ -91,15 +91,15 @@ class Job(Generic[T]):
         return max(0.0, left - (time.monotonic() - self._reported))
 
     def cancel(self) -> None:
-        """Ask it to end soon; what it has found stays."""
+        """Ask the job to end soon; what it has found stays."""
         self._asked_to_end.set()
 
     def cancelled(self) -> bool:
-        """Whether it has been asked to end; its snapshot says whether that was how it ended."""
+        """Whether the job has been asked to end; its snapshot says whether that was how it ended."""
         return self._asked_to_end.is_set()
 
     def changed(self, since: Snapshot[T], *, seconds: float) -> Snapshot[T]:
-        """The latest snapshot, waiting so many seconds for one that is newer than `since`."""
+        """Wait so many seconds for a snapshot newer than `since`, and give the latest there is."""
         return self.wait(seconds, until=lambda latest: latest is not since)
 
     def wait(self, seconds: float | None = None, *, until: Callable[[Snapshot[T]], bool] = is_over) -> Snapshot[T]:

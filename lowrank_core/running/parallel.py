@@ -48,7 +48,7 @@ class Workers:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether work leaves this process."""
+        """Whether work leaves this process for others."""
         return self.count != 1 or self.dask is not None
 
 
@@ -56,7 +56,7 @@ HERE = Workers()
 """In this process, as it is."""
 
 
-def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> Iterator[tuple[int, R]]:
+def map_elsewhere(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> Iterator[tuple[int, R]]:
     """Yield (position, function(ask)) of each as it is done, in any order; function and asks must be picklable.
 
     Every process has one torch thread, so an answer does not depend on where it is computed. What a process did that
@@ -64,7 +64,7 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
     does not answer. Closing the generator, cancelling the work of this thread and Ctrl-C end the
     processes of this machine; those of a cluster finish what they have begun.
 
-    >>> sorted(spread(abs, [-3, 4], Workers()))
+    >>> sorted(map_elsewhere(abs, [-3, 4], Workers()))
     [(0, 3), (1, 4)]
     """
     if not workers.elsewhere:
@@ -98,7 +98,7 @@ def spread(function: Callable[[A], R], asks: Sequence[A], workers: Workers) -> I
 
 
 def _waiting(results: Generator[tuple[int, R], None, None]) -> Iterator[tuple[int, R]]:
-    """The same; while it waits for the next one it asks whether it is cancelled, which joblib does not."""
+    """The answers of worker processes; while it waits it asks whether it is cancelled, which joblib does not."""
     answers: SimpleQueue[tuple[int, R] | BaseException] = SimpleQueue()
 
     def wait() -> None:
@@ -144,7 +144,7 @@ def _keep_what_is_freed() -> None:
 
 @contextmanager
 def _pool(workers: Workers) -> Iterator[Callable[[], joblib.Parallel]]:
-    """What begins anew each time it is called: a Parallel whose processes died may still send out its old asks."""
+    """A function that begins a Parallel anew at each call: one whose processes died may still send out its old asks."""
     import joblib
 
     options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}

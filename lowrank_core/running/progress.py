@@ -28,7 +28,7 @@ class Pace:
         self._total, self._clock, self._began = total, clock, clock()
 
     def __call__(self, done: float) -> float | None:
-        """What is left after so many parts; None before the first is done."""
+        """Seconds left after so many parts are done; None before the first is."""
         if done <= 0:
             return None
         return (self._clock() - self._began) / done * max(0.0, self._total - done)

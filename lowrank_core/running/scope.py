@@ -41,8 +41,8 @@ _waiting: list[object] = []
 
 def current() -> Scope:
     """The scope of this thread; of a thread in which nobody gave one, it can neither be cancelled nor heard."""
-    found: Scope = getattr(_here, "scope", Scope())
-    return found
+    terms: Scope = getattr(_here, "scope", Scope())
+    return terms
 
 
 @contextmanager
@@ -133,10 +133,10 @@ def report(progress: Progress) -> None:
 
 
 def nobody(progress: Progress) -> None:
-    """Hears nothing: `scope(report=nobody)` is for parts of work that is reported as a whole."""
+    """Hear nothing: `scope(report=nobody)` is for parts of work that is reported as a whole."""
 
 
 def under(heading: str) -> Callable[[Progress], None]:
-    """For `scope(report=...)` around a part of work: whoever hears the whole hears the part under a heading."""
+    """A listener for `scope(report=...)` around a part of work: whoever hears the whole hears it under a heading."""
     hears = current().report
     return lambda progress: hears(replace(progress, words=f"{heading}: {progress.words}"))

@@ -37,7 +37,7 @@ RULES: dict[str, type[Any]] = {}
 
 
 def register(rule: type[Any]) -> type[Any]:
-    """Make a rule known by its name."""
+    """Enter a rule in `RULES` under its name; raises ValueError where the name is taken."""
     if rule.name in RULES:
         raise ValueError(f"rule {rule.name!r} is registered twice")
     RULES[rule.name] = rule
@@ -52,17 +52,15 @@ def make(name: str, settings: dict[str, str]) -> Rule:
     """
     if name not in RULES:
         raise InvalidSearch(f"unknown rule {name!r}; choose one of {', '.join(RULES)}.")
-    known = {f.name: f for f in fields(RULES[name])}
+    own = {f.name: f for f in fields(RULES[name])}
     values: dict[str, Any] = {}
     for key, text in settings.items():
-        if key not in known:
-            raise InvalidSearch(f"rule {name!r} has no setting {key!r}; it has {', '.join(known) or 'none'}.")
+        if key not in own:
+            raise InvalidSearch(f"rule {name!r} has no setting {key!r}; it has {', '.join(own) or 'none'}.")
         try:
-            values[key] = read_setting(known[key].default, text)
+            values[key] = read_setting(own[key].default, text)
         except ValueError as error:
-            raise InvalidSearch(
-                f"rule {name!r}: {key} must be like {known[key].default!r}, but got {text!r}."
-            ) from error
+            raise InvalidSearch(f"rule {name!r}: {key} must be like {own[key].default!r}, but got {text!r}.") from error
     try:
         made: Rule = RULES[name](**values)
         return made
@@ -89,7 +87,7 @@ def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
 
 
 def _check(rule: Rule, problem: Problem) -> None:
-    """Refuse at once what cannot be answered."""
+    """Refuse a problem that a rule cannot answer, before anything is measured; raises InvalidSearch."""
     wishes: set[Wish] = {"budget"} if problem.budgets else set()
     wishes |= {"max_drop"} if problem.max_drop is not None else set()
     wishes = wishes or {"nothing"}

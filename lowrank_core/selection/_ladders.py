@@ -44,13 +44,13 @@ DIPS = 3
 
 @dataclass(slots=True)
 class Ladder:
-    """What is lost on each step of a ladder, measured when first asked for: the cheapest is 0, dense is `count`.
+    """The drop on each step of a ladder, measured when first asked for: the cheapest is 0, dense is `count`.
 
     A step counts as good only where every measured step above it is good too, so what is found never depends on a
     lucky low rank.
 
-    >>> lost = [5.0, 4.0, 1.0, 3.0, 0.5, 0.0]
-    >>> ladder = Ladder(6, lost.__getitem__)
+    >>> drops = [5.0, 4.0, 1.0, 3.0, 0.5, 0.0]
+    >>> ladder = Ladder(6, drops.__getitem__)
     >>> ladder.halved(0.7), ladder.dips()
     (4, [(2, 3)])
     >>> ladder.halved(2.0)       # not 2, which loses only 1.0: step 3 above it loses 3.0
@@ -59,22 +59,22 @@ class Ladder:
 
     count: int
     measure: Callable[[int], float]
-    known: dict[int, float] = field(default_factory=dict)
+    drops: dict[int, float] = field(default_factory=dict)
 
     def __call__(self, step: int) -> float:
-        """What a step loses."""
-        if step not in self.known:
-            self.known[step] = self.measure(step)
-        return self.known[step]
+        """The drop on a step, measured when first asked for."""
+        if step not in self.drops:
+            self.drops[step] = self.measure(step)
+        return self.drops[step]
 
     def climbed(self, limit: float) -> int:
         """The first good step from below, one after the other; `count` where none is."""
         return next((s for s in range(self._bad(limit) + 1, self.count) if self(s) <= limit + SLACK), self.count)
 
     def halved(self, limit: float) -> int:
-        """The same by binary search; at most ceil(log2(count + 1)) measurements."""
+        """The first good step by binary search; at most ceil(log2(count + 1)) measurements."""
         low = self._bad(limit)
-        high = min((step for step in self.known if step > low), default=self.count)
+        high = min((step for step in self.drops if step > low), default=self.count)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self(middle) <= limit + SLACK else (middle, high)
@@ -82,10 +82,10 @@ class Ladder:
 
     def dips(self) -> list[tuple[int, int]]:
         """Neighbours among the measured steps where the higher one loses more."""
-        return [(a, b) for a, b in pairwise(sorted(self.known)) if self.known[b] > self.known[a] + SLACK]
+        return [(a, b) for a, b in pairwise(sorted(self.drops)) if self.drops[b] > self.drops[a] + SLACK]
 
     def _bad(self, limit: float) -> int:
-        return max((step for step, lost in self.known.items() if lost > limit + SLACK), default=-1)
+        return max((step for step, drop in self.drops.items() if drop > limit + SLACK), default=-1)
 
 
 Find = Callable[[Ladder, float], int]
@@ -98,7 +98,7 @@ class Tally:
         self._total, self._done, self._pace = total, 0, Pace(total)
 
     def __call__(self, what: str) -> None:
-        """The next measurement begins."""
+        """Report that the next measurement begins."""
         left = self._pace(self._done) if self._done < self._total else None
         self._done += 1
         report(Progress(f"{what}: measurement {self._done} of at most {max(self._done, self._total)}", left))
@@ -150,20 +150,21 @@ class _Walk:
         return high
 
     def trials(self, tolerance: float) -> Iterator[Trial]:
-        """What is found for each layer, and the whole of it at the end."""
+        """Trials of each layer's lowest rank within a drop, and at last of the plan of all of them."""
         problem, plan = self.problem, self.dense
         dips: list[str] = []
         for name, plans, ladder, at, plan in self._walked(tolerance):  # noqa: B007 - the last one is whole
             dips += [self._dip(name, plans, ladder, pair) for pair in ladder.dips()]
             if at < len(plans) and name:
                 score = problem.measure(plans[at])
-                note = f"{_title(plans, at, name)}: {lost(problem, score, tolerance)}; {len(ladder.known)} measurements"
+                words = f"{_title(plans, at, name)}: {lost_text(problem, score, tolerance)}"
+                note = f"{words}; {len(ladder.drops)} measurements"
                 yield problem.trial(plans[at], note, score)
         score = problem.measure(plan)
-        spent = sum(len(ladder.known) for _, ladder in self.ladders.values())
-        notes = [saved(problem, plan), lost(problem, score, tolerance), f"{spent} measurements"]
+        spent = sum(len(ladder.drops) for _, ladder in self.ladders.values())
+        notes = [saved_text(problem, plan), lost_text(problem, score, tolerance), f"{spent} measurements"]
         if self.order == "alone" and len(plan.choices) > 1:
-            notes.append(f"each layer alone was allowed to lose {amount(problem, tolerance)}")
+            notes.append(f"each layer alone was allowed to lose {drop_text(problem, tolerance)}")
         if dips:
             more = f" and {len(dips) - DIPS} more" if len(dips) > DIPS else ""
             notes.append(f"not monotone ({', '.join(dips[:DIPS])}{more}): a rank counts only if all above it are good")
@@ -227,7 +228,7 @@ class _Walk:
         return plan
 
     def _dip(self, name: str, plans: Sequence[RankPlan], ladder: Ladder, pair: tuple[int, int]) -> str:
-        words = [f"{_title(plans, step, name)} loses {amount(self.problem, ladder.known[step])}" for step in pair]
+        words = [f"{_title(plans, step, name)} loses {drop_text(self.problem, ladder.drops[step])}" for step in pair]
         return " but ".join(words)
 
 
@@ -238,7 +239,7 @@ def _title(plans: Sequence[RankPlan], step: int, name: str) -> str:
     return f"{name} rank {' x '.join(map(str, choice.rank))}"
 
 
-def saved(problem: Problem, plan: RankPlan) -> str:
+def saved_text(problem: Problem, plan: RankPlan) -> str:
     """What a plan saves of the whole network, for a note."""
     parts = []
     for quantity in ("bytes", "multiplies"):
@@ -247,16 +248,16 @@ def saved(problem: Problem, plan: RankPlan) -> str:
     return f"saves {' and '.join(filter(None, parts))}"
 
 
-def amount(problem: Problem, drop: float) -> str:
+def drop_text(problem: Problem, drop: float) -> str:
     """A drop in words: points where the metric is a mean over samples, else its own unit."""
     share = problem.workspace.opened.evaluate is None and problem.workspace.metric.share
     return f"{100 * drop:.2f} points" if share else f"{drop:.4g}"
 
 
-def lost(problem: Problem, score: Score, tolerance: float | None = None) -> str:
+def lost_text(problem: Problem, score: Score, tolerance: float | None = None) -> str:
     """What a score has lost, for a note; how well that is known where the tolerance is finer than the measurement."""
-    text = f"{'gains' if score.drop < 0 else 'loses'} {amount(problem, abs(score.drop))}"
+    text = f"{'gains' if score.drop < 0 else 'loses'} {drop_text(problem, abs(score.drop))}"
     if tolerance is None or score.drop_low is None or score.drop_high is None:
         return text
     half = (score.drop_high - score.drop_low) / 2
-    return f"{text} (the drop is known to ±{amount(problem, half)} only)" if half > tolerance else text
+    return f"{text} (the drop is known to ±{drop_text(problem, half)} only)" if half > tolerance else text

@@ -88,13 +88,13 @@ class Problem:
         their moments would take longer than the search.
         """
         fitting = [m.name for m in layer.methods if self.methods or not (m.reference or m.data_aware)]
-        wanted = [name for name in self.methods if name in fitting] if self.methods else fitting
-        paying = tuple(name for name in wanted if self.ranks(layer, name))
+        allowed = [name for name in self.methods if name in fitting] if self.methods else fitting
+        paying = tuple(name for name in allowed if self.ranks(layer, name))
         inputs = prod(layer.spec.weight_shape[1:])
         return tuple(n for n in paying if inputs <= WIDE or not METHODS[n].data_aware) or paying
 
     def method_of(self, layer: Layer) -> str:
-        """The first of them."""
+        """The first method for a layer that has a rank that pays."""
         return self.methods_of(layer)[0]
 
     def ranks(self, layer: Layer, method: str) -> tuple[Rank, ...]:
@@ -105,7 +105,7 @@ class Problem:
         return _ranks(layer, method, self.multiple_of)
 
     def choice(self, layer: Layer, method: str, rank: Rank) -> Choice | None:
-        """That rank rounded down to what is allowed; None, which is dense, where it does not pay."""
+        """A rank rounded down to what is allowed, as a choice; None, which is dense, where it does not pay."""
         step, top = self.multiple_of, METHODS[method].max_rank(layer.spec)
         made = Choice(method, tuple(max(step, r // step * step) for r in rank))
         cost, dense = layer_cost(layer, made), layer_cost(layer, None)
@@ -113,7 +113,7 @@ class Problem:
         return made if fits and (cost.bytes < dense.bytes or cost.multiplies < dense.multiplies) else None
 
     def raised(self, rank: Rank) -> Rank:
-        """That rank rounded up to a multiple of `multiple_of`."""
+        """A rank rounded up to a multiple of `multiple_of`."""
         return tuple(-(-r // self.multiple_of) * self.multiple_of for r in rank)
 
     def menu(self, layer: Layer, method: str) -> tuple[list[Choice | None], list[float]]:
@@ -140,18 +140,18 @@ class Problem:
         return sum(self.layer_amount(x, chosen.get(x.name), quantity) for x in self.workspace.profile.layers)
 
     def layer_amount(self, layer: Layer, choice: Choice | None, quantity: Quantity) -> float:
-        """The same of one layer; a choice of unknown latency takes as long as the dense layer."""
+        """What one layer costs under a choice; one of unknown latency takes as long as the dense layer."""
         if quantity != "microseconds":
             return float(getattr(layer_cost(layer, choice), quantity))
         taken, dense = self.latency(layer.name, choice), self.latency(layer.name, None)
         return taken if taken is not None else dense or 0.0
 
     def fits(self, plan: RankPlan) -> bool:
-        """Whether a plan keeps every budget."""
+        """Whether a plan keeps every budget of the problem."""
         return all(self.amount(quantity, plan) <= limit for quantity, limit in self.budgets)
 
     def trial(self, plan: RankPlan, note: str = "", score: Score | None = None) -> Trial:
-        """A plan as a trial."""
+        """A plan with its cost, and its score and a note where there are such, as a trial."""
         return Trial(self.candidate(plan), plan_cost(self.workspace.profile, plan), score, note)
 
     def candidate(self, plan: RankPlan) -> Candidate:
@@ -167,16 +167,16 @@ class Problem:
         being tried, so that what comes before it runs once; the score is the same bit for bit. Raises Cancelled.
         """
         give_way()
-        wanted, count = self.candidate(plan), self.samples if samples is None else samples
+        candidate, count = self.candidate(plan), self.samples if samples is None else samples
 
         def measured() -> Score:
-            model = self._compressed(plan, wanted.correction)
+            model = self._compressed(plan, candidate.correction)
             return final_score(self.workspace.measure(model, samples=count, tolerance=tolerance, keep=keep))
 
-        return self.ledger.remembered(score_key(wanted, count, tolerance), measured)
+        return self.ledger.remembered(score_key(candidate, count, tolerance), measured)
 
     def _compressed(self, plan: RankPlan, correction: Correction | None) -> nn.Module:
-        """As `Workspace.compress`; where a single layer is compressed little more than that layer is run."""
+        """A compressed copy, corrected where asked; of a single layer little more than that layer is run."""
         if correction is None or len(plan.choices) != 1:
             return self.workspace.compress(plan, correction)
         model = self.workspace.compress(plan)
@@ -187,8 +187,8 @@ class Problem:
 def _ranks(layer: Layer, method: str, step: int) -> tuple[Rank, ...]:
     top = useful_rank(layer, method)
     count = min(max(top) // step, MOST_RANKS) if all(top) else 0
-    found = [rank_at(top, position / count) for position in range(1, count + 1)]
-    rounded = [tuple(r // step * step for r in rank) for rank in found]
+    spaced = [rank_at(top, position / count) for position in range(1, count + 1)]
+    rounded = [tuple(r // step * step for r in rank) for rank in spaced]
     return tuple(dict.fromkeys(rank for rank in rounded if all(rank)))
 
 
@@ -209,12 +209,12 @@ def problem_of(
     """
     problem = Problem(workspace, latency=latency or LatencyTable(), folder=folder, **wishes)
     budgets: list[tuple[Quantity, float]] = []
-    wanted: tuple[tuple[Quantity, float | None], ...] = (
+    limits: tuple[tuple[Quantity, float | None], ...] = (
         ("multiplies", multiplies),
         ("bytes", bytes),
         ("microseconds", microseconds),
     )
-    for quantity, limit in wanted:
+    for quantity, limit in limits:
         if limit is None:
             continue
         if not limit > 0:
@@ -233,13 +233,13 @@ def problem_of(
 
 def _locked(workspace: Workspace, patterns: Iterable[str]) -> frozenset[str]:
     names = [layer.name for layer in workspace.profile.layers]
-    found: set[str] = set()
+    locked: set[str] = set()
     for pattern in patterns:
         hits = [n for n in names if (fnmatchcase(n, pattern) if "*" in pattern else n == pattern)]
         if not hits:
             raise InvalidSearch(f"no layer goes by {pattern!r}, so none is locked; the layers are {', '.join(names)}.")
-        found.update(hits)
-    return frozenset(found)
+        locked.update(hits)
+    return frozenset(locked)
 
 
 def amounts(problem: Problem, layer: Layer, quantity: Quantity) -> Iterator[tuple[Choice | None, float]]:

@@ -11,7 +11,7 @@ from scipy.optimize import isotonic_regression
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import register
-from lowrank_core.selection._ladders import Tally, lost, saved
+from lowrank_core.selection._ladders import Tally, lost_text, saved_text
 from lowrank_core.selection._problem import Problem, Quantity, Trial, Wish, largest
 from lowrank_core.selection._settings import check_settings
 
@@ -64,19 +64,19 @@ class AimetGreedy:
         if not scores:
             return
         plan = largest(problem, at, scores[0], scores[-1])
-        found = problem.measure(plan)
-        yield problem.trial(plan, f"{saved(problem, plan)}; {lost(problem, found)}", found)
+        answer = problem.measure(plan)
+        yield problem.trial(plan, f"{saved_text(problem, plan)}; {lost_text(problem, answer)}", answer)
 
     def _candidates(self, problem: Problem, layer: Layer, quantity: Quantity) -> list[Choice]:
         """For each share of the dense cost the largest rank within it, if there is one."""
         method, dense = problem.method_of(layer), problem.layer_amount(layer, None, quantity)
         choices = [Choice(method, rank) for rank in problem.ranks(layer, method)]
         costs = {choice: problem.layer_amount(layer, choice, quantity) for choice in choices}
-        found = []
+        candidates = []
         for number in range(1, self.candidates + 1):
             limit = number / (self.candidates + 1) * dense
-            found += [choice for choice in choices if costs[choice] <= limit][-1:]
-        return list(dict.fromkeys(found))
+            candidates += [choice for choice in choices if costs[choice] <= limit][-1:]
+        return list(dict.fromkeys(candidates))
 
 
 def _monotone(problem: Problem, name: str, menu: list[Choice], count: Tally) -> Curve:

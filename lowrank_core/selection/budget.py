@@ -17,7 +17,7 @@ from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point, change, closed_form_error
-from lowrank_core.predict.sensitivity import Ask, loss_increase, profile
+from lowrank_core.predict.sensitivity import Ask, divergence, profile
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report
 from lowrank_core.scoring.scores import Score
@@ -110,10 +110,10 @@ class Budget:
         for layer in problem.layers:
             menu: list[Option] = [(None, 0.0)]
             for method in problem.methods_of(layer):
-                found = points[layer.name, method]
-                least = min(point.rank for point in found)
+                measured = points[layer.name, method]
+                least = min(point.rank for point in measured)
                 spectra = workspace.factors(layer.name, method).spectra
-                curve = tuple(sorted((log(p.error), log(p.loss)) for p in found if p.error > 0 and p.loss > 0))
+                curve = tuple(sorted((log(p.error), log(p.loss)) for p in measured if p.error > 0 and p.loss > 0))
                 for rank in problem.ranks(layer, method):
                     if all(r >= lowest for r, lowest in zip(rank, least, strict=True)):
                         menu.append((Choice(method, rank), change(closed_form_error(spectra, rank), curve, 0.0)))
@@ -139,12 +139,12 @@ class Budget:
             candidate = problem.candidate(plan)
             give_way()
 
-            def divergence(candidate: Candidate = candidate) -> float:
+            def measured(candidate: Candidate = candidate) -> float:
                 outputs = run(problem.workspace.compress(candidate.plan, candidate.correction), data)
-                return loss_increase(problem.workspace.metric, outputs, dense)
+                return divergence(problem.workspace.metric, outputs, dense)
 
             key = f"divergence {data_hash(data.inputs)} {score_key(candidate, len(data))}"
-            loss = problem.ledger.remembered(key, divergence)
+            loss = problem.ledger.remembered(key, measured)
             words = f"refining: {number} of {self.refine}, divergence {min(loss, least):.4f}"
             report(Progress(words, pace(number + 1)))
             if loss < least:
@@ -167,7 +167,7 @@ class Budget:
             plan = best_plan(problem, menus, limits | {quantity: share * dense})
             score = problem.measure(plan, samples=len(problem.workspace.reference), tolerance=problem.max_drop)
             good = _is_within(problem, score, problem.max_drop)
-            trial = problem.trial(plan, f"{share:.1%} of the {quantity} kept: {_said(good, score)}", score)
+            trial = problem.trial(plan, f"{share:.1%} of the {quantity} kept: {_verdict_text(good, score)}", score)
             yield trial
             if good:
                 high, best = share, trial
@@ -201,7 +201,7 @@ def best_plan(problem: Problem, menus: list[list[Option]], limits: dict[Quantity
 
 
 def _least(problem: Problem, menus: list[list[Option]], quantity: Quantity) -> float:
-    """What the cheapest plan of the menus takes."""
+    """The amount of a quantity that the cheapest plan of the menus takes."""
     saved = 0.0
     for layer, menu in zip(problem.layers, menus, strict=True):
         amounts = [problem.layer_amount(layer, choice, quantity) for choice, _ in menu]
@@ -210,7 +210,7 @@ def _least(problem: Problem, menus: list[list[Option]], quantity: Quantity) -> f
 
 
 def asks(problem: Problem) -> tuple[Ask, ...]:
-    """What the curves are measured at: every layer and method at SHARES of its ranks."""
+    """The points that the curves are measured at: every layer and method at SHARES of its ranks."""
     return tuple(
         (layer.name, Choice(method, rank))
         for layer in problem.layers
@@ -220,7 +220,7 @@ def asks(problem: Problem) -> tuple[Ask, ...]:
 
 
 def _few(ranks: tuple[Rank, ...]) -> tuple[Rank, ...]:
-    """The ranks at SHARES of the largest."""
+    """Of ascending ranks those at SHARES of their number, each once."""
     return tuple(dict.fromkeys(ranks[max(0, round(share * len(ranks)) - 1)] for share in SHARES))
 
 
@@ -249,7 +249,7 @@ def _is_within(problem: Problem, score: Score, tolerance: float) -> bool:
     return (score.drop if score.drop_high is None else score.drop_high) <= tolerance
 
 
-def _said(good: bool, score: Score) -> str:
+def _verdict_text(good: bool, score: Score) -> str:
     open_question = score.within is None and score.drop_high is not None and not good
     words = "within the drop" if good else "not shown to be within the drop" if open_question else "more than the drop"
     return words + (f", decided on {score.samples:,} samples" if score.samples else "")

@@ -25,7 +25,7 @@ from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
 from lowrank_core.selection import register
-from lowrank_core.selection._ladders import Tally, lost, saved
+from lowrank_core.selection._ladders import Tally, lost_text, saved_text
 from lowrank_core.selection._problem import Problem, Trial, Wish, largest
 from lowrank_core.selection._settings import check_settings
 
@@ -70,12 +70,12 @@ class CrossValidation:
         """One plan; single layers are measured on the way."""
         curves = self._curves(problem)
         means = {name: {choice: fmean(losses) for choice, losses in curve.items()} for name, curve in curves.items()}
-        spread = max(max(curve.values()) - min(curve.values()) for curve in means.values())
+        loss_range = max(max(curve.values()) - min(curve.values()) for curve in means.values())
         best, error = {}, {}
         for name, curve in means.items():
             least = min(curve, key=lambda choice: curve[choice])
             best[name] = curve[least]
-            error[name] = stdev(curves[name][least]) / sqrt(len(curves[name][least])) or spread / 1000 or 1.0
+            error[name] = stdev(curves[name][least]) / sqrt(len(curves[name][least])) or loss_range / 1000 or 1.0
 
         def at(errors: float) -> RankPlan:
             limits = {name: best[name] + errors * error[name] for name in means}
@@ -89,7 +89,7 @@ class CrossValidation:
         else:
             plan = at(self.errors)
         score = problem.measure(plan)
-        yield problem.trial(plan, f"{saved(problem, plan)}; {lost(problem, score)}", score)
+        yield problem.trial(plan, f"{saved_text(problem, plan)}; {lost_text(problem, score)}", score)
 
     def _curves(self, problem: Problem) -> dict[str, Curve]:
         """The losses of each layer's ranks, the cheapest first and dense last, fold by fold."""

@@ -50,24 +50,24 @@ class VariationalBayes:
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""
-        found = []
+        signals = []
         pace = Pace(len(problem.layers))
         for number, layer in enumerate(problem.layers):
             method = next((name for name in problem.methods_of(layer) if name in MATRICES), None)
             if method is not None:
                 report(Progress(f"EVBMF of {layer.name}", pace(number)))
-                found.append((layer, method, METHODS[method].max_rank(layer.spec), _ranks(problem, layer, method)))
-        if not found:
+                signals.append((layer, method, METHODS[method].max_rank(layer.spec), _ranks(problem, layer, method)))
+        if not signals:
             raise InvalidSearch(f"EVBMF finds ranks of matrices: allow one of the methods {', '.join(MATRICES)}.")
 
         def at(weakness: float) -> RankPlan:
             choices = {}
-            for layer, method, top, signal in found:
+            for layer, method, top, signal in signals:
                 rank = tuple(int(m + weakness * max(1, m - r)) for m, r in zip(top, signal, strict=True))
                 choices[layer.name] = problem.choice(layer, method, tuple(max(1, r) for r in rank))
             return problem.plan(choices)
 
-        strongest = max(max(top) for _, _, top, _ in found)
+        strongest = max(max(top) for _, _, top, _ in signals)
         yield problem.trial(largest(problem, at, -strongest, 0.0) if problem.budgets else at(-self.strength))
 
 

@@ -53,7 +53,7 @@ class LearningCompression:
 
         def at(patience: float) -> RankPlan:
             rate = exp(-patience)
-            return problem.plan({name: found[int(np.argmin(rate * c + e))] for name, found, c, e in menus})
+            return problem.plan({name: choices[int(np.argmin(rate * c + e))] for name, choices, c, e in menus})
 
         scale = log(sum(float(losses.max()) for *_, losses in menus) or 1.0)
         yield problem.trial(largest(problem, at, -scale - RANGE, RANGE - scale, steps=60))

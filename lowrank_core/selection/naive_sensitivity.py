@@ -10,7 +10,7 @@ from typing import ClassVar
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import register
-from lowrank_core.selection._ladders import SLACK, Tally, lost, saved
+from lowrank_core.selection._ladders import SLACK, Tally, lost_text, saved_text
 from lowrank_core.selection._problem import Problem, Trial, Wish, largest
 from lowrank_core.selection._settings import check_settings
 
@@ -67,7 +67,7 @@ class NaiveSensitivity:
 
         if problem.max_drop is None:
             plan = largest(problem, at, -1.0, top)  # below 0 the start itself is too much
-            yield problem.trial(plan, saved(problem, plan))
+            yield problem.trial(plan, saved_text(problem, plan))
             return
         last = None
         for number in range(steps + 1):
@@ -77,6 +77,8 @@ class NaiveSensitivity:
             last = plan
             count(f"raised {number} times")
             score = problem.measure(plan)
-            yield problem.trial(plan, f"{saved(problem, plan)}; {lost(problem, score, problem.max_drop)}", score)
+            yield problem.trial(
+                plan, f"{saved_text(problem, plan)}; {lost_text(problem, score, problem.max_drop)}", score
+            )
             if score.drop <= problem.max_drop + SLACK:
                 return

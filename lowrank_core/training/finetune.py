@@ -130,14 +130,14 @@ def kept(
 
     For a run that is over, broke off or was cancelled. Raises InvalidFile for a file that is no state of this run.
     """
-    found = _read_state(state, run_key(workspace, candidate, settings, watch=watch))
+    stored = _read_state(state, run_key(workspace, candidate, settings, watch=watch))
     model = _start(workspace, candidate, settings)
     try:
-        _load(_changing(model, _trained(workspace, model, settings)), found.best)
+        _load(_changing(model, _trained(workspace, model, settings)), stored.best)
     except ValueError as error:
         raise _damaged(state) from error
-    epochs = [record.epoch(settings.epochs, found.history) for record in found.history]
-    return (*epochs[:-1], found.history[-1].epoch(settings.epochs, found.history, model.requires_grad_(True)))
+    epochs = [record.epoch(settings.epochs, stored.history) for record in stored.history]
+    return (*epochs[:-1], stored.history[-1].epoch(settings.epochs, stored.history, model.requires_grad_(True)))
 
 
 def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, watch: int = 0) -> str:
@@ -163,7 +163,7 @@ def provenance(workspace: Workspace, settings: Settings, plan: RankPlan, last: E
 
 
 class _Record(msgspec.Struct):
-    """An epoch as the state file holds it."""
+    """An epoch as it stands in the state file, without the network."""
 
     number: int
     train_loss: float | None
@@ -218,12 +218,12 @@ class _Training:
         small = plan_cost(workspace.profile, candidate.plan).multiplies < SMALL
         self.threads: Callable[[], AbstractContextManager[None]] = one_thread if small else nullcontext
         self.validation_answers = self._dense_answers(self.held_back)
-        kept = settings.augment == "none" and first.nbytes * len(self.samples) <= KEPT_BYTES
-        self.answers = self._dense_answers(self.samples) if kept and settings.loss != "labels" else None
+        fit = settings.augment == "none" and first.nbytes * len(self.samples) <= KEPT_BYTES
+        self.answers = self._dense_answers(self.samples) if fit and settings.loss != "labels" else None
         self.best: dict[str, Tensor] = {}
 
     def epoch(self, number: int) -> float:
-        """One pass; the mean loss. Its order depends on seed and number alone, so it can be run again."""
+        """Train for one pass over the samples and give the mean loss; seed and number alone decide the order."""
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         order = torch.randperm(len(self.samples), generator=generator)
         batches = order.tensor_split(math.ceil(len(order) / self.settings.batch))  # even: none of a single sample
@@ -254,18 +254,18 @@ class _Training:
                 give_way()
                 with self.threads():
                     outputs.append(call(self.model, self._placed(part.inputs)).cpu())
-        ours, theirs, targets = torch.cat(outputs), self.validation_answers, self.held_back.targets
-        loss = float(self.objective(ours, theirs, targets))
+        tuned, dense, targets = torch.cat(outputs), self.validation_answers, self.held_back.targets
+        loss = float(self.objective(tuned, dense, targets))
         if not math.isfinite(loss):
             raise TrainingFailed(
                 f"the loss on the samples held back is {loss} at a learning rate of {self.rate:g}; try a smaller one, "
                 "and look for NaN in train_data(). The network and its plan are as they were."
             )
-        judged = theirs if self.metric.label_free or targets is None else targets
-        return loss, self.metric.score(ours, judged) if self.metric.judges else loss
+        judged = dense if self.metric.label_free or targets is None else targets
+        return loss, self.metric.score(tuned, judged) if self.metric.judges else loss
 
     def keep(self) -> None:
-        """Remember the weights as the best."""
+        """Remember the current weights as the best ones so far."""
         self.best = {name: value.detach().cpu().clone() for name, value in self._changing().items()}
 
     def tuned(self) -> nn.Module:
@@ -274,11 +274,11 @@ class _Training:
         return self.model.cpu().requires_grad_(True)
 
     def on_cpu(self) -> nn.Module:
-        """The network as it is, where it can be measured."""
+        """The network as it is now, on the CPU, where it can be measured."""
         return self.model if self.device.type == "cpu" else copied(self.model).cpu()
 
     def saved(self, key: str, history: list[_Record]) -> bytes:
-        """All that is needed to go on: plain tensors and numbers."""
+        """The state of the training as bytes, all that is needed to go on: plain tensors and numbers."""
         target = io.BytesIO()
         torch.save(
             {
@@ -294,15 +294,15 @@ class _Training:
         return target.getvalue()
 
     def restore(self, path: Path, key: str) -> list[_Record]:
-        """Go back to what `saved` wrote; raises InvalidFile for another run's."""
-        found = _read_state(path, key)
+        """Go back to a state that `saved` wrote; raises InvalidFile for another run's."""
+        stored = _read_state(path, key)
         try:
-            _load(self._changing(), found.weights)
-            self.optimizer.load_state_dict(found.optimizer)
+            _load(self._changing(), stored.weights)
+            self.optimizer.load_state_dict(stored.optimizer)
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(path) from error
-        self.best = found.best
-        return found.history
+        self.best = stored.best
+        return stored.history
 
     def _step(self, index: Tensor, generator: torch.Generator) -> float:
         part = self.samples.pick(index)
@@ -358,7 +358,7 @@ class _Training:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _State:
-    """What a state file holds, on the CPU."""
+    """The content of a state file, tensors on the CPU."""
 
     history: list[_Record]
     weights: dict[str, Tensor]
@@ -368,14 +368,14 @@ class _State:
 
 def _read_state(path: Path, key: str) -> _State:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if found["key"] != key:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        if stored["key"] != key:
             raise InvalidFile(
                 f"{path} belongs to another run: model, plan, training samples or settings differ; give another "
                 "file, or delete it to begin anew."
             )
-        history = msgspec.json.decode(found["history"], type=list[_Record])
-        return _State(history, found["weights"], found["best"], found["optimizer"])
+        history = msgspec.json.decode(stored["history"], type=list[_Record])
+        return _State(history, stored["weights"], stored["best"], stored["optimizer"])
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise _damaged(path) from error
 
@@ -398,7 +398,7 @@ def _load(changing: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 
 
 def training_data(workspace: Workspace) -> Dataset:
-    """What is learnt from; raises InvalidData where the model file has none."""
+    """The training samples of a workspace; raises InvalidData where the model file has none."""
     if workspace.opened.train_data is None:
         raise InvalidData(
             "fine-tuning needs train_data(): training on the evaluation samples would make their score worthless. "
@@ -408,7 +408,7 @@ def training_data(workspace: Workspace) -> Dataset:
 
 
 def _split(data: Dataset) -> tuple[Dataset, Dataset]:
-    """(samples to learn from, samples held back)"""
+    """(samples to learn from, samples held back) of the training data, the same split for every seed."""
     if len(data) < 2:
         raise InvalidData(
             f"fine-tuning needs at least 2 training samples, one to learn from and one to choose the best weights by, "
@@ -450,13 +450,13 @@ def _start(workspace: Workspace, candidate: Candidate, settings: Settings) -> nn
 def _trained(workspace: Workspace, model: nn.Module, settings: Settings) -> dict[str, nn.Parameter]:
     """The parameters that learn, by name: those that the dense network does not have, or all."""
     dense = dict(workspace.model.named_parameters())
-    found = {}
+    learning = {}
     for name, parameter in model.named_parameters():
         learns = parameter.is_floating_point() and (settings.train == "everything" or name not in dense)
         parameter.requires_grad_(learns)
         if learns:
-            found[name] = parameter
-    return found
+            learning[name] = parameter
+    return learning
 
 
 def _norms_move(settings: Settings) -> bool:

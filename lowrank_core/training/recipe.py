@@ -142,7 +142,7 @@ class Objective:
 
     @classmethod
     def of(cls, loss: Loss, outputs: Tensor, targets: Tensor | None) -> Objective:
-        """For these outputs (a batch of the dense network's) and targets; raises InvalidData where they do not fit."""
+        """The objective for a batch of the dense outputs and targets; raises InvalidData where they do not fit."""
         if loss != "distill" and targets is None:
             raise InvalidData("train_data() has no labels to learn from; learn from the dense network (distill).")
         if targets is None:
@@ -173,19 +173,19 @@ class Objective:
 
     def __call__(self, outputs: Tensor, dense: Tensor, targets: Tensor | None) -> Tensor:
         """The mean loss of a batch."""
-        found = []
+        losses = []
         if self.loss != "labels":
-            found.append(self._distance(outputs, dense))
+            losses.append(self._distance(outputs, dense))
         if self.loss != "distill":
             assert targets is not None
-            found.append(self._error(outputs, targets))
-        return torch.stack(found).mean()
+            losses.append(self._error(outputs, targets))
+        return torch.stack(losses).mean()
 
     def _distance(self, outputs: Tensor, dense: Tensor) -> Tensor:
         if not self.classes:
             return F.mse_loss(outputs, dense)
-        ours, theirs = (F.log_softmax(self._rows(x) / TEMPERATURE, dim=1) for x in (outputs, dense))
-        return F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * TEMPERATURE**2
+        outputs, dense = (F.log_softmax(self._rows(x) / TEMPERATURE, dim=1) for x in (outputs, dense))
+        return F.kl_div(outputs, dense, log_target=True, reduction="batchmean") * TEMPERATURE**2
 
     def _error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if not self.classes:
@@ -193,7 +193,7 @@ class Objective:
         return F.cross_entropy(self._rows(outputs), targets.flatten().long())
 
     def _rows(self, outputs: Tensor) -> Tensor:
-        """(answers, classes)"""
+        """Outputs as (answers, classes), whatever axis the classes are on."""
         return outputs.movedim(self.axis, -1).flatten(0, -2)
 
 

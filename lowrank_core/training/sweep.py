@@ -13,7 +13,7 @@ from torch import nn
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import Cost, plan_cost
-from lowrank_core.running.parallel import Workers, spread
+from lowrank_core.running.parallel import Workers, map_elsewhere
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.files import remove_left
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def validation_loss(self) -> float:
-        """Of the weights that were kept; what runs are compared by."""
+        """Loss on the held-back samples of the weights that were kept; what runs are compared by."""
         return self.epochs[self.epochs[-1].best].validation_loss
 
 
@@ -116,7 +116,7 @@ def compressed_score(
     *,
     samples: int | None = None,
 ) -> Score:
-    """The same of a candidate as it is compressed, or on some samples."""
+    """The score of a candidate as it is compressed, not tuned, on all or some evaluation samples."""
 
     def measure() -> Score:
         model = workspace.compress(candidate.plan, candidate.correction)
@@ -136,7 +136,7 @@ class Scored(Protocol):
 
 
 def summary(finished: Sequence[Scored]) -> Summary:
-    """Mean, spread, best; at least one run."""
+    """Mean, standard deviation and best of the scores of finished runs, of which there must be one."""
     scores = [run.score.value for run in finished]
     ordered = sorted(scores, reverse=finished[0].score.higher_is_better)
     return Summary(
@@ -184,8 +184,8 @@ def sweep(
         return
     model = workspace.address, workspace.profile.fingerprint, workspace.cache
     pieces = [_Piece(model, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
-    for _, found in spread(_swept_elsewhere, pieces, Workers(workers)):
-        yield found
+    for _, swept in map_elsewhere(_swept_elsewhere, pieces, Workers(workers)):
+        yield swept
 
 
 def state_path(workspace: Workspace, candidate: Candidate, settings: Settings, folder: Path, *, watch: int = 0) -> Path:
@@ -196,9 +196,9 @@ def state_path(workspace: Workspace, candidate: Candidate, settings: Settings, f
 def tidy(folder: Path) -> None:
     """Keep the newest states, and nothing that killed processes left."""
     remove_left(folder)
-    found = sorted(folder.glob("tune-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    states = sorted(folder.glob("tune-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
-    for path in found:
+    for path in states:
         total += path.stat().st_size
         if total > MOST_BYTES:
             path.unlink(missing_ok=True)
