@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowrank_core import Choice, LowRankError, RankPlan, Workspace, compress, load_checkpoint
-from lowrank_core.errors import InvalidFile, InvalidModel, InvalidSearch
+from lowrank_core.errors import InvalidData, InvalidFile, InvalidModel, InvalidSearch
 from lowrank_core.exports import EXPORTS, loading
 from lowrank_core.layers.data import Dataset, call
 from lowrank_core.one_call import Compression
@@ -531,3 +531,38 @@ def test_what_is_wrong_is_said_in_a_line(case: str) -> None:
 def test_a_network_without_layers_is_refused() -> None:
     with pytest.raises(InvalidSearch, match="there is no layer that these methods make cheaper"):
         compress(nn.Flatten(), X, multiplies=0.5)
+
+
+# ---- refused in a line ----------------------------------------------------------------------------------------------
+
+
+class Answers(nn.Module):
+    """Rows (N, 8) -> whatever `answer` makes of (N, 4)."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.answer = mlp(), answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(self.inner(x))
+
+
+def test_weights_without_values_are_refused() -> None:
+    with torch.device("meta"):
+        model = mlp()
+    with pytest.raises(InvalidModel, match=r"'0\.weight', .* meta device"):
+        Workspace.of(model, rows(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(Tensor.mean, "a batch axis"), (lambda _: sys.exit(3), "SystemExit: 3")],
+)
+def test_a_network_that_answers_for_no_sample_is_refused(answer: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(LowRankError, match=message):
+        compress(Answers(answer), rows(1, 8), rows(60, 8), multiplies=0.5)
+
+
+def test_the_name_of_a_file_is_no_data() -> None:
+    with pytest.raises(InvalidData, match=r"eval_data must be .* got a text"):
+        compress(mlp(), rows(1, 8), "data.csv", multiplies=0.5)

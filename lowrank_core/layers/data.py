@@ -115,11 +115,14 @@ def run(model: nn.Module, samples: Dataset) -> Tensor:
     """The outputs of one batch, in eval mode; raises InvalidData when the network cannot take it."""
     try:
         with evaluating(model):
-            return call(model, samples.inputs)
+            outputs = call(model, samples.inputs)
     except (InvalidData, Cancelled):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidData(
             f"the network failed on the evaluation inputs with {type(error).__name__}: {' '.join(str(error).split())}; "
             "eval_data() must give inputs of the same form as example_inputs()."
         ) from error
+    if outputs.ndim == 0:
+        raise InvalidData("outputs must have a batch axis, but the model returns a single number for the whole batch.")
+    return outputs

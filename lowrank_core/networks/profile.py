@@ -166,6 +166,10 @@ def check_finite(model: nn.Module) -> None:
     if lazy:
         shown = ", ".join(map(repr, lazy[:5]))
         raise InvalidModel(f"{shown} have no shape yet; run the model once before it is handed over.")
+    meta = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
+    if meta:
+        shown = ", ".join(map(repr, meta[:5])) + (f" and {len(meta) - 5} more" if len(meta) > 5 else "")
+        raise InvalidModel(f"{shown} lie on the meta device, without values; load the weights first.")
     bad = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
     bad += [name for name, value in model.named_buffers() if torch.isnan(value).any()]
     if bad:

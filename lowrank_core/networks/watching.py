@@ -80,7 +80,7 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module]) -> Wat
             call(model, inputs)
     except LowRankError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidModel(
             f"the forward pass on the example inputs failed with {type(error).__name__}: "
             f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."

@@ -108,6 +108,8 @@ def _as_tensors(value: Inputs) -> Inputs:
 
 
 def _concatenate(value: object, where: str) -> Dataset:
+    if isinstance(value, str | bytes):  # an iterable of itself
+        raise InvalidData(f"{where} must be (inputs, targets) or an iterable of such batches, but got a text.")
     try:
         batches = [as_dataset(batch, f"{where}, batch {i}") for i, batch in enumerate(cast(Iterable[object], value))]
     except TypeError as error:
