@@ -142,7 +142,7 @@ def test_figures_that_come_in_a_drag_are_those_of_a_plan_that_it_goes_back_to(ra
     assert handle.input_value() != start
     ranks.evaluate(f"known => {BOARD}.feed({{ ...known, doing: '', done: true }})", known)
     assert ranks.get_attribute("[data-testid=live-accuracy]", "data-state") in {"rough", "predicted"}
-    ranks.evaluate("([e, v]) => { e.value = v; e.dispatchEvent(new Event('input')); }", [handle.element_handle(), start])
+    handle.evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')); }", start)
     ranks.mouse.up()
     measured(ranks)
     assert figure(ranks, "accuracy") == shown
