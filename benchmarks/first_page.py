@@ -10,7 +10,6 @@ after the first, which is not counted.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -20,6 +19,7 @@ from statistics import median
 
 from playwright.sync_api import Browser, sync_playwright
 
+from benchmarks.page import benchmark_parser, run_benchmark
 from tests import conftest
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, ROOT, running_app
 
@@ -43,7 +43,7 @@ def start(browser: Browser, checkout: Path, page_name: str) -> tuple[float, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--page", default="Ranks", help="as in its address; '' is Home")
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--beside", type=Path, help="another checkout")
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

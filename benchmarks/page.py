@@ -75,7 +75,7 @@ def run_benchmark(main: Callable[[], None]) -> None:
             if ended.code:
                 raise
     command = f"{f'OMP_NUM_THREADS={THREADS} ' if THREADS else ''}python -m benchmarks.{name}"
-    command = " ".join([command, *(shlex.quote(word) for word in words if word != "--write")])
+    command = " ".join([command, *(shlex.quote(_from_here(word)) for word in words if word != "--write")])
     taken = f"{time.monotonic() - began:.0f} s"
     path = PAGES / f"{name}.md"
     write_whole(path, page(path, doc, part(command, f"{where} · {taken}", both.told.getvalue())).encode())
@@ -157,6 +157,15 @@ def between(path: Path, name: str, text: str) -> str:
         raise ValueError(f"{path.name} must have {begin} and {end} once each")
     before, _, rest = whole.partition(begin)
     return f"{before}{begin}\n\n{text.strip()}\n\n{end}{rest.partition(end)[2]}"
+
+
+def _from_here(word: str) -> str:
+    """A word of a command line; an absolute path as it is from the repository, so that no page names a machine's.
+
+    >>> _from_here(str(ROOT.parent / "before")), _from_here("--write"), _from_here("builtin:digits-cnn")
+    ('../before', '--write', 'builtin:digits-cnn')
+    """
+    return os.path.relpath(word, ROOT) if os.path.isabs(word) else word
 
 
 def _git(*words: str) -> str:

@@ -14,7 +14,7 @@ from benchmarks.arcs import drawing
 from benchmarks.page import PAGES, ROOT, between, part
 
 BY_HAND = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-NO_BENCHMARK = {"arcs", "deep_network", "imports", "page", "reference", "screenshots"}
+NO_BENCHMARK = {"arcs", "busy", "deep_network", "imports", "page", "reference", "screenshots"}
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") if path.stem not in NO_BENCHMARK)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s#]+)(?:#[^)]*)?\)")
 

@@ -64,7 +64,7 @@ def test_title_navigation_and_skeleton_come_before_pytorch(
     (tmp_path / "sitecustomize.py").write_text(HOLD)
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
-        url = serve()
+        url = serve("builtin:digits-cnn")
     try:
         for path, label, _ in PAGES:
             title = "Rank Explorer" if label == "Home" else label

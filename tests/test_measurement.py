@@ -97,6 +97,16 @@ def test_cancelled_it_keeps_what_it_found_and_is_not_remembered(workspace: Works
     assert candidate not in workspace.scores
 
 
+def test_the_score_without_correction_comes_also_where_an_earlier_measurement_was_cancelled_before_it(
+    workspace: Workspace,
+) -> None:
+    candidate = workspace.candidate(plan(workspace, 17))
+    whole = measurement(workspace, candidate).wait().found[-1]
+    other = Workspace.open("builtin:digits-cnn")
+    other.scores[candidate] = whole.score  # all that was remembered of it
+    assert measurement(other, candidate).wait().found[-1] == whole
+
+
 def test_one_that_stopped_early_is_not_taken_for_a_whole_one(workspace: Workspace) -> None:
     candidate = workspace.candidate(plan(workspace, 40))
     score = measurement(workspace, candidate, tolerance=0.2).wait().found[-1].score

@@ -37,10 +37,10 @@ def measurement(workspace: Workspace, candidate: Candidate, *, tolerance: float 
     >>> job.wait(until=is_final).found[-1].score.drop
     0.0
     """
-    remembered = workspace.scores.get(candidate)
-    if remembered is not None:
-        plain = workspace.plain_scores.get(candidate.plan) if candidate.correction else None
-        return Job("the measurement", lambda: [Figure(remembered, True, plain)], here=True)
+    score = workspace.scores.get(candidate)
+    plain = workspace.plain_scores.get(candidate.plan) if candidate.correction else None
+    if score is not None and (plain is not None or candidate.correction is None):
+        return Job("the measurement", lambda: [Figure(score, True, plain)], here=True)
     return Job("the measurement", lambda: figures(workspace, candidate, tolerance=tolerance))
 
 
@@ -53,14 +53,17 @@ def figures(workspace: Workspace, candidate: Candidate, *, tolerance: float | No
     """Compress, correct, evaluate on growing subsets, then without the correction; remembered by the workspace."""
     plan, correction = candidate.plan, candidate.correction
     with somebody_waits():
-        model = workspace.compress(plan, correction, each=reporting())
-        report(Progress("measuring"))
-        for score in workspace.measure(model, tolerance=tolerance):
-            figure = Figure(score)
-            yield figure
-        if figure.score.within is None:
-            workspace.scores[candidate] = figure.score
-        figure = replace(figure, final=True)
+        score = workspace.scores.get(candidate)
+        if score is None:
+            model = workspace.compress(plan, correction, each=reporting())
+            report(Progress("measuring"))
+            for score in workspace.measure(model, tolerance=tolerance):
+                yield Figure(score)
+            if score is None:
+                return
+            if score.within is None:
+                workspace.scores[candidate] = score
+        figure = Figure(score, final=True)
         yield figure
         if correction is None:
             return

@@ -131,7 +131,7 @@ def kept(
     For a run that is over, broke off or was cancelled. Raises InvalidFile for a file that is no state of this run.
     """
     stored = _read_state(state, run_key(workspace, candidate, settings, watch=watch))
-    model = _start(workspace, candidate, settings)
+    model = restructure(workspace.model, workspace.profile, candidate.plan)  # all that is not dense is in the state
     try:
         _load(_changing(model, _trained(workspace, model, settings)), stored.best)
     except ValueError as error:

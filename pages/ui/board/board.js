@@ -1,6 +1,6 @@
 /* The rank board: what it knows, what it hears from Python and what it says. Python owns the plan, the browser owns the
    thumb during a drag; `rev` settles who is right: ranks from Python are adopted only when their rev is newer than ours.
-   While a thumb moves nothing is sent. The files after this one add to Board what the person sees and does. */
+   While a thumb is held nothing is sent. The files after this one add to Board what the person sees and does. */
 
 const AGAIN_MILLISECONDS = 5000;                             // without an answer, until a message goes out again
 
@@ -118,9 +118,10 @@ class Board {
     }
     if (message.context) this.model.context = message.context;
     if (message.uniform) { this.model.uniform = message.uniform; this.drawTradeoff(); }
-    if (message.rev !== this.rev || this.dragging) return;
+    if (message.rev !== this.rev) return;
     const before = this.measuring;
-    this.hear(message);
+    this.hear(message);                                      // in a drag, too: it may end where it began
+    if (this.dragging) return;
     if (before && !this.measuring && this.score) this.announce();
     this.drawAccuracy();
     this.drawTradeoff();
@@ -168,7 +169,7 @@ class Board {
   post() {
     clearTimeout(this.again);
     if (!this.outbox.length || !this.root.isConnected) return;
-    this.send("messages", { board: this.name, model: this.model.key, messages: this.outbox });
+    if (!this.pressed) this.send("messages", { board: this.name, model: this.model.key, messages: this.outbox });
     this.again = setTimeout(() => this.post(), AGAIN_MILLISECONDS);
   }
 }

@@ -106,7 +106,7 @@ Object.assign(Board.prototype, {
         title: "All unlocked layers of this block at the same share of their break-even rank",
       });
       slider.addEventListener("input", () => this.dragGroup(layers, Number(slider.value) / 100, slider));
-      slider.addEventListener("pointerdown", () => this.press());
+      slider.addEventListener("pointerdown", event => this.press(event));
       const summary = node("summary", {}, node("span", { class: "rb-block" }, block), slider);
       slider.addEventListener("click", event => event.preventDefault());
       const details = node("details", { open: true, class: "rb-details" }, summary);
@@ -151,7 +151,7 @@ Object.assign(Board.prototype, {
       const label = method.axes.length === 1 ? `${layer.name} rank` : `${layer.name} rank ${axis}`;
       const input = node("input", { type: "range", min: 1, max: top, step: 1, "aria-label": label });
       input.addEventListener("input", () => this.drag(row, index, Number(input.value)));
-      input.addEventListener("pointerdown", () => this.press());
+      input.addEventListener("pointerdown", event => this.press(event));
       input.addEventListener("focus", () => this.select(layer.name));
       const fill = node("div", { class: "rb-fill" });
       const tail = tailsOf(layer, row.method)[index];

@@ -42,18 +42,19 @@ Object.assign(Board.prototype, {
     this.rest();
   },
 
-  /* A gesture is one drag or one run of key presses: one step of undo, however often it rested. */
-  press() {
+  /* A gesture is one drag or one run of key presses: one step of undo. A drag ends where the thumb is let go, however
+     long it rested before; keys end when they rest. */
+  press(event) {
+    if (event.button !== 0) return;                              // after a menu nobody says that it was let go
     this.pressed = true;
     this.newGesture();
+    const ends = ["pointerup", "pointercancel", "blur"];
     const release = () => {
-      window.removeEventListener("pointerup", release);
-      window.removeEventListener("pointercancel", release);
+      for (const end of ends) window.removeEventListener(end, release);
       this.pressed = false;
       setTimeout(() => this.settle());                          // after the last input event
     };
-    window.addEventListener("pointerup", release);
-    window.addEventListener("pointercancel", release);
+    for (const end of ends) window.addEventListener(end, release);
   },
 
   newGesture() {
@@ -69,7 +70,7 @@ Object.assign(Board.prototype, {
 
   rest() {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.settle(), REST_MILLISECONDS);
+    if (!this.pressed) this.timer = setTimeout(() => this.settle(), REST_MILLISECONDS);
   },
 
   settle() {
@@ -92,6 +93,7 @@ Object.assign(Board.prototype, {
   commit() {
     const plan = this.pending();
     if (plan) { this.say("commit", plan); this.drawDifference(); }
+    else this.post();                                           // what was held back while a thumb was held
     this.draw(true);
   },
 
