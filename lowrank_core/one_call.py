@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import EXPORTS, Compressed, Exported
+from lowrank_core.figures import drop_text, score_text, share
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
@@ -44,20 +46,17 @@ class Compression:
     def __str__(self) -> str:
         cost, dense, score, layers = self.cost, self.dense_cost, self.score, len(self.workspace.profile.layers)
         percent = self.workspace.opened.evaluate is None and self.workspace.metric.share
-
-        def figure(value: float) -> str:
-            return f"{value:.2%}" if percent else f"{value:.6g}"
-
+        value, drop = partial(score_text, percent=percent), partial(drop_text, percent=percent)
         interval = ""
         if score.drop_low is not None and score.drop_high is not None:
-            interval = f" (95 % interval {figure(score.drop_low)} to {figure(score.drop_high)})"
+            interval = f" (95 % interval {drop(score.drop_low)} to {drop(score.drop_high)})"
         samples = f" on {score.samples:,} samples" if score.samples else ""
         return (
             f"{self.workspace.name}: {len(self.plan.choices)} of {layers} layers compressed, "
-            f"{cost.multiplies / max(1, dense.multiplies):.1%} of the multiplies, "
-            f"{cost.bytes / max(1, dense.bytes):.1%} of the bytes\n"
-            f"{score.metric} {figure(score.value)}{samples}; dense {figure(score.dense)}; "
-            f"drop {figure(score.drop)}{interval}"
+            f"{share(cost.multiplies / max(1, dense.multiplies))} of the multiplies, "
+            f"{share(cost.bytes / max(1, dense.bytes))} of the bytes\n"
+            f"{score.metric} {value(score.value)}{samples}; dense {value(score.dense)}; "
+            f"drop {drop(score.drop)}{interval}"
         )
 
     def __repr__(self) -> str:

@@ -296,10 +296,10 @@ def test_figures_are_those_of_the_plan_and_its_network(compression: Compression)
     assert compression.correction == workspace.correction
     assert compression.cost.bytes == sum(p.numel() * 4 for p in compression.model.parameters())
     first, second = str(compression).splitlines()
-    share = compression.cost.multiplies / compression.dense_cost.multiplies
-    assert first.startswith(f"rows: {len(compression.plan.choices)} of 2 layers compressed, {share:.1%} of the mult")
-    assert f"top-1 accuracy {score.value:.2%} on 50 samples; dense {score.dense:.2%}; drop" in second
-    assert f"{score.drop_low:.2%} to {score.drop_high:.2%}" in second
+    share = 100 * compression.cost.multiplies / compression.dense_cost.multiplies
+    assert first.startswith(f"rows: {len(compression.plan.choices)} of 2 layers compressed, {share:.3g} % of the mult")
+    assert f"top-1 accuracy {100 * score.value:.2f} % on 50 samples; dense {100 * score.dense:.2f} %; drop" in second
+    assert f"{100 * score.drop_low:.3g} points to {100 * score.drop_high:.3g} points" in second
     assert str(compression) in repr(compression)
 
 
