@@ -96,6 +96,14 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def own_main() -> Iterator[None]:
+    """AppTest leaves its script behind as `__main__`, and processes that are started later would begin with that."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For small matrices: where cores are busy, handing them round takes far longer than the arithmetic."""

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.conftest import slow_network, visitor
 from tests.test_browser_search import choose
 
-LAYERS, SIDE = 600, 1536
+LAYERS, SIDE = 600, 3072
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def slow(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def large(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Weights whose spectra take minutes: a file of holes."""
+    """Weights whose spectra take many minutes on any machine: a file of holes."""
     path = tmp_path_factory.mktemp("large") / "large.safetensors"
     size = 2 * SIDE**2
     header = {
