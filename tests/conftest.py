@@ -44,6 +44,16 @@ SLOW = {
     *("test_search_page", "test_survey", "test_tuning_page"),
 }
 """Files of tests that train, export or start processes; elsewhere such tests are marked one by one."""
+
+LEFT_OUT = {
+    *("test_apply", "test_attention", "test_bad_input", "test_board_closed_forms", "test_builtin", "test_cache"),
+    *("test_calibration", "test_cli", "test_context", "test_correct", "test_cp", "test_docs", "test_embedding"),
+    *("test_evaluate", "test_gates", "test_live", "test_onnx_file", "test_pages", "test_prefix", "test_recurrent"),
+    *("test_room", "test_selection_budget", "test_selection_measured", "test_sensitivity", "test_start", "test_tied"),
+    *("test_transposed", "test_weights_alone", "test_zoo"),
+}
+"""Files that compress or measure whole networks again and again: too much for `make check`, no reason to come first."""
+
 skipped_browser_tests: list[str] = []
 
 
@@ -64,6 +74,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker(kind):
                 long[item.path] = min(kind, long.get(item.path, kind))
     items.sort(key=lambda item: long.get(item.path, "then the rest"))
+    for item in items:
+        if item.path.stem in LEFT_OUT:
+            item.add_marker("slow")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
