@@ -37,7 +37,7 @@ CHROMIUM_ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SLOW = {
+TAKES_LONG = {
     *("test_cli_search", "test_compare_page", "test_export_formats", "test_exports", "test_finetune", "test_fresh_env"),
     *("test_fuzz", "test_heap", "test_kills", "test_memory", "test_onnx_graph", "test_onnx_program"),
     *("test_onnx_surgery", "test_package", "test_parallel", "test_pretrained", "test_pt2", "test_scale"),
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"browser", "page"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("browser")
-        if item.path.stem in SLOW:
+        if item.path.stem in TAKES_LONG:
             item.add_marker("slow")
         for kind in ("browser", "slow"):
             if item.get_closest_marker(kind):
