@@ -8,6 +8,7 @@ import pytest
 import torch
 from awkward_layers import seeded
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -491,3 +492,27 @@ def test_networks_opened_at_once_are_counted_as_when_opened_alone() -> None:
     threads[1].join()
     assert found == [alone, alone]
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Switches(nn.Module):
+    """Says how the switches of the process stand while it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = (
+            torch.backends.mha.get_fastpath_enabled(),
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.mkldnn.enabled,
+            parametrize._cache_enabled,
+        )
+        return x
+
+
+def test_the_switches_of_the_process_stay_as_they_are():
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = chain(e=encoder, s=Switches(), w=parametrizations.weight_norm(nn.Linear(8, 8))).eval()
+    model.s(torch.ones(1))
+    usual = model.s.seen
+    profile = discover(model, torch.ones(2, 5, 8))
+    assert model.s.seen == usual
+    assert [layer.name for layer in profile.layers][-1] == "w"
+    assert plan_cost(profile).multiplies == 5 * 8 * (4 * 8 + 2 * 16) + 2 * 5 * 5 * 8 + 5 * 8 * 8

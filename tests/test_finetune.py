@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
-from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.commands import cli
 from lowrank_core.errors import (
     Cancelled,
@@ -41,6 +40,7 @@ from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running import scope as scopes
 from lowrank_core.running.scope import scope, somebody_waits
+from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.training.finetune import Epoch, finetune, kept, run_key
 from lowrank_core.training.recipe import Objective, Settings, balance, randomise, varied
@@ -323,6 +323,7 @@ def test_a_run_cancelled_leaves_its_best_weights(planted: Workspace, tmp_path: P
 
 STANDS_STILL = """
 import os, signal, sys
+from lowrank_core.running.threads import one_thread
 from lowrank_core.commands import cli
 
 def replace(source, target, replace=os.replace):

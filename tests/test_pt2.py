@@ -19,6 +19,7 @@ from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, open_sour
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.errors import InvalidFile, InvalidModel, LowRankError
 from lowrank_core.exports.safetensors import export_checkpoint, snippets
+from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.plans.cost import useful_rank
 from tests.test_bad_input import Attack, refused
 
@@ -221,6 +222,13 @@ def attack(marker: Path) -> bytes:
     held = io.BytesIO()
     torch.save(((Attack(marker),), {}), held)
     return held.getvalue()
+
+
+def test_a_program_that_our_own_export_wrote_opens(dense: Workspace, tmp_path: Path) -> None:
+    written = tmp_path / "own.pt2"
+    torch.export.save(exported_program(dense.model, dense.opened.example_inputs), written)
+    own = Workspace.open(str(written))
+    assert [layer.spec for layer in own.profile.layers] == [layer.spec for layer in dense.profile.layers]
 
 
 @pytest.fixture

@@ -1,11 +1,15 @@
 """The zoo: each odd network is discovered, compressed, run, saved and loaded again, or it says why not."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO, Specimen
 
@@ -19,7 +23,6 @@ from lowrank_core.exports.safetensors import LOADER, MODULES
 from lowrank_core.layers.data import Dataset, batch_size, call
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile, fingerprint
-from lowrank_core.networks.watching import countable
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 
@@ -79,6 +82,21 @@ def test_at_full_rank_it_answers_as_the_dense_network(specimen: Specimen) -> Non
     expected = outputs(specimen.build(), specimen.inputs)
     assert far(outputs(full, specimen.inputs), expected) < specimen.tolerance
     assert torch.equal(outputs(model, specimen.inputs), expected)
+
+
+@contextmanager
+def countable(model: nn.Module) -> Iterator[None]:
+    """PyTorch on paths that its own counter sees, and without what parametrizations compute: an oracle of our own."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), parametrize.cached():
+            for module in filter(parametrize.is_parametrized, model.modules()):
+                for name, _ in module.get_submodule("parametrizations").named_children():
+                    getattr(module, name)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @every_compressible

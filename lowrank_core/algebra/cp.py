@@ -14,10 +14,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lowrank_core.algebra.linalg import one_thread, principal_basis, storage_dtype, tail_energy
+from lowrank_core.algebra.linalg import principal_basis, storage_dtype, tail_energy
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.running.scope import raise_if_cancelled
+from lowrank_core.running.threads import one_thread
 from lowrank_core.store.memo import Memo, Tensors
 
 SWEEPS = 300

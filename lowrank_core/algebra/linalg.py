@@ -6,9 +6,8 @@ singular values than a float32 one.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import sqrt
@@ -116,21 +115,6 @@ class MatrixFactorization:
         """The product of the slices, in the shape of the weight."""
         (r,) = rank
         return self.to_weight(self.nested.left[:, :, :r] @ self.nested.right[:, :r]).contiguous()
-
-
-_thread_count = threading.RLock()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Small matrices are not worth handing round: with busy cores two threads take fifty times longer than one."""
-    with _thread_count:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def storage_dtype(weight: Tensor) -> torch.dtype:

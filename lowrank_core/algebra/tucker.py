@@ -6,7 +6,6 @@ al., SIAM J. Sci. Comput. 2012). HOOI refines both bases alternately with tensor
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod, sqrt
@@ -146,8 +145,7 @@ def _hooi(kernel: Tensor, out_basis: Tensor, in_basis: Tensor) -> tuple[Tensor, 
 
     start = [out_basis, in_basis]
     rank = [basis.shape[1] for basis in start]
-    with backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where one rank is more than the other leaves, tensorly says how it fills up
+    with backend_context("pytorch", local_threadsafe=True):
         (_, factors), _ = partial_tucker(
             kernel, rank=rank, modes=[0, 1], n_iter_max=100, tol=1e-5, init=(kernel, start), random_state=0
         )

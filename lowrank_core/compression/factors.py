@@ -11,12 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import data_hash
 from lowrank_core.methods import METHODS, Factorization
 from lowrank_core.networks.profile import Layer, ModelProfile, weight_at
 from lowrank_core.running.scope import raise_if_cancelled
+from lowrank_core.running.threads import one_thread
 from lowrank_core.store.cache import About, Cache
 from lowrank_core.store.memo import Compute, Memo, Tensors
 from lowrank_core.store.room import Room

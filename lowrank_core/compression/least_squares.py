@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.compression.unfold import as_matrices, as_weight, input_rows, row_chunks
 from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.running.threads import one_thread
 
 CUT_OFF = 1e-6
 

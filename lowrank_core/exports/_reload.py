@@ -18,7 +18,7 @@ from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.graphs.exporting import OnnxNetwork
 from lowrank_core.layers.data import Dataset, Inputs, batch_size, call, run
-from lowrank_core.running.switches import quiet
+from lowrank_core.running.own_process import hush_libraries
 from lowrank_core.sources import open_source
 from lowrank_core.store.files import scratch
 
@@ -86,6 +86,7 @@ def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, b
 def main(folder: str) -> None:
     """What the fresh process does: load the file, answer the inputs, write the outputs."""
     request = json.loads(Path(folder, "request.json").read_text())
+    hush_libraries()
     torch.set_num_threads(request["threads"])
     try:
         handed = Path(folder, DENSE)
@@ -115,7 +116,7 @@ def _checkpoint(dense: str | nn.Module, file: str) -> Callable[[Inputs], Tensor]
 
 
 def _graph(dense: str | nn.Module, file: str) -> Callable[[Inputs], Tensor]:
-    with quiet(), open(file, "rb") as opened:
+    with open(file, "rb") as opened:
         model = torch.export.load(opened).module()
     return torch.no_grad()(lambda inputs: call(model, inputs))
 

@@ -24,7 +24,6 @@ from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
 from lowrank_core.layers.data import Inputs, tensors
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
-from lowrank_core.running.switches import quiet
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.store.files import scratch, whole_or_nothing
 from lowrank_core.workspace import Workspace
@@ -148,7 +147,7 @@ def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
             """The next batch of calibration inputs for onnxruntime; None at the end."""
             return next(self._feeds, None)
 
-    with scratch() as folder, quiet():
+    with scratch() as folder:
         given, prepared, done = (folder / f"{name}.onnx" for name in ("given", "prepared", "quantised"))
         try:
             onnx.save(proto, given)

@@ -12,7 +12,6 @@ from lowrank_core.exports._provenance import plan_document
 from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
-from lowrank_core.running.switches import quiet
 from lowrank_core.store.files import whole_or_nothing
 from lowrank_core.workspace import Workspace
 
@@ -34,7 +33,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     program = exported_program(network, workspace.opened.example_inputs)
     with whole_or_nothing(path) as temporary:
         report(Progress("writing"))
-        with temporary.open("wb") as file, quiet():
+        with temporary.open("wb") as file:
             torch.export.save(program, file, extra_files={PLAN: plan_document(workspace, compressed)})
         largest = reloaded("pt2", workspace, compressed.model, temporary, path, tolerance=TOLERANCE)
     return Exported(str(path), path.stat().st_size, largest, compressed.score)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.data import Inputs, batch_size, call, evaluating, tensors
-from lowrank_core.running.switches import plain_attention, quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 _NETWORK = "network"
 _TORCH = str(Path(torch.__file__).parent)
 _LAYERS = str(Path(nn.__file__).parent)
+
+
+class _AsItsOperators(TorchFunctionMode):
+    """Encoder layers as the operators they are made of: while a function mode is active in a thread, PyTorch does not
+    take their fused kernel there, which exists in PyTorch alone.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
@@ -42,7 +51,7 @@ def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
         free[tensor] = {0: Dim.DYNAMIC}
     own = sharing(model)
     try:
-        with evaluating(own), quiet(), plain_attention():
+        with evaluating(own), _AsItsOperators():
             traced = torch.export.export(own, args, kwargs, dynamic_shapes=free)
     except Exception as error:
         raise InvalidModel(
@@ -72,16 +81,15 @@ def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> 
         import onnxscript  # noqa: F401
     traced = exported_program(_OneOutput(model), (inputs,))
     try:
-        with quiet():
-            made = torch.onnx.export(
-                traced,
-                dynamo=True,
-                verbose=False,
-                external_data=False,
-                optimize=optimize,
-                input_names=names,
-                output_names=["output"],
-            )
+        made = torch.onnx.export(
+            traced,
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            optimize=optimize,
+            input_names=names,
+            output_names=["output"],
+        )
         assert made is not None
     except Exception as error:
         raise InvalidModel(

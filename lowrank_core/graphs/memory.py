@@ -7,7 +7,6 @@ operations keep it. That is a lower bound of what a runtime needs: it adds scrat
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,8 +158,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Trace:
 def exported_trace(model: nn.Module, inputs: Inputs) -> Trace:
     """The trace of an exported graph; raises whatever `torch.export` raises."""
     args, kwargs = _called_with(inputs)
-    with evaluating(sharing(model)) as own, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with evaluating(sharing(model)) as own:
         program = torch.export.export(own, args, kwargs)
     given = set(program.graph_signature.user_inputs)
     notes = _Notes()

@@ -14,7 +14,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -34,6 +33,7 @@ from lowrank_core.layers.data import Inputs, call, evaluating, tensors
 from lowrank_core.plans.plan import Choice
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import raise_if_cancelled, report
+from lowrank_core.running.threads import using_threads
 
 Runtime = Literal["onnxruntime", "torch"]
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "torch")
@@ -146,17 +146,6 @@ def _turn(work: Work, clock: Callable[[], float], turn_seconds: float) -> Callab
         return max(1e-9, median(seconds(together) for _ in range(samples)))
 
     return turn
-
-
-@contextmanager
-def using_threads(threads: int) -> Iterator[None]:
-    """PyTorch on so many threads inside; as it was before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def network_latency(

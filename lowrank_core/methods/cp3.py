@@ -6,7 +6,6 @@ compare with.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -25,8 +24,7 @@ def _parafac(kernel: Tensor, rank: int) -> Factors:
     from tensorly import backend_context
     from tensorly.decomposition import parafac
 
-    with backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it fills up at random where the rank exceeds an axis
+    with backend_context("pytorch", local_threadsafe=True):
         try:
             scale, (first, *rest) = parafac(kernel, rank=rank, n_iter_max=100, tol=1e-8, init="svd", random_state=0)
         except RuntimeError as error:  # a singular system

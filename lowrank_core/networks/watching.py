@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
 
 from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers.computed import kind_of
@@ -24,7 +23,6 @@ from lowrank_core.layers.data import Inputs, batch_size, call, evaluating, tenso
 from lowrank_core.layers.recurrent import CELLS, KINDS
 from lowrank_core.layers.spec import Size
 from lowrank_core.networks.profile import TRANSPOSED, is_map, spec_of
-from lowrank_core.running.switches import plain_attention
 
 
 @dataclass(slots=True)
@@ -72,11 +70,14 @@ class Watched:
 def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module]) -> Watched:
     """Run a batch through the network and note the calls of `modules`; raises InvalidModel where the pass fails."""
     modules = list(modules)
-    watched = Watched(batch_size(inputs))
+    watched, counter = Watched(batch_size(inputs)), FlopCounter()
     readers = Readers(model, [module for module in modules if is_map(module)])
     hooks = [module.register_forward_pre_hook(watched.hear, with_kwargs=True) for module in modules]
+    for module in model.modules():
+        if isinstance(module, parametrize.ParametrizationList):  # a weight costs nothing by sample
+            hooks += counter.leave_out(module)
     try:
-        with evaluating(model), countable(model), readers, FlopCounter() as counter:
+        with evaluating(model), readers, counter:
             call(model, inputs)
     except LowRankError:
         raise
@@ -122,8 +123,26 @@ def _rows_by_step(module: nn.Module, given: Tensor | PackedSequence) -> list[int
     return [rows] * length
 
 
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kwargs: Any) -> int:
+    """Of two products: each query with each key, and those scores with the values."""
+    scores = query.shape[:-1].numel() * key.shape[-2]
+    return 2 * scores * (query.shape[-1] + value.shape[-1])
+
+
+def _recurrent_flops(given: Tensor, w_ih: Tensor, w_hh: Tensor, *rest: Any, **kwargs: Any) -> int:
+    """Of one layer in one direction over all its steps."""
+    return 2 * given.shape[:-1].numel() * (w_ih.numel() + w_hh.numel())
+
+
+FUSED: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
+}
+"""What PyTorch's FLOP counter does not know: kernels that take the place of products it does."""
+
+
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up what PyTorch's FLOP counter knows of every operation.
+    """Adds up what PyTorch's FLOP counter knows of every operation of this thread, and FUSED.
 
     FlopCounterMode counts the same, but its first operation loads PyTorch's compiler, and that takes as long as loading
     PyTorch itself. What runs inside a higher-order operation is not counted.
@@ -134,6 +153,17 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
+        self._weights_begun = 0
+
+    def leave_out(self, weight: nn.Module) -> list[RemovableHandle]:
+        """Count nothing of what this module computes, until the hooks that come back are removed."""
+        return [
+            weight.register_forward_pre_hook(lambda *_: self._begin(1)),
+            weight.register_forward_hook(lambda *_: self._begin(-1), always_call=True),
+        ]
+
+    def _begin(self, weights: int) -> None:
+        self._weights_begun += weights
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -148,38 +178,27 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if parts is not NotImplemented:
                     return parts
             out = func(*args, **kwargs)
-            count = flop_registry.get(func.overloadpacket)
-            self.total += 0 if count is None else count(*args, **kwargs, out_val=out)
+            packet = func.overloadpacket
+            if packet in FUSED:
+                count = FUSED[packet](*args, **kwargs)
+            else:
+                known = flop_registry.get(packet)
+                count = 0 if known is None else known(*args, **kwargs, out_val=out)
+            self.total += 0 if self._weights_begun else count
             return out
         return func(*args, **kwargs)
 
 
-@contextmanager
-def countable(model: nn.Module) -> Iterator[None]:
-    """Take the paths that PyTorch's FLOP counter can see: no fused attention, no fused recurrent kernels.
-
-    Weights that a parametrization computes are computed before, so that they count for no sample.
-    """
-    parametrized = [module for module in model.modules() if parametrize.is_parametrized(module)]
-    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    unfused = _unfused() if recurrent else nullcontext()
-    with plain_attention(), sdpa_kernel(SDPBackend.MATH), unfused, parametrize.cached():
-        for module in parametrized:  # once, before anybody counts
-            for name, _ in module.get_submodule("parametrizations").named_children():
-                getattr(module, name)
-        yield
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # reading the flags warns about hardware that is not there
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+PARAMETRIZATIONS = ".parametrizations."
+"""In the names of modules that compute a weight: whoever asked for the weight is its reader, not they."""
 
 
 class Readers(TorchFunctionMode):
-    """Who computes with a layer's weight outside that layer's own forward; asking for its type or shape is free."""
+    """Who computes with a layer's weight outside that layer's own forward; asking for its type or shape is free.
+
+    While a function mode is active, PyTorch's attention and encoder layers do not take their fused path, which no
+    counter sees.
+    """
 
     def __init__(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -194,8 +213,8 @@ class Readers(TorchFunctionMode):
         self._hooks = ExitStack()
 
     def __enter__(self) -> Readers:
-        for module in self._names:
-            if not isinstance(module, torch.jit.ScriptModule):
+        for module, name in self._names.items():
+            if not isinstance(module, torch.jit.ScriptModule) and PARAMETRIZATIONS not in f".{name}.":
                 before = module.register_forward_pre_hook(lambda m, _: self._open.append(m), prepend=True)
                 self._hooks.callback(before.remove)
                 self._hooks.callback(module.register_forward_hook(lambda *_: self._close()).remove)

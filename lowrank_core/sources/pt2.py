@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidFile, InvalidModel, UnknownModel
 from lowrank_core.layers.data import Dataset, Inputs, batch_size, call, tensors
-from lowrank_core.running.switches import quiet
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._contract import ModelContract, open_contract
 from lowrank_core.sources._npz_data import NpzData, read_npz
@@ -110,6 +109,8 @@ def _pickled(archive: zipfile.ZipFile, names: dict[str, str]) -> Iterator[str]:
 
 
 def _check_pickle(path: Path, name: str, raw: bytes) -> None:
+    if not raw:  # of a program that holds nobody's samples, as our own export
+        return
     if not raw.startswith(b"PK"):
         raise InvalidFile(f"{path} carries a plain pickle or script object ({name}), which could run code; not opened.")
     try:
@@ -124,8 +125,7 @@ def _check_pickle(path: Path, name: str, raw: bytes) -> None:
 
 def _load(path: Path) -> ExportedProgram:
     try:
-        with quiet():
-            return torch.export.load(path)
+        return torch.export.load(path)
     except Exception as error:  # the archive is a person's file: anything may be wrong with it
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise InvalidModel(
@@ -138,8 +138,7 @@ def _load(path: Path) -> ExportedProgram:
 
 def _model(program: ExportedProgram, inputs: Inputs, path: Path) -> nn.Module:
     """The program module by module, those of one linear map or a normalisation as plain `torch.nn` layers."""
-    with quiet():
-        model = torch.export.unflatten(program)
+    model = torch.export.unflatten(program)
     for name, module in list(model.named_modules()):
         if isinstance(module, InterpreterModule) and (plain := _plain(module)) is not None:
             model.set_submodule(name, plain)

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.compression.apply import chain_at, restructure
 from lowrank_core.errors import InvalidData, InvalidFile, InvalidPlan, LowRankError, TrainingFailed
 from lowrank_core.layers.computed import copied
@@ -35,6 +34,7 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.scope import give_way
+from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.files import remove_left, write_whole

@@ -7,12 +7,14 @@ import os
 import streamlit as st
 import torch
 
+from lowrank_core.running.own_process import hush_libraries
 from pages.ui import heap
 
 
 @st.cache_resource(show_spinner=False)
 def start() -> None:
-    """Leave one core to the server, and give freed memory back from now on; later calls do nothing."""
+    """Leave one core to the server, give freed memory back from now on, hush libraries; later calls do nothing."""
     # Threads that outnumber free cores wait for each other many times longer.
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
     heap.keep_small()
+    hush_libraries()
