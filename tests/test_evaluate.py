@@ -1,6 +1,7 @@
 """evaluate: paired scores on the same samples, honest intervals, progress and cancelling."""
 
 import random
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -249,23 +250,30 @@ class Logits:
         self.logits = logits
 
 
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor | None
+
+
 @pytest.mark.parametrize(
     ("wrap", "expected"),
     [
-        (lambda x: x, 1.0),
-        (lambda x: Logits(x), 1.0),
-        (lambda x: (x, x + 1), 1.0),
-        (lambda x: {"aux": x, "out": x + 1}, 1.0),
-        (lambda x: [None, [x]], 1.0),
+        (lambda x: x, {"output": 1}),
+        (lambda x: Logits(x), {"logits": 1}),
+        (lambda x: (x, x + 1), {"0": 1, "1": 2}),
+        (lambda x: {"aux": x, "out": x + 1}, {"aux": 1, "out": 2}),
+        (lambda x: [None, [x]], {"1.0": 1}),
+        (lambda x: Pair(x, None), {"first": 1}),
+        (lambda x: {"heads": (x, {"a": x + 1}), "loss": 0.5}, {"heads.0": 1, "heads.1.a": 2}),
     ],
-    ids=["tensor", "logits", "tuple", "dict", "nested"],
+    ids=["tensor", "logits", "tuple", "dict", "nested", "fields", "nested dict"],
 )
-def test_outputs_may_be_wrapped(wrap, expected):
+def test_outputs_have_names(wrap, expected):
     class Wraps(nn.Module):
         def forward(self, x: Tensor) -> object:
             return wrap(x)
 
-    assert float(call(Wraps(), torch.ones(1))) == expected
+    assert {name: float(value) for name, value in call(Wraps(), torch.ones(1)).items()} == expected
 
 
 def test_a_model_without_a_tensor_in_its_output_is_refused():

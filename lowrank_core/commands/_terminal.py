@@ -92,9 +92,13 @@ def score_line(score: Score, *, alone: bool) -> str:
     bounds = ""
     if score.drop_low is not None and score.drop_high is not None:
         bounds = _between(drop_value(score, score.drop_low), drop_value(score, score.drop_high))
+    each = ""
+    if len(score.outputs) > 1:
+        drops = ", ".join(f"{output.name} {drop_value(score, output.drop)}" for output in score.outputs)
+        each = f"; the worst of the outputs, which drop: {drops}"
     return (
         f"{score.metric} {score_value(score, score.value)}{samples}; dense {score_value(score, score.dense)}; "
-        f"drop {drop_value(score, score.drop)}{bounds}, paired"
+        f"drop {drop_value(score, score.drop)}{bounds}, paired{each}"
     )
 
 

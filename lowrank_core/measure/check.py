@@ -11,6 +11,7 @@ from torch import Tensor
 from lowrank_core.errors import LowRankError
 from lowrank_core.layers.data import Dataset, run, tensors
 from lowrank_core.plans.cost import Cost, plan_cost
+from lowrank_core.scoring.judging import Judged
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._contract import FUNCTIONS
 from lowrank_core.sources._opened import sorted_by_class
@@ -21,9 +22,9 @@ SAMPLES = 1000
 
 WITHOUT = {
     "example_inputs": "the first evaluation sample is used; multiplies are those of its size",
-    "eval_data": "no labels: the score is agreement with the dense network, not accuracy",
+    "eval_data": "no labels: outputs are compared with those of the dense network, which is no accuracy",
     "train_data": "calibration uses evaluation inputs without their labels; no fine-tuning",
-    "metric": "optional: class indices are scored by top-1 accuracy",
+    "metric": "optional: class indices are scored by top-1 accuracy, numbers by R2",
     "evaluate": "optional: the score is computed from eval_data",
 }
 
@@ -48,6 +49,7 @@ class Report:
     skipped: int
     cost: Cost
     score: Score | None
+    judged: Judged | None
     notices: tuple[str, ...]
 
     @property
@@ -87,9 +89,11 @@ def check(workspace: Workspace) -> Report:
     look("eval_data", data(opened.eval_data))
     look("train_data", data(opened.train_data or opened.eval_data))
     score: Score | None = None
+    judged: Judged | None = None
     refused: LowRankError | None = None
     if not any(finding.state == "refused" for finding in findings):
         try:
+            judged = None if opened.evaluate is not None else workspace.judged
             score = final_score(workspace.measure(opened.model, samples=SAMPLES))
         except LowRankError as error:
             refused = error
@@ -111,6 +115,7 @@ def check(workspace: Workspace) -> Report:
         skipped=len(profile.skipped),
         cost=cost,
         score=score,
+        judged=judged,
         notices=tuple(dict.fromkeys(notices)),
     )
 

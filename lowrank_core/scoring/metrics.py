@@ -42,6 +42,12 @@ class Metric:
         """Whether there is a way to score outputs."""
         return self.per_sample is not None or self.totals is not None or self.value is not None
 
+    def axis_of(self, outputs: Tensor) -> int | None:
+        """The axis of these outputs that holds a score per class; None where they hold something else."""
+        if self.class_axis is None or outputs.ndim <= self.class_axis:
+            return None
+        return class_axis_of(outputs) if self.label_free else self.class_axis
+
     @property
     def share(self) -> bool:
         """Whether the score is a share of the samples, which people read in percent."""
@@ -57,8 +63,20 @@ def _top5(outputs: Tensor, targets: Tensor) -> Tensor:
     return (best == targets.unsqueeze(1)).any(1).double()
 
 
+def class_axis_of(outputs: Tensor) -> int | None:
+    """The axis of class scores in outputs of no labels: (N, classes), (N, tokens, classes), (N, classes, H, W, ...).
+
+    None where there is none.
+    """
+    return None if outputs.ndim < 2 else -1 if outputs.ndim == 3 else 1
+
+
 def _agreement(outputs: Tensor, dense: Tensor) -> Tensor:
-    return (outputs.argmax(1) == dense.argmax(1)).double()
+    """1 or 0 for each sample; of tokens or pixels the share of them."""
+    axis = class_axis_of(outputs)
+    if axis is None or outputs.shape[axis] < 2:
+        raise ValueError("outputs must be class scores of two or more columns")
+    return (outputs.argmax(axis) == dense.argmax(axis)).double().reshape(len(outputs), -1).mean(1)
 
 
 def _cosine(outputs: Tensor, dense: Tensor) -> Tensor:
@@ -129,6 +147,9 @@ TOP1 = Metric("top-1 accuracy", per_sample=_top1, class_axis=1)
 
 AGREEMENT = Metric("agreement with the dense network", per_sample=_agreement, label_free=True, class_axis=1)
 """Share of samples whose largest output is the dense network's; needs no labels."""
+
+RESEMBLANCE = Metric("R2 against the dense network", value=_r2, label_free=True)
+"""How much of the spread of the dense outputs is kept, their mean taken off; needs no labels."""
 
 METRICS: dict[str, Metric] = {
     "top-1": TOP1,

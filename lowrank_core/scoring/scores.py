@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isnan
+from typing import TypeVar
 from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import Cancelled, InvalidData
-from lowrank_core.layers.data import Dataset, data_hash, run
+from lowrank_core.layers.data import Dataset, Outputs, data_hash, joined, run
 from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.intervals import Moments, newcombe_interval, wilson_interval
+from lowrank_core.scoring.judging import Names, judge
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.verdict import is_within
+
+
+@dataclass(frozen=True, slots=True)
+class OutputScore:
+    """The figure of one output of the network, and how much worse it is than the dense network's."""
+
+    name: str
+    value: float
+    drop: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,7 @@ class Score:
 
     low and high bound the value, drop_low and drop_high the paired drop; None where the metric allows no interval.
     within: whether the drop is at most the tolerance that was asked for; None while that is open.
+    outputs: the figure of each output that is judged; of several all the others are those of the one that drops most.
     """
 
     metric: str
@@ -39,6 +52,7 @@ class Score:
     drop_low: float | None
     drop_high: float | None
     within: bool | None = None
+    outputs: tuple[OutputScore, ...] = ()
 
 
 class Reference:
@@ -47,7 +61,17 @@ class Reference:
     Every leading part of the order is a fair subset, so scores can grow sample by sample. Threads may share it.
     """
 
-    def __init__(self, model: nn.Module, dataset: Dataset, metric: Metric, *, seed: int = 0, batch: int = 64) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        metric: Metric,
+        *,
+        outputs: Sequence[str] = (),
+        seed: int = 0,
+        batch: int = 64,
+    ) -> None:
+        """outputs: names of those that are judged; without any the only one, or those that `judge` finds."""
         if len(dataset) == 0:
             raise InvalidData("the evaluation set is empty; eval_data() must return at least one sample.")
         self.model = model
@@ -55,18 +79,29 @@ class Reference:
         self.batch = batch
         self.seed = seed
         self.dataset = dataset.shuffled(seed)
+        self._named = tuple(outputs)
         self._lock = threading.Lock()
-        self._outputs: list[Tensor] = []
+        self._outputs: list[Outputs] = []
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batches(self, samples: int | None = None) -> Iterator[tuple[Dataset, Tensor]]:
-        """(samples, dense outputs) batch by batch, up to `samples`."""
+    @property
+    def outputs(self) -> Names:
+        """Names of the outputs that are judged."""
+        if not self._named:
+            with self._lock:
+                first = run(self.model, self.dataset.pick(slice(0, self.batch)))
+                self._named = tuple(first) if len(first) == 1 else judge(self.model, self.dataset, self.metric).names
+                self._outputs = [{name: first[name] for name in self._named}]
+        return self._named
+
+    def batches(self, samples: int | None = None) -> Iterator[tuple[Dataset, Outputs]]:
+        """(samples, dense outputs that are judged) batch by batch, up to `samples`."""
         total = len(self) if samples is None else min(samples, len(self))
         for index, start in enumerate(range(0, total, self.batch)):
             part = self.dataset.pick(slice(start, min(start + self.batch, total)))
-            yield part, self._dense(index)[: len(part)]
+            yield part, {name: values[: len(part)] for name, values in self._dense(index).items()}
 
     @cached_property
     def hash(self) -> str:
@@ -79,19 +114,44 @@ class Reference:
         return len(self._outputs) * self.batch >= len(self)
 
     def dense_score(self, samples: int | None = None) -> float:
-        """The dense network's score on the leading samples."""
-        outputs, targets = [], []
-        for part, dense in self.batches(samples):
-            outputs.append(dense)
-            targets.append(dense if self.metric.label_free or part.targets is None else part.targets)
-        return self.metric.score(torch.cat(outputs), torch.cat(targets))
+        """The dense network's score on the leading samples; of several outputs that of the first."""
+        parts = list(self.batches(samples))
+        dense = joined(outputs for _, outputs in parts)
+        return output_scores(self.metric, dense, dense, labels_of(part for part, _ in parts))[0].value
 
-    def _dense(self, index: int) -> Tensor:
+    def _dense(self, index: int) -> Outputs:
+        names = self.outputs
         with self._lock:
             while len(self._outputs) <= index:
                 start = len(self._outputs) * self.batch
-                self._outputs.append(run(self.model, self.dataset.pick(slice(start, start + self.batch))))
+                part = self.dataset.pick(slice(start, start + self.batch))
+                self._outputs.append(run(self.model, part, names))
             return self._outputs[index]
+
+
+def labels_of(parts: Iterable[Dataset]) -> Tensor | None:
+    """The targets of some batches as one; None where they have none."""
+    targets = [part.targets for part in parts if part.targets is not None]
+    return torch.cat(targets) if targets else None
+
+
+def output_scores(metric: Metric, outputs: Outputs, dense: Outputs, targets: Tensor | None) -> tuple[OutputScore, ...]:
+    """The figure of each output on some samples taken together."""
+    scores = []
+    for name, values in outputs.items():
+        judged = dense[name] if metric.label_free or targets is None else targets
+        with _judging(metric, values, judged):
+            value, base = metric.score(values, judged), metric.score(dense[name], judged)
+        scores.append(OutputScore(name, value, base - value if metric.higher_is_better else value - base))
+    return tuple(scores)
+
+
+AnyScore = TypeVar("AnyScore", Score, OutputScore)
+
+
+def worst(scores: Iterable[AnyScore]) -> AnyScore:
+    """The one that drops most, the first of equals; what is no number is worse than any."""
+    return max(scores, key=lambda score: (isnan(score.drop), score.drop))
 
 
 def evaluate(
@@ -101,7 +161,7 @@ def evaluate(
     samples: int | None = None,
     cancelled: Callable[[], bool] | None = None,
     tolerance: float | None = None,
-    forward: Callable[[Dataset, int], Tensor] | None = None,
+    forward: Callable[[Dataset, int], Outputs] | None = None,
 ) -> Iterator[Score]:
     """Yield the score on a growing number of samples; the last one is on all of `samples`.
 
@@ -129,42 +189,69 @@ def _scores(
     samples: int | None,
     cancelled: Callable[[], bool] | None,
     tolerance: float | None,
-    forward: Callable[[Dataset, int], Tensor] | None,
+    forward: Callable[[Dataset, int], Outputs] | None,
 ) -> Iterator[Score]:
     metric = reference.metric
-    ours: list[Tensor] = []
-    dense: list[Tensor] = []
-    targets: list[Tensor] = []
+    tallies = {name: _Tally(metric) for name in reference.outputs}
     total = len(reference) if samples is None else min(samples, len(reference))
     seen = due = 0
-    pairs = _Pairs(metric)
-    for part, dense_outputs in reference.batches(samples):
+    for part, dense in reference.batches(samples):
         give_way()
         if cancelled is not None and cancelled():
             raise Cancelled("the work was cancelled.")
         if model is reference.model:
-            outputs = dense_outputs
+            outputs = dense
         else:
-            outputs = run(model, part) if forward is None else forward(part, seen)
-        target = dense_outputs if metric.label_free or part.targets is None else part.targets
+            outputs = run(model, part, reference.outputs) if forward is None else forward(part, seen)
         seen += len(part)
-        if metric.per_sample is not None:
-            with _judging(metric, outputs, target):
-                pairs.add(metric.per_sample(outputs, target), metric.per_sample(dense_outputs, target))
-            score = pairs.score(tolerance)
+        for name, tally in tallies.items():
+            target = dense[name] if metric.label_free or part.targets is None else part.targets
+            tally.add(outputs[name], dense[name], target)
+        if metric.per_sample is not None or seen >= due or seen == total:
+            due = 2 * seen
+            score = _of_all({name: tally.score(tolerance) for name, tally in tallies.items()})
             yield score
             if score.within is not None:
                 return
-            continue
-        with _judging(metric, outputs, target):
-            ours.append(outputs if metric.totals is None else metric.totals(outputs, target))
-            dense.append(dense_outputs if metric.totals is None else metric.totals(dense_outputs, target))
-        targets.append(target)
-        if seen >= due or seen == total:
-            due = 2 * seen
-            with _judging(metric, outputs, target):
-                score = _whole(metric, torch.cat(ours), torch.cat(dense), torch.cat(targets))
-            yield score
+
+
+def _of_all(scores: dict[str, Score]) -> Score:
+    """The score of the output that drops most, with the figures of all; within the drop where all of them are."""
+    verdicts = {score.within for score in scores.values()}
+    within = False if False in verdicts else None if None in verdicts else True
+    figures = tuple(OutputScore(name, score.value, score.drop) for name, score in scores.items())
+    return replace(worst(scores.values()), within=within, outputs=figures)
+
+
+class _Tally:
+    """What is known of one output so far, for both networks on the same samples."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self._pairs = _Pairs(metric)
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []  # ours, dense, targets: outputs or their totals
+        self._within: bool | None = None
+
+    def add(self, ours: Tensor, dense: Tensor, target: Tensor) -> None:
+        """Take in a batch more."""
+        metric = self.metric
+        with _judging(metric, ours, target):
+            if metric.per_sample is not None:
+                self._pairs.add(metric.per_sample(ours, target), metric.per_sample(dense, target))
+            elif metric.totals is not None:
+                self._kept.append((metric.totals(ours, target), metric.totals(dense, target), target))
+            else:
+                self._kept.append((ours, dense, target))
+
+    def score(self, tolerance: float | None) -> Score:
+        """The score so far; a verdict that has fallen stands."""
+        if self.metric.per_sample is None:
+            ours, dense, targets = map(torch.cat, zip(*self._kept, strict=True))
+            with _judging(self.metric, self._kept[-1][0], self._kept[-1][2]):
+                return _whole(self.metric, ours, dense, targets)
+        score = self._pairs.score(tolerance)
+        self._within = score.within if self._within is None else self._within
+        return replace(score, within=self._within)
 
 
 @contextmanager

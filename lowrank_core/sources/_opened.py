@@ -12,7 +12,10 @@ from torch.utils import data
 
 from lowrank_core.errors import InvalidData
 from lowrank_core.layers.data import Dataset, Inputs, tensors
-from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
+from lowrank_core.scoring.metrics import Metric
+
+COMPARED = "how outputs compare with the dense ones"
+"""What the score is of a network without labels, in a notice, until it is known what its outputs are."""
 
 BATCH = 256
 """Samples of a `Dataset` of PyTorch that are put together at once."""
@@ -23,6 +26,9 @@ class Opened:
     """A model and what came with it; data is loaded when first asked for.
 
     ref: the reference that opens it again; None for a network that came from Python.
+    metric: the one that a person gives for such samples; None where they give none, and the outputs tell.
+    outputs: those that are judged, by name or place; () where they are found.
+    refused: what a refusal of the data or outputs begins with; own_metric: what to do where no known metric fits.
     """
 
     ref: str | None
@@ -32,11 +38,14 @@ class Opened:
     example_inputs: Inputs
     eval_data: Callable[[], Dataset]
     train_data: Callable[[], Dataset] | None
-    metric: Callable[[Dataset], Metric]
+    metric: Callable[[Dataset], Metric | None]
     evaluate: Callable[[nn.Module], float] | None = None
     higher_is_better: bool = True
     notices: tuple[str, ...] = field(default=())
     provides: frozenset[str] = frozenset()  # the functions of the contract that the model file defines
+    outputs: tuple[str | int, ...] = ()
+    refused: str = ""
+    own_metric: str = "give metric, a function (outputs, targets) -> float"
 
 
 def as_dataset(value: object, where: str) -> Dataset:
@@ -65,22 +74,6 @@ def as_dataset(value: object, where: str) -> Dataset:
             f"but got {len(dataset)} inputs and {len(dataset.targets)} targets."
         )
     return dataset
-
-
-def default_metric(dataset: Dataset, remedy: str) -> Metric:
-    """Top-1 where targets are class indices, agreement with the dense network where there are none.
-
-    Raises InvalidData, with the remedy, for other targets.
-    """
-    targets = dataset.targets
-    if targets is None:
-        return AGREEMENT
-    if targets.ndim == 1 and not targets.is_floating_point():
-        return TOP1
-    raise InvalidData(
-        f"targets must be class indices, (N,) integers, to be scored by top-1, but got {tuple(targets.shape)} "
-        f"{targets.dtype}; {remedy}."
-    )
 
 
 def sorted_by_class(dataset: Dataset) -> bool:
