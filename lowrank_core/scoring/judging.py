@@ -102,6 +102,7 @@ def judge(
         reached = _reached(model, part, found)
         outputs = tuple(o if o.left or o.name in reached else replace(o, left=UNREACHED) for o in outputs)
     names: Names = tuple(output.name for output in outputs if not output.left)
+    able = len(names)
     why = "all outputs of floating point that weights reach" if len(names) > 1 else "the only one that weights reach"
     if chosen:
         names, why = tuple(dict.fromkeys(_named(choice, tuple(found)) for choice in chosen)), "chosen"
@@ -117,7 +118,7 @@ def judge(
     if labels is not None and not chosen and len(names) > 1:
         names, why = (_fitting(names, found, labels),), "of several outputs the one that fits the labels"
     if given is None:
-        given, reason = _default(model, data.targets, {name: found[name] for name in names}, where, remedy)
+        given, reason = _default(model, data.targets, {name: found[name] for name in names}, able == 1, where, remedy)
         why = f"{why}; {reason}"
     else:
         _check_columns(given, names, found)
@@ -227,10 +228,12 @@ def _flat(values: Tensor) -> bool:
 # ---- which metric ---------------------------------------------------------------------------------------------------
 
 
-def _default(model: nn.Module, targets: Tensor | None, outputs: Outputs, where: str, remedy: str) -> tuple[Metric, str]:
+def _default(
+    model: nn.Module, targets: Tensor | None, outputs: Outputs, alone: bool, where: str, remedy: str
+) -> tuple[Metric, str]:
     """The metric of outputs for which a person has named none, and why it is that one."""
     if targets is None:
-        reasons = [_class_scores(model, name, value, alone=len(outputs) == 1) for name, value in outputs.items()]
+        reasons = [_class_scores(model, name, value, alone=alone) for name, value in outputs.items()]
         if all(reasons):
             return AGREEMENT, f"class scores, for {', '.join(dict.fromkeys(reasons))}"
         return RESEMBLANCE, "numbers, not class scores"
@@ -281,7 +284,7 @@ def _class_scores(model: nn.Module, name: str, values: Tensor, *, alone: bool) -
     if not alone or any(word in _NUMBERS for word in words):
         return ""
     if values.ndim == 2:
-        return f"it is the only output, with {values.shape[1]} columns"
+        return f"it is the only one, with {values.shape[1]} columns"
     rows = {module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)}
     return "it holds a number for each word" if values.ndim == 3 and values.shape[2] in rows else ""
 

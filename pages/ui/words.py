@@ -83,9 +83,12 @@ def model_description(address: str) -> str:
 
 
 def dense(workspace: Workspace, value: float, samples: int) -> str:
-    """Model and dense score, as one line of Markdown."""
+    """Model and dense score, as one line of Markdown; of several outputs which are judged."""
     on = f" on {samples:,} samples" if samples else ""
-    return f"{plain(workspace.name)} · dense {metric(workspace).lower()} **{score(workspace, value)}**{on}"
+    judged = ""
+    if workspace.opened.evaluate is None and len(workspace.judged.outputs) > 1:
+        judged = f" · judged: {plain(', '.join(workspace.judged.names))}"
+    return f"{plain(workspace.name)} · dense {metric(workspace).lower()} **{score(workspace, value)}**{on}{judged}"
 
 
 def shares(workspace: Workspace) -> bool:
@@ -137,9 +140,12 @@ def interval(workspace: Workspace, measured: Score) -> str:
 
 
 def verdict(workspace: Workspace, measured: Score) -> str:
-    """A measured score with its paired interval, as one line."""
+    """A measured score with its paired interval, as one line, and that of each output where there are several."""
     on = f" on {measured.samples:,} samples" if measured.samples else ""
-    return f"{score(workspace, measured.value)}{on}, {change(workspace, measured, 'against dense')}"
+    line = f"{score(workspace, measured.value)}{on}, {change(workspace, measured, 'against dense')}"
+    if len(measured.outputs) < 2:
+        return line
+    return f"{line}; {', '.join(f'{o.name} {score(workspace, o.value)}' for o in measured.outputs)}"
 
 
 def change(workspace: Workspace, measured: Score, against: str) -> str:
