@@ -71,6 +71,11 @@ def train_data() -> tuple[Tensor, Tensor]:
 #
 # metric = "top-5"
 #
+# Optional, of a network with several outputs: those that are judged, by name or place. Without it the one that fits the
+# targets, or without targets all.
+#
+# outputs = ["logits"]
+#
 # Optional, in place of eval_data and metric: a score computed your own way.
 #
 # def evaluate(model: nn.Module) -> float:

@@ -14,7 +14,7 @@ from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.scoring.judging import Judged
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._contract import FUNCTIONS
-from lowrank_core.sources._opened import sorted_by_class
+from lowrank_core.sources._opened import COMPARED, sorted_by_class
 from lowrank_core.workspace import Workspace
 
 SAMPLES = 1000
@@ -22,7 +22,7 @@ SAMPLES = 1000
 
 WITHOUT = {
     "example_inputs": "the first evaluation sample is used; multiplies are those of its size",
-    "eval_data": "no labels: outputs are compared with those of the dense network, which is no accuracy",
+    "eval_data": "no labels: the score is {score}, not accuracy",
     "train_data": "calibration uses evaluation inputs without their labels; no fine-tuning",
     "metric": "optional: class indices are scored by top-1 accuracy, numbers by R2",
     "evaluate": "optional: the score is computed from eval_data",
@@ -64,9 +64,15 @@ def check(workspace: Workspace) -> Report:
     findings: list[Finding] = []
     notices = list(opened.notices)
 
+    def score_of() -> str:
+        try:
+            return workspace.metric.name
+        except LowRankError:
+            return COMPARED
+
     def look(function: str, describe: Callable[[], str]) -> None:
         if function not in opened.provides:
-            findings.append(Finding(function, "missing", WITHOUT[function]))
+            findings.append(Finding(function, "missing", WITHOUT[function].format(score=score_of())))
             return
         try:
             findings.append(Finding(function, "there", describe()))
