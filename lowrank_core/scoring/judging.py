@@ -103,7 +103,7 @@ def judge(
         outputs = tuple(o if o.left or o.name in reached else replace(o, left=UNREACHED) for o in outputs)
     names: Names = tuple(output.name for output in outputs if not output.left)
     able = len(names)
-    why = "all outputs of floating point that weights reach" if len(names) > 1 else "the only one that weights reach"
+    why = "all outputs of floating point that weights reach" if len(names) > 1 else "the only one that can be"
     if chosen:
         names, why = tuple(dict.fromkeys(_named(choice, tuple(found)) for choice in chosen)), "chosen"
     elif len(found) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from lowrank_core.errors import LowRankError
 from lowrank_core.scoring.judging import Output
 from lowrank_core.workspace import Workspace
 from pages.ui import words
@@ -22,8 +23,13 @@ def show(workspace: Workspace) -> None:
     if workspace.opened.evaluate is not None:
         st.markdown("The model file scores itself with `evaluate(model)`.")
         return
-    judged = workspace.judged
-    st.markdown(f"**{words.plain(', '.join(judged.names))}** by {words.metric(workspace)}: {words.plain(judged.why)}.")
+    try:
+        judged = workspace.judged
+    except LowRankError as error:
+        st.warning(words.plain(str(error)), icon=":material/info:")
+        return
+    names, by = words.plain(", ".join(judged.names)), words.plain(words.metric_name(workspace))
+    st.markdown(f"**{names}** by {by}: {words.plain(judged.why)}.")
     if len(judged.outputs) == 1:
         return
     st.dataframe(
@@ -32,12 +38,12 @@ def show(workspace: Workspace) -> None:
         hide_index=True,
         height="content",
     )
-    names = [output.name for output in judged.outputs if not output.left]
+    able = [output.name for output in judged.outputs if not output.left]
     chosen = models.outputs_chosen()
     picked = st.multiselect(
         "Judge these outputs",
-        names,
-        [name for name in chosen if name in names],
+        able,
+        [name for name in chosen if name in able],
         placeholder="Those that fit",
         help="The score is that of the output that drops most. Kept for this model until the session ends.",
         key=f"outputs of {models.chosen()}",

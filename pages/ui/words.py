@@ -88,7 +88,7 @@ def dense(workspace: Workspace, value: float, samples: int) -> str:
     judged = ""
     if workspace.opened.evaluate is None and len(workspace.judged.outputs) > 1:
         judged = f" · judged: {plain(', '.join(workspace.judged.names))}"
-    return f"{plain(workspace.name)} · dense {metric(workspace).lower()} **{score(workspace, value)}**{on}{judged}"
+    return f"{plain(workspace.name)} · dense {plain(metric_name(workspace))} **{score(workspace, value)}**{on}{judged}"
 
 
 def shares(workspace: Workspace) -> bool:
@@ -98,7 +98,13 @@ def shares(workspace: Workspace) -> bool:
 
 def metric(workspace: Workspace) -> str:
     """The name of the score, as it stands in front of a figure."""
-    return "Score" if workspace.opened.evaluate is not None else workspace.metric.name.capitalize()
+    name = metric_name(workspace)
+    return name[:1].upper() + name[1:]
+
+
+def metric_name(workspace: Workspace) -> str:
+    """The name of the score inside a sentence."""
+    return "score" if workspace.opened.evaluate is not None else workspace.metric.name
 
 
 def rises(workspace: Workspace) -> bool:
