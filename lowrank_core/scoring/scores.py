@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.errors import Cancelled, InvalidData
+from lowrank_core.errors import Cancelled, InvalidData, LowRankError
 from lowrank_core.layers.data import Dataset, data_hash, run
 from lowrank_core.running.scope import give_way
-from lowrank_core.scoring.intervals import Moments, newcombe_interval, wilson_interval
-from lowrank_core.scoring.metrics import Metric
+from lowrank_core.scoring.intervals import FEWEST, GROUPS, jackknife_interval, paired_interval, wilson_interval
+from lowrank_core.scoring.metrics import Metric, weighted
 from lowrank_core.scoring.verdict import is_within
 
 
@@ -24,7 +25,7 @@ from lowrank_core.scoring.verdict import is_within
 class Score:
     """A figure with its uncertainty. Intervals are 95 %; `drop` is positive when the network got worse.
 
-    low and high bound the value, drop_low and drop_high the paired drop; None where the metric allows no interval.
+    low and high bound the value, drop_low and drop_high the paired drop; None where the samples are too few for that.
     within: whether the drop is at most the tolerance that was asked for; None while that is open.
     """
 
@@ -40,6 +41,11 @@ class Score:
     drop_high: float | None
     within: bool | None = None
 
+    @property
+    def too_few(self) -> bool:
+        """Whether there are samples, but too few of them for an interval of the drop."""
+        return self.samples > 0 and self.drop_low is None
+
 
 class Reference:
     """The evaluation samples in a seeded order, and the dense network's outputs on them, computed when first needed.
@@ -50,6 +56,8 @@ class Reference:
     def __init__(self, model: nn.Module, dataset: Dataset, metric: Metric, *, seed: int = 0, batch: int = 64) -> None:
         if len(dataset) == 0:
             raise InvalidData("the evaluation set is empty; eval_data() must return at least one sample.")
+        if dataset.weights is not None and metric.judges and not metric.takes_weights:
+            raise InvalidData(metric.without_weights)
         self.model = model
         self.metric = metric
         self.batch = batch
@@ -71,7 +79,7 @@ class Reference:
     @cached_property
     def hash(self) -> str:
         """'sha256:' over the samples in the order in which they are used."""
-        return data_hash((self.dataset.inputs, self.dataset.targets))
+        return data_hash((self.dataset.inputs, self.dataset.targets, self.dataset.weights))
 
     @property
     def complete(self) -> bool:
@@ -80,11 +88,17 @@ class Reference:
 
     def dense_score(self, samples: int | None = None) -> float:
         """The dense network's score on the leading samples."""
-        outputs, targets = [], []
+        outputs, targets, weights = [], [], []
         for part, dense in self.batches(samples):
             outputs.append(dense)
             targets.append(dense if self.metric.label_free or part.targets is None else part.targets)
-        return self.metric.score(torch.cat(outputs), torch.cat(targets))
+            weights += [] if part.weights is None else [part.weights]
+        judged = torch.cat(outputs), torch.cat(targets)
+        with _judging(self.metric, *judged):
+            score = self.metric.score(*judged, torch.cat(weights) if weights else None)
+        if isnan(score):
+            raise InvalidData(_no_number(self.metric, self.dataset.pick(slice(0, len(judged[0])))))
+        return score
 
     def _dense(self, index: int) -> Tensor:
         with self._lock:
@@ -148,29 +162,48 @@ def _scores(
             outputs = run(model, part) if forward is None else forward(part, seen)
         target = dense_outputs if metric.label_free or part.targets is None else part.targets
         seen += len(part)
-        if metric.per_sample is not None:
+        judge = metric.per_sample or metric.totals
+        if judge is not None:
             with _judging(metric, outputs, target):
-                pairs.add(metric.per_sample(outputs, target), metric.per_sample(dense_outputs, target))
-            score = pairs.score(tolerance)
-            yield score
-            if score.within is not None:
-                return
+                pairs.add(judge(outputs, target), judge(dense_outputs, target), part.weights)
+        else:
+            ours.append(outputs)
+            dense.append(dense_outputs)
+            targets.append(target)
+        if metric.per_sample is None and seen < due and seen < total:
             continue
+        due = 2 * seen
         with _judging(metric, outputs, target):
-            ours.append(outputs if metric.totals is None else metric.totals(outputs, target))
-            dense.append(dense_outputs if metric.totals is None else metric.totals(dense_outputs, target))
-        targets.append(target)
-        if seen >= due or seen == total:
-            due = 2 * seen
-            with _judging(metric, outputs, target):
+            if judge is not None:
+                score = pairs.score(tolerance)
+            else:
                 score = _whole(metric, torch.cat(ours), torch.cat(dense), torch.cat(targets))
+        if not (isnan(score.value) or isnan(score.drop)):
             yield score
+        elif seen == total:
+            raise InvalidData(_no_number(metric, reference.dataset.pick(slice(0, total))))
+        if score.within is not None:
+            return
+
+
+def _no_number(metric: Metric, data: Dataset) -> str:
+    """What to say where a metric is NaN: with what, and why that may be."""
+    targets, labels = data.targets, ""
+    if targets is not None and not metric.label_free and len(data) > 1 and bool((targets == targets[:1]).all()):
+        labels = f", whose labels are all alike ({targets.reshape(-1)[0].item():g})"
+    samples = "one sample" if len(data) == 1 else f"{len(data):,} samples"
+    return (
+        f"the metric {metric.name!r} is not a number on {samples}{labels}: it has no value there, or the network's "
+        "outputs are not finite. Give samples on which it has one, or name another metric."
+    )
 
 
 @contextmanager
 def _judging(metric: Metric, outputs: Tensor, targets: Tensor) -> Iterator[None]:
     try:
         yield
+    except LowRankError:
+        raise
     except Exception as error:
         raise InvalidData(
             f"the metric {metric.name!r} failed with {type(error).__name__}: {' '.join(str(error).split())}; "
@@ -189,71 +222,95 @@ def final_score(scores: Iterator[Score]) -> Score:
 
 
 class _Pairs:
-    """What is known of the samples so far, each judged for both networks."""
+    """What is known of the samples so far, each judged for both networks: by a number, or by several that add up."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric, self.sign = metric, 1 if metric.higher_is_better else -1
-        self.binary = True
+        self.binary = metric.per_sample is not None
+        self.bounded = metric.bounded or metric.share
+        self.samples = 0
         self.counts = [0, 0, 0, 0]  # neither is right, only ours, only dense, both
-        self.ours, self.dense, self.drops = Moments(), Moments(), Moments()
+        self.sums: Tensor | None = None  # (groups, 2, k): what ours and dense add up to in each group
+        self.sizes, self.squares = torch.zeros(GROUPS, dtype=torch.float64), 0.0  # weights, and squares of all
 
-    def add(self, ours: Tensor, dense: Tensor) -> None:
-        """Take in (N,) more judgements of each network."""
-        self.binary &= bool(((ours == 0) | (ours == 1)).all() and ((dense == 0) | (dense == 1)).all())
+    def add(self, ours: Tensor, dense: Tensor, weights: Tensor | None = None) -> None:
+        """Take in (N,) more judgements of each network, or (N, k), and how much each sample counts."""
+        both = torch.stack([ours, dense], dim=1).double()
+        self.binary &= weights is None and bool(((both == 0) | (both == 1)).all())
+        self.bounded &= self.metric.bounded or bool(((both >= 0) & (both <= 1)).all())
         if self.binary:
             counts = torch.bincount((ours + 2 * dense).long(), minlength=4).tolist()
             self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
-        self.ours.add(ours)
-        self.dense.add(dense)
-        self.drops.add(self.sign * (dense - ours))
+        group = (self.samples + torch.arange(len(ours))) % GROUPS
+        self.samples += len(ours)
+        weights = torch.ones(len(ours), dtype=torch.float64) if weights is None else weights.double()
+        numbers = weighted(both.reshape(len(ours), 2, -1), weights)
+        if self.sums is None:
+            self.sums = numbers.new_zeros(GROUPS, *numbers.shape[1:])
+        self.sums.index_add_(0, group, numbers)
+        self.sizes.index_add_(0, group, weights)
+        self.squares += float(weights.square().sum())
 
     def score(self, tolerance: float | None) -> Score:
         """The score of the samples judged so far."""
-        metric, n = self.metric, self.ours.n
+        metric, n = self.metric, self.samples
         if not self.binary:
-            value, base, intervals, within = self.ours.mean, self.dense.mean, self.ours.interval(), None
-            drops = self.drops.interval()
-        else:
-            neither, only_ours, only_dense, both = self.counts
-            value, base = (both + only_ours) / n, (both + only_dense) / n
-            intervals = wilson_interval(value, n)
-            worse, better = (only_dense, only_ours) if self.sign > 0 else (only_ours, only_dense)
-            drops = newcombe_interval(both, worse, better, neither)
-            within = None if tolerance is None else is_within(worse, better, both + neither, tolerance)
+            return self._of_groups()
+        neither, only_ours, only_dense, both = self.counts
+        value, base = (both + only_ours) / n, (both + only_dense) / n
+        worse, better = (only_dense, only_ours) if self.sign > 0 else (only_ours, only_dense)
+        drops = paired_interval(worse, better, both + neither)
+        within = None if tolerance is None else is_within(worse, better, both + neither, tolerance)
         drop = self.sign * (base - value)
-        return Score(metric.name, value, base, n, metric.higher_is_better, *intervals, drop, *drops, within)
+        return Score(
+            metric.name, value, base, n, metric.higher_is_better, *wilson_interval(value, n), drop, *drops, within
+        )
+
+    def _of_groups(self) -> Score:
+        assert self.sums is not None
+        groups = min(self.samples, GROUPS)
+        sums, sizes = self.sums[:groups], self.sizes[:groups]
+        sums, sizes = torch.cat([sums.sum(0, keepdim=True), sums]), torch.cat([sizes.sum(0, keepdim=True), sizes])
+        sums[1:], sizes[1:] = sums[0] - sums[1:], sizes[0] - sizes[1:]  # of all samples, then without each group
+        if self.metric.of is None:
+            ours, dense = (sums[:, :, 0] / sizes.unsqueeze(1)).unbind(1)
+        else:
+            ours, dense = (torch.tensor([self.metric.of(row) for row in each]).double() for each in sums.unbind(1))
+        effective = float(sizes[0].square()) / self.squares
+        sizes = sizes[0] - sizes[1:]
+        return _jackknifed(self.metric, self.samples, ours, dense, sizes, effective, bounded=self.bounded)
 
 
-def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor, replicates: int = 200) -> Score:
-    """A metric of all samples at once: its interval is a paired bootstrap (Efron 1979), seeded.
-
-    ours and dense are outputs, or the totals of each sample where the metric has those.
-    """
-
-    def judge(given: Tensor, targets: Tensor) -> float:
-        if metric.of is not None:
-            return metric.of(given.sum(0))
-        assert metric.value is not None
-        return float(metric.value(given, targets))
-
-    sign = 1 if metric.higher_is_better else -1
+def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor) -> Score:
+    """A metric that judges the outputs of all samples at once: once for all of them, and without each group."""
     n = len(ours)
-    value, base = judge(ours, targets), judge(dense, targets)
-    generator = torch.Generator().manual_seed(0)
-    values, drops = [], []
-    for _ in range(replicates if n > 1 else 0):
-        index = torch.randint(n, (n,), generator=generator)
-        resampled = judge(ours[index], targets[index])
-        values.append(resampled)
-        drops.append(sign * (judge(dense[index], targets[index]) - resampled))
-    low, high = _middle(values)
-    drop_low, drop_high = _middle(drops)
-    drop = sign * (base - value)
-    return Score(metric.name, value, base, n, metric.higher_is_better, low, high, drop, drop_low, drop_high)
+    group = torch.arange(n) % GROUPS
+    groups = min(n, GROUPS) if n >= FEWEST else 0
+    parts = [torch.ones(n, dtype=torch.bool), *(group != number for number in range(groups))]
+
+    def judge(outputs: Tensor) -> Tensor:
+        assert metric.value is not None
+        return torch.tensor([float(metric.value(outputs[part], targets[part])) for part in parts], dtype=torch.float64)
+
+    sizes = torch.bincount(group, minlength=groups)[:groups].double()
+    return _jackknifed(metric, n, judge(ours), judge(dense), sizes, n, bounded=metric.bounded)
 
 
-def _middle(values: list[float]) -> tuple[float | None, float | None]:
-    if not values or any(v != v for v in values):  # a resample without one of the classes may have no value
-        return None, None
-    low, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(low), float(high)
+def _jackknifed(
+    metric: Metric, samples: int, ours: Tensor, dense: Tensor, sizes: Tensor, effective: float, *, bounded: bool
+) -> Score:
+    """A score from figures of each network: of all samples first, then without each of the groups."""
+    drops = (dense - ours) * (1 if metric.higher_is_better else -1)
+
+    def interval(figures: Tensor, least: float) -> tuple[float | None, float | None]:
+        if effective < FEWEST:
+            return None, None
+        ends = jackknife_interval(figures[0], figures[1:], sizes, effective, bounded=bounded)
+        if any(map(isnan, ends)):
+            return None, None
+        low, high = map(float, ends)
+        return (max(low, least), min(high, max(1.0, float(figures[0])))) if bounded else (low, high)
+
+    value, base, drop = float(ours[0]), float(dense[0]), float(drops[0])
+    ends = interval(ours, 0.0), interval(drops, -1.0)
+    return Score(metric.name, value, base, samples, metric.higher_is_better, *ends[0], drop, *ends[1])
