@@ -219,18 +219,21 @@ def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, dra
         targets = outputs
     else:
         targets = torch.cat([part.targets for part, _ in parts if part.targets is not None])
+    listed = [part.weights for part, _ in parts if part.weights is not None]
+    weights = torch.cat(listed) if listed else None
     fewer = max(1, NOISE_OUTPUTS // max(1, outputs[0].numel()))
     shift = 0.0
     if fewer < len(outputs):
-        shift = metric.score(outputs, targets) - metric.score(outputs[:fewer], targets[:fewer])
-        outputs, targets = outputs[:fewer], targets[:fewer]
+        whole = metric.score(outputs, targets, weights)
+        outputs, targets, weights = outputs[:fewer], targets[:fewer], None if weights is None else weights[:fewer]
+        shift = whole - metric.score(outputs, targets, weights)
     scale = float(outputs.float().var()) if outputs.numel() > 1 else 1.0
     generator = torch.Generator().manual_seed(seed)
     noise = [torch.randn(outputs.shape, generator=generator) for _ in range(draws)]
     variances = [scale * 10 ** (-5 + 0.125 * step) for step in range(57)]
     scores = []
     for variance in variances:
-        values = [metric.score(outputs + variance**0.5 * sample, targets) for sample in noise]
+        values = [metric.score(outputs + variance**0.5 * sample, targets, weights) for sample in noise]
         scores.append(shift + sum(values) / len(values))
     logs = torch.tensor(variances, dtype=torch.float64).log().tolist()
     return NoiseTable(tuple(logs), tuple(scores), scale)

@@ -125,7 +125,7 @@ def _points(
         error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
         squares = float((outputs.double() - dense.double()).square().mean())
         loss = divergence(workspace.metric, outputs, dense)
-        drop = _drop(workspace.metric, outputs, dense, ground.data.targets)
+        drop = _drop(workspace.metric, outputs, dense, ground.data)
         report(_far(done, len(todo), pace))
         yield Point(name, choice.method, choice.rank, error, squares, loss, drop)
 
@@ -175,7 +175,7 @@ def _measured(
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
     model = workspace.address, workspace.profile.fingerprint, workspace.cache
-    samples = _Samples(data_hash((data.inputs, data.targets)), data.alone())
+    samples = _Samples(data_hash((data.inputs, data.targets, data.weights)), data.alone())
     pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
     pace, done = Pace(len(todo)), 0
     for _, points in map_elsewhere(_measured_elsewhere, pieces, workers):
@@ -232,12 +232,12 @@ def divergence(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
     return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(metric.class_axis).mean()))
 
 
-def _drop(metric: Metric, outputs: Tensor, dense: Tensor, targets: Tensor | None) -> float | None:
+def _drop(metric: Metric, outputs: Tensor, dense: Tensor, data: Dataset) -> float | None:
     """How much worse the metric is than the dense network's; None without labels."""
-    if targets is None:
+    if data.targets is None:
         return None
-    targets = dense if metric.label_free else targets
-    score, dense_score = (metric.score(values, targets) for values in (outputs, dense))
+    targets = dense if metric.label_free else data.targets
+    score, dense_score = (metric.score(values, targets, data.weights) for values in (outputs, dense))
     return dense_score - score if metric.higher_is_better else score - dense_score
 
 
@@ -259,7 +259,7 @@ class PointFile:
         data = _samples(workspace, SAMPLES) if data is None else data
         key = {
             "fingerprint": workspace.profile.fingerprint,
-            "data": data_hash((data.inputs, data.targets)),
+            "data": data_hash((data.inputs, data.targets, data.weights)),
             "correction": None if correction is None else correction.to_dict(),
             "version": VERSION,
         }

@@ -58,7 +58,7 @@ def _read(value: object, where: str, inputs: Callable[[], int]) -> Dataset:
         dataset = _concatenate(loader, where, inputs)
     elif isinstance(value, tuple | list) and len(value) == 2 and _is_targets(value[1]):
         dataset = Dataset(_as_tensors(value[0]), _as_targets(value[1]))
-    elif isinstance(value, tuple | list) and _is_row(value):
+    elif isinstance(value, tuple | list) and _is_row(value, inputs):
         dataset = _of_row(value, where, inputs)
     elif isinstance(value, Tensor | dict):
         dataset = Dataset(_as_tensors(value))
@@ -77,16 +77,17 @@ def _read(value: object, where: str, inputs: Callable[[], int]) -> Dataset:
     return dataset
 
 
-def _is_row(value: Sequence[object]) -> bool:
+def _is_row(value: Sequence[object], inputs: Callable[[], int]) -> bool:
     """Whether this is one batch, (inputs, ..., targets or weights), and no list of batches of inputs alone.
 
-    Its tensors have the same number of samples, but are not all of one form.
+    Its tensors have the same number of samples; where they are all of one form a list may be either.
     """
     if len(value) < 3 or not all(map(_is_array, value[1:])) or not (_is_array(value[0]) or _is_nest(value[0])):
         return False
     found = [*tensors(_as_tensors(value[0])), *map(torch.as_tensor, value[1:])]
-    forms = {(tensor.shape, tensor.dtype) for tensor in found}
-    return all(t.ndim and len(t) == len(found[0]) for t in found) and (isinstance(value, tuple) or len(forms) > 1)
+    if not all(t.ndim and len(t) == len(found[0]) for t in found):
+        return False
+    return isinstance(value, tuple) or len({(t.shape, t.dtype) for t in found}) > 1 or inputs() > 1
 
 
 def _is_nest(value: object) -> bool:

@@ -145,7 +145,7 @@ def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, w
     data = training_data(workspace)
     correction = None if candidate.correction is None else candidate.correction.to_dict()
     about = [VERSION, candidate.plan.to_json(provenance={}), correction, asdict(settings), watch]
-    text = json.dumps([*about, data_hash((data.inputs, data.targets))], sort_keys=True)
+    text = json.dumps([*about, data_hash((data.inputs, data.targets, data.weights))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -158,7 +158,7 @@ def provenance(workspace: Workspace, settings: Settings, plan: RankPlan, last: E
         "epochs": last.number,
         "best_epoch": last.best,
         "validation": last.validation,
-        "data": data_hash((data.inputs, data.targets)),
+        "data": data_hash((data.inputs, data.targets, data.weights)),
     }
 
 
@@ -262,7 +262,7 @@ class _Training:
                 "and look for NaN in train_data(). The network and its plan are as they were."
             )
         judged = dense if self.metric.label_free or targets is None else targets
-        return loss, self.metric.score(tuned, judged) if self.metric.judges else loss
+        return loss, self.metric.score(tuned, judged, self.held_back.weights) if self.metric.judges else loss
 
     def keep(self) -> None:
         """Remember the current weights as the best ones so far."""
