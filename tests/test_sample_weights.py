@@ -11,10 +11,13 @@ from sklearn.metrics import accuracy_score, f1_score, jaccard_score, mean_square
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lowrank_core.errors import InvalidData
+from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset, data_hash
+from lowrank_core.measure.check import check
 from lowrank_core.scoring.metrics import METRICS, Metric
 from lowrank_core.scoring.scores import Reference, evaluate, final_score
+from lowrank_core.selection import make, search
+from lowrank_core.selection._problem import problem_of
 from lowrank_core.sources._opened import as_dataset, sorted_by_class
 from lowrank_core.workspace import Workspace
 from tests.test_metrics import Times
@@ -213,3 +216,29 @@ def test_weights_reach_the_score_of_a_model_with_its_commands_text():
     assert plain.dense_score()[0] == pytest.approx(float(right.mean()))
     assert heavy.dense_score()[0] == pytest.approx(float((right * W).sum() / W.sum()))
     assert final_score(heavy.measure(heavy.model)).value == pytest.approx(heavy.dense_score()[0])
+
+
+def test_labels_that_are_all_alike_are_noticed_and_nan_is_no_score_of_a_network():
+    network = nn.Linear(4, 4)
+    alike = Workspace.of(network, X[:1], (X, torch.full((70,), 2).to(torch.uint8)))
+    assert "All evaluation labels are alike: a network that always answers the same is always right." in alike.notices
+    assert "The labels are all alike: a network that always answers the same is always right." in check(alike).notices
+    assert not any("alike" in notice for notice in Workspace.of(network, X[:1], (X, Y)).notices)
+    own = Workspace.of(network, X[:1], evaluate=lambda model: float("nan"))
+    with pytest.raises(InvalidModel, match="gave NaN, which is no score"):
+        own.dense_score()
+
+
+def test_a_search_decides_by_the_interval_where_samples_have_weights():
+    """The sequential test counts samples, which weighted ones are not; a search that waits for it ends with no plan."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+        network[0].weight.data = torch.randn(24, 2) @ torch.randn(2, 12)  # of rank 2
+        inputs = torch.randn(900, 12)
+        data = inputs, network(inputs).argmax(1), torch.rand(900) + 0.5
+    workspace = Workspace.of(network, inputs[:1], data)
+    *_, last = search(make("budget", {}), problem_of(workspace, max_drop=0.05, methods=("svd",)))
+    assert last.candidate.plan.choices
+    assert last.score.within is None
+    assert last.score.drop_high <= 0.05

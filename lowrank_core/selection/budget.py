@@ -226,8 +226,10 @@ def _few(ranks: tuple[Rank, ...]) -> tuple[Rank, ...]:
 
 def _sequential(problem: Problem) -> bool:
     """Whether samples are right or wrong one by one, so that the sequential test decides."""
-    metric = problem.workspace.metric
-    return problem.workspace.opened.evaluate is None and metric.share and metric.class_axis is not None
+    workspace, metric = problem.workspace, problem.workspace.metric
+    if workspace.opened.evaluate is not None or workspace.reference.dataset.weights is not None:
+        return False
+    return metric.share and metric.class_axis is not None
 
 
 def _check_decidable(problem: Problem, tolerance: float) -> None:

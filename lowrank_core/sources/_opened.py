@@ -150,6 +150,14 @@ def sorted_by_class(dataset: Dataset) -> bool:
     return bool((targets[1:] >= targets[:-1]).all() and targets[0] != targets[-1])
 
 
+def of_one_class(dataset: Dataset) -> bool:
+    """Whether there are class labels, and all of them the same."""
+    targets = dataset.targets
+    if targets is None or targets.ndim != 1 or targets.is_floating_point() or len(targets) < 2:
+        return False
+    return bool((targets == targets[0]).all())
+
+
 def _is_targets(value: object) -> bool:
     return value is None or _is_array(value)
 
