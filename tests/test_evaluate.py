@@ -219,6 +219,13 @@ def test_a_metric_of_all_samples_has_a_paired_interval():
     assert same.too_few
 
 
+def test_errors_of_nought_are_no_counts():
+    """A network that is exactly right has not as little to show as one that is right on every sample."""
+    exact = Metric("mse", False, per_sample=lambda out, y: 0.0 * out[:, 1], unbounded=True)
+    score = scores(paired(60, 0, 0, 0), exact)[-1]
+    assert (score.value, score.low, score.high) == (0, None, None)
+
+
 def test_one_sample_has_no_spread():
     for metric in (Metric("x", per_sample=lambda out, y: out[:, 0] + 0.5), MSE):
         (score,) = scores(paired(1, 0, 0, 0), metric)

@@ -116,15 +116,18 @@ def _sound(outputs: Tensor, axis: int = 1) -> Tensor:
 
 
 def _top1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether the largest output is the target class; outputs (N, classes), targets (N,)."""
     return ((outputs.argmax(1) == targets) & _sound(outputs)).double()
 
 
 def _top5(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether the target class is among the five largest outputs; outputs (N, classes), targets (N,)."""
     best = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
     return ((best == targets.unsqueeze(1)).any(1) & _sound(outputs)).double()
 
 
 def _agreement(outputs: Tensor, dense: Tensor) -> Tensor:
+    """Whether the largest output is that of the dense network; outputs (N, classes), no targets."""
     return ((outputs.argmax(1) == dense.argmax(1)) & _sound(outputs) & _sound(dense)).double()
 
 
@@ -164,20 +167,24 @@ def _numbers(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cosine(outputs: Tensor, dense: Tensor) -> Tensor:
+    """Cosine of the angle between a sample's outputs and the dense network's; no targets."""
     return F.cosine_similarity(*_numbers(outputs, dense), dim=1)
 
 
 def _squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared difference of each sample; outputs and targets of one shape, or (N,) and (N, 1)."""
     ours, theirs = _numbers(outputs, targets)
     return (ours - theirs).square().mean(1)
 
 
 def _distances(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean absolute difference of each sample; outputs and targets of one shape, or (N,) and (N, 1)."""
     ours, theirs = _numbers(outputs, targets)
     return (ours - theirs).abs().mean(1)
 
 
 def _r2(outputs: Tensor, targets: Tensor) -> float:
+    """1 - squares of the differences over squares of the targets less their mean; of one shape, or (N,) and (N, 1)."""
     ours, theirs = _numbers(outputs, targets)
     spread = float((theirs - theirs.mean(0)).square().sum())
     return 1 - float((ours - theirs).square().sum()) / spread if spread else float("nan")
@@ -187,7 +194,10 @@ def _r2(outputs: Tensor, targets: Tensor) -> float:
 
 
 def _hits(outputs: Tensor, targets: Tensor) -> Tensor:
-    """(N, 2 classes): of each class whether it was answered rightly, then how often it was asked for and answered."""
+    """(N, 2 classes): of each class whether it was answered rightly, then how often it was asked for and answered.
+
+    outputs (N, classes), targets (N,).
+    """
     classes = outputs.shape[1]
     answers, asked = (F.one_hot(each.long(), classes).double() for each in (outputs.argmax(1), targets))
     right = answers * asked * _sound(outputs).unsqueeze(1)
@@ -204,8 +214,8 @@ def _class_f1(totals: Tensor) -> float:
 def _auc(outputs: Tensor, targets: Tensor) -> float:
     """Share of (sample of a class, sample of another) that the class's score puts in order, ties half; mean by class.
 
-    Mann & Whitney (1947), one class against the rest; targets of the outputs' shape are 1 where a sample has the label.
-    Classes of which there is no such pair are left out.
+    Mann & Whitney (1947), one class against the rest. Targets (N,), or of the outputs' shape and 1 where a sample has
+    the label; outputs (N, classes), or one for labels 0 and 1. Classes of which there is no such pair are left out.
     """
     areas = []
     for scores, mine in _rankings(outputs, targets):
@@ -281,7 +291,7 @@ def _edits(outputs: Tensor, targets: Tensor) -> Tensor:
     """(N, 2): insertions, deletions and substitutions from the answered tokens to the targets, and how many these are.
 
     outputs (N, T, tokens), answered by their largest; targets (N, S), of which negative ones are padding. Where T is S
-    the answers at padding are left out, too. Levenshtein (1966).
+    the answers at padding are left out, too.
     """
     if outputs.ndim != 3 or targets.ndim != 2 or len(outputs) != len(targets):
         raise ValueError("outputs must be (N, T, tokens) and targets (N, S)")
@@ -308,6 +318,7 @@ def _packed(tokens: Tensor, there: Tensor) -> Tensor:
 
 
 def _error_rate(totals: Tensor) -> float:
+    """Edits over targets (Levenshtein 1966)."""
     return float(totals[0] / totals[1])
 
 
@@ -334,7 +345,7 @@ def _micro_f1(totals: Tensor) -> float:
 def _average_precision(outputs: Tensor, targets: Tensor) -> float:
     """Of each label the precision at every sample that has it, samples in the order of their scores, and their mean.
 
-    Equal scores count as one place. Labels that no sample has are left out.
+    Equal scores count as one place, and labels that no sample has are left out. Outputs and targets as for AUC.
     """
     found = []
     for scores, mine in _rankings(outputs, targets):

@@ -226,7 +226,7 @@ class _Pairs:
 
     def __init__(self, metric: Metric) -> None:
         self.metric, self.sign = metric, 1 if metric.higher_is_better else -1
-        self.binary = metric.per_sample is not None
+        self.binary = metric.share
         self.bounded = metric.bounded or metric.share
         self.samples = 0
         self.counts = [0, 0, 0, 0]  # neither is right, only ours, only dense, both
