@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from math import isnan
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from lowrank_core.sources import open_any, open_source
 from lowrank_core.sources._contract import open_contract
 from lowrank_core.sources._inventory import Inventory, take_stock
 from lowrank_core.sources._live import live_contract
-from lowrank_core.sources._opened import COMPARED, Opened, sorted_by_class
+from lowrank_core.sources._opened import COMPARED, Opened, of_one_class, sorted_by_class
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.room import Recent, Room
@@ -183,6 +184,8 @@ class Workspace:
         notices = list(self.opened.notices)
         if any(COMPARED in notice for notice in notices):
             notices = [notice.replace(COMPARED, self.metric.name) for notice in notices]
+        if of_one_class(self._eval_data):
+            notices.append("All evaluation labels are alike: a network that always answers the same is always right.")
         if sorted_by_class(self._eval_data):
             notices.append("The evaluation labels come sorted by class; they are shuffled (seed 0) before use.")
         return tuple(notices)
@@ -290,9 +293,12 @@ class Workspace:
     def _own_score(self, model: nn.Module) -> float:
         assert self.opened.evaluate is not None
         try:
-            return float(self.opened.evaluate(model))
+            value = float(self.opened.evaluate(model))
         except Exception as error:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
+        if isnan(value):
+            raise InvalidModel(f"evaluate(model) of {self.name} gave NaN, which is no score; it must give a number.")
+        return value
 
 
 def open_to_look(

@@ -24,22 +24,25 @@ Outputs = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Samples in memory: inputs as one batch, targets (N, ...) or None where there are none."""
+    """Samples in memory: inputs as one batch, targets (N, ...) or None where there are none.
+
+    weights: (N,), how much each sample counts in scores; None where all count alike.
+    """
 
     inputs: Inputs
     targets: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return batch_size(self.inputs)
 
     def pick(self, index: Tensor | slice) -> Dataset:
         """The samples at `index`, in that order."""
-        targets = None if self.targets is None else self.targets[index]
-        return Dataset(tree_map(lambda t: t[index], self.inputs), targets)
+        return Dataset(*tree_map(lambda t: None if t is None else t[index], (self.inputs, self.targets, self.weights)))
 
     def alone(self) -> Dataset:
         """These samples in memory of their own: what a slice picks is sent with all that it was picked from."""
-        return Dataset(*cloned((self.inputs, self.targets)))
+        return Dataset(*cloned((self.inputs, self.targets, self.weights)))
 
     def shuffled(self, seed: int) -> Dataset:
         """These samples in an order that depends on the seed alone, so that any leading part is a fair subset."""

@@ -14,7 +14,7 @@ from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.scoring.judging import Judged
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._contract import FUNCTIONS
-from lowrank_core.sources._opened import COMPARED, sorted_by_class
+from lowrank_core.sources._opened import COMPARED, of_one_class, sorted_by_class
 from lowrank_core.workspace import Workspace
 
 SAMPLES = 1000
@@ -83,6 +83,8 @@ def check(workspace: Workspace) -> Report:
         def describe() -> str:
             dataset = load()
             run(opened.model, dataset.pick(slice(0, 1)))
+            if of_one_class(dataset):
+                notices.append("The labels are all alike: a network that always answers the same is always right.")
             if sorted_by_class(dataset):
                 notices.append("The labels come sorted by class; they are shuffled (seed 0) before use.")
             return _described(dataset)
@@ -130,6 +132,7 @@ def _described(data: Dataset) -> str:
     """A data set in words: '500 samples, (3, 32, 32) float32; 10 classes of 48 to 53 samples'."""
     text = f"{len(data):,} samples of {_shapes(data.inputs, per_sample=True)}"
     targets = data.targets
+    text += "; weights" if data.weights is not None else ""
     if targets is None:
         return f"{text}; no targets"
     if targets.ndim == 1 and not targets.is_floating_point():

@@ -14,7 +14,7 @@ from lowrank_core.algebra.linalg import tail_energy
 from lowrank_core.layers.data import joined
 from lowrank_core.layers.spec import Rank
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.scoring.scores import OutputScore, Reference, labels_of, output_scores, worst
+from lowrank_core.scoring.scores import OutputScore, Reference, output_scores, worst
 
 Curve = tuple[tuple[float, float], ...]
 """(log squared error, log mean squared change of the outputs), ascending in the error."""
@@ -217,14 +217,17 @@ def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, dra
     """
     metric = reference.metric
     parts = list(reference.batches(samples))
-    outputs, labels = joined(dense for _, dense in parts), labels_of(part for part, _ in parts)
-    base = output_scores(metric, outputs, outputs, labels)
+    outputs = joined(dense for _, dense in parts)
+    taken = reference.dataset.pick(slice(0, len(next(iter(outputs.values())))))
+    labels, weights = taken.targets, taken.weights
+    base = output_scores(metric, outputs, outputs, labels, weights)
     fewer = max(1, NOISE_OUTPUTS // max(1, sum(values[0].numel() for values in outputs.values())))
     shifts = dict.fromkeys(outputs, 0.0)
     if any(fewer < len(values) for values in outputs.values()):
         outputs = {name: values[:fewer] for name, values in outputs.items()}
         labels = None if labels is None else labels[:fewer]
-        of_all, base = base, output_scores(metric, outputs, outputs, labels)
+        weights = None if weights is None else weights[:fewer]
+        of_all, base = base, output_scores(metric, outputs, outputs, labels, weights)
         shifts = {a.name: a.value - b.value for a, b in zip(of_all, base, strict=True)}
     scales = {name: float(v.float().var()) if v.numel() > 1 else 1.0 for name, v in outputs.items()}
     unit = next(iter(scales.values()))
@@ -238,7 +241,7 @@ def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, dra
             values = outputs[dense.name]
             deviation = (variance * (scales[dense.name] / unit if unit else 1.0)) ** 0.5
             targets = values if metric.label_free or labels is None else labels
-            drawn = [metric.score(values + deviation * sample, targets) for sample in noise[dense.name]]
+            drawn = [metric.score(values + deviation * sample, targets, weights) for sample in noise[dense.name]]
             score = sum(drawn) / len(drawn)
             drop = dense.value - score if metric.higher_is_better else score - dense.value
             noisy.append(OutputScore(dense.name, score, drop))

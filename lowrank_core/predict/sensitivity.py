@@ -126,7 +126,7 @@ def _points(
         error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
         squares = change_of(outputs, dense)
         loss = divergence(workspace.metric, outputs, dense)
-        drop = _drop(workspace.metric, outputs, dense, ground.data.targets)
+        drop = _drop(workspace.metric, outputs, dense, ground.data)
         report(_far(done, len(todo), pace))
         yield Point(name, choice.method, choice.rank, error, squares, loss, drop)
 
@@ -176,7 +176,7 @@ def _measured(
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
     model = workspace.address, workspace.profile.fingerprint, workspace.cache, workspace.opened.outputs
-    samples = _Samples(data_hash((data.inputs, data.targets)), data.alone())
+    samples = _Samples(data_hash((data.inputs, data.targets, data.weights)), data.alone())
     pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
     pace, done = Pace(len(todo)), 0
     for _, points in map_elsewhere(_measured_elsewhere, pieces, workers):
@@ -252,9 +252,11 @@ def _divergence(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
     return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(axis).mean()))
 
 
-def _drop(metric: Metric, outputs: Outputs, dense: Outputs, targets: Tensor | None) -> float | None:
+def _drop(metric: Metric, outputs: Outputs, dense: Outputs, data: Dataset) -> float | None:
     """How much worse the metric is than the dense network's; None without labels."""
-    return None if targets is None else worst(output_scores(metric, outputs, dense, targets)).drop
+    if data.targets is None:
+        return None
+    return worst(output_scores(metric, outputs, dense, data.targets, data.weights)).drop
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------
@@ -275,7 +277,7 @@ class PointFile:
         data = _samples(workspace, SAMPLES) if data is None else data
         key = {
             "fingerprint": workspace.profile.fingerprint,
-            "data": data_hash((data.inputs, data.targets)),
+            "data": data_hash((data.inputs, data.targets, data.weights)),
             "correction": None if correction is None else correction.to_dict(),
             "version": VERSION,
         }

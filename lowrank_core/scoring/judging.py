@@ -65,8 +65,9 @@ class Judged:
     @property
     def right_or_wrong(self) -> bool:
         """Whether each sample is right or wrong, so that samples can be counted."""
-        classes = self.metric.share and self.metric.class_axis is not None
-        return classes and all(len(output.shape) == 1 for output in self.outputs if output.name in self.names)
+        counted = self.metric.share and self.metric.class_axis is not None
+        counted = counted and all(len(output.shape) == 1 for output in self.outputs if output.name in self.names)
+        return counted or self.metric is METRICS["binary"]
 
     @property
     def key(self) -> str:
@@ -238,6 +239,11 @@ def _default(
             return AGREEMENT, f"class scores, for {', '.join(dict.fromkeys(reasons))}"
         return RESEMBLANCE, "numbers, not class scores"
     shapes = {name: tuple(value.shape[1:]) for name, value in outputs.items()}
+    one_bit = (
+        not targets.is_floating_point() and targets.numel() and int(targets.min()) >= 0 and int(targets.max()) <= 1
+    )
+    if one_bit and _flat(targets) and all(map(_flat, outputs.values())):
+        return METRICS["binary"], "one logit, and labels 0 and 1"
     if targets.ndim == 1 and not targets.is_floating_point():
         for value in outputs.values():
             _check_classes(value, targets, where, remedy)

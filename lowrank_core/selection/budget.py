@@ -227,7 +227,10 @@ def _few(ranks: tuple[Rank, ...]) -> tuple[Rank, ...]:
 
 def _sequential(problem: Problem) -> bool:
     """Whether samples are right or wrong one by one, so that the sequential test decides."""
-    return problem.workspace.opened.evaluate is None and problem.workspace.judged.right_or_wrong
+    workspace = problem.workspace
+    if workspace.opened.evaluate is not None or workspace.reference.dataset.weights is not None:
+        return False
+    return workspace.judged.right_or_wrong
 
 
 def _check_decidable(problem: Problem, tolerance: float) -> None:

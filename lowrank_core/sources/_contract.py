@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
-from lowrank_core.layers.data import Dataset, Inputs, batch_size
+from lowrank_core.layers.data import Dataset, Inputs, batch_size, tensors
 from lowrank_core.networks.profile import check_finite
-from lowrank_core.scoring.metrics import METRICS, Metric
+from lowrank_core.scoring.metrics import METRICS, Metric, answers_twice
 from lowrank_core.sources._opened import COMPARED, Opened, as_dataset
 
 FUNCTIONS = ("build_model", "example_inputs", "eval_data", "train_data", "metric", "evaluate")
@@ -156,7 +156,7 @@ def _metric(contract: ModelContract, dataset: Dataset) -> Metric | None:
     """How a person says that outputs are judged on these samples; None where they do not."""
     given = _named_metric(contract)
     if isinstance(given, Metric) and (given.label_free or dataset.targets is not None):
-        return given
+        return given if given in METRICS.values() else answers_twice(given)
     if given is None or isinstance(given, Metric) or dataset.targets is None:
         return None
 
@@ -168,7 +168,7 @@ def _metric(contract: ModelContract, dataset: Dataset) -> Metric | None:
 
     classes = dataset.targets.ndim == 1 and not dataset.targets.is_floating_point()
     name = getattr(given, "__name__", "metric")
-    return Metric(name, contract.higher_is_better, value=value, class_axis=1 if classes else None)
+    return answers_twice(Metric(name, contract.higher_is_better, value=value, class_axis=1 if classes else None))
 
 
 def _named_metric(contract: ModelContract) -> Callable[[Tensor, Tensor], Any] | Metric | None:
@@ -198,11 +198,16 @@ def dataset_of(contract: ModelContract, function: str) -> Dataset:
     """What eval_data or train_data gives, in memory; raises InvalidData where it cannot be had or read."""
     value = _call(contract, function, InvalidData)
     try:
-        return as_dataset(value, contract.part(function))
+        return as_dataset(value, contract.part(function), lambda: _inputs_taken(contract))
     except LowRankError:
         raise
     except (Exception, SystemExit) as error:  # of a generator, or of a loader of batches
         raise InvalidData(f"{contract.part(function)} failed: {told(error, contract.path)}") from error
+
+
+def _inputs_taken(contract: ModelContract) -> int:
+    """How many tensors the network takes, as far as example_inputs tells; else one."""
+    return 1 if contract.example_inputs is None else len(tensors(_call(contract, "example_inputs", InvalidModel)))
 
 
 def _example_inputs(contract: ModelContract) -> Inputs:

@@ -113,7 +113,7 @@ def _data(path: Path, inputs: tuple[Input, ...]) -> NpzData:
             if array.ndim != len(sizes) or any(n not in (None, m) for n, m in zip(sizes, array.shape, strict=True)):
                 raise InvalidData(f"{path}: the network takes {value}, but got {tuple(array.shape)}.")
         cast = tuple(array.to(value.dtype) for value, array in zip(inputs, given, strict=True))
-        return Dataset(cast if len(cast) > 1 else cast[0], data.targets)
+        return replace(data, inputs=cast if len(cast) > 1 else cast[0])
 
     return NpzData(fitting(npz.eval), None if npz.train is None else fitting(npz.train), npz.metric, npz.outputs)
 

@@ -340,7 +340,8 @@ def _data(path: Path, inputs: Inputs, names: list[str]) -> NpzData:
 
     def fitting(data: Dataset) -> Dataset:
         cast = [array.to(one.dtype) for array, one in zip(tensors(data.inputs), like, strict=True)]
-        return Dataset(dict(zip(inputs, cast, strict=True)) if isinstance(inputs, dict) else tuple(cast), data.targets)
+        given = dict(zip(inputs, cast, strict=True)) if isinstance(inputs, dict) else tuple(cast)
+        return replace(data, inputs=given)
 
     return NpzData(fitting(npz.eval), None if npz.train is None else fitting(npz.train), npz.metric, npz.outputs)
 

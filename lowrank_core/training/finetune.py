@@ -145,7 +145,7 @@ def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, w
     data = training_data(workspace)
     correction = None if candidate.correction is None else candidate.correction.to_dict()
     about = [VERSION, candidate.plan.to_json(provenance={}), correction, asdict(settings), watch]
-    text = json.dumps([*about, data_hash((data.inputs, data.targets))], sort_keys=True)
+    text = json.dumps([*about, data_hash((data.inputs, data.targets, data.weights))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -158,7 +158,7 @@ def provenance(workspace: Workspace, settings: Settings, plan: RankPlan, last: E
         "epochs": last.number,
         "best_epoch": last.best,
         "validation": last.validation,
-        "data": data_hash((data.inputs, data.targets)),
+        "data": data_hash((data.inputs, data.targets, data.weights)),
     }
 
 
@@ -266,7 +266,8 @@ class _Training:
                 f"the loss on the samples held back is {loss} at a learning rate of {self.rate:g}; try a smaller one, "
                 "and look for NaN in train_data(). The network and its plan are as they were."
             )
-        return loss, worst(output_scores(self.metric, tuned, dense, targets)).value if self.metric.judges else loss
+        scores = output_scores(self.metric, tuned, dense, targets, self.held_back.weights) if self.metric.judges else ()
+        return loss, worst(scores).value if scores else loss
 
     def keep(self) -> None:
         """Remember the current weights as the best ones so far."""

@@ -26,7 +26,8 @@ CORRECTION = (
 )
 INTERVAL = (
     "95 % interval of the difference to the dense network, paired on the same samples: with chance alone, the true "
-    "difference would lie inside 19 times out of 20."
+    "difference would lie inside 19 times out of 20. Where the samples are too few for that there is none: fewer than "
+    "30, or fewer than 5 that change anything, where a metric is more than counts of right and wrong."
 )
 
 DENSE = "The network as it was trained, before any layer is factorised; every compressed network is compared with it."
@@ -138,9 +139,9 @@ def drop(workspace: Workspace, value: float) -> str:
 
 
 def interval(workspace: Workspace, measured: Score) -> str:
-    """The 95 % interval of the drop as text, empty where there is none."""
+    """The 95 % interval of the drop as text, or why there is none."""
     if measured.drop_low is None or measured.drop_high is None:
-        return ""
+        return "too few samples" if measured.too_few else ""
     scale, digits = (100, ".2f") if shares(workspace) else (1, ".4g")
     return f"{scale * measured.drop_low:{digits}} to {scale * measured.drop_high:{digits}}".replace("-", "−")
 
@@ -164,6 +165,6 @@ def change(workspace: Workspace, measured: Score, against: str) -> str:
 
     line = f"{signed(measured.drop)}{unit} {against}"
     if measured.drop_low is None or measured.drop_high is None:
-        return line
+        return f"{line} (too few samples for an interval)" if measured.too_few else line
     low, high = sorted((measured.drop_low, measured.drop_high), key=lambda drop: scale * drop)
     return f"{line} (95 %: {signed(low)} to {signed(high)})"
