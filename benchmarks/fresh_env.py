@@ -100,7 +100,7 @@ def write_artefacts(workspace: Workspace, expression: str, share: float, folder:
     (folder / "network.py").write_text(architecture(source(workspace.opened.ref), expression))
     inputs = reference_inputs(workspace)
     batches = [inputs[:size] for size in BATCHES]
-    outputs = [run(compressed.model, Dataset(batch)) for batch in batches]
+    outputs = [run(compressed.model, Dataset(batch))["output"] for batch in batches]
     torch.save((batches, outputs), folder / "reference.pt")
     named = {f"x{len(x)}": x.numpy() for x in batches} | {f"y{len(y)}": y.numpy() for y in outputs}
     np.savez(folder / "reference.npz", **named)

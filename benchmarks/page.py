@@ -146,12 +146,12 @@ def page(path: Path, doc: str, new: str) -> str:
     return "\n\n".join([f"# {path.stem}", doc.strip(), *parts]) + "\n"
 
 
-def between(path: Path, name: str, text: str) -> str:
+def between(path: Path, name: str, text: str, whole: str | None = None) -> str:
     """The text of a file with what stands between `<!-- NAME -->` and `<!-- end of NAME -->` replaced.
 
-    Raises ValueError where the file has no such place.
+    whole: that text, where another place in it was replaced before. Raises ValueError where the file has no such place.
     """
-    whole = path.read_text(encoding="utf-8")
+    whole = path.read_text(encoding="utf-8") if whole is None else whole
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if whole.count(begin) != 1 or whole.count(end) != 1:
         raise ValueError(f"{path.name} must have {begin} and {end} once each")

@@ -44,7 +44,7 @@ def slow_point(workspace: Workspace, ask: Ask, data: Dataset, batch: int) -> flo
     with evaluating(network):
         for start in range(0, len(data), batch):
             part = data.pick(slice(start, start + batch))
-            right += int((call(network, part.inputs).argmax(1) == part.targets).sum())
+            right += int((call(network, part.inputs)["output"].argmax(1) == part.targets).sum())
     return right / len(data)
 
 

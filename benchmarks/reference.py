@@ -28,6 +28,7 @@ from lowrank_core.commands import cli
 from lowrank_core.exports import EXPORTS, Export
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS, Method
+from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.selection import RULES, Rule
 from lowrank_core.sources import SOURCES
 from lowrank_core.store.files import write_whole
@@ -200,6 +201,18 @@ def sources() -> str:
     return "| source | as in | |\n|---|---|---|\n" + "\n".join(rows)
 
 
+def metrics() -> str:
+    """Every metric that has a name, with what it computes from which outputs and targets."""
+    rows = []
+    for name, metric in METRICS.items():
+        judge = metric.per_sample or metric.value or metric.totals
+        paragraphs = words(judge.__doc__).split("\n\n")
+        says = " ".join(paragraphs if metric.of is None else [words(metric.of.__doc__), *paragraphs[1:]])
+        better = "higher" if metric.higher_is_better else "lower"
+        rows.append(f"| `{name}` | {metric.name} | {better} | {'yes' if metric.takes_weights else 'no'} | {says} |")
+    return "| name | is | better | weights | |\n|---|---|---|---|---|\n" + "\n".join(rows)
+
+
 def names() -> str:
     """Every public name, with the first line of what it says of itself."""
     rows = [f"| `{name}` | {first_line(getattr(lowrank_core, name).__doc__)} |" for name in lowrank_core.__all__]
@@ -227,6 +240,7 @@ PLACES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/methods.md", "methods", methods),
     ("docs/exports.md", "exports", exports),
     ("docs/models.md", "sources", sources),
+    ("docs/models.md", "metrics", metrics),
     ("docs/library.md", "names", names),
     ("docs/architecture.md", "imports", section),
     ("docs/benchmarks/index.md", "benchmarks", benchmarks),
@@ -237,7 +251,10 @@ PLACES: tuple[tuple[str, str, Callable[[], str]], ...] = (
 
 def outdated() -> dict[Path, str]:
     """The files that are not what the code says, and what they should be."""
-    wanted = {ROOT / name: between(ROOT / name, place, made()) for name, place, made in PLACES}
+    wanted: dict[Path, str] = {}
+    for name, place, made in PLACES:
+        path = ROOT / name
+        wanted[path] = between(path, place, made(), wanted.get(path))
     wanted[picture()] = graph()
     return {path: text for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text}
 

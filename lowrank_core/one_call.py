@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,16 +47,18 @@ class Compression:
         cost, dense, score, layers = self.cost, self.dense_cost, self.score, len(self.workspace.profile.layers)
         percent = self.workspace.opened.evaluate is None and self.workspace.metric.share
         value, drop = partial(score_text, percent=percent), partial(drop_text, percent=percent)
-        interval = ""
+        interval = " (too few samples for an interval)" if score.too_few else ""
         if score.drop_low is not None and score.drop_high is not None:
             interval = f" (95 % interval {drop(score.drop_low)} to {drop(score.drop_high)})"
         samples = f" on {score.samples:,} samples" if score.samples else ""
+        each = "".join(f"\n{output.name}: {value(output.value)}; drop {drop(output.drop)}" for output in score.outputs)
+        each = each if len(score.outputs) > 1 else ""
         return (
             f"{self.workspace.name}: {len(self.plan.choices)} of {layers} layers compressed, "
             f"{share(cost.multiplies / max(1, dense.multiplies))} of the multiplies, "
             f"{share(cost.bytes / max(1, dense.bytes))} of the bytes\n"
             f"{score.metric} {value(score.value)}{samples}; dense {value(score.dense)}; "
-            f"drop {drop(score.drop)}{interval}"
+            f"drop {drop(score.drop)}{interval}{each}"
         )
 
     def __repr__(self) -> str:
@@ -90,6 +92,7 @@ def compress(
     train_data: Any = None,
     metric: Callable[[Tensor, Tensor], Any] | Metric | str | None = None,
     *,
+    outputs: str | int | Sequence[str | int] = (),
     multiplies: float | None = None,
     bytes: float | None = None,
     max_drop: float | None = None,
@@ -108,7 +111,8 @@ def compress(
 ) -> Compression:
     """A compressed copy of a live network, its plan and its measured figures. The network itself is never changed.
 
-    model, example_inputs, eval_data, train_data, metric, evaluate, higher_is_better, cache, name: see `Workspace.of`.
+    model, example_inputs, eval_data, train_data, metric, outputs, evaluate, higher_is_better, cache, name: see
+    `Workspace.of`.
     multiplies, bytes: at most so many; up to 1 a share of the dense network. max_drop: the largest drop of the score,
     in its own unit, 0.01 is one point of an accuracy. rule: how ranks are chosen, a name of `selection.RULES` or a
     rule with settings. methods: decompositions that may be used, without any the rule's own. lock: layers to leave
@@ -131,6 +135,7 @@ def compress(
             eval_data,
             train_data,
             metric,
+            outputs=outputs,
             evaluate=evaluate,
             higher_is_better=higher_is_better,
             cache=cache,

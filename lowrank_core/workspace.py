@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from math import isnan
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,13 +15,14 @@ from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
 from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset, batch_size, data_hash
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import PlanFile, RankPlan
+from lowrank_core.scoring.judging import Judged, judge
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import Reference, Score, evaluate
@@ -27,7 +30,7 @@ from lowrank_core.sources import open_any, open_source
 from lowrank_core.sources._contract import open_contract
 from lowrank_core.sources._inventory import Inventory, take_stock
 from lowrank_core.sources._live import live_contract
-from lowrank_core.sources._opened import Opened, sorted_by_class
+from lowrank_core.sources._opened import COMPARED, Opened, of_one_class, sorted_by_class
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.room import Recent, Room
@@ -57,14 +60,21 @@ class Workspace:
         self.factors = FactorStore(
             opened.model, self.profile, lambda name: self.moments(name).second, cache, self._room
         )
+        self._forget_scores()
+
+    def _forget_scores(self) -> None:
         self._dense_scores: dict[int, float] = {}
         self.scores: Recent[Candidate, Score] = Recent(MOST_SCORES)  # finished measurements on all samples
         self.plain_scores: Recent[RankPlan, Score] = Recent(MOST_SCORES)  # without correction, on some
 
     @classmethod
-    def open(cls, ref: str, cache: Cache | None = None) -> Workspace:
-        """Open a reference; raises a LowRankError that says what is wrong."""
-        return cls(open_source(ref), cache)
+    def open(cls, ref: str, cache: Cache | None = None, outputs: Sequence[str | int] = ()) -> Workspace:
+        """Open a reference; raises a LowRankError that says what is wrong.
+
+        outputs: those that are judged, by name or place; without any those that the model file names, or `judge` finds.
+        """
+        workspace = cls(open_source(ref), cache)
+        return workspace.judging(outputs) if outputs else workspace
 
     @classmethod
     def of(
@@ -75,6 +85,7 @@ class Workspace:
         train_data: Any = None,
         metric: Callable[[Tensor, Tensor], Any] | Metric | str | None = None,
         *,
+        outputs: str | int | Sequence[str | int] = (),
         evaluate: Callable[[nn.Module], Any] | None = None,
         higher_is_better: bool = True,
         cache: Cache | None = None,
@@ -87,7 +98,9 @@ class Workspace:
         eval_data, train_data: (inputs, targets), inputs alone in a Tensor or a dict, an iterable of such batches (a
         DataLoader), a `Dataset` of PyTorch or of this package, or a function that gives one of these.
         metric: a name (`METRICS`) or a function (outputs, targets) -> float; without one top-1 where targets are class
-        indices, agreement with the dense network where there are none. evaluate(model) -> float: instead of both.
+        indices, R2 where they are numbers, and without targets agreement with the dense network where outputs are class
+        scores, else R2 against it. outputs: those that are judged, by name or place; see `scoring.judging`.
+        evaluate(model) -> float: instead of all these.
 
         Raises InvalidModel or InvalidData, which name the argument.
 
@@ -103,6 +116,7 @@ class Workspace:
             eval_data,
             train_data,
             metric,
+            outputs=outputs,
             evaluate=evaluate,
             higher_is_better=higher_is_better,
             name=name,
@@ -124,10 +138,36 @@ class Workspace:
         """The model's name as people see it; never compared."""
         return self.opened.name
 
-    @cached_property
+    @property
     def metric(self) -> Metric:
         """The metric by which the network's outputs are judged."""
-        return self.opened.metric(self._eval_data)
+        return self.judged.metric
+
+    @cached_property
+    def judged(self) -> Judged:
+        """Which outputs are judged, and how. Raises InvalidData where none can be."""
+        data = self._eval_data
+        return self.judge(Dataset(data.inputs) if self.opened.evaluate is not None else data, self.opened.outputs)
+
+    def judge(self, data: Dataset, outputs: Sequence[str | int]) -> Judged:
+        """How outputs, by name or place, are judged on such samples; without any those that are found."""
+        opened = self.opened
+        where = f"eval_data{'()' if opened.refused else ''}"
+        try:
+            given = opened.metric(data)
+            return judge(self.model, data, given, outputs, where=where, remedy=opened.own_metric)
+        except InvalidData as error:
+            raise InvalidData(f"{opened.refused}{error}") from error
+
+    def judging(self, outputs: Sequence[str | int]) -> Workspace:
+        """The same network with other outputs judged, by name or place; it shares all that does not depend on that."""
+        other = copy(self)
+        other.opened = replace(self.opened, outputs=tuple(outputs))
+        for name in ("judged", "reference", "prefixes"):
+            other.__dict__.pop(name, None)
+        other._forget_scores()
+        _ = other.judged
+        return other
 
     @cached_property
     def _eval_data(self) -> Dataset:
@@ -136,12 +176,16 @@ class Workspace:
     @cached_property
     def reference(self) -> Reference:
         """The evaluation samples in seeded order, with the dense outputs."""
-        return Reference(self.model, self._eval_data, self.metric)
+        return Reference(self.model, self._eval_data, self.metric, outputs=self.judged.names)
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What a person should know about the model's data, in whole sentences."""
         notices = list(self.opened.notices)
+        if any(COMPARED in notice for notice in notices):
+            notices = [notice.replace(COMPARED, self.metric.name) for notice in notices]
+        if of_one_class(self._eval_data):
+            notices.append("All evaluation labels are alike: a network that always answers the same is always right.")
         if sorted_by_class(self._eval_data):
             notices.append("The evaluation labels come sorted by class; they are shuffled (seed 0) before use.")
         return tuple(notices)
@@ -175,7 +219,8 @@ class Workspace:
     @cached_property
     def prefixes(self) -> PrefixStore:
         """What copies of the model left behind on the evaluation samples, for copies that begin in the same way."""
-        return PrefixStore(self.model, self.profile, self.reference.dataset, room=self._room)
+        samples, names = self.reference.dataset, self.judged.names
+        return PrefixStore(self.model, self.profile, samples, outputs=names, room=self._room)
 
     def compress(
         self,
@@ -248,9 +293,12 @@ class Workspace:
     def _own_score(self, model: nn.Module) -> float:
         assert self.opened.evaluate is not None
         try:
-            return float(self.opened.evaluate(model))
+            value = float(self.opened.evaluate(model))
         except Exception as error:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
+        if isnan(value):
+            raise InvalidModel(f"evaluate(model) of {self.name} gave NaN, which is no score; it must give a number.")
+        return value
 
 
 def open_to_look(
@@ -270,12 +318,14 @@ def open_to_look(
 
 
 @lru_cache(maxsize=1)
-def opened_once(ref: str, fingerprint: str, cache: Cache | None = None) -> Workspace:
+def opened_once(
+    ref: str, fingerprint: str, cache: Cache | None = None, outputs: tuple[str | int, ...] = ()
+) -> Workspace:
     """The workspace of a process that works for another one, opened by the reference; raises InvalidModel.
 
-    The fingerprint is that of the model the other one has.
+    The fingerprint is that of the model the other one has; outputs: those that are judged there.
     """
-    workspace = Workspace.open(ref, cache)
+    workspace = Workspace.open(ref, cache, outputs)
     if workspace.profile.fingerprint != fingerprint:
         raise InvalidModel(
             f"{ref} opened in a worker has other weights ({workspace.profile.fingerprint[:19]}...) than where the work "

@@ -82,10 +82,18 @@ def test_scores(workspace: Workspace, model: dict[str, Any]) -> None:
 def test_changes_with_their_intervals(workspace: Workspace, model: dict[str, Any]) -> None:
     drops: list[tuple[float, float | None, float | None]] = [(drop, None, None) for drop in (*PARTS, -1e-9, -0.004)]
     drops += [(d, d - DRAW.random(), d + DRAW.random()) for d in (DRAW.uniform(-1, 1) for _ in range(300))]
-    sent = [{"drop": drop, "drop_low": low, "drop_high": high} for drop, low, high in drops]
+    samples = [number % 2 * 20 for number in range(len(drops))]
+    sent = [
+        {"drop": drop, "drop_low": low, "drop_high": high, "samples": count}
+        for count, (drop, low, high) in zip(samples, drops, strict=True)
+    ]
     found = read("return sent.map(score => words.change(model, score));", sent=sent, model=model)
     higher = not words.rises(workspace)
-    scores = [Score("", 0.0, 0.0, 0, higher, None, None, drop, low, high) for drop, low, high in drops]
+    scores = [
+        Score("", 0.0, 0.0, count, higher, None, None, drop, low, high)
+        for count, (drop, low, high) in zip(samples, drops, strict=True)
+    ]
+    assert "too few samples for an interval" in found[1]
     assert found == [words.change(workspace, score, "against dense") for score in scores]
     assert words.change(workspace, scores[-1], "").count("to") == 1
 

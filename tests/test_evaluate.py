@@ -1,6 +1,8 @@
 """evaluate: paired scores on the same samples, honest intervals, progress and cancelling."""
 
 import random
+from math import comb
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.layers.data import Dataset, call
 from lowrank_core.running.scope import scope
-from lowrank_core.scoring.intervals import newcombe_interval, wilson_interval
+from lowrank_core.scoring.intervals import paired_interval, wilson_interval
 from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
 from lowrank_core.scoring.scores import Reference, evaluate, final_score
 
@@ -51,22 +53,21 @@ def test_pairs_are_counted():
     assert (score.metric, score.samples, score.higher_is_better) == ("top-1 accuracy", 60, True)
     assert (score.value, score.dense) == pytest.approx((38 / 60, 48 / 60))
     assert score.drop == pytest.approx(10 / 60)
-    assert (score.drop_low, score.drop_high) == newcombe_interval(36, 12, 2, 10)
+    assert (score.drop_low, score.drop_high) == paired_interval(worse=12, better=2, same=46)
     assert (score.low, score.high) == wilson_interval(38 / 60, 60)
 
 
 @pytest.mark.parametrize(
     ("counts", "interval"),
     [
-        ((36, 12, 2, 0), (0.0569, 0.3404)),  # Newcombe 1998, Statist. Med. 17:2635, method 10
-        ((36, 12, 2, 10), (0.0458, 0.2831)),  # by hand: phi = (360 - 24 - 60 / 2) / sqrt(48 * 12 * 38 * 22) = 0.4410
-        ((54, 0, 0, 0), (-0.0664, 0.0664)),  # no pair differs, phi = 0: plus and minus z^2 / (n + z^2)
-        ((0, 0, 0, 54), (-0.0664, 0.0664)),
-        ((0, 54, 0, 0), (1 - 0.0664 * 2**0.5, 1.0)),  # both at the edge: the root of two squares
+        ((26, 4, 18), (0.2548067, 0.6251933)),  # ci.prop.ps(.05, 12, 4, 26, 6) of statpsych, Bonett's own package for R
+        ((1, 7, 13), (-0.5084, -0.0134)),  # Fagerland, Lydersen & Laake 2014, Statist. Med. 33:2850, table V
+        ((0, 0, 54), (-0.0495, 0.0495)),  # no pair differs: plus and minus z sqrt(2) / 56
+        ((54, 0, 0), (0.8949, 1.0)),  # by hand: 54 / 56 give or take z sqrt((1 - (54 / 56)^2) / 56), ended at 1
     ],
 )
-def test_newcombe_interval_of_worked_examples(counts, interval):
-    assert newcombe_interval(*counts) == pytest.approx(interval, abs=6e-5)
+def test_paired_interval_of_worked_examples(counts, interval):
+    assert paired_interval(*counts) == pytest.approx(interval, abs=6e-5)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,29 @@ def test_wilson_interval_of_worked_examples(share, n, interval):
     assert 0 <= wilson_interval(share, n)[0] <= wilson_interval(share, n)[1] <= 1
 
 
-@pytest.mark.parametrize("swap", [(36, 12, 2, 5), (3, 0, 1, 0), (0, 5, 5, 0), (100, 7, 0, 3)])
-def test_newcombe_interval_is_antisymmetric_and_holds_the_difference(swap):
-    both, first, second, neither = swap
-    low, high = newcombe_interval(both, first, second, neither)
-    assert newcombe_interval(both, second, first, neither) == pytest.approx((-high, -low))
-    assert -1 <= low <= (first - second) / sum(swap) <= high <= 1
+@pytest.mark.parametrize("counts", [(12, 2, 41), (0, 1, 3), (5, 5, 0), (7, 0, 103), (54, 0, 0)])
+def test_paired_interval_is_antisymmetric_and_holds_the_difference(counts):
+    worse, better, same = counts
+    low, high = paired_interval(worse, better, same)
+    assert paired_interval(better, worse, same) == pytest.approx((-high, -low))
+    assert -1 <= low <= (worse - better) / sum(counts) <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "drop", "better"),
+    [(30, 0.002, 0.0), (30, 0.05, 0.0), (30, 0.2, 0.0), (100, 0.01, 0.002), (100, 0.1, 0.0), (500, 0.002, 0.001),
+     (500, 0.01, 0.0), (2000, 0.002, 0.0)],
+)  # fmt: skip
+def test_however_few_samples_change_the_interval_covers_the_drop_at_least_93_times_of_100(samples, drop, better):
+    """Exactly: the chances of all counts of samples that got worse and better."""
+    covered = 0.0
+    for up in range(min(samples, 40) + 1):
+        for down in range(min(samples - up, 15) + 1 if better else 1):
+            same = samples - up - down
+            chance = comb(samples, up) * comb(samples - up, down) * (drop + better) ** up * better**down
+            low, high = paired_interval(up, down, same)
+            covered += chance * (1 - drop - 2 * better) ** same if low <= drop <= high else 0.0
+    assert 0.93 <= covered <= 1 + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -102,7 +120,8 @@ def test_the_interval_covers_the_true_drop_in_about_95_of_100_samples(n, shares)
     rng, truth, covered, repeats = random.Random(0), shares[1] - shares[2], 0, 1000
     for _ in range(repeats):
         drawn = rng.choices(range(4), shares, k=n)
-        low, high = newcombe_interval(*(drawn.count(i) for i in range(4)))
+        counts = [drawn.count(i) for i in range(4)]
+        low, high = paired_interval(counts[1], counts[2], counts[0] + counts[3])
         covered += low <= truth <= high
     assert 0.92 <= covered / repeats <= 0.985  # 95 % give or take 3 standard errors; the method errs on the safe side
 
@@ -174,7 +193,7 @@ def test_networks_are_scored_in_eval_mode():
 def test_without_labels_the_score_is_agreement_with_the_dense_network():
     score = scores(paired(36, 12, 2, 10, targets=False), AGREEMENT)[-1]
     assert (score.value, score.dense, score.drop) == pytest.approx((46 / 60, 1, 14 / 60))
-    assert (score.drop_low, score.drop_high) == newcombe_interval(46, 14, 0, 0)
+    assert (score.drop_low, score.drop_high) == paired_interval(worse=14, better=0, same=46)
 
 
 @pytest.mark.parametrize("metric", [WRONG, ABSOLUTE, MSE], ids=lambda m: m.name)
@@ -189,15 +208,23 @@ def test_a_drop_is_positive_when_worse_also_where_lower_is_better(metric):
         assert score.low <= score.value <= score.high
 
 
-def test_a_metric_of_all_samples_has_a_paired_bootstrap_interval():
-    """Close to Newcombe's where both apply, seeded, and of no width where nothing differs."""
+def test_a_metric_of_all_samples_has_a_paired_interval():
+    """Close to that of counts where both apply, the same each time, and none where nothing is known to differ."""
     accuracy = Metric("accuracy", value=lambda out, y: (out.argmax(1) == y).double().mean())
     dataset = paired(300, 60, 20, 20)
     score = scores(dataset, accuracy, batch=400)[-1]
     assert score == scores(dataset, accuracy, batch=400)[-1]
-    assert (score.drop_low, score.drop_high) == pytest.approx(newcombe_interval(300, 60, 20, 20), abs=0.012)
+    assert (score.drop_low, score.drop_high) == pytest.approx(paired_interval(60, 20, 320), abs=0.012)
     same = scores(paired(300, 0, 0, 100), accuracy, batch=400)[-1]
-    assert (same.drop, same.drop_low, same.drop_high) == (0, 0, 0)
+    assert (same.drop, same.drop_low, same.drop_high) == (0, None, None)
+    assert same.too_few
+
+
+def test_errors_of_nought_are_no_counts():
+    """A network that is exactly right has not as little to show as one that is right on every sample."""
+    exact = Metric("mse", False, per_sample=lambda out, y: 0.0 * out[:, 1], unbounded=True)
+    score = scores(paired(60, 0, 0, 0), exact)[-1]
+    assert (score.value, score.low, score.high) == (0, None, None)
 
 
 def test_one_sample_has_no_spread():
@@ -249,23 +276,30 @@ class Logits:
         self.logits = logits
 
 
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor | None
+
+
 @pytest.mark.parametrize(
     ("wrap", "expected"),
     [
-        (lambda x: x, 1.0),
-        (lambda x: Logits(x), 1.0),
-        (lambda x: (x, x + 1), 1.0),
-        (lambda x: {"aux": x, "out": x + 1}, 1.0),
-        (lambda x: [None, [x]], 1.0),
+        (lambda x: x, {"output": 1}),
+        (lambda x: Logits(x), {"logits": 1}),
+        (lambda x: (x, x + 1), {"0": 1, "1": 2}),
+        (lambda x: {"aux": x, "out": x + 1}, {"aux": 1, "out": 2}),
+        (lambda x: [None, [x]], {"1.0": 1}),
+        (lambda x: Pair(x, None), {"first": 1}),
+        (lambda x: {"heads": (x, {"a": x + 1}), "loss": 0.5}, {"heads.0": 1, "heads.1.a": 2}),
     ],
-    ids=["tensor", "logits", "tuple", "dict", "nested"],
+    ids=["tensor", "logits", "tuple", "dict", "nested", "fields", "nested dict"],
 )
-def test_outputs_may_be_wrapped(wrap, expected):
+def test_outputs_have_names(wrap, expected):
     class Wraps(nn.Module):
         def forward(self, x: Tensor) -> object:
             return wrap(x)
 
-    assert float(call(Wraps(), torch.ones(1))) == expected
+    assert {name: float(value) for name, value in call(Wraps(), torch.ones(1)).items()} == expected
 
 
 def test_a_model_without_a_tensor_in_its_output_is_refused():

@@ -154,10 +154,10 @@ def test_it_wins_back_what_the_ranks_cost() -> None:
 
 def test_the_start_is_the_plan_with_its_correction(planted: Workspace) -> None:
     held_back = planted.opened.train_data().shuffled(0).pick(slice(0, 30))  # type: ignore[misc]
-    dense, seen = run(planted.model, held_back), []
+    dense, seen = run(planted.model, held_back)["output"], []
     for given in (planted.candidate(candidate(planted).plan), candidate(planted)):
         start, *_ = finetune(planted, given, QUICK)
-        ours = run(planted.compress(given.plan, given.correction), held_back)
+        ours = run(planted.compress(given.plan, given.correction), held_back)["output"]
         expected = float(Objective("distill", True)(ours, dense, None))
         assert start.validation_loss == pytest.approx(expected, rel=1e-4)
         seen.append(expected)
@@ -230,7 +230,7 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(planted: Works
     assert 0 < end.best < end.number  # else the test says nothing
     assert end.model is not None
     held_back = planted.opened.train_data().shuffled(0).pick(slice(0, 30))  # type: ignore[misc]
-    found = Objective("distill", True)(run(end.model, held_back), run(planted.model, held_back), None)
+    found = Objective("distill", True)(*(run(m, held_back)["output"] for m in (end.model, planted.model)), None)
     assert float(found) == pytest.approx(min(losses), rel=1e-4)
     assert [epoch.model is None for epoch in epochs] == [True] * end.number + [False]
 
@@ -315,7 +315,7 @@ def test_a_run_cancelled_leaves_its_best_weights(planted: Workspace, tmp_path: P
     assert (end.number, end.best, end.seconds_left) == (seen.number, seen.best, 0)
     assert end.model is not None
     held_back = planted.opened.train_data().shuffled(0).pick(slice(0, 30))  # type: ignore[misc]
-    loss = Objective("distill", True)(run(end.model, held_back), run(planted.model, held_back), None)
+    loss = Objective("distill", True)(*(run(m, held_back)["output"] for m in (end.model, planted.model)), None)
     assert float(loss) == pytest.approx(found[end.best].validation_loss, rel=1e-4)
     with pytest.raises(InvalidFile, match="another run"):
         kept(planted, candidate(planted), replace(settings, seed=1), state)

@@ -142,7 +142,7 @@ def test_a_live_network_is_compressed_and_left_as_it_is(kind: str) -> None:
     list(model.children())[-1].eval()
     calls: list[int] = []
     next(model.children()).register_forward_hook(lambda *_: calls.append(1))
-    call(model, inputs).square().sum().backward()
+    call(model, inputs)["output"].square().sum().backward()
     next(model.parameters()).requires_grad_(False)
     calls.clear()
     before, everything = state_of(model), world()

@@ -1,17 +1,27 @@
 """Metrics against values worked out by hand, and by scikit-learn."""
 
+from functools import cache
 from math import exp, isnan, log
 from pathlib import Path
 
 import pytest
 import torch
-from sklearn.metrics import f1_score, r2_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    jaccard_score,
+    mean_absolute_error,
+    mean_squared_error,
+    r2_score,
+    roc_auc_score,
+)
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset
 from lowrank_core.predict.prediction import NoiseTable, fitted_scale, score_at
-from lowrank_core.scoring.metrics import METRICS
+from lowrank_core.scoring.metrics import METRICS, Metric
 from lowrank_core.scoring.scores import Reference, evaluate, final_score
 from lowrank_core.workspace import Workspace
 
@@ -61,6 +71,138 @@ def test_classes_agree_with_scikit_learn():
     assert value("r2", outputs[:, 0], targets) == pytest.approx(r2_score(targets.numpy(), outputs[:, 0].numpy()))
 
 
+def labels(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits with ties and labels 0 or 1 of five kinds: one that all have, one that nobody has and nobody is given."""
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(samples, 5, generator=generator).mul(2).round() / 2 + 0.25
+    targets = (torch.rand(samples, 5, generator=generator) < torch.tensor([0.5, 0.1, 0.9, 1.0, 0.0])).long()
+    outputs[:, 4] = -1.0
+    return outputs, targets
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64, torch.float32])
+def test_several_labels_at_once_agree_with_scikit_learn(dtype):
+    outputs, targets = labels(90)
+    truth, answers, given = targets.numpy(), (outputs > 0).numpy(), targets.to(dtype)
+    assert value("multilabel-micro-f1", outputs, given) == pytest.approx(f1_score(truth, answers, average="micro"))
+    there = truth.any(0)  # a label that nobody has or is given does not count; scikit-learn makes it 0
+    macro = f1_score(truth[:, there], answers[:, there], average="macro")
+    assert value("multilabel-macro-f1", outputs, given) == pytest.approx(macro)
+    scores = outputs.numpy()
+    precision = [average_precision_score(truth[:, k], scores[:, k]) for k in range(5) if there[k]]
+    assert value("average-precision", outputs, given) == pytest.approx(sum(precision) / len(precision))
+    areas = [roc_auc_score(truth[:, k], scores[:, k]) for k in range(5) if 0 < truth[:, k].mean() < 1]
+    assert value("auc", outputs, given) == pytest.approx(sum(areas) / len(areas))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)], ids=["(N,)", "(N, 1)"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+def test_one_logit_says_yes_above_nought(shape, dtype):
+    outputs, targets = labels(60)[0][:, 0], labels(60)[1][:, 0]
+    for given in (targets.to(dtype), targets.to(dtype).unsqueeze(1)):
+        found = value("binary", outputs.reshape(shape), given)
+        assert found == pytest.approx(accuracy_score(targets.numpy(), (outputs > 0).numpy()))
+        area = value("auc", outputs.reshape(shape), given)
+        assert area == pytest.approx(roc_auc_score(targets.numpy(), outputs.numpy()))
+    with pytest.raises(ValueError, match="0 or 1"):
+        value("binary", outputs, targets + 1)
+
+
+def test_overlap_leaves_out_what_is_no_class_and_agrees_with_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(7, 4, 6, 5, generator=generator)
+    outputs[:, 3] = -9.0  # a class that is never answered, and never there
+    targets = torch.randint(3, (7, 6, 5), generator=generator).to(torch.uint8)
+    targets[:, :2] = 255
+    counted = targets.flatten() != 255
+    truth, answers = targets.flatten()[counted].numpy(), outputs.argmax(1).flatten()[counted].numpy()
+    assert value("iou", outputs, targets) == pytest.approx(jaccard_score(truth, answers, average="macro"))
+    other = targets.long().where(targets != 255, torch.tensor(-100))
+    assert value("iou", outputs, other) == value("iou", outputs, targets)
+    assert isnan(value("iou", outputs, torch.full_like(targets, 255)))
+    with pytest.raises(ValueError, match="same places"):
+        value("iou", outputs, targets[:, :3])
+
+
+def said(texts: list[str], length: int) -> Tensor:
+    """Scores of 27 tokens whose largest say each text, then something else."""
+    tokens = torch.tensor([[ord(c) - 97 for c in text.ljust(length, "{")] for text in texts])
+    return torch.nn.functional.one_hot(tokens, 27).double()
+
+
+def asked(texts: list[str], length: int) -> Tensor:
+    return torch.tensor([[ord(c) - 97 for c in text] + [-100] * (length - len(text)) for text in texts])
+
+
+def distance(a: str, b: str) -> int:
+    """By its definition (Wagner & Fischer 1974)."""
+
+    @cache
+    def of(i: int, j: int) -> int:
+        if not i or not j:
+            return i + j
+        return min(of(i - 1, j) + 1, of(i, j - 1) + 1, of(i - 1, j - 1) + (a[i - 1] != b[j - 1]))
+
+    return of(len(a), len(b))
+
+
+def test_token_errors_are_edits():
+    assert [distance("kitten", "sitting"), distance("intention", "execution")] == [3, 5]  # the examples of the books
+    found = value("token-error", said(["kitten"], 6), asked(["sitting"], 7))
+    assert found == pytest.approx(3 / 7)
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 9, (40,), generator=generator).tolist()
+    given = ["".join(chr(97 + k) for k in torch.randint(3, (9,), generator=generator).tolist()) for _ in lengths]
+    right = [text[:n] for text, n in zip(given[::-1], lengths, strict=True)]
+    edits = sum(distance(text[:n], other) for text, other, n in zip(given, right, lengths, strict=True))
+    assert value("token-error", said(given, 9), asked(right, 9)) == pytest.approx(edits / sum(lengths))  # as padded
+    edits = sum(distance(text, other) for text, other in zip(given, right, strict=True))
+    assert value("token-error", said(given, 9), asked(right, 10)) == pytest.approx(edits / sum(lengths))
+
+
+def test_numbers_for_one_column_may_miss_it():
+    generator = torch.Generator().manual_seed(0)
+    outputs, targets = torch.randn(50, generator=generator), torch.randn(50, generator=generator)
+    expected = {
+        "mse": mean_squared_error(targets.numpy(), outputs.numpy()),
+        "mae": mean_absolute_error(targets.numpy(), outputs.numpy()),
+        "r2": r2_score(targets.numpy(), outputs.numpy()),
+        "cosine": float((outputs * targets).sign().mean()),
+    }
+    for name, number in expected.items():
+        for ours in (outputs, outputs[:, None]):
+            for theirs in (targets, targets[:, None]):
+                assert value(name, ours, theirs) == pytest.approx(number)
+        with pytest.raises(ValueError, match="same shape"):
+            value(name, torch.ones(4, 3), torch.ones(4))
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("name", ["top-1", "top-5", "f1", "iou"])
+def test_answers_that_are_not_finite_are_never_right(name):
+    outputs = torch.eye(4)
+    shape = (4, 4) if name != "iou" else (4, 4, 1)
+    targets = torch.arange(4).reshape(shape[0], *shape[2:])
+    assert value(name, outputs.reshape(shape), targets) == 1
+    for bad in (torch.full((4, 4), NAN), torch.where(outputs > 0, INF, 0.0), torch.where(outputs > 0, 1.0, NAN)):
+        assert value(name, bad.reshape(shape), targets) == 0
+    assert value(name, outputs.log().reshape(shape), targets) == 1  # the logarithm of a chance of nought is a score
+
+
+def test_answers_of_labels_that_are_not_finite_are_never_right():
+    targets = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]])
+    for name in ("multilabel-micro-f1", "multilabel-macro-f1", "auc"):
+        assert value(name, torch.full((4, 3), NAN), targets) == 0
+    assert value("binary", torch.tensor([NAN, INF, NAN, -INF]), targets[:, 0]) == 0
+    worst = value("average-precision", torch.where(targets > 0, -1.0, 1.0), targets)
+    assert value("average-precision", torch.full((4, 3), NAN), targets) == worst
+    assert value("agreement", torch.full((4, 3), NAN), torch.full((4, 3), NAN)) == 0
+    tokens = torch.full((2, 3, 5), NAN)
+    assert value("token-error", tokens, torch.zeros(2, 3).long()) == 1
+
+
 def test_perplexity_of_even_odds_is_their_number():
     assert value("perplexity", torch.zeros(2, 3, 7), torch.zeros(2, 3).long()) == pytest.approx(7)
     outputs = torch.tensor([[log(0.5), log(0.5)], [log(0.25), log(0.75)]])
@@ -106,7 +248,7 @@ def test_squares_and_cosine():
 class Times(nn.Module):
     """Answers `factor` times what it is given."""
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, factor: float | Tensor) -> None:
         super().__init__()
         self.factor = factor
 
@@ -114,22 +256,106 @@ class Times(nn.Module):
         return self.factor * x
 
 
-WORSE = {"top-1": -1.0, "top-5": -1.0, "f1": -1.0, "auc": -1.0, "perplexity": -1.0, "mse": 0.5, "r2": 0.5,
-         "agreement": -1.0, "cosine": -1.0}  # fmt: skip
+WORSE = {"mse": 0.5, "mae": 0.5, "r2": 0.5, "cosine": torch.linspace(-1, 1, 8)}
+LOWER = ("perplexity", "token-error", "mse", "mae")
+
+
+def example(name: str) -> tuple[Tensor, Tensor | None]:
+    """Outputs and the targets that they meet."""
+    outputs = torch.eye(8).repeat(9, 1) * torch.linspace(1, 2, 72)[:, None]
+    if name == "binary":
+        return outputs[:, :1] - 0.5, (outputs[:, 0] > 0).long()
+    if name.startswith("multilabel") or name == "average-precision":
+        return outputs - 0.5, (outputs > 0.5).long()
+    if name == "token-error":
+        return outputs.unsqueeze(1), outputs.argmax(1, keepdim=True)
+    classes = METRICS[name].class_axis is not None
+    return outputs, None if METRICS[name].label_free else outputs.argmax(1) if classes else outputs
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_drop_is_positive_when_worse(name):
-    outputs = torch.eye(8).repeat(9, 1) * torch.linspace(1, 2, 72)[:, None]
-    classes = METRICS[name].class_axis is not None
-    targets = None if METRICS[name].label_free else outputs.argmax(1) if classes else outputs
-    reference = Reference(Times(1.0), Dataset(outputs, targets), METRICS[name])
-    score = final_score(evaluate(Times(WORSE[name]), reference))
+    reference = Reference(Times(1.0), Dataset(*example(name)), METRICS[name])
+    score = final_score(evaluate(Times(WORSE.get(name, -1.0)), reference))
     assert score.drop > 0.05
     assert score.drop_low is not None
     assert score.drop_low > 0
-    assert score.higher_is_better == (name not in ("perplexity", "mse"))
+    assert score.higher_is_better == (name not in LOWER)
     assert (score.value > score.dense) == (not score.higher_is_better)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_fewer_than_thirty_samples_have_no_interval_but_by_counting(name):
+    outputs, targets = example(name)
+    for samples in (29, 30):
+        data = Dataset(outputs[:samples], None if targets is None else targets[:samples])
+        score = final_score(evaluate(Times(WORSE.get(name, -1.0)), Reference(Times(1.0), data, METRICS[name])))
+        counted = METRICS[name].share
+        assert (score.drop_low is not None, score.too_few) == (counted or samples == 30, not counted and samples < 30)
+
+
+def nothing(outputs: Tensor, targets: Tensor) -> float:
+    return float("nan")
+
+
+@pytest.mark.parametrize(
+    ("metric", "targets", "words"),
+    [
+        (METRICS["auc"], torch.ones(70).long(), r"'macro AUC'.* 70 samples, whose labels are all alike \(1\)"),
+        (METRICS["r2"], torch.full((70, 2), 3.0), r"'R2'.* 70 samples, whose labels are all alike \(3\)"),
+        (METRICS["perplexity"], torch.full((70,), -100), "'perplexity' is not a number on 70 samples"),
+        (METRICS["iou"], torch.full((70,), 255), "'mean IoU' is not a number on 70 samples"),
+        (Metric("nothing", value=nothing), torch.arange(70), "'nothing' is not a number on 70 samples:"),
+    ],
+    ids=lambda given: getattr(given, "name", ""),
+)
+def test_what_is_no_number_is_no_score(metric, targets, words):
+    data = Dataset(torch.randn(70, 2, generator=torch.Generator().manual_seed(0)), targets)
+    reference = Reference(Times(1.0), data, metric)
+    with pytest.raises(InvalidData, match=words):
+        list(evaluate(Times(0.5), reference))
+    with pytest.raises(InvalidData, match=words):
+        reference.dense_score()
+
+
+def test_outputs_that_are_no_numbers_have_no_mean():
+    data = Dataset(torch.ones(3, 2), torch.zeros(3, 2))
+    with pytest.raises(InvalidData, match="'mean squared error' is not a number on 3 samples, whose labels are all"):
+        list(evaluate(Times(float("nan")), Reference(Times(1.0), data, METRICS["mse"])))
+
+
+def test_a_class_that_comes_late_is_waited_for():
+    """The first 64 samples are of one class; AUC has no value on them, and one on all."""
+    labels = torch.zeros(128).long()
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+    labels[order[64:]] = torch.arange(64) % 2
+    data = Dataset(torch.randn(128, 2, generator=torch.Generator().manual_seed(0)), labels)
+    assert [score.samples for score in evaluate(Times(0.5), Reference(Times(1.0), data, METRICS["auc"]))] == [128]
+
+
+def test_labels_that_are_all_alike_are_scored_where_they_can_be():
+    data = Dataset(torch.eye(2).repeat(20, 1), torch.ones(40).long())
+    assert final_score(evaluate(Times(-1.0), Reference(Times(1.0), data, METRICS["top-1"]))).value == 0.5
+    assert final_score(evaluate(Times(-1.0), Reference(Times(1.0), data, METRICS["f1"]))).dense == pytest.approx(1 / 3)
+
+
+def test_a_metric_with_a_memory_is_named_when_it_is_first_used(tmp_path: Path):
+    path = tmp_path / "remembers.py"
+    path.write_text(
+        MODEL.format(metric="r2")
+        + """
+seen = []
+def metric(outputs, targets):
+    seen.append(len(seen) + 0.25)
+    return sum(seen)
+"""
+    )
+    with pytest.raises(InvalidData, match=r"'metric' gave 0.25, then 1.5 for the same outputs and targets.*remembers"):
+        final_score(Workspace.open(str(path)).measure(nn.Identity()))
+    random = Metric("random", per_sample=lambda out, y: torch.rand(len(out)))
+    workspace = Workspace.of(nn.Linear(2, 2), torch.ones(1, 2), (torch.ones(40, 2), torch.ones(40)), metric=random)
+    with pytest.raises(InvalidData, match=r"'random' gave .* it is random"):
+        final_score(workspace.measure(workspace.model))
 
 
 def test_forms_that_do_not_fit_are_refused():

@@ -161,11 +161,11 @@ class Bench:
         return compressed
 
     def full(self, model: nn.Module) -> list[Tensor]:
-        return [run(model, part) for part, _ in self.reference.batches()]
+        return [run(model, part)["output"] for part, _ in self.reference.batches()]
 
     def reusing(self, model: nn.Module, **options: object) -> tuple[list[Tensor], int]:
         runner = self.store.runner(model, len(self.data), **options)
-        outputs = [runner(part, BATCH * i) for i, (part, _) in enumerate(self.reference.batches())]
+        outputs = [runner(part, BATCH * i)["output"] for i, (part, _) in enumerate(self.reference.batches())]
         return outputs, runner.reused
 
 

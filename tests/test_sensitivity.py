@@ -70,16 +70,16 @@ def test_the_loss_of_values_is_their_change_over_their_variance():
     """Whatever their unit is; values that never differ have no variance to compare with."""
     dense, change = torch.tensor([[1.0], [5.0], [1.0], [5.0]]), torch.tensor([[1.0], [-1.0], [2.0], [0.0]])
     for unit in (1.0, 100.0):
-        assert divergence(METRICS["mse"], unit * (dense + change), unit * dense) == pytest.approx(1.5 / 4)
-    assert divergence(METRICS["mse"], dense, dense) == 0
-    assert divergence(METRICS["mse"], torch.full((3, 1), 9.0), torch.full((3, 1), 7.0)) == 4
+        assert divergence(METRICS["mse"], {"y": unit * (dense + change)}, {"y": unit * dense}) == pytest.approx(1.5 / 4)
+    assert divergence(METRICS["mse"], {"y": dense}, {"y": dense}) == 0
+    assert divergence(METRICS["mse"], {"y": torch.full((3, 1), 9.0)}, {"y": torch.full((3, 1), 7.0)}) == 4
 
 
 def test_the_loss_of_class_scores_is_their_divergence():
     """KL(1/2 1/2 | 1/4 3/4) = log 2 - log(3) / 2, whatever is added to all scores of a sample."""
     dense, ours = torch.tensor([[2.0, 2.0]]), torch.tensor([[0.25, 0.75]]).log() - 3
-    assert divergence(TOP1, ours, dense) == pytest.approx(log(2) - log(3) / 2, rel=1e-6)
-    assert divergence(TOP1, dense + 1, dense) == pytest.approx(0, abs=1e-12)
+    assert divergence(TOP1, {"y": ours}, {"y": dense}) == pytest.approx(log(2) - log(3) / 2, rel=1e-6)
+    assert divergence(TOP1, {"y": dense + 1}, {"y": dense}) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("correction", [None, Correction(samples=64), Correction("bias", samples=64)], ids=str)

@@ -36,12 +36,19 @@ CACHE = platformdirs.user_cache_path("rank-explorer")
 """Where factors, measured points and scores are kept, the app's among them."""
 
 
-def opened(ref: str, *, with_data: bool = False, cached: bool = False) -> Workspace:
-    """Open a model, and say what a person should know about it."""
-    workspace = Workspace.open(ref, Cache(CACHE) if cached else None)
+def opened(ref: str, *, with_data: bool = False, cached: bool = False, outputs: tuple[str, ...] = ()) -> Workspace:
+    """Open a model, and say what a person should know about it; with data also what is judged."""
+    workspace = Workspace.open(ref, Cache(CACHE) if cached else None, outputs)
     for notice in workspace.notices if with_data else workspace.opened.notices:
         say(notice)
+    if with_data and workspace.opened.evaluate is None:
+        say(f"Judged by {workspace.metric.name}: {workspace.judged}")
     return workspace
+
+
+def judged_in(workspace: Workspace) -> dict[str, Any] | None:
+    """What is judged, for the JSON of a command; None where the model file scores itself."""
+    return None if workspace.opened.evaluate is not None else workspace.judged.told
 
 
 def looked_at(ref: str, *, cached: bool = False) -> Workspace | Inventory:

@@ -37,4 +37,10 @@ WORKERS = click.option(
     "--workers", type=click.IntRange(1), default=1, help="Processes that measure layers; default 1, this one."
 )
 DASK = click.option("--dask", metavar="ADDRESS", help="Measure layers on the dask cluster of this scheduler: tcp://...")
+OUTPUTS = click.option(
+    "--outputs",
+    multiple=True,
+    metavar="NAME",
+    help="Output of the network that is judged, by name or place (repeatable); without it those that `check` tells.",
+)
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")

@@ -67,9 +67,15 @@ def train_data() -> tuple[Tensor, Tensor]:
 #
 # higher_is_better = False
 #
-# Or the name of one that is known: top-1, top-5, f1, auc, perplexity, mse, r2, agreement, cosine.
+# Or the name of one that is known: top-1, top-5, binary, f1, auc, multilabel-micro-f1, multilabel-macro-f1,
+# average-precision, perplexity, token-error, iou, mse, mae, r2, agreement, cosine.
 #
 # metric = "top-5"
+#
+# Optional, of a network with several outputs: those that are judged, by name or place. Without it the one that fits the
+# targets, or without targets all.
+#
+# outputs = ["logits"]
 #
 # Optional, in place of eval_data and metric: a score computed your own way.
 #

@@ -14,6 +14,8 @@ from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
+TOO_FEW = " (too few samples for an interval)"
+
 SHARES = {metric.name for metric in METRICS.values() if metric.share}
 """Metrics that are read in percent."""
 
@@ -85,16 +87,20 @@ def score_line(score: Score, *, alone: bool) -> str:
     """The score in a sentence, with its 95 % interval."""
     samples = f" on {score.samples:,} samples" if score.samples else ""
     if alone:
-        bounds = ""
+        bounds = TOO_FEW if score.samples and score.low is None else ""
         if score.low is not None and score.high is not None:
             bounds = _between(score_value(score, score.low), score_value(score, score.high))
         return f"{score.metric} {score_value(score, score.value)}{bounds}{samples}"
-    bounds = ""
+    bounds = TOO_FEW if score.too_few else ""
     if score.drop_low is not None and score.drop_high is not None:
         bounds = _between(drop_value(score, score.drop_low), drop_value(score, score.drop_high))
+    each = ""
+    if len(score.outputs) > 1:
+        drops = ", ".join(f"{output.name} {drop_value(score, output.drop)}" for output in score.outputs)
+        each = f"; the worst of the outputs, which drop: {drops}"
     return (
         f"{score.metric} {score_value(score, score.value)}{samples}; dense {score_value(score, score.dense)}; "
-        f"drop {drop_value(score, score.drop)}{bounds}, paired"
+        f"drop {drop_value(score, score.drop)}{bounds}, paired{each}"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import opened
-from lowrank_core.commands._options import MODEL
+from lowrank_core.commands._options import MODEL, OUTPUTS
 from lowrank_core.commands._terminal import say, score_line, table
 from lowrank_core.figures import count
 from lowrank_core.measure.check import SAMPLES
@@ -15,9 +15,10 @@ from lowrank_core.measure.check import check as look_over
 
 @command
 @MODEL
-def check(model: str) -> Answer:
+@OUTPUTS
+def check(model: str, outputs: tuple[str, ...]) -> Answer:
     """Say what a model brings, what is missing and what that costs."""
-    report = look_over(opened(model))
+    report = look_over(opened(model, outputs=outputs))
     for notice in report.notices:
         say(notice)
     document = {
@@ -28,6 +29,8 @@ def check(model: str) -> Answer:
         "skipped": report.skipped,
         **asdict(report.cost),
         "score": report.score,
+        "judged": None if report.judged is None else report.judged.told,
+        "outputs": [] if report.judged is None else [asdict(output) for output in report.judged.outputs],
         "notices": report.notices,
         "refused": [finding.detail for finding in report.refusals],
     }
@@ -41,4 +44,10 @@ def check(model: str) -> Answer:
     ]
     if report.score is not None:
         text.append(f"Dense network, on up to {SAMPLES:,} samples: {score_line(report.score, alone=True)}")
+    if report.judged is not None:
+        text.append(f"Judged: {report.judged}.")
+        left = [f"{output.name} ({output.left})" for output in report.judged.outputs if output.left]
+        others = [o.name for o in report.judged.outputs if not o.left and o.name not in report.judged.names]
+        if left or others:
+            text.append(f"Not judged: {', '.join([*others, *left])}. --outputs NAME chooses others.")
     return document, "\n".join(text)

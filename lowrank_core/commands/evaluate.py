@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from lowrank_core.commands import Answer, command
-from lowrank_core.commands._opening import check_compare, compared, compressed_by, measured, opened
-from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, existing
+from lowrank_core.commands._opening import check_compare, compared, compressed_by, judged_in, measured, opened
+from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUTPUTS, existing
 from lowrank_core.commands._terminal import score_line
 
 
@@ -18,6 +18,7 @@ from lowrank_core.commands._terminal import score_line
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
 @click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
+@OUTPUTS
 @CACHED
 @CORRECT
 @COMPARE
@@ -26,6 +27,7 @@ def evaluate(
     plan: Path | None,
     checkpoint: Path | None,
     samples: int | None,
+    outputs: tuple[str, ...],
     cached: bool,
     corrected: bool,
     compare: bool,
@@ -38,9 +40,10 @@ def evaluate(
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
     check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True, cached=cached)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     score = measured(workspace, made.model, samples)
     document = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
+    document["judged"] = judged_in(workspace)
     text = score_line(score, alone=made.model is workspace.model)
     return compared(workspace, made, samples, document, text) if compare else (document, text)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from lowrank_core.commands import Answer, command
-from lowrank_core.commands._opening import check_compare, compared, compressed_by, measured, opened
-from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUT, PLAN, existing
+from lowrank_core.commands._opening import check_compare, compared, compressed_by, judged_in, measured, opened
+from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUT, OUTPUTS, PLAN, existing
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.exports import EXPORTS
@@ -23,14 +24,17 @@ FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these c
 
 def exporting(function: Callable[..., Answer]) -> click.Command:
     """The options that `apply` and `export` share."""
-    return command(MODEL(OUT(CACHED(CORRECT(COMPARE(function))))))
+    return command(MODEL(OUT(OUTPUTS(CACHED(CORRECT(COMPARE(function)))))))
 
 
 @exporting
 @PLAN
-def apply(model: str, plan: Path, out: Path, cached: bool, corrected: bool, compare: bool) -> Answer:
+def apply(
+    model: str, plan: Path, out: Path, outputs: tuple[str, ...], cached: bool, corrected: bool, compare: bool
+) -> Answer:
     """Compress by a plan, correct, and write a checkpoint (safetensors)."""
-    return exported(model, "safetensors", out, plan, None, cached=cached, corrected=corrected, compare=compare)
+    asked: dict[str, Any] = {"outputs": outputs, "cached": cached, "corrected": corrected, "compare": compare}
+    return exported(model, "safetensors", out, plan, None, **asked)
 
 
 @exporting
@@ -49,6 +53,7 @@ def export(
     fold_bias: bool,
     dtype: str | None,
     out: Path,
+    outputs: tuple[str, ...],
     cached: bool,
     corrected: bool,
     compare: bool,
@@ -59,9 +64,8 @@ def export(
     if dtype is not None and dtype not in EXPORTS[kind].dtypes:
         raise click.UsageError(f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes)}, but got {dtype}.")
     storage = Storage(dtype, fold_bias, dense and bool(plan or checkpoint))
-    return exported(
-        model, kind, out, plan, checkpoint, cached=cached, corrected=corrected, compare=compare, storage=storage
-    )
+    asked: dict[str, Any] = {"outputs": outputs, "cached": cached, "corrected": corrected, "compare": compare}
+    return exported(model, kind, out, plan, checkpoint, storage=storage, **asked)
 
 
 def exported(
@@ -71,6 +75,7 @@ def exported(
     plan: Path | None,
     checkpoint: Path | None,
     *,
+    outputs: tuple[str, ...],
     cached: bool,
     corrected: bool,
     compare: bool,
@@ -78,7 +83,7 @@ def exported(
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
     check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True, cached=cached)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     if storage.told:
         made = made.stored(workspace, storage)
@@ -90,5 +95,5 @@ def exported(
         f"{file.path}: {count(file.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
         f"{file.max_abs_diff or 0:.3g}.\n{score_line(file.score or score, alone=False)}"
     )
-    document = {**asdict(file), "correction": compressed.correction}
+    document = {**asdict(file), "judged": judged_in(workspace), "correction": compressed.correction}
     return compared(workspace, compressed, None, document, text) if compare else (document, text)

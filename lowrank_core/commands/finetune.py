@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
-from lowrank_core.commands._opening import compressed_by, opened, plan_of, points_of
-from lowrank_core.commands._options import BYTES, CACHED, CORRECT, LOCK, MODEL, MULTIPLIES, OUT, existing
+from lowrank_core.commands._opening import compressed_by, judged_in, opened, plan_of, points_of
+from lowrank_core.commands._options import BYTES, CACHED, CORRECT, LOCK, MODEL, MULTIPLIES, OUT, OUTPUTS, existing
 from lowrank_core.commands._terminal import ProgressLine, say, say_step, score_line, score_value, share_text
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.figures import count
@@ -72,6 +72,7 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to go on from after a kill; default: in the cache.",
 )
+@OUTPUTS
 @CACHED
 @CORRECT
 def finetune(
@@ -88,6 +89,7 @@ def finetune(
     seeds: int,
     watch: int,
     state: Path | None,
+    outputs: tuple[str, ...],
     cached: bool,
     corrected: bool,
     **options: Any,
@@ -101,7 +103,7 @@ def finetune(
     if not distill and loss not in (None, "labels"):
         raise click.UsageError(f"--no-distill learns from the labels alone; leave it out, or --loss {loss}.")
     settings = Settings(loss=loss or ("distill" if distill else "labels"), **options)
-    workspace = opened(model, with_data=True, cached=cached)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     asked: dict[str, Any] = {"max_drop": max_drop, "multiplies": multiplies, "bytes": bytes}
     wishes = {name: wish for name, wish in asked.items() if wish is not None}
     if (plan is None) != bool(wishes):
@@ -148,6 +150,7 @@ def finetune(
         **asdict(written),
         "epochs": [_epoch_document(epoch) for epoch in chosen.epochs],
         "before": before,
+        "judged": judged_in(workspace),
         "runs": [
             {"seed": run.seed, "epochs": run.epochs[-1].number, "best_epoch": run.epochs[-1].best, "score": run.score}
             for run in step.finished

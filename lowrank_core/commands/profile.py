@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
-from lowrank_core.commands._opening import opened, points_of
-from lowrank_core.commands._options import CACHED, CORRECT, DASK, MODEL, WORKERS
+from lowrank_core.commands._opening import judged_in, opened, points_of
+from lowrank_core.commands._options import CACHED, CORRECT, DASK, MODEL, OUTPUTS, WORKERS
 from lowrank_core.commands._terminal import ProgressLine, rank_text, table
 from lowrank_core.figures import count
 from lowrank_core.methods import METHODS
@@ -29,6 +29,7 @@ from lowrank_core.store.files import whole_or_nothing
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Only this (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=256, help="Evaluation samples; default 256.")
+@OUTPUTS
 @CACHED
 @WORKERS
 @DASK
@@ -38,6 +39,7 @@ def profile(
     out: Path | None,
     methods: tuple[str, ...],
     samples: int,
+    outputs: tuple[str, ...],
     cached: bool,
     workers: int,
     dask: str | None,
@@ -45,7 +47,7 @@ def profile(
 ) -> Answer:
     """Measure what compressing each layer alone does, at a few ranks. Stopped and started again, it goes on."""
     started = time.monotonic()
-    workspace = opened(model, with_data=True, cached=cached)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     asks = asked(workspace, methods or None)
     with scope(report=ProgressLine()):
         points = sensitivity_profile(
@@ -76,6 +78,7 @@ def profile(
         "layers": [{"name": name, "method": method, "points": points} for (name, method), points in by_layer.items()],
         "evaluations": len(points),
         "samples": min(samples, len(workspace.reference)),
+        "judged": judged_in(workspace),
         "seconds": time.monotonic() - started,
     }
     if out is not None:

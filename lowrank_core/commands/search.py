@@ -11,8 +11,20 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
-from lowrank_core.commands._opening import measured, opened, points_of
-from lowrank_core.commands._options import BYTES, CACHED, CORRECT, DASK, LOCK, MODEL, MULTIPLIES, OUT, WORKERS, existing
+from lowrank_core.commands._opening import judged_in, measured, opened, points_of
+from lowrank_core.commands._options import (
+    BYTES,
+    CACHED,
+    CORRECT,
+    DASK,
+    LOCK,
+    MODEL,
+    MULTIPLIES,
+    OUT,
+    OUTPUTS,
+    WORKERS,
+    existing,
+)
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document
@@ -42,6 +54,7 @@ from lowrank_core.store.files import whole_or_nothing
 @click.option("--multiple-of", type=click.IntRange(1), default=1, help="Every rank is a multiple of this.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the rule (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=1000, help="Evaluation samples for a trial; default 1000.")
+@OUTPUTS
 @CACHED
 @WORKERS
 @DASK
@@ -52,6 +65,7 @@ def search(
     out: Path,
     latency_table: Path | None,
     settings: tuple[str, ...],
+    outputs: tuple[str, ...],
     cached: bool,
     workers: int,
     dask: str | None,
@@ -63,7 +77,7 @@ def search(
     """
     started = time.monotonic()
     chosen = make_rule(rule, _settings(settings))
-    workspace = opened(model, with_data=True, cached=cached)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_bytes())
     folder, where = points_of(workspace), Workers(workers, dask)
     problem = problem_of(workspace, latency=table, folder=folder, workers=where, **wishes)
@@ -98,6 +112,7 @@ def search(
         "dense": asdict(dense),
         "compressed": asdict(compressed_cost),
         "score": score,
+        "judged": judged_in(workspace),
         "note": trials[-1].note,
         "trials": [{"note": t.note, **asdict(t.cost), "score": t.score} for t in trials],
         "seconds": time.monotonic() - started,

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.graphs.exporting import OnnxNetwork
-from lowrank_core.layers.data import Dataset, Inputs, batch_size, call, run
+from lowrank_core.layers.data import Dataset, Inputs, Outputs, batch_size, call, cloned, run, tensors
 from lowrank_core.running.own_process import hush_libraries
 from lowrank_core.sources import open_source
 from lowrank_core.store.files import scratch
@@ -35,7 +35,8 @@ main(sys.argv[2])"""
 def largest_difference(
     kind: str, dense: str | nn.Module, written: Path, network: nn.Module, inputs: Inputs, *, tolerance: float, name: str
 ) -> float:
-    """Largest distance of any output of a written file, read in a fresh process, from those of the network.
+    """Largest distance of any output of a written file, read in a fresh process, from those of the network: of all that
+    hold numbers of floating point, whether they are judged or not.
 
     kind: a key of READERS. dense: the reference of the uncompressed network, or that network where it has none.
     Compared on all the inputs at once and, but for checkpoints, in batches of 1, 2 and 7. tolerance is relative to the
@@ -50,19 +51,29 @@ def largest_difference(
     largest = 0.0
     for given, theirs in zip(batches, answers, strict=True):
         ours = run(network, Dataset(given))
-        same = ours.shape == theirs.shape and ours.numel() > 0
-        apart = float((ours.double() - theirs.double()).abs().max()) if same else float("nan")
-        if not apart <= tolerance * float(ours.double().abs().max()):
+        others = tensors(theirs)
+        if len(ours) != len(others):
             raise InvalidFile(
-                f"{name} was not saved: outputs after reloading must be those of the measured network, but differ by "
-                f"{apart:.3g} in a batch of {batch_size(given)}; a build_model() that is random or reads other files "
-                "would do that."
+                f"{name} was not saved: it must give the outputs of the measured network, {len(ours)} "
+                f"({', '.join(ours)}), but gives {len(others)}."
             )
-        largest = max(largest, apart)
+        for (output, values), given_back in zip(ours.items(), others, strict=True):
+            if not values.is_floating_point():
+                continue
+            same = values.shape == given_back.shape and values.numel() > 0
+            apart = float((values.double() - given_back.double()).abs().max()) if same else float("nan")
+            if not apart <= tolerance * float(values.double().abs().max()):
+                which = f"output {output!r}" if len(ours) > 1 else "outputs"
+                raise InvalidFile(
+                    f"{name} was not saved: outputs after reloading must be those of the measured network, but {which} "
+                    f"differ by {apart:.3g} in a batch of {batch_size(given)}; a build_model() that is random or reads "
+                    "other files would do that."
+                )
+            largest = max(largest, apart)
     return largest
 
 
-def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, batches: list[Inputs]) -> list[Tensor]:
+def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, batches: list[Inputs]) -> list[Outputs]:
     """What a new Python process computes that loads the file and runs each batch of inputs.
 
     Raises InvalidFile with the reason where it fails.
@@ -79,7 +90,7 @@ def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, b
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
             raise InvalidFile(f"a fresh process could not use it: {lines[-1].strip()}")
-        outputs: list[Tensor] = torch.load(Path(folder, "outputs.pt"), weights_only=True)
+        outputs: list[Outputs] = torch.load(Path(folder, "outputs.pt"), weights_only=True)
         return outputs
 
 
@@ -93,7 +104,7 @@ def main(folder: str) -> None:
         dense = pickle.loads(handed.read_bytes()) if handed.is_file() else request["ref"]
         outputs = READERS[request["kind"]](dense, request["file"])
         batches = torch.load(Path(folder, "inputs.pt"), weights_only=True)
-        torch.save([outputs(inputs).clone() for inputs in batches], Path(folder, "outputs.pt"))
+        torch.save([cloned(outputs(inputs)) for inputs in batches], Path(folder, "outputs.pt"))
     except LowRankError as error:
         sys.exit(" ".join(str(error).split()))
 
@@ -110,23 +121,23 @@ def _hand_over(dense: nn.Module, path: Path) -> None:
         ) from error
 
 
-def _checkpoint(dense: str | nn.Module, file: str) -> Callable[[Inputs], Tensor]:
+def _checkpoint(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     model = load_checkpoint(dense if isinstance(dense, nn.Module) else open_source(dense).model, file).model
     return lambda inputs: run(model, Dataset(inputs))
 
 
-def _graph(dense: str | nn.Module, file: str) -> Callable[[Inputs], Tensor]:
+def _graph(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     with open(file, "rb") as opened:
         model = torch.export.load(opened).module()
     return torch.no_grad()(lambda inputs: call(model, inputs))
 
 
-def _onnx(dense: str | nn.Module, file: str) -> Callable[[Inputs], Tensor]:
+def _onnx(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     model = OnnxNetwork(file)
     return lambda inputs: call(model, inputs)
 
 
-READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Tensor]]] = {
+READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]] = {
     "safetensors": _checkpoint,
     "pt2": _graph,
     "onnx": _onnx,

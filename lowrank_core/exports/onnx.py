@@ -21,7 +21,7 @@ from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.extras import extra
 from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
-from lowrank_core.layers.data import Inputs, tensors
+from lowrank_core.layers.data import Dataset, Inputs, run, tensors
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import final_score
@@ -63,12 +63,13 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     else:
         proto = onnx_program(compressed.model, workspace.opened.example_inputs, optimize=narrow is None)
     network, score = compressed.model, compressed.score
+    output_names = tuple(run(network, Dataset(workspace.opened.example_inputs)))
     if narrow is not None:
         _narrow(proto, narrow)
     if compressed.storage.dtype == "int8":
         report(Progress("quantising"))
         proto = _quantised(proto, workspace.calibration.inputs)
-        network = OnnxNetwork(proto.SerializeToString())
+        network = OnnxNetwork(proto.SerializeToString(), output_names)
         report(Progress("measuring"))
         score = final_score(workspace.measure(network, keep=False))
         compressed = replace(compressed, score=score)
@@ -172,7 +173,8 @@ def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
 
 session = onnxruntime.InferenceSession({file!r})
 print([(given.name, given.shape) for given in session.get_inputs()])
-# outputs = session.run(["output"], {{"input": array}})[0]
+print([given.name for given in session.get_outputs()])
+# outputs = session.run(None, {{"input": array}})
 """
     plan = f"""import json
 

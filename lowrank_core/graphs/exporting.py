@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +68,9 @@ def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
 def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> onnx.ModelProto:
     """The network as ONNX, in memory, with a free batch axis; weights keep their names.
 
-    Inputs are called "input" (a tensor), "input_0", "input_1" ... (a tuple) or by the keys of a dict; the output,
-    "output", is the tensor that `data.call` takes. optimize: fold constants and BatchNorm; runtimes do so in any case.
+    Inputs are called "input" (a tensor), "input_0", "input_1" ... (a tuple) or by the keys of a dict; outputs as
+    `data.call` names them, with "_out" behind it where an input has that name. optimize: fold constants and BatchNorm;
+    runtimes do so in any case.
     Raises InvalidModel with the layer and the operator where the network cannot be exported.
     """
     names = ["input"]
@@ -79,7 +80,10 @@ def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> 
         names = [f"input_{number}" for number in range(len(inputs))]
     with extra("onnx", "ONNX"):
         import onnxscript  # noqa: F401
-    traced = exported_program(_OneOutput(model), (inputs,))
+    wrapped = _Tensors(model)
+    with evaluating(wrapped):
+        answers = [name + "_out" * (name in names) for name in call(model, inputs)]
+    traced = exported_program(wrapped, (inputs,))
     try:
         made = torch.onnx.export(
             traced,
@@ -88,7 +92,7 @@ def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> 
             external_data=False,
             optimize=optimize,
             input_names=names,
-            output_names=["output"],
+            output_names=answers,
         )
         assert made is not None
     except Exception as error:
@@ -108,9 +112,12 @@ def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> 
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file, or its bytes, run by onnxruntime and called as the network was that it was made from."""
+    """An ONNX file, or its bytes, run by onnxruntime and called as the network was that it was made from.
 
-    def __init__(self, model: str | bytes) -> None:
+    output_names: those of the graph, or what its outputs are to be called.
+    """
+
+    def __init__(self, model: str | bytes, output_names: Sequence[str] | None = None) -> None:
         super().__init__()
         with extra("onnx", "ONNX"):
             import onnxruntime
@@ -121,29 +128,32 @@ class OnnxNetwork(nn.Module):
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its classes are many, and none has a common parent
             raise InvalidFile(f"onnxruntime cannot open it: {_short(error)}.") from error
+        graph = (output.name for output in self._session.get_outputs())
+        self.output_names = tuple(graph if output_names is None else output_names)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnnxNetwork:
         """Itself: a session keeps nothing between two calls."""
         return self
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """The output named "output", or the first."""
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> tuple[Tensor, ...]:
+        """All outputs of the graph, in its order."""
         taken = [given.name for given in self._session.get_inputs()]
         named = kwargs or dict(zip(taken, args, strict=True))
         feed = {name: named[name].detach().cpu().numpy() for name in taken}
-        return torch.from_numpy(self._session.run(None, feed)[0])
+        return tuple(map(torch.from_numpy, self._session.run(None, feed)))
 
 
-class _OneOutput(nn.Module):
-    """The network with the one tensor that counts as its output."""
+class _Tensors(nn.Module):
+    """The network with nothing but tensors in what it answers, one after the other."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.add_module(_NETWORK, network)
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """The first output of the network, as `data.call` returns it."""
-        return call(self.get_submodule(_NETWORK), inputs)
+    def forward(self, inputs: Inputs) -> Tensor | tuple[Tensor, ...]:
+        """The outputs of the network in the order of `data.call`; one alone is no tuple."""
+        outputs = tuple(call(self.get_submodule(_NETWORK), inputs).values())
+        return outputs if len(outputs) > 1 else outputs[0]
 
 
 def _two_or_more(inputs: Inputs) -> Inputs:

@@ -131,6 +131,11 @@ class OnnxGraph(nn.Module):
                 inside = inside.get_submodule(parent)
             inside.add_module(leaf, module)
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in the order in which they come."""
+        return self.program.outputs
+
     def forward(
         self,
         first: Tensor,

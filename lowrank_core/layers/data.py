@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,25 +18,31 @@ from lowrank_core.running.scope import raise_if_cancelled
 Inputs = Any
 """A Tensor, a tuple (called as `model(*x)`) or a dict (`model(**x)`); the first axis of each tensor is the batch."""
 
+Outputs = dict[str, Tensor]
+"""What a network answers: every tensor in it, by name."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Samples in memory: inputs as one batch, targets (N, ...) or None where there are none."""
+    """Samples in memory: inputs as one batch, targets (N, ...) or None where there are none.
+
+    weights: (N,), how much each sample counts in scores; None where all count alike.
+    """
 
     inputs: Inputs
     targets: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return batch_size(self.inputs)
 
     def pick(self, index: Tensor | slice) -> Dataset:
         """The samples at `index`, in that order."""
-        targets = None if self.targets is None else self.targets[index]
-        return Dataset(tree_map(lambda t: t[index], self.inputs), targets)
+        return Dataset(*tree_map(lambda t: None if t is None else t[index], (self.inputs, self.targets, self.weights)))
 
     def alone(self) -> Dataset:
         """These samples in memory of their own: what a slice picks is sent with all that it was picked from."""
-        return Dataset(*cloned((self.inputs, self.targets)))
+        return Dataset(*cloned((self.inputs, self.targets, self.weights)))
 
     def shuffled(self, seed: int) -> Dataset:
         """These samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
@@ -74,28 +80,51 @@ def batch_size(inputs: Inputs) -> int:
     return len(batch[0])
 
 
-def call(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Run the model and return its output tensor: the output itself, its `.logits`, or the first tensor in it.
+def named_outputs(answer: Any) -> Outputs:
+    """Every tensor of what a network has answered, by name: the key in a dict, the field in a named tuple or dataclass,
+    the place in another tuple or a list, those of nested ones joined by dots; "output" where it is a tensor itself.
+
+    >>> list(named_outputs((torch.zeros(2), {"boxes": torch.zeros(2, 4), "loss": None})))
+    ['0', '1.boxes']
+    """
+    return {".".join(path) or "output": tensor for path, tensor in _leaves(answer, ())}
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, tuple | list):
+        inside = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+    elif is_dataclass(value) and not isinstance(value, type):
+        inside = [(item.name, getattr(value, item.name)) for item in fields(value)]
+    elif isinstance(getattr(value, "logits", None), Tensor):
+        inside = [("logits", value.logits)]
+    for name, part in inside:
+        yield from _leaves(part, (*path, str(name)))
+
+
+def call(model: nn.Module, inputs: Inputs) -> Outputs:
+    """Run the model and return every tensor that it answers with, by name: its own `output_names`, or `named_outputs`.
 
     The model is given a copy of the inputs: some write into theirs. Raises Cancelled where the work was cancelled.
     """
     raise_if_cancelled()
     inputs = cloned(inputs)
     if isinstance(inputs, dict):
-        out = model(**inputs)
+        answer = model(**inputs)
     elif isinstance(inputs, tuple | list):
-        out = model(*inputs)
+        answer = model(*inputs)
     else:
-        out = model(inputs)
-    if isinstance(out, Tensor):
-        return out
-    logits = getattr(out, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    outputs = tensors(out)
+        answer = model(inputs)
+    outputs = named_outputs(answer)
     if not outputs:
-        raise InvalidData(f"the model must return a tensor, `.logits` or a structure with one, but got {type(out)}")
-    return outputs[0]
+        raise InvalidData(f"the model must return a tensor, or a structure with one, but got {type(answer)}")
+    own = getattr(model, "output_names", ())
+    return dict(zip(own, outputs.values(), strict=True)) if len(own) == len(outputs) else outputs
 
 
 @contextmanager
@@ -111,8 +140,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def run(model: nn.Module, samples: Dataset) -> Tensor:
-    """The outputs of one batch, in eval mode; raises InvalidData when the network cannot take it."""
+def run(model: nn.Module, samples: Dataset, names: Sequence[str] | None = None) -> Outputs:
+    """The outputs of one batch in eval mode, all or those named; raises InvalidData when the network cannot take it."""
     try:
         with evaluating(model):
             outputs = call(model, samples.inputs)
@@ -123,6 +152,19 @@ def run(model: nn.Module, samples: Dataset) -> Tensor:
             f"the network failed on the evaluation inputs with {type(error).__name__}: {' '.join(str(error).split())}; "
             "eval_data() must give inputs of the same form as example_inputs()."
         ) from error
-    if outputs.ndim == 0:
+    if all(output.ndim == 0 for output in outputs.values()):
         raise InvalidData("outputs must have a batch axis, but the model returns a single number for the whole batch.")
-    return outputs
+    return outputs if names is None else {name: picked(outputs, name) for name in names}
+
+
+def picked(outputs: Outputs, name: str) -> Tensor:
+    """One output by its name; raises InvalidData that tells the names there are."""
+    if name not in outputs:
+        raise InvalidData(f"the network has no output {name!r}; its outputs are {', '.join(outputs)}.")
+    return outputs[name]
+
+
+def joined(parts: Iterable[Outputs]) -> Outputs:
+    """The outputs of batch after batch as those of one: each (n, ...) along its first axis."""
+    listed = list(parts)
+    return {name: torch.cat([part[name] for part in listed]) for name in listed[0]}

@@ -11,9 +11,10 @@ from torch import Tensor
 from lowrank_core.errors import LowRankError
 from lowrank_core.layers.data import Dataset, run, tensors
 from lowrank_core.plans.cost import Cost, plan_cost
+from lowrank_core.scoring.judging import Judged
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._contract import FUNCTIONS
-from lowrank_core.sources._opened import sorted_by_class
+from lowrank_core.sources._opened import COMPARED, of_one_class, sorted_by_class
 from lowrank_core.workspace import Workspace
 
 SAMPLES = 1000
@@ -21,9 +22,9 @@ SAMPLES = 1000
 
 WITHOUT = {
     "example_inputs": "the first evaluation sample is used; multiplies are those of its size",
-    "eval_data": "no labels: the score is agreement with the dense network, not accuracy",
+    "eval_data": "no labels: the score is {score}, not accuracy",
     "train_data": "calibration uses evaluation inputs without their labels; no fine-tuning",
-    "metric": "optional: class indices are scored by top-1 accuracy",
+    "metric": "optional: class indices are scored by top-1 accuracy, numbers by R2",
     "evaluate": "optional: the score is computed from eval_data",
 }
 
@@ -48,6 +49,7 @@ class Report:
     skipped: int
     cost: Cost
     score: Score | None
+    judged: Judged | None
     notices: tuple[str, ...]
 
     @property
@@ -62,9 +64,15 @@ def check(workspace: Workspace) -> Report:
     findings: list[Finding] = []
     notices = list(opened.notices)
 
+    def score_of() -> str:
+        try:
+            return workspace.metric.name
+        except LowRankError:
+            return COMPARED
+
     def look(function: str, describe: Callable[[], str]) -> None:
         if function not in opened.provides:
-            findings.append(Finding(function, "missing", WITHOUT[function]))
+            findings.append(Finding(function, "missing", WITHOUT[function].format(score=score_of())))
             return
         try:
             findings.append(Finding(function, "there", describe()))
@@ -75,6 +83,8 @@ def check(workspace: Workspace) -> Report:
         def describe() -> str:
             dataset = load()
             run(opened.model, dataset.pick(slice(0, 1)))
+            if of_one_class(dataset):
+                notices.append("The labels are all alike: a network that always answers the same is always right.")
             if sorted_by_class(dataset):
                 notices.append("The labels come sorted by class; they are shuffled (seed 0) before use.")
             return _described(dataset)
@@ -87,9 +97,11 @@ def check(workspace: Workspace) -> Report:
     look("eval_data", data(opened.eval_data))
     look("train_data", data(opened.train_data or opened.eval_data))
     score: Score | None = None
+    judged: Judged | None = None
     refused: LowRankError | None = None
     if not any(finding.state == "refused" for finding in findings):
         try:
+            judged = None if opened.evaluate is not None else workspace.judged
             score = final_score(workspace.measure(opened.model, samples=SAMPLES))
         except LowRankError as error:
             refused = error
@@ -111,6 +123,7 @@ def check(workspace: Workspace) -> Report:
         skipped=len(profile.skipped),
         cost=cost,
         score=score,
+        judged=judged,
         notices=tuple(dict.fromkeys(notices)),
     )
 
@@ -119,6 +132,7 @@ def _described(data: Dataset) -> str:
     """A data set in words: '500 samples, (3, 32, 32) float32; 10 classes of 48 to 53 samples'."""
     text = f"{len(data):,} samples of {_shapes(data.inputs, per_sample=True)}"
     targets = data.targets
+    text += "; weights" if data.weights is not None else ""
     if targets is None:
         return f"{text}; no targets"
     if targets.ndim == 1 and not targets.is_floating_point():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_core.compression.correct import reporting
 from lowrank_core.graphs.memory import Memory, memory_of, trace
-from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.data import Dataset, Outputs
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
@@ -46,7 +46,8 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a candidate is beside the dense network. memory: by number format; classes and flips: of classifiers.
+    """What a candidate is beside the dense network. memory: by number format; classes and flips: of classifiers whose
+    one output is judged.
 
     lost: samples that only the dense network gets right; won: only this one; changed: wrong in another way. At most 500
     flips are kept, lost samples first.
@@ -90,10 +91,12 @@ def _scores(workspace: Workspace, model: nn.Module, answers: list[Tensor]) -> It
     total = len(workspace.reference)
     run = workspace.prefixes.runner(model, total, record=())
 
-    def forward(part: Dataset, at: int) -> Tensor:
+    def forward(part: Dataset, at: int) -> Outputs:
         outputs = run(part, at)
-        if workspace.metric.class_axis == 1 and outputs.ndim == 2:
-            answers.append(outputs.argmax(1))
+        if workspace.metric.class_axis == 1 and len(outputs) == 1:
+            (scores,) = outputs.values()
+            if scores.ndim == 2:
+                answers.append(scores.argmax(1))
         return outputs
 
     pace = Pace(total)
@@ -103,7 +106,8 @@ def _scores(workspace: Workspace, model: nn.Module, answers: list[Tensor]) -> It
 
 
 def _disagreements(workspace: Workspace, answers: Tensor) -> tuple[tuple[ClassChange, ...], tuple[Flip, ...]]:
-    dense = torch.cat([outputs.argmax(1) for _, outputs in workspace.reference.batches()])
+    (name,) = workspace.reference.outputs
+    dense = torch.cat([outputs[name].argmax(1) for _, outputs in workspace.reference.batches()])
     targets = workspace.reference.dataset.targets
     if targets is None or workspace.metric.label_free:
         targets = dense

@@ -51,7 +51,7 @@ class Ledger:
         source, data = Path(workspace.opened.ref), ""
         code = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else ""
         if workspace.opened.evaluate is None:
-            data = workspace.reference.hash
+            data = workspace.reference.hash + workspace.judged.key
         name = f"scores-{_digest(json.dumps([workspace.profile.fingerprint, data, code, VERSION]))}.jsonl"
         return cls(folder / name)
 

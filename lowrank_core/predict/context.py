@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
-import torch
 from torch import Tensor
 
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.correct import load_overlay
-from lowrank_core.layers.data import run
+from lowrank_core.layers.data import joined, run
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
@@ -33,7 +32,7 @@ from lowrank_core.predict.prediction import (
     fitted_scale,
     plan_variance,
 )
-from lowrank_core.predict.sensitivity import BATCH, SAMPLES, ranks
+from lowrank_core.predict.sensitivity import BATCH, SAMPLES, change_of, ranks
 from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
@@ -70,7 +69,8 @@ def repairs(
     lightly = {layer.name: Choice(m := layer.methods[0].name, ranks(layer, m)[-1]) for layer in layers}
     inputs = workspace.reference.dataset.pick(slice(0, samples))
     parts = [inputs.pick(slice(at, at + BATCH)) for at in range(0, len(inputs), BATCH)]
-    dense = torch.cat([run(workspace.model, part) for part in parts]).double()
+    names = workspace.judged.names
+    dense = joined(run(workspace.model, part, names) for part in parts)
 
     def changed(choices: dict[str, Choice]) -> float:
         give_way()
@@ -79,8 +79,7 @@ def repairs(
         def measure() -> float:
             compressed = apply(workspace.model, workspace.profile, candidate.plan, workspace.factors)
             load_overlay(compressed, workspace.corrector(candidate.plan, correction))
-            outputs: Tensor = torch.cat([run(compressed, part) for part in parts]).double()
-            return float((outputs - dense).square().mean())
+            return change_of(joined(run(compressed, part, names) for part in parts), dense)
 
         return changes.remembered(f"change {score_key(candidate, len(inputs))}", measure)
 

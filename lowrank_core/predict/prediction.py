@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lowrank_core.algebra.linalg import tail_energy
+from lowrank_core.layers.data import joined
 from lowrank_core.layers.spec import Rank
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.scoring.scores import Reference
+from lowrank_core.scoring.scores import OutputScore, Reference, output_scores, worst
 
 Curve = tuple[tuple[float, float], ...]
 """(log squared error, log mean squared change of the outputs), ascending in the error."""
@@ -209,28 +210,42 @@ NOISE_OUTPUTS = 2**19
 def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, draws: int = 4) -> NoiseTable:
     """Tabulate score against output noise on the leading `samples` (the noise model: no calibration, one forward pass).
 
-    The same noise, scaled, serves every row of the table, so that the score falls smoothly. Where outputs are large (a
-    number for every word after every word) fewer samples take part, and the rows are shifted to the score of all.
+    The same noise, scaled, serves every row of the table, so that the score falls smoothly. Of several outputs each
+    gets noise in proportion to its own variance, in units of the first one's, and the score is that of the output that
+    drops most. Where outputs are large (a number for every word after every word) fewer samples take part, and the rows
+    are shifted to the score of all.
     """
     metric = reference.metric
     parts = list(reference.batches(samples))
-    outputs = torch.cat([dense for _, dense in parts])
-    if metric.label_free or parts[0][0].targets is None:
-        targets = outputs
-    else:
-        targets = torch.cat([part.targets for part, _ in parts if part.targets is not None])
-    fewer = max(1, NOISE_OUTPUTS // max(1, outputs[0].numel()))
-    shift = 0.0
-    if fewer < len(outputs):
-        shift = metric.score(outputs, targets) - metric.score(outputs[:fewer], targets[:fewer])
-        outputs, targets = outputs[:fewer], targets[:fewer]
-    scale = float(outputs.float().var()) if outputs.numel() > 1 else 1.0
+    outputs = joined(dense for _, dense in parts)
+    taken = reference.dataset.pick(slice(0, len(next(iter(outputs.values())))))
+    labels, weights = taken.targets, taken.weights
+    base = output_scores(metric, outputs, outputs, labels, weights)
+    fewer = max(1, NOISE_OUTPUTS // max(1, sum(values[0].numel() for values in outputs.values())))
+    shifts = dict.fromkeys(outputs, 0.0)
+    if any(fewer < len(values) for values in outputs.values()):
+        outputs = {name: values[:fewer] for name, values in outputs.items()}
+        labels = None if labels is None else labels[:fewer]
+        weights = None if weights is None else weights[:fewer]
+        of_all, base = base, output_scores(metric, outputs, outputs, labels, weights)
+        shifts = {a.name: a.value - b.value for a, b in zip(of_all, base, strict=True)}
+    scales = {name: float(v.float().var()) if v.numel() > 1 else 1.0 for name, v in outputs.items()}
+    unit = next(iter(scales.values()))
     generator = torch.Generator().manual_seed(seed)
-    noise = [torch.randn(outputs.shape, generator=generator) for _ in range(draws)]
-    variances = [scale * 10 ** (-5 + 0.125 * step) for step in range(57)]
-    scores = []
+    noise = {name: [torch.randn(v.shape, generator=generator) for _ in range(draws)] for name, v in outputs.items()}
+    variances = [unit * 10 ** (-5 + 0.125 * step) for step in range(57)]
+    rows = []
     for variance in variances:
-        values = [metric.score(outputs + variance**0.5 * sample, targets) for sample in noise]
-        scores.append(shift + sum(values) / len(values))
+        noisy = []
+        for dense in base:
+            values = outputs[dense.name]
+            deviation = (variance * (scales[dense.name] / unit if unit else 1.0)) ** 0.5
+            targets = values if metric.label_free or labels is None else labels
+            drawn = [metric.score(values + deviation * sample, targets, weights) for sample in noise[dense.name]]
+            score = sum(drawn) / len(drawn)
+            drop = dense.value - score if metric.higher_is_better else score - dense.value
+            noisy.append(OutputScore(dense.name, score, drop))
+        lowest = worst(noisy)
+        rows.append(shifts[lowest.name] + lowest.value)
     logs = torch.tensor(variances, dtype=torch.float64).log().tolist()
-    return NoiseTable(tuple(logs), tuple(scores), scale)
+    return NoiseTable(tuple(logs), tuple(rows), unit)

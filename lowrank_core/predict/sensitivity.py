@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.correct import load_overlay
-from lowrank_core.layers.data import Dataset, data_hash, run
+from lowrank_core.layers.data import Dataset, Outputs, data_hash, joined, run
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.correction import Correction
@@ -26,6 +25,7 @@ from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report, scope, under
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.scores import output_scores, worst
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace, opened_once
@@ -95,14 +95,15 @@ class _Ground:
 
     data: Dataset
     parts: list[tuple[Dataset, int]]
-    dense: Tensor
+    dense: Outputs
     store: PrefixStore
 
 
 def _ground(workspace: Workspace, data: Dataset) -> _Ground:
     parts = [(data.pick(slice(at, min(at + BATCH, len(data)))), at) for at in range(0, len(data), BATCH)]
-    dense = torch.cat([run(workspace.model, part) for part, _ in parts])
-    return _Ground(data, parts, dense, PrefixStore(workspace.model, workspace.profile, data))
+    names = workspace.judged.names
+    dense = joined(run(workspace.model, part, names) for part, _ in parts)
+    return _Ground(data, parts, dense, PrefixStore(workspace.model, workspace.profile, data, outputs=names))
 
 
 def _points(
@@ -121,11 +122,11 @@ def _points(
         if correction is not None:
             load_overlay(compressed, workspace.corrector.alone(compressed, plan, correction))
         forward = ground.store.runner(compressed, len(ground.data), record=[number[name]])
-        outputs = torch.cat([forward(part, at) for part, at in ground.parts])
+        outputs = joined(forward(part, at) for part, at in ground.parts)
         error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
-        squares = float((outputs.double() - dense.double()).square().mean())
+        squares = change_of(outputs, dense)
         loss = divergence(workspace.metric, outputs, dense)
-        drop = _drop(workspace.metric, outputs, dense, ground.data.targets)
+        drop = _drop(workspace.metric, outputs, dense, ground.data)
         report(_far(done, len(todo), pace))
         yield Point(name, choice.method, choice.rank, error, squares, loss, drop)
 
@@ -174,8 +175,8 @@ def _measured(
     layers: dict[str, list[Ask]] = {}
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
-    model = workspace.address, workspace.profile.fingerprint, workspace.cache
-    samples = _Samples(data_hash((data.inputs, data.targets)), data.alone())
+    model = workspace.address, workspace.profile.fingerprint, workspace.cache, workspace.opened.outputs
+    samples = _Samples(data_hash((data.inputs, data.targets, data.weights)), data.alone())
     pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
     pace, done = Pace(len(todo)), 0
     for _, points in map_elsewhere(_measured_elsewhere, pieces, workers):
@@ -193,11 +194,15 @@ class _Samples:
     data: Dataset = field(compare=False)
 
 
+_Model = tuple[str, str, Cache | None, tuple[str | int, ...]]
+"""What `opened_once` takes."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """What another process measures: points of one layer of a model, told by reference, fingerprint and cache."""
+    """What another process measures: points of one layer of a model, which is told as `opened_once` takes it."""
 
-    model: tuple[str, str, Cache | None]
+    model: _Model
     correction: Correction | None
     asks: tuple[Ask, ...]
     samples: _Samples
@@ -209,7 +214,7 @@ def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
 
 
 @lru_cache(maxsize=1)
-def _ground_once(model: tuple[str, str, Cache | None], samples: _Samples) -> _Ground:
+def _ground_once(model: _Model, samples: _Samples) -> _Ground:
     """The ground of the latest model and samples, kept in a process that measures piece after piece."""
     return _ground(opened_once(*model), samples.data)
 
@@ -218,27 +223,40 @@ def _samples(workspace: Workspace, samples: int) -> Dataset:
     return Dataset(workspace.reference.dataset.pick(slice(0, samples)).inputs)
 
 
-def divergence(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
-    """How far outputs are from the dense network's, without labels.
+def change_of(outputs: Outputs, dense: Outputs) -> float:
+    """The mean squared change of the output that changes most, for its variance; in units of the first output's."""
+    unit = next(iter(dense.values())).double().var(correction=0)
+    changes = []
+    for name, theirs in dense.items():
+        squares = (outputs[name].double() - theirs.double()).square().mean()
+        variance = theirs.double().var(correction=0)
+        changes.append(float(squares * (unit / variance if variance > 0 and unit > 0 else 1.0)))
+    return max(changes)
+
+
+def divergence(metric: Metric, outputs: Outputs, dense: Outputs) -> float:
+    """How far the output that is farthest is from the dense network's, without labels.
 
     Of class scores the mean Kullback-Leibler divergence of the predicted distributions, in nats; of other outputs the
     mean squared difference over the variance of the dense ones. Never below 0.
     """
-    outputs, dense = outputs.double(), dense.double()
-    if metric.class_axis is None or outputs.ndim <= metric.class_axis:
+    return max(_divergence(metric, outputs[name].double(), theirs.double()) for name, theirs in dense.items())
+
+
+def _divergence(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
+    axis = metric.axis_of(dense)
+    if axis is None:
         variance = float(dense.var(correction=0))
         return float((outputs - dense).square().mean()) / (variance or 1.0)
-    log_p, log_q = (values.log_softmax(metric.class_axis) for values in (dense, outputs))
-    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(metric.class_axis).mean()))
+    log_p, log_q = (values.log_softmax(axis) for values in (dense, outputs))
+    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(axis).mean()))
 
 
-def _drop(metric: Metric, outputs: Tensor, dense: Tensor, targets: Tensor | None) -> float | None:
+def _drop(metric: Metric, outputs: Outputs, dense: Outputs, data: Dataset) -> float | None:
     """How much worse the metric is than the dense network's; None without labels."""
-    if targets is None:
+    if data.targets is None:
         return None
-    targets = dense if metric.label_free else targets
-    score, dense_score = (metric.score(values, targets) for values in (outputs, dense))
-    return dense_score - score if metric.higher_is_better else score - dense_score
+    return worst(output_scores(metric, outputs, dense, data.targets, data.weights)).drop
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------
@@ -259,10 +277,12 @@ class PointFile:
         data = _samples(workspace, SAMPLES) if data is None else data
         key = {
             "fingerprint": workspace.profile.fingerprint,
-            "data": data_hash((data.inputs, data.targets)),
+            "data": data_hash((data.inputs, data.targets, data.weights)),
             "correction": None if correction is None else correction.to_dict(),
             "version": VERSION,
         }
+        if workspace.judged.key:
+            key["judged"] = workspace.judged.key
         self._name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
         self.path = folder / f"points-{self._name}.jsonl"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidData
-from lowrank_core.layers.data import Dataset, run, tensors
+from lowrank_core.layers.data import Dataset, Outputs, run, tensors
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.networks.twin import twin
 from lowrank_core.store.room import Room
@@ -36,7 +36,9 @@ PROBE = 2
 RECENT = 8
 """So many copies run last are compared with the next one, to see where it first differs."""
 
-Outputs = dict[str, Tensor]
+Kept = dict[str, Tensor]
+"""What modules put out, by the name of the module."""
+
 Batch = tuple[int, int]
 Key = tuple[int, bytes]
 Prefixes = tuple[bytes, ...]
@@ -77,10 +79,12 @@ class PrefixStore:
         profile: ModelProfile,
         samples: Dataset,
         *,
+        outputs: Sequence[str] | None = None,
         limit_bytes: int = LIMIT_BYTES,
         room: Room | None = None,
     ) -> None:
-        self.model, self.profile, self.limit_bytes = model, profile, limit_bytes
+        """outputs: names of those of the network that are wanted; None for all."""
+        self.model, self.profile, self.limit_bytes, self.outputs = model, profile, limit_bytes, outputs
         self._kept = (room or Room(limit_bytes)).part(limit_bytes)  # a shelf for what one cut keeps of one prefix
         self._probes = [samples.pick(slice(at, at + PROBE)) for at in (0, PROBE) if at < len(samples)]
         self._dense = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers()))
@@ -134,14 +138,14 @@ class PrefixStore:
         with self._cutting:
             self._cuts[cut.before] = None
 
-    def get(self, key: Key, batch: Batch) -> Outputs | None:
-        """The outputs kept of a batch under a cut; None where there are none."""
-        outputs: Outputs | None = self._kept.get(key, batch)
-        return outputs
+    def get(self, key: Key, batch: Batch) -> Kept | None:
+        """What is kept of a batch under a cut; None where there is nothing."""
+        kept: Kept | None = self._kept.get(key, batch)
+        return kept
 
-    def put(self, key: Key, batch: Batch, outputs: Outputs) -> None:
+    def put(self, key: Key, batch: Batch, kept: Kept) -> None:
         """Keep a batch; what was used least lately makes room."""
-        self._kept.put(key, outputs, sum(map(_bytes, outputs.values())), item=batch)
+        self._kept.put(key, kept, sum(map(_bytes, kept.values())), item=batch)
 
     def _before(self, layer: int, samples: int) -> Cut | None:
         """The cut before a layer, or before one of the three ahead of it where it would take most of the memory."""
@@ -215,13 +219,13 @@ class PrefixStore:
         A choice holds when fresh copies give, on two batches, bit for bit what the whole dense network gives.
         """
         names = self._candidates(before)
-        whole = _Player(self.model)
+        whole = _Player(self.model, self.outputs)
         takes = [whole.play(probe, take=dict.fromkeys(names, True)) for probe in self._probes]
         if not names or any(len(taken) < len(names) for _, taken in takes):
             return None
 
         def holds(needed: Collection[str], blank: Callable[[Tensor], Tensor] = _placeholder) -> bool:
-            fresh = _Player(self.model)
+            fresh = _Player(self.model, self.outputs)
             try:
                 return all(
                     _same_bits(fresh.play(probe, given=_masked(taken, needed, blank))[0], outputs)
@@ -253,10 +257,10 @@ class Runner:
         targets: list[tuple[Cut, bytes]],
     ) -> None:
         self._store, self._sources, self._targets = store, sources, targets
-        self._player = _Player(model)
+        self._player = _Player(model, store.outputs)
         self.reused = 0  # batches that did not run from the start
 
-    def __call__(self, part: Dataset, start: int) -> Tensor:
+    def __call__(self, part: Dataset, start: int) -> Outputs:
         """The outputs of the batch whose first sample has number `start`: the same bits as without reuse."""
         batch = start, start + len(part)
         for cut, digest in self._sources:
@@ -267,7 +271,7 @@ class Runner:
                 outputs = self._run(part, batch, given, [t for t in self._targets if t[0].before > cut.before])
             except InvalidData:
                 outputs = None
-            if outputs is not None and not outputs.is_meta:
+            if outputs is not None and not any(output.is_meta for output in outputs.values()):
                 self.reused += 1
                 return outputs
             self._store.forget(cut)
@@ -275,7 +279,7 @@ class Runner:
             break
         return self._run(part, batch, {}, self._targets)
 
-    def _run(self, part: Dataset, batch: Batch, given: Outputs, targets: list[tuple[Cut, bytes]]) -> Tensor:
+    def _run(self, part: Dataset, batch: Batch, given: Kept, targets: list[tuple[Cut, bytes]]) -> Outputs:
         take = {name: False for cut, _ in targets for name in cut.idle}
         take |= {name: True for cut, _ in targets for name in cut.needed}
         outputs, taken = self._player.play(part, given=given, take=take)
@@ -290,18 +294,18 @@ class Runner:
 class _Player:
     """A network's twin whose modules may answer from memory, and whose outputs may be taken while it runs."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = twin(model)
+    def __init__(self, model: nn.Module, outputs: Sequence[str] | None) -> None:
+        self.model, self._outputs = twin(model), outputs
         self._modules = dict(_all_modules(self.model))
         self._watched: set[str] = set()
-        self._given: Outputs = {}
+        self._given: Kept = {}
         self._take: dict[str, bool] = {}
-        self._taken: Outputs = {}
+        self._taken: Kept = {}
         self._calls: Counter[str] = Counter()
 
     def play(
-        self, part: Dataset, *, given: Outputs | None = None, take: dict[str, bool] | None = None
-    ) -> tuple[Tensor, Outputs]:
+        self, part: Dataset, *, given: Kept | None = None, take: dict[str, bool] | None = None
+    ) -> tuple[Outputs, Kept]:
         """(outputs, what the modules in `take` put out), placeholders for those marked False.
 
         Modules in `given` answer with those tensors. What was called more than once is not taken. Raises InvalidData.
@@ -312,7 +316,7 @@ class _Player:
             module = self._modules[name]
             module.__dict__["forward"] = partial(self._answer, name, module.forward)
             self._watched.add(name)
-        outputs = run(self.model, part)
+        outputs = run(self.model, part, self._outputs)
         return outputs, {name: kept for name, kept in self._taken.items() if self._calls[name] == 1}
 
     def _answer(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -385,13 +389,16 @@ def _nan(value: Tensor) -> Tensor:
     return torch.full_like(value, torch.nan) if value.is_floating_point() else value
 
 
-def _masked(outputs: Outputs, needed: Collection[str], blank: Callable[[Tensor], Tensor] = _placeholder) -> Outputs:
-    """A nest of outputs with a placeholder for each tensor that nothing needs."""
-    return {name: value if name in needed else blank(value) for name, value in outputs.items()}
+def _masked(kept: Kept, needed: Collection[str], blank: Callable[[Tensor], Tensor] = _placeholder) -> Kept:
+    """The same with a placeholder for each tensor that nothing needs."""
+    return {name: value if name in needed else blank(value) for name, value in kept.items()}
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return not a.is_meta and a.shape == b.shape and a.dtype == b.dtype and _raw(a) == _raw(b)
+def _same_bits(ours: Outputs, theirs: Outputs) -> bool:
+    pairs = [(ours[name], theirs[name]) for name in theirs if name in ours]
+    return len(pairs) == len(theirs) and all(
+        not a.is_meta and a.shape == b.shape and a.dtype == b.dtype and _raw(a) == _raw(b) for a, b in pairs
+    )
 
 
 def _raw(value: Tensor) -> bytes:

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isnan
+from typing import TypeVar
 from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.errors import Cancelled, InvalidData
-from lowrank_core.layers.data import Dataset, data_hash, run
+from lowrank_core.errors import Cancelled, InvalidData, LowRankError
+from lowrank_core.layers.data import Dataset, Outputs, data_hash, joined, run
 from lowrank_core.running.scope import give_way
-from lowrank_core.scoring.intervals import Moments, newcombe_interval, wilson_interval
-from lowrank_core.scoring.metrics import Metric
+from lowrank_core.scoring.intervals import FEWEST, GROUPS, jackknife_interval, paired_interval, wilson_interval
+from lowrank_core.scoring.judging import Names, judge
+from lowrank_core.scoring.metrics import Metric, weighted
 from lowrank_core.scoring.verdict import is_within
+
+
+@dataclass(frozen=True, slots=True)
+class OutputScore:
+    """The figure of one output of the network, and how much worse it is than the dense network's."""
+
+    name: str
+    value: float
+    drop: float
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """A figure with its uncertainty. Intervals are 95 %; `drop` is positive when the network got worse.
 
-    low and high bound the value, drop_low and drop_high the paired drop; None where the metric allows no interval.
+    low and high bound the value, drop_low and drop_high the paired drop; None where the samples are too few for that.
     within: whether the drop is at most the tolerance that was asked for; None while that is open.
+    outputs: the figure of each output that is judged; of several all the others are those of the one that drops most.
     """
 
     metric: str
@@ -39,6 +52,12 @@ class Score:
     drop_low: float | None
     drop_high: float | None
     within: bool | None = None
+    outputs: tuple[OutputScore, ...] = ()
+
+    @property
+    def too_few(self) -> bool:
+        """Whether there are samples, but too few of them for an interval of the drop."""
+        return self.samples > 0 and self.drop_low is None
 
 
 class Reference:
@@ -47,31 +66,54 @@ class Reference:
     Every leading part of the order is a fair subset, so scores can grow sample by sample. Threads may share it.
     """
 
-    def __init__(self, model: nn.Module, dataset: Dataset, metric: Metric, *, seed: int = 0, batch: int = 64) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        metric: Metric,
+        *,
+        outputs: Sequence[str] = (),
+        seed: int = 0,
+        batch: int = 64,
+    ) -> None:
+        """outputs: names of those that are judged; without any the only one, or those that `judge` finds."""
         if len(dataset) == 0:
             raise InvalidData("the evaluation set is empty; eval_data() must return at least one sample.")
+        if dataset.weights is not None and metric.judges and not metric.takes_weights:
+            raise InvalidData(metric.without_weights)
         self.model = model
         self.metric = metric
         self.batch = batch
         self.seed = seed
         self.dataset = dataset.shuffled(seed)
+        self._named = tuple(outputs)
         self._lock = threading.Lock()
-        self._outputs: list[Tensor] = []
+        self._outputs: list[Outputs] = []
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batches(self, samples: int | None = None) -> Iterator[tuple[Dataset, Tensor]]:
-        """(samples, dense outputs) batch by batch, up to `samples`."""
+    @property
+    def outputs(self) -> Names:
+        """Names of the outputs that are judged."""
+        if not self._named:
+            with self._lock:
+                first = run(self.model, self.dataset.pick(slice(0, self.batch)))
+                self._named = tuple(first) if len(first) == 1 else judge(self.model, self.dataset, self.metric).names
+                self._outputs = [{name: first[name] for name in self._named}]
+        return self._named
+
+    def batches(self, samples: int | None = None) -> Iterator[tuple[Dataset, Outputs]]:
+        """(samples, dense outputs that are judged) batch by batch, up to `samples`."""
         total = len(self) if samples is None else min(samples, len(self))
         for index, start in enumerate(range(0, total, self.batch)):
             part = self.dataset.pick(slice(start, min(start + self.batch, total)))
-            yield part, self._dense(index)[: len(part)]
+            yield part, {name: values[: len(part)] for name, values in self._dense(index).items()}
 
     @cached_property
     def hash(self) -> str:
         """'sha256:' over the samples in the order in which they are used."""
-        return data_hash((self.dataset.inputs, self.dataset.targets))
+        return data_hash((self.dataset.inputs, self.dataset.targets, self.dataset.weights))
 
     @property
     def complete(self) -> bool:
@@ -79,19 +121,44 @@ class Reference:
         return len(self._outputs) * self.batch >= len(self)
 
     def dense_score(self, samples: int | None = None) -> float:
-        """The dense network's score on the leading samples."""
-        outputs, targets = [], []
-        for part, dense in self.batches(samples):
-            outputs.append(dense)
-            targets.append(dense if self.metric.label_free or part.targets is None else part.targets)
-        return self.metric.score(torch.cat(outputs), torch.cat(targets))
+        """The dense network's score on the leading samples; of several outputs that of the first."""
+        parts = list(self.batches(samples))
+        dense = joined(outputs for _, outputs in parts)
+        taken = self.dataset.pick(slice(0, sum(len(part) for part, _ in parts)))
+        score = output_scores(self.metric, dense, dense, taken.targets, taken.weights)[0].value
+        if isnan(score):
+            raise InvalidData(_no_number(self.metric, taken))
+        return score
 
-    def _dense(self, index: int) -> Tensor:
+    def _dense(self, index: int) -> Outputs:
+        names = self.outputs
         with self._lock:
             while len(self._outputs) <= index:
                 start = len(self._outputs) * self.batch
-                self._outputs.append(run(self.model, self.dataset.pick(slice(start, start + self.batch))))
+                part = self.dataset.pick(slice(start, start + self.batch))
+                self._outputs.append(run(self.model, part, names))
             return self._outputs[index]
+
+
+def output_scores(
+    metric: Metric, outputs: Outputs, dense: Outputs, targets: Tensor | None, weights: Tensor | None = None
+) -> tuple[OutputScore, ...]:
+    """The figure of each output on some samples taken together; weights (N,): how much each of them counts."""
+    scores = []
+    for name, values in outputs.items():
+        judged = dense[name] if metric.label_free or targets is None else targets
+        with _judging(metric, values, judged):
+            value, base = (metric.score(each, judged, weights) for each in (values, dense[name]))
+        scores.append(OutputScore(name, value, base - value if metric.higher_is_better else value - base))
+    return tuple(scores)
+
+
+AnyScore = TypeVar("AnyScore", Score, OutputScore)
+
+
+def worst(scores: Iterable[AnyScore]) -> AnyScore:
+    """The one that drops most, the first of equals; what is no number is worse than any."""
+    return max(scores, key=lambda score: (isnan(score.drop), score.drop))
 
 
 def evaluate(
@@ -101,7 +168,7 @@ def evaluate(
     samples: int | None = None,
     cancelled: Callable[[], bool] | None = None,
     tolerance: float | None = None,
-    forward: Callable[[Dataset, int], Tensor] | None = None,
+    forward: Callable[[Dataset, int], Outputs] | None = None,
 ) -> Iterator[Score]:
     """Yield the score on a growing number of samples; the last one is on all of `samples`.
 
@@ -129,48 +196,92 @@ def _scores(
     samples: int | None,
     cancelled: Callable[[], bool] | None,
     tolerance: float | None,
-    forward: Callable[[Dataset, int], Tensor] | None,
+    forward: Callable[[Dataset, int], Outputs] | None,
 ) -> Iterator[Score]:
     metric = reference.metric
-    ours: list[Tensor] = []
-    dense: list[Tensor] = []
-    targets: list[Tensor] = []
+    tallies = {name: _Tally(metric) for name in reference.outputs}
     total = len(reference) if samples is None else min(samples, len(reference))
     seen = due = 0
-    pairs = _Pairs(metric)
-    for part, dense_outputs in reference.batches(samples):
+    for part, dense in reference.batches(samples):
         give_way()
         if cancelled is not None and cancelled():
             raise Cancelled("the work was cancelled.")
         if model is reference.model:
-            outputs = dense_outputs
+            outputs = dense
         else:
-            outputs = run(model, part) if forward is None else forward(part, seen)
-        target = dense_outputs if metric.label_free or part.targets is None else part.targets
+            outputs = run(model, part, reference.outputs) if forward is None else forward(part, seen)
         seen += len(part)
-        if metric.per_sample is not None:
-            with _judging(metric, outputs, target):
-                pairs.add(metric.per_sample(outputs, target), metric.per_sample(dense_outputs, target))
-            score = pairs.score(tolerance)
-            yield score
+        for name, tally in tallies.items():
+            target = dense[name] if metric.label_free or part.targets is None else part.targets
+            tally.add(outputs[name], dense[name], target, part.weights)
+        if metric.per_sample is not None or seen >= due or seen == total:
+            due = 2 * seen
+            score = _of_all({name: tally.score(tolerance) for name, tally in tallies.items()})
+            if not (isnan(score.value) or isnan(score.drop)):
+                yield score
+            elif seen == total:
+                raise InvalidData(_no_number(metric, reference.dataset.pick(slice(0, total))))
             if score.within is not None:
                 return
-            continue
-        with _judging(metric, outputs, target):
-            ours.append(outputs if metric.totals is None else metric.totals(outputs, target))
-            dense.append(dense_outputs if metric.totals is None else metric.totals(dense_outputs, target))
-        targets.append(target)
-        if seen >= due or seen == total:
-            due = 2 * seen
-            with _judging(metric, outputs, target):
-                score = _whole(metric, torch.cat(ours), torch.cat(dense), torch.cat(targets))
-            yield score
+
+
+def _no_number(metric: Metric, data: Dataset) -> str:
+    """What to say where a metric is NaN: with what, and why that may be."""
+    targets, labels = data.targets, ""
+    if targets is not None and not metric.label_free and len(data) > 1 and bool((targets == targets[:1]).all()):
+        labels = f", whose labels are all alike ({targets.reshape(-1)[0].item():g})"
+    samples = "one sample" if len(data) == 1 else f"{len(data):,} samples"
+    return (
+        f"the metric {metric.name!r} is not a number on {samples}{labels}: it has no value there, or the network's "
+        "outputs are not finite. Give samples on which it has one, or name another metric."
+    )
+
+
+def _of_all(scores: dict[str, Score]) -> Score:
+    """The score of the output that drops most, with the figures of all; within the drop where all of them are."""
+    verdicts = {score.within for score in scores.values()}
+    within = False if False in verdicts else None if None in verdicts else True
+    figures = tuple(OutputScore(name, score.value, score.drop) for name, score in scores.items())
+    return replace(worst(scores.values()), within=within, outputs=figures)
+
+
+class _Tally:
+    """What is known of one output so far, for both networks on the same samples."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self._pairs = _Pairs(metric)
+        self._kept: list[
+            tuple[Tensor, Tensor, Tensor]
+        ] = []  # ours, dense, targets, of a metric that judges all at once
+        self._within: bool | None = None
+
+    def add(self, ours: Tensor, dense: Tensor, target: Tensor, weights: Tensor | None) -> None:
+        """Take in a batch more, and how much each sample counts."""
+        judge = self.metric.per_sample or self.metric.totals
+        if judge is None:
+            self._kept.append((ours, dense, target))
+            return
+        with _judging(self.metric, ours, target):
+            self._pairs.add(judge(ours, target), judge(dense, target), weights)
+
+    def score(self, tolerance: float | None) -> Score:
+        """The score so far; a verdict that has fallen stands."""
+        if self._kept:
+            ours, dense, targets = map(torch.cat, zip(*self._kept, strict=True))
+            with _judging(self.metric, self._kept[-1][0], self._kept[-1][2]):
+                return _whole(self.metric, ours, dense, targets)
+        score = self._pairs.score(tolerance)
+        self._within = score.within if self._within is None else self._within
+        return replace(score, within=self._within)
 
 
 @contextmanager
 def _judging(metric: Metric, outputs: Tensor, targets: Tensor) -> Iterator[None]:
     try:
         yield
+    except LowRankError:
+        raise
     except Exception as error:
         raise InvalidData(
             f"the metric {metric.name!r} failed with {type(error).__name__}: {' '.join(str(error).split())}; "
@@ -189,71 +300,95 @@ def final_score(scores: Iterator[Score]) -> Score:
 
 
 class _Pairs:
-    """What is known of the samples so far, each judged for both networks."""
+    """What is known of the samples so far, each judged for both networks: by a number, or by several that add up."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric, self.sign = metric, 1 if metric.higher_is_better else -1
-        self.binary = True
+        self.binary = metric.share
+        self.bounded = metric.bounded or metric.share
+        self.samples = 0
         self.counts = [0, 0, 0, 0]  # neither is right, only ours, only dense, both
-        self.ours, self.dense, self.drops = Moments(), Moments(), Moments()
+        self.sums: Tensor | None = None  # (groups, 2, k): what ours and dense add up to in each group
+        self.sizes, self.squares = torch.zeros(GROUPS, dtype=torch.float64), 0.0  # weights, and squares of all
 
-    def add(self, ours: Tensor, dense: Tensor) -> None:
-        """Take in (N,) more judgements of each network."""
-        self.binary &= bool(((ours == 0) | (ours == 1)).all() and ((dense == 0) | (dense == 1)).all())
+    def add(self, ours: Tensor, dense: Tensor, weights: Tensor | None = None) -> None:
+        """Take in (N,) more judgements of each network, or (N, k), and how much each sample counts."""
+        both = torch.stack([ours, dense], dim=1).double()
+        self.binary &= weights is None and bool(((both == 0) | (both == 1)).all())
+        self.bounded &= self.metric.bounded or bool(((both >= 0) & (both <= 1)).all())
         if self.binary:
             counts = torch.bincount((ours + 2 * dense).long(), minlength=4).tolist()
             self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
-        self.ours.add(ours)
-        self.dense.add(dense)
-        self.drops.add(self.sign * (dense - ours))
+        group = (self.samples + torch.arange(len(ours))) % GROUPS
+        self.samples += len(ours)
+        weights = torch.ones(len(ours), dtype=torch.float64) if weights is None else weights.double()
+        numbers = weighted(both.reshape(len(ours), 2, -1), weights)
+        if self.sums is None:
+            self.sums = numbers.new_zeros(GROUPS, *numbers.shape[1:])
+        self.sums.index_add_(0, group, numbers)
+        self.sizes.index_add_(0, group, weights)
+        self.squares += float(weights.square().sum())
 
     def score(self, tolerance: float | None) -> Score:
         """The score of the samples judged so far."""
-        metric, n = self.metric, self.ours.n
+        metric, n = self.metric, self.samples
         if not self.binary:
-            value, base, intervals, within = self.ours.mean, self.dense.mean, self.ours.interval(), None
-            drops = self.drops.interval()
-        else:
-            neither, only_ours, only_dense, both = self.counts
-            value, base = (both + only_ours) / n, (both + only_dense) / n
-            intervals = wilson_interval(value, n)
-            worse, better = (only_dense, only_ours) if self.sign > 0 else (only_ours, only_dense)
-            drops = newcombe_interval(both, worse, better, neither)
-            within = None if tolerance is None else is_within(worse, better, both + neither, tolerance)
+            return self._of_groups()
+        neither, only_ours, only_dense, both = self.counts
+        value, base = (both + only_ours) / n, (both + only_dense) / n
+        worse, better = (only_dense, only_ours) if self.sign > 0 else (only_ours, only_dense)
+        drops = paired_interval(worse, better, both + neither)
+        within = None if tolerance is None else is_within(worse, better, both + neither, tolerance)
         drop = self.sign * (base - value)
-        return Score(metric.name, value, base, n, metric.higher_is_better, *intervals, drop, *drops, within)
+        return Score(
+            metric.name, value, base, n, metric.higher_is_better, *wilson_interval(value, n), drop, *drops, within
+        )
+
+    def _of_groups(self) -> Score:
+        assert self.sums is not None
+        groups = min(self.samples, GROUPS)
+        sums, sizes = self.sums[:groups], self.sizes[:groups]
+        sums, sizes = torch.cat([sums.sum(0, keepdim=True), sums]), torch.cat([sizes.sum(0, keepdim=True), sizes])
+        sums[1:], sizes[1:] = sums[0] - sums[1:], sizes[0] - sizes[1:]  # of all samples, then without each group
+        if self.metric.of is None:
+            ours, dense = (sums[:, :, 0] / sizes.unsqueeze(1)).unbind(1)
+        else:
+            ours, dense = (torch.tensor([self.metric.of(row) for row in each]).double() for each in sums.unbind(1))
+        effective = float(sizes[0].square()) / self.squares
+        sizes = sizes[0] - sizes[1:]
+        return _jackknifed(self.metric, self.samples, ours, dense, sizes, effective, bounded=self.bounded)
 
 
-def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor, replicates: int = 200) -> Score:
-    """A metric of all samples at once: its interval is a paired bootstrap (Efron 1979), seeded.
-
-    ours and dense are outputs, or the totals of each sample where the metric has those.
-    """
-
-    def judge(given: Tensor, targets: Tensor) -> float:
-        if metric.of is not None:
-            return metric.of(given.sum(0))
-        assert metric.value is not None
-        return float(metric.value(given, targets))
-
-    sign = 1 if metric.higher_is_better else -1
+def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor) -> Score:
+    """A metric that judges the outputs of all samples at once: once for all of them, and without each group."""
     n = len(ours)
-    value, base = judge(ours, targets), judge(dense, targets)
-    generator = torch.Generator().manual_seed(0)
-    values, drops = [], []
-    for _ in range(replicates if n > 1 else 0):
-        index = torch.randint(n, (n,), generator=generator)
-        resampled = judge(ours[index], targets[index])
-        values.append(resampled)
-        drops.append(sign * (judge(dense[index], targets[index]) - resampled))
-    low, high = _middle(values)
-    drop_low, drop_high = _middle(drops)
-    drop = sign * (base - value)
-    return Score(metric.name, value, base, n, metric.higher_is_better, low, high, drop, drop_low, drop_high)
+    group = torch.arange(n) % GROUPS
+    groups = min(n, GROUPS) if n >= FEWEST else 0
+    parts = [torch.ones(n, dtype=torch.bool), *(group != number for number in range(groups))]
+
+    def judge(outputs: Tensor) -> Tensor:
+        assert metric.value is not None
+        return torch.tensor([float(metric.value(outputs[part], targets[part])) for part in parts], dtype=torch.float64)
+
+    sizes = torch.bincount(group, minlength=groups)[:groups].double()
+    return _jackknifed(metric, n, judge(ours), judge(dense), sizes, n, bounded=metric.bounded)
 
 
-def _middle(values: list[float]) -> tuple[float | None, float | None]:
-    if not values or any(v != v for v in values):  # a resample without one of the classes may have no value
-        return None, None
-    low, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(low), float(high)
+def _jackknifed(
+    metric: Metric, samples: int, ours: Tensor, dense: Tensor, sizes: Tensor, effective: float, *, bounded: bool
+) -> Score:
+    """A score from figures of each network: of all samples first, then without each of the groups."""
+    drops = (dense - ours) * (1 if metric.higher_is_better else -1)
+
+    def interval(figures: Tensor, least: float) -> tuple[float | None, float | None]:
+        if effective < FEWEST:
+            return None, None
+        ends = jackknife_interval(figures[0], figures[1:], sizes, effective, bounded=bounded)
+        if any(map(isnan, ends)):
+            return None, None
+        low, high = map(float, ends)
+        return (max(low, least), min(high, max(1.0, float(figures[0])))) if bounded else (low, high)
+
+    value, base, drop = float(ours[0]), float(dense[0]), float(drops[0])
+    ends = interval(ours, 0.0), interval(drops, -1.0)
+    return Score(metric.name, value, base, samples, metric.higher_is_better, *ends[0], drop, *ends[1])

@@ -126,7 +126,8 @@ class Budget:
             yield problem.trial(best_plan(problem, menus, dict(problem.budgets)))
             return
         data = problem.workspace.calibration
-        dense = run(problem.workspace.model, data)
+        names = problem.workspace.judged.names
+        dense = run(problem.workspace.model, data, names)
         generator, pace = np.random.default_rng(0), Pace(self.refine + 1)
         best, least, seen = problem.plan({}), inf, set[RankPlan]()
         for number in range(self.refine + 1):
@@ -140,7 +141,7 @@ class Budget:
             give_way()
 
             def measured(candidate: Candidate = candidate) -> float:
-                outputs = run(problem.workspace.compress(candidate.plan, candidate.correction), data)
+                outputs = run(problem.workspace.compress(candidate.plan, candidate.correction), data, names)
                 return divergence(problem.workspace.metric, outputs, dense)
 
             key = f"divergence {data_hash(data.inputs)} {score_key(candidate, len(data))}"
@@ -226,8 +227,10 @@ def _few(ranks: tuple[Rank, ...]) -> tuple[Rank, ...]:
 
 def _sequential(problem: Problem) -> bool:
     """Whether samples are right or wrong one by one, so that the sequential test decides."""
-    metric = problem.workspace.metric
-    return problem.workspace.opened.evaluate is None and metric.share and metric.class_axis is not None
+    workspace = problem.workspace
+    if workspace.opened.evaluate is not None or workspace.reference.dataset.weights is not None:
+        return False
+    return workspace.judged.right_or_wrong
 
 
 def _check_decidable(problem: Problem, tolerance: float) -> None:

@@ -133,8 +133,9 @@ class _Fold:
         workspace = problem.workspace
         model, profile = workspace.model, workspace.profile
         self.problem, self.title = problem, f"cross-validation, fold {title}, {len(part) + len(others)} samples"
-        self.reference = Reference(model, part, workspace.metric)
-        self.prefixes = PrefixStore(model, profile, self.reference.dataset)
+        names = workspace.judged.names
+        self.reference = Reference(model, part, workspace.metric, outputs=names)
+        self.prefixes = PrefixStore(model, profile, self.reference.dataset, outputs=names)
         fitted = calibration_samples(others)
         self.correction = Correction(samples=len(fitted), data=data_hash(fitted.inputs)) if problem.corrected else None
         self.factors = workspace.factors

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
-from lowrank_core.layers.data import Dataset, Inputs, batch_size, run
+from lowrank_core.layers.data import Dataset, Inputs, batch_size, tensors
 from lowrank_core.networks.profile import check_finite
-from lowrank_core.scoring.metrics import AGREEMENT, METRICS, Metric
-from lowrank_core.sources._opened import Opened, as_dataset, default_metric
+from lowrank_core.scoring.metrics import METRICS, Metric, answers_twice
+from lowrank_core.sources._opened import COMPARED, Opened, as_dataset
 
 FUNCTIONS = ("build_model", "example_inputs", "eval_data", "train_data", "metric", "evaluate")
 
@@ -33,6 +33,7 @@ class ModelContract:
     eval_data: Callable[[], Any] | None = None
     train_data: Callable[[], Any] | None = None
     metric: Callable[[Tensor, Tensor], Any] | Metric | str | None = None
+    outputs: Any = ()
     evaluate: Callable[[nn.Module], Any] | None = None
     higher_is_better: bool = True
     description: str = ""
@@ -92,8 +93,8 @@ def open_contract(contract: ModelContract) -> Opened:
     given = _named_metric(contract)
     inputs = _example_inputs(contract)
     if contract.eval_data is None and contract.evaluate is None:
-        judged = given if isinstance(given, Metric) and given.label_free else AGREEMENT
-        notices.append(f"There is no {contract.called('eval_data')}: the score is {judged.name}.")
+        named = given.name if isinstance(given, Metric) and given.label_free else COMPARED
+        notices.append(f"There is no {contract.called('eval_data')}: the score is {named}.")
     if train is None:
         missing = contract.called("train_data")
         notices.append(f"There is no {missing}: calibration uses evaluation inputs, without their labels.")
@@ -105,11 +106,14 @@ def open_contract(contract: ModelContract) -> Opened:
         example_inputs=inputs,
         eval_data=eval_data,
         train_data=train_data if train is not None else None,
-        metric=lambda dataset: _metric(contract, model, dataset),
+        metric=lambda dataset: _metric(contract, dataset),
         evaluate=contract.evaluate,
         higher_is_better=contract.higher_is_better,
         notices=tuple(notices),
         provides=frozenset(name for name in FUNCTIONS if getattr(contract, name) is not None),
+        outputs=_outputs(contract),
+        refused=contract.begins,
+        own_metric=contract.own_metric + (" in the model file" if contract.path else ""),
     )
 
 
@@ -136,15 +140,25 @@ def _check_functions(contract: ModelContract) -> None:
         )
 
 
-def _metric(contract: ModelContract, model: nn.Module, dataset: Dataset) -> Metric:
-    """How outputs are judged on these samples."""
+def _outputs(contract: ModelContract) -> tuple[str | int, ...]:
+    """The outputs that a person names, in a list or alone."""
+    given = contract.outputs
+    listed = (given,) if isinstance(given, str | int) else given
+    if not isinstance(listed, list | tuple) or any(isinstance(o, bool) or not isinstance(o, str | int) for o in listed):
+        raise InvalidModel(
+            f"{contract.begins}outputs must be a list of names or places of the outputs that are judged, but got "
+            f"{given!r}."
+        )
+    return tuple(listed)
+
+
+def _metric(contract: ModelContract, dataset: Dataset) -> Metric | None:
+    """How a person says that outputs are judged on these samples; None where they do not."""
     given = _named_metric(contract)
     if isinstance(given, Metric) and (given.label_free or dataset.targets is not None):
-        return given
+        return given if given in METRICS.values() else answers_twice(given)
     if given is None or isinstance(given, Metric) or dataset.targets is None:
-        chosen = default_metric(dataset, contract.own_metric + (" in the model file" if contract.path else ""))
-        _check_classes(contract, model, dataset)
-        return chosen
+        return None
 
     def value(outputs: Tensor, targets: Tensor) -> float:
         try:
@@ -154,7 +168,7 @@ def _metric(contract: ModelContract, model: nn.Module, dataset: Dataset) -> Metr
 
     classes = dataset.targets.ndim == 1 and not dataset.targets.is_floating_point()
     name = getattr(given, "__name__", "metric")
-    return Metric(name, contract.higher_is_better, value=value, class_axis=1 if classes else None)
+    return answers_twice(Metric(name, contract.higher_is_better, value=value, class_axis=1 if classes else None))
 
 
 def _named_metric(contract: ModelContract) -> Callable[[Tensor, Tensor], Any] | Metric | None:
@@ -184,29 +198,16 @@ def dataset_of(contract: ModelContract, function: str) -> Dataset:
     """What eval_data or train_data gives, in memory; raises InvalidData where it cannot be had or read."""
     value = _call(contract, function, InvalidData)
     try:
-        return as_dataset(value, contract.part(function))
+        return as_dataset(value, contract.part(function), lambda: _inputs_taken(contract))
     except LowRankError:
         raise
     except (Exception, SystemExit) as error:  # of a generator, or of a loader of batches
         raise InvalidData(f"{contract.part(function)} failed: {told(error, contract.path)}") from error
 
 
-def _check_classes(contract: ModelContract, model: nn.Module, dataset: Dataset) -> None:
-    """Outputs must be one number per class, and every label one of these classes."""
-    outputs = run(model, dataset.pick(slice(0, 1)))
-    if outputs.ndim != 2:
-        raise InvalidData(
-            f"{contract.begins}outputs must be (N, classes) to be scored by top-1, but for one sample the model "
-            f"returns {tuple(outputs.shape)}; {contract.own_metric}."
-        )
-    if dataset.targets is None:
-        return
-    low, high, classes = int(dataset.targets.min()), int(dataset.targets.max()), outputs.shape[1]
-    if low < 0 or high >= classes:
-        raise InvalidData(
-            f"{contract.begins}labels must be 0..{classes - 1}, one for each of the model's {classes} outputs, but "
-            f"{contract.called('eval_data')} has {low}..{high}; correct the labels, or {contract.own_metric}."
-        )
+def _inputs_taken(contract: ModelContract) -> int:
+    """How many tensors the network takes, as far as example_inputs tells; else one."""
+    return 1 if contract.example_inputs is None else len(tensors(_call(contract, "example_inputs", InvalidModel)))
 
 
 def _example_inputs(contract: ModelContract) -> Inputs:

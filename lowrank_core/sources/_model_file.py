@@ -49,6 +49,7 @@ def contract_of(module: ModuleType, *, ref: str, name: str) -> ModelContract:
         eval_data=getattr(module, "eval_data", None),
         train_data=getattr(module, "train_data", None),
         metric=getattr(module, "metric", None),
+        outputs=getattr(module, "outputs", ()),
         evaluate=getattr(module, "evaluate", None),
         higher_is_better=bool(getattr(module, "higher_is_better", True)),
         description=str(getattr(module, "DESCRIPTION", None) or (module.__doc__ or "").strip().split("\n")[0]),

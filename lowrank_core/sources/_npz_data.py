@@ -20,20 +20,22 @@ from lowrank_core.sources._opened import as_dataset
 GROWTH = 100
 """A compressed archive may be so many times as large in memory: more is a bomb, or wants numpy.savez."""
 
-KEYS = "inputs (or one array per input, by its name), targets, train_inputs, train_targets and metric"
+KEYS = "inputs (or one array per input, by its name), targets, train_inputs, train_targets, metric and outputs"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NpzData:
-    """What an archive holds. metric: a name of METRICS, None where it names none."""
+    """What an archive holds. metric: a name of METRICS, None where it names none; outputs: names of those judged."""
 
     eval: Dataset
     train: Dataset | None = None
     metric: str | None = None
+    outputs: tuple[str, ...] = ()
 
 
 def read_npz(path: Path, names: Sequence[str] = ()) -> NpzData:
-    """Arrays `inputs` (N, ...), or one per name in `names`; optionally `targets`, both as `train_...`, and `metric`.
+    """Arrays `inputs` (N, ...), or one per name in `names`; optionally `targets`, both as `train_...`, `metric`,
+    and `outputs`, the names of those that are judged.
 
     Inputs are a Tensor where the network has one, a tuple in the order of `names` where it has several.
 
@@ -43,6 +45,7 @@ def read_npz(path: Path, names: Sequence[str] = ()) -> NpzData:
     """
     arrays = _arrays(path)
     metric = arrays.pop("metric", None)
+    outputs = () if "outputs" in names else _texts(arrays.pop("outputs", None), path)
     sets: dict[str, Dataset] = {}
     for prefix in ("", "train_"):
         inputs = _inputs(arrays, names, prefix, path)
@@ -55,7 +58,7 @@ def read_npz(path: Path, names: Sequence[str] = ()) -> NpzData:
     if arrays or "" not in sets:
         strange = f"it has {', '.join(sorted(arrays)[:5])} besides" if arrays else "it has no inputs"
         raise InvalidData(f"{path} must hold {KEYS}, but {strange}.")
-    return NpzData(sets[""], sets.get("train_"), None if metric is None else str(metric))
+    return NpzData(sets[""], sets.get("train_"), None if metric is None else str(metric), outputs)
 
 
 def _inputs(arrays: dict[str, np.ndarray], names: Sequence[str], prefix: str, path: Path) -> Inputs | None:
@@ -69,6 +72,15 @@ def _inputs(arrays: dict[str, np.ndarray], names: Sequence[str], prefix: str, pa
         raise InvalidData(f"{path} lacks {', '.join(missing)}; the network takes {', '.join(names)}.")
     inputs = tuple(_tensor(arrays.pop(name), name, path) for name in given)
     return inputs if len(inputs) > 1 else inputs[0]
+
+
+def _texts(array: np.ndarray | None, path: Path) -> tuple[str, ...]:
+    """Names, or places as texts."""
+    if array is None:
+        return ()
+    if array.dtype.kind not in "Uiu":
+        raise InvalidData(f"{path}: outputs must be an array of names or places, but is {array.dtype}.")
+    return tuple(str(text) for text in array.reshape(-1))
 
 
 def _tensor(array: np.ndarray, name: str, path: Path) -> Tensor:

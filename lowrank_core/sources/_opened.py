@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils import data
 
 from lowrank_core.errors import InvalidData
 from lowrank_core.layers.data import Dataset, Inputs, tensors
-from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
+from lowrank_core.scoring.metrics import Metric
+
+COMPARED = "how outputs compare with the dense ones"
+"""What the score is of a network without labels, in a notice, until it is known what its outputs are."""
 
 BATCH = 256
 """Samples of a `Dataset` of PyTorch that are put together at once."""
@@ -23,6 +27,9 @@ class Opened:
     """A model and what came with it; data is loaded when first asked for.
 
     ref: the reference that opens it again; None for a network that came from Python.
+    metric: the one that a person gives for such samples; None where they give none, and the outputs tell.
+    outputs: those that are judged, by name or place; () where they are found.
+    refused: what a refusal of the data or outputs begins with; own_metric: what to do where no known metric fits.
     """
 
     ref: str | None
@@ -32,28 +39,40 @@ class Opened:
     example_inputs: Inputs
     eval_data: Callable[[], Dataset]
     train_data: Callable[[], Dataset] | None
-    metric: Callable[[Dataset], Metric]
+    metric: Callable[[Dataset], Metric | None]
     evaluate: Callable[[nn.Module], float] | None = None
     higher_is_better: bool = True
     notices: tuple[str, ...] = field(default=())
     provides: frozenset[str] = frozenset()  # the functions of the contract that the model file defines
+    outputs: tuple[str | int, ...] = ()
+    refused: str = ""
+    own_metric: str = "give metric, a function (outputs, targets) -> float"
 
 
-def as_dataset(value: object, where: str) -> Dataset:
-    """(inputs, targets), an iterable of such batches, or a `Dataset` of PyTorch, as one Dataset in memory.
+def as_dataset(value: object, where: str, inputs: Callable[[], int] = lambda: 1) -> Dataset:
+    """(inputs, targets), (inputs, targets, weights), an iterable of such batches, or a `Dataset`, as one in memory.
 
+    inputs: how many tensors the network takes, asked where it matters: of a flat tuple so many come before the targets.
     Raises InvalidData that names `where` for empty, mismatched or unreadable data.
     """
+    dataset = _read(value, where, inputs)
+    return dataset if dataset.weights is None else replace(dataset, weights=_weights(dataset, where))
+
+
+def _read(value: object, where: str, inputs: Callable[[], int]) -> Dataset:
     if isinstance(value, Dataset):
         dataset = value
     elif isinstance(value, data.Dataset) and not isinstance(value, data.IterableDataset):  # sample by sample
-        dataset = _concatenate(data.DataLoader(value, batch_size=BATCH, generator=torch.Generator()), where)
+        loader = data.DataLoader(value, batch_size=BATCH, generator=torch.Generator())
+        dataset = _concatenate(loader, where, inputs)
     elif isinstance(value, tuple | list) and len(value) == 2 and _is_targets(value[1]):
         dataset = Dataset(_as_tensors(value[0]), _as_targets(value[1]))
+    elif isinstance(value, tuple | list) and _is_row(value, inputs):
+        dataset = _of_row(value, where, inputs)
     elif isinstance(value, Tensor | dict):
         dataset = Dataset(_as_tensors(value))
     else:
-        dataset = _concatenate(value, where)
+        dataset = _concatenate(value, where, inputs)
     if len(dataset) == 0:
         raise InvalidData(f"{where} is empty; it must hold at least one sample.")
     lengths = {len(t) for t in tensors(dataset.inputs)}
@@ -67,20 +86,53 @@ def as_dataset(value: object, where: str) -> Dataset:
     return dataset
 
 
-def default_metric(dataset: Dataset, remedy: str) -> Metric:
-    """Top-1 where targets are class indices, agreement with the dense network where there are none.
+def _is_row(value: Sequence[object], inputs: Callable[[], int]) -> bool:
+    """Whether this is one batch, (inputs, ..., targets or weights), and no list of batches of inputs alone.
 
-    Raises InvalidData, with the remedy, for other targets.
+    Its tensors have the same number of samples; where they are all of one form a list may be either.
     """
-    targets = dataset.targets
-    if targets is None:
-        return AGREEMENT
-    if targets.ndim == 1 and not targets.is_floating_point():
-        return TOP1
-    raise InvalidData(
-        f"targets must be class indices, (N,) integers, to be scored by top-1, but got {tuple(targets.shape)} "
-        f"{targets.dtype}; {remedy}."
-    )
+    if len(value) < 3 or not all(map(_is_array, value[1:])) or not (_is_array(value[0]) or _is_nest(value[0])):
+        return False
+    found = [*tensors(_as_tensors(value[0])), *map(torch.as_tensor, value[1:])]
+    if not all(t.ndim and len(t) == len(found[0]) for t in found):
+        return False
+    return isinstance(value, tuple) or len({(t.shape, t.dtype) for t in found}) > 1 or inputs() > 1
+
+
+def _is_nest(value: object) -> bool:
+    """Inputs of several tensors: a tuple or a dict of them."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return bool(inside) and all(map(_is_array, inside))
+
+
+def _of_row(value: Sequence[Any], where: str, inputs: Callable[[], int]) -> Dataset:
+    """A batch in a flat tuple: what the network takes, targets, and weights where there is one more tensor."""
+    count = inputs()
+    if len(value) not in (count + 1, count + 2):
+        takes = f"{count} input{'' if count == 1 else 's'}"
+        raise InvalidData(
+            f"{where}: a batch of {len(value)} tensors must be the network's {takes} and targets, or these and "
+            "weights; give (inputs, targets) with a tuple of inputs, or example_inputs() that tells how many there are."
+        )
+    given = _as_tensors(value[0]) if count == 1 else _as_tensors(tuple(value[:count]))
+    return Dataset(given, _as_targets(value[count]), _as_targets(value[count + 1]) if value[count + 1 :] else None)
+
+
+def _weights(dataset: Dataset, where: str) -> Tensor | None:
+    """What each sample counts, (N,); None where all count alike. Raises InvalidData for what can be no weights."""
+    weights = cast(Tensor, dataset.weights)
+    if weights.numel() != len(weights) or len(weights) != len(dataset):
+        raise InvalidData(
+            f"{where}: weights must be one number for each of the {len(dataset)} samples, (N,), but are "
+            f"{tuple(weights.shape)}; the third of a tuple is taken for weights."
+        )
+    weights = weights.reshape(-1).double()
+    if not bool(weights.isfinite().all() and (weights >= 0).all() and weights.any()):
+        raise InvalidData(
+            f"{where}: weights must be finite, 0 or more, and not all 0, but go from {float(weights.min()):g} to "
+            f"{float(weights.max()):g}; the third of a tuple is taken for weights."
+        )
+    return None if bool((weights == weights[0]).all()) else weights
 
 
 def sorted_by_class(dataset: Dataset) -> bool:
@@ -88,11 +140,23 @@ def sorted_by_class(dataset: Dataset) -> bool:
     targets = dataset.targets
     if targets is None or targets.ndim != 1 or targets.is_floating_point() or len(targets) < 3:
         return False
-    return bool((targets.diff() >= 0).all() and targets[0] != targets[-1])
+    return bool((targets[1:] >= targets[:-1]).all() and targets[0] != targets[-1])
+
+
+def of_one_class(dataset: Dataset) -> bool:
+    """Whether there are class labels, and all of them the same."""
+    targets = dataset.targets
+    if targets is None or targets.ndim != 1 or targets.is_floating_point() or len(targets) < 2:
+        return False
+    return bool((targets == targets[0]).all())
 
 
 def _is_targets(value: object) -> bool:
-    return value is None or isinstance(value, Tensor) or hasattr(value, "__array__")
+    return value is None or _is_array(value)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor) or hasattr(value, "__array__")
 
 
 def _as_targets(value: object) -> Tensor | None:
@@ -107,11 +171,12 @@ def _as_tensors(value: Inputs) -> Inputs:
     return torch.as_tensor(value)
 
 
-def _concatenate(value: object, where: str) -> Dataset:
+def _concatenate(value: object, where: str, count: Callable[[], int]) -> Dataset:
     if isinstance(value, str | bytes):  # an iterable of itself
         raise InvalidData(f"{where} must be (inputs, targets) or an iterable of such batches, but got a text.")
     try:
-        batches = [as_dataset(batch, f"{where}, batch {i}") for i, batch in enumerate(cast(Iterable[object], value))]
+        parts = enumerate(cast(Iterable[object], value))
+        batches = [_read(batch, f"{where}, batch {i}", count) for i, batch in parts]
     except TypeError as error:
         raise InvalidData(
             f"{where} must be (inputs, targets) or an iterable of such batches, "
@@ -119,14 +184,63 @@ def _concatenate(value: object, where: str) -> Dataset:
         ) from error
     if not batches:
         raise InvalidData(f"{where} is empty; it must hold at least one sample.")
+    batches = _of_one_length(batches)
     first = batches[0].inputs
     if isinstance(first, dict):
-        inputs: Inputs = {key: torch.cat([b.inputs[key] for b in batches]) for key in first}
+        inputs: Inputs = {key: _joined([b.inputs[key] for b in batches], f"{where}, {key}") for key in first}
     elif isinstance(first, tuple):
-        inputs = tuple(torch.cat([b.inputs[i] for b in batches]) for i in range(len(first)))
+        inputs = tuple(_joined([b.inputs[i] for b in batches], f"{where}, input {i}") for i in range(len(first)))
     else:
-        inputs = torch.cat([b.inputs for b in batches])
+        inputs = _joined([b.inputs for b in batches], f"{where}, inputs")
     targets = [b.targets for b in batches if b.targets is not None]
     if targets and len(targets) != len(batches):
         raise InvalidData(f"{where}: some batches have targets and some have none; give all of them or none.")
-    return Dataset(inputs, torch.cat(targets) if targets else None)
+    weights = None
+    if any(b.weights is not None for b in batches):
+        weights = torch.cat([torch.ones(len(b)) if b.weights is None else b.weights for b in batches])
+    return Dataset(inputs, _joined(targets, f"{where}, targets") if targets else None, weights)
+
+
+def _joined(parts: list[Tensor], where: str) -> Tensor:
+    """The same of all batches; raises InvalidData that tells the shapes where they cannot be put together."""
+    shapes = list(dict.fromkeys(tuple(part.shape[1:]) for part in parts))
+    if len(shapes) > 1:
+        other = next(part for part in parts if tuple(part.shape[1:]) == shapes[1])
+        raise InvalidData(
+            f"{where}: batches must have the same shape but for their number of samples, but got "
+            f"{tuple(parts[0].shape)} and {tuple(other.shape)}; pad them to one length. Integer tokens in a dict that "
+            "also holds their mask are padded here, where there are labels."
+        )
+    return torch.cat(parts)
+
+
+PADDING = -100
+"""Of targets: what PyTorch's losses and our metrics leave out."""
+
+
+def _of_one_length(batches: list[Dataset]) -> list[Dataset]:
+    """Batches of tokens with a mask, (n, T) integers in a dict, brought to the longest T: 0 where nothing is.
+
+    Targets (n, T) get -100 there, which counts in no metric. Without targets padded places would count: such batches
+    stay as they are, and so do all others.
+    """
+    lengths = {tokens.shape[1] for b in batches for tokens in _tokens(b)}
+    if len(lengths) < 2 or not all(_tokens(b) and b.targets is not None for b in batches):
+        return batches
+    longest, padded = max(lengths), []
+    for b in batches:
+        room, targets = longest - _tokens(b)[0].shape[1], cast(Tensor, b.targets)
+        if targets.shape == _tokens(b)[0].shape and not targets.is_floating_point():
+            targets = pad(targets.long(), (0, room), value=PADDING)
+        padded.append(replace(b, inputs={key: pad(t, (0, room)) for key, t in b.inputs.items()}, targets=targets))
+    return padded
+
+
+def _tokens(batch: Dataset) -> list[Tensor]:
+    """The inputs of a batch of tokens with their mask, all (n, T) and whole numbers; none where it is another."""
+    inputs = batch.inputs
+    if not isinstance(inputs, dict) or not any("mask" in key for key in inputs):
+        return []
+    found = list(inputs.values())
+    fitting = all(t.ndim == 2 and t.shape == found[0].shape and not t.is_floating_point() for t in found)
+    return found if fitting else []

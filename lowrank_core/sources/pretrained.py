@@ -23,7 +23,7 @@ def _accepts(ref: str) -> bool:
 
 
 def _open(ref: str) -> Opened:
-    """Offline, no code of the folder is run and nothing is unpickled; there is no data, so the score is agreement."""
+    """Offline, no code of the folder is run and nothing is unpickled; there are no data but random ones."""
     folder = Path(ref).expanduser().resolve()
     config = _config(folder)
     contract = ModelContract(

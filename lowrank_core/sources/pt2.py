@@ -26,7 +26,7 @@ from lowrank_core.layers.data import Dataset, Inputs, batch_size, call, tensors
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._contract import ModelContract, open_contract
 from lowrank_core.sources._npz_data import NpzData, read_npz
-from lowrank_core.sources._opened import Opened
+from lowrank_core.sources._opened import COMPARED, Opened
 
 SAMPLES = 64
 FREE_BATCH = "torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim('batch')},))"
@@ -56,10 +56,11 @@ def _open(ref: str) -> Opened:
             eval_data=lambda: data.eval,
             train_data=None if data.train is None else lambda: data.train,
             metric=data.metric,
+            outputs=data.outputs,
         )
         return open_contract(contract)
     opened = open_contract(replace(contract, eval_data=lambda: _random(inputs)))
-    notice = f"There is no {beside.name} with inputs and targets: the score is agreement on random inputs."
+    notice = f"There is no {beside.name} with inputs and targets: the score is {COMPARED}, on random inputs."
     return replace(opened, notices=(notice, *opened.notices), provides=opened.provides - {"eval_data"})
 
 
@@ -274,7 +275,12 @@ def _check_batch(model: nn.Module, inputs: Inputs, path: Path) -> None:
     try:
         with torch.no_grad():
             once, more = call(model, inputs), call(model, wider)
-        free = len(more) == len(once) + 1 and torch.allclose(more[:-1], once, rtol=1e-3, atol=1e-5)
+        samples = batch_size(inputs)
+        pairs = [(value, more[name]) for name, value in once.items() if value.ndim and len(value) == samples]
+        free = bool(pairs) and all(
+            len(wide) == samples + 1 and torch.allclose(wide[:-1].double(), value.double(), rtol=1e-3, atol=1e-5)
+            for value, wide in pairs
+        )
     except Exception:  # whatever an operator says about a size it was not made for
         free = False
     if not free:
@@ -333,9 +339,10 @@ def _data(path: Path, inputs: Inputs, names: list[str]) -> NpzData:
 
     def fitting(data: Dataset) -> Dataset:
         cast = [array.to(one.dtype) for array, one in zip(tensors(data.inputs), like, strict=True)]
-        return Dataset(dict(zip(inputs, cast, strict=True)) if isinstance(inputs, dict) else tuple(cast), data.targets)
+        given = dict(zip(inputs, cast, strict=True)) if isinstance(inputs, dict) else tuple(cast)
+        return replace(data, inputs=given)
 
-    return NpzData(fitting(npz.eval), None if npz.train is None else fitting(npz.train), npz.metric)
+    return NpzData(fitting(npz.eval), None if npz.train is None else fitting(npz.train), npz.metric, npz.outputs)
 
 
 register(Source("pt2", lambda ref: ref.endswith(".pt2"), _open, "a program of torch.export (.pt2)"))

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_map
 from lowrank_core.compression.apply import chain_at, restructure
 from lowrank_core.errors import InvalidData, InvalidFile, InvalidPlan, LowRankError, TrainingFailed
 from lowrank_core.layers.computed import copied
-from lowrank_core.layers.data import Dataset, Inputs, call, data_hash, evaluating, run
+from lowrank_core.layers.data import Dataset, Inputs, Outputs, call, data_hash, evaluating, joined, picked, run
 from lowrank_core.networks.profile import weight_at
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
@@ -36,7 +36,7 @@ from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.scope import give_way
 from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.metrics import Metric
-from lowrank_core.scoring.scores import Score, final_score
+from lowrank_core.scoring.scores import Score, final_score, output_scores, worst
 from lowrank_core.store.files import remove_left, write_whole
 from lowrank_core.training.recipe import Objective, Settings, balance, check_images, randomise, rate_at, varied
 from lowrank_core.version import versions
@@ -145,7 +145,7 @@ def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, w
     data = training_data(workspace)
     correction = None if candidate.correction is None else candidate.correction.to_dict()
     about = [VERSION, candidate.plan.to_json(provenance={}), correction, asdict(settings), watch]
-    text = json.dumps([*about, data_hash((data.inputs, data.targets))], sort_keys=True)
+    text = json.dumps([*about, data_hash((data.inputs, data.targets, data.weights))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -158,7 +158,7 @@ def provenance(workspace: Workspace, settings: Settings, plan: RankPlan, last: E
         "epochs": last.number,
         "best_epoch": last.best,
         "validation": last.validation,
-        "data": data_hash((data.inputs, data.targets)),
+        "data": data_hash((data.inputs, data.targets, data.weights)),
     }
 
 
@@ -204,8 +204,10 @@ class _Training:
         if settings.augment != "none":
             check_images(self.samples)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        first = run(workspace.model, self.samples.pick(slice(0, 1)))
-        self.objective = Objective.of(settings.loss, first, training_data(workspace).targets)
+        self.names = workspace.judged.names
+        first = run(workspace.model, self.samples.pick(slice(0, 1)), self.names)
+        targets = training_data(workspace).targets
+        self.objectives = {name: self._objective(values, targets) for name, values in first.items()}
         self.metric = self._metric()
         self.model = _start(workspace, candidate, settings).to(self.device).eval()
         self.dense = workspace.model
@@ -218,7 +220,9 @@ class _Training:
         small = plan_cost(workspace.profile, candidate.plan).multiplies < SMALL
         self.threads: Callable[[], AbstractContextManager[None]] = one_thread if small else nullcontext
         self.validation_answers = self._dense_answers(self.held_back)
-        fit = settings.augment == "none" and first.nbytes * len(self.samples) <= KEPT_BYTES
+        self.weights = self._weights()
+        size = sum(values.nbytes for values in first.values())
+        fit = settings.augment == "none" and size * len(self.samples) <= KEPT_BYTES
         self.answers = self._dense_answers(self.samples) if fit and settings.loss != "labels" else None
         self.best: dict[str, Tensor] = {}
 
@@ -253,16 +257,17 @@ class _Training:
             for part in self._batches(self.held_back):
                 give_way()
                 with self.threads():
-                    outputs.append(call(self.model, self._placed(part.inputs)).cpu())
-        tuned, dense, targets = torch.cat(outputs), self.validation_answers, self.held_back.targets
-        loss = float(self.objective(tuned, dense, targets))
+                    answered = self._judged(call(self.model, self._placed(part.inputs)))
+                    outputs.append({name: values.cpu() for name, values in answered.items()})
+        tuned, dense, targets = joined(outputs), self.validation_answers, self.held_back.targets
+        loss = float(self._loss(tuned, dense, targets))
         if not math.isfinite(loss):
             raise TrainingFailed(
                 f"the loss on the samples held back is {loss} at a learning rate of {self.rate:g}; try a smaller one, "
                 "and look for NaN in train_data(). The network and its plan are as they were."
             )
-        judged = dense if self.metric.label_free or targets is None else targets
-        return loss, self.metric.score(tuned, judged) if self.metric.judges else loss
+        scores = output_scores(self.metric, tuned, dense, targets, self.held_back.weights) if self.metric.judges else ()
+        return loss, worst(scores).value if scores else loss
 
     def keep(self) -> None:
         """Remember the current weights as the best ones so far."""
@@ -310,13 +315,13 @@ class _Training:
         targets = None if part.targets is None else part.targets.to(self.device)
         try:
             if self.answers is not None:
-                dense = self.answers[index].to(self.device)
+                dense = {name: values[index].to(self.device) for name, values in self.answers.items()}
             elif self.settings.loss != "labels":
                 with evaluating(self.dense):
-                    dense = call(self.dense, inputs)
+                    dense = self._judged(call(self.dense, inputs))
             else:
-                dense = torch.empty(0)
-            loss = self.objective(call(self.model, inputs), dense, targets)
+                dense = dict.fromkeys(self.names, torch.empty(0))
+            loss = self._loss(self._judged(call(self.model, inputs)), dense, targets)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)
@@ -334,13 +339,39 @@ class _Training:
         for at in range(0, len(data), 256):
             yield data.pick(slice(at, at + 256))
 
-    def _dense_answers(self, data: Dataset) -> Tensor:
+    def _judged(self, outputs: Outputs) -> Outputs:
+        return {name: picked(outputs, name) for name in self.names}
+
+    def _loss(self, outputs: Outputs, dense: Outputs, targets: Tensor | None) -> Tensor:
+        """The mean of the losses of the outputs that are judged."""
+        losses = [
+            self.weights[name] * self.objectives[name](values, dense[name], targets) for name, values in outputs.items()
+        ]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+    def _objective(self, outputs: Tensor, targets: Tensor | None) -> Objective:
+        """The objective of one output; without labels its metric says whether it holds classes."""
+        if targets is not None or self.settings.loss != "distill":
+            return Objective.of(self.settings.loss, outputs, targets)
+        axis = self.workspace.metric.axis_of(outputs)
+        return Objective("distill", axis is not None and outputs.shape[axis] > 1, 1 if axis is None else axis)
+
+    def _weights(self) -> dict[str, float]:
+        """What the loss of each output is multiplied by: of several, numbers count for their variance."""
+        weights = dict.fromkeys(self.names, 1.0)
+        for name, values in self.validation_answers.items() if len(self.names) > 1 else ():
+            variance = float(values.double().var(correction=0))
+            if not self.objectives[name].classes and variance > 0:
+                weights[name] = 1 / variance
+        return weights
+
+    def _dense_answers(self, data: Dataset) -> Outputs:
         answers = []
         for part in self._batches(data):
             give_way()
             with self.threads():
-                answers.append(run(self.workspace.model, part))
-        return torch.cat(answers)
+                answers.append(run(self.workspace.model, part, self.names))
+        return joined(answers)
 
     def _placed(self, inputs: Inputs) -> Inputs:
         return tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, inputs)
@@ -351,7 +382,7 @@ class _Training:
     def _metric(self) -> Metric:
         """How the samples held back are judged; by the loss where the network's own metric cannot."""
         try:
-            return self.workspace.opened.metric(self.held_back)
+            return self.workspace.judge(self.held_back, self.names).metric
         except InvalidData:
             return Metric("loss", higher_is_better=False)
 

@@ -182,7 +182,7 @@ def sweep(
         for number, candidate in enumerate(candidates):
             yield _swept(workspace, number, candidate, settings, folder)
         return
-    model = workspace.address, workspace.profile.fingerprint, workspace.cache
+    model = workspace.address, workspace.profile.fingerprint, workspace.cache, workspace.opened.outputs
     pieces = [_Piece(model, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
     for _, swept in map_elsewhere(_swept_elsewhere, pieces, Workers(workers)):
         yield swept
@@ -222,9 +222,9 @@ def _swept(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """What another process trains: one plan of a model, which is told by reference, fingerprint and cache."""
+    """What another process trains: one plan of a model, which is told as `opened_once` takes it."""
 
-    model: tuple[str, str, Cache | None]
+    model: tuple[str, str, Cache | None, tuple[str | int, ...]]
     number: int
     candidate: Candidate
     settings: Settings

@@ -60,7 +60,7 @@ def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
     score = measurements.measured(workspace, plan) if tuned is None else tuned.score
     if score is not None:
         verdict = words.plain(words.verdict(workspace, score))
-        st.markdown(f"Measured {words.metric(workspace).lower()}: **{verdict}**", help=words.INTERVAL)
+        st.markdown(f"Measured {words.metric_name(workspace)}: **{verdict}**", help=words.INTERVAL)
     elif button("Measure the accuracy", icon=":material/speed:"):
         with st.spinner("Measuring on all samples…"):
             measured(workspace)

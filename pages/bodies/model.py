@@ -10,7 +10,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, tables, words
+from pages.ui import charts, frame, outputs, tables, words
 from pages.ui.commands import as_here
 
 MANY = 40
@@ -75,6 +75,7 @@ def show(workspace: Workspace) -> None:
         st.metric("Multiplies per sample", words.count(cost.multiplies), help=words.MULTIPLIES, width="content")
         st.metric("Additions per sample", words.count(cost.additions), help=words.ADDITIONS, width="content")
 
+    outputs.show(workspace)
     st.header("Where the cost is", anchor=False)
     st.plotly_chart(charts.cost_shares(tables.cost_shares(profile)), alt="Share of multiplies and bytes by layer")
 

@@ -26,7 +26,8 @@ CORRECTION = (
 )
 INTERVAL = (
     "95 % interval of the difference to the dense network, paired on the same samples: with chance alone, the true "
-    "difference would lie inside 19 times out of 20."
+    "difference would lie inside 19 times out of 20. Where the samples are too few for that there is none: fewer than "
+    "30, or fewer than 5 that change anything, where a metric is more than counts of right and wrong."
 )
 
 DENSE = "The network as it was trained, before any layer is factorised; every compressed network is compared with it."
@@ -83,9 +84,12 @@ def model_description(address: str) -> str:
 
 
 def dense(workspace: Workspace, value: float, samples: int) -> str:
-    """Model and dense score, as one line of Markdown."""
+    """Model and dense score, as one line of Markdown; of several outputs which are judged."""
     on = f" on {samples:,} samples" if samples else ""
-    return f"{plain(workspace.name)} · dense {metric(workspace).lower()} **{score(workspace, value)}**{on}"
+    judged = ""
+    if workspace.opened.evaluate is None and len(workspace.judged.outputs) > 1:
+        judged = f" · judged: {plain(', '.join(workspace.judged.names))}"
+    return f"{plain(workspace.name)} · dense {plain(metric_name(workspace))} **{score(workspace, value)}**{on}{judged}"
 
 
 def shares(workspace: Workspace) -> bool:
@@ -95,7 +99,13 @@ def shares(workspace: Workspace) -> bool:
 
 def metric(workspace: Workspace) -> str:
     """The name of the score, as it stands in front of a figure."""
-    return "Score" if workspace.opened.evaluate is not None else workspace.metric.name.capitalize()
+    name = metric_name(workspace)
+    return name[:1].upper() + name[1:]
+
+
+def metric_name(workspace: Workspace) -> str:
+    """The name of the score inside a sentence."""
+    return "score" if workspace.opened.evaluate is not None else workspace.metric.name
 
 
 def rises(workspace: Workspace) -> bool:
@@ -129,17 +139,20 @@ def drop(workspace: Workspace, value: float) -> str:
 
 
 def interval(workspace: Workspace, measured: Score) -> str:
-    """The 95 % interval of the drop as text, empty where there is none."""
+    """The 95 % interval of the drop as text, or why there is none."""
     if measured.drop_low is None or measured.drop_high is None:
-        return ""
+        return "too few samples" if measured.too_few else ""
     scale, digits = (100, ".2f") if shares(workspace) else (1, ".4g")
     return f"{scale * measured.drop_low:{digits}} to {scale * measured.drop_high:{digits}}".replace("-", "−")
 
 
 def verdict(workspace: Workspace, measured: Score) -> str:
-    """A measured score with its paired interval, as one line."""
+    """A measured score with its paired interval, as one line, and that of each output where there are several."""
     on = f" on {measured.samples:,} samples" if measured.samples else ""
-    return f"{score(workspace, measured.value)}{on}, {change(workspace, measured, 'against dense')}"
+    line = f"{score(workspace, measured.value)}{on}, {change(workspace, measured, 'against dense')}"
+    if len(measured.outputs) < 2:
+        return line
+    return f"{line}; {', '.join(f'{o.name} {score(workspace, o.value)}' for o in measured.outputs)}"
 
 
 def change(workspace: Workspace, measured: Score, against: str) -> str:
@@ -152,6 +165,6 @@ def change(workspace: Workspace, measured: Score, against: str) -> str:
 
     line = f"{signed(measured.drop)}{unit} {against}"
     if measured.drop_low is None or measured.drop_high is None:
-        return line
+        return f"{line} (too few samples for an interval)" if measured.too_few else line
     low, high = sorted((measured.drop_low, measured.drop_high), key=lambda drop: scale * drop)
     return f"{line} (95 %: {signed(low)} to {signed(high)})"

@@ -56,9 +56,11 @@ const words = {
   },
 
   /* How far the score itself has moved against the dense network when so much is lost, with the interval if known. */
-  change(model, { drop, drop_low: low, drop_high: high }) {
+  change(model, { drop, drop_low: low, drop_high: high, samples }) {
     const line = `${words.signed(model, against(model, drop))}${model.metric.share ? " points" : ""} against dense`;
-    if (typeof low !== "number" || typeof high !== "number") return line;
+    if (typeof low !== "number" || typeof high !== "number") {
+      return samples > 0 ? `${line} (too few samples for an interval)` : line;
+    }
     const ends = [low, high].map(end => against(model, end)).sort((a, b) => a - b);
     return `${line} (95 %: ${ends.map(end => words.signed(model, end)).join(" to ")})`;
   },

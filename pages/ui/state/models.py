@@ -15,7 +15,7 @@ import platformdirs
 import streamlit as st
 
 from lowrank_core.builtin import BUILTIN
-from lowrank_core.errors import InvalidSettings
+from lowrank_core.errors import InvalidData, InvalidSettings
 from lowrank_core.predict.prediction import NoiseTable, noise_table
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory
@@ -72,7 +72,26 @@ def opened(say: Callable[[str], None]) -> Workspace | Inventory:
     st.query_params["w"] = session_id()
     if address != offered()[0] or "model" in st.query_params:
         st.query_params["model"] = address
-    return open_model(address, stamp(address), say)
+    model = open_model(address, stamp(address), say)
+    names = outputs_chosen()
+    if not names or not isinstance(model, Workspace):
+        return model
+    try:
+        return _judging()((address, stamp(address), names), lambda: model.judging(names))
+    except InvalidData:  # the file was edited, and has other outputs now
+        choose_outputs(())
+        return model
+
+
+def outputs_chosen() -> tuple[str, ...]:
+    """The outputs of the session's model that a person has chosen to be judged; () where those that fit are."""
+    chosen_of: dict[str, tuple[str, ...]] = st.session_state.get("outputs", {})
+    return chosen_of.get(chosen(), ())
+
+
+def choose_outputs(names: tuple[str, ...]) -> None:
+    """Judge these outputs of the session's model, on all pages; () those that fit."""
+    st.session_state["outputs"] = {**st.session_state.get("outputs", {}), chosen(): names}
 
 
 def open_model(address: str, stamp: str, say: Callable[[str], None] = lambda step: None) -> Workspace | Inventory:
@@ -99,6 +118,12 @@ def _builtin() -> Once[tuple[str, str], Workspace | Inventory]:
 @st.cache_resource
 def _given() -> Once[tuple[str, str], Workspace | Inventory]:
     return Once(2)
+
+
+@st.cache_resource
+def _judging() -> Once[tuple[str, str, tuple[str, ...]], Workspace]:
+    """Models with outputs chosen by a person; they share what does not depend on that."""
+    return Once(4)
 
 
 @st.cache_resource
@@ -160,4 +185,5 @@ def constants() -> Once[tuple[str, str], dict[str, Any]]:
 
 def key(workspace: Workspace) -> str:
     """What tells one model, as its file is now, from all others."""
-    return f"{workspace.profile.fingerprint} {workspace.address} {stamp(workspace.address)}"
+    judged = " ".join(map(str, workspace.opened.outputs))
+    return f"{workspace.profile.fingerprint} {workspace.address} {stamp(workspace.address)} {judged}"

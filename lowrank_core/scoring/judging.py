@@ -1,0 +1,319 @@
+"""Judging: which outputs of a network are scored, by which metric, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.errors import InvalidData, LowRankError
+from lowrank_core.layers.data import Dataset, Outputs, call, evaluating, run
+from lowrank_core.networks.twin import twin
+from lowrank_core.scoring.metrics import AGREEMENT, METRICS, RESEMBLANCE, TOP1, Metric, class_axis_of
+
+SAMPLES = 3
+"""On which the outputs are looked at."""
+
+DISTURBANCE = 0.1
+"""Of every weight, relative, where it is tried which outputs they reach."""
+
+UNREACHED = "reached by no weight"
+NO_BATCH = "without a batch axis"
+
+Names = tuple[str, ...]
+
+_STATES = ("past_key_values", "hidden_states", "hidden_state", "attentions", "mems", "cache", "cache_params")
+_SCORES = ("logit", "logits", "probs", "probabilities", "softmax")
+_NUMBERS = {"embed", "embeds", "embedding", "embeddings", "hidden", "state", "states", "feature", "features"}
+_NUMBERS |= {"pooler", "pooled", "box", "boxes", "bbox", "landmark", "landmarks", "coords"}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output of a network. shape: of one sample; left: why it cannot be judged, "" where it can."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    left: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The outputs that are judged, by name, and the metric of each. why: how they came to be chosen, and the metric.
+
+    outputs: all that the network has, in its order.
+    """
+
+    names: Names
+    metric: Metric
+    why: str
+    outputs: tuple[Output, ...]
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.names)} ({self.why})"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {"outputs": self.names, "metric": self.metric.name, "why": self.why}
+
+    @property
+    def right_or_wrong(self) -> bool:
+        """Whether each sample is right or wrong, so that samples can be counted."""
+        counted = self.metric.share and self.metric.class_axis is not None
+        counted = counted and all(len(output.shape) == 1 for output in self.outputs if output.name in self.names)
+        return counted or self.metric is METRICS["binary"]
+
+    @property
+    def key(self) -> str:
+        """What figures depend on besides network, data and metric; "" for a network of one output with class scores."""
+        shapes = {output.name: output.shape for output in self.outputs}
+        alone = len(self.outputs) == 1 and len(shapes[self.names[0]]) == 1
+        return "" if alone and self.metric is not RESEMBLANCE else f"{self.metric.name} of {', '.join(self.names)}"
+
+
+def judge(
+    model: nn.Module,
+    data: Dataset,
+    given: Metric | None = None,
+    chosen: Sequence[str | int] = (),
+    *,
+    where: str = "eval_data",
+    remedy: str = "give metric, a function (outputs, targets) -> float",
+) -> Judged:
+    """What is judged of a network on these samples, by the metric given or by the one that fits.
+
+    chosen: outputs by name or place; without any, with labels the one that fits them, else all of floating point that
+    weights reach, but for caches, hidden states and attentions. Without a metric top-1 where labels are class indices,
+    R2 where targets are numbers of the output's shape, and without labels agreement with the dense network where all
+    outputs are class scores of two or more columns, else R2 against it. where, remedy: what refusals call the data, and
+    what to do.
+
+    Raises InvalidData, with the names there are or the remedy, where nothing can be judged so.
+    """
+    part = data.pick(torch.arange(SAMPLES) % len(data))
+    found = run(model, part)
+    outputs = tuple(_looked_at(name, value) for name, value in found.items())
+    if len(found) > 1:
+        reached = _reached(model, part, found)
+        outputs = tuple(o if o.left or o.name in reached else replace(o, left=UNREACHED) for o in outputs)
+    names: Names = tuple(output.name for output in outputs if not output.left)
+    able = len(names)
+    why = "all outputs of floating point that weights reach" if len(names) > 1 else "the only one that can be"
+    if chosen:
+        names, why = tuple(dict.fromkeys(_named(choice, tuple(found)) for choice in chosen)), "chosen"
+    elif len(found) == 1:
+        names, why = tuple(found), "the only output"  # whatever it is, a metric of a person's own may know it
+    bad = [o for o in outputs if (o.name in names and o.left in (UNREACHED, NO_BATCH) and chosen) or not names]
+    if bad:
+        raise InvalidData(
+            "an output that is judged must hold numbers for each sample that weights reach, but "
+            f"{', '.join(f'{output.name} is {output.left}' for output in bad)}."
+        )
+    labels = None if given is not None and given.label_free else data.targets
+    if labels is not None and not chosen and len(names) > 1:
+        names, why = (_fitting(names, found, labels),), "of several outputs the one that fits the labels"
+    if given is None:
+        given, reason = _default(model, data.targets, {name: found[name] for name in names}, able == 1, where, remedy)
+        why = f"{why}; {reason}"
+    else:
+        _check_columns(given, names, found)
+    return Judged(names, given, why, outputs)
+
+
+def _looked_at(name: str, value: Tensor) -> Output:
+    left = ""
+    if not value.is_floating_point():
+        left = "not of floating point"
+    elif value.ndim == 0 or len(value) != SAMPLES:
+        left = NO_BATCH
+    elif any(word.endswith(_STATES) and word != "last_hidden_state" for word in name.split(".")):
+        left = "a state of the network, no answer"
+    return Output(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."), left)
+
+
+def _named(choice: str | int, names: Names) -> str:
+    """The output that a person means: its name, or its place."""
+    if choice in names:
+        return str(choice)
+    place = int(choice) if str(choice).removeprefix("-").isdecimal() else len(names)
+    if not -len(names) <= place < len(names):
+        raise InvalidData(
+            f"there is no output {choice!r}; choose among {', '.join(names)}, or by its place, 0 to {len(names) - 1}."
+        )
+    return names[place]
+
+
+# ---- which outputs weights reach ------------------------------------------------------------------------------------
+
+
+def _reached(model: nn.Module, part: Dataset, found: Outputs) -> set[str]:
+    """The outputs that depend on a weight: by the graph of their gradients, else by disturbing all weights.
+
+    All of them where none seems to.
+    """
+    reached = _with_gradients(model, part)
+    if not found.keys() <= reached:
+        reached |= _changed(model, part, found)
+    return reached or set(found)
+
+
+def _with_gradients(model: nn.Module, part: Dataset) -> set[str]:
+    copied = twin(model)
+    for module in copied.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            if value.is_floating_point():
+                setattr(module, name, nn.Parameter(value.detach(), requires_grad=True))
+    try:
+        with evaluating(copied), torch.enable_grad():
+            return {name for name, value in call(copied, part.inputs).items() if value.requires_grad}
+    except LowRankError:
+        raise
+    except Exception:  # whatever an operator says that has no gradient: then the weights are disturbed
+        return set()
+
+
+def _changed(model: nn.Module, part: Dataset, found: Outputs) -> set[str]:
+    """The outputs that change when every weight does; a copy of the weights is there while it runs."""
+    copied, generator = twin(model), torch.Generator().manual_seed(0)
+    disturbed: dict[int, nn.Parameter] = {}
+    for module in copied.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            if value.is_floating_point():
+                if id(value) not in disturbed:
+                    noise = torch.randn(value.shape, generator=generator).to(value)
+                    disturbed[id(value)] = nn.Parameter(value.detach() * (1 + DISTURBANCE * noise) + 1e-3 * noise)
+                setattr(module, name, disturbed[id(value)])
+    with suppress(InvalidData):  # a network that cannot be run so tells nothing
+        others = run(copied, part)
+        return {name for name, value in found.items() if name in others and not _equal(value, others[name])}
+    return set(found)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+# ---- which of them fits the labels ----------------------------------------------------------------------------------
+
+
+def _fitting(names: Names, found: Outputs, targets: Tensor) -> str:
+    """The output that fits the targets best; of equals the one called logits, then the first."""
+    return max(names, key=lambda name: (_fit(found[name], targets), _words(name)[-1:] == ["logits"]))
+
+
+def _fit(output: Tensor, targets: Tensor) -> int:
+    """How well an output fits: 3 a score for each class that occurs, 2 for more, or the shape, 1 one number, 0 not."""
+    shape, wanted = output.shape[1:], targets.shape[1:]
+    if not targets.is_floating_point() and output.ndim == targets.ndim + 1 and targets.numel():
+        for axis in (1, -1):
+            if output.shape[axis] > 1 and output.movedim(axis, -1).shape[1:-1] == wanted:
+                classes, asked = output.shape[axis], int(targets.max()) + 1
+                if classes >= asked:
+                    return 3 if classes == asked else 2
+    if shape == wanted and (targets.is_floating_point() or output.ndim > 1):
+        return 2
+    return int(_flat(output) and _flat(targets))
+
+
+def _flat(values: Tensor) -> bool:
+    """One number for each sample, (N,) or (N, 1)."""
+    return values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
+
+
+# ---- which metric ---------------------------------------------------------------------------------------------------
+
+
+def _default(
+    model: nn.Module, targets: Tensor | None, outputs: Outputs, alone: bool, where: str, remedy: str
+) -> tuple[Metric, str]:
+    """The metric of outputs for which a person has named none, and why it is that one."""
+    if targets is None:
+        reasons = [_class_scores(model, name, value, alone=alone) for name, value in outputs.items()]
+        if all(reasons):
+            return AGREEMENT, f"class scores, for {', '.join(dict.fromkeys(reasons))}"
+        return RESEMBLANCE, "numbers, not class scores"
+    shapes = {name: tuple(value.shape[1:]) for name, value in outputs.items()}
+    one_bit = (
+        not targets.is_floating_point() and targets.numel() and int(targets.min()) >= 0 and int(targets.max()) <= 1
+    )
+    if one_bit and _flat(targets) and all(map(_flat, outputs.values())):
+        return METRICS["binary"], "one logit, and labels 0 and 1"
+    if targets.ndim == 1 and not targets.is_floating_point():
+        for value in outputs.values():
+            _check_classes(value, targets, where, remedy)
+        return TOP1, "class indices"
+    if targets.is_floating_point() and all(
+        value.shape[1:] == targets.shape[1:] or (_flat(value) and _flat(targets)) for value in outputs.values()
+    ):
+        return METRICS["r2"], "targets are numbers of its shape"
+    told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise InvalidData(
+        f"targets must be class indices, (N,) integers, to be scored by top-1, or numbers of the output's shape, to be "
+        f"scored by R2, but got {tuple(targets.shape)} {targets.dtype} for a sample's {told}; {remedy}."
+    )
+
+
+def _check_classes(output: Tensor, targets: Tensor, where: str, remedy: str) -> None:
+    """Outputs must be one number per class, and every label one of these classes."""
+    if output.ndim != 2 or output.shape[1] < 2:
+        raise InvalidData(
+            f"outputs must be (N, classes) to be scored by top-1, but for one sample the model "
+            f"returns {(1, *output.shape[1:])}; {remedy}."
+        )
+    low, high, classes = int(targets.min()), int(targets.max()), output.shape[1]
+    if low < 0 or high >= classes:
+        raise InvalidData(
+            f"labels must be 0..{classes - 1}, one for each of the model's {classes} outputs, but "
+            f"{where} has {low}..{high}; correct the labels, or {remedy}."
+        )
+
+
+def _class_scores(model: nn.Module, name: str, values: Tensor, *, alone: bool) -> str:
+    """Why an output without labels is taken for scores of classes; "" where it is not.
+
+    Its name says so; or it holds shares that add up to one; or it is the only output and nothing in its name speaks
+    against it: (N, classes), or (N, tokens, words) with as many words as a table of the network has rows.
+    """
+    axis, words = class_axis_of(values), _words(name)
+    if axis is None or values.shape[axis] < 2:
+        return ""
+    if any(word in _SCORES for word in words):
+        return "it is called so"
+    if _distributions(values.double(), axis):
+        return "each adds up to one"
+    if not alone or any(word in _NUMBERS for word in words):
+        return ""
+    if values.ndim == 2:
+        return f"it is the only one, with {values.shape[1]} columns"
+    rows = {module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)}
+    return "it holds a number for each word" if values.ndim == 3 and values.shape[2] in rows else ""
+
+
+def _distributions(values: Tensor, axis: int) -> bool:
+    """Whether numbers along the axis are probabilities, or their logarithms."""
+    if not bool(values.isfinite().all()):
+        return False
+    sums = values.sum(axis) if bool((values >= 0).all()) else values.exp().sum(axis)
+    return bool((sums - 1).abs().max() < 1e-3)
+
+
+def _check_columns(metric: Metric, names: Iterable[str], outputs: Outputs) -> None:
+    """Agreement compares the largest of several scores: an output with one is never the largest of anything."""
+    for name in names if metric is AGREEMENT else ():
+        axis = class_axis_of(outputs[name])
+        if axis is None or outputs[name].shape[axis] < 2:
+            raise InvalidData(
+                f"agreement compares class scores of two or more columns, but for one sample {name} is "
+                f"{(1, *outputs[name].shape[1:])}; name another metric, such as r2, or choose other outputs."
+            )
+
+
+def _words(name: str) -> list[str]:
+    """The words in an output's name, in small letters."""
+    return "".join(letter if letter.isalpha() else " " for letter in name.lower()).split()
