@@ -38,9 +38,9 @@ class Bessel(nn.Module):
         return torch.special.bessel_j1(x)
 
 
-def answers(proto: onnx.ModelProto, feed: dict[str, Tensor]) -> Tensor:
+def answers(proto: onnx.ModelProto, feed: dict[str, Tensor], output: str = "output") -> Tensor:
     session = onnxruntime.InferenceSession(proto.SerializeToString())
-    (found,) = session.run(["output"], {name: value.numpy() for name, value in feed.items()})
+    (found,) = session.run([output], {name: value.numpy() for name, value in feed.items()})
     return torch.from_numpy(found)
 
 
@@ -72,8 +72,10 @@ def test_inputs_by_keyword_and_by_position(batch: int) -> None:
         ((x, scale), ("input_0", "input_1")),
     ]
     for given, names in cases:
-        found = answers(onnx_program(model, given), dict(zip(names, (x, scale), strict=True)))
+        proto, feed = onnx_program(model, given), dict(zip(names, (x, scale), strict=True))
+        found = answers(proto, feed, "answer")
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(answers(proto, feed, "unused"), x)
 
 
 def test_encoder_layers_are_not_fused_and_the_switch_is_put_back() -> None:

@@ -279,6 +279,33 @@ def test_agreement_by_name_is_refused_where_there_is_one_column():
         _ = workspace(Alone(a=1), metric="agreement").judged
 
 
+def test_what_is_the_same_for_all_samples_is_judged_by_its_own_size():
+    """A table of anchors that a layer computes: it has no spread, and may be destroyed all the same."""
+
+    def score(ours: Tensor, dense: Tensor) -> float:
+        return RESEMBLANCE.score(ours, dense)
+
+    anchors = numbers(1, 5).expand(40, 5)
+    assert score(anchors, anchors) == 1
+    assert score(anchors + 1e-7, anchors) == pytest.approx(1, abs=1e-9)
+    assert score(torch.zeros(40, 5), anchors) == pytest.approx(0)
+    assert score(torch.zeros(40, 5), torch.zeros(40, 5)) == 1
+    assert score(torch.ones(40, 5), torch.zeros(40, 5)) == 0
+    table = numbers(40, 5) + 1000
+    assert score(table.mean(0).expand(40, 5), table) == pytest.approx(0, abs=1e-6)
+
+
+def test_what_belongs_to_no_single_sample_is_not_judged():
+    """Similarities of each sample to all others, as CLIP gives: their number is that of the batch."""
+    space = workspace(
+        Wraps(Heads(a=8), lambda y: {"embeds": y["a"], "logits": y["a"] @ y["a"].T, "mean": y["a"].mean(0)})
+    )
+    assert space.judged.names == ("embeds",)
+    assert {o.name: o.left for o in space.judged.outputs if o.left} == dict.fromkeys(
+        ("logits", "mean"), "without a batch axis"
+    )
+
+
 def test_numbers_as_targets_are_judged_by_r2_and_it_is_said():
     space = workspace(Alone(a=3), numbers(96, 3))
     assert space.metric is METRICS["r2"]

@@ -15,8 +15,8 @@ from lowrank_core.layers.data import Dataset, Outputs, call, evaluating, run
 from lowrank_core.networks.twin import twin
 from lowrank_core.scoring.metrics import AGREEMENT, METRICS, RESEMBLANCE, TOP1, Metric, class_axis_of
 
-SAMPLES = 3
-"""On which the outputs are looked at."""
+SAMPLES, FEWER = 3, 2
+"""On which the outputs are looked at, and once more: an output of so many samples has the form of each of them."""
 
 DISTURBANCE = 0.1
 """Of every weight, relative, where it is tried which outputs they reach."""
@@ -102,6 +102,9 @@ def judge(
     if len(found) > 1:
         reached = _reached(model, part, found)
         outputs = tuple(o if o.left or o.name in reached else replace(o, left=UNREACHED) for o in outputs)
+        fewer = run(model, part.pick(slice(0, FEWER)))
+        same = {name for name, value in fewer.items() if name in found and value.shape[1:] == found[name].shape[1:]}
+        outputs = tuple(o if o.left or o.name in same else replace(o, left=NO_BATCH) for o in outputs)
     names: Names = tuple(output.name for output in outputs if not output.left)
     able = len(names)
     why = "all outputs of floating point that weights reach" if len(names) > 1 else "the only one that can be"

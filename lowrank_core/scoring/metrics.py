@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from lowrank_core.errors import InvalidData
 
+ROUNDING = 1e-13
+"""Share of the squares of numbers that their spread is, where they are the same but for rounding in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -208,6 +211,15 @@ def _r2(outputs: Tensor, targets: Tensor) -> float:
     return 1 - float((ours - theirs).square().sum()) / spread if spread else float("nan")
 
 
+def _resemblance(outputs: Tensor, dense: Tensor) -> float:
+    """R2; of dense outputs that are the same for all samples their squares stand for the spread, which is none."""
+    ours, theirs = _numbers(outputs, dense)
+    squares, spread = float(theirs.square().sum()), float((theirs - theirs.mean(0)).square().sum())
+    apart = float((ours - theirs).square().sum())
+    scale = spread if spread > ROUNDING * squares else squares
+    return 1 - apart / scale if scale else float(apart == 0)
+
+
 # ---- one of several classes -----------------------------------------------------------------------------------------
 
 
@@ -380,7 +392,7 @@ TOP1 = Metric("top-1 accuracy", per_sample=_top1, class_axis=1)
 AGREEMENT = Metric("agreement with the dense network", per_sample=_agreement, label_free=True, class_axis=1)
 """Share of samples whose largest output is the dense network's; needs no labels."""
 
-RESEMBLANCE = Metric("R2 against the dense network", value=_r2, label_free=True)
+RESEMBLANCE = Metric("R2 against the dense network", value=_resemblance, label_free=True)
 """How much of the spread of the dense outputs is kept, their mean taken off; needs no labels."""
 
 METRICS: dict[str, Metric] = {

@@ -224,7 +224,10 @@ def train(workspace: Workspace, training: Training, folder: Path, points: Path, 
     if workspace.opened.evaluate is None and not workspace.metric.label_free:
         report(Progress("comparing with the plan as it is compressed"))
         dense = Reference(
-            workspace.compress(candidate.plan, candidate.correction), workspace.reference.dataset, workspace.metric
+            workspace.compress(candidate.plan, candidate.correction),
+            workspace.reference.dataset,
+            workspace.metric,
+            outputs=workspace.judged.names,
         )
         yield Gain(best[0], final_score(evaluate(best[1], dense)))
 
