@@ -23,7 +23,7 @@ from pages.ui.state import downloads, measurements, plans, trainings
 from pages.ui.tuning import Tuned
 
 ORDER = ("safetensors", "pt2", "onnx", "bundle")
-LARGEST_DOWNLOAD = 200 * 2**20
+LARGEST_DOWNLOAD = 200 * 10**6
 
 
 def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
@@ -151,7 +151,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
         "Folder on this machine",
         key="export folder",
         placeholder="empty: offered for download",
-        help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD >> 20} MB a folder is needed.",
+        help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD // 10**6} MB a folder is needed.",
     )
     folder = Path(folder_name).expanduser() if folder_name else downloads.folder()
     key = f"{export.name} {storage} {folder}"
@@ -220,7 +220,7 @@ def lines(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> No
 
 def upload(workspace: Workspace, plan: RankPlan) -> None:
     """Open a plan file: data, never code. What does not fit is refused and the plan stays as it is."""
-    file = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES >> 20)
+    file = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES // 10**6)
     if file is None:
         return
     try:

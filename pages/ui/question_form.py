@@ -91,7 +91,7 @@ def limits(workspace: Workspace, goal: str, table: str) -> Budgets:
         placeholder="Any",
         accept_new_options=True,
         help="Sets the budget of bytes to the flash of a usual microcontroller, all of it: leave room for the program. "
-        "Another size can be typed, as 96 kB; 1 kB is 1024 bytes here.",
+        "Another size can be typed, as 96 kB of 1000 bytes each, or 96 KiB of 1024.",
         key="search device",
         persist_state="session",
     )
