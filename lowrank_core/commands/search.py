@@ -12,7 +12,19 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import measured, opened, points_of
-from lowrank_core.commands._options import BYTES, CACHED, CORRECT, DASK, LOCK, MODEL, MULTIPLIES, OUT, WORKERS, existing
+from lowrank_core.commands._options import (
+    BYTES,
+    CACHED,
+    CORRECT,
+    DASK,
+    LOCK,
+    MAX_DROP,
+    MODEL,
+    MULTIPLIES,
+    OUT,
+    WORKERS,
+    existing,
+)
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document
@@ -36,7 +48,7 @@ from lowrank_core.store.files import whole_or_nothing
 @BYTES
 @click.option("--microseconds", type=float, help="The same of the latency in --latency-table.")
 @existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
-@click.option("--max-drop", type=float, help="The largest drop of the score, in its own unit: 0.01 is one point.")
+@MAX_DROP
 @click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")
 @LOCK
 @click.option("--multiple-of", type=click.IntRange(1), default=1, help="Every rank is a multiple of this.")

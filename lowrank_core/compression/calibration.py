@@ -213,7 +213,7 @@ class MomentStore:
             chosen.append(layer)
         if not chosen:
             raise InvalidModel(
-                f"the second moment of layer {name!r} takes {moment_bytes(layers[first].spec) // 10**6} MB, more than the "
-                f"limit of {self._limit // 10**6} MB; choose the variant of the method that needs no data."
+                f"the second moment of layer {name!r} takes {moment_bytes(layers[first].spec) // 10**6} MB, more than "
+                f"the limit of {self._limit // 10**6} MB; choose the variant of the method that needs no data."
             )
         return chosen

@@ -1,4 +1,4 @@
-"""Devices a network may have to fit into: flash and RAM. What their makers call a kilobyte are 1024 bytes, here 1000."""
+"""Devices a network may have to fit into: flash and RAM. Their makers' kilobytes have 1024 bytes, those here 1000."""
 
 from __future__ import annotations
 
