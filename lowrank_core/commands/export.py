@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import check_compare, compared, compressed_by, measured, opened
-from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUT, PLAN, existing
+from lowrank_core.commands._options import ACCEPT, CACHED, COMPARE, CORRECT, MODEL, OUT, PLAN, existing
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
-from lowrank_core.exports import EXPORTS
+from lowrank_core.errors import OtherAnswers
+from lowrank_core.exports import EXPORTS, VERDICT_WORDS
 from lowrank_core.figures import count
 from lowrank_core.running.scope import scope
 
@@ -23,14 +25,14 @@ FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these c
 
 def exporting(function: Callable[..., Answer]) -> click.Command:
     """The options that `apply` and `export` share."""
-    return command(MODEL(OUT(CACHED(CORRECT(COMPARE(function))))))
+    return command(MODEL(OUT(CACHED(CORRECT(COMPARE(ACCEPT(function)))))))
 
 
 @exporting
 @PLAN
-def apply(model: str, plan: Path, out: Path, cached: bool, corrected: bool, compare: bool) -> Answer:
+def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
     """Compress by a plan, correct, and write a checkpoint (safetensors)."""
-    return exported(model, "safetensors", out, plan, None, cached=cached, corrected=corrected, compare=compare)
+    return exported(model, "safetensors", out, plan, None, **how)
 
 
 @exporting
@@ -49,9 +51,7 @@ def export(
     fold_bias: bool,
     dtype: str | None,
     out: Path,
-    cached: bool,
-    corrected: bool,
-    compare: bool,
+    **how: Any,
 ) -> Answer:
     """Write a compressed network to a file, reload it in a fresh process and compare."""
     if not (dense or plan or checkpoint):
@@ -59,9 +59,7 @@ def export(
     if dtype is not None and dtype not in EXPORTS[kind].dtypes:
         raise click.UsageError(f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes)}, but got {dtype}.")
     storage = Storage(dtype, fold_bias, dense and bool(plan or checkpoint))
-    return exported(
-        model, kind, out, plan, checkpoint, cached=cached, corrected=corrected, compare=compare, storage=storage
-    )
+    return exported(model, kind, out, plan, checkpoint, **how, storage=storage)
 
 
 def exported(
@@ -74,6 +72,7 @@ def exported(
     cached: bool,
     corrected: bool,
     compare: bool,
+    accepting: bool,
     storage: Storage = Storage(),  # noqa: B008
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
@@ -83,12 +82,15 @@ def exported(
     if storage.told:
         made = made.stored(workspace, storage)
     score = measured(workspace, made.model)
-    compressed = replace(made, score=score)
-    with scope(report=say_step):
-        file = EXPORTS[kind].write(workspace, compressed, out)
+    compressed = replace(made, score=score, accept_difference=accepting)
+    try:
+        with scope(report=say_step):
+            file = EXPORTS[kind].write(workspace, compressed, out)
+    except OtherAnswers as error:
+        raise OtherAnswers(f"{error} --accept-difference saves it all the same.") from error
     text = (
         f"{file.path}: {count(file.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
-        f"{file.max_abs_diff or 0:.3g}.\n{score_line(file.score or score, alone=False)}"
+        f"{file.max_abs_diff or 0:.3g}{VERDICT_WORDS[file.verdict]}.\n{score_line(file.score or score, alone=False)}"
     )
     document = {**asdict(file), "correction": compressed.correction}
     return compared(workspace, compressed, None, document, text) if compare else (document, text)

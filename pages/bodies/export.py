@@ -7,8 +7,8 @@ from pathlib import Path
 import streamlit as st
 
 from lowrank_core.compression.precision import Storage
-from lowrank_core.errors import LowRankError
-from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, loading
+from lowrank_core.errors import LowRankError, OtherAnswers
+from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, Export, Exported, loading
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.measurement import is_final
 from lowrank_core.plans.candidate import Candidate
@@ -156,8 +156,18 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
     folder = Path(folder_name).expanduser() if folder_name else downloads.folder()
     key = f"{export.name} {storage} {folder}"
     pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}")
+    accepting = False
+    refused = downloads.refused(key, source)
+    if refused is not None and not pressed:
+        st.error(words.plain(refused), icon=":material/error:")
+        accepting = button(
+            "Save it all the same",
+            icon=":material/warning:",
+            key=f"accept {export.name}",
+            help="The file says in itself that its answers differ by more than rounding explains.",
+        )
     place = st.empty()  # a file written before is gone from the page while another is written
-    if pressed:
+    if pressed or accepting:
         try:
             with place.status("Measuring", expanded=False) as status:
                 network = network_of(workspace, plan, tuned)
@@ -165,8 +175,12 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
                     network = network.stored(workspace, storage)
                     if storage.dtype != "int8":
                         network = replace(network, score=final_score(workspace.measure(network.model)))
+                network = replace(network, accept_difference=accepting)
                 with scope(report=lambda progress: status.update(label=progress.words.capitalize())):
                     exported = export.write(workspace, network, folder / file)
+        except OtherAnswers as error:
+            downloads.keep_refused(key, source, str(error))
+            st.rerun()
         except LowRankError as error:
             place.error(words.plain(str(error)), icon=":material/error:")
             return
@@ -185,7 +199,11 @@ def report(
     board = plan_cost(workspace.profile, plan).bytes
     rows = [
         ("Size", f"{words.count(written.bytes, 'B')}; the board shows {words.count(board, 'B')} of weights"),
-        ("Reloaded", f"in a fresh process; outputs differ by **{written.max_abs_diff or 0:.3g}** at most"),
+        (
+            "Reloaded",
+            f"in a fresh process; outputs differ by **{written.max_abs_diff or 0:.3g}** at most"
+            f"{VERDICT_WORDS[written.verdict]}",
+        ),
     ]
     if export.name != "safetensors":
         rows.append(("Batch sizes", "1, 2, 7 and all samples at once"))
