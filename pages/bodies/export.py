@@ -247,12 +247,22 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
     except LowRankError as error:
         st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
         return
-    corrected = read.correction is not None  # null says none; a file that is silent is measured as usual
-    if read.plan != plan or corrected != plans.history(workspace).corrected:
-        plans.set_history(workspace, plans.history(workspace).commit(read.plan).correct(corrected))
+    before = plans.history(workspace)
+    try:
+        plans.open_file(workspace, read)
+        own = plans.correction_of(workspace, read)
+    except LowRankError as error:
+        st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
+        return
+    if plans.history(workspace) is not before:
         st.rerun()
-    if not corrected:
+    if read.correction is None:
         st.info("The file says that its factors are not corrected, so the correction is off now.")
+    elif own is not None:
+        st.info(
+            f"The file asks for a correction of its own, with which plans are measured now: {words.plain(own.kind)} on "
+            f"{own.samples:,} samples, seed {own.seed}, ridge {own.ridge:g}."
+        )
     st.success(words.plain(f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back."))
     for warning in warnings:
         st.warning(words.plain(f"{warning}."))

@@ -143,10 +143,12 @@ def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
     """Make a plan the session's own, as a step that can be undone."""
     history = plans.history(workspace)
     with st.container(horizontal=True, vertical_alignment="center"):
-        if (history.plan, history.corrected) != (trial.candidate.plan, corrected):
+        now, wanted = (history.plan, history.corrected, history.correction), (trial.candidate.plan, corrected, None)
+        if now != wanted:
             if button("Adopt this plan", type="primary", icon=":material/check:"):
                 adopted = history.commit(trial.candidate.plan)
-                plans.set_history(workspace, adopted if adopted.corrected == corrected else adopted.correct(corrected))
+                same = (adopted.corrected, adopted.correction) == (corrected, None)
+                plans.set_history(workspace, adopted if same else adopted.correct(corrected))
                 st.rerun()
         else:
             back = " *Undo* on Ranks brings the one before it back." if history.past else ""
