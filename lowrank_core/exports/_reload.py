@@ -51,6 +51,12 @@ def answers_of(
         raise InvalidFile(f"{name} was not saved: {str(error).replace(str(written.resolve()), name)}") from error
 
 
+def answer_of(kind: str, dense: str | nn.Module, written: Path, inputs: Inputs) -> Tensor:
+    """What a written file, read in a fresh process, answers to one batch; see `outputs_in_fresh_process`."""
+    (answer,) = outputs_in_fresh_process(kind, dense, written, [inputs])
+    return answer
+
+
 def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, batches: list[Inputs]) -> list[Tensor]:
     """What a new Python process computes that loads the file and runs each batch of inputs.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidData, LowRankError
-from lowrank_core.exports import _reload
+from lowrank_core.exports._reload import DENSE_ALONE, answer_of
 from lowrank_core.layers.data import Dataset, Inputs, batch_size, data_hash, run
 from lowrank_core.store.files import scratch
 from lowrank_core.workspace import Workspace
@@ -87,11 +87,11 @@ def dense_difference(workspace: Workspace, kind: str, inputs: Inputs, write_dens
         if write_dense is None:
             if ref is None:
                 return 0.0
-            (theirs,) = _reload.outputs_in_fresh_process(_reload.DENSE_ALONE, ref, Path(), [inputs])
+            theirs = answer_of(DENSE_ALONE, ref, Path(), inputs)
             return apart(dense, theirs)[1]
         with scratch() as folder:
             write_dense(folder / "dense")
-            (theirs,) = _reload.outputs_in_fresh_process(kind, ref or workspace.model, folder / "dense", [inputs])
+            theirs = answer_of(kind, ref or workspace.model, folder / "dense", inputs)
         return apart(dense, theirs)[1]
 
     try:
@@ -125,7 +125,7 @@ def scores_agree(workspace: Workspace, kind: str, written: Path, network: nn.Mod
     try:
         part, metric = workspace.reference.dataset.pick(slice(0, SCORED)), workspace.metric
         dense = workspace.opened.ref or workspace.model
-        (theirs,) = _reload.outputs_in_fresh_process(kind, dense, written, [part.inputs])
+        theirs = answer_of(kind, dense, written, part.inputs)
         targets = part.targets
         if metric.label_free or targets is None:
             targets = run(workspace.model, part)
