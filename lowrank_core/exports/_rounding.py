@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lowrank_core.algebra.linalg import one_thread
 from lowrank_core.errors import InvalidData, LowRankError
 from lowrank_core.exports._reload import DENSE_ALONE, answer_of
 from lowrank_core.layers.data import Dataset, Inputs, batch_size, data_hash, run
@@ -50,7 +51,7 @@ def apart(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
 def own_rounding(network: nn.Module, inputs: Inputs) -> float:
     """What rounding does to a network's answers, relative to the largest: against float64 where it runs in it.
 
-    Else between all samples at once, each alone, and another number of threads.
+    Else between all samples at once, each alone, and in one thread.
     """
     ours = run(network, Dataset(inputs))
     if ours.dtype != torch.float64:
@@ -61,12 +62,8 @@ def own_rounding(network: nn.Module, inputs: Inputs) -> float:
         if exact.dtype == torch.float64:
             return apart(exact, ours)[1]
     single = [run(network, Dataset(inputs).pick(slice(at, at + 1))) for at in range(batch_size(inputs))]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if threads > 1 else 2)
-    try:
+    with one_thread():
         others = run(network, Dataset(inputs))
-    finally:
-        torch.set_num_threads(threads)
     return max(apart(ours, other)[1] for other in (torch.cat(single), others))
 
 
