@@ -16,7 +16,7 @@ import torch
 from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core import Choice, LayerSpec, RankPlan, Workspace, plan_cost
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.profile import Layer
+from lowrank_core.networks.profile import Layer, weight_at
 from lowrank_core.plans.cost import dense_cost, layer_cost
 from lowrank_core.scoring.scores import final_score
 
@@ -64,7 +64,8 @@ def gates() -> None:
             shares = [cost.multiplies / dense.multiplies, (cost.parameters - biases) / (dense.parameters - biases)]
             plan = RankPlan.of(workspace.profile.fingerprint, {name: Choice(method, rank)})
             points = lost(workspace, plan)
-            error = workspace.factors(name, method).error(rank)
+            weight = weight_at(workspace.model, layer)
+            error = float((workspace.factors(name, method).reconstruct(rank) - weight).norm() / weight.norm())
             start = f"| {name} | {share:.0%} {quantity} | {method} | {', '.join(map(str, rank))}"
             print(f"{start} | {shares[0]:.0%} | {shares[1]:.0%} | {error:.2f} | {points} |", flush=True)
 

@@ -21,6 +21,10 @@ class InvalidFile(LowRankError):
     """A file that exists cannot be read, or must not be."""
 
 
+class OtherAnswers(InvalidFile):
+    """A file was written that does not answer as its network, so it was not saved."""
+
+
 class InvalidSearch(LowRankError):
     """What is asked of a search cannot be answered."""
 

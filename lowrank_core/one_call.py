@@ -95,7 +95,7 @@ def compress(
     outputs: str | int | Sequence[str | int] = (),
     multiplies: float | None = None,
     bytes: float | None = None,
-    max_drop: float | None = None,
+    max_drop: float | str | None = None,
     rule: str | Rule = "budget",
     methods: str | Iterable[str] = (),
     lock: str | Iterable[str] = (),
@@ -114,10 +114,10 @@ def compress(
     model, example_inputs, eval_data, train_data, metric, outputs, evaluate, higher_is_better, cache, name: see
     `Workspace.of`.
     multiplies, bytes: at most so many; up to 1 a share of the dense network. max_drop: the largest drop of the score,
-    in its own unit, 0.01 is one point of an accuracy. rule: how ranks are chosen, a name of `selection.RULES` or a
-    rule with settings. methods: decompositions that may be used, without any the rule's own. lock: layers to leave
-    dense, or patterns with a *. multiple_of: every rank is a multiple of it. correct: teach the factors the dense
-    answers, without labels. samples: of one measurement inside the search; the answer is measured on all.
+    in its own unit, 0.01 or "1%" is one point of an accuracy. rule: how ranks are chosen, a name of `selection.RULES`
+    or a rule with settings. methods: decompositions that may be used, without any the rule's own. lock: layers to
+    leave dense, or patterns with a *. multiple_of: every rank is a multiple of it. correct: teach the factors the
+    dense answers, without labels. samples: of one measurement inside the search; the answer is measured on all.
     report(progress) hears what goes on, in words; cancelled() ends it once it is true.
 
     Raises InvalidModel or InvalidData for what is handed over, InvalidSearch for what is asked, Cancelled.

@@ -64,6 +64,7 @@ class Workspace:
 
     def _forget_scores(self) -> None:
         self._dense_scores: dict[int, float] = {}
+        self._corrections: Recent[Correction, Correction] = Recent(MOST_SCORES)
         self.scores: Recent[Candidate, Score] = Recent(MOST_SCORES)  # finished measurements on all samples
         self.plain_scores: Recent[RankPlan, Score] = Recent(MOST_SCORES)  # without correction, on some
 
@@ -247,8 +248,14 @@ class Workspace:
         if not corrected or not file.plan.choices or file.correction is None:
             return Candidate(file.plan)
         asked = Correction.from_dict(file.correction) if file.correction else self.correction
-        used = self.corrector.dense_pass(asked).inputs
-        return Candidate(file.plan, replace(asked, samples=batch_size(used), data=data_hash(used)))
+        return Candidate(file.plan, self.correction_in(asked))
+
+    def correction_in(self, asked: Correction) -> Correction:
+        """A correction as somebody asks for it, with the samples and data that are really used here."""
+        if asked not in self._corrections:
+            used = self.corrector.dense_pass(asked).inputs
+            self._corrections[asked] = replace(asked, samples=batch_size(used), data=data_hash(used))
+        return self._corrections[asked]
 
     def measure(
         self,

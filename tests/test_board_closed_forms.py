@@ -174,6 +174,14 @@ def test_allowed_ranks() -> None:
         nearest = min(max(r, multiple), top)
         assert abs(rank - nearest) <= multiple / 2 or rank == top < nearest + multiple
     assert answer("return [allowedRank(13, 5), allowedRank(13, 5, 4), allowedRank(3, 1, 8)];") == [5, 4, 3]
+    half_way = "return [allowedRank(13, 2.5), allowedRank(13, 3.5), allowedRank(13, 6, 4), allowedRank(13, 10, 4)];"
+    assert answer(half_way) == [round(2.5), round(3.5), 4 * round(6 / 4), 4 * round(10 / 4)]
+
+
+def test_the_board_has_one_way_to_round() -> None:
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in board.FOLDER.glob("*.js")}
+    assert [name for name, text in scripts.items() for _ in range(text.count("Math.round("))] == ["closed_forms.js"]
+    assert rank_at((5,), 0.5) == (2,)
 
 
 def test_ranks_for_energy() -> None:
@@ -250,7 +258,7 @@ def test_losses_of_single_layers_and_what_the_next_step_costs(shown: Shown) -> N
         if (i, choice) not in exact:
             continue
         top = shown.model["layers"][i]["methods"][choice.method]["top"]
-        rank = tuple(max(1, r - max(1, int(t / 20 + 0.5))) for r, t in zip(choice.rank, top, strict=True))
+        rank = tuple(max(1, r - max(1, round(t / 20))) for r, t in zip(choice.rank, top, strict=True))
         below = Choice(choice.method, rank)
         lost = here - predicted(shown, shown.plan({layer.name: below}), points, None)
         costs = layer_cost(layer, choice), layer_cost(layer, below)

@@ -57,6 +57,7 @@ def test_counts(unit: str) -> None:
     values = [*WHOLE, *(-value for value in WHOLE if value), 0.5, 999.96, 12.5]
     found = read("return values.map(value => words.count(value, unit));", values=values, unit=unit)
     assert found == [words.count(value, unit) for value in values]
+    assert all(abs(float(text.split()[0])) < 1000 for text in found if not text.endswith(f"T{unit}"))  # not 1000.0 k
 
 
 def test_quantities() -> None:

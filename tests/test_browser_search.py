@@ -91,7 +91,7 @@ def test_a_size_of_flash_can_be_typed(url: str, page: Page) -> None:
     device = page.get_by_role("combobox", name="Device")
     device.fill("96 kB")
     device.press("Enter")
-    expect(page.get_by_role("slider", name="Bytes budget")).to_have_value("19.9")
+    expect(page.get_by_role("slider", name="Bytes budget")).to_have_value("19.4")
 
 
 def test_a_search_goes_on_elsewhere_and_can_be_cancelled(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from click.testing import CliRunner
 
 from lowrank_core import Workspace, plan_cost, read_plan
 from lowrank_core.commands import _opening, cli
+from lowrank_core.errors import InvalidSearch
+from lowrank_core.selection._problem import largest_drop
 
 MODEL = "builtin:iris-mlp"
 
@@ -60,6 +62,10 @@ def test_without_a_cache_nothing_is_written(tmp_path, cache):
         (["--bytes", 0.5, "--set", "samples=1"], 1, "must be from 8"),
         (["--bytes", 0.5, "--lock", "fc9"], 1, "no layer goes by 'fc9'"),
         (["--max-drop", 0.001], 1, "cannot be told from chance"),
+        (["--max-drop", "1%"], 1, "a drop of at most 0.01 cannot be told"),
+        (["--max-drop", 2], 1, "must be below 1, but got 2; write 0.02 or 2%"),
+        (["--max-drop", "100%"], 1, "must be below 1, but got 100%; write 0.01 or 1%"),
+        (["--max-drop", "a lot"], 1, "a number or a percentage such as 1%, but got 'a lot'"),
         ([], 1, "works from a budget or a largest drop"),
     ],
     ids=str,
@@ -70,6 +76,14 @@ def test_bad_questions_get_one_line_and_no_file(tmp_path, arguments, status, say
     assert says in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_percentage_is_a_drop_of_a_share_alone():
+    assert largest_drop(Workspace.open(MODEL), "2.5%") == largest_drop(Workspace.open(MODEL), 0.025)
+    perplexity = Workspace.open("builtin:text-lm")
+    assert largest_drop(perplexity, 3.5) == 3.5
+    with pytest.raises(InvalidSearch, match="is none; write it in the score's own unit"):
+        largest_drop(perplexity, "1%")
 
 
 def test_profile_gives_every_point_and_goes_on_where_it_was(tmp_path):

@@ -33,10 +33,9 @@ def test_a_planted_rank_is_found_and_a_smaller_one_is_not_enough(method: str) ->
     weight = planted(3, *extents).reshape(CONV.weight_shape)
     fitted = METHODS[method].factorize(CONV, weight)
     for rank, low, high in ((3, 0, 1e-2), (4, 0, 1e-2), (2, 5e-2, 1)):
-        fitted.weights((rank,))
-        assert low <= fitted.error((rank,)) < high
         distance = float((weight - fitted.reconstruct((rank,))).norm() / weight.norm())
-        assert fitted.error((rank,)) == pytest.approx(distance, abs=1e-6)
+        assert low <= distance < high
+        assert distance <= fitted.error((rank,))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -126,7 +125,7 @@ def test_the_largest_rank_is_the_larger_break_even(method: str, stride: tuple[in
     assert layer_cost(layer, Choice(method, top)).parameters + 24 + 16 + window >= dense
 
 
-def test_error_is_a_lookup_that_fits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_fits_nothing_and_does_not_depend_on_what_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(CONV.weight_shape, generator=torch.Generator().manual_seed(0))
     fitted = METHODS["cp3"].factorize(CONV, weight)
     (top,) = METHODS["cp3"].max_rank(CONV)
@@ -136,14 +135,9 @@ def test_error_is_a_lookup_that_fits_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert not fits
     assert before == sorted(before, reverse=True)
     monkeypatch.undo()
-    fitted.weights((10,))
-    fitted.weights((20,))
-    after = [fitted.error((r,)) for r in range(1, top + 1)]
-    assert all(b >= a for a, b in zip(after, before, strict=True))
-    assert after[9] > after[14] > after[19]
-    honest = METHODS["cp3"].factorize(CONV, weight)
-    honest.weights((15,))
-    assert after[14] == pytest.approx(honest.error((15,)), rel=0.1)
+    for rank in (20, 10):
+        fitted.weights((rank,))
+    assert [fitted.error((r,)) for r in range(1, top + 1)] == before
 
 
 def test_a_rank_means_the_same_factors_whatever_was_fitted_before() -> None:
@@ -156,12 +150,10 @@ def test_a_rank_means_the_same_factors_whatever_was_fitted_before() -> None:
 
 def test_wide_layers_are_swept_in_float32_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(CONV.weight_shape, generator=torch.Generator().manual_seed(0))
-    exact = METHODS["cp3"].factorize(CONV, weight)
-    exact.weights((10,))
+    exact = (weight - METHODS["cp3"].factorize(CONV, weight).reconstruct((10,))).norm()
     monkeypatch.setattr(cp, "WIDE", 1)
     quick = METHODS["cp3"].factorize(CONV, weight)
-    quick.weights((10,))
-    assert quick.error((10,)) == pytest.approx(exact.error((10,)), rel=0.05)
+    assert float((weight - quick.reconstruct((10,))).norm()) == pytest.approx(float(exact), rel=0.05)
     assert quick.weights((10,))[0].dtype == torch.float32
 
 

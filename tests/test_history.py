@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
@@ -98,6 +99,14 @@ def test_a_history_survives_the_disk():
         ("fc",),
         False,
     )
+
+
+def test_the_correction_of_a_plan_file_survives_the_disk_and_undo():
+    asked = Correction("bias", 64, 3, 0.01)
+    history = History(START).commit(at(5)).correct(True, asked)
+    assert History.from_json(history.to_json()).correction == asked
+    assert history.undo().correction == asked
+    assert history.correct(True).correction is None
 
 
 def test_a_history_of_before_versions_were_written_is_read():

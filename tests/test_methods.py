@@ -151,6 +151,8 @@ def test_error_is_the_measured_distance_or_bounds_it(method, awkward):
             slack = EXACT if method.data_aware else 1e-12  # of what is relative to the outputs, and they are solved for
             assert measured <= error * (1 + EXACT) + slack, rank
             assert error <= 2**0.5 * measured + 1e-7, rank
+        elif not method.nested:  # that of the start in closed form, from which the fit goes on
+            assert measured <= error * (1 + EXACT) + 1e-3, rank
         else:
             assert error == pytest.approx(measured, rel=EXACT, abs=1e-7 if method.data_aware else 1e-12), rank
 
@@ -179,14 +181,17 @@ def test_planted_rank_is_found(method, awkward):
     errors = []
     for first_seed in (0,) if method.nested else (0, 6, 12):
         weights = tuple(seeded(stage.weight_shape, seed) for seed, stage in enumerate(stages, first_seed))
-        factorization = fit(method, spec, weight_of(stages, weights, spec))
-        factorization.weights(planted)  # where ranks are not nested, the error is exact from here on
-        errors.append(factorization.error(planted))
+        weight = weight_of(stages, weights, spec)
+        factorization = fit(method, spec, weight)
+
+        def lost(rank, made=factorization, weight=weight):
+            return made.error(rank) if method.nested else loss(method, spec, weight, made.reconstruct(rank))
+
+        errors.append(lost(planted))
         for axis, rank in enumerate(planted):
             if rank > 1:
                 smaller = tuple(r - (i == axis) for i, r in enumerate(planted))
-                factorization.weights(smaller)
-                assert factorization.error(smaller) > 1e-2
+                assert lost(smaller) > 1e-2
     assert min(errors) < (1e-6 if method.nested else 1e-3)  # what iterates rests in a local minimum now and then
 
 

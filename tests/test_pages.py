@@ -20,11 +20,13 @@ from streamlit.testing.v1 import AppTest
 
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.compression.start import starting_plan
+from lowrank_core.exports import _reload
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
-from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.plans.plan import Choice, RankPlan, read_plan
 from lowrank_core.running import scope as scopes
 from lowrank_core.running.jobs import Job
-from lowrank_core.scoring.scores import Score
+from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, tables, words
@@ -348,6 +350,37 @@ def test_an_uploaded_plan_is_adopted(opened: Open, workspace: Workspace) -> None
     assert metrics(page)["Layers factorised"] == "1 of 6"
     assert metrics(page)["Bytes"] == words.count(plan_cost(workspace.profile, plan).bytes, "B")
     assert "mine" in page.success[0].value
+
+
+def test_an_uploaded_plan_scores_as_its_own_correction_says(opened: Open, workspace: Workspace) -> None:
+    asked = Correction("bias", samples=48, seed=3)
+    plan = RankPlan.of(workspace.profile.fingerprint, {"conv2": Choice("svd", (3,)), "fc1": Choice("svd", (4,))})
+    content = plan.to_json(correction=asked.to_dict()).encode()
+    page = opened("Export")
+    page.file_uploader[0].upload("mine.json", content, "application/json").run()
+    assert "bias on 48 samples, seed 3" in page.info[0].value
+    next(button for button in page.button if button.label == "Measure the accuracy").click().run()
+    candidate = workspace.candidate_in(read_plan(content))  # as the command line takes it
+    score = final_score(workspace.measure(workspace.compress(plan, candidate.correction)))
+    assert words.plain(words.verdict(workspace, score)) in text(page)
+    usual = final_score(workspace.measure(workspace.compress(plan, workspace.correction)))
+    assert usual.value != score.value
+
+
+def test_a_file_that_answers_otherwise_can_be_saved_all_the_same(
+    opened: Open, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differing(kind: str, ref: str, file: Path, batches: list[Any]) -> list[torch.Tensor]:
+        answers = _reload.READERS[kind](ref, str(file))
+        return [1.05 * answers(inputs) for inputs in batches]
+
+    monkeypatch.setattr(_reload, "outputs_in_fresh_process", differing)
+    page = opened("Export")
+    next(button for button in page.button if button.label == "Write the checkpoint").click().run()
+    assert "was not saved" in page.error[0].value
+    next(button for button in page.button if button.label == "Save it all the same").click().run()
+    assert not page.error
+    assert "more than rounding explains, and was accepted" in text(page)
 
 
 # ---- weights without a model, and many layers ----

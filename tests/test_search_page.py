@@ -19,11 +19,12 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.jobs import Job
 from lowrank_core.running.scope import somebody_waits
+from lowrank_core.scoring.scores import Score
 from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Problem, Trial
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import devices, question, words
+from pages.ui import devices, question, tables, words
 from pages.ui.asked import from_json, to_json
 from pages.ui.question import Question, Search
 from pages.ui.state import jobs, models
@@ -339,8 +340,24 @@ def test_a_device_sets_the_budget_of_bytes(opened: Open, workspace: Workspace, m
     assert labelled(page, "button", "Start search").disabled
 
 
+def test_trials_on_other_samples_stand_by_their_difference_to_dense(workspace: Workspace) -> None:
+    plan = RankPlan.of(workspace.profile.fingerprint, {"fc1": Choice("svd", (4,))})
+    cost = plan_cost(workspace.profile, plan)
+
+    def dot(samples: int) -> tables.Dot:
+        score = Score("top-1 accuracy", 0.90, 0.95, samples, True, 0.85, 0.93, 0.05, 0.02, 0.1)
+        found = tables.dot(workspace, Trial(Candidate(plan), cost, score), "bytes", "found", (0.97, 797))
+        assert found is not None
+        return found
+
+    assert (dot(797).y, dot(797).says) == (0.90, "found")
+    few = dot(100)
+    assert (few.y, few.low, few.high) == pytest.approx((0.92, 0.87, 0.95))
+    assert few.says == "found; by its difference to dense on 100 samples"
+
+
 def test_sizes_of_flash_as_they_are_typed() -> None:
-    assert [devices.flash_bytes(t) for t in ("96 kB", "1.5MB", "64KiB", " 2 m ")] == [98304, 1572864, 65536, 2097152]
+    assert [devices.flash_bytes(t) for t in ("96 kB", "1.5MB", "64KiB", " 2 m ")] == [96000, 1500000, 65536, 2000000]
     assert [devices.flash_bytes(t) for t in ("", "many", "12", "-3 kB", "kB")] == [None] * 5
 
 

@@ -46,7 +46,6 @@ class CpFactorization:
     kernel: Tensor
     start: Start
     fit: Fit
-    _fitted: dict[int, float] = field(default_factory=dict)
 
     @property
     def memo(self) -> Memo:
@@ -59,20 +58,11 @@ class CpFactorization:
         return (self.start.singular_values,)
 
     def error(self, rank: Rank) -> float:
-        """Relative distance: exact where the rank is fitted, else the start's scaled as at the nearest fitted ones."""
-        bound: list[float] = self.start.errors.tolist()
-        ratios = dict(sorted(self._fitted.items()))
-        (r,) = rank
-        if r in ratios:
-            return ratios[r]
-        scales = {n: e / bound[n] for n, e in ratios.items() if bound[n] > 0}
-        below, above = max((n for n in scales if n < r), default=None), min((n for n in scales if n > r), default=None)
-        if below is None and above is None:
-            return bound[r]
-        if below is None or above is None:
-            return bound[r] * scales[above if below is None else below]  # type: ignore[index]
-        share = (r - below) / (above - below)
-        return float(bound[r] * scales[below] ** (1 - share) * scales[above] ** share)
+        """Relative distance of the start in closed form, from which the fit goes on.
+
+        Not that of the fit, even where there is one: a rule's answer would depend on what was looked at before.
+        """
+        return float(self.start.errors[rank[0]])
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:
         """(R, in, 1...), one depthwise weight per axis of the window, (out, R, 1...)."""
@@ -92,14 +82,12 @@ class CpFactorization:
 
     def _factors(self, rank: int) -> Factors:
         fit = self.memo(f"rank {rank}", lambda: self._fit(rank))
-        self._fitted[rank] = float(fit["distance"])
         return [fit[f"axis {axis}"] for axis in range(self.kernel.ndim)]
 
     def _fit(self, rank: int) -> Tensors:
         factors = balanced(self.fit(self.kernel, rank))
         check_growth(self.kernel, factors)
-        distance = torch.tensor(_distance(self.kernel, factors), dtype=torch.float64)
-        return {"distance": distance, **{f"axis {axis}": factor for axis, factor in enumerate(factors)}}
+        return {f"axis {axis}": factor for axis, factor in enumerate(factors)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,6 +24,15 @@ MULTIPLIES = click.option(
     "--multiplies", type=float, help="At most so many; up to 1: a share of the whole dense network."
 )
 BYTES = click.option("--bytes", type=float, help="The same of bytes.")
+MAX_DROP = click.option(
+    "--max-drop", metavar="DROP", help="The largest drop of the score, in its own unit; 0.01 or 1% is one point."
+)
+ACCEPT = click.option(
+    "--accept-difference",
+    "accepting",
+    is_flag=True,
+    help="Save a file whose answers differ by more than rounding all the same, marked so.",
+)
 LOCK = click.option(
     "--lock", multiple=True, metavar="LAYER", help="Layer to leave dense, or a pattern with * (repeatable)."
 )

@@ -11,10 +11,11 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import check_compare, compared, compressed_by, judged_in, measured, opened
-from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUT, OUTPUTS, PLAN, existing
+from lowrank_core.commands._options import ACCEPT, CACHED, COMPARE, CORRECT, MODEL, OUT, OUTPUTS, PLAN, existing
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
-from lowrank_core.exports import EXPORTS
+from lowrank_core.errors import OtherAnswers
+from lowrank_core.exports import EXPORTS, VERDICT_WORDS
 from lowrank_core.figures import count
 from lowrank_core.running.scope import scope
 
@@ -24,17 +25,14 @@ FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these c
 
 def exporting(function: Callable[..., Answer]) -> click.Command:
     """The options that `apply` and `export` share."""
-    return command(MODEL(OUT(OUTPUTS(CACHED(CORRECT(COMPARE(function)))))))
+    return command(MODEL(OUT(OUTPUTS(CACHED(CORRECT(COMPARE(ACCEPT(function))))))))
 
 
 @exporting
 @PLAN
-def apply(
-    model: str, plan: Path, out: Path, outputs: tuple[str, ...], cached: bool, corrected: bool, compare: bool
-) -> Answer:
+def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
     """Compress by a plan, correct, and write a checkpoint (safetensors)."""
-    asked: dict[str, Any] = {"outputs": outputs, "cached": cached, "corrected": corrected, "compare": compare}
-    return exported(model, "safetensors", out, plan, None, **asked)
+    return exported(model, "safetensors", out, plan, None, **how)
 
 
 @exporting
@@ -53,10 +51,7 @@ def export(
     fold_bias: bool,
     dtype: str | None,
     out: Path,
-    outputs: tuple[str, ...],
-    cached: bool,
-    corrected: bool,
-    compare: bool,
+    **how: Any,
 ) -> Answer:
     """Write a compressed network to a file, reload it in a fresh process and compare."""
     if not (dense or plan or checkpoint):
@@ -64,8 +59,7 @@ def export(
     if dtype is not None and dtype not in EXPORTS[kind].dtypes:
         raise click.UsageError(f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes)}, but got {dtype}.")
     storage = Storage(dtype, fold_bias, dense and bool(plan or checkpoint))
-    asked: dict[str, Any] = {"outputs": outputs, "cached": cached, "corrected": corrected, "compare": compare}
-    return exported(model, kind, out, plan, checkpoint, storage=storage, **asked)
+    return exported(model, kind, out, plan, checkpoint, **how, storage=storage)
 
 
 def exported(
@@ -79,6 +73,7 @@ def exported(
     cached: bool,
     corrected: bool,
     compare: bool,
+    accepting: bool,
     storage: Storage = Storage(),  # noqa: B008
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
@@ -88,12 +83,15 @@ def exported(
     if storage.told:
         made = made.stored(workspace, storage)
     score = measured(workspace, made.model)
-    compressed = replace(made, score=score)
-    with scope(report=say_step):
-        file = EXPORTS[kind].write(workspace, compressed, out)
+    compressed = replace(made, score=score, accept_difference=accepting)
+    try:
+        with scope(report=say_step):
+            file = EXPORTS[kind].write(workspace, compressed, out)
+    except OtherAnswers as error:
+        raise OtherAnswers(f"{error} --accept-difference saves it all the same.") from error
     text = (
         f"{file.path}: {count(file.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
-        f"{file.max_abs_diff or 0:.3g}.\n{score_line(file.score or score, alone=False)}"
+        f"{file.max_abs_diff or 0:.3g}{VERDICT_WORDS[file.verdict]}.\n{score_line(file.score or score, alone=False)}"
     )
     document = {**asdict(file), "judged": judged_in(workspace), "correction": compressed.correction}
     return compared(workspace, compressed, None, document, text) if compare else (document, text)

@@ -12,7 +12,18 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import compressed_by, judged_in, opened, plan_of, points_of
-from lowrank_core.commands._options import BYTES, CACHED, CORRECT, LOCK, MODEL, MULTIPLIES, OUT, OUTPUTS, existing
+from lowrank_core.commands._options import (
+    BYTES,
+    CACHED,
+    CORRECT,
+    LOCK,
+    MAX_DROP,
+    MODEL,
+    MULTIPLIES,
+    OUT,
+    OUTPUTS,
+    existing,
+)
 from lowrank_core.commands._terminal import ProgressLine, say, say_step, score_line, score_value, share_text
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.figures import count
@@ -47,7 +58,7 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
 @existing("--plan", help="Rank plan, a JSON file; or ask a rule for one with the options below.")
 @OUT
 @click.option("--rule", help="Rule that finds the ranks first: bisection for --max-drop, budget for the others.")
-@click.option("--max-drop", type=float, help="Largest drop of the score that the ranks may cost before training.")
+@MAX_DROP
 @MULTIPLIES
 @BYTES
 @LOCK
@@ -80,7 +91,7 @@ def finetune(
     plan: Path | None,
     out: Path,
     rule: str | None,
-    max_drop: float | None,
+    max_drop: str | None,
     multiplies: float | None,
     bytes: float | None,
     lock: tuple[str, ...],
@@ -96,7 +107,8 @@ def finetune(
 ) -> Answer:
     """Train the factors of a plan on train_data(), and write a checkpoint (safetensors).
 
-    Without --plan the ranks are found first, by a rule, within --max-drop or a budget: the whole way in one command.
+    Without --plan the ranks are found first, by a rule, within --max-drop, which they may cost before training, or a
+    budget: the whole way in one command.
     Learns the dense network's answers, without labels, unless told otherwise. The weights that do best on a tenth of
     the training samples, held back, are kept; the start is one of the candidates.
     """

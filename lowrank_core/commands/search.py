@@ -18,6 +18,7 @@ from lowrank_core.commands._options import (
     CORRECT,
     DASK,
     LOCK,
+    MAX_DROP,
     MODEL,
     MULTIPLIES,
     OUT,
@@ -48,7 +49,7 @@ from lowrank_core.store.files import whole_or_nothing
 @BYTES
 @click.option("--microseconds", type=float, help="The same of the latency in --latency-table.")
 @existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
-@click.option("--max-drop", type=float, help="The largest drop of the score, in its own unit: 0.01 is one point.")
+@MAX_DROP
 @click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")
 @LOCK
 @click.option("--multiple-of", type=click.IntRange(1), default=1, help="Every rank is a multiple of this.")

@@ -7,10 +7,12 @@ and other threads may use it meanwhile.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ POSITIONS = 16_384
 ANSWERS = 8
 """Samples whose answers tell networks apart that have the same weights."""
 
-VERSION = 1
+VERSION = 2
 """Of the way moments are learnt: what was kept by another version is not used."""
 
 MOMENT_BYTES = 2**29
@@ -66,13 +68,24 @@ def moment_bytes(spec: LayerSpec) -> int:
 
 
 def input_moments(
-    model: nn.Module, layers: Iterable[Layer], data: Dataset, *, seed: int = 0, batch: int = 64
+    model: nn.Module,
+    layers: Iterable[Layer],
+    data: Dataset,
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    watch: Iterable[Layer] | None = None,
 ) -> dict[str, Moment]:
-    """Moments of the inputs of several layers in one pass over the data, at most POSITIONS rows of each call."""
+    """Moments of the inputs of several layers in one pass over the data, at most POSITIONS rows of each call.
+
+    Which rows are drawn depends on the layer's name, the seed and the call alone, so a moment is the same to the last
+    bit whichever other layers the pass serves.
+    """
     layers = list(layers)
-    copied = twin(model, layers)
+    copied = twin(model, layers if watch is None else watch)
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
+    calls: Counter[str] = Counter()
     share = min(1.0, batch / len(data))
 
     def record(layer: Layer, x: Tensor, output: Tensor) -> None:
@@ -82,7 +95,9 @@ def input_moments(
             counts[layer.name] = counts.get(layer.name, 0) + x.numel()
             return
         total = output.numel() // layer.spec.out_channels
-        index = draw_positions(total, max(1, round(POSITIONS * share)), seed + len(counts))
+        drawing = crc32(f"{layer.name} {seed} {calls[layer.name]}".encode())
+        index = draw_positions(total, max(1, round(POSITIONS * share)), drawing)
+        calls[layer.name] += 1
         for part in row_chunks(layer.spec, index):
             raise_if_cancelled()
             rows = with_ones(input_rows(layer.spec, x, part).double())
@@ -115,7 +130,7 @@ class MomentStore:
 
     One pass serves every layer where all moments together fit into `limit_bytes`; otherwise it serves the layer asked
     for and as many after it as fit, and what was held before is dropped. On disk they are named by the fingerprint, the
-    data, the layers of the pass, and what the network answers to the first samples: its code is not in its weights.
+    data, the layer, and what the network answers to the first samples: its code is not in its weights.
     """
 
     def __init__(
@@ -159,7 +174,7 @@ class MomentStore:
 
     def _learnt(self, name: str) -> Moment:
         """The moment of a layer, learnt with all layers of the pass, whose moments are then held and stored."""
-        learnt = input_moments(self._model, self._pass, self._data())
+        learnt = input_moments(self._model, self._pass, self._data(), watch=self._profile.layers)
         for at, moment in learnt.items():
             self._hold(at, moment)
             if self._cache is not None:
@@ -185,7 +200,7 @@ class MomentStore:
                 "data": data_hash(data.inputs),
                 "positions": POSITIONS,
             }
-        return {**self._depends, "layer": name, "pass": sorted(layer.name for layer in self._pass)}
+        return {**self._depends, "layer": name}
 
     def _fitting(self, name: str) -> list[Layer]:
         layers = list(self._profile.layers)
@@ -198,7 +213,7 @@ class MomentStore:
             chosen.append(layer)
         if not chosen:
             raise InvalidModel(
-                f"the second moment of layer {name!r} takes {moment_bytes(layers[first].spec) >> 20} MB, more than the "
-                f"limit of {self._limit >> 20} MB; choose the variant of the method that needs no data."
+                f"the second moment of layer {name!r} takes {moment_bytes(layers[first].spec) // 10**6} MB, more than "
+                f"the limit of {self._limit // 10**6} MB; choose the variant of the method that needs no data."
             )
         return chosen

@@ -4,21 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from lowrank_core.compression.precision import Storage, stored_as
-from lowrank_core.errors import LowRankError
-from lowrank_core.exports._reload import largest_difference
-from lowrank_core.layers.data import Inputs
+from lowrank_core.errors import LowRankError, OtherAnswers
+from lowrank_core.exports._reload import answers_of
+from lowrank_core.exports._rounding import (
+    LARGEST,
+    SLACK,
+    WriteDense,
+    apart,
+    dense_difference,
+    own_rounding,
+    scores_agree,
+)
+from lowrank_core.layers.data import Dataset, Inputs, batch_size, run
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.registry import register_all
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
+
+Verdict = Literal["same", "rounding", "accepted"]
+VERDICTS: tuple[Verdict, ...] = ("same", "rounding", "accepted")
+VERDICT_WORDS: dict[Verdict, str] = {
+    "same": "",
+    "rounding": ", which is rounding",
+    "accepted": ", more than rounding explains, and was accepted",
+}
+"""What stands behind the largest difference of a file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +46,8 @@ class Compressed:
 
     tuned: how its weights were trained (`finetune.provenance`), None where they follow from the plan.
     storage: how its weights are written; `model` is the network that comes out of that.
+    accept_difference: save a file that answers otherwise than the network all the same, marked so.
+    accepted: how far the answers of such a file are from the network's.
     """
 
     model: nn.Module
@@ -35,6 +56,8 @@ class Compressed:
     correction: dict[str, Any] | None = None
     tuned: dict[str, Any] | None = None
     storage: Storage = Storage()  # noqa: RUF009
+    accept_difference: bool = False
+    accepted: float | None = None
 
     def stored(self, workspace: Workspace, storage: Storage) -> Compressed:
         """What is written instead: no score yet, since it is another network; see `storage.stored_as`."""
@@ -47,12 +70,14 @@ class Exported:
     """A file that was written, reloaded and compared.
 
     max_abs_diff: largest distance of any output; None where the file computes nothing.
+    verdict: "same", "rounding" where two runtimes round otherwise, or "accepted" where somebody took more than that.
     """
 
     path: str
     bytes: int
     max_abs_diff: float | None
     score: Score | None
+    verdict: Verdict = "same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +130,46 @@ def loading(export: Export, workspace: Workspace, plan: RankPlan, file: str) -> 
 def reloaded(
     kind: str,
     workspace: Workspace,
-    network: nn.Module,
+    compressed: Compressed,
     written: Path,
     path: Path,
     *,
     tolerance: float,
-) -> float:
-    """Largest distance of outputs after reloading in a fresh process; see `largest_difference`.
+    write_dense: WriteDense | None = None,
+) -> tuple[float, Verdict]:
+    """Largest distance of outputs after reloading in a fresh process, and what it is.
 
-    written: the temporary name of what will be `path`.
+    written: the temporary name of what will be `path`. tolerance: relative to the largest output; where it is exceeded
+    the network's own rounding is looked at, and how far the dense network is apart (`_rounding`).
+    Raises OtherAnswers where the file answers otherwise, InvalidFile where it cannot be used.
     """
     report(Progress("reloading in a fresh process"))
-    inputs, dense = reference_inputs(workspace), workspace.opened.ref or workspace.model
-    return largest_difference(kind, dense, written, network, inputs, tolerance=tolerance, name=str(path))
+    network, dense = compressed.model, workspace.opened.ref or workspace.model
+    largest = relative = 0.0
+    worst = inputs = reference_inputs(workspace)
+    for batch, theirs in answers_of(kind, dense, written, inputs, name=str(path)):
+        distance, share = apart(run(network, Dataset(batch)), theirs)
+        if share > relative:
+            relative, worst = share, batch
+        largest = max(largest, distance)
+    if relative <= tolerance:
+        return largest, "same"
+    report(Progress("looking whether the difference is rounding"))
+    between = 0.0 if write_dense is None else dense_difference(workspace, kind, inputs, write_dense)
+    limit = min(LARGEST, max(tolerance, SLACK * max(own_rounding(network, inputs), between)))
+    if relative <= limit and scores_agree(workspace, kind, written, network):
+        return largest, "rounding"
+    if compressed.accept_difference and isfinite(relative):
+        return largest, "accepted"
+    scored = " and the scores are not alike" if relative <= limit else ""
+    reason = ""
+    if dense_difference(workspace, kind, inputs, None) > limit:
+        reason = "; build_model() gives another network in a fresh process: it is random or reads other files"
+    raise OtherAnswers(
+        f"{path} was not saved: outputs after reloading must be those of the measured network, but differ by "
+        f"{largest:.3g} in a batch of {batch_size(worst)}, {relative:.2g} of the largest output, and rounding explains "
+        f"{limit:.2g}{scored}{reason}."
+    )
 
 
 def reference_inputs(workspace: Workspace) -> Inputs:

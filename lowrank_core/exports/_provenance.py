@@ -38,6 +38,8 @@ def provenance(workspace: Workspace, compressed: Compressed) -> dict[str, Any]:
         origin["tuned"] = compressed.tuned
     if compressed.storage.told:
         origin["storage"] = compressed.storage.told
+    if compressed.accepted is not None:
+        origin["accepted_difference"] = compressed.accepted
     data: dict[str, Any] = {}
     if compressed.score is not None and compressed.score.samples:
         data["evaluation"] = workspace.reference.hash

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.graphs.exporting import OnnxNetwork
-from lowrank_core.layers.data import Dataset, Inputs, Outputs, batch_size, call, cloned, run, tensors
+from lowrank_core.layers.data import Dataset, Inputs, Outputs, batch_size, call, cloned, run
 from lowrank_core.running.own_process import hush_libraries
 from lowrank_core.sources import open_source
 from lowrank_core.store.files import scratch
@@ -26,51 +26,35 @@ BATCHES = (1, 2, 7)
 DENSE = "dense.pickle"
 """Written and read by this product alone, in a folder of its own."""
 
+DENSE_ALONE = "dense"
+"""The kind of no file: the fresh process opens the uncompressed network by its reference."""
+
 _START = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from lowrank_core.exports._reload import main
 main(sys.argv[2])"""
 
 
-def largest_difference(
-    kind: str, dense: str | nn.Module, written: Path, network: nn.Module, inputs: Inputs, *, tolerance: float, name: str
-) -> float:
-    """Largest distance of any output of a written file, read in a fresh process, from those of the network: of all that
-    hold numbers of floating point, whether they are judged or not.
+def answers_of(
+    kind: str, dense: str | nn.Module, written: Path, inputs: Inputs, *, name: str
+) -> list[tuple[Inputs, Outputs]]:
+    """Each batch of inputs with what a written file, read in a fresh process, answers to it.
 
     kind: a key of READERS. dense: the reference of the uncompressed network, or that network where it has none.
-    Compared on all the inputs at once and, but for checkpoints, in batches of 1, 2 and 7. tolerance is relative to the
-    largest output; name is what the file is called in messages.
-    Raises InvalidFile where the file cannot be used or answers otherwise.
+    All the inputs at once and, but for checkpoints, batches of 1, 2 and 7. name: what the file is called in messages.
+    Raises InvalidFile where the file cannot be used.
     """
     batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size) for size in BATCHES)]
     try:
-        answers = outputs_in_fresh_process(kind, dense, written, batches)
+        return list(zip(batches, outputs_in_fresh_process(kind, dense, written, batches), strict=True))
     except InvalidFile as error:
         raise InvalidFile(f"{name} was not saved: {str(error).replace(str(written.resolve()), name)}") from error
-    largest = 0.0
-    for given, theirs in zip(batches, answers, strict=True):
-        ours = run(network, Dataset(given))
-        others = tensors(theirs)
-        if len(ours) != len(others):
-            raise InvalidFile(
-                f"{name} was not saved: it must give the outputs of the measured network, {len(ours)} "
-                f"({', '.join(ours)}), but gives {len(others)}."
-            )
-        for (output, values), given_back in zip(ours.items(), others, strict=True):
-            if not values.is_floating_point():
-                continue
-            same = values.shape == given_back.shape and values.numel() > 0
-            apart = float((values.double() - given_back.double()).abs().max()) if same else float("nan")
-            if not apart <= tolerance * float(values.double().abs().max()):
-                which = f"output {output!r}" if len(ours) > 1 else "outputs"
-                raise InvalidFile(
-                    f"{name} was not saved: outputs after reloading must be those of the measured network, but {which} "
-                    f"differ by {apart:.3g} in a batch of {batch_size(given)}; a build_model() that is random or reads "
-                    "other files would do that."
-                )
-            largest = max(largest, apart)
-    return largest
+
+
+def answer_of(kind: str, dense: str | nn.Module, written: Path, inputs: Inputs) -> Outputs:
+    """What a written file, read in a fresh process, answers to one batch; see `outputs_in_fresh_process`."""
+    (answer,) = outputs_in_fresh_process(kind, dense, written, [inputs])
+    return answer
 
 
 def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, batches: list[Inputs]) -> list[Outputs]:
@@ -137,10 +121,16 @@ def _onnx(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     return lambda inputs: call(model, inputs)
 
 
+def _dense_alone(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
+    model = dense if isinstance(dense, nn.Module) else open_source(dense).model
+    return lambda inputs: run(model, Dataset(inputs))
+
+
 READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]] = {
     "safetensors": _checkpoint,
     "pt2": _graph,
     "onnx": _onnx,
+    DENSE_ALONE: _dense_alone,
 }
 """How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""
 

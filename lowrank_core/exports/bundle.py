@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lowrank_core.compression.precision import DTYPES
 from lowrank_core.errors import InvalidFile, LowRankError
-from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, Snippet, loading, register
+from lowrank_core.exports import EXPORTS, VERDICTS, Compressed, Export, Exported, Snippet, loading, register
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report, scope, under
 from lowrank_core.store.files import scratch, whole_or_nothing
@@ -51,7 +51,8 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             if {member: _hash(archive.read(member)) for member in archive.namelist()} != hashes:
                 raise InvalidFile(f"{path} was not saved: what was read back is not what was written.")
     largest = max(one.max_abs_diff or 0.0 for one in written.values())
-    return Exported(str(path), path.stat().st_size, largest, compressed.score)
+    verdict = max((one.verdict for one in written.values()), key=VERDICTS.index)
+    return Exported(str(path), path.stat().st_size, largest, compressed.score, verdict)
 
 
 def _loads(fitting: list[Snippet]) -> Snippet:

@@ -22,6 +22,7 @@ from lowrank_core.exports._provenance import plan_document
 from lowrank_core.extras import extra
 from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
 from lowrank_core.layers.data import Dataset, Inputs, run, tensors
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import final_score
@@ -62,8 +63,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         proto = compressed_onnx(workspace, compressed.model, compressed.plan)
     else:
         proto = onnx_program(compressed.model, workspace.opened.example_inputs, optimize=narrow is None)
-    network, score = compressed.model, compressed.score
-    output_names = tuple(run(network, Dataset(workspace.opened.example_inputs)))
+    output_names = tuple(run(compressed.model, Dataset(workspace.opened.example_inputs)))
     if narrow is not None:
         _narrow(proto, narrow)
     if compressed.storage.dtype == "int8":
@@ -71,16 +71,33 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         proto = _quantised(proto, workspace.calibration.inputs)
         network = OnnxNetwork(proto.SerializeToString(), output_names)
         report(Progress("measuring"))
-        score = final_score(workspace.measure(network, keep=False))
-        compressed = replace(compressed, score=score)
+        compressed = replace(compressed, model=network, score=final_score(workspace.measure(network, keep=False)))
     for part in () if own else (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         del part.metadata_props[:]  # how each operator came about, often larger than the weights
     carried = {prop.key: prop.value for prop in proto.metadata_props}
-    onnx.helper.set_model_props(proto, {**carried, PLAN: plan_document(workspace, compressed)})
+
+    def put_plan(compressed: Compressed) -> None:
+        onnx.helper.set_model_props(proto, {**carried, PLAN: plan_document(workspace, compressed)})
+
+    def save_dense(to: Path) -> None:
+        empty = RankPlan(profile.fingerprint)
+        dense = (
+            compressed_onnx(workspace, workspace.model, empty)
+            if own
+            else onnx_program(workspace.model, workspace.opened.example_inputs, optimize=True)
+        )
+        onnx.save(dense, to)
+
+    put_plan(compressed)
     with _files(path, proto) as temporary:
-        largest = reloaded("onnx", workspace, network, temporary, path, tolerance=TOLERANCE)
+        largest, verdict = reloaded(
+            "onnx", workspace, compressed, temporary, path, tolerance=TOLERANCE, write_dense=save_dense
+        )
+        if verdict == "accepted":
+            put_plan(replace(compressed, accepted=largest))
+            _save(proto, temporary, data_path(path).name)
         written = sum(file.stat().st_size for file in (temporary, data_path(temporary)) if file.is_file())
-    return Exported(str(path), written, largest, score)
+    return Exported(str(path), written, largest, compressed.score, verdict)
 
 
 def data_path(path: Path) -> Path:
@@ -91,19 +108,31 @@ def data_path(path: Path) -> Path:
 @contextmanager
 def _files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
     """The model under a temporary name, its weights beside it where they are large; both are moved at the end."""
-    import onnx
-
     with whole_or_nothing(path) as temporary:
-        if sum(len(weight.raw_data) for weight in proto.graph.initializer) <= LARGEST_BYTES:
-            temporary.write_bytes(proto.SerializeToString())
+        if not _is_large(proto):
+            _save(proto, temporary, "")
             yield temporary
             return
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:200]}.", suffix=".tmp") as folder:
             inside = Path(folder, path.name)
-            onnx.save(proto, inside, save_as_external_data=True, location=data_path(path).name)
+            _save(proto, inside, data_path(path).name)
             yield inside
             os.replace(data_path(inside), data_path(path))
             os.replace(inside, temporary)
+
+
+def _is_large(proto: onnx.ModelProto) -> bool:
+    return sum(len(weight.raw_data) for weight in proto.graph.initializer) > LARGEST_BYTES
+
+
+def _save(proto: onnx.ModelProto, to: Path, data: str) -> None:
+    """Write a model, its weights to a file of the name `data` beside it where they are large and not there yet."""
+    import onnx
+
+    if _is_large(proto):
+        onnx.save(proto, to, save_as_external_data=True, location=data)
+    else:
+        to.write_bytes(proto.SerializeToString())
 
 
 def _narrow(proto: onnx.ModelProto, dtype: torch.dtype) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,12 +32,23 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     narrow = DTYPES.get(compressed.storage.dtype or "")
     network = compressed.model if narrow is None else Widened(compressed.model, narrow)
     program = exported_program(network, workspace.opened.example_inputs)
+
+    def save(program: torch.export.ExportedProgram, compressed: Compressed, to: Path) -> None:
+        with to.open("wb") as file:
+            torch.export.save(program, file, extra_files={PLAN: plan_document(workspace, compressed)})
+
+    def save_dense(to: Path) -> None:
+        save(exported_program(workspace.model, workspace.opened.example_inputs), compressed, to)
+
     with whole_or_nothing(path) as temporary:
         report(Progress("writing"))
-        with temporary.open("wb") as file:
-            torch.export.save(program, file, extra_files={PLAN: plan_document(workspace, compressed)})
-        largest = reloaded("pt2", workspace, compressed.model, temporary, path, tolerance=TOLERANCE)
-    return Exported(str(path), path.stat().st_size, largest, compressed.score)
+        save(program, compressed, temporary)
+        largest, verdict = reloaded(
+            "pt2", workspace, compressed, temporary, path, tolerance=TOLERANCE, write_dense=save_dense
+        )
+        if verdict == "accepted":
+            save(program, replace(compressed, accepted=largest), temporary)
+    return Exported(str(path), path.stat().st_size, largest, compressed.score, verdict)
 
 
 def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from warnings import warn
@@ -66,19 +67,25 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
 
     Reports what is being done. Raises InvalidFile where any step fails; then `path` is as it was.
     """
-    with whole_or_nothing(path) as temporary:
-        report(Progress("writing"))
+
+    def save(compressed: Compressed, to: Path) -> None:
         write_checkpoint(
             compressed.model,
             workspace.profile,
             compressed.plan,
-            temporary,
+            to,
             plan_document=plan_document(workspace, compressed),
             provenance=provenance(workspace, compressed),
             dtype=DTYPES.get(compressed.storage.dtype or ""),
         )
-        largest = reloaded("safetensors", workspace, compressed.model, temporary, path, tolerance=TOLERANCE)
-    return Exported(str(path), path.stat().st_size, largest, compressed.score)
+
+    with whole_or_nothing(path) as temporary:
+        report(Progress("writing"))
+        save(compressed, temporary)
+        largest, verdict = reloaded("safetensors", workspace, compressed, temporary, path, tolerance=TOLERANCE)
+        if verdict == "accepted":
+            save(replace(compressed, accepted=largest), temporary)
+    return Exported(str(path), path.stat().st_size, largest, compressed.score, verdict)
 
 
 def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:

@@ -31,7 +31,8 @@ class Factorization(Protocol):
     def error(self, rank: Rank) -> float:
         """Relative distance to the weight: exact for one axis, an upper bound for two, an estimate where not nested.
 
-        The Frobenius distance; for data-aware factors that of the outputs on the calibration data.
+        The Frobenius distance; for data-aware factors that of the outputs on the calibration data. It depends on the
+        weight and the rank alone, not on what was asked for before.
         """
 
     def weights(self, rank: Rank) -> tuple[Tensor, ...]:

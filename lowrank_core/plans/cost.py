@@ -77,8 +77,10 @@ def plan_cost(profile: ModelProfile, plan: RankPlan | None = None) -> Cost:
 def rank_at(top: Rank, share: float) -> Rank:
     """The rank on the path where every axis keeps the same share of its maximum; at least 1.
 
-    >>> rank_at((64, 32), 0.5)
-    (32, 16)
+    Half way between two ranks it is the even one, here and on the board.
+
+    >>> rank_at((64, 32), 0.5), rank_at((5, 7), 0.5)
+    ((32, 16), (2, 4))
     """
     return tuple(min(m, max(1, round(share * m))) for m in top)
 

@@ -122,7 +122,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     provenance: dict[str, Any] = {}
 
 
-LARGEST_BYTES = 16 * 2**20
+LARGEST_BYTES = 16 * 10**6
 
 
 def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def read_plan(text: str | bytes) -> PlanFile:
     """
     raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(raw) > LARGEST_BYTES:
-        raise InvalidPlan(f"a plan file is at most {LARGEST_BYTES >> 20} MB, but this is larger; it is no plan.")
+        raise InvalidPlan(f"a plan file is at most {LARGEST_BYTES // 10**6} MB, but this is larger; it is no plan.")
     try:
         header = msgspec.json.decode(raw, type=_Header)
         if header.format != FORMAT:

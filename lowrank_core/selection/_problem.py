@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -198,6 +198,7 @@ def problem_of(
     multiplies: float | None = None,
     bytes: float | None = None,
     microseconds: float | None = None,
+    max_drop: float | str | None = None,
     lock: Iterable[str] = (),
     folder: Path | None = None,
     latency: LatencyTable | None = None,
@@ -205,9 +206,11 @@ def problem_of(
 ) -> Problem:
     """A problem as people state it: a budget up to 1 is a share of the whole dense network, above it an amount.
 
-    lock: names of layers, or patterns where they hold a `*`. folder: keeps scores and points. Raises InvalidSearch.
+    max_drop: see `largest_drop`. lock: names of layers, or patterns where they hold a `*`. folder: keeps scores and
+    points. Raises InvalidSearch.
     """
-    problem = Problem(workspace, latency=latency or LatencyTable(), folder=folder, **wishes)
+    drop = None if max_drop is None else largest_drop(workspace, max_drop)
+    problem = Problem(workspace, max_drop=drop, latency=latency or LatencyTable(), folder=folder, **wishes)
     budgets: list[tuple[Quantity, float]] = []
     limits: tuple[tuple[Quantity, float | None], ...] = (
         ("multiplies", multiplies),
@@ -225,10 +228,38 @@ def problem_of(
     unknown = [m for m in problem.methods if m not in METHODS]
     if unknown:
         raise InvalidSearch(f"unknown method {unknown[0]!r}; choose among {', '.join(METHODS)}.")
-    if problem.max_drop is not None and not problem.max_drop >= 0:
-        raise InvalidSearch(f"the largest drop must be 0 or more, but got {problem.max_drop:g}.")
     ledger = Ledger() if folder is None else Ledger.of(workspace, folder)
     return replace(problem, budgets=tuple(budgets), locked=_locked(workspace, lock), ledger=ledger)
+
+
+def largest_drop(workspace: Workspace, wish: float | str) -> float:
+    """A largest drop as people state it, in the score's own unit; where that is a share, 0.01 or "1%" is one point.
+
+    Raises InvalidSearch for what is no drop, for a percentage of a score that is no share, and for all of a share.
+    """
+    text = str(wish).strip()
+    percent = text.endswith("%")
+    try:
+        drop = float(text.removesuffix("%")) / (100 if percent else 1)
+    except ValueError as error:
+        raise InvalidSearch(
+            f"the largest drop must be a number or a percentage such as 1%, but got {text!r}."
+        ) from error
+    if not 0 <= drop < inf:
+        raise InvalidSearch(f"the largest drop must be 0 or more, but got {text}.")
+    share = workspace.opened.evaluate is None and workspace.metric.share
+    if percent and not share:
+        raise InvalidSearch(
+            f"a percentage is a largest drop of a share of the samples, and this score is none; write it in the "
+            f"score's own unit, but got {text}."
+        )
+    if share and drop >= 1:
+        points = f"{drop:g}" if not percent and drop < 100 else "1"
+        raise InvalidSearch(
+            f"{workspace.metric.name} is a share from 0 to 1, so a largest drop must be below 1, but got {text}; write "
+            f"{float(points) / 100:g} or {points}%."
+        )
+    return drop
 
 
 def _locked(workspace: Workspace, patterns: Iterable[str]) -> frozenset[str]:

@@ -18,7 +18,7 @@ from lowrank_core.workspace import Workspace
 from pages.ui import charts, compare, question, running, words
 from pages.ui.button import button
 from pages.ui.compare import Races, Result, Scores, Stairs, Wish
-from pages.ui.devices import DEVICES, kB
+from pages.ui.devices import DEVICES
 from pages.ui.state import comparisons, plans
 
 IMAGE_CHANNELS, LARGEST_IMAGE, MOST_IMAGES = (1, 3), 256, 24
@@ -59,11 +59,13 @@ def ask_target() -> compare.Target:
         flash = ram = None
         if device is not None:
             usable: dict[str, Any] = {"min_value": 1.0, "step": 1.0, "format": "%g", "width": 130}
-            tip = "As the maker states it; take off what the program itself needs."
+            tip = "As the maker states it, in units of 1000 bytes; take off what the program itself needs."
             flash = st.number_input(
-                "Flash, kB", value=device.flash_bytes / kB, help=tip, key=f"flash {device.name}", **usable
+                "Flash, kB", value=device.flash_bytes / 1000, help=tip, key=f"flash {device.name}", **usable
             )
-            ram = st.number_input("RAM, kB", value=device.ram_bytes / kB, help=tip, key=f"ram {device.name}", **usable)
+            ram = st.number_input(
+                "RAM, kB", value=device.ram_bytes / 1000, help=tip, key=f"ram {device.name}", **usable
+            )
     with st.expander("Energy, an estimate of low confidence"):
         st.caption(
             "Multiplies and bytes moved, each at a price. The prices differ tenfold between chips and memories: the "
@@ -77,8 +79,8 @@ def ask_target() -> compare.Target:
             ]
     return compare.Target(
         number,
-        None if flash is None else int(flash * kB),
-        None if ram is None else int(ram * kB),
+        None if flash is None else round(1000 * flash),
+        None if ram is None else round(1000 * ram),
         *(prices if with_energy else (None, None)),
     )
 

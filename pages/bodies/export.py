@@ -7,8 +7,8 @@ from pathlib import Path
 import streamlit as st
 
 from lowrank_core.compression.precision import Storage
-from lowrank_core.errors import LowRankError
-from lowrank_core.exports import EXPORTS, Compressed, Export, Exported, loading
+from lowrank_core.errors import LowRankError, OtherAnswers
+from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, Export, Exported, loading
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.measurement import is_final
 from lowrank_core.plans.candidate import Candidate
@@ -23,7 +23,7 @@ from pages.ui.state import downloads, measurements, plans, trainings
 from pages.ui.tuning import Tuned
 
 ORDER = ("safetensors", "pt2", "onnx", "bundle")
-LARGEST_DOWNLOAD = 200 * 2**20
+LARGEST_DOWNLOAD = 200 * 10**6
 
 
 def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:
@@ -151,13 +151,23 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
         "Folder on this machine",
         key="export folder",
         placeholder="empty: offered for download",
-        help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD >> 20} MB a folder is needed.",
+        help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD // 10**6} MB a folder is needed.",
     )
     folder = Path(folder_name).expanduser() if folder_name else downloads.folder()
     key = f"{export.name} {storage} {folder}"
     pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}")
+    accepting = False
+    refused = downloads.refused(key, source)
+    if refused is not None and not pressed:
+        st.error(words.plain(refused), icon=":material/error:")
+        accepting = button(
+            "Save it all the same",
+            icon=":material/warning:",
+            key=f"accept {export.name}",
+            help="The file says in itself that its answers differ by more than rounding explains.",
+        )
     place = st.empty()  # a file written before is gone from the page while another is written
-    if pressed:
+    if pressed or accepting:
         try:
             with place.status("Measuring", expanded=False) as status:
                 network = network_of(workspace, plan, tuned)
@@ -165,8 +175,12 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
                     network = network.stored(workspace, storage)
                     if storage.dtype != "int8":
                         network = replace(network, score=final_score(workspace.measure(network.model)))
+                network = replace(network, accept_difference=accepting)
                 with scope(report=lambda progress: status.update(label=progress.words.capitalize())):
                     exported = export.write(workspace, network, folder / file)
+        except OtherAnswers as error:
+            downloads.keep_refused(key, source, str(error))
+            st.rerun()
         except LowRankError as error:
             place.error(words.plain(str(error)), icon=":material/error:")
             return
@@ -185,7 +199,11 @@ def report(
     board = plan_cost(workspace.profile, plan).bytes
     rows = [
         ("Size", f"{words.count(written.bytes, 'B')}; the board shows {words.count(board, 'B')} of weights"),
-        ("Reloaded", f"in a fresh process; outputs differ by **{written.max_abs_diff or 0:.3g}** at most"),
+        (
+            "Reloaded",
+            f"in a fresh process; outputs differ by **{written.max_abs_diff or 0:.3g}** at most"
+            f"{VERDICT_WORDS[written.verdict]}",
+        ),
     ]
     if export.name != "safetensors":
         rows.append(("Batch sizes", "1, 2, 7 and all samples at once"))
@@ -220,7 +238,7 @@ def lines(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> No
 
 def upload(workspace: Workspace, plan: RankPlan) -> None:
     """Open a plan file: data, never code. What does not fit is refused and the plan stays as it is."""
-    file = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES >> 20)
+    file = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES // 10**6)
     if file is None:
         return
     try:
@@ -229,12 +247,22 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
     except LowRankError as error:
         st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
         return
-    corrected = read.correction is not None  # null says none; a file that is silent is measured as usual
-    if read.plan != plan or corrected != plans.history(workspace).corrected:
-        plans.set_history(workspace, plans.history(workspace).commit(read.plan).correct(corrected))
+    before = plans.history(workspace)
+    try:
+        plans.open_file(workspace, read)
+        own = plans.correction_of(workspace, read)
+    except LowRankError as error:
+        st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
+        return
+    if plans.history(workspace) is not before:
         st.rerun()
-    if not corrected:
+    if read.correction is None:
         st.info("The file says that its factors are not corrected, so the correction is off now.")
+    elif own is not None:
+        st.info(
+            f"The file asks for a correction of its own, with which plans are measured now: {words.plain(own.kind)} on "
+            f"{own.samples:,} samples, seed {own.seed}, ridge {own.ridge:g}."
+        )
     st.success(words.plain(f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back."))
     for warning in warnings:
         st.warning(words.plain(f"{warning}."))

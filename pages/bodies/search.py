@@ -22,17 +22,15 @@ def chart(workspace: Workspace, quantity: str, search: Search, others: list[Sear
     value, samples = models.dense_score(workspace)
     dense = tables.Dot(1.0, value, None, None, f"dense, {samples:,} samples" if samples else "dense")
     label = search.question.rule.label
-    drawn = [tables.dot(workspace, trial, quantity, trial.note or label) for trial in search.trials]
-    earlier = [
-        tables.dot(workspace, other.answer, quantity, question.title(workspace, other.question))
-        for other in others
-        if other.answer
-    ]
+
+    def dot(trial: Trial, says: str) -> tables.Dot | None:
+        return tables.dot(workspace, trial, quantity, says, (value, samples))
+
+    drawn = [dot(trial, trial.note or label) for trial in search.trials]
+    earlier = [dot(other.answer, question.title(workspace, other.question)) for other in others if other.answer]
     figure = charts.trade_off(
         [d for d in drawn if d],
-        tables.dot(workspace, search.answer, quantity, question.title(workspace, search.question))
-        if search.answer
-        else None,
+        dot(search.answer, question.title(workspace, search.question)) if search.answer else None,
         [d for d in earlier if d],
         dense,
         quantity=quantity,
@@ -127,11 +125,15 @@ def pick(workspace: Workspace, search: Search, trials: list[Trial], first: Trial
     """One of the measured trials, the answer if nobody says otherwise."""
     ordered = sorted(trials, key=lambda trial: trial.cost.multiplies)
     dense = plan_cost(workspace.profile)
+    alike = len({trial.score.samples for trial in trials if trial.score is not None}) == 1
+
+    def on(trial: Trial) -> str:
+        return "" if alike or trial.score is None else f" on {trial.score.samples:,} samples"
 
     def says(trial: Trial) -> str:
         share = words.share(trial.cost.multiplies / (dense.multiplies or 1))
         assert trial.score is not None
-        line = f"{words.score(workspace, trial.score.value)} at {share} of the multiplies"
+        line = f"{words.score(workspace, trial.score.value)}{on(trial)} at {share} of the multiplies"
         return f"{line}, the answer" if trial == search.answer else line
 
     labels = [says(trial) for trial in ordered]
@@ -143,10 +145,12 @@ def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
     """Make a plan the session's own, as a step that can be undone."""
     history = plans.history(workspace)
     with st.container(horizontal=True, vertical_alignment="center"):
-        if (history.plan, history.corrected) != (trial.candidate.plan, corrected):
+        now, wanted = (history.plan, history.corrected, history.correction), (trial.candidate.plan, corrected, None)
+        if now != wanted:
             if button("Adopt this plan", type="primary", icon=":material/check:"):
                 adopted = history.commit(trial.candidate.plan)
-                plans.set_history(workspace, adopted if adopted.corrected == corrected else adopted.correct(corrected))
+                same = (adopted.corrected, adopted.correction) == (corrected, None)
+                plans.set_history(workspace, adopted if same else adopted.correct(corrected))
                 st.rerun()
         else:
             back = " *Undo* on Ranks brings the one before it back." if history.past else ""

@@ -197,7 +197,7 @@ def act(history: History, message: dict[str, Any]) -> History:
         case "remove":
             return history.remove(str(message.get("name", "")))
         case "correct":
-            return history.correct(bool(message.get("on")))
+            return history.correct(bool(message.get("on")), history.correction)
         case "tolerate":
             drop = message.get("drop")
             return history.tolerate(None if drop is None else float(drop))

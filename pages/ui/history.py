@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.version import versions
 
@@ -23,7 +24,10 @@ class PlanSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """rev counts every change of the plan; gesture joins the commits of one drag into one step of undo."""
+    """rev counts every change of the plan; gesture joins the commits of one drag into one step of undo.
+
+    correction: what a plan file asked for and plans are measured with where `corrected`; None for the workspace's own.
+    """
 
     plan: RankPlan
     past: tuple[RankPlan, ...] = ()
@@ -34,6 +38,7 @@ class History:
     tolerance: float | None = None
     rev: int = 0
     gesture: int = -1
+    correction: Correction | None = None
 
     def commit(self, plan: RankPlan, *, rev: int | None = None, gesture: int = -1) -> History:
         """A new plan; within one gesture it replaces the last one. A rev that is not newer is ignored."""
@@ -98,9 +103,9 @@ class History:
         """Which layers presets, groups and the budget lock leave alone."""
         return replace(self, locked=tuple(sorted(names)))
 
-    def correct(self, on: bool) -> History:
-        """Whether plans are measured and exported with the correction; the plan itself stays."""
-        return replace(self, corrected=on, rev=self.rev + 1)
+    def correct(self, on: bool, correction: Correction | None = None) -> History:
+        """Whether plans are measured and exported with a correction, and with which; the plan itself stays."""
+        return replace(self, corrected=on, correction=correction, rev=self.rev + 1)
 
     def tolerate(self, drop: float | None) -> History:
         """Measurements end once the drop is clearly within this, or clearly not; None measures all samples."""
@@ -120,13 +125,14 @@ class History:
                 "tolerance": self.tolerance,
                 "rev": self.rev,
                 "versions": versions(),
+                **({} if self.correction is None else {"correction": self.correction.to_dict()}),
             },
             sort_keys=True,
         )
 
     @classmethod
     def from_json(cls, text: str) -> History:
-        """The history in a text written by `to_json`; raises ValueError, KeyError or TypeError for any other."""
+        """The history in a text written by `to_json`; raises ValueError, KeyError, TypeError or InvalidPlan."""
         d = json.loads(text)
 
         def plan(choices: dict[str, Any]) -> RankPlan:
@@ -143,6 +149,7 @@ class History:
             bool(d["corrected"]),
             None if d["tolerance"] is None else float(d["tolerance"]),
             int(d["rev"]),
+            correction=Correction.from_dict(d["correction"]) if d.get("correction") else None,
         )
 
 

@@ -73,9 +73,8 @@ def largest_drop(workspace: Workspace, key: str = "search drop") -> float:
     """Ask for the largest loss of score that is allowed; a fraction of 1 where the score is a share."""
     points = words.shares(workspace)
     label = f"Largest {words.loss(workspace)} of the {words.metric_name(workspace)}{', points' if points else ''}"
-    drop = st.number_input(
-        label, min_value=0.0, value=1.0, step=0.1, format="%g", key=f"{key} {points}", persist_state="session"
-    )
+    most = 99.9 if points else None  # all of a share is no limit
+    drop = st.number_input(label, 0.0, most, 1.0, step=0.1, format="%g", key=f"{key} {points}", persist_state="session")
     return drop / 100 if points else drop
 
 
@@ -91,7 +90,7 @@ def limits(workspace: Workspace, goal: str, table: str) -> Budgets:
         placeholder="Any",
         accept_new_options=True,
         help="Sets the budget of bytes to the flash of a usual microcontroller, all of it: leave room for the program. "
-        "Another size can be typed, as 96 kB; 1 kB is 1024 bytes here.",
+        "Another size can be typed, as 96 kB of 1000 bytes each, or 96 KiB of 1024.",
         key="search device",
         persist_state="session",
     )

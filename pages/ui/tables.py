@@ -144,6 +144,7 @@ def searches(workspace: Workspace, all_searches: Iterable[Search]) -> list[dict[
             row |= {"Multiplies": answer.cost.multiplies, "Bytes": answer.cost.bytes, "Score": scale * score.value}
             row |= {"Drop": scale * score.drop}
             row["95 %"] = words.interval(workspace, score)
+            row["Samples"] = score.samples or None
         snapshot = search.snapshot
         row |= {"Trials": len(search.trials), "Seconds": snapshot.seconds}
         rows.append(row | {"Ended": "cancelled" if snapshot.cancelled else "failed" if snapshot.error else "answered"})
@@ -161,12 +162,23 @@ class Dot:
     says: str
 
 
-def dot(workspace: Workspace, trial: Trial, quantity: str, says: str = "") -> Dot | None:
-    """A trial as a dot; None where it was not measured."""
-    if trial.score is None:
+def dot(
+    workspace: Workspace, trial: Trial, quantity: str, says: str = "", dense: tuple[float, int] | None = None
+) -> Dot | None:
+    """A trial as a dot; None where it was not measured.
+
+    dense: the score of the dense network beside it, and on how many samples. A trial on others stands as far from it as
+    it is, on its own samples, from the dense network there: the two scores themselves must not be compared.
+    """
+    if (score := trial.score) is None:
         return None
     share = getattr(trial.cost, quantity) / (getattr(plan_cost(workspace.profile), quantity) or 1)
-    return Dot(share, trial.score.value, trial.score.low, trial.score.high, says or trial.note)
+    says, shift = says or trial.note, 0.0
+    if dense is not None and dense[1] != score.samples:
+        shift = dense[0] - score.dense
+        says = f"{says}; by its difference to dense on {score.samples:,} samples"
+    low, high = (None if end is None else end + shift for end in (score.low, score.high))
+    return Dot(share, score.value + shift, low, high, says)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

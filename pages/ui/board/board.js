@@ -132,7 +132,11 @@ class Board {
     this.doing = doing;
     this.measuring = !done;
     this.plain = plain;
-    if (score) { this.score = score; this.scoreRev = this.rev; if (done) this.model.metric.dense = score.dense; }
+    if (score) {
+      this.score = score;
+      this.scoreRev = this.rev;
+      if (done && score.within === null) this.model.metric.dense = score.dense;   // else it ended before all samples
+    }
     if (error) this.status.textContent = error;
   }
 

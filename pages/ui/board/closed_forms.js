@@ -32,7 +32,7 @@ function usefulRank(layer, method) {
 
 function canSave(layer, method) { return usefulRank(layer, method).every(r => r > 0); }
 
-/* The whole number next to it; of two as near the even one, as Python rounds. */
+/* The whole number next to it; of two as near the even one, as Python rounds: the one rule for ranks here. */
 function rounded(value) {
   const below = Math.floor(value), half = value - below === 0.5;
   return half ? below + below % 2 : Math.round(value);
@@ -43,8 +43,8 @@ function rankAt(top, share) { return top.map(m => Math.min(m, Math.max(1, rounde
 
 /* The nearest rank, along one axis, that a layer can have: a multiple of `multiple`, or the maximum. */
 function allowedRank(top, rank, multiple = 1) {
-  const inside = Math.min(top, Math.max(1, Math.round(rank)));
-  return multiple === 1 ? inside : Math.min(top, Math.max(multiple, Math.round(inside / multiple) * multiple));
+  const inside = Math.min(top, Math.max(1, rounded(rank)));
+  return multiple === 1 ? inside : Math.min(top, Math.max(multiple, rounded(inside / multiple) * multiple));
 }
 
 /* Smallest rank along one axis that keeps this share of the energy. */
@@ -191,7 +191,7 @@ function lossAlone(model, layer, choice) {
 /* Score lost per byte or per multiply saved by the next step down, a twentieth of the maximum; null if it saves none. */
 function exchangeRate(model, layer, choice, quantity) {
   const { top } = layer.methods[choice.method];
-  const rank = choice.rank.map((r, i) => Math.max(1, r - Math.max(1, Math.round(top[i] / 20))));
+  const rank = choice.rank.map((r, i) => Math.max(1, r - Math.max(1, rounded(top[i] / 20))));
   const below = { method: choice.method, rank };
   const saved = cost(layer, choice, quantity) - cost(layer, below, quantity);
   const lost = lookUp(model, change(model, layer, choice)) - lookUp(model, change(model, layer, below));

@@ -71,7 +71,8 @@ Object.assign(Board.prototype, {
       value = this.score.value;
       figure.textContent = words.score(model, value);
       const s = this.score;
-      const plain = this.plain ? ` · without correction ${words.score(model, this.plain.value)}` : "";
+      const fewer = this.plain && this.plain.samples !== s.samples ? ` on ${words.whole(this.plain.samples)} samples` : "";
+      const plain = this.plain ? ` · without correction ${words.score(model, this.plain.value)}${fewer}` : "";
       const verdict = s.within === null || s.within === undefined ? "" : s.within ? "within tolerance · " : "⚠ beyond tolerance · ";
       note.textContent = `${verdict}${state} · ${words.change(model, s)} · ${s.samples ? words.whole(s.samples) : "all"} samples${plain}`;
     } else {
@@ -93,9 +94,9 @@ Object.assign(Board.prototype, {
     figure.classList.toggle("rb-unsure", !fresh);
     const losses = chart.values || (chart.values = new Array(model.layers.length).fill(0));
     for (const { layer } of touched || this.rows.values()) losses[layer.index] = lossAlone(model, layer, choices[layer.name] || null);
-    const part = v => v === null || !dense || !v ? null : model.metric.higher ? v / dense : dense / v;
-    const scale = Math.max(0, Math.min(1.05, part(value) || 0));
-    this.bars(chart, losses, null, scale, "accuracy", fresh ? part(predicted.value) : null, touched);
+    const part = (v, whole) => v === null || !whole || !v ? null : model.metric.higher ? v / whole : whole / v;
+    const scale = Math.max(0, Math.min(1.05, part(value, fresh ? this.score.dense : dense) || 0));   // on the same samples
+    this.bars(chart, losses, null, scale, "accuracy", fresh ? part(predicted.value, dense) : null, touched);
   },
 
   /* Sums of neighbours, where there are more layers than a chart has room for bars. */

@@ -29,7 +29,7 @@ Object.assign(Board.prototype, {
 
   dragGroup(layers, share, slider) {
     this.begin();
-    slider.setAttribute("aria-valuetext", `${Math.round(100 * share)} % of break-even`);
+    slider.setAttribute("aria-valuetext", `${rounded(100 * share)} % of break-even`);
     const moved = new Set();
     for (const layer of layers) {
       const row = this.rows.get(layer.name);

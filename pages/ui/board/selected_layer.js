@@ -74,9 +74,9 @@ Object.assign(Board.prototype, {
         if (x < 0 || x > full.xaxis._length) return;
         const target = this.rows.get(this.selected);
         const top = target.layer.methods[target.method].top;
-        const rank = Math.max(1, Math.round(full.xaxis.p2l(x)));
+        const rank = Math.max(1, rounded(full.xaxis.p2l(x)));
         this.newGesture();
-        this.setRank(target, top.map(m => top.length === 1 ? rank : Math.round(rank / Math.max(...top) * m)));
+        this.setRank(target, top.map(m => top.length === 1 ? rank : rounded(rank / Math.max(...top) * m)));
         this.commit();
         this.draw(true);
       });

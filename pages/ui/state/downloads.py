@@ -39,7 +39,20 @@ def written(kind: str, source: Candidate | Tuned) -> Exported | None:
 def keep_written(kind: str, source: Candidate | Tuned, exported: Exported) -> None:
     """Remember for this session the latest file of a kind, and make room by removing old ones."""
     st.session_state[f"written {kind}"] = (source, exported)
+    st.session_state.pop(f"refused {kind}", None)
     keep_newest(Path(_exports().name), MOST_EXPORTED_BYTES)
+
+
+def refused(kind: str, source: Candidate | Tuned) -> str | None:
+    """Why the latest file of that kind was not saved, if it was of this candidate and answered otherwise than it."""
+    latest: tuple[Candidate | Tuned, str] | None = st.session_state.get(f"refused {kind}")
+    return latest[1] if latest and latest[0] == source else None
+
+
+def keep_refused(kind: str, source: Candidate | Tuned, why: str) -> None:
+    """Remember for this session that a file of that kind answered otherwise, so that it can be accepted."""
+    st.session_state[f"refused {kind}"] = (source, why)
+    st.session_state.pop(f"written {kind}", None)
 
 
 def keep_newest(folder: Path, most_bytes: int) -> None:

@@ -7,8 +7,9 @@ import streamlit as st
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import check_plan
-from lowrank_core.plans.plan import RankPlan
+from lowrank_core.plans.plan import PlanFile, RankPlan
 from lowrank_core.store.files import remove_left, write_whole
 from lowrank_core.workspace import Workspace
 from pages.ui.history import History
@@ -63,6 +64,26 @@ def _saved(fingerprint: str, workspace: Workspace) -> History | None:
 
 
 def candidate(workspace: Workspace, plan: RankPlan | None = None) -> Candidate:
-    """The plan as it stands, or another one, with the correction where it is on."""
+    """The plan as it stands, or another one, with the correction where it is on: that of the plan's file, if any."""
     current = history(workspace)
-    return workspace.candidate(current.plan if plan is None else plan, corrected=current.corrected)
+    chosen = current.plan if plan is None else plan
+    if current.corrected and current.correction is not None and chosen.choices:
+        return Candidate(chosen, workspace.correction_in(current.correction))
+    return workspace.candidate(chosen, corrected=current.corrected)
+
+
+def open_file(workspace: Workspace, file: PlanFile) -> None:
+    """Make the plan of a file the session's own, with the correction it asks for."""
+    current, asked = history(workspace), correction_of(workspace, file)
+    corrected = file.correction is not None  # null says none; a file that is silent is measured as usual
+    if (file.plan, corrected, asked) != (current.plan, current.corrected, current.correction):
+        set_history(workspace, current.commit(file.plan).correct(corrected, asked))
+
+
+def correction_of(workspace: Workspace, file: PlanFile) -> Correction | None:
+    """The correction of its own that a plan file asks for; None for none, and for that which the workspace offers."""
+    if not file.correction:
+        return None
+    asked = Correction.from_dict(file.correction)
+    usual = (workspace.correction, workspace.correction_in(workspace.correction))
+    return None if asked in usual else asked

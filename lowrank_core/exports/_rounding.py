@@ -1,0 +1,159 @@
+"""Whether a file that answers a little otherwise than the network holds another network, or only rounds otherwise."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from math import inf, isfinite
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lowrank_core.errors import InvalidData, LowRankError
+from lowrank_core.exports._reload import DENSE_ALONE, answer_of
+from lowrank_core.layers.data import Dataset, Inputs, Outputs, batch_size, data_hash, joined, run
+from lowrank_core.running.threads import one_thread
+from lowrank_core.scoring.scores import output_scores
+from lowrank_core.store.files import scratch
+from lowrank_core.workspace import Workspace
+
+SLACK = 4.0
+"""Times its own rounding that a network's answers may differ between two runtimes: both round, and not alike."""
+
+LARGEST = 1e-2
+"""Of the largest output; what differs by more is no rounding, whatever else differs as much."""
+
+SCORED = 512
+"""Samples on which the scores are compared."""
+
+SCORES_APART = 0.005
+"""Of a share, or of the value of another score."""
+
+VERSION = 1
+"""Of the way runtimes are compared; what was kept by another version is not used."""
+
+WriteDense = Callable[[Path], None]
+
+
+def apart(ours: Outputs, theirs: Outputs) -> tuple[float, float]:
+    """The largest distance of outputs, and the same relative to the largest number of that output of ours.
+
+    Of all that hold numbers of floating point, whether they are judged or not, in their order; infinite where they are
+    not alike in number or shape.
+    """
+    if len(ours) != len(theirs):
+        return inf, inf
+    pairs = zip(ours.values(), theirs.values(), strict=True)
+    distances = [_apart(values, others) for values, others in pairs if values.is_floating_point()]
+    return max((d for d, _ in distances), default=0.0), max((share for _, share in distances), default=0.0)
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    if ours.shape != theirs.shape or not ours.numel():
+        return inf, inf
+    distance = float((ours.double() - theirs.double()).abs().max())
+    largest = float(ours.double().abs().max())
+    if not isfinite(distance):
+        return inf, inf
+    return distance, distance / largest if largest else inf if distance else 0.0
+
+
+def own_rounding(network: nn.Module, inputs: Inputs) -> float:
+    """What rounding does to a network's answers, relative to the largest: against float64 where it runs in it.
+
+    Else between all samples at once, each alone, and in one thread.
+    """
+    ours = run(network, Dataset(inputs))
+    if not _in_float64(ours):
+        try:
+            exact = run(copy.deepcopy(network).double(), Dataset(_double(inputs)))
+        except Exception:  # whatever its own code says to numbers of another type, or to being copied
+            exact = ours
+        if _in_float64(exact):
+            return apart(exact, ours)[1]
+    samples = batch_size(inputs)
+    by_sample = [name for name, values in ours.items() if values.ndim and len(values) == samples]
+    single = joined(run(network, Dataset(inputs).pick(slice(at, at + 1)), by_sample) for at in range(samples))
+    with one_thread():
+        others = run(network, Dataset(inputs))
+    alone = apart({name: ours[name] for name in by_sample}, single)
+    return max(alone[1], apart(ours, others)[1])
+
+
+def _in_float64(outputs: Outputs) -> bool:
+    return all(values.dtype == torch.float64 for values in outputs.values() if values.is_floating_point())
+
+
+def _double(inputs: Inputs) -> Inputs:
+    return tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, inputs)
+
+
+def dense_difference(workspace: Workspace, kind: str, inputs: Inputs, write_dense: WriteDense | None) -> float:
+    """How far the dense network's own answers are apart between here and what reads files of that kind.
+
+    Relative to the largest; 0 where that cannot be told. Once per network, kind and versions, then from the cache.
+    write_dense(path) writes the dense network as a file of that kind; without it a fresh process opens it.
+    """
+    dense = run(workspace.model, Dataset(inputs))
+
+    def measured() -> float:
+        ref = workspace.opened.ref
+        if write_dense is None:
+            if ref is None:
+                return 0.0
+            theirs = answer_of(DENSE_ALONE, ref, Path(), inputs)
+            return apart(dense, theirs)[1]
+        with scratch() as folder:
+            write_dense(folder / "dense")
+            theirs = answer_of(kind, ref or workspace.model, folder / "dense", inputs)
+        return apart(dense, theirs)[1]
+
+    try:
+        if workspace.cache is None or write_dense is None:  # what a process opens may change while the key does not
+            return measured()
+        about = {
+            "what": "difference between runtimes",
+            "version": [VERSION, torch.__version__, _version("onnxruntime"), torch.get_num_threads()],
+            "model": workspace.profile.fingerprint,
+            "answers": data_hash(dense),
+            "inputs": data_hash(inputs),
+            "kind": kind,
+        }
+        kept = workspace.cache.remembered(about, lambda: {"apart": torch.tensor(measured(), dtype=torch.float64)})
+        return float(kept["apart"])
+    except LowRankError:
+        return 0.0
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def scores_agree(workspace: Workspace, kind: str, written: Path, network: nn.Module) -> bool:
+    """Whether a file scores as the network does, on at most SCORED samples; true where there is nothing to score by."""
+    if workspace.opened.evaluate is not None:
+        return True
+    try:
+        part, metric = workspace.reference.dataset.pick(slice(0, SCORED)), workspace.metric
+        answered = answer_of(kind, workspace.opened.ref or workspace.model, written, part.inputs)
+        ours = run(network, part)
+        theirs = dict(zip(ours, answered.values(), strict=True))
+        dense = run(workspace.model, part, workspace.judged.names)
+        values = []
+        for outputs in (ours, theirs):
+            judged = {name: outputs[name] for name in dense}
+            values.append([each.value for each in output_scores(metric, judged, dense, part.targets, part.weights)])
+    except InvalidData:
+        return True
+
+    def alike(mine: float, other: float) -> bool:
+        slack = max(SCORES_APART, 1 / len(part)) if metric.share else SCORES_APART * max(abs(mine), abs(other))
+        return abs(mine - other) <= slack
+
+    return all(map(alike, *values))
