@@ -9,17 +9,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowrank_core.algebra.linalg import one_thread
+from lowrank_core.compression import calibration as calibrating
+from lowrank_core.compression import correct, factors
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
 from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset, batch_size, data_hash
+from lowrank_core.networks.answers import answers_hash, drawn
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import PlanFile, RankPlan
+from lowrank_core.scoring.judgement import judgement
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import Reference, Score, evaluate
@@ -30,6 +35,7 @@ from lowrank_core.sources._live import live_contract
 from lowrank_core.sources._opened import Opened, sorted_by_class
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
+from lowrank_core.store.key import NetworkKey, named
 from lowrank_core.store.room import Recent, Room
 
 MOST_SCORES = 500
@@ -44,11 +50,16 @@ class Workspace:
     ['fc1', 'fc2']
     """
 
-    def __init__(self, opened: Opened, cache: Cache | None = None, room: Room | None = None) -> None:
+    def __init__(
+        self, opened: Opened, cache: Cache | None = None, room: Room | None = None, key: NetworkKey | None = None
+    ) -> None:
         """cache: where factors and moments are kept between runs; None keeps them in memory alone.
 
-        room: the memory for all that can be computed again; several workspaces may share one.
+        room: the memory for all that can be computed again; several workspaces may share one. key: the name that the
+        same network on the same data has in the process that this one works for; without it computed when needed.
         """
+        if key is not None:
+            self.key = key
         self._room = room or Room()
         self.opened = opened
         self.cache = cache
@@ -62,9 +73,9 @@ class Workspace:
         self.plain_scores: Recent[RankPlan, Score] = Recent(MOST_SCORES)  # without correction, on some
 
     @classmethod
-    def open(cls, ref: str, cache: Cache | None = None) -> Workspace:
-        """Open a reference; raises a LowRankError that says what is wrong."""
-        return cls(open_source(ref), cache)
+    def open(cls, ref: str, cache: Cache | None = None, key: NetworkKey | None = None) -> Workspace:
+        """Open a reference; raises a LowRankError that says what is wrong. key: as in `Workspace`."""
+        return cls(open_source(ref), cache, key=key)
 
     @classmethod
     def of(
@@ -134,6 +145,34 @@ class Workspace:
         return self.opened.eval_data()
 
     @cached_property
+    def key(self) -> NetworkKey:
+        """The name of this network on its data; computed once, in one thread, and handed to workers. See `NetworkKey`.
+
+        Two samples that change places, or one that changes, give another key, as do other labels.
+        """
+        few = drawn(self._eval_data)
+        with one_thread():
+            answered = answers_hash(self.model, few)
+            if self.opened.evaluate is not None:
+                judged = ["evaluate(model)", self.opened.higher_is_better, sorted(self.opened.code.values())]
+            else:
+                judged = judgement(self.metric, self.model, few)
+        data = data_hash((self._eval_data.inputs, self._eval_data.targets))
+        return NetworkKey(self.profile.fingerprint, answered, named(judged), data)
+
+    @cached_property
+    def depends(self) -> tuple[Any, ...]:
+        """What every figure of a compressed copy depends on, as JSON: stores name theirs by it and what else they know.
+
+        The key, the calibration samples, and the versions of what compresses; never the release of the product.
+        """
+        return (self.key.digest, self._calibration_hash, factors.VERSION, calibrating.VERSION, correct.VERSION)
+
+    def name_for(self, what: str, version: int, **about: Any) -> str:
+        """The name under which a store keeps figures of compressed copies; version: of the way they are computed."""
+        return named([what, version, *self.depends, about])
+
+    @cached_property
     def reference(self) -> Reference:
         """The evaluation samples in seeded order, with the dense outputs."""
         return Reference(self.model, self._eval_data, self.metric)
@@ -160,7 +199,11 @@ class Workspace:
     @cached_property
     def correction(self) -> Correction:
         """The correction that this workspace offers: least squares on `calibration`."""
-        return Correction(samples=len(self.calibration), data=data_hash(self.calibration.inputs))
+        return Correction(samples=len(self.calibration), data=self._calibration_hash)
+
+    @cached_property
+    def _calibration_hash(self) -> str:
+        return data_hash(self.calibration.inputs)
 
     @cached_property
     def moments(self) -> MomentStore:
@@ -270,15 +313,17 @@ def open_to_look(
 
 
 @lru_cache(maxsize=1)
-def opened_once(ref: str, fingerprint: str, cache: Cache | None = None) -> Workspace:
+def opened_once(ref: str, key: NetworkKey, cache: Cache | None = None) -> Workspace:
     """The workspace of a process that works for another one, opened by the reference; raises InvalidModel.
 
-    The fingerprint is that of the model the other one has.
+    key: of the model that the other one has. Only its fingerprint is checked: another processor may round answers
+    otherwise, and what is kept goes by the name that it has where the work was started.
     """
-    workspace = Workspace.open(ref, cache)
-    if workspace.profile.fingerprint != fingerprint:
+    workspace = Workspace.open(ref, cache, key)
+    if workspace.profile.fingerprint != key.fingerprint:
         raise InvalidModel(
             f"{ref} opened in a worker has other weights ({workspace.profile.fingerprint[:19]}...) than where the work "
-            f"was started ({fingerprint[:19]}...); it must be the same file everywhere, and build_model() not random."
+            f"was started ({key.fingerprint[:19]}...); it must be the same file everywhere, and build_model() not "
+            "random."
         )
     return workspace

@@ -5,8 +5,6 @@ What counts for time is the shape of a chain, not its numbers, so the chains are
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import floor, prod
@@ -36,6 +34,7 @@ from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import nobody, report, scope
+from lowrank_core.store.key import named
 from lowrank_core.store.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace
 
@@ -277,7 +276,8 @@ def as_table(staircases: Iterable[Staircase]) -> LatencyTable:
 class StairFile:
     """Staircases of one shape of layer in a folder; anything measured otherwise is never mixed in.
 
-    What they depend on: the layer's spec and sizes, batch, element type, runtime and its version, threads, processor.
+    What they depend on: the layer's spec and sizes, batch, element type, runtime and its version, threads, processor;
+    not the weights, what is made of the answers, or the data.
     """
 
     def __init__(self, folder: Path | None, layer: Layer, setting: Setting) -> None:
@@ -289,8 +289,7 @@ class StairFile:
             "cpu": cpu_name(),
             "version": VERSION,
         }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-        self.path = None if folder is None else folder / f"latency-{name}.jsonl"
+        self.path = None if folder is None else folder / f"latency-{named(key)}.jsonl"
 
     def load(self, layer: Layer, method: str) -> Staircase | None:
         """The staircase of a method under the layer's own name; None where it is missing or damaged."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +25,7 @@ from lowrank_core.running.scope import give_way, report, scope, under
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.store.cache import Cache
+from lowrank_core.store.key import NetworkKey, named
 from lowrank_core.store.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace, opened_once
 
@@ -174,7 +173,7 @@ def _measured(
     layers: dict[str, list[Ask]] = {}
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
-    model = workspace.address, workspace.profile.fingerprint, workspace.cache
+    model = workspace.address, workspace.key, workspace.cache
     samples = _Samples(data_hash((data.inputs, data.targets)), data.alone())
     pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
     pace, done = Pace(len(todo)), 0
@@ -195,9 +194,9 @@ class _Samples:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """What another process measures: points of one layer of a model, told by reference, fingerprint and cache."""
+    """What another process measures: points of one layer of a model, told by reference, key and cache."""
 
-    model: tuple[str, str, Cache | None]
+    model: tuple[str, NetworkKey, Cache | None]
     correction: Correction | None
     asks: tuple[Ask, ...]
     samples: _Samples
@@ -209,7 +208,7 @@ def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
 
 
 @lru_cache(maxsize=1)
-def _ground_once(model: tuple[str, str, Cache | None], samples: _Samples) -> _Ground:
+def _ground_once(model: tuple[str, NetworkKey, Cache | None], samples: _Samples) -> _Ground:
     """The ground of the latest model and samples, kept in a process that measures piece after piece."""
     return _ground(opened_once(*model), samples.data)
 
@@ -256,15 +255,17 @@ class PointFile:
         data: Dataset | None = None,
     ) -> None:
         """data: the samples the points are measured on, as in `measured`."""
-        data = _samples(workspace, SAMPLES) if data is None else data
-        key = {
-            "fingerprint": workspace.profile.fingerprint,
-            "data": data_hash((data.inputs, data.targets)),
-            "correction": None if correction is None else correction.to_dict(),
-            "version": VERSION,
-        }
-        self._name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        self._name = workspace.name_for("points", VERSION, **_measured_on(workspace, correction, data))
         self.path = folder / f"points-{self._name}.jsonl"
+
+    @classmethod
+    def shipped(cls, folder: Path, workspace: Workspace, correction: Correction | None) -> PointFile:
+        """The file that comes with a built-in network: so does its code, and any machine must find it."""
+        file = cls.__new__(cls)
+        about = {**_measured_on(workspace, correction, None), "fingerprint": workspace.profile.fingerprint}
+        file._name = named({**about, "version": VERSION})
+        file.path = folder / f"points-{file._name}.jsonl"
+        return file
 
     def load(self) -> tuple[Point, ...]:
         """Every stored point, each once; what is damaged counts as missing."""
@@ -275,6 +276,14 @@ class PointFile:
         """Append one more point to the file."""
         append_line(self.path, point)
 
-    def beside(self, what: str) -> Path:
-        """Path of a file for something else that depends on the same network, data and correction."""
-        return self.path.with_name(f"{what}-{self._name}.json")
+    def beside(self, what: str, version: int) -> Path:
+        """Path of a file for something else that depends on the same; version: of the way that is computed."""
+        return self.path.with_name(f"{what}-{named([self._name, version])}.json")
+
+
+def _measured_on(workspace: Workspace, correction: Correction | None, data: Dataset | None) -> dict[str, object]:
+    data = _samples(workspace, SAMPLES) if data is None else data
+    return {
+        "data": data_hash((data.inputs, data.targets)),
+        "correction": None if correction is None else correction.to_dict(),
+    }

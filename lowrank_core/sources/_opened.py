@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -22,7 +23,8 @@ BATCH = 256
 class Opened:
     """A model and what came with it; data is loaded when first asked for.
 
-    ref: the reference that opens it again; None for a network that came from Python.
+    ref: the reference that opens it again; None for a network that came from Python. code: the hash of each source file
+    that was run for it, as it was then.
     """
 
     ref: str | None
@@ -36,6 +38,7 @@ class Opened:
     evaluate: Callable[[nn.Module], float] | None = None
     higher_is_better: bool = True
     notices: tuple[str, ...] = field(default=())
+    code: dict[Path, str] = field(default_factory=dict)
     provides: frozenset[str] = frozenset()  # the functions of the contract that the model file defines
 
 

@@ -7,9 +7,7 @@ one. A copy starts from the plan's corrected factors, or from random ones, and l
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import math
 import pickle
 import time
@@ -141,12 +139,17 @@ def kept(
 
 
 def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, watch: int = 0) -> str:
-    """Digest of everything that a run depends on: network, plan, correction, settings and training samples."""
+    """The name of everything that a run depends on: network, plan, correction, settings and training samples."""
     data = training_data(workspace)
-    correction = None if candidate.correction is None else candidate.correction.to_dict()
-    about = [VERSION, candidate.plan.to_json(provenance={}), correction, asdict(settings), watch]
-    text = json.dumps([*about, data_hash((data.inputs, data.targets))], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return workspace.name_for(
+        "training",
+        VERSION,
+        plan=[(name, asdict(choice)) for name, choice in candidate.plan.choices],
+        correction=None if candidate.correction is None else candidate.correction.to_dict(),
+        settings=asdict(settings),
+        watch=watch,
+        data=data_hash((data.inputs, data.targets)),
+    )
 
 
 def provenance(workspace: Workspace, settings: Settings, plan: RankPlan, last: Epoch) -> dict[str, Any]:
