@@ -16,7 +16,7 @@ from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
 from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers.data import Dataset, batch_size, data_hash
 from lowrank_core.networks.answers import answers_hash, drawn
 from lowrank_core.networks.discover import discover
@@ -161,6 +161,23 @@ class Workspace:
         return NetworkKey(self.profile.fingerprint, answered, named(judged), data)
 
     @cached_property
+    def identity(self) -> str:
+        """One word for all that was opened: the key, the name for people, example inputs and training samples.
+
+        Whoever shows figures of one model at a time keeps them by it; training samples that are refused count as such.
+        """
+        try:
+            train = None if self.train_data is None else data_hash((self.train_data.inputs, self.train_data.targets))
+        except LowRankError as error:
+            train = str(error)
+        return named([self.key.digest, self.name, data_hash(self.opened.example_inputs), train])
+
+    @cached_property
+    def train_data(self) -> Dataset | None:
+        """The training samples; None where the model brings none."""
+        return None if self.opened.train_data is None else self.opened.train_data()
+
+    @cached_property
     def depends(self) -> tuple[Any, ...]:
         """What every figure of a compressed copy depends on, as JSON: stores name theirs by it and what else they know.
 
@@ -188,7 +205,7 @@ class Workspace:
     @cached_property
     def calibration_pool(self) -> Dataset:
         """Training inputs, or where there are none the evaluation inputs; never labels."""
-        source = self.opened.train_data() if self.opened.train_data is not None else self._eval_data
+        source = self.train_data or self._eval_data
         return Dataset(source.inputs)
 
     @cached_property

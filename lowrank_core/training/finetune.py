@@ -402,12 +402,12 @@ def _load(changing: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 
 def training_data(workspace: Workspace) -> Dataset:
     """The training samples of a workspace; raises InvalidData where the model file has none."""
-    if workspace.opened.train_data is None:
+    if workspace.train_data is None:
         raise InvalidData(
             "fine-tuning needs train_data(): training on the evaluation samples would make their score worthless. "
             "Define train_data() in the model file; it may come without labels."
         )
-    return workspace.opened.train_data()
+    return workspace.train_data
 
 
 def _split(data: Dataset) -> tuple[Dataset, Dataset]:

@@ -55,11 +55,9 @@ def stairs(workspace: Workspace, runtime: Runtime) -> tuple[Staircase, ...]:
     """The latency staircases of this model's layers that were measured on this machine."""
     folder = models.cache().points
     changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
-    return _stairs(workspace, workspace.profile.fingerprint, workspace.address, runtime, changed) if changed else ()
+    return _stairs(workspace, models.key(workspace), runtime, changed) if changed else ()
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _stairs(
-    _workspace: Workspace, fingerprint: str, address: str, runtime: Runtime, changed: int
-) -> tuple[Staircase, ...]:
+def _stairs(_workspace: Workspace, key: str, runtime: Runtime, changed: int) -> tuple[Staircase, ...]:
     return known_staircases(_workspace.profile.layers, setting_of(_workspace, runtime), models.cache().points)
