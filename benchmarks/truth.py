@@ -141,6 +141,11 @@ Store = Callable[[Workspace, Correction | None], object]
 PLAN = {"second": Choice("svd", (2,))}
 
 
+def plan(workspace: Workspace) -> RankPlan:
+    """A plan of the small network."""
+    return RankPlan.of(workspace.profile.fingerprint, PLAN)
+
+
 def _kept(method: str) -> Store:
     """Names of the files that a factorisation leaves in an empty cache."""
 
@@ -163,12 +168,12 @@ def _moments(workspace: Workspace, correction: Correction | None) -> object:
 
 
 def _score(workspace: Workspace, correction: Correction | None) -> object:
-    candidate = workspace.candidate(RankPlan.of(workspace.profile.fingerprint, PLAN), corrected=False)
+    candidate = workspace.candidate(plan(workspace), corrected=False)
     return str(Ledger.of(workspace)._path), score_key(replace(candidate, correction=correction), None)
 
 
 def _training(workspace: Workspace, correction: Correction | None) -> object:
-    candidate = workspace.candidate(RankPlan.of(workspace.profile.fingerprint, PLAN), corrected=False)
+    candidate = workspace.candidate(plan(workspace), corrected=False)
     return run_key(workspace, replace(candidate, correction=correction), Settings())
 
 
