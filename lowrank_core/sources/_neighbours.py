@@ -126,7 +126,8 @@ class Neighbourhood:
         top = name.partition(".")[0]
         if getattr(_at_work, "model", None) is self:
             self._added()
-        if level or not self.owns(top):
+        from_c = isinstance(fromlist, list)  # a pickle, say, which then looks for the plain name: see `_Finder`
+        if level or from_c or not self.owns(top):
             return builtins.__import__(name, globals, locals, fromlist or (), level)
         if fromlist:
             return builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist)
