@@ -153,10 +153,14 @@ class Workspace:
         few = drawn(self._eval_data)
         with one_thread():
             answered = answers_hash(self.model, few)
+            judged: list[object] = []
             if self.opened.evaluate is not None:
                 judged = ["evaluate(model)", self.opened.higher_is_better, sorted(self.opened.code.values())]
-            else:
-                judged = judgement(self.metric, self.model, few)
+            try:
+                judged += judgement(self.metric, self.model, few)
+            except LowRankError:
+                if self.opened.evaluate is None:  # which needs no metric
+                    raise
         data = data_hash((self._eval_data.inputs, self._eval_data.targets))
         return NetworkKey(self.profile.fingerprint, answered, named(judged), data)
 

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import truth
+from lowrank_core.measure.staircases import Rung, Staircase, StairFile, setting_of
 from lowrank_core.predict.survey import Learnt
+from lowrank_core.store.cache import Cache
 from pages.ui import board
 from pages.ui.files_read import FilesRead, listening
-from pages.ui.state import measurements, models
+from pages.ui.state import comparisons, measurements, models
 
 MODEL = """
 from pathlib import Path
@@ -158,3 +160,15 @@ def test_after_an_edit_of_the_data_prediction_survey_and_board_are_new(tmp_path)
     assert jobs[0] is jobs[2] is not jobs[1]
     found = [Learnt.of(job.wait()) for job in jobs[:2]]
     assert [one.score for one in found[0].uniform] != [one.score for one in found[1].uniform]
+
+
+def test_staircases_that_are_measured_next_are_shown_too(tmp_path, monkeypatch):
+    """They are added to a file that is there already."""
+    monkeypatch.setattr(models, "cache", lambda: Cache(tmp_path / "cache"))
+    workspace = opened(truth.written(tmp_path / "model"))
+    layer = workspace.profile.layer("second")
+    file = StairFile(models.cache().points, layer, setting_of(workspace))
+    assert comparisons.stairs(workspace, "onnxruntime") == ()
+    for microseconds in (1.0, 2.0):
+        file.save(Staircase(layer.name, "svd", microseconds, (Rung((1,), 0.5, 0.0),)))
+        assert {stairs.dense_us for stairs in comparisons.stairs(workspace, "onnxruntime")} == {microseconds}

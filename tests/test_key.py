@@ -87,7 +87,6 @@ def test_after_an_edit_a_command_answers_with_the_new_networks_figures(command, 
     workspace = Workspace.open(str(model))
     (model.parent / PLAN).write_text(workspace.candidate(truth.plan(workspace)).plan.to_json())
     before = answer(model, command)
-    assert answer(model, command) == before
     truth.INPUTS[change](model.parent)
     kept = answer(model, command)
     assert kept == answer(model, command, "--no-cache")

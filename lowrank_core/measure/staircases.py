@@ -192,6 +192,12 @@ def _measured(layer: Layer, method: str, setting: Setting) -> Staircase:
     return Staircase(layer.name, method, timings[0].dense_us, rungs)
 
 
+def stairs_as_stored(folder: Path) -> tuple[int, int]:
+    """How many files of staircases a folder holds, and their bytes: changes whenever one is written or added to."""
+    sizes = [path.stat().st_size for path in folder.glob("latency-*.jsonl")]
+    return len(sizes), sum(sizes)
+
+
 def known_staircases(
     layers: Iterable[Layer],
     setting: Setting,

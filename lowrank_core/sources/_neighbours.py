@@ -91,7 +91,8 @@ class Neighbourhood:
             yield
         finally:
             added = self._added()
-            sys.path[:] = [folder for folder in sys.path if folder not in added]
+            if added:
+                sys.path[:] = [folder for folder in sys.path if folder not in added]
             _at_work.model, _at_work.path = outer
             while self.aliases:
                 sys.modules.pop(self.aliases.pop(), None)
