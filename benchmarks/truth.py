@@ -4,27 +4,34 @@
 
 A small network is written to a file with a neighbour, weights and data beside it; then one thing is changed at a time.
 `other`: what was kept before is not used for the changed network; `same`: it is, for its values do not depend on that.
+The second table: what a compressed and corrected network answers, bit by bit, alone in its process and beside others.
 """
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 
-from benchmarks.page import benchmark_parser, run_benchmark
+from benchmarks.page import ROOT, benchmark_parser, run_benchmark
 from lowrank_core import version
 from lowrank_core.compression import calibration, correct, factors
+from lowrank_core.layers.data import data_hash
 from lowrank_core.measure import ledger, staircases
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.measure.staircases import StairFile, setting_of
+from lowrank_core.networks.answers import answers
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.predict import context, sensitivity
 from lowrank_core.predict.sensitivity import PointFile
 from lowrank_core.store.cache import Cache
@@ -241,13 +248,49 @@ def table() -> dict[str, dict[str, bool | None]]:
         return rows
 
 
+def bits(address: str) -> str:
+    """A hash of all that a network answers to its evaluation samples at half its ranks, corrected."""
+    workspace = Workspace.open(address)
+    found = uniform_plan(workspace.profile, 0.5)
+    model = workspace.compress(found, workspace.correction)
+    parts = (part for part, _ in workspace.reference.batches())
+    return data_hash([answers(model, part) for part in parts])[7:19]
+
+
+def beside_others(addresses: Sequence[str]) -> dict[str, dict[str, str]]:
+    """{way of running: {address: bits}}: alone, all in one process, in threads at once, in processes at once."""
+
+    def started(address: str) -> subprocess.Popen[str]:
+        code = f"from benchmarks.truth import bits; print(bits({address!r}))"
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+    def ended(process: subprocess.Popen[str]) -> str:
+        return process.communicate()[0].strip()
+
+    ways = {"alone, in a process of its own": {address: ended(started(address)) for address in addresses}}
+    ways["one after the other in one process"] = {address: bits(address) for address in addresses}
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        ways["at once, in threads of one process"] = dict(zip(addresses, pool.map(bits, addresses), strict=True))
+    processes = {address: started(address) for address in addresses}
+    ways["at once, in processes"] = {address: ended(process) for address, process in processes.items()}
+    return ways
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     benchmark_parser(__doc__).parse_args()
     print(f"| changed | {' | '.join(STORES)} |\n|---|{'---|' * len(STORES)}")
     words = {True: "other", False: "same", None: "–"}
     for label, row in table().items():
         print(f"| {label} | {' | '.join(words[row[store]] for store in STORES)} |")
+    with tempfile.TemporaryDirectory() as made:
+        first, second = (written(Path(made) / name) for name in ("relu", "gelu"))
+        INPUTS["`forward` in a neighbour"](second.parent)
+        labels = {str(first): "net.py with relu", str(second): "net.py with gelu"}
+        labels |= {f"builtin:{name}": name for name in ("digits-cnn", "digits-lstm")}
+        print(f"\n| answers | {' | '.join(labels.values())} |\n|---|{'---|' * len(labels)}", flush=True)
+        for way, found in beside_others(list(labels)).items():
+            print(f"| {way} | {' | '.join(found[address] for address in labels)} |", flush=True)
 
 
 if __name__ == "__main__":
