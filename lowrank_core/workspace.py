@@ -17,7 +17,7 @@ from lowrank_core.compression.calibration import MomentStore, calibration_sample
 from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel, LowRankError
-from lowrank_core.layers.data import Dataset, batch_size, data_hash
+from lowrank_core.layers.data import Dataset, batch_size, data_hash, tensors
 from lowrank_core.networks.answers import answers_hash, drawn
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
@@ -150,23 +150,25 @@ class Workspace:
 
         Two samples that change places, or one that changes, give another key, as do other labels.
         """
-        few = drawn(self._eval_data)
-        with one_thread():
-            answered = answers_hash(self.model, few)
-            judged: list[object] = []
-            if self.opened.evaluate is not None:
-                judged = ["evaluate(model)", self.opened.higher_is_better, sorted(self.opened.code.values())]
-            try:
-                judged += judgement(self.metric, self.model, few)
-            except LowRankError:
-                if self.opened.evaluate is None:  # which needs no metric
-                    raise
-        data = data_hash((self._eval_data.inputs, self._eval_data.targets))
+        opened, answered, data = self.opened, "", ""
+        judged: list[object] = []
+        if opened.evaluate is not None:
+            judged = ["evaluate(model)", opened.higher_is_better, sorted(opened.code.values())]
+        if opened.evaluate is None or "eval_data" in opened.provides:  # else nobody judges answers to example inputs
+            few = drawn(self._eval_data)
+            data = data_hash((self._eval_data.inputs, self._eval_data.targets))
+            with one_thread():
+                answered = answers_hash(self.model, few)
+                try:
+                    judged += judgement(self.metric, self.model, few)
+                except LowRankError:
+                    if opened.evaluate is None:  # which needs no metric
+                        raise
         return NetworkKey(self.profile.fingerprint, answered, named(judged), data)
 
     @cached_property
     def identity(self) -> str:
-        """One word for all that was opened: the key, the name for people, example inputs and training samples.
+        """One word for all that was opened: the key, the name for people, training samples, sizes of example inputs.
 
         Whoever shows figures of one model at a time keeps them by it; training samples that are refused count as such.
         """
@@ -174,7 +176,8 @@ class Workspace:
             train = None if self.train_data is None else data_hash((self.train_data.inputs, self.train_data.targets))
         except LowRankError as error:
             train = str(error)
-        return named([self.key.digest, self.name, data_hash(self.opened.example_inputs), train])
+        sizes = [(str(t.dtype), list(t.shape)) for t in tensors(self.opened.example_inputs)]  # they may be random
+        return named([self.key.digest, self.name, train, sizes])
 
     @cached_property
     def train_data(self) -> Dataset | None:

@@ -209,7 +209,7 @@ def build_model():
     return nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 2)).eval()
 
 def example_inputs():
-    return (torch.ones(1, 6),)
+    return (torch.randn(1, 6),)  # others whenever it is opened
 
 def evaluate(model):
     return scale * float(model(torch.ones(1, 6)).sum())
@@ -222,6 +222,7 @@ def test_what_evaluate_does_is_told_by_its_code_and_its_neighbours(tmp_path):
     helper.write_text("scale = 1.0\n")
     first = Workspace.open(str(path)).key
     assert Workspace.open(str(path)).key == first
+    assert (first.answers, first.data) == ("", "")
     helper.write_text("scale = 2.0\n")
     second = Workspace.open(str(path)).key
     assert changed(first, second) == {"metric"}

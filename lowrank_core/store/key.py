@@ -18,7 +18,7 @@ class NetworkKey:
 
     A model file with its own evaluate(model) is not judged through its answers, so there `metric` is a stamp of the
     code that was run, the model file's and its neighbours': an edited comment gives another key, data that such an
-    evaluate() reads by itself are not seen.
+    evaluate() reads by itself are not seen. Without eval_data() `answers` and `data` are then empty.
 
     A store takes the parts that its values depend on: factors the fingerprint alone, points and scores all of it.
     """
