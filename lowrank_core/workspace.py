@@ -190,7 +190,11 @@ class Workspace:
 
         The key, the calibration samples, and the versions of what compresses; never the release of the product.
         """
-        return (self.key.digest, self._calibration_hash, factors.VERSION, calibrating.VERSION, correct.VERSION)
+        try:
+            calibrated = self._calibration_hash
+        except LowRankError as error:  # then nothing is corrected, and nothing learnt from inputs
+            calibrated = str(error)
+        return (self.key.digest, calibrated, factors.VERSION, calibrating.VERSION, correct.VERSION)
 
     def name_for(self, what: str, version: int, **about: Any) -> str:
         """The name under which a store keeps figures of compressed copies; version: of the way they are computed."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks import truth
 from lowrank_core.commands import _opening, cli
+from lowrank_core.errors import LowRankError
 from lowrank_core.layers.data import Dataset
 from lowrank_core.measure.ledger import Ledger
 from lowrank_core.networks.answers import SAMPLES, answers, answers_hash, drawn
@@ -197,6 +198,16 @@ def test_a_metric_that_cannot_judge_one_sample_has_a_name_all_the_same():
 
     few = Dataset(torch.randn(8, 5), torch.arange(8) % 5)
     assert "ZeroDivisionError" in str(judgement(Metric("metric", value=fussy), nn.Linear(5, 5), few))
+
+
+def test_training_samples_that_are_refused_stand_in_no_uncorrected_searchs_way(tmp_path):
+    path = truth.written(tmp_path / "model")
+    path.write_text(path.read_text().replace('SAVED["train inputs"], ', "None, "))
+    workspace = Workspace.open(str(path))
+    with pytest.raises(LowRankError, match="train_data"):
+        _ = workspace.calibration
+    assert Ledger.of(workspace, tmp_path)._path is not None
+    assert workspace.identity
 
 
 EVALUATES = """
