@@ -32,11 +32,11 @@ def contract_of(
     ref: str,
     name: str,
     code: dict[Path, str] | None = None,
-    within: Callable[[Any], Any] = lambda function: function,
+    within: Callable[..., Any] = lambda function, loads: function,
 ) -> ModelContract:
     """What a module defines of the contract; raises InvalidModel where there is no build_model().
 
-    code: as in `ModelContract`; within(function): the function as it must be called.
+    code: as in `ModelContract`; within(function, loads=...): the function as it must be called, as of `Neighbourhood`.
     """
     path = Path(module.__file__ or name)
     build = getattr(module, "build_model", None)
@@ -47,12 +47,12 @@ def contract_of(
         )
     return ModelContract(
         name=name,
-        build_model=within(build),
-        example_inputs=within(getattr(module, "example_inputs", None)),
-        eval_data=within(getattr(module, "eval_data", None)),
-        train_data=within(getattr(module, "train_data", None)),
-        metric=within(getattr(module, "metric", None)),
-        evaluate=within(getattr(module, "evaluate", None)),
+        build_model=within(build, loads=True),
+        example_inputs=within(getattr(module, "example_inputs", None), loads=True),
+        eval_data=within(getattr(module, "eval_data", None), loads=True),
+        train_data=within(getattr(module, "train_data", None), loads=True),
+        metric=within(getattr(module, "metric", None), loads=False),
+        evaluate=within(getattr(module, "evaluate", None), loads=False),
         higher_is_better=bool(getattr(module, "higher_is_better", True)),
         description=str(getattr(module, "DESCRIPTION", None) or (module.__doc__ or "").strip().split("\n")[0]),
         ref=ref,

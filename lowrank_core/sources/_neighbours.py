@@ -60,33 +60,37 @@ class Neighbourhood:
             _packages[self.package] = self
             module = sys.modules[self.package] = module_from_spec(spec)
         try:
-            with self.at_work():
+            with self.at_work(loads=True):
                 loader.exec_module(module)
         except BaseException:
             self._forget()
             raise
         return module
 
-    def within(self, function: Any) -> Any:
-        """A function of the model file that finds the neighbours by any way of importing; what is none as it is."""
+    def within(self, function: Any, *, loads: bool) -> Any:
+        """A function of the model file that finds the neighbours by any way of importing; what is none as it is.
+
+        loads: as in `at_work`.
+        """
         if not callable(function):
             return function
 
         @wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
-            with self.at_work():
+            with self.at_work(loads=loads):
                 return function(*args, **kwargs)
 
         return called
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def at_work(self, *, loads: bool) -> Iterator[None]:
         """While this thread runs code of the model: pickles and `import_module` find its neighbours by plain names.
 
-        Folders that the code adds to `sys.path` become the model's own, and the path is put back.
+        loads: folders that the code adds to `sys.path` become the model's own, and the path is put back. Not so where a
+        model is only judged, which goes on for long while others are opened.
         """
-        outer = getattr(_at_work, "model", None), getattr(_at_work, "path", [])
-        _at_work.model, _at_work.path = self, list(sys.path)
+        outer = getattr(_at_work, "model", None), getattr(_at_work, "path", None)
+        _at_work.model, _at_work.path = self, list(sys.path) if loads else None
         try:
             yield
         finally:
@@ -137,7 +141,8 @@ class Neighbourhood:
 
     def _added(self) -> set[str]:
         """Folders that the model's code has added to `sys.path` since it is at work; they are its own from now on."""
-        added = {folder for folder in sys.path if folder not in _at_work.path and not _is_of_python(folder)}
+        before = sys.path if _at_work.path is None else _at_work.path
+        added = {folder for folder in sys.path if folder not in before and not _is_of_python(folder)}
         fresh = [folder for folder in sys.path if folder in added and folder not in self.folders]
         if fresh:
             self.folders += fresh
