@@ -131,6 +131,7 @@ def test_what_is_imported_late_is_the_files_own_in_any_thread(tmp_path):
     assert "net" not in sys.modules
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_a_neighbour_can_be_looked_at_pickled_and_exported(tmp_path):
     model = open_source(str(written(tmp_path, *IMPORTS["a name"], 2))).model
     kind = type(model)
