@@ -11,17 +11,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowrank_core.compression import calibration as calibrating
+from lowrank_core.compression import correct, factors
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
 from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
-from lowrank_core.errors import InvalidData, InvalidModel
-from lowrank_core.layers.data import Dataset, batch_size, data_hash
+from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
+from lowrank_core.layers.data import Dataset, batch_size, data_hash, tensors
+from lowrank_core.networks.answers import answers_hash, drawn
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import PlanFile, RankPlan
+from lowrank_core.running.threads import one_thread
+from lowrank_core.scoring.judgement import judgement
 from lowrank_core.scoring.judging import Judged, judge
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
@@ -33,6 +38,7 @@ from lowrank_core.sources._live import live_contract
 from lowrank_core.sources._opened import COMPARED, Opened, of_one_class, sorted_by_class
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
+from lowrank_core.store.key import NetworkKey, named
 from lowrank_core.store.room import Recent, Room
 
 MOST_SCORES = 500
@@ -47,11 +53,16 @@ class Workspace:
     ['fc1', 'fc2']
     """
 
-    def __init__(self, opened: Opened, cache: Cache | None = None, room: Room | None = None) -> None:
+    def __init__(
+        self, opened: Opened, cache: Cache | None = None, room: Room | None = None, key: NetworkKey | None = None
+    ) -> None:
         """cache: where factors and moments are kept between runs; None keeps them in memory alone.
 
-        room: the memory for all that can be computed again; several workspaces may share one.
+        room: the memory for all that can be computed again; several workspaces may share one. key: the name that the
+        same network on the same data has in the process that this one works for; without it computed when needed.
         """
+        if key is not None:
+            self.key = key
         self._room = room or Room()
         self.opened = opened
         self.cache = cache
@@ -69,13 +80,23 @@ class Workspace:
         self.plain_scores: Recent[RankPlan, Score] = Recent(MOST_SCORES)  # without correction, on some
 
     @classmethod
-    def open(cls, ref: str, cache: Cache | None = None, outputs: Sequence[str | int] = ()) -> Workspace:
-        """Open a reference; raises a LowRankError that says what is wrong.
+    def open(
+        cls,
+        ref: str,
+        cache: Cache | None = None,
+        outputs: Sequence[str | int] = (),
+        key: NetworkKey | None = None,
+    ) -> Workspace:
+        """Open a reference; raises a LowRankError that says what is wrong. key: as in `Workspace`.
 
         outputs: those that are judged, by name or place; without any those that the model file names, or `judge` finds.
         """
-        workspace = cls(open_source(ref), cache)
-        return workspace.judging(outputs) if outputs else workspace
+        opened = open_source(ref)
+        if not outputs:
+            return cls(opened, cache, key=key)
+        workspace = cls(replace(opened, outputs=tuple(outputs)), cache, key=key)
+        _ = workspace.judged
+        return workspace
 
     @classmethod
     def of(
@@ -164,7 +185,7 @@ class Workspace:
         """The same network with other outputs judged, by name or place; it shares all that does not depend on that."""
         other = copy(self)
         other.opened = replace(self.opened, outputs=tuple(outputs))
-        for name in ("judged", "reference", "prefixes"):
+        for name in ("judged", "reference", "prefixes", "key", "identity", "depends"):
             other.__dict__.pop(name, None)
         other._forget_scores()
         _ = other.judged
@@ -173,6 +194,62 @@ class Workspace:
     @cached_property
     def _eval_data(self) -> Dataset:
         return self.opened.eval_data()
+
+    @cached_property
+    def key(self) -> NetworkKey:
+        """The name of this network on its data; computed once, in one thread, and handed to workers. See `NetworkKey`.
+
+        Two samples that change places, or one that changes, give another key, as do other labels.
+        """
+        opened, answered, data = self.opened, "", ""
+        judged: list[object] = []
+        if opened.evaluate is not None:
+            judged = ["evaluate(model)", opened.higher_is_better, sorted(opened.code.values())]
+        if opened.evaluate is None or "eval_data" in opened.provides:  # else nobody judges answers to example inputs
+            few = drawn(self._eval_data)
+            data = data_hash((self._eval_data.inputs, self._eval_data.targets, self._eval_data.weights))
+            with one_thread():
+                answered = answers_hash(self.model, few)
+                try:
+                    judged += judgement(self.metric, self.model, few, self.judged.names)
+                except LowRankError:
+                    if opened.evaluate is None:  # which needs no metric
+                        raise
+        return NetworkKey(self.profile.fingerprint, answered, named(judged), data)
+
+    @cached_property
+    def identity(self) -> str:
+        """One word for all that was opened: the key, the name for people, training samples, sizes of example inputs.
+
+        Whoever shows figures of one model at a time keeps them by it; training samples that are refused count as such.
+        """
+        try:
+            train = None if self.train_data is None else data_hash((self.train_data.inputs, self.train_data.targets))
+        except LowRankError as error:
+            train = str(error)
+        sizes = [(str(t.dtype), list(t.shape)) for t in tensors(self.opened.example_inputs)]  # they may be random
+        return named([self.key.digest, self.name, train, sizes])
+
+    @cached_property
+    def train_data(self) -> Dataset | None:
+        """The training samples; None where the model brings none."""
+        return None if self.opened.train_data is None else self.opened.train_data()
+
+    @cached_property
+    def depends(self) -> tuple[Any, ...]:
+        """What every figure of a compressed copy depends on, as JSON: stores name theirs by it and what else they know.
+
+        The key, the calibration samples, and the versions of what compresses; never the release of the product.
+        """
+        try:
+            calibrated = self._calibration_hash
+        except LowRankError as error:  # then nothing is corrected, and nothing learnt from inputs
+            calibrated = str(error)
+        return (self.key.digest, calibrated, factors.VERSION, calibrating.VERSION, correct.VERSION)
+
+    def name_for(self, what: str, version: int, **about: Any) -> str:
+        """The name under which a store keeps figures of compressed copies; version: of the way they are computed."""
+        return named([what, version, *self.depends, about])
 
     @cached_property
     def reference(self) -> Reference:
@@ -194,7 +271,7 @@ class Workspace:
     @cached_property
     def calibration_pool(self) -> Dataset:
         """Training inputs, or where there are none the evaluation inputs; never labels."""
-        source = self.opened.train_data() if self.opened.train_data is not None else self._eval_data
+        source = self.train_data or self._eval_data
         return Dataset(source.inputs)
 
     @cached_property
@@ -205,7 +282,11 @@ class Workspace:
     @cached_property
     def correction(self) -> Correction:
         """The correction that this workspace offers: least squares on `calibration`."""
-        return Correction(samples=len(self.calibration), data=data_hash(self.calibration.inputs))
+        return Correction(samples=len(self.calibration), data=self._calibration_hash)
+
+    @cached_property
+    def _calibration_hash(self) -> str:
+        return data_hash(self.calibration.inputs)
 
     @cached_property
     def moments(self) -> MomentStore:
@@ -326,16 +407,18 @@ def open_to_look(
 
 @lru_cache(maxsize=1)
 def opened_once(
-    ref: str, fingerprint: str, cache: Cache | None = None, outputs: tuple[str | int, ...] = ()
+    ref: str, key: NetworkKey, cache: Cache | None = None, outputs: tuple[str | int, ...] = ()
 ) -> Workspace:
     """The workspace of a process that works for another one, opened by the reference; raises InvalidModel.
 
-    The fingerprint is that of the model the other one has; outputs: those that are judged there.
+    key: of the model that the other one has; outputs: those that are judged there. Only the fingerprint is checked:
+    another processor may round answers otherwise, and what is kept goes by the name that it has where the work began.
     """
-    workspace = Workspace.open(ref, cache, outputs)
-    if workspace.profile.fingerprint != fingerprint:
+    workspace = Workspace.open(ref, cache, outputs, key)
+    if workspace.profile.fingerprint != key.fingerprint:
         raise InvalidModel(
             f"{ref} opened in a worker has other weights ({workspace.profile.fingerprint[:19]}...) than where the work "
-            f"was started ({fingerprint[:19]}...); it must be the same file everywhere, and build_model() not random."
+            f"was started ({key.fingerprint[:19]}...); it must be the same file everywhere, and build_model() not "
+            "random."
         )
     return workspace

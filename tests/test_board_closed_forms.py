@@ -81,8 +81,7 @@ class Shown:
 @pytest.fixture(scope="module", params=NETWORKS)
 def shown(request: pytest.FixtureRequest) -> Shown:
     workspace = Workspace.open(f"builtin:{request.param}")
-    where = workspace, workspace.profile.fingerprint, workspace.opened.ref
-    model, table = board._model(workspace, lambda step: None), models.noise(*where)
+    model, table = board._model(workspace, lambda step: None), models.noise(workspace)
     assert table is not None
     for layer in model["layers"]:
         for name, method in layer["methods"].items():

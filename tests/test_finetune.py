@@ -42,7 +42,7 @@ from lowrank_core.running import scope as scopes
 from lowrank_core.running.scope import scope, somebody_waits
 from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.training.finetune import Epoch, finetune, kept, run_key
+from lowrank_core.training.finetune import Epoch, finetune, kept
 from lowrank_core.training.recipe import Objective, Settings, balance, randomise, varied
 from lowrank_core.training.sweep import runs, state_path, summary, sweep
 from tests.conftest import PATIENCE_SECONDS
@@ -769,9 +769,13 @@ def test_without_any_labels(make: Callable[..., Workspace]) -> None:
     assert step.finished[0].score.metric == "agreement with the dense network"
 
 
-def test_a_training_that_was_begun_before_versions_were_written_goes_on():
-    """Its state is found by this key, which the version before wrote into it."""
+def test_a_state_whose_name_did_not_say_what_the_network_answers_is_not_continued(tmp_path):
+    """It may be another network's; the app and the commands look for the name of now, and do not find it."""
+    (old,) = (Path(__file__).parent / "golden" / "unversioned" / "cache" / "tuning").iterdir()
+    state = tmp_path / "state.pt"
+    state.write_bytes(old.read_bytes())
     workspace = Workspace.open("builtin:iris-mlp")
     plan = RankPlan.of(workspace.profile.fingerprint, {"fc1": Choice("svd", (2,))})
-    key = run_key(workspace, Candidate(plan), Settings())
-    assert key == "60d40f2f5b72c0cbd555d21076273ef916bd5a9b9f405c45be9f85785f6d5bcc"
+    with pytest.raises(InvalidFile, match="belongs to another run"):
+        next(finetune(workspace, Candidate(plan), Settings(), state=state))
+    assert state.read_bytes() == old.read_bytes()

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,4 +147,4 @@ def test_a_search_with_workers_finds_the_same_plan() -> None:
 
 def test_a_worker_that_opens_other_weights_says_so() -> None:
     with pytest.raises(InvalidModel, match="opened in a worker has other weights"):
-        opened_once(IRIS, "sha256:other")
+        opened_once(IRIS, replace(Workspace.open(IRIS).key, fingerprint="sha256:other"))

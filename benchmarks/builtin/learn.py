@@ -3,7 +3,7 @@
 python -m benchmarks.builtin.learn [NAME ...]
 
 Without names all of them, and what was there before is removed. Files are named by the sha256 of weights, data,
-correction and version, so a network trained anew never meets old ones.
+correction and version, so a network trained anew never meets old ones; one whose code was edited must be measured anew.
 """
 
 import sys
@@ -22,7 +22,7 @@ def main() -> None:
     for name in names:
         workspace = Workspace.open(f"builtin:{name}")
         for correction in (workspace.correction, None):
-            file = PointFile(POINTS, workspace, correction)
+            file = PointFile.shipped(POINTS, workspace, correction)
             file.path.unlink(missing_ok=True)
             for point in measured(workspace, correction):
                 file.add(point)

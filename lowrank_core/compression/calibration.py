@@ -21,6 +21,7 @@ from lowrank_core.compression.unfold import draw_positions, input_rows, row_chun
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset, call, data_hash, evaluating
 from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.networks.answers import answers_hash, drawn
 from lowrank_core.networks.profile import Layer, ModelProfile, module_at
 from lowrank_core.networks.twin import on_call, twin
 from lowrank_core.plans.correction import SAMPLES
@@ -31,10 +32,8 @@ from lowrank_core.store.room import Room
 POSITIONS = 16_384
 """Rows kept of one layer: tokens or window positions over all samples, drawn without replacement."""
 
-ANSWERS = 8
-"""Samples whose answers tell networks apart that have the same weights."""
-
 VERSION = 2
+
 """Of the way moments are learnt: what was kept by another version is not used."""
 
 MOMENT_BYTES = 2**29
@@ -130,7 +129,7 @@ class MomentStore:
 
     One pass serves every layer where all moments together fit into `limit_bytes`; otherwise it serves the layer asked
     for and as many after it as fit, and what was held before is dropped. On disk they are named by the fingerprint, the
-    data, the layer, and what the network answers to the first samples: its code is not in its weights.
+    data, the layer, and what the network answers to a few samples: its code is not in its weights.
     """
 
     def __init__(
@@ -190,13 +189,11 @@ class MomentStore:
     def _about(self, name: str) -> About:
         if self._depends is None:
             data = self._data()
-            with evaluating(twin(self._model)) as copied:
-                answers = call(copied, data.pick(slice(0, ANSWERS)).inputs)
             self._depends = {
                 "what": "moments",
                 "version": [VERSION, torch.__version__, torch.get_num_threads()],
                 "model": self._profile.fingerprint,
-                "answers": data_hash(answers),
+                "answers": answers_hash(self._model, drawn(data)),
                 "data": data_hash(data.inputs),
                 "positions": POSITIONS,
             }

@@ -38,6 +38,9 @@ from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report
 from lowrank_core.store.room import Room
 
+VERSION = 1
+"""Of the way factors are corrected: figures of plans that another version corrected are not used."""
+
 MEMORY_BYTES = 2**30
 """Stored targets take at most half of this, a forward pass about the other half; fewer positions and samples else."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TypeVar, cast
 
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.scoring.scores import Score
+from lowrank_core.store.key import named
 from lowrank_core.store.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace
 
@@ -37,7 +36,7 @@ class Ledger:
 
     @classmethod
     def of(cls, workspace: Workspace, folder: Path | None = None) -> Ledger:
-        """The ledger of a network, its evaluation data, and the file that says how it is judged.
+        """The ledger of a network on its data: what was measured of another one is not in it.
 
         folder: where it lies; without one in the workspace's cache, and without that in memory, as that of a network
         from Python always.
@@ -48,12 +47,7 @@ class Ledger:
             if workspace.cache is None:
                 return cls()
             folder = workspace.cache.points
-        source, data = Path(workspace.opened.ref), ""
-        code = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else ""
-        if workspace.opened.evaluate is None:
-            data = workspace.reference.hash + workspace.judged.key
-        name = f"scores-{_digest(json.dumps([workspace.profile.fingerprint, data, code, VERSION]))}.jsonl"
-        return cls(folder / name)
+        return cls(folder / f"scores-{workspace.name_for('scores', VERSION)}.jsonl")
 
     def remembered(self, key: str, compute: Callable[[], T]) -> T:
         """The number under a key; where there is none yet, what `compute` gives, which is then kept."""
@@ -67,8 +61,4 @@ class Ledger:
 def score_key(candidate: Candidate, samples: int | None, tolerance: float | None = None) -> str:
     """The key of a candidate's score on so many samples, None for all; tolerance as in `evaluate`."""
     correction = asdict(candidate)["correction"]
-    return _digest(json.dumps([[(n, asdict(c)) for n, c in candidate.plan.choices], correction, samples, tolerance]))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return named([[(n, asdict(c)) for n, c in candidate.plan.choices], correction, samples, tolerance])

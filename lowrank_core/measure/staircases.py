@@ -5,8 +5,6 @@ What counts for time is the shape of a chain, not its numbers, so the chains are
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import floor, prod
@@ -36,6 +34,7 @@ from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import nobody, report, scope
+from lowrank_core.store.key import named
 from lowrank_core.store.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace
 
@@ -193,6 +192,12 @@ def _measured(layer: Layer, method: str, setting: Setting) -> Staircase:
     return Staircase(layer.name, method, timings[0].dense_us, rungs)
 
 
+def stairs_as_stored(folder: Path) -> tuple[int, int]:
+    """How many files of staircases a folder holds, and their bytes: changes whenever one is written or added to."""
+    sizes = [path.stat().st_size for path in folder.glob("latency-*.jsonl")]
+    return len(sizes), sum(sizes)
+
+
 def known_staircases(
     layers: Iterable[Layer],
     setting: Setting,
@@ -277,7 +282,8 @@ def as_table(staircases: Iterable[Staircase]) -> LatencyTable:
 class StairFile:
     """Staircases of one shape of layer in a folder; anything measured otherwise is never mixed in.
 
-    What they depend on: the layer's spec and sizes, batch, element type, runtime and its version, threads, processor.
+    What they depend on: the layer's spec and sizes, batch, element type, runtime and its version, threads, processor;
+    not the weights, what is made of the answers, or the data.
     """
 
     def __init__(self, folder: Path | None, layer: Layer, setting: Setting) -> None:
@@ -289,8 +295,7 @@ class StairFile:
             "cpu": cpu_name(),
             "version": VERSION,
         }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-        self.path = None if folder is None else folder / f"latency-{name}.jsonl"
+        self.path = None if folder is None else folder / f"latency-{named(key)}.jsonl"
 
     def load(self, layer: Layer, method: str) -> Staircase | None:
         """The staircase of a method under the layer's own name; None where it is missing or damaged."""

@@ -37,6 +37,9 @@ from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
+VERSION = 1
+"""Of the way contexts are learnt: stored ones of another version are not used."""
+
 JOINT_PLANS = 24
 JOINT_SAMPLES = 1024
 TOO_FAR = 0.06

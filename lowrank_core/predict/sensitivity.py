@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +25,7 @@ from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import output_scores, worst
 from lowrank_core.store.cache import Cache
+from lowrank_core.store.key import NetworkKey, named
 from lowrank_core.store.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace, opened_once
 
@@ -175,7 +174,7 @@ def _measured(
     layers: dict[str, list[Ask]] = {}
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
-    model = workspace.address, workspace.profile.fingerprint, workspace.cache, workspace.opened.outputs
+    model = workspace.address, workspace.key, workspace.cache, workspace.opened.outputs
     samples = _Samples(data_hash((data.inputs, data.targets, data.weights)), data.alone())
     pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
     pace, done = Pace(len(todo)), 0
@@ -194,7 +193,7 @@ class _Samples:
     data: Dataset = field(compare=False)
 
 
-_Model = tuple[str, str, Cache | None, tuple[str | int, ...]]
+_Model = tuple[str, NetworkKey, Cache | None, tuple[str | int, ...]]
 """What `opened_once` takes."""
 
 
@@ -274,17 +273,17 @@ class PointFile:
         data: Dataset | None = None,
     ) -> None:
         """data: the samples the points are measured on, as in `measured`."""
-        data = _samples(workspace, SAMPLES) if data is None else data
-        key = {
-            "fingerprint": workspace.profile.fingerprint,
-            "data": data_hash((data.inputs, data.targets, data.weights)),
-            "correction": None if correction is None else correction.to_dict(),
-            "version": VERSION,
-        }
-        if workspace.judged.key:
-            key["judged"] = workspace.judged.key
-        self._name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        self._name = workspace.name_for("points", VERSION, **_measured_on(workspace, correction, data))
         self.path = folder / f"points-{self._name}.jsonl"
+
+    @classmethod
+    def shipped(cls, folder: Path, workspace: Workspace, correction: Correction | None) -> PointFile:
+        """The file that comes with a built-in network: so does its code, and any machine must find it."""
+        file = cls.__new__(cls)
+        about = {**_measured_on(workspace, correction, None), "fingerprint": workspace.profile.fingerprint}
+        file._name = named({**about, "version": VERSION})
+        file.path = folder / f"points-{file._name}.jsonl"
+        return file
 
     def load(self) -> tuple[Point, ...]:
         """Every stored point, each once; what is damaged counts as missing."""
@@ -295,6 +294,14 @@ class PointFile:
         """Append one more point to the file."""
         append_line(self.path, point)
 
-    def beside(self, what: str) -> Path:
-        """Path of a file for something else that depends on the same network, data and correction."""
-        return self.path.with_name(f"{what}-{self._name}.json")
+    def beside(self, what: str, version: int) -> Path:
+        """Path of a file for something else that depends on the same; version: of the way that is computed."""
+        return self.path.with_name(f"{what}-{named([self._name, version])}.json")
+
+
+def _measured_on(workspace: Workspace, correction: Correction | None, data: Dataset | None) -> dict[str, object]:
+    data = _samples(workspace, SAMPLES) if data is None else data
+    return {
+        "data": data_hash((data.inputs, data.targets, data.weights)),
+        "correction": None if correction is None else correction.to_dict(),
+    }

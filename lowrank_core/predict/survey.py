@@ -12,6 +12,7 @@ from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.uniform import uniform_plan
+from lowrank_core.predict import context as learning
 from lowrank_core.predict.context import context_of, joints, repairs
 from lowrank_core.predict.prediction import Context, Point, noise_table
 from lowrank_core.predict.sensitivity import PointFile, measured
@@ -69,7 +70,8 @@ def survey(
     if workspace.opened.evaluate is not None:
         return
     correction = workspace.correction if corrected else None
-    files = [PointFile(place, workspace, correction) for place in (shipped, folder) if place is not None]
+    files = [] if shipped is None else [PointFile.shipped(shipped, workspace, correction)]
+    files.append(PointFile(folder, workspace, correction))
     points = tuple(point for file in files for point in file.load())
     if points:
         yield points
@@ -106,14 +108,14 @@ def learn_context(workspace: Workspace, points: tuple[Point, ...], ledger: Ledge
 def read_context(file: PointFile) -> Context | None:
     """The context stored beside the points, if there is one that can be read."""
     try:
-        return msgspec.json.decode(file.beside("context").read_bytes(), type=Context)
+        return msgspec.json.decode(file.beside("context", learning.VERSION).read_bytes(), type=Context)
     except (OSError, msgspec.DecodeError):
         return None
 
 
 def write_context(file: PointFile, context: Context) -> None:
     """Store a context beside the points, whole or not at all."""
-    write_whole(file.beside("context"), msgspec.json.encode(context))
+    write_whole(file.beside("context", learning.VERSION), msgspec.json.encode(context))
 
 
 def uniform_reference(workspace: Workspace, ledger: Ledger, *, corrected: bool) -> Iterator[Uniform]:

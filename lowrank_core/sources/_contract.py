@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class ModelContract:
 
     name: for people. ref: the reference that opens it again, None for a network that came from Python.
     path: the file or folder it is in, which messages name; None where messages name arguments of `Workspace.of`.
+    code: the hash of each source file that was run for it, as it was then; it may grow with what is imported later.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelContract:
     description: str = ""
     ref: str | None = None
     path: Path | None = None
+    code: dict[Path, str] = field(default_factory=dict)
 
     def called(self, function: str) -> str:
         """How notices call a part of it: 'eval_data()' of a file, 'eval_data' as an argument."""
@@ -110,6 +112,7 @@ def open_contract(contract: ModelContract) -> Opened:
         evaluate=contract.evaluate,
         higher_is_better=contract.higher_is_better,
         notices=tuple(notices),
+        code=contract.code,
         provides=frozenset(name for name in FUNCTIONS if getattr(contract, name) is not None),
         outputs=_outputs(contract),
         refused=contract.begins,

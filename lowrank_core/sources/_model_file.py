@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.sources._contract import ModelContract, told
+from lowrank_core.sources._neighbours import Neighbourhood
 
 
-def load_file(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModelContract:
     """Run a Python file as a module of its own. This executes code: only for files that the person named."""
-    name = f"lowrank_model_{abs(hash(path.resolve()))}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise InvalidModel(f"{path} is not a Python file; a model file ends in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # at the end: a model file may import its neighbours, but shadows nothing
+    files = Neighbourhood(path)
     try:
-        spec.loader.exec_module(module)
+        module = files.run()
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, KeyboardInterrupt):
-            raise
         raise InvalidModel(f"{path} could not be run: {told(error, path)}") from error
-    return module
+    return contract_of(module, ref=str(path.resolve()), name=path.stem, code=files.code, within=files.within)
 
 
-def contract_of(module: ModuleType, *, ref: str, name: str) -> ModelContract:
-    """What a module defines of the contract; raises InvalidModel where there is no build_model()."""
+def contract_of(
+    module: ModuleType,
+    *,
+    ref: str,
+    name: str,
+    code: dict[Path, str] | None = None,
+    within: Callable[..., Any] = lambda function, loads: function,
+) -> ModelContract:
+    """What a module defines of the contract; raises InvalidModel where there is no build_model().
+
+    code: as in `ModelContract`; within(function, loads=...): the function as it must be called, as of `Neighbourhood`.
+    """
     path = Path(module.__file__ or name)
     build = getattr(module, "build_model", None)
     if not callable(build):
@@ -44,15 +47,16 @@ def contract_of(module: ModuleType, *, ref: str, name: str) -> ModelContract:
         )
     return ModelContract(
         name=name,
-        build_model=build,
-        example_inputs=getattr(module, "example_inputs", None),
-        eval_data=getattr(module, "eval_data", None),
-        train_data=getattr(module, "train_data", None),
-        metric=getattr(module, "metric", None),
+        build_model=within(build, loads=True),
+        example_inputs=within(getattr(module, "example_inputs", None), loads=True),
+        eval_data=within(getattr(module, "eval_data", None), loads=True),
+        train_data=within(getattr(module, "train_data", None), loads=True),
+        metric=within(getattr(module, "metric", None), loads=False),
         outputs=getattr(module, "outputs", ()),
-        evaluate=getattr(module, "evaluate", None),
+        evaluate=within(getattr(module, "evaluate", None), loads=False),
         higher_is_better=bool(getattr(module, "higher_is_better", True)),
         description=str(getattr(module, "DESCRIPTION", None) or (module.__doc__ or "").strip().split("\n")[0]),
         ref=ref,
         path=path,
+        code={} if code is None else code,
     )

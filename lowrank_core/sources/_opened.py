@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,8 @@ BATCH = 256
 class Opened:
     """A model and what came with it; data is loaded when first asked for.
 
-    ref: the reference that opens it again; None for a network that came from Python.
+    ref: the reference that opens it again; None for a network that came from Python. code: the hash of each source file
+    that was run for it, as it was then.
     metric: the one that a person gives for such samples; None where they give none, and the outputs tell.
     outputs: those that are judged, by name or place; () where they are found.
     refused: what a refusal of the data or outputs begins with; own_metric: what to do where no known metric fits.
@@ -43,6 +45,7 @@ class Opened:
     evaluate: Callable[[nn.Module], float] | None = None
     higher_is_better: bool = True
     notices: tuple[str, ...] = field(default=())
+    code: dict[Path, str] = field(default_factory=dict)
     provides: frozenset[str] = frozenset()  # the functions of the contract that the model file defines
     outputs: tuple[str | int, ...] = ()
     refused: str = ""

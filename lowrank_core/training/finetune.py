@@ -7,9 +7,7 @@ one. A copy starts from the plan's corrected factors, or from random ones, and l
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import math
 import pickle
 import time
@@ -141,12 +139,17 @@ def kept(
 
 
 def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, watch: int = 0) -> str:
-    """Digest of everything that a run depends on: network, plan, correction, settings and training samples."""
+    """The name of everything that a run depends on: network, plan, correction, settings and training samples."""
     data = training_data(workspace)
-    correction = None if candidate.correction is None else candidate.correction.to_dict()
-    about = [VERSION, candidate.plan.to_json(provenance={}), correction, asdict(settings), watch]
-    text = json.dumps([*about, data_hash((data.inputs, data.targets, data.weights))], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return workspace.name_for(
+        "training",
+        VERSION,
+        plan=[(name, asdict(choice)) for name, choice in candidate.plan.choices],
+        correction=None if candidate.correction is None else candidate.correction.to_dict(),
+        settings=asdict(settings),
+        watch=watch,
+        data=data_hash((data.inputs, data.targets, data.weights)),
+    )
 
 
 def provenance(workspace: Workspace, settings: Settings, plan: RankPlan, last: Epoch) -> dict[str, Any]:
@@ -430,12 +433,12 @@ def _load(changing: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 
 def training_data(workspace: Workspace) -> Dataset:
     """The training samples of a workspace; raises InvalidData where the model file has none."""
-    if workspace.opened.train_data is None:
+    if workspace.train_data is None:
         raise InvalidData(
             "fine-tuning needs train_data(): training on the evaluation samples would make their score worthless. "
             "Define train_data() in the model file; it may come without labels."
         )
-    return workspace.opened.train_data()
+    return workspace.train_data
 
 
 def _split(data: Dataset) -> tuple[Dataset, Dataset]:

@@ -17,6 +17,7 @@ from lowrank_core.running.parallel import Workers, map_elsewhere
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.files import remove_left
+from lowrank_core.store.key import NetworkKey
 from lowrank_core.training.finetune import Epoch, finetune, run_key
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace, opened_once
@@ -182,7 +183,7 @@ def sweep(
         for number, candidate in enumerate(candidates):
             yield _swept(workspace, number, candidate, settings, folder)
         return
-    model = workspace.address, workspace.profile.fingerprint, workspace.cache, workspace.opened.outputs
+    model = workspace.address, workspace.key, workspace.cache, workspace.opened.outputs
     pieces = [_Piece(model, at, candidate, settings, folder) for at, candidate in enumerate(candidates)]
     for _, swept in map_elsewhere(_swept_elsewhere, pieces, Workers(workers)):
         yield swept
@@ -224,7 +225,7 @@ def _swept(
 class _Piece:
     """What another process trains: one plan of a model, which is told as `opened_once` takes it."""
 
-    model: tuple[str, str, Cache | None, tuple[str | int, ...]]
+    model: tuple[str, NetworkKey, Cache | None, tuple[str | int, ...]]
     number: int
     candidate: Candidate
     settings: Settings

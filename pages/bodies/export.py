@@ -184,9 +184,9 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
         except LowRankError as error:
             place.error(words.plain(str(error)), icon=":material/error:")
             return
-        downloads.keep_written(key, source, exported)
+        downloads.keep_written(workspace, key, source, exported)
         st.rerun()
-    written = downloads.written(key, source)
+    written = downloads.written(workspace, key, source)
     if written is not None and Path(written.path).is_file():
         with place.container():
             report(workspace, plan, export, written, file, in_folder=bool(folder_name))

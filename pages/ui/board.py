@@ -83,8 +83,7 @@ export default function ({ data }) {
 def show(workspace: Workspace) -> None:
     """Mount the board's library and the model's constants; both are constant, so later runs send only a hash."""
     with somebody_waits(), Steps() as say:
-        key = workspace.profile.fingerprint, workspace.address
-        constants = models.constants()(key, lambda: _model(workspace, say))
+        constants = models.constants()(models.key(workspace), lambda: _model(workspace, say))
     _library(key="board_library", data=constants, height=1)
 
 
@@ -208,7 +207,7 @@ def act(history: History, message: dict[str, Any]) -> History:
 
 def model_key(workspace: Workspace) -> str:
     """What tells the constants of one model from another's in the browser."""
-    return f"{workspace.profile.fingerprint[7:23]}:{workspace.address}"
+    return models.key(workspace)
 
 
 def _choices(plan: RankPlan) -> dict[str, Any]:
@@ -259,7 +258,7 @@ def _model(workspace: Workspace, say: Callable[[str], None]) -> dict[str, Any]:
     say("Preparing the prediction")
     dense = plan_cost(profile)
     value, _ = models.dense_score(workspace)
-    table = models.noise(workspace, profile.fingerprint, workspace.address)
+    table = models.noise(workspace)
     return {
         "key": model_key(workspace),
         "name": workspace.name,

@@ -6,7 +6,7 @@ import streamlit as st
 
 from lowrank_core.measure.comparison import Comparison
 from lowrank_core.measure.latency import Runtime, Timing
-from lowrank_core.measure.staircases import Staircase, known_staircases, setting_of
+from lowrank_core.measure.staircases import Setting, Staircase, known_staircases, setting_of, stairs_as_stored
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.workspace import Workspace
@@ -53,13 +53,10 @@ def _results(workspace: Workspace) -> list[Result]:
 
 def stairs(workspace: Workspace, runtime: Runtime) -> tuple[Staircase, ...]:
     """The latency staircases of this model's layers that were measured on this machine."""
-    folder = models.cache().points
-    changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
-    return _stairs(workspace, workspace.profile.fingerprint, workspace.address, runtime, changed) if changed else ()
+    stored = stairs_as_stored(models.cache().points)
+    return _stairs(workspace, models.key(workspace), setting_of(workspace, runtime), stored) if any(stored) else ()
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _stairs(
-    _workspace: Workspace, fingerprint: str, address: str, runtime: Runtime, changed: int
-) -> tuple[Staircase, ...]:
-    return known_staircases(_workspace.profile.layers, setting_of(_workspace, runtime), models.cache().points)
+def _stairs(_workspace: Workspace, key: str, setting: Setting, stored: tuple[int, int]) -> tuple[Staircase, ...]:
+    return known_staircases(_workspace.profile.layers, setting, models.cache().points)

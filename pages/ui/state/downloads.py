@@ -10,6 +10,8 @@ import streamlit as st
 from lowrank_core.exports import Exported
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.store.files import SCRATCH, remove_old_scratch
+from lowrank_core.workspace import Workspace
+from pages.ui.state import models
 from pages.ui.state.session import session_id
 from pages.ui.tuning import Tuned
 
@@ -30,15 +32,15 @@ def folder() -> Path:
     return own
 
 
-def written(kind: str, source: Candidate | Tuned) -> Exported | None:
-    """The file of that kind, if the latest one was written for this candidate, or for these weights."""
-    latest: tuple[Candidate | Tuned, Exported] | None = st.session_state.get(f"written {kind}")
-    return latest[1] if latest and latest[0] == source else None
+def written(workspace: Workspace, kind: str, source: Candidate | Tuned) -> Exported | None:
+    """The file of that kind, if the latest one was written of this network for this candidate, or these weights."""
+    latest: tuple[str, Candidate | Tuned, Exported] | None = st.session_state.get(f"written {kind}")
+    return latest[2] if latest and latest[:2] == (models.key(workspace), source) else None
 
 
-def keep_written(kind: str, source: Candidate | Tuned, exported: Exported) -> None:
+def keep_written(workspace: Workspace, kind: str, source: Candidate | Tuned, exported: Exported) -> None:
     """Remember for this session the latest file of a kind, and make room by removing old ones."""
-    st.session_state[f"written {kind}"] = (source, exported)
+    st.session_state[f"written {kind}"] = (models.key(workspace), source, exported)
     st.session_state.pop(f"refused {kind}", None)
     keep_newest(Path(_exports().name), MOST_EXPORTED_BYTES)
 

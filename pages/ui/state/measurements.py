@@ -26,8 +26,9 @@ MOST_SESSIONS = 200
 
 @dataclass(frozen=True, slots=True)
 class Measuring:
-    """What is measured, and the job that does it."""
+    """What is measured, and the job that does it; model: the key of what it is measured of."""
 
+    model: str
     candidate: Candidate
     tolerance: float | None
     job: Job[Figure]
@@ -39,30 +40,32 @@ def _measurements() -> Recent[str, Measuring]:
 
 
 @st.cache_resource(max_entries=models.MOST_MODELS, on_release=lambda job: job.cancel())
-def _survey(_workspace: Workspace, fingerprint: str, address: str, corrected: bool) -> Job[tuple[Finding, ...]]:
-    shipped, folder = POINTS if address.startswith("builtin:") else None, models.cache().points
+def _survey(_workspace: Workspace, key: str, shipped: bool, corrected: bool) -> Job[tuple[Finding, ...]]:
+    points, folder = POINTS if shipped else None, models.cache().points
     return Job(
         "the survey",
-        lambda: learn(_workspace, corrected=corrected, folder=folder, shipped=shipped),
+        lambda: learn(_workspace, corrected=corrected, folder=folder, shipped=points),
         patience_seconds=inf,  # nobody asked for it
     )
 
 
 def survey(workspace: Workspace) -> Job[tuple[Finding, ...]]:
     """What is learnt of the model in the background, for all sessions that look at it."""
-    return _survey(workspace, workspace.profile.fingerprint, workspace.address, plans.history(workspace).corrected)
+    shipped = workspace.address.startswith("builtin:")
+    return _survey(workspace, models.key(workspace), shipped, plans.history(workspace).corrected)
 
 
 def measure(workspace: Workspace) -> Job[Figure]:
     """The measurement of the plan as it stands: the running one, or a new one that cancels the older."""
-    running = _measurements().get(session_id())
+    running, model = _measurements().get(session_id()), models.key(workspace)
     candidate, tolerance = plans.candidate(workspace), plans.history(workspace).tolerance
     if running is not None:
-        if (running.candidate, running.tolerance) == (candidate, tolerance) and running.job.snapshot.error is None:
+        same = (running.model, running.candidate, running.tolerance) == (model, candidate, tolerance)
+        if same and running.job.snapshot.error is None:
             return running.job
         running.job.cancel()
     job = measurement(workspace, candidate, tolerance=tolerance)
-    _measurements()[session_id()] = Measuring(candidate, tolerance, job)
+    _measurements()[session_id()] = Measuring(model, candidate, tolerance, job)
     return job
 
 

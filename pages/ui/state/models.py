@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +20,9 @@ from lowrank_core.predict.prediction import NoiseTable, noise_table
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
-from lowrank_core.store.room import Room
+from lowrank_core.store.room import Recent, Room
 from lowrank_core.workspace import Workspace, open_to_look
+from pages.ui.files_read import FilesRead, listening
 from pages.ui.once import Once
 from pages.ui.state.session import session_id
 
@@ -99,15 +100,54 @@ def open_model(address: str, stamp: str, say: Callable[[str], None] = lambda ste
     models, key = _builtin() if address.startswith("builtin:") else _given(), (address, stamp)
     if key not in models:
         say("Opening the model")
-    return models(key, lambda: _look(address, say))
+    return models(key, lambda: _look(address, stamp, say))
 
 
-def _look(address: str, say: Callable[[str], None]) -> Workspace | Inventory:
-    model = open_to_look(address, cache(), room(), say)
-    if isinstance(model, Workspace):
-        say("Scoring the dense network")
-        dense_score(model)
+def _look(address: str, stamp: str, say: Callable[[str], None]) -> Workspace | Inventory:
+    files, path = FilesRead(), Path(address).expanduser()
+    if path.exists():
+        files.add(path.absolute())
+        files.add_unheard(path.absolute() if path.is_dir() else path.absolute().parent)
+    try:
+        with listening(files):
+            model = open_to_look(address, cache(), room(), say)
+            if isinstance(model, Workspace):
+                say("Scoring the dense network")
+                dense_score(model)
+                key(model)
+                for source in model.opened.code:
+                    files.add(source)
+    finally:
+        _files_read().settle(address, stamp, files)
     return model
+
+
+class _Stamps:
+    """A number for each address, one more whenever a file changes that opening it has read."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: Recent[str, tuple[int, FilesRead]] = Recent(MOST_MODELS)
+
+    def __call__(self, address: str) -> str:
+        with self._lock:
+            number, files = self._known.get(address, (0, FilesRead()))
+            if files.changed:
+                number += 1
+                self._known[address] = number, FilesRead()
+            return str(number)
+
+    def settle(self, address: str, stamp: str, files: FilesRead) -> None:
+        """Note what was read when the model was opened under that stamp."""
+        with self._lock:
+            number, _ = self._known.get(address, (0, FilesRead()))
+            if stamp == str(number):
+                self._known[address] = number, files
+
+
+@st.cache_resource
+def _files_read() -> _Stamps:
+    return _Stamps()
 
 
 @st.cache_resource
@@ -145,13 +185,11 @@ def cache() -> Cache:
 
 
 def stamp(address: str) -> str:
-    """Changes when a model file, or a file beside it or in its folder, does: an edited model is opened again."""
-    path = Path(address).expanduser()
-    if not path.exists():
-        return ""
-    folder = path if path.is_dir() else path.parent
-    beside = sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.iterdir() if p.is_file())
-    return hashlib.sha256(repr(beside).encode()).hexdigest()
+    """Changes when a file does that was read when the model was opened: an edited model is opened again.
+
+    The model file, the neighbours it imports, weights and data; what only lies beside them does not count.
+    """
+    return _files_read()(address)
 
 
 def dense_score(workspace: Workspace) -> tuple[float, int]:
@@ -160,9 +198,13 @@ def dense_score(workspace: Workspace) -> tuple[float, int]:
     return workspace.dense_score(None if complete else DENSE_SAMPLES)
 
 
-@st.cache_resource(max_entries=MOST_MODELS, show_spinner=False)
-def noise(_workspace: Workspace, fingerprint: str, address: str) -> NoiseTable | None:
+def noise(workspace: Workspace) -> NoiseTable | None:
     """The prediction table; None where the model file scores itself."""
+    return _noise(workspace, key(workspace))
+
+
+@st.cache_resource(max_entries=MOST_MODELS, show_spinner=False)
+def _noise(_workspace: Workspace, key: str) -> NoiseTable | None:
     return None if _workspace.opened.evaluate is not None else noise_table(_workspace.reference, DENSE_SAMPLES)
 
 
@@ -178,12 +220,11 @@ def factorise(workspace: Workspace, say: Callable[[str], None]) -> None:
 
 
 @st.cache_resource
-def constants() -> Once[tuple[str, str], dict[str, Any]]:
+def constants() -> Once[str, dict[str, Any]]:
     """What the board must know of each model."""
     return Once(4)
 
 
 def key(workspace: Workspace) -> str:
-    """What tells one model, as its file is now, from all others."""
-    judged = " ".join(map(str, workspace.opened.outputs))
-    return f"{workspace.profile.fingerprint} {workspace.address} {stamp(workspace.address)} {judged}"
+    """What tells this network on its data from all others; a file that changes none of it gives the same."""
+    return workspace.identity

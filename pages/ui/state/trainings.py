@@ -68,7 +68,7 @@ def _keep_network(networks: Part, key: tuple[str, Tuned], epoch: Epoch) -> None:
 
 def tuned(workspace: Workspace) -> tuple[Tuned, ...]:
     """The weights this session has trained of this model, the ones to prefer last; a restart loses none of them."""
-    earlier: tuple[Tuned, ...] = st.session_state.get(f"tuned {workspace.profile.fingerprint}") or _noted(workspace)
+    earlier: tuple[Tuned, ...] = st.session_state.get(f"tuned {models.key(workspace)}") or _noted(workspace)
     over = [tuning.Trained(wish, job.snapshot) for wish, job in begun(workspace).items() if job.snapshot.over]
     chosen = (training.chosen for training in over)
     fresh = tuple(weights for weights in chosen if weights is not None and weights not in earlier)
@@ -107,7 +107,7 @@ def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, 
 
     replaced = {of(weights) for weights in fresh}
     noted = (*(weights for weights in earlier if of(weights) not in replaced), *fresh)[-jobs.MOST_TRAININGS :]
-    st.session_state[f"tuned {workspace.profile.fingerprint}"] = noted
+    st.session_state[f"tuned {models.key(workspace)}"] = noted
     write_whole(_notes(workspace), msgspec.json.encode(noted))
     return noted
 
@@ -120,4 +120,4 @@ def _noted(workspace: Workspace) -> tuple[Tuned, ...]:
 
 
 def _notes(workspace: Workspace) -> Path:
-    return saved_file(workspace.profile.fingerprint, "-tuned.json")
+    return saved_file(workspace.profile.fingerprint, f"-{models.key(workspace)}-tuned.json")
