@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -13,12 +14,14 @@ from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
 from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
+from lowrank_core.compression.self_check import SelfCheck, self_check
 from lowrank_core.errors import InvalidModel
-from lowrank_core.layers.data import Dataset, batch_size, data_hash
+from lowrank_core.layers.data import Dataset, data_hash, run
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
+from lowrank_core.plans.cost import dense_cost
 from lowrank_core.plans.plan import PlanFile, RankPlan
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
@@ -53,9 +56,12 @@ class Workspace:
         self.opened = opened
         self.cache = cache
         self.model = opened.model
-        self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
+        self._discovered: ModelProfile = discover(opened.model, opened.example_inputs, opened.axes)
+        self._sound: ModelProfile | None = None
+        self._checking = threading.Lock()
+        self._self_check: SelfCheck | None = None
         self.factors = FactorStore(
-            opened.model, self.profile, lambda name: self.moments(name).second, cache, self._room
+            opened.model, self._discovered, lambda name: self.moments(name).second, cache, self._room
         )
         self._dense_scores: dict[int, float] = {}
         self.scores: Recent[Candidate, Score] = Recent(MOST_SCORES)  # finished measurements on all samples
@@ -124,6 +130,27 @@ class Workspace:
         """The model's name as people see it; never compared."""
         return self.opened.name
 
+    @property
+    def profile(self) -> ModelProfile:
+        """The network's layers and what they cost; once `self_check` is made, without the layers it leaves alone."""
+        return self._sound or self._discovered
+
+    @property
+    def self_check(self) -> SelfCheck:
+        """What the network tells of itself in a few calls, made when first asked for: all that gives figures asks."""
+        with self._checking:
+            if self._self_check is None:
+                checked = self_check(self.model, self._discovered, self.opened.example_inputs, self.opened.axes)
+                if checked.left_alone:
+                    self._sound = _without(self._discovered, checked)
+                self._self_check = checked
+            return self._self_check
+
+    def require_figures(self) -> None:
+        """Raise InvalidModel where the network can have no figures: random, not finite, or no answer per sample."""
+        if self.self_check.refusal:
+            raise InvalidModel(f"{self.name}: {self.self_check.refusal}")
+
     @cached_property
     def metric(self) -> Metric:
         """The metric by which the network's outputs are judged."""
@@ -136,6 +163,7 @@ class Workspace:
     @cached_property
     def reference(self) -> Reference:
         """The evaluation samples in seeded order, with the dense outputs."""
+        self.require_figures()
         return Reference(self.model, self._eval_data, self.metric)
 
     @property
@@ -149,8 +177,11 @@ class Workspace:
     @cached_property
     def calibration_pool(self) -> Dataset:
         """Training inputs, or where there are none the evaluation inputs; never labels."""
-        source = self.opened.train_data() if self.opened.train_data is not None else self._eval_data
-        return Dataset(source.inputs)
+        if self.opened.train_data is None:
+            return self._eval_data.unlabelled()
+        pool = self.opened.train_data().unlabelled()
+        run(self.model, pool.pick(slice(0, 1)), source="train_data")
+        return pool
 
     @cached_property
     def calibration(self) -> Dataset:
@@ -165,17 +196,17 @@ class Workspace:
     @cached_property
     def moments(self) -> MomentStore:
         """Second moments of the layers' inputs on `calibration`."""
-        return MomentStore(self.model, self.profile, lambda: self.calibration, cache=self.cache, room=self._room)
+        return MomentStore(self.model, self._discovered, lambda: self.calibration, cache=self.cache, room=self._room)
 
     @cached_property
     def corrector(self) -> Corrector:
         """Corrects copies of the model, and remembers what it learnt for the leading layers of each plan."""
-        return Corrector(self.model, self.profile, self.factors, lambda: self.calibration_pool, room=self._room)
+        return Corrector(self.model, self._discovered, self.factors, lambda: self.calibration_pool, room=self._room)
 
     @cached_property
     def prefixes(self) -> PrefixStore:
         """What copies of the model left behind on the evaluation samples, for copies that begin in the same way."""
-        return PrefixStore(self.model, self.profile, self.reference.dataset, room=self._room)
+        return PrefixStore(self.model, self._discovered, self.reference.dataset, room=self._room)
 
     def compress(
         self,
@@ -184,7 +215,11 @@ class Workspace:
         *,
         each: Callable[[CorrectedLayer], None] = lambda layer: None,
     ) -> nn.Module:
-        """A compressed copy, corrected where a correction is given; each(layer) is called as layers are corrected."""
+        """A compressed copy, corrected where a correction is given; each(layer) is called as layers are corrected.
+
+        Raises InvalidPlan where the plan has a layer that `self_check` leaves alone.
+        """
+        _ = self.self_check
         compressed = apply(self.model, self.profile, plan, self.factors)
         if correction is None:
             return compressed
@@ -202,8 +237,8 @@ class Workspace:
         if not corrected or not file.plan.choices or file.correction is None:
             return Candidate(file.plan)
         asked = Correction.from_dict(file.correction) if file.correction else self.correction
-        used = self.corrector.dense_pass(asked).inputs
-        return Candidate(file.plan, replace(asked, samples=batch_size(used), data=data_hash(used)))
+        used = self.corrector.dense_pass(asked)
+        return Candidate(file.plan, replace(asked, samples=used.samples, data=data_hash(used.inputs)))
 
     def measure(
         self,
@@ -221,11 +256,12 @@ class Workspace:
         """
         if self.opened.evaluate is None:
             total = len(self.reference) if samples is None else min(samples, len(self.reference))
-            names = [layer.name for layer in self.profile.layers]
+            names = [layer.name for layer in self._discovered.layers]
             record = [names.index(keep)] if isinstance(keep, str) else None if keep else ()
             forward = self.prefixes.runner(model, total, record=record)
             yield from evaluate(model, self.reference, samples=total, tolerance=tolerance, forward=forward)
             return
+        self.require_figures()
         value = self._own_dense if model is self.model else self._own_score(model)
         drop = (self._own_dense - value) * (1 if self.opened.higher_is_better else -1)
         yield Score(
@@ -235,6 +271,7 @@ class Workspace:
     def dense_score(self, samples: int | None = None) -> tuple[float, int]:
         """The dense network's own score and on how many samples."""
         if self.opened.evaluate is not None:
+            self.require_figures()
             return self._own_dense, 0
         key = min(samples or len(self.reference), len(self.reference))
         if key not in self._dense_scores:
@@ -251,6 +288,23 @@ class Workspace:
             return float(self.opened.evaluate(model))
         except Exception as error:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
+
+
+def _without(profile: ModelProfile, checked: SelfCheck) -> ModelProfile:
+    """The profile with layers left alone among those that are skipped; the network costs what it did."""
+    names = {skipped.name for skipped in checked.left_alone}
+    costs = [dense_cost(layer) for layer in profile.layers if layer.name in names]
+    return replace(
+        profile,
+        layers=tuple(layer for layer in profile.layers if layer.name not in names),
+        skipped=(*profile.skipped, *checked.left_alone),
+        rest=replace(
+            profile.rest,
+            parameters=profile.rest.parameters + sum(cost.parameters for cost in costs),
+            bytes=profile.rest.bytes + sum(cost.bytes for cost in costs),
+            multiplies=profile.rest.multiplies + sum(cost.multiplies for cost in costs),
+        ),
+    )
 
 
 def open_to_look(

@@ -37,10 +37,12 @@ CACHE = platformdirs.user_cache_path("rank-explorer")
 
 
 def opened(ref: str, *, with_data: bool = False, cached: bool = False) -> Workspace:
-    """Open a model, and say what a person should know about it."""
+    """Open a model, and say what a person should know about it; with_data where its figures are asked for."""
     workspace = Workspace.open(ref, Cache(CACHE) if cached else None)
     for notice in workspace.notices if with_data else workspace.opened.notices:
         say(notice)
+    if with_data:
+        workspace.require_figures()
     return workspace
 
 

@@ -43,7 +43,7 @@ SHELF = "moments"
 def calibration_samples(pool: Dataset, samples: int = SAMPLES, seed: int = 0) -> Dataset:
     """At most `samples` of the pool, without labels, in an order that depends on the seed alone."""
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
-    return Dataset(Dataset(pool.inputs).pick(order[:samples]).inputs)
+    return pool.unlabelled().pick(order[:samples])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

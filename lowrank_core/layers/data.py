@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
@@ -16,27 +18,92 @@ from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.running.scope import raise_if_cancelled
 
 Inputs = Any
-"""A Tensor, a tuple (called as `model(*x)`) or a dict (`model(**x)`); the first axis of each tensor is the batch."""
+"""A Tensor, a tuple (called as `model(*x)`) or a dict (`model(**x)`); where the batch is, `BatchAxes` say."""
+
+
+Outputs = dict[str, Tensor]
+"""What a network answers: every tensor in it, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAxes:
+    """Which axis of each tensor is the batch, in the order of `tensors` and `named_outputs`; None where there is none.
+
+    Found by `networks.batch_axes`. targets: of the labels as a person gives them. proved: samples that were moved to
+    another place and batch got the same answers; else the axes follow from shapes alone. rows: of each output, how many
+    of its rows belong to one sample.
+
+    >>> BatchAxes((1,), (0,)).samples(torch.zeros(7, 3, 5))
+    3
+    """
+
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
+    targets: int = 0
+    proved: bool = True
+    rows: tuple[int, ...] = ()
+
+    def samples(self, inputs: Inputs) -> int:
+        """Samples in a batch of inputs."""
+        return next(t.shape[axis] for t, axis in zip(tensors(inputs), self.inputs, strict=True) if axis is not None)
+
+    def pick(self, inputs: Inputs, index: Tensor | slice) -> Inputs:
+        """The samples at `index`, in that order; what has no batch axis is given as it is."""
+        axes = iter(self.inputs)
+
+        def picked(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            axis = next(axes)
+            return leaf if axis is None else leaf[(slice(None),) * axis + (index,)]
+
+        return tree_map(picked, inputs)
+
+    def joined(self, batches: list[Inputs]) -> Inputs:
+        """Batches of the same form as one."""
+        axes, others = iter(self.inputs), iter(zip(*map(tensors, batches), strict=True))
+
+        def together(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            axis, parts = next(axes), next(others)
+            return leaf if axis is None else torch.cat(parts, dim=axis)
+
+        return tree_map(together, batches[0])
+
+
+def first_axes(inputs: Inputs) -> BatchAxes:
+    """The axes of a network that takes and gives its batch first, as most do."""
+    return BatchAxes((0,) * len(tensors(inputs)), ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Samples in memory: inputs as one batch, targets (N, ...) or None where there are none."""
+    """Samples in memory: inputs as one batch, targets (N, ...) or None where there are none.
+
+    axes: where the batch is in the inputs, and in what the network answers; None is the first axis of all.
+    """
 
     inputs: Inputs
     targets: Tensor | None = None
+    axes: BatchAxes | None = None
 
     def __len__(self) -> int:
-        return batch_size(self.inputs)
+        return batch_size(self.inputs) if self.axes is None else self.axes.samples(self.inputs)
 
     def pick(self, index: Tensor | slice) -> Dataset:
         """The samples at `index`, in that order."""
         targets = None if self.targets is None else self.targets[index]
-        return Dataset(tree_map(lambda t: t[index], self.inputs), targets)
+        return Dataset((self.axes or first_axes(self.inputs)).pick(self.inputs, index), targets, self.axes)
+
+    def unlabelled(self) -> Dataset:
+        """The same samples without targets."""
+        return replace(self, targets=None)
 
     def alone(self) -> Dataset:
         """These samples in memory of their own: what a slice picks is sent with all that it was picked from."""
-        return Dataset(*cloned((self.inputs, self.targets)))
+        inputs, targets = cloned((self.inputs, self.targets))
+        return replace(self, inputs=inputs, targets=targets)
 
     def shuffled(self, seed: int) -> Dataset:
         """These samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
@@ -74,28 +141,73 @@ def batch_size(inputs: Inputs) -> int:
     return len(batch[0])
 
 
-def call(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Run the model and return its output tensor: the output itself, its `.logits`, or the first tensor in it.
+def named_outputs(answer: Any) -> Outputs:
+    """Every tensor of what a network has answered, by name: the key in a dict, the field in a named tuple or dataclass,
+    the place in another tuple or a list, those of nested ones joined by dots; "output" where it is a tensor itself.
+
+    >>> list(named_outputs((torch.zeros(2), {"boxes": torch.zeros(2, 4), "loss": None})))
+    ['0', '1.boxes']
+    """
+    return {".".join(path) or "output": tensor for path, tensor in _leaves(answer, ())}
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, tuple | list):
+        inside = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+    elif is_dataclass(value) and not isinstance(value, type):
+        inside = [(item.name, getattr(value, item.name)) for item in fields(value)]
+    elif isinstance(getattr(value, "logits", None), Tensor):
+        inside = [("logits", value.logits)]
+    for name, part in inside:
+        yield from _leaves(part, (*path, str(name)))
+
+
+def answer(model: nn.Module, inputs: Inputs) -> Any:
+    """All that the model returns, as it returns it.
 
     The model is given a copy of the inputs: some write into theirs. Raises Cancelled where the work was cancelled.
     """
     raise_if_cancelled()
     inputs = cloned(inputs)
     if isinstance(inputs, dict):
-        out = model(**inputs)
-    elif isinstance(inputs, tuple | list):
-        out = model(*inputs)
-    else:
-        out = model(inputs)
-    if isinstance(out, Tensor):
-        return out
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def call(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> Tensor:
+    """Run the model and return its output tensor: the output itself, its `.logits`, or the first tensor in it.
+
+    axes: those of the network, by which the samples come first in the output; without them it is as it is.
+    """
+    out = answer(model, inputs)
+    outputs = list(named_outputs(out).values())
     logits = getattr(out, "logits", None)
-    if isinstance(logits, Tensor):
+    if not isinstance(logits, Tensor):
+        if not outputs:
+            raise InvalidData(f"the model must return a tensor, `.logits` or a structure with one, but got {type(out)}")
+        logits = outputs[0]
+    if axes is None or len(axes.outputs) != len(outputs):
         return logits
-    outputs = tensors(out)
-    if not outputs:
-        raise InvalidData(f"the model must return a tensor, `.logits` or a structure with one, but got {type(out)}")
-    return outputs[0]
+    axis = next(axis for output, axis in zip(outputs, axes.outputs, strict=True) if output is logits)
+    return logits.movedim(axis, 0) if axis else logits
+
+
+@contextmanager
+def generators_untouched() -> Iterator[None]:
+    """Put the random generators that all share (PyTorch's, numpy's, Python's) back to where they were."""
+    numbers, draws = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(numbers)
+            np.random.set_state(draws)
 
 
 @contextmanager
@@ -111,17 +223,21 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def run(model: nn.Module, samples: Dataset) -> Tensor:
-    """The outputs of one batch, in eval mode; raises InvalidData when the network cannot take it."""
+def run(model: nn.Module, samples: Dataset, *, source: str = "eval_data") -> Tensor:
+    """The outputs of one batch, in eval mode, samples first; raises InvalidData when the network cannot take it.
+
+    source: the function that the samples came from, which the refusal names.
+    """
     try:
         with evaluating(model):
-            outputs = call(model, samples.inputs)
+            outputs = call(model, samples.inputs, samples.axes)
     except (InvalidData, Cancelled):
         raise
     except (Exception, SystemExit) as error:
         raise InvalidData(
-            f"the network failed on the evaluation inputs with {type(error).__name__}: {' '.join(str(error).split())}; "
-            "eval_data() must give inputs of the same form as example_inputs()."
+            f"the network failed on the {'training' if source == 'train_data' else 'evaluation'} inputs with "
+            f"{type(error).__name__}: {' '.join(str(error).split())}; {source}() must give inputs of the same form as "
+            "example_inputs()."
         ) from error
     if outputs.ndim == 0:
         raise InvalidData("outputs must have a batch axis, but the model returns a single number for the whole batch.")

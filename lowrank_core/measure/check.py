@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowrank_core.compression.self_check import SelfCheck
 from lowrank_core.errors import LowRankError
-from lowrank_core.layers.data import Dataset, run, tensors
+from lowrank_core.layers.data import Dataset, first_axes, run, tensors
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._contract import FUNCTIONS
@@ -49,6 +50,7 @@ class Report:
     cost: Cost
     score: Score | None
     notices: tuple[str, ...]
+    self_check: SelfCheck
 
     @property
     def refusals(self) -> tuple[Finding, ...]:
@@ -58,7 +60,8 @@ class Report:
 
 def check(workspace: Workspace) -> Report:
     """Run every function of the contract and the dense network on up to 1,000 samples."""
-    opened, profile = workspace.opened, workspace.profile
+    opened, self_check = workspace.opened, workspace.self_check
+    profile = workspace.profile
     findings: list[Finding] = []
     notices = list(opened.notices)
 
@@ -71,10 +74,10 @@ def check(workspace: Workspace) -> Report:
         except LowRankError as error:
             findings.append(Finding(function, "refused", str(error)))
 
-    def data(load: Callable[[], Dataset]) -> Callable[[], str]:
+    def data(load: Callable[[], Dataset], source: str) -> Callable[[], str]:
         def describe() -> str:
             dataset = load()
-            run(opened.model, dataset.pick(slice(0, 1)))
+            run(opened.model, dataset.pick(slice(0, 1)), source=source)
             if sorted_by_class(dataset):
                 notices.append("The labels come sorted by class; they are shuffled (seed 0) before use.")
             return _described(dataset)
@@ -84,8 +87,8 @@ def check(workspace: Workspace) -> Report:
     cost = plan_cost(profile)
     findings.append(Finding("build_model", "there", f"{type(opened.model).__name__}, {cost.parameters:,} parameters"))
     look("example_inputs", lambda: _shapes(opened.example_inputs))
-    look("eval_data", data(opened.eval_data))
-    look("train_data", data(opened.train_data or opened.eval_data))
+    look("eval_data", data(opened.eval_data, "eval_data"))
+    look("train_data", data(opened.train_data or opened.eval_data, "train_data"))
     score: Score | None = None
     refused: LowRankError | None = None
     if not any(finding.state == "refused" for finding in findings):
@@ -112,12 +115,14 @@ def check(workspace: Workspace) -> Report:
         cost=cost,
         score=score,
         notices=tuple(dict.fromkeys(notices)),
+        self_check=self_check,
     )
 
 
 def _described(data: Dataset) -> str:
     """A data set in words: '500 samples, (3, 32, 32) float32; 10 classes of 48 to 53 samples'."""
-    text = f"{len(data):,} samples of {_shapes(data.inputs, per_sample=True)}"
+    one = (data.axes or first_axes(data.inputs)).pick(data.inputs, torch.tensor(0))
+    text = f"{len(data):,} samples of {_shapes(one)}"
     targets = data.targets
     if targets is None:
         return f"{text}; no targets"
@@ -127,8 +132,8 @@ def _described(data: Dataset) -> str:
     return f"{text}; targets {_shape(targets[0])}"
 
 
-def _shapes(inputs: object, *, per_sample: bool = False) -> str:
-    return ", ".join(_shape(tensor[0] if per_sample else tensor) for tensor in tensors(inputs))
+def _shapes(inputs: object) -> str:
+    return ", ".join(map(_shape, tensors(inputs)))
 
 
 def _shape(tensor: Tensor) -> str:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers.computed import kind_of
-from lowrank_core.layers.data import Inputs, batch_size, call, evaluating, tensors
+from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, tensors
 from lowrank_core.layers.recurrent import CELLS, KINDS
 from lowrank_core.layers.spec import Size
 from lowrank_core.networks.profile import TRANSPOSED, is_map, spec_of
@@ -69,10 +69,10 @@ class Watched:
             self.calls.setdefault(module, []).extend(_sizes(module, given.shape, self.samples))
 
 
-def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module]) -> Watched:
+def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: BatchAxes | None = None) -> Watched:
     """Run a batch through the network and note the calls of `modules`; raises InvalidModel where the pass fails."""
     modules = list(modules)
-    watched = Watched(batch_size(inputs))
+    watched = Watched(batch_size(inputs) if axes is None else axes.samples(inputs))
     readers = Readers(model, [module for module in modules if is_map(module)])
     hooks = [module.register_forward_pre_hook(watched.hear, with_kwargs=True) for module in modules]
     try:

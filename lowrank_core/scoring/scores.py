@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf, nan
 from warnings import warn
 
 import torch
@@ -26,6 +27,8 @@ class Score:
 
     low and high bound the value, drop_low and drop_high the paired drop; None where the metric allows no interval.
     within: whether the drop is at most the tolerance that was asked for; None while that is open.
+    not_finite: samples whose answers hold NaN or infinity where the dense network's do not. Then there is no value, the
+    drop is infinite, and no rule accepts the network.
     """
 
     metric: str
@@ -39,6 +42,7 @@ class Score:
     drop_low: float | None
     drop_high: float | None
     within: bool | None = None
+    not_finite: int = 0
 
 
 class Reference:
@@ -109,7 +113,8 @@ def evaluate(
     (only for metrics that judge a sample right or wrong).
     forward(batch, number of its first sample) gives the outputs where not all of the model is to be run.
 
-    A metric by sample is given after every batch, another each time the number of samples has doubled.
+    A metric by sample is given after every batch, another each time the number of samples has doubled. Where answers
+    are not finite it ends at once, with a score that says so.
     Between two batches it gives way and raises Cancelled (`running.scope`). Raises InvalidData where the metric
     fails. cancelled: deprecated, `with scope(cancelled=...)` around the work does it.
     """
@@ -148,6 +153,11 @@ def _scores(
             outputs = run(model, part) if forward is None else forward(part, seen)
         target = dense_outputs if metric.label_free or part.targets is None else part.targets
         seen += len(part)
+        if broken := int(not_finite(outputs, dense_outputs).sum()):
+            dense_value = reference.dense_score(seen)
+            sides = (None, None, inf, None, None, None if tolerance is None else False)
+            yield Score(metric.name, nan, dense_value, seen, metric.higher_is_better, *sides, broken)
+            return
         if metric.per_sample is not None:
             with _judging(metric, outputs, target):
                 pairs.add(metric.per_sample(outputs, target), metric.per_sample(dense_outputs, target))
@@ -165,6 +175,17 @@ def _scores(
             with _judging(metric, outputs, target):
                 score = _whole(metric, torch.cat(ours), torch.cat(dense), torch.cat(targets))
             yield score
+
+
+def not_finite(outputs: Tensor, dense: Tensor) -> Tensor:
+    """(N,) whether an answer holds NaN or infinity where the dense network's has something else.
+
+    >>> not_finite(torch.tensor([[1.0], [torch.nan]]), torch.tensor([[1.0], [2.0]])).tolist()
+    [False, True]
+    """
+    if outputs.shape != dense.shape:
+        return ~outputs.isfinite().reshape(len(outputs), -1).all(1)
+    return (~outputs.isfinite() & dense.isfinite()).reshape(len(outputs), -1).any(1)
 
 
 @contextmanager

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import data
+from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidData
-from lowrank_core.layers.data import Dataset, Inputs, tensors
+from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, tensors
 from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
 
 BATCH = 256
@@ -22,7 +23,8 @@ BATCH = 256
 class Opened:
     """A model and what came with it; data is loaded when first asked for.
 
-    ref: the reference that opens it again; None for a network that came from Python.
+    ref: the reference that opens it again; None for a network that came from Python. axes: where the batch is in what
+    the network takes and gives; None where it could not be run on the example inputs.
     """
 
     ref: str | None
@@ -37,26 +39,31 @@ class Opened:
     higher_is_better: bool = True
     notices: tuple[str, ...] = field(default=())
     provides: frozenset[str] = frozenset()  # the functions of the contract that the model file defines
+    axes: BatchAxes | None = None
 
 
-def as_dataset(value: object, where: str) -> Dataset:
+def as_dataset(value: object, where: str, axes: BatchAxes | None = None) -> Dataset:
     """(inputs, targets), an iterable of such batches, or a `Dataset` of PyTorch, as one Dataset in memory.
 
+    axes: where the network has its batch; without them it comes first. Targets are given samples first.
     Raises InvalidData that names `where` for empty, mismatched or unreadable data.
     """
     if isinstance(value, Dataset):
         dataset = value
     elif isinstance(value, data.Dataset) and not isinstance(value, data.IterableDataset):  # sample by sample
-        dataset = _concatenate(data.DataLoader(value, batch_size=BATCH, generator=torch.Generator()), where)
+        loader = data.DataLoader(value, batch_size=BATCH, generator=torch.Generator())
+        dataset = _turned(_concatenate(loader, where, None), axes)
     elif isinstance(value, tuple | list) and len(value) == 2 and _is_targets(value[1]):
         dataset = Dataset(_as_tensors(value[0]), _as_targets(value[1]))
     elif isinstance(value, Tensor | dict):
         dataset = Dataset(_as_tensors(value))
     else:
-        dataset = _concatenate(value, where)
+        return _concatenate(value, where, axes)
+    dataset = _placed(dataset, axes)
     if len(dataset) == 0:
         raise InvalidData(f"{where} is empty; it must hold at least one sample.")
-    lengths = {len(t) for t in tensors(dataset.inputs)}
+    known = dataset.axes or first_axes(dataset.inputs)
+    lengths = {t.shape[axis] for t, axis in zip(tensors(dataset.inputs), known.inputs, strict=True) if axis is not None}
     if len(lengths) > 1:
         raise InvalidData(f"{where}: all inputs must have the same number of samples, but got {sorted(lengths)}.")
     if dataset.targets is not None and len(dataset.targets) != len(dataset):
@@ -65,6 +72,38 @@ def as_dataset(value: object, where: str) -> Dataset:
             f"but got {len(dataset)} inputs and {len(dataset.targets)} targets."
         )
     return dataset
+
+
+def _turned(dataset: Dataset, axes: BatchAxes | None) -> Dataset:
+    """Samples that were put together one by one, and so have the batch first, as the network takes them."""
+    if axes is None or not _fit(axes, dataset.inputs):
+        return dataset
+    places = iter(axes.inputs)
+
+    def turned(leaf: object) -> object:
+        return leaf.movedim(0, next(places) or 0) if isinstance(leaf, Tensor) else leaf
+
+    return Dataset(tree_map(turned, dataset.inputs), dataset.targets, axes)
+
+
+def _fit(axes: BatchAxes, inputs: Inputs) -> bool:
+    """Whether inputs are of the form that the axes are of."""
+    given = tensors(inputs)
+    return len(given) == len(axes.inputs) and all(
+        axis is None or axis < tensor.ndim for tensor, axis in zip(given, axes.inputs, strict=True)
+    )
+
+
+def _placed(dataset: Dataset, axes: BatchAxes | None) -> Dataset:
+    """Samples with the axes of their network, where these fit; targets that have the batch elsewhere get it first."""
+    if dataset.axes is not None or axes is None or not _fit(axes, dataset.inputs):
+        return dataset
+    targets = dataset.targets
+    placed = replace(dataset, axes=axes)
+    axis = next((a for a in axes.outputs if a), 0)
+    if targets is not None and axis < targets.ndim and len(targets) != len(placed) == targets.shape[axis]:
+        return replace(placed, targets=targets.movedim(axis, 0), axes=replace(axes, targets=axis))
+    return placed
 
 
 def default_metric(dataset: Dataset, remedy: str) -> Metric:
@@ -107,11 +146,12 @@ def _as_tensors(value: Inputs) -> Inputs:
     return torch.as_tensor(value)
 
 
-def _concatenate(value: object, where: str) -> Dataset:
+def _concatenate(value: object, where: str, axes: BatchAxes | None) -> Dataset:
     if isinstance(value, str | bytes):  # an iterable of itself
         raise InvalidData(f"{where} must be (inputs, targets) or an iterable of such batches, but got a text.")
     try:
-        batches = [as_dataset(batch, f"{where}, batch {i}") for i, batch in enumerate(cast(Iterable[object], value))]
+        given = enumerate(cast(Iterable[object], value))
+        batches = [as_dataset(batch, f"{where}, batch {i}", axes) for i, batch in given]
     except TypeError as error:
         raise InvalidData(
             f"{where} must be (inputs, targets) or an iterable of such batches, "
@@ -119,14 +159,9 @@ def _concatenate(value: object, where: str) -> Dataset:
         ) from error
     if not batches:
         raise InvalidData(f"{where} is empty; it must hold at least one sample.")
-    first = batches[0].inputs
-    if isinstance(first, dict):
-        inputs: Inputs = {key: torch.cat([b.inputs[key] for b in batches]) for key in first}
-    elif isinstance(first, tuple):
-        inputs = tuple(torch.cat([b.inputs[i] for b in batches]) for i in range(len(first)))
-    else:
-        inputs = torch.cat([b.inputs for b in batches])
+    first = batches[0]
+    inputs = (first.axes or first_axes(first.inputs)).joined([batch.inputs for batch in batches])
     targets = [b.targets for b in batches if b.targets is not None]
     if targets and len(targets) != len(batches):
         raise InvalidData(f"{where}: some batches have targets and some have none; give all of them or none.")
-    return Dataset(inputs, torch.cat(targets) if targets else None)
+    return Dataset(inputs, torch.cat(targets) if targets else None, first.axes)
