@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
 from lowrank_core.layers.computed import TABLES
-from lowrank_core.layers.data import Inputs, answer, cloned, evaluating, generators_untouched, tensors
+from lowrank_core.layers.data import cloned, tensors
 
 UNOWNED = (
     "it is in a plain Python list or dict, so the network does not own it: neither counted nor stored; an "
@@ -29,19 +30,15 @@ BESIDE = (PRE_HOOK, HOOK, FORWARD)
 """Reasons for which a layer is left alone that only its own network has."""
 
 
-def changed(model: nn.Module, inputs: Inputs, layers: Iterable[nn.Module]) -> dict[nn.Module, str]:
-    """Of the layers that a hook or a replaced forward of a person's own changes, why each stays as it is.
+def watch_beside(layers: Iterable[nn.Module], until: ExitStack) -> dict[nn.Module, str]:
+    """In the forward pass that follows, note which layers a person's hook or replaced forward changes, and how.
 
-    Seen in a forward pass, which only networks that have such layers need: a hook that only looks is none of them.
+    A hook that only looks changes nothing. until: takes what is watched with away again.
     """
-    suspects = [layer for layer in layers if _pre_hooks(layer) or _hooks(layer) or "forward" in vars(layer)]
     reasons: dict[nn.Module, str] = {}
-    if not suspects:
-        return reasons
-    with ExitStack() as ours, evaluating(model), generators_untouched():
-        for layer in suspects:
-            _watch(layer, partial(reasons.setdefault, layer), ours)
-        answer(model, inputs)
+    for layer in layers:
+        if _pre_hooks(layer) or layer._forward_hooks or "forward" in vars(layer):
+            _watch(layer, partial(reasons.setdefault, layer), until)
     return reasons
 
 
@@ -60,10 +57,6 @@ def unowned(model: nn.Module) -> dict[nn.Module, str]:
                         if next(part.parameters(recurse=False), None) is not None:
                             found.setdefault(part, f"{name}.{inner}".removesuffix("."))
     return found
-
-
-def _hooks(layer: nn.Module) -> list[Callable[..., Any]]:
-    return list(layer._forward_hooks.values())
 
 
 def _pre_hooks(layer: nn.Module) -> list[Callable[..., Any]]:
@@ -86,7 +79,11 @@ def _watch(layer: nn.Module, tell: Callable[[str], Any], ours: ExitStack) -> Non
 
     def computed(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         plain.append(cloned(output))
-        if "forward" in vars(module) and not _same(type(module).forward(module, *args, **kwargs), output):
+        if "forward" not in vars(module):
+            return
+        with _disable_current_modes():  # nobody counts this call
+            same = _same(type(module).forward(module, *args, **kwargs), output)
+        if not same:
             tell(FORWARD)
 
     def left(_: nn.Module, args: Any, output: Any) -> None:

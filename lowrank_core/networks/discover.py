@@ -13,7 +13,7 @@ from lowrank_core.layers.data import BatchAxes, Inputs
 from lowrank_core.layers.parts import Recurrent
 from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, weight_shapes
 from lowrank_core.layers.spec import LayerSpec, Size
-from lowrank_core.networks.beside import UNOWNED, changed, unowned
+from lowrank_core.networks.beside import UNOWNED, unowned
 from lowrank_core.networks.obstacles import (
     NEVER_RAN,
     RESIZED,
@@ -58,7 +58,7 @@ def discover(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) ->
     strangers = {module: name for module, name in unowned(model).items() if is_map(module) or _has_several(module)}
     owned = [module for module in names if is_map(module) or _has_several(module)]
     watched = watch(model, inputs, [*owned, *strangers], axes)
-    network = _Network(model, names, _owners(model), parent_obstacles(model), watched, changed(model, inputs, owned))
+    network = _Network(model, names, _owners(model), parent_obstacles(model), watched)
     layers: list[Layer] = []
     skipped: list[Skipped] = []
     settled: set[nn.Module] = set()
@@ -102,7 +102,6 @@ class _Network:
     owners: dict[Tensor, list[nn.Module]]
     parents: dict[nn.Module, str]
     watched: Watched
-    changed: dict[nn.Module, str]
 
     def skipped(self, module: nn.Module, reason: str) -> Skipped:
         """A module that stays as it is, under its first name, with the reason."""
@@ -125,7 +124,7 @@ class _Network:
             return reason
         if module not in self.watched.calls and module is group[0]:
             return NEVER_RAN
-        beside = self.changed.get(module) or self.parents.get(module) or self.watched.readers.get(module)
+        beside = self.watched.changed.get(module) or self.parents.get(module) or self.watched.readers.get(module)
         return beside or method_obstacle(module)
 
     def layer(self, group: list[nn.Module]) -> Layer:
@@ -156,7 +155,7 @@ class _Network:
         else:
             assert isinstance(module, Dense)
             reason = recurrent_obstacle(module)
-        reason = reason or shared_obstacle(self.model, module, self.owners) or self.changed.get(module)
+        reason = reason or shared_obstacle(self.model, module, self.owners) or self.watched.changed.get(module)
         return reason or (None if module in self.watched.calls else NEVER_RAN)
 
     def several(self, module: nn.Module) -> Iterator[Layer]:

@@ -23,6 +23,7 @@ from lowrank_core.layers.computed import kind_of
 from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, tensors
 from lowrank_core.layers.recurrent import CELLS, KINDS
 from lowrank_core.layers.spec import Size
+from lowrank_core.networks.beside import watch_beside
 from lowrank_core.networks.profile import TRANSPOSED, is_map, spec_of
 from lowrank_core.running.switches import plain_attention
 
@@ -34,7 +35,8 @@ class Watched:
     calls: of each module that ran, in the order of the first call, the input extents of each call for one sample.
     looks: of each attention and call, the tokens that ask and those that are looked at; rows: of each recurrent module
     and call, the rows at each step. resized: modules called with an output_size. readers: of modules whose weight
-    something else computes with, who does; asked: those whose weight was only asked for its type or shape.
+    something else computes with, who does; asked: those whose weight was only asked for its type or shape. changed: of
+    modules whose own hooks or replaced forward change what comes out, what does.
     multiplies: of the whole network for one sample.
     """
 
@@ -45,6 +47,7 @@ class Watched:
     resized: set[nn.Module] = field(default_factory=set)
     readers: dict[nn.Module, str] = field(default_factory=dict)
     asked: set[nn.Module] = field(default_factory=set)
+    changed: dict[nn.Module, str] = field(default_factory=dict)
     multiplies: int = 0
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -74,9 +77,12 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: 
     modules = list(modules)
     watched = Watched(batch_size(inputs) if axes is None else axes.samples(inputs))
     readers = Readers(model, [module for module in modules if is_map(module)])
-    hooks = [module.register_forward_pre_hook(watched.hear, with_kwargs=True) for module in modules]
+    hooks = ExitStack()
+    watched.changed = watch_beside(modules, hooks)
+    for module in modules:
+        hooks.callback(module.register_forward_pre_hook(watched.hear, with_kwargs=True).remove)
     try:
-        with evaluating(model), countable(model), readers, FlopCounter() as counter:
+        with hooks, evaluating(model), countable(model), readers, FlopCounter() as counter:
             call(model, inputs)
     except LowRankError:
         raise
@@ -85,9 +91,6 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: 
             f"the forward pass on the example inputs failed with {type(error).__name__}: "
             f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     watched.readers, watched.asked = readers.readers, readers.asked
     watched.multiplies = counter.total // 2 // watched.samples
     return watched
