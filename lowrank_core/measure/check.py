@@ -94,6 +94,10 @@ def check(workspace: Workspace) -> Report:
     if not any(finding.state == "refused" for finding in findings):
         try:
             score = final_score(workspace.measure(opened.model, samples=SAMPLES))
+            if opened.evaluate is None and (bad := workspace.reference.dense_not_finite(SAMPLES)):
+                notices.append(
+                    f"The network itself answers with NaN or infinity on {bad:,} of {score.samples:,} samples."
+                )
         except LowRankError as error:
             refused = error
 

@@ -90,6 +90,10 @@ class Reference:
             targets.append(dense if self.metric.label_free or part.targets is None else part.targets)
         return self.metric.score(torch.cat(outputs), torch.cat(targets))
 
+    def dense_not_finite(self, samples: int | None = None) -> int:
+        """On how many of the leading samples the dense network itself answers with NaN or infinity."""
+        return sum(int(not_finite(dense, torch.zeros(())).sum()) for _, dense in self.batches(samples))
+
     def _dense(self, index: int) -> Tensor:
         with self._lock:
             while len(self._outputs) <= index:

@@ -41,6 +41,11 @@ class Opened:
     provides: frozenset[str] = frozenset()  # the functions of the contract that the model file defines
     axes: BatchAxes | None = None
 
+    @property
+    def batch(self) -> int:
+        """Samples in the example inputs."""
+        return len(Dataset(self.example_inputs, axes=self.axes))
+
 
 def as_dataset(value: object, where: str, axes: BatchAxes | None = None) -> Dataset:
     """(inputs, targets), an iterable of such batches, or a `Dataset` of PyTorch, as one Dataset in memory.

@@ -253,7 +253,7 @@ class _Training:
             for part in self._batches(self.held_back):
                 give_way()
                 with self.threads():
-                    outputs.append(call(self.model, self._placed(part.inputs)).cpu())
+                    outputs.append(call(self.model, self._placed(part.inputs), part.axes).cpu())
         tuned, dense, targets = torch.cat(outputs), self.validation_answers, self.held_back.targets
         loss = float(self.objective(tuned, dense, targets))
         if not math.isfinite(loss):
@@ -313,10 +313,10 @@ class _Training:
                 dense = self.answers[index].to(self.device)
             elif self.settings.loss != "labels":
                 with evaluating(self.dense):
-                    dense = call(self.dense, inputs)
+                    dense = call(self.dense, inputs, part.axes)
             else:
                 dense = torch.empty(0)
-            loss = self.objective(call(self.model, inputs), dense, targets)
+            loss = self.objective(call(self.model, inputs, part.axes), dense, targets)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)

@@ -86,8 +86,10 @@ def open_model(address: str, stamp: str, say: Callable[[str], None] = lambda ste
 def _look(address: str, say: Callable[[str], None]) -> Workspace | Inventory:
     model = open_to_look(address, cache(), room(), say)
     if isinstance(model, Workspace):
-        say("Scoring the dense network")
-        dense_score(model)
+        say("Checking the network")
+        if not model.self_check.refusal:
+            say("Scoring the dense network")
+            dense_score(model)
     return model
 
 
