@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers.computed import kind_of
-from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, tensors
+from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, generators_untouched, tensors
 from lowrank_core.layers.recurrent import CELLS, KINDS
 from lowrank_core.layers.spec import Size
 from lowrank_core.networks.beside import watch_beside
@@ -82,7 +82,7 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: 
     for module in modules:
         hooks.callback(module.register_forward_pre_hook(watched.hear, with_kwargs=True).remove)
     try:
-        with hooks, evaluating(model), countable(model), readers, FlopCounter() as counter:
+        with hooks, generators_untouched(), evaluating(model), countable(model), readers, FlopCounter() as counter:
             call(model, inputs)
     except LowRankError:
         raise
