@@ -8,7 +8,7 @@ size of its rounding is added to what its layers put out.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -251,11 +251,16 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 # ---- full rank ------------------------------------------------------------------------------------------------------
 
 
+MOST_TRIALS = 32
+"""Groups of layers that are split to find those at fault; of a group left after that, all are left alone."""
+
+
 def _full_rank(
     model: nn.Module, dense: nn.Module, profile: ModelProfile, inputs: Inputs, answers: Outputs
 ) -> tuple[Checked, tuple[Skipped, ...]]:
     """Whether all layers can be chains at once; where not, those that cannot."""
     limit: list[float] = []
+    trials = iter(range(MOST_TRIALS))
 
     def fault(layers: Sequence[Layer]) -> str | None:
         """What is wrong with chains in place of these layers; None where nothing is."""
@@ -279,7 +284,7 @@ def _full_rank(
         )
 
     layers = profile.layers
-    found = [Skipped(x.name, x.type, reason) for x, reason in _culprits(fault, (), layers)] if layers else []
+    found = [Skipped(x.name, x.type, reason) for x, reason in _culprits(fault, (), layers, trials)] if layers else []
     alone = [*(skipped for skipped in profile.skipped if skipped.reason in BESIDE), *found]
     count = len(layers) - len(found)
     text = f"{count} {'layer' if count == 1 else 'layers'} at full rank answer as the dense network" if count else ""
@@ -290,18 +295,18 @@ def _full_rank(
 
 
 def _culprits(
-    fault: Callable[[Sequence[Layer]], str | None], good: Sequence[Layer], part: Sequence[Layer]
+    fault: Callable[[Sequence[Layer]], str | None], good: Sequence[Layer], part: Sequence[Layer], trials: Iterator[int]
 ) -> list[tuple[Layer, str]]:
     """The layers of a part that cannot be chains together with the good ones, by halves."""
     reason = fault([*good, *part])
     if reason is None:
         return []
-    if len(part) == 1:
-        return [(part[0], reason)]
+    if len(part) == 1 or next(trials, None) is None:
+        return [(layer, reason) for layer in part]
     half = len(part) // 2
-    first = _culprits(fault, good, part[:half])
+    first = _culprits(fault, good, part[:half], trials)
     bad = {layer.name for layer, _ in first}
-    return first + _culprits(fault, [*good, *(x for x in part[:half] if x.name not in bad)], part[half:])
+    return first + _culprits(fault, [*good, *(x for x in part[:half] if x.name not in bad)], part[half:], trials)
 
 
 def _chained(model: nn.Module, profile: ModelProfile, layers: Sequence[Layer]) -> nn.Module:

@@ -342,8 +342,13 @@ class Chain(nn.Sequential):
             return getattr(self[-1], name)
         if name == "embedding_dim":
             return self[-1].out_features
-        if name in ("kernel_size", "stride"):
-            return tuple(map(max, *(getattr(part, name) for part in self)))
+        if name in ("kernel_size", "stride", "dilation", "padding"):
+            each = [getattr(part, name) for part in self]
+            return next((e for e in each if isinstance(e, str)), tuple(map(max, zip(*each, strict=True))))
+        if name == "groups":
+            return min(part.groups for part in self)
+        if name == "padding_mode":
+            return next((part.padding_mode for part in self if part.padding_mode != "zeros"), "zeros")
         if name == "weight":
             parts: list[Any] = list(self)
             shape = [parts[-1].weight.shape[0], parts[0].weight.shape[1]]
