@@ -346,9 +346,9 @@ class Chain(nn.Sequential):
             each = [getattr(part, name) for part in self]
             return next((e for e in each if isinstance(e, str)), tuple(map(max, zip(*each, strict=True))))
         if name == "groups":
-            return min(part.groups for part in self)
+            return min(getattr(part, name) for part in self)
         if name == "padding_mode":
-            return next((part.padding_mode for part in self if part.padding_mode != "zeros"), "zeros")
+            return next((e for e in (getattr(part, name) for part in self) if e != "zeros"), "zeros")
         if name == "weight":
             parts: list[Any] = list(self)
             shape = [parts[-1].weight.shape[0], parts[0].weight.shape[1]]
