@@ -1,34 +1,45 @@
 """A network that is opened checks itself: planted faults are found, each with the right words, and sound ones pass."""
 
+import json
 import random
+import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from streamlit.testing.v1 import AppTest
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import ZOO, Calls
 
 from lowrank_core import Choice, RankPlan, Workspace
+from lowrank_core.commands import cli
 from lowrank_core.compression.self_check import SelfCheck, self_check
 from lowrank_core.errors import InvalidData, InvalidModel, InvalidPlan, InvalidSearch
+from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import BatchAxes, Dataset
 from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.discover import discover
+from lowrank_core.networks.wrappers import made_plain
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.selection import make, search
 from lowrank_core.selection._problem import problem_of
+from tests.conftest import PATIENCE_SECONDS
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
 ]
 
+ROOT = Path(__file__).parents[1]
 SOUND = [specimen for specimen in ZOO if specimen.name not in ("lazy", "noisy")]
 
 
@@ -399,3 +410,141 @@ def test_a_layer_that_cannot_be_corrected_is_named_with_the_samples() -> None:
     score = final_score(workspace.measure(workspace.compress(plan)))
     assert score.samples == 50
     assert not score.not_finite
+
+
+# ---- what is around a network, and in its tensors -------------------------------------------------------------------
+
+
+def test_what_compiles_a_network_is_taken_away_also_inside() -> None:
+    inside = mlp()
+    for model in (torch.compile(mlp()), nn.Sequential(torch.compile(inside)), nn.DataParallel(mlp())):
+        plain = made_plain(model)
+        assert not any("OptimizedModule" in type(module).__name__ for module in plain.modules())
+        assert not any("_orig_mod" in name for name in plain.state_dict())
+    in_place = mlp()
+    in_place.compile()
+    assert made_plain(in_place)._compiled_call_impl is None
+
+
+def test_a_network_of_inference_mode_gets_ordinary_tensors_once_for_each_weight() -> None:
+    with torch.inference_mode():
+        model = seeded(lambda: nn.Sequential(nn.Embedding(11, 6), nn.LSTM(6, 6), nn.BatchNorm1d(6)))
+        model.append(nn.Linear(6, 11, bias=False))
+        model[3].weight = model[0].weight
+        expected = model[1](torch.ones(2, 6))[0]
+    model = made_plain(model)
+    assert not any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+    assert model[3].weight is model[0].weight
+    with torch.no_grad():
+        assert torch.equal(model[1](torch.ones(2, 6))[0], expected)
+
+
+def in_itself() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6)))
+    model[1].add_module("loop", model)
+    return model
+
+
+def sparse() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6))
+    model[0].weight = nn.Parameter(model[0].weight.detach().to_sparse_csr(), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (in_itself, "the module at '1.loop' is one of those that hold it"),
+    (sparse, "the weight 'weight' of a Linear is stored as sparse_csr"),
+])  # fmt: skip
+def test_what_no_copy_could_be_made_of_is_refused_in_one_line(make: Callable[[], nn.Module], words: str) -> None:
+    with pytest.raises(InvalidModel, match=words) as caught:
+        made_plain(make())
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_copied_is_shared_by_the_copy_and_the_modules_are_not() -> None:
+    model = mlp()
+    model.lock = threading.Lock()
+    copy = copied(model)
+    assert copy.lock is model.lock
+    assert copy[0] is not model[0]
+    assert copy[0].weight is not model[0].weight
+    model.unknown = [model[0], threading.Lock()]  # its module would be that of the network itself
+    with pytest.raises(TypeError, match="lock"):
+        copied(model)
+    workspace = Workspace(replace(Workspace.of(mlp(), rows(2, 12), rows(9, 12)).opened, model=model))
+    assert "cannot be copied" in workspace.self_check.refusal
+
+
+# ---- commands and pages ---------------------------------------------------------------------------------------------
+
+RANDOM = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc2(F.dropout(self.fc1(x)))
+
+def build_model():
+    torch.manual_seed(0)
+    return Net().eval()
+
+def example_inputs():
+    return (torch.ones(2, 6),)
+
+def eval_data():
+    return torch.ones(30, 6), torch.arange(30) % 3
+
+def train_data():
+    return torch.ones(30, 6).double()
+"""
+
+
+@pytest.fixture
+def random_network(tmp_path: Path) -> Path:
+    path = tmp_path / "net.py"
+    path.write_text(RANDOM)
+    return path
+
+
+def test_commands_that_give_figures_refuse_a_random_network_and_the_others_go_on(random_network: Path) -> None:
+    for command in ("layers", "spectra"):
+        result = CliRunner().invoke(cli, [command, str(random_network), "--json"])
+        assert len(json.loads(result.stdout)["layers"]) == 2
+    for command in (["evaluate"], ["search", "--multiplies", "0.5", "--out", "p.json"], ["profile"]):
+        result = CliRunner().invoke(cli, [command[0], str(random_network), *command[1:]])
+        assert result.exit_code == 1
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+        assert "net: this network is random in eval mode" in line
+
+
+def test_check_lists_what_the_network_tells(random_network: Path) -> None:
+    result = CliRunner().invoke(cli, ["check", str(random_network), "--json"])
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    listed = {one["what"]: one["ok"] for one in document["self_check"]}
+    assert listed == {"same answer twice": False, "batch axis": True, "finite": True, "full rank": False, "owned": True}
+    trained = next(one for one in document["functions"] if one["function"] == "train_data")
+    assert trained["state"] == "refused"
+    assert "train_data() must give inputs of the same form" in trained["detail"]
+    text = CliRunner().invoke(cli, ["check", "builtin:iris-mlp"]).stdout
+    assert "2 layers at full rank answer as the dense network" in text
+
+
+def test_the_model_page_lists_it_and_pages_with_figures_refuse(
+    random_network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["app.py", str(random_network)])
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE_SECONDS)
+    model = app.switch_page("pages/1_Model.py").run()
+    assert not model.exception
+    assert "this network is random in eval mode" in model.error[0].value
+    assert any("**same answer twice**" in text.value for text in model.markdown)
+    assert {header.value for header in model.header} >= {"Checked on opening", "Layers that can be compressed"}
+    ranks = app.switch_page("pages/3_Ranks.py").run()
+    assert "this network is random in eval mode" in ranks.error[0].value
