@@ -17,6 +17,7 @@ from lowrank_core.compression.factors import FactorStore
 from lowrank_core.compression.self_check import SelfCheck, self_check
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset, data_hash, run
+from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
@@ -52,6 +53,8 @@ class Workspace:
 
         room: the memory for all that can be computed again; several workspaces may share one.
         """
+        if opened.axes is None:
+            opened = replace(opened, axes=batch_axes(opened.model, opened.example_inputs))
         self._room = room or Room()
         self.opened = opened
         self.cache = cache

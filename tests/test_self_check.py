@@ -217,7 +217,11 @@ WHOLE = {
         "finite",
         r"not finite \(NaN or Inf\): 8 of the 8 numbers of output",
     ),
-    "one number": (lambda: Calls(lambda self, x: self.fc(x).mean(), fc=nn.Linear(12, 4)), "batch axis", "no output"),
+    "one number": (
+        lambda: Calls(lambda self, x: self.fc(x).mean(), fc=nn.Linear(12, 4)),
+        "batch axis",
+        "no output of this network has a batch axis",
+    ),
 }
 
 

@@ -162,8 +162,8 @@ def _batch(axes: BatchAxes | None, answers: Outputs, *, random: bool) -> Checked
         return Checked(
             "batch axis",
             False,
-            "no output of this network grows with the number of samples, so there is no answer for each; return one "
-            "row per sample",
+            "no output of this network has a batch axis: none grows with the number of samples, so there is no answer "
+            "for each; return one row per sample",
         )
     taken = {axis for axis in axes.inputs if axis is not None}
     words = [f"the batch is axis {' and '.join(map(str, sorted(taken)))} of the inputs"]

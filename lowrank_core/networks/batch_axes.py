@@ -7,6 +7,7 @@ from itertools import islice, product
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lowrank_core.errors import Cancelled
 from lowrank_core.layers.data import (
@@ -34,7 +35,7 @@ def batch_axes(model: nn.Module, inputs: Inputs) -> BatchAxes | None:
     counts by which an output grows with the inputs, and is not proved. Where no output does, all of theirs are None.
     """
     given = tensors(inputs)
-    if not given or given[0].ndim == 0:
+    if not given or given[0].ndim == 0 or any(map(is_lazy, model.parameters())):
         return None
     with evaluating(model), generators_untouched():
         for look in (_moved, _leading, _grown):
