@@ -22,6 +22,8 @@ from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.commands import cli
 from lowrank_core.compression.self_check import SelfCheck, self_check
 from lowrank_core.errors import InvalidData, InvalidModel, InvalidPlan, InvalidSearch
+from lowrank_core.exports._reload import _batch
+from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import BatchAxes, Dataset
 from lowrank_core.networks.batch_axes import batch_axes
@@ -552,3 +554,12 @@ def test_the_model_page_lists_it_and_pages_with_figures_refuse(
     assert {header.value for header in model.header} >= {"Checked on opening", "Layers that can be compressed"}
     ranks = app.switch_page("pages/3_Ranks.py").run()
     assert "this network is random in eval mode" in ranks.error[0].value
+
+
+def test_an_exported_graph_has_its_free_axis_where_the_batch_is() -> None:
+    model = seeded(lambda: Calls(lambda self, x: self.fc(x).cumsum(0), fc=nn.Linear(5, 4)))
+    axes = batch_axes(model, rows(7, 1, 5))
+    program = exported_program(model, rows(7, 1, 5), axes)
+    with torch.no_grad():
+        assert program.module()(rows(7, 3, 5)).shape == (7, 3, 4)
+    assert _batch(rows(7, 2, 5), 5, axes).shape == (7, 5, 5)

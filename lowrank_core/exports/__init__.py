@@ -117,7 +117,9 @@ def reloaded(
     """
     report(Progress("reloading in a fresh process"))
     inputs, dense = reference_inputs(workspace), workspace.opened.ref or workspace.model
-    return largest_difference(kind, dense, written, network, inputs, tolerance=tolerance, name=str(path))
+    return largest_difference(
+        kind, dense, written, network, inputs, workspace.opened.axes, tolerance=tolerance, name=str(path)
+    )
 
 
 def reference_inputs(workspace: Workspace) -> Inputs:

@@ -12,12 +12,11 @@ from pathlib import Path
 import cloudpickle
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.graphs.exporting import OnnxNetwork
-from lowrank_core.layers.data import Dataset, Inputs, batch_size, call, run
+from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, call, first_axes, run
 from lowrank_core.running.switches import quiet
 from lowrank_core.sources import open_source
 from lowrank_core.store.files import scratch
@@ -33,7 +32,15 @@ main(sys.argv[2])"""
 
 
 def largest_difference(
-    kind: str, dense: str | nn.Module, written: Path, network: nn.Module, inputs: Inputs, *, tolerance: float, name: str
+    kind: str,
+    dense: str | nn.Module,
+    written: Path,
+    network: nn.Module,
+    inputs: Inputs,
+    axes: BatchAxes | None = None,
+    *,
+    tolerance: float,
+    name: str,
 ) -> float:
     """Largest distance of any output of a written file, read in a fresh process, from those of the network.
 
@@ -42,7 +49,11 @@ def largest_difference(
     largest output; name is what the file is called in messages.
     Raises InvalidFile where the file cannot be used or answers otherwise.
     """
-    batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size) for size in BATCHES)]
+    batches = (
+        [inputs]
+        if kind == "safetensors"
+        else [inputs, *(_batch(inputs, size, axes or first_axes(inputs)) for size in BATCHES)]
+    )
     try:
         answers = outputs_in_fresh_process(kind, dense, written, batches)
     except InvalidFile as error:
@@ -55,7 +66,7 @@ def largest_difference(
         if not apart <= tolerance * float(ours.double().abs().max()):
             raise InvalidFile(
                 f"{name} was not saved: outputs after reloading must be those of the measured network, but differ by "
-                f"{apart:.3g} in a batch of {batch_size(given)}; a build_model() that is random or reads other files "
+                f"{apart:.3g} in a batch of {len(Dataset(given, axes=axes))}; a build_model() that is random or reads other files "
                 "would do that."
             )
         largest = max(largest, apart)
@@ -133,7 +144,6 @@ READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Tensor]]]
 """How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""
 
 
-def _batch(inputs: Inputs, size: int) -> Inputs:
+def _batch(inputs: Inputs, size: int, axes: BatchAxes) -> Inputs:
     """The first samples, over and over where there are too few."""
-    index = torch.arange(size) % batch_size(inputs)
-    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, inputs)
+    return axes.pick(inputs, torch.arange(size) % axes.samples(inputs))

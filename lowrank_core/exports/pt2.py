@@ -31,7 +31,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     report(Progress("tracing"))
     narrow = DTYPES.get(compressed.storage.dtype or "")
     network = compressed.model if narrow is None else Widened(compressed.model, narrow)
-    program = exported_program(network, workspace.opened.example_inputs)
+    program = exported_program(network, workspace.opened.example_inputs, workspace.opened.axes)
     with whole_or_nothing(path) as temporary:
         report(Progress("writing"))
         with temporary.open("wb") as file, quiet():

@@ -33,7 +33,8 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
             return
         if workspace.self_check.refusal and hasattr(body, "show_weights"):  # it goes without figures
             frame.header.markdown(words.plain(workspace.name), width="content")
-            frame.notices.error(words.plain(workspace.self_check.refusal), icon=":material/error:")
+            refusal = f"{workspace.name}: {workspace.self_check.refusal}"
+            frame.notices.error(words.plain(refusal), icon=":material/error:")
         else:
             says = words.dense(workspace, *models.dense_score(workspace))
             frame.header.markdown(says, width="content", help=words.DENSE)
