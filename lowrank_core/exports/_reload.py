@@ -49,11 +49,8 @@ def largest_difference(
     largest output; name is what the file is called in messages.
     Raises InvalidFile where the file cannot be used or answers otherwise.
     """
-    batches = (
-        [inputs]
-        if kind == "safetensors"
-        else [inputs, *(_batch(inputs, size, axes or first_axes(inputs)) for size in BATCHES)]
-    )
+    places = axes or first_axes(inputs)
+    batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size, places) for size in BATCHES)]
     try:
         answers = outputs_in_fresh_process(kind, dense, written, batches)
     except InvalidFile as error:
@@ -66,8 +63,8 @@ def largest_difference(
         if not apart <= tolerance * float(ours.double().abs().max()):
             raise InvalidFile(
                 f"{name} was not saved: outputs after reloading must be those of the measured network, but differ by "
-                f"{apart:.3g} in a batch of {len(Dataset(given, axes=axes))}; a build_model() that is random or reads other files "
-                "would do that."
+                f"{apart:.3g} in a batch of {places.samples(given)}; a build_model() that is random or reads other "
+                "files would do that."
             )
         largest = max(largest, apart)
     return largest
