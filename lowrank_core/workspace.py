@@ -143,7 +143,10 @@ class Workspace:
         """What the network tells of itself in a few calls, made when first asked for: all that gives figures asks."""
         with self._checking:
             if self._self_check is None:
-                checked = self_check(self.model, self._discovered, self.opened.example_inputs, self.opened.axes)
+                opened, by_sample = self.opened, self.opened.evaluate is None
+                checked = self_check(
+                    self.model, self._discovered, opened.example_inputs, opened.axes, by_sample=by_sample
+                )
                 if checked.left_alone:
                     self._sound = _without(self._discovered, checked)
                 self._self_check = checked

@@ -243,6 +243,14 @@ def test_a_fault_of_the_whole_network_refuses_figures_and_search_alone(fault: st
         assert "\n" not in str(caught.value)
 
 
+def test_a_network_that_is_scored_by_its_own_function_needs_no_batch_axis() -> None:
+    model = seeded(lambda: Calls(lambda self, x: self.fc(x).mean(), fc=nn.Linear(12, 4)))
+    workspace = Workspace.of(model, rows(2, 12), rows(9, 12), evaluate=lambda network: float(network(rows(3, 12))))
+    assert not next(one for one in workspace.self_check.checked if one.what == "batch axis").ok
+    full = RankPlan.of(workspace.profile.fingerprint, {"fc": Choice("svd", (4,))})
+    assert final_score(workspace.measure(workspace.compress(full))).drop == pytest.approx(0, abs=1e-6)
+
+
 def test_it_is_made_once_also_by_many_threads() -> None:
     model, calls = mlp(), []
     model[0].register_forward_hook(lambda *_: calls.append(1))

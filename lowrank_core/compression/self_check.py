@@ -74,10 +74,13 @@ class SelfCheck:
         return all(one.ok for one in self.checked)
 
 
-def self_check(model: nn.Module, profile: ModelProfile, inputs: Inputs, axes: BatchAxes | None) -> SelfCheck:
+def self_check(
+    model: nn.Module, profile: ModelProfile, inputs: Inputs, axes: BatchAxes | None, *, by_sample: bool = True
+) -> SelfCheck:
     """Look at a network with a few calls on its example inputs; it is not changed, nor are shared random generators.
 
-    axes: as found by `batch_axes`.
+    axes: as found by `batch_axes`. by_sample: whether its outputs are judged sample by sample, so that it can have no
+    figures without a batch axis; a model file that scores itself needs none.
     """
     owned = _owned(profile)
     try:
@@ -96,10 +99,12 @@ def self_check(model: nn.Module, profile: ModelProfile, inputs: Inputs, axes: Ba
         batch = _batch(axes, answers, random=not again.ok)
         seen = (again, batch, finite)
         if not all(one.ok for one in (again, finite)):
-            return _refused((*seen, Checked("full rank", False, "not tried"), owned))
+            return _refused((again, finite, batch, Checked("full rank", False, "not tried"), owned))
         whole, left_alone = _full_rank(model, dense, profile, inputs, answers)
     checked = (*seen, whole, owned)
-    return replace(_refused(checked), left_alone=left_alone) if not batch.ok else SelfCheck(checked, "", left_alone)
+    if by_sample and not batch.ok:
+        return replace(_refused(checked), left_alone=left_alone)
+    return SelfCheck(checked, "", left_alone)
 
 
 def _refused(checked: tuple[Checked, ...]) -> SelfCheck:
@@ -158,7 +163,7 @@ def _owned(profile: ModelProfile) -> Checked:
 
 def _batch(axes: BatchAxes | None, answers: Outputs, *, random: bool) -> Checked:
     outputs = axes.outputs if axes is not None else ()
-    if axes is None or all(axis is None for axis in outputs) or len(outputs) != len(answers):
+    if axes is None or all(axis is None for axis in outputs):
         return Checked(
             "batch axis",
             False,
@@ -167,7 +172,7 @@ def _batch(axes: BatchAxes | None, answers: Outputs, *, random: bool) -> Checked
         )
     taken = {axis for axis in axes.inputs if axis is not None}
     words = [f"the batch is axis {' and '.join(map(str, sorted(taken)))} of the inputs"]
-    for name, axis in zip(answers, outputs, strict=True):
+    for name, axis in zip(answers, outputs, strict=False):
         words.append(f"axis {axis} of {name}" if axis is not None else f"{name} has none and is not judged")
     if not (axes.proved or random):
         words.append("by shapes alone: an answer depends on the other samples of its batch")
