@@ -22,7 +22,7 @@ lint: .venv/dev.stamp
 	$(PY) -m mypy
 
 # A file's tests share what they prepare, so they go to one process; those that take long are first (tests/conftest.py).
-PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: lint
 	$(PYTEST) -m "not browser and not slow"

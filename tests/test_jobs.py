@@ -377,7 +377,8 @@ def test_somebody_waits_until_the_last_one_has_got_what_they_wait_for(monkeypatc
 
 
 LATE = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell is deaf to it
 class Late:
     def find_spec(self, name, *rest):
         if name == "numpy":
