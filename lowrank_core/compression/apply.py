@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.attention import factored_attention, without_fused_paths
-from lowrank_core.layers.computed import copied
+from lowrank_core.layers.computed import copied, with_memory
 from lowrank_core.layers.parts import Chain
 from lowrank_core.layers.recurrent import factored
 from lowrank_core.layers.spec import LayerSpec, Rank, build_part, sharing
@@ -76,7 +76,9 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
 def _built(stages: tuple[LayerSpec, ...], like: Tensor, old: nn.Module) -> Chain:
     """The modules of a chain, of the type and in the place of a weight, their own not yet set."""
     parts = [build_part(stage.op, stage.arguments, device="meta", dtype=like.dtype) for stage in stages]
-    return Chain(*parts).to_empty(device=like.device).train(old.training)
+    chain = Chain(*parts).train(old.training)
+    with_memory(chain, like.device)
+    return chain
 
 
 class Weighted(Protocol):

@@ -83,6 +83,19 @@ def _uncopyable(model: nn.Module) -> Iterator[Any]:
                 yield value
 
 
+def with_memory(module: nn.Module, device: torch.device) -> nn.Module:
+    """A module built on the meta device, in place, with parameters on a real one whose values are not yet set.
+
+    `to_empty` does the same, and for some shapes loads PyTorch's compiler to do so.
+    """
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+                part._parameters[name] = nn.Parameter(empty, requires_grad=value.requires_grad)
+    return module
+
+
 def sharing(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A copy with modules of its own that shares every parameter and buffer with the original.
 

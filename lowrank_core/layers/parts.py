@@ -70,7 +70,8 @@ class TransposedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(in_features, out_features, **factory))
-        nn.init.normal_(self.weight, std=in_features**-0.5)
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=in_features**-0.5)
 
     def forward(self, input: Tensor) -> Tensor:
         return input @ self.weight
