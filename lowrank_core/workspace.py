@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
@@ -17,13 +18,16 @@ from lowrank_core.compression.apply import apply
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
 from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
+from lowrank_core.compression.self_check import SelfCheck, self_check
 from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
-from lowrank_core.layers.data import Dataset, batch_size, data_hash, tensors
+from lowrank_core.layers.data import Dataset, data_hash, run, tensors
 from lowrank_core.networks.answers import answers_hash, drawn
+from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
+from lowrank_core.plans.cost import dense_cost
 from lowrank_core.plans.plan import PlanFile, RankPlan
 from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.judgement import judgement
@@ -63,13 +67,18 @@ class Workspace:
         """
         if key is not None:
             self.key = key
+        if opened.axes is None:
+            opened = replace(opened, axes=batch_axes(opened.model, opened.example_inputs))
         self._room = room or Room()
         self.opened = opened
         self.cache = cache
         self.model = opened.model
-        self.profile: ModelProfile = discover(opened.model, opened.example_inputs)
+        self._discovered: ModelProfile = discover(opened.model, opened.example_inputs, opened.axes)
+        self._sound: ModelProfile | None = None
+        self._checking = threading.Lock()
+        self._self_check: SelfCheck | None = None
         self.factors = FactorStore(
-            opened.model, self.profile, lambda name: self.moments(name).second, cache, self._room
+            opened.model, self._discovered, lambda name: self.moments(name).second, cache, self._room
         )
         self._forget_scores()
 
@@ -161,6 +170,30 @@ class Workspace:
         return self.opened.name
 
     @property
+    def profile(self) -> ModelProfile:
+        """The network's layers and what they cost; once `self_check` is made, without the layers it leaves alone."""
+        return self._sound or self._discovered
+
+    @property
+    def self_check(self) -> SelfCheck:
+        """What the network tells of itself in a few calls, made when first asked for: all that gives figures asks."""
+        with self._checking:
+            if self._self_check is None:
+                opened, by_sample = self.opened, self.opened.evaluate is None
+                checked = self_check(
+                    self.model, self._discovered, opened.example_inputs, opened.axes, by_sample=by_sample
+                )
+                if checked.left_alone:
+                    self._sound = _without(self._discovered, checked)
+                self._self_check = checked
+            return self._self_check
+
+    def require_figures(self) -> None:
+        """Raise InvalidModel where the network can have no figures: random, not finite, or no answer per sample."""
+        if self.self_check.refusal:
+            raise InvalidModel(f"{self.name}: {self.self_check.refusal}")
+
+    @cached_property
     def metric(self) -> Metric:
         """The metric by which the network's outputs are judged."""
         return self.judged.metric
@@ -254,6 +287,7 @@ class Workspace:
     @cached_property
     def reference(self) -> Reference:
         """The evaluation samples in seeded order, with the dense outputs."""
+        self.require_figures()
         return Reference(self.model, self._eval_data, self.metric, outputs=self.judged.names)
 
     @property
@@ -271,8 +305,11 @@ class Workspace:
     @cached_property
     def calibration_pool(self) -> Dataset:
         """Training inputs, or where there are none the evaluation inputs; never labels."""
-        source = self.train_data or self._eval_data
-        return Dataset(source.inputs)
+        if self.train_data is None:
+            return self._eval_data.unlabelled()
+        pool = self.train_data.unlabelled()
+        run(self.model, pool.pick(slice(0, 1)), source="train_data")
+        return pool
 
     @cached_property
     def calibration(self) -> Dataset:
@@ -291,18 +328,18 @@ class Workspace:
     @cached_property
     def moments(self) -> MomentStore:
         """Second moments of the layers' inputs on `calibration`."""
-        return MomentStore(self.model, self.profile, lambda: self.calibration, cache=self.cache, room=self._room)
+        return MomentStore(self.model, self._discovered, lambda: self.calibration, cache=self.cache, room=self._room)
 
     @cached_property
     def corrector(self) -> Corrector:
         """Corrects copies of the model, and remembers what it learnt for the leading layers of each plan."""
-        return Corrector(self.model, self.profile, self.factors, lambda: self.calibration_pool, room=self._room)
+        return Corrector(self.model, self._discovered, self.factors, lambda: self.calibration_pool, room=self._room)
 
     @cached_property
     def prefixes(self) -> PrefixStore:
         """What copies of the model left behind on the evaluation samples, for copies that begin in the same way."""
         samples, names = self.reference.dataset, self.judged.names
-        return PrefixStore(self.model, self.profile, samples, outputs=names, room=self._room)
+        return PrefixStore(self.model, self._discovered, samples, outputs=names, room=self._room)
 
     def compress(
         self,
@@ -311,7 +348,11 @@ class Workspace:
         *,
         each: Callable[[CorrectedLayer], None] = lambda layer: None,
     ) -> nn.Module:
-        """A compressed copy, corrected where a correction is given; each(layer) is called as layers are corrected."""
+        """A compressed copy, corrected where a correction is given; each(layer) is called as layers are corrected.
+
+        Raises InvalidPlan where the plan has a layer that `self_check` leaves alone.
+        """
+        _ = self.self_check
         compressed = apply(self.model, self.profile, plan, self.factors)
         if correction is None:
             return compressed
@@ -334,8 +375,8 @@ class Workspace:
     def correction_in(self, asked: Correction) -> Correction:
         """A correction as somebody asks for it, with the samples and data that are really used here."""
         if asked not in self._corrections:
-            used = self.corrector.dense_pass(asked).inputs
-            self._corrections[asked] = replace(asked, samples=batch_size(used), data=data_hash(used))
+            used = self.corrector.dense_pass(asked)
+            self._corrections[asked] = replace(asked, samples=used.samples, data=data_hash(used.inputs))
         return self._corrections[asked]
 
     def measure(
@@ -354,11 +395,12 @@ class Workspace:
         """
         if self.opened.evaluate is None:
             total = len(self.reference) if samples is None else min(samples, len(self.reference))
-            names = [layer.name for layer in self.profile.layers]
+            names = [layer.name for layer in self._discovered.layers]
             record = [names.index(keep)] if isinstance(keep, str) else None if keep else ()
             forward = self.prefixes.runner(model, total, record=record)
             yield from evaluate(model, self.reference, samples=total, tolerance=tolerance, forward=forward)
             return
+        self.require_figures()
         value = self._own_dense if model is self.model else self._own_score(model)
         drop = (self._own_dense - value) * (1 if self.opened.higher_is_better else -1)
         yield Score(
@@ -368,6 +410,7 @@ class Workspace:
     def dense_score(self, samples: int | None = None) -> tuple[float, int]:
         """The dense network's own score and on how many samples."""
         if self.opened.evaluate is not None:
+            self.require_figures()
             return self._own_dense, 0
         key = min(samples or len(self.reference), len(self.reference))
         if key not in self._dense_scores:
@@ -387,6 +430,23 @@ class Workspace:
         if isnan(value):
             raise InvalidModel(f"evaluate(model) of {self.name} gave NaN, which is no score; it must give a number.")
         return value
+
+
+def _without(profile: ModelProfile, checked: SelfCheck) -> ModelProfile:
+    """The profile with layers left alone among those that are skipped; the network costs what it did."""
+    names = {skipped.name for skipped in checked.left_alone}
+    costs = [dense_cost(layer) for layer in profile.layers if layer.name in names]
+    return replace(
+        profile,
+        layers=tuple(layer for layer in profile.layers if layer.name not in names),
+        skipped=(*profile.skipped, *checked.left_alone),
+        rest=replace(
+            profile.rest,
+            parameters=profile.rest.parameters + sum(cost.parameters for cost in costs),
+            bytes=profile.rest.bytes + sum(cost.bytes for cost in costs),
+            multiplies=profile.rest.multiplies + sum(cost.multiplies for cost in costs),
+        ),
+    )
 
 
 def open_to_look(

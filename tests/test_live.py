@@ -459,8 +459,9 @@ def holding(value: float) -> nn.Module:
 
 
 def locked() -> nn.Module:
+    """A lock alone the copy would share; beside a module it cannot, for the module must be its own."""
     model = mlp()
-    model.lock = threading.Lock()
+    model.locked = [threading.Lock(), model[0]]
     return model
 
 

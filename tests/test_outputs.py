@@ -250,7 +250,7 @@ def test_other_outputs_of_the_same_network_have_scores_of_their_own(tmp_path: Pa
         (Wraps(Heads(a=5, b=4), lambda y: {"pred_boxes": y["b"], "logits": y["a"]}), RESEMBLANCE),
         (Wraps(Heads(a=5, b=4), lambda y: {"start_logits": y["b"], "end_logits": y["a"]}), AGREEMENT),
     ],
-    ids=str,
+    ids=["column", "flat", "scores", "embedding", "image", "rows", "logits", "log-softmax", "boxes", "two-logits"],
 )
 def test_without_labels_class_scores_are_compared_by_agreement_and_all_else_by_r2(model, metric):
     space = workspace(model)

@@ -37,12 +37,14 @@ CACHE = platformdirs.user_cache_path("rank-explorer")
 
 
 def opened(ref: str, *, with_data: bool = False, cached: bool = False, outputs: tuple[str, ...] = ()) -> Workspace:
-    """Open a model, and say what a person should know about it; with data also what is judged."""
+    """Open a model, and say what a person should know about it; with_data where its figures are asked for."""
     workspace = Workspace.open(ref, Cache(CACHE) if cached else None, outputs)
     for notice in workspace.notices if with_data else workspace.opened.notices:
         say(notice)
-    if with_data and workspace.opened.evaluate is None:
-        say(f"Judged by {workspace.metric.name}: {workspace.judged}")
+    if with_data:
+        workspace.require_figures()
+        if workspace.opened.evaluate is None:
+            say(f"Judged by {workspace.metric.name}: {workspace.judged}")
     return workspace
 
 

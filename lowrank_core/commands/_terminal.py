@@ -86,6 +86,8 @@ def drop_value(score: Score, value: float) -> str:
 def score_line(score: Score, *, alone: bool) -> str:
     """The score in a sentence, with its 95 % interval."""
     samples = f" on {score.samples:,} samples" if score.samples else ""
+    if score.not_finite:
+        return f"{score.metric}: answers with NaN or infinity on {score.not_finite:,} of {score.samples:,} samples"
     if alone:
         bounds = TOO_FEW if score.samples and score.low is None else ""
         if score.low is not None and score.high is not None:

@@ -25,6 +25,7 @@ def check(model: str, outputs: tuple[str, ...]) -> Answer:
         "name": report.name,
         "fingerprint": report.fingerprint,
         "functions": [asdict(finding) for finding in report.findings],
+        "self_check": [asdict(one) for one in report.self_check.checked],
         "layers": report.layers,
         "skipped": report.skipped,
         **asdict(report.cost),
@@ -35,8 +36,11 @@ def check(model: str, outputs: tuple[str, ...]) -> Answer:
         "refused": [finding.detail for finding in report.refusals],
     }
     rows = [[f.function, f.state, f.detail] for f in report.findings]
+    seen = [[one.what, "ok" if one.ok else "NO", one.detail] for one in report.self_check.checked]
     text = [
         table(["function", "", "what was found, or what its absence costs"], rows),
+        "",
+        table(["opening", "", "what the network tells of itself"], seen),
         "",
         f"{report.layers} layers can be compressed, {report.skipped} are left as they are; "
         f"{report.cost.parameters:,} parameters, {count(report.cost.bytes, 'B')}, "

@@ -34,7 +34,7 @@ from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
 from lowrank_core.running.scope import scope
-from lowrank_core.selection import RULES
+from lowrank_core.selection import RULES, check_answer
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._problem import problem_of
@@ -93,6 +93,7 @@ def search(
     score = problem.ledger.remembered(
         score_key(answer, None), lambda: measured(workspace, workspace.compress(answer.plan, answer.correction))
     )
+    check_answer(score)
     correction = None if answer.correction is None else answer.correction.to_dict()
     compressed = Compressed(workspace.model, answer.plan, score, correction)
     question = {

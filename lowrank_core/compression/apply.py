@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.attention import factored_attention, without_fused_paths
-from lowrank_core.layers.computed import copied
+from lowrank_core.layers.computed import copied, with_memory
 from lowrank_core.layers.parts import Chain
 from lowrank_core.layers.recurrent import factored
-from lowrank_core.layers.spec import LayerSpec, build_part, sharing
+from lowrank_core.layers.spec import LayerSpec, Rank, build_part, sharing
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
 from lowrank_core.plans.cost import check_plan
@@ -76,11 +76,22 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
 def _built(stages: tuple[LayerSpec, ...], like: Tensor, old: nn.Module) -> Chain:
     """The modules of a chain, of the type and in the place of a weight, their own not yet set."""
     parts = [build_part(stage.op, stage.arguments, device="meta", dtype=like.dtype) for stage in stages]
-    return Chain(*parts).to_empty(device=like.device).train(old.training)
+    chain = Chain(*parts).train(old.training)
+    with_memory(chain, like.device)
+    return chain
 
 
-def apply(model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: FactorStore) -> nn.Module:
-    """A copy of the network with every layer of the plan replaced by its factors."""
+class Weighted(Protocol):
+    """What gives the weights of a chain."""
+
+    def weights(self, rank: Rank) -> tuple[Tensor, ...]:
+        """One weight per stage of the chain at that rank."""
+
+
+def apply(
+    model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: Callable[[str, str], Weighted]
+) -> nn.Module:
+    """A copy of the network with every layer of the plan replaced by factors(layer, method), such as a FactorStore."""
     compressed = restructure(model, profile, plan)
     with torch.no_grad():
         for name, choice in plan.choices:

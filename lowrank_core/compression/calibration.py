@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.compression.unfold import draw_positions, input_rows, row_chunks
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset, call, data_hash, evaluating
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.answers import answers_hash, drawn
@@ -44,7 +44,7 @@ SHELF = "moments"
 def calibration_samples(pool: Dataset, samples: int = SAMPLES, seed: int = 0) -> Dataset:
     """At most `samples` of the pool, without labels, in an order that depends on the seed alone."""
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
-    return Dataset(Dataset(pool.inputs).pick(order[:samples]).inputs)
+    return pool.unlabelled().pick(order[:samples])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +119,22 @@ def input_moments(
     return moments
 
 
+def samples_not_finite(model: nn.Module, profile: ModelProfile, name: str, data: Dataset) -> int:
+    """Of how many samples something NaN or infinite goes into a layer of the dense network, or comes out of it."""
+    copied, finite, bad = twin(model, profile.layers), [True], 0
+
+    def see(x: Tensor, output: Tensor) -> None:
+        finite[0] = finite[0] and bool(x.isfinite().all()) and bool(output.isfinite().all())
+
+    on_call(module_at(copied, name), see)
+    with evaluating(copied):
+        for number in range(len(data)):
+            finite[0] = True
+            call(copied, data.pick(slice(number, number + 1)).inputs)
+            bad += not finite[0]
+    return bad
+
+
 def with_ones(rows: Tensor) -> Tensor:
     """(..., P, n) -> (..., P, n + 1) with a last column of ones, which turns a Gram matrix into moments and means."""
     return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
@@ -173,7 +189,16 @@ class MomentStore:
 
     def _learnt(self, name: str) -> Moment:
         """The moment of a layer, learnt with all layers of the pass, whose moments are then held and stored."""
-        learnt = input_moments(self._model, self._pass, self._data(), watch=self._profile.layers)
+        data = self._data()
+        learnt = input_moments(self._model, self._pass, data, watch=self._profile.layers)
+        for at, moment in learnt.items():
+            if not moment.second.isfinite().all():
+                bad = samples_not_finite(self._model, self._profile, at, data)
+                raise InvalidData(
+                    f"layer {at!r}: what goes into it or comes out is NaN or infinite on {bad:,} of {len(data):,} "
+                    "calibration samples; take these out of train_data() (where there is none, of eval_data()), or use "
+                    "methods that are not data-aware."
+                )
         for at, moment in learnt.items():
             self._hold(at, moment)
             if self._cache is not None:

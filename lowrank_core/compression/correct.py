@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.compression.apply import apply, chain_at, replacement_stages
-from lowrank_core.compression.calibration import calibration_samples
+from lowrank_core.compression.calibration import calibration_samples, samples_not_finite
 from lowrank_core.compression.dense_pass import DensePass, observe, stored_norms
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.compression.least_squares import NormalEquations
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset, call, evaluating
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import ModelProfile, module_at
@@ -294,6 +294,8 @@ class Corrector:
         weight = compressed.get_parameter(f"{last}.weight")
         ridge = correction.ridge if correction.kind == "least_squares" else None
         biased = equations.spec.bias
+        if not all(bool(total.isfinite().all()) for total in equations.sums):
+            raise InvalidData(self._unfit(name, correction))
         new, offset = equations.solve(weight, ridge, intercept=biased or bool(followers))
         part = {} if ridge is None else {f"{last}.weight": new.to(weight)}
         if biased:
@@ -303,6 +305,17 @@ class Corrector:
                 mean = self.model.get_buffer(f"{follower}.running_mean")
                 part[f"{follower}.running_mean"] = mean - offset.to(mean)
         return part
+
+    def _unfit(self, name: str, correction: Correction) -> str:
+        """Why a layer cannot be corrected whose inputs or answers are not finite."""
+        dense = self.dense_pass(correction)
+        data = Dataset(dense.inputs, axes=self._pool().axes).pick(slice(0, dense.samples))
+        bad = samples_not_finite(self.model, self.profile, name, data)
+        where = f"on {bad:,} of {dense.samples:,} calibration samples" if bad else "once layers before it are factors"
+        return (
+            f"layer {name!r} cannot be corrected: what goes into it or comes out is NaN or infinite {where}; take such "
+            "samples out of train_data() (where there is none, of eval_data()), or go on without the correction."
+        )
 
     def _batchnorms(self, plan: RankPlan, correction: Correction, emit: Emit) -> None:
         """Re-estimate mean and variance of each BatchNorm behind the first replaced layer, in the order they run."""

@@ -22,7 +22,7 @@ from lowrank_core.exports._rounding import (
     own_rounding,
     scores_agree,
 )
-from lowrank_core.layers.data import Dataset, Inputs, batch_size, run
+from lowrank_core.layers.data import Dataset, Inputs, run
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.registry import register_all
 from lowrank_core.running.progress import Progress
@@ -144,10 +144,10 @@ def reloaded(
     Raises OtherAnswers where the file answers otherwise, InvalidFile where it cannot be used.
     """
     report(Progress("reloading in a fresh process"))
-    network, dense = compressed.model, workspace.opened.ref or workspace.model
+    network, dense, axes = compressed.model, workspace.opened.ref or workspace.model, workspace.opened.axes
     largest = relative = 0.0
     worst = inputs = reference_inputs(workspace)
-    for batch, theirs in answers_of(kind, dense, written, inputs, name=str(path)):
+    for batch, theirs in answers_of(kind, dense, written, inputs, axes, name=str(path)):
         distance, share = apart(run(network, Dataset(batch)), theirs)
         if share > relative:
             relative, worst = share, batch
@@ -156,7 +156,7 @@ def reloaded(
         return largest, "same"
     report(Progress("looking whether the difference is rounding"))
     between = 0.0 if write_dense is None else dense_difference(workspace, kind, inputs, write_dense)
-    limit = min(LARGEST, max(tolerance, SLACK * max(own_rounding(network, inputs), between)))
+    limit = min(LARGEST, max(tolerance, SLACK * max(own_rounding(network, inputs, axes), between)))
     if relative <= limit and scores_agree(workspace, kind, written, network):
         return largest, "rounding"
     if compressed.accept_difference and isfinite(relative):
@@ -165,9 +165,10 @@ def reloaded(
     reason = ""
     if dense_difference(workspace, kind, inputs, None) > limit:
         reason = "; build_model() gives another network in a fresh process: it is random or reads other files"
+    samples = len(Dataset(worst, axes=axes))
     raise OtherAnswers(
         f"{path} was not saved: outputs after reloading must be those of the measured network, but differ by "
-        f"{largest:.3g} in a batch of {batch_size(worst)}, {relative:.2g} of the largest output, and rounding explains "
+        f"{largest:.3g} in a batch of {samples}, {relative:.2g} of the largest output, and rounding explains "
         f"{limit:.2g}{scored}{reason}."
     )
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import cloudpickle
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.graphs.exporting import OnnxNetwork
-from lowrank_core.layers.data import Dataset, Inputs, Outputs, batch_size, call, cloned, run
+from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, Outputs, call, cloned, first_axes, run
 from lowrank_core.running.own_process import hush_libraries
 from lowrank_core.sources import open_source
 from lowrank_core.store.files import scratch
@@ -36,7 +35,7 @@ main(sys.argv[2])"""
 
 
 def answers_of(
-    kind: str, dense: str | nn.Module, written: Path, inputs: Inputs, *, name: str
+    kind: str, dense: str | nn.Module, written: Path, inputs: Inputs, axes: BatchAxes | None = None, *, name: str
 ) -> list[tuple[Inputs, Outputs]]:
     """Each batch of inputs with what a written file, read in a fresh process, answers to it.
 
@@ -44,7 +43,8 @@ def answers_of(
     All the inputs at once and, but for checkpoints, batches of 1, 2 and 7. name: what the file is called in messages.
     Raises InvalidFile where the file cannot be used.
     """
-    batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size) for size in BATCHES)]
+    places = axes or first_axes(inputs)
+    batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size, places) for size in BATCHES)]
     try:
         return list(zip(batches, outputs_in_fresh_process(kind, dense, written, batches), strict=True))
     except InvalidFile as error:
@@ -135,7 +135,6 @@ READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]
 """How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""
 
 
-def _batch(inputs: Inputs, size: int) -> Inputs:
+def _batch(inputs: Inputs, size: int, axes: BatchAxes) -> Inputs:
     """The first samples, over and over where there are too few."""
-    index = torch.arange(size) % batch_size(inputs)
-    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, inputs)
+    return axes.pick(inputs, torch.arange(size) % axes.samples(inputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from math import inf, isfinite
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidData, LowRankError
 from lowrank_core.exports._reload import DENSE_ALONE, answer_of
-from lowrank_core.layers.data import Dataset, Inputs, Outputs, batch_size, data_hash, joined, run
+from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, Outputs, data_hash, joined, run
 from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.scores import output_scores
 from lowrank_core.store.files import scratch
@@ -61,24 +62,25 @@ def _apart(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     return distance, distance / largest if largest else inf if distance else 0.0
 
 
-def own_rounding(network: nn.Module, inputs: Inputs) -> float:
+def own_rounding(network: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> float:
     """What rounding does to a network's answers, relative to the largest: against float64 where it runs in it.
 
     Else between all samples at once, each alone, and in one thread.
     """
-    ours = run(network, Dataset(inputs))
+    given = Dataset(inputs, axes=axes)
+    ours = run(network, given)
     if not _in_float64(ours):
         try:
-            exact = run(copy.deepcopy(network).double(), Dataset(_double(inputs)))
+            exact = run(copy.deepcopy(network).double(), replace(given, inputs=_double(inputs)))
         except Exception:  # whatever its own code says to numbers of another type, or to being copied
             exact = ours
         if _in_float64(exact):
             return apart(exact, ours)[1]
-    samples = batch_size(inputs)
+    samples = len(given)
     by_sample = [name for name, values in ours.items() if values.ndim and len(values) == samples]
-    single = joined(run(network, Dataset(inputs).pick(slice(at, at + 1)), by_sample) for at in range(samples))
+    single = joined(run(network, given.pick(slice(at, at + 1)), by_sample) for at in range(samples))
     with one_thread():
-        others = run(network, Dataset(inputs))
+        others = run(network, given)
     alone = apart({name: ours[name] for name in by_sample}, single)
     return max(alone[1], apart(ours, others)[1])
 

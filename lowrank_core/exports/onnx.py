@@ -62,7 +62,9 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     if own:  # nothing of its graph changes but the compressed layers
         proto = compressed_onnx(workspace, compressed.model, compressed.plan)
     else:
-        proto = onnx_program(compressed.model, workspace.opened.example_inputs, optimize=narrow is None)
+        proto = onnx_program(
+            compressed.model, workspace.opened.example_inputs, workspace.opened.axes, optimize=narrow is None
+        )
     output_names = tuple(run(compressed.model, Dataset(workspace.opened.example_inputs)))
     if narrow is not None:
         _narrow(proto, narrow)

@@ -31,14 +31,15 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     report(Progress("tracing"))
     narrow = DTYPES.get(compressed.storage.dtype or "")
     network = compressed.model if narrow is None else Widened(compressed.model, narrow)
-    program = exported_program(network, workspace.opened.example_inputs)
+    program = exported_program(network, workspace.opened.example_inputs, workspace.opened.axes)
 
     def save(program: torch.export.ExportedProgram, compressed: Compressed, to: Path) -> None:
         with to.open("wb") as file:
             torch.export.save(program, file, extra_files={PLAN: plan_document(workspace, compressed)})
 
     def save_dense(to: Path) -> None:
-        save(exported_program(workspace.model, workspace.opened.example_inputs), compressed, to)
+        dense = exported_program(workspace.model, workspace.opened.example_inputs, workspace.opened.axes)
+        save(dense, compressed, to)
 
     with whole_or_nothing(path) as temporary:
         report(Progress("writing"))

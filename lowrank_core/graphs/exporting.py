@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
 from lowrank_core.layers.computed import sharing
-from lowrank_core.layers.data import Inputs, batch_size, call, evaluating, tensors
+from lowrank_core.layers.data import BatchAxes, Inputs, call, evaluating, first_axes, tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -37,18 +36,20 @@ class _AsItsOperators(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+def exported_program(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> ExportedProgram:
     """The graph of a network in eval mode, called as `inputs` are, with a free batch axis; the model is not changed.
 
-    A batch of one is repeated to two first: PyTorch would take the 1 for a constant.
+    axes: where the batch is; without them it comes first. A batch of one is repeated to two: PyTorch would take the 1
+    for a constant.
     Raises InvalidModel with the layer and the line of code where the network cannot be traced.
     """
-    inputs = _two_or_more(inputs)
+    axes = axes or first_axes(inputs)
+    inputs = _two_or_more(inputs, axes)
     kwargs = inputs if isinstance(inputs, dict) else {}
     args = () if kwargs else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     free: Any = ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor in tensors(inputs):
-        free[tensor] = {0: Dim.DYNAMIC}
+    for tensor, axis in zip(tensors(inputs), axes.inputs, strict=True):
+        free[tensor] = {} if axis is None else {axis: Dim.DYNAMIC}
     own = sharing(model)
     try:
         with evaluating(own), _AsItsOperators():
@@ -65,12 +66,14 @@ def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     return traced
 
 
-def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> onnx.ModelProto:
+def onnx_program(
+    model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None, *, optimize: bool = True
+) -> onnx.ModelProto:
     """The network as ONNX, in memory, with a free batch axis; weights keep their names.
 
     Inputs are called "input" (a tensor), "input_0", "input_1" ... (a tuple) or by the keys of a dict; outputs as
-    `data.call` names them, with "_out" behind it where an input has that name. optimize: fold constants and BatchNorm;
-    runtimes do so in any case.
+    `data.call` names them, with "_out" behind it where an input has that name. axes: as for `exported_program`.
+    optimize: fold constants and BatchNorm; runtimes do so in any case.
     Raises InvalidModel with the layer and the operator where the network cannot be exported.
     """
     names = ["input"]
@@ -83,7 +86,7 @@ def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> 
     wrapped = _Tensors(model)
     with evaluating(wrapped):
         answers = [name + "_out" * (name in names) for name in call(model, inputs)]
-    traced = exported_program(wrapped, (inputs,))
+    traced = exported_program(wrapped, (inputs,), axes)
     try:
         made = torch.onnx.export(
             traced,
@@ -105,9 +108,9 @@ def onnx_program(model: nn.Module, inputs: Inputs, *, optimize: bool = True) -> 
         graph.initializers[name].name = name.removeprefix(f"{_NETWORK}.")
     proto: onnx.ModelProto = made.model_proto
     for value in (*proto.graph.input, *proto.graph.output):
-        axes = value.type.tensor_type.shape.dim
-        if axes and axes[0].dim_param:
-            axes[0].dim_param = "batch"
+        free = next((size for size in value.type.tensor_type.shape.dim if size.dim_param), None)
+        if free is not None:
+            free.dim_param = "batch"
     return proto
 
 
@@ -156,10 +159,8 @@ class _Tensors(nn.Module):
         return outputs if len(outputs) > 1 else outputs[0]
 
 
-def _two_or_more(inputs: Inputs) -> Inputs:
-    if batch_size(inputs) > 1:
-        return inputs
-    return tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, inputs)
+def _two_or_more(inputs: Inputs, axes: BatchAxes) -> Inputs:
+    return inputs if axes.samples(inputs) > 1 else axes.joined([inputs, inputs])
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

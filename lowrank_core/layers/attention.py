@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_core.layers.computed import with_memory
 from lowrank_core.layers.parts import Attention
 
 KIND = "MultiheadAttention"
@@ -32,7 +33,7 @@ def factored_attention(attention: nn.MultiheadAttention, ranks: Mapping[str, int
     """A copy with chains of these ranks, their weights not yet set; the other weights are the module's."""
     weight = attention.in_proj_weight
     built = Attention(**attention_arguments(attention), ranks=dict(ranks), device="meta", dtype=weight.dtype)
-    built = built.to_empty(device=weight.device).train(attention.training)
+    with_memory(built.train(attention.training), weight.device)
     with torch.no_grad():
         for linear, parameters in _linears(built, attention):
             for name, value in parameters.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_flatten
 
 kind_of = parametrize.type_before_parametrizations
 """The class of a module; of a parametrized one, the class it had before."""
+
+TABLES = frozenset(vars(nn.Module()))
+"""Attributes in which PyTorch keeps what a module owns."""
 
 
 def effective(module: nn.Module, name: str) -> Tensor | None:
@@ -50,16 +55,45 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """copy.deepcopy, which refuses the results of hooks that were computed with gradients: they are copied as values.
 
     memo: {id: what stands for that object in the copy}, as for deepcopy. The empty tables of hooks, a dozen in every
-    module, are made here: deepcopy takes ten times as long for them as for all the rest.
+    module, are made here: deepcopy takes ten times as long for them as for all the rest. What cannot be copied at all,
+    such as a lock or an open file, the copy shares.
     """
-    memo = {} if memo is None else memo
+    memo = {} if memo is None else dict(memo)
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo.setdefault(id(value), value.detach().clone())
             elif type(value) in (OrderedDict, set) and not value:
                 memo.setdefault(id(value), type(value)())
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:  # whatever an attribute of a module says that cannot be copied
+        return copy.deepcopy(model, memo | {id(value): value for value in _uncopyable(model)})
+
+
+def _uncopyable(model: nn.Module) -> Iterator[Any]:
+    """Attributes of modules that deepcopy refuses, but for those with modules inside, which a copy must not share."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in TABLES or any(isinstance(leaf, nn.Module) for leaf in tree_flatten(value)[0]):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:
+                yield value
+
+
+def with_memory(module: nn.Module, device: torch.device) -> nn.Module:
+    """A module built on the meta device, in place, with parameters on a real one whose values are not yet set.
+
+    `to_empty` does the same, and for some shapes loads PyTorch's compiler to do so.
+    """
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+                part._parameters[name] = nn.Parameter(empty, requires_grad=value.requires_grad)
+    return module
 
 
 def sharing(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
@@ -16,10 +18,63 @@ from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.running.scope import raise_if_cancelled
 
 Inputs = Any
-"""A Tensor, a tuple (called as `model(*x)`) or a dict (`model(**x)`); the first axis of each tensor is the batch."""
+"""A Tensor, a tuple (called as `model(*x)`) or a dict (`model(**x)`); where the batch is, `BatchAxes` say."""
+
 
 Outputs = dict[str, Tensor]
 """What a network answers: every tensor in it, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAxes:
+    """Which axis of each tensor is the batch, in the order of `tensors` and `named_outputs`; None where there is none.
+
+    Found by `networks.batch_axes`. targets: of the labels as a person gives them. proved: samples that were moved to
+    another place and batch got the same answers; else the axes follow from shapes alone. rows: of each output, how many
+    of its rows belong to one sample.
+
+    >>> BatchAxes((1,), (0,)).samples(torch.zeros(7, 3, 5))
+    3
+    """
+
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
+    targets: int = 0
+    proved: bool = True
+    rows: tuple[int, ...] = ()
+
+    def samples(self, inputs: Inputs) -> int:
+        """Samples in a batch of inputs."""
+        return next(t.shape[axis] for t, axis in zip(tensors(inputs), self.inputs, strict=True) if axis is not None)
+
+    def pick(self, inputs: Inputs, index: Tensor | slice) -> Inputs:
+        """The samples at `index`, in that order; what has no batch axis is given as it is."""
+        axes = iter(self.inputs)
+
+        def picked(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            axis = next(axes)
+            return leaf if axis is None else leaf[(slice(None),) * axis + (index,)]
+
+        return tree_map(picked, inputs)
+
+    def joined(self, batches: list[Inputs]) -> Inputs:
+        """Batches of the same form as one."""
+        axes, others = iter(self.inputs), iter(zip(*map(tensors, batches), strict=True))
+
+        def together(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            axis, parts = next(axes), next(others)
+            return leaf if axis is None else torch.cat(parts, dim=axis)
+
+        return tree_map(together, batches[0])
+
+
+def first_axes(inputs: Inputs) -> BatchAxes:
+    """The axes of a network that takes and gives its batch first, as most do."""
+    return BatchAxes((0,) * len(tensors(inputs)), ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,22 +82,31 @@ class Dataset:
     """Samples in memory: inputs as one batch, targets (N, ...) or None where there are none.
 
     weights: (N,), how much each sample counts in scores; None where all count alike.
+    axes: where the batch is in the inputs, and in what the network answers; None is the first axis of all.
     """
 
     inputs: Inputs
     targets: Tensor | None = None
     weights: Tensor | None = None
+    axes: BatchAxes | None = None
 
     def __len__(self) -> int:
-        return batch_size(self.inputs)
+        return batch_size(self.inputs) if self.axes is None else self.axes.samples(self.inputs)
 
     def pick(self, index: Tensor | slice) -> Dataset:
         """The samples at `index`, in that order."""
-        return Dataset(*tree_map(lambda t: None if t is None else t[index], (self.inputs, self.targets, self.weights)))
+        inputs = (self.axes or first_axes(self.inputs)).pick(self.inputs, index)
+        targets, weights = (None if each is None else each[index] for each in (self.targets, self.weights))
+        return replace(self, inputs=inputs, targets=targets, weights=weights)
+
+    def unlabelled(self) -> Dataset:
+        """The same samples without targets and weights."""
+        return replace(self, targets=None, weights=None)
 
     def alone(self) -> Dataset:
         """These samples in memory of their own: what a slice picks is sent with all that it was picked from."""
-        return Dataset(*cloned((self.inputs, self.targets, self.weights)))
+        inputs, targets, weights = cloned((self.inputs, self.targets, self.weights))
+        return replace(self, inputs=inputs, targets=targets, weights=weights)
 
     def shuffled(self, seed: int) -> Dataset:
         """These samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
@@ -107,24 +171,47 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
         yield from _leaves(part, (*path, str(name)))
 
 
-def call(model: nn.Module, inputs: Inputs) -> Outputs:
-    """Run the model and return every tensor that it answers with, by name: its own `output_names`, or `named_outputs`.
+def answer(model: nn.Module, inputs: Inputs) -> Any:
+    """All that the model returns, as it returns it.
 
     The model is given a copy of the inputs: some write into theirs. Raises Cancelled where the work was cancelled.
     """
     raise_if_cancelled()
     inputs = cloned(inputs)
     if isinstance(inputs, dict):
-        answer = model(**inputs)
-    elif isinstance(inputs, tuple | list):
-        answer = model(*inputs)
-    else:
-        answer = model(inputs)
-    outputs = named_outputs(answer)
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def call(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> Outputs:
+    """Run the model and return every tensor that it answers with, by name: its own `output_names`, or `named_outputs`.
+
+    axes: those of the network, by which the samples come first in each output; without them it is as it is.
+    The model is given a copy of the inputs: some write into theirs. Raises Cancelled where the work was cancelled.
+    """
+    answered = answer(model, inputs)
+    outputs = named_outputs(answered)
     if not outputs:
-        raise InvalidData(f"the model must return a tensor, or a structure with one, but got {type(answer)}")
+        raise InvalidData(f"the model must return a tensor, or a structure with one, but got {type(answered)}")
     own = getattr(model, "output_names", ())
-    return dict(zip(own, outputs.values(), strict=True)) if len(own) == len(outputs) else outputs
+    if len(own) == len(outputs):
+        outputs = dict(zip(own, outputs.values(), strict=True))
+    if axes is None or len(axes.outputs) != len(outputs):
+        return outputs
+    placed = zip(outputs.items(), axes.outputs, strict=True)
+    return {name: values.movedim(axis, 0) if axis else values for (name, values), axis in placed}
+
+
+@contextmanager
+def generators_untouched() -> Iterator[None]:
+    """Put the random generators that all share (PyTorch's, numpy's, Python's) back to where they were."""
+    numbers, draws = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(numbers)
+            np.random.set_state(draws)
 
 
 @contextmanager
@@ -140,17 +227,24 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def run(model: nn.Module, samples: Dataset, names: Sequence[str] | None = None) -> Outputs:
-    """The outputs of one batch in eval mode, all or those named; raises InvalidData when the network cannot take it."""
+def run(
+    model: nn.Module, samples: Dataset, names: Sequence[str] | None = None, *, source: str = "eval_data"
+) -> Outputs:
+    """The outputs of one batch in eval mode, samples first, all or those named.
+
+    source: the function that the samples came from, which the refusal names. Raises InvalidData when the network cannot
+    take them.
+    """
     try:
         with evaluating(model):
-            outputs = call(model, samples.inputs)
+            outputs = call(model, samples.inputs, samples.axes)
     except (InvalidData, Cancelled):
         raise
     except (Exception, SystemExit) as error:
         raise InvalidData(
-            f"the network failed on the evaluation inputs with {type(error).__name__}: {' '.join(str(error).split())}; "
-            "eval_data() must give inputs of the same form as example_inputs()."
+            f"the network failed on the {'training' if source == 'train_data' else 'evaluation'} inputs with "
+            f"{type(error).__name__}: {' '.join(str(error).split())}; {source}() must give inputs of the same form as "
+            "example_inputs()."
         ) from error
     if all(output.ndim == 0 for output in outputs.values()):
         raise InvalidData("outputs must have a batch axis, but the model returns a single number for the whole batch.")

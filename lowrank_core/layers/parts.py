@@ -70,7 +70,8 @@ class TransposedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(in_features, out_features, **factory))
-        nn.init.normal_(self.weight, std=in_features**-0.5)
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=in_features**-0.5)
 
     def forward(self, input: Tensor) -> Tensor:
         return input @ self.weight
@@ -342,8 +343,13 @@ class Chain(nn.Sequential):
             return getattr(self[-1], name)
         if name == "embedding_dim":
             return self[-1].out_features
-        if name in ("kernel_size", "stride"):
-            return tuple(map(max, *(getattr(part, name) for part in self)))
+        if name in ("kernel_size", "stride", "dilation", "padding"):
+            each = [getattr(part, name) for part in self]
+            return next((e for e in each if isinstance(e, str)), tuple(map(max, zip(*each, strict=True))))
+        if name == "groups":
+            return min(getattr(part, name) for part in self)
+        if name == "padding_mode":
+            return next((e for e in (getattr(part, name) for part in self) if e != "zeros"), "zeros")
         if name == "weight":
             parts: list[Any] = list(self)
             shape = [parts[-1].weight.shape[0], parts[0].weight.shape[1]]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowrank_core.layers.computed import with_memory
 from lowrank_core.layers.parts import Cell, Recurrent
 
 KINDS: dict[type[nn.Module], str] = {nn.LSTM: "LSTM", nn.GRU: "GRU", nn.RNN: "RNN"}
@@ -53,7 +54,8 @@ def weight_shapes(rnn: Dense) -> dict[str, tuple[int, int, bool]]:
 def factored(rnn: Dense, ranks: Mapping[str, Any]) -> Recurrent:
     """A copy with chains as `Recurrent` takes them, their weights not yet set; the other weights are the module's."""
     weight = next(rnn.parameters())
-    built = _empty(rnn, dict(ranks)).to(weight.dtype).to_empty(device=weight.device).train(rnn.training)
+    built = _empty(rnn, dict(ranks)).to(weight.dtype).train(rnn.training)
+    with_memory(built, weight.device)
     with torch.no_grad():
         for name, parameter in built.named_parameters(recurse=False):
             parameter.copy_(rnn.get_parameter(name))

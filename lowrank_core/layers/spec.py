@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lowrank_core.layers.parts import MAPS, GroupedLinear, SharedLinear, TransposedLinear
@@ -249,6 +250,8 @@ def build_part(op: str, arguments: dict[str, Any], **factory: Any) -> nn.Module:
     if op not in MAPS:
         raise ValueError(f"op must be one of {', '.join(MAPS)}, but got {op!r}")
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    if op.startswith("Embedding") and factory.get("device") == "meta":  # random ones there load PyTorch's compiler
+        kwargs["_weight"] = torch.empty(arguments["num_embeddings"], arguments["embedding_dim"], **factory)
     return MAPS[op](**kwargs, **factory)
 
 

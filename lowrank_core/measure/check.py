@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowrank_core.compression.self_check import SelfCheck
 from lowrank_core.errors import LowRankError
-from lowrank_core.layers.data import Dataset, run, tensors
+from lowrank_core.layers.data import Dataset, first_axes, run, tensors
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.scoring.judging import Judged
 from lowrank_core.scoring.scores import Score, final_score
@@ -51,6 +52,7 @@ class Report:
     score: Score | None
     judged: Judged | None
     notices: tuple[str, ...]
+    self_check: SelfCheck
 
     @property
     def refusals(self) -> tuple[Finding, ...]:
@@ -60,7 +62,8 @@ class Report:
 
 def check(workspace: Workspace) -> Report:
     """Run every function of the contract and the dense network on up to 1,000 samples."""
-    opened, profile = workspace.opened, workspace.profile
+    opened, self_check = workspace.opened, workspace.self_check
+    profile = workspace.profile
     findings: list[Finding] = []
     notices = list(opened.notices)
 
@@ -79,10 +82,10 @@ def check(workspace: Workspace) -> Report:
         except LowRankError as error:
             findings.append(Finding(function, "refused", str(error)))
 
-    def data(load: Callable[[], Dataset]) -> Callable[[], str]:
+    def data(load: Callable[[], Dataset], source: str) -> Callable[[], str]:
         def describe() -> str:
             dataset = load()
-            run(opened.model, dataset.pick(slice(0, 1)))
+            run(opened.model, dataset.pick(slice(0, 1)), source=source)
             if of_one_class(dataset):
                 notices.append("The labels are all alike: a network that always answers the same is always right.")
             if sorted_by_class(dataset):
@@ -94,8 +97,8 @@ def check(workspace: Workspace) -> Report:
     cost = plan_cost(profile)
     findings.append(Finding("build_model", "there", f"{type(opened.model).__name__}, {cost.parameters:,} parameters"))
     look("example_inputs", lambda: _shapes(opened.example_inputs))
-    look("eval_data", data(opened.eval_data))
-    look("train_data", data(opened.train_data or opened.eval_data))
+    look("eval_data", data(opened.eval_data, "eval_data"))
+    look("train_data", data(opened.train_data or opened.eval_data, "train_data"))
     score: Score | None = None
     judged: Judged | None = None
     refused: LowRankError | None = None
@@ -103,6 +106,10 @@ def check(workspace: Workspace) -> Report:
         try:
             judged = None if opened.evaluate is not None else workspace.judged
             score = final_score(workspace.measure(opened.model, samples=SAMPLES))
+            if opened.evaluate is None and (bad := workspace.reference.dense_not_finite(SAMPLES)):
+                notices.append(
+                    f"The network itself answers with NaN or infinity on {bad:,} of {score.samples:,} samples."
+                )
         except LowRankError as error:
             refused = error
 
@@ -125,12 +132,14 @@ def check(workspace: Workspace) -> Report:
         score=score,
         judged=judged,
         notices=tuple(dict.fromkeys(notices)),
+        self_check=self_check,
     )
 
 
 def _described(data: Dataset) -> str:
     """A data set in words: '500 samples, (3, 32, 32) float32; 10 classes of 48 to 53 samples'."""
-    text = f"{len(data):,} samples of {_shapes(data.inputs, per_sample=True)}"
+    one = (data.axes or first_axes(data.inputs)).pick(data.inputs, torch.tensor(0))
+    text = f"{len(data):,} samples of {_shapes(one)}"
     targets = data.targets
     text += "; weights" if data.weights is not None else ""
     if targets is None:
@@ -141,8 +150,8 @@ def _described(data: Dataset) -> str:
     return f"{text}; targets {_shape(targets[0])}"
 
 
-def _shapes(inputs: object, *, per_sample: bool = False) -> str:
-    return ", ".join(_shape(tensor[0] if per_sample else tensor) for tensor in tensors(inputs))
+def _shapes(inputs: object) -> str:
+    return ", ".join(map(_shape, tensors(inputs)))
 
 
 def _shape(tensor: Tensor) -> str:

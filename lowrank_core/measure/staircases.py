@@ -14,7 +14,6 @@ import torch
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.onnx_chain import example_input, onnx_chain
-from lowrank_core.layers.data import batch_size
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.measure.latency import (
     DENSE,
@@ -65,7 +64,7 @@ def setting_of(workspace: Workspace, runtime: Runtime = "onnxruntime", threads: 
     """The setting in which a network runs its layers: the batch of its example inputs, its element type."""
     floating = (p.dtype for p in workspace.model.parameters() if p.is_floating_point())
     dtype = "float32" if runtime == "onnxruntime" else str(next(floating, torch.float32)).removeprefix("torch.")
-    return Setting(runtime, threads, batch_size(workspace.opened.example_inputs), dtype)
+    return Setting(runtime, threads, workspace.opened.batch, dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from lowrank_core.layers.attention import PROJECTIONS
 from lowrank_core.layers.computed import kind_of
-from lowrank_core.layers.data import Inputs
+from lowrank_core.layers.data import BatchAxes, Inputs
 from lowrank_core.layers.parts import Recurrent
 from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, weight_shapes
 from lowrank_core.layers.spec import LayerSpec, Size
+from lowrank_core.networks.beside import UNOWNED, unowned
 from lowrank_core.networks.obstacles import (
     NEVER_RAN,
     RESIZED,
@@ -41,8 +42,10 @@ from lowrank_core.networks.profile import (
 from lowrank_core.networks.watching import Watched, watch
 
 
-def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
+def discover(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> ModelProfile:
     """Look at a network through one forward pass of `inputs` (a batch as deployed); the network is not changed.
+
+    axes: where the batch is in the inputs; without them it comes first.
 
     A layer is eligible only if its own `forward` ran: a layer whose weight is read by its parent instead would be
     replaced in vain. Everything else with weights is listed as skipped, with the reason. Multiplies are per sample,
@@ -52,7 +55,9 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
     """
     check_finite(model)
     names = _names(model)
-    watched = watch(model, inputs, [module for module in names if is_map(module) or _has_several(module)])
+    strangers = {module: name for module, name in unowned(model).items() if is_map(module) or _has_several(module)}
+    owned = [module for module in names if is_map(module) or _has_several(module)]
+    watched = watch(model, inputs, [*owned, *strangers], axes)
     network = _Network(model, names, _owners(model), parent_obstacles(model), watched)
     layers: list[Layer] = []
     skipped: list[Skipped] = []
@@ -77,6 +82,7 @@ def discover(model: nn.Module, inputs: Inputs) -> ModelProfile:
                 skipped += map(network.skipped, group, obstacles)
             else:
                 layers.append(network.layer(group))
+    skipped += [Skipped(n, kind_of(m).__name__, UNOWNED) for m, n in strangers.items() if m in watched.calls]
     order = {module: position for position, module in enumerate(watched.calls)}
     layers.sort(key=lambda layer: order[module_at(model, layer.module)])
     return ModelProfile(
@@ -118,7 +124,8 @@ class _Network:
             return reason
         if module not in self.watched.calls and module is group[0]:
             return NEVER_RAN
-        return self.parents.get(module) or self.watched.readers.get(module) or method_obstacle(module)
+        beside = self.watched.changed.get(module) or self.parents.get(module) or self.watched.readers.get(module)
+        return beside or method_obstacle(module)
 
     def layer(self, group: list[nn.Module]) -> Layer:
         """Modules that share one weight as one layer; nearly always a single one."""
@@ -148,7 +155,7 @@ class _Network:
         else:
             assert isinstance(module, Dense)
             reason = recurrent_obstacle(module)
-        reason = reason or shared_obstacle(self.model, module, self.owners)
+        reason = reason or shared_obstacle(self.model, module, self.owners) or self.watched.changed.get(module)
         return reason or (None if module in self.watched.calls else NEVER_RAN)
 
     def several(self, module: nn.Module) -> Iterator[Layer]:

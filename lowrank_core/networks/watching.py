@@ -19,9 +19,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers.computed import kind_of
-from lowrank_core.layers.data import Inputs, batch_size, call, evaluating, tensors
+from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, generators_untouched, tensors
 from lowrank_core.layers.recurrent import CELLS, KINDS
 from lowrank_core.layers.spec import Size
+from lowrank_core.networks.beside import watch_beside
 from lowrank_core.networks.profile import TRANSPOSED, is_map, spec_of
 
 
@@ -32,7 +33,8 @@ class Watched:
     calls: of each module that ran, in the order of the first call, the input extents of each call for one sample.
     looks: of each attention and call, the tokens that ask and those that are looked at; rows: of each recurrent module
     and call, the rows at each step. resized: modules called with an output_size. readers: of modules whose weight
-    something else computes with, who does; asked: those whose weight was only asked for its type or shape.
+    something else computes with, who does; asked: those whose weight was only asked for its type or shape. changed: of
+    modules whose own hooks or replaced forward change what comes out, what does.
     multiplies: of the whole network for one sample.
     """
 
@@ -43,6 +45,7 @@ class Watched:
     resized: set[nn.Module] = field(default_factory=set)
     readers: dict[nn.Module, str] = field(default_factory=dict)
     asked: set[nn.Module] = field(default_factory=set)
+    changed: dict[nn.Module, str] = field(default_factory=dict)
     multiplies: int = 0
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -67,17 +70,22 @@ class Watched:
             self.calls.setdefault(module, []).extend(_sizes(module, given.shape, self.samples))
 
 
-def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module]) -> Watched:
+def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: BatchAxes | None = None) -> Watched:
     """Run a batch through the network and note the calls of `modules`; raises InvalidModel where the pass fails."""
     modules = list(modules)
-    watched, counter = Watched(batch_size(inputs)), FlopCounter()
+    watched = Watched(batch_size(inputs) if axes is None else axes.samples(inputs))
+    counter = FlopCounter()
     readers = Readers(model, [module for module in modules if is_map(module)])
-    hooks = [module.register_forward_pre_hook(watched.hear, with_kwargs=True) for module in modules]
+    hooks = ExitStack()
+    watched.changed = watch_beside(modules, hooks)
+    for module in modules:
+        hooks.callback(module.register_forward_pre_hook(watched.hear, with_kwargs=True).remove)
     for module in model.modules():
         if isinstance(module, parametrize.ParametrizationList):  # a weight costs nothing by sample
-            hooks += counter.leave_out(module)
+            for handle in counter.leave_out(module):
+                hooks.callback(handle.remove)
     try:
-        with evaluating(model), readers, counter:
+        with hooks, generators_untouched(), evaluating(model), readers, counter:
             call(model, inputs)
     except LowRankError:
         raise
@@ -86,9 +94,6 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module]) -> Wat
             f"the forward pass on the example inputs failed with {type(error).__name__}: "
             f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     watched.readers, watched.asked = readers.readers, readers.asked
     watched.multiplies = counter.total // 2 // watched.samples
     return watched

@@ -112,7 +112,7 @@ def _points(
     ground: _Ground,
 ) -> Iterator[Point]:
     dense = ground.dense
-    number = {layer.name: i for i, layer in enumerate(workspace.profile.layers)}
+    number = {layer.name: i for i, layer in enumerate(ground.store.profile.layers)}
     pace = Pace(len(todo))
     for done, (name, choice) in enumerate(todo, start=1):
         give_way()
@@ -219,7 +219,7 @@ def _ground_once(model: _Model, samples: _Samples) -> _Ground:
 
 
 def _samples(workspace: Workspace, samples: int) -> Dataset:
-    return Dataset(workspace.reference.dataset.pick(slice(0, samples)).inputs)
+    return workspace.reference.dataset.pick(slice(0, samples)).unlabelled()
 
 
 def change_of(outputs: Outputs, dense: Outputs) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isnan
+from math import inf, isnan, nan
 from typing import TypeVar
 from warnings import warn
 
@@ -39,6 +39,8 @@ class Score:
     low and high bound the value, drop_low and drop_high the paired drop; None where the samples are too few for that.
     within: whether the drop is at most the tolerance that was asked for; None while that is open.
     outputs: the figure of each output that is judged; of several all the others are those of the one that drops most.
+    not_finite: samples whose answers hold NaN or infinity where the dense network's do not. Then there is no value, the
+    drop is infinite, and no rule accepts the network.
     """
 
     metric: str
@@ -53,11 +55,12 @@ class Score:
     drop_high: float | None
     within: bool | None = None
     outputs: tuple[OutputScore, ...] = ()
+    not_finite: int = 0
 
     @property
     def too_few(self) -> bool:
         """Whether there are samples, but too few of them for an interval of the drop."""
-        return self.samples > 0 and self.drop_low is None
+        return self.samples > 0 and self.drop_low is None and not self.not_finite
 
 
 class Reference:
@@ -130,6 +133,14 @@ class Reference:
             raise InvalidData(_no_number(self.metric, taken))
         return score
 
+    def dense_not_finite(self, samples: int | None = None) -> int:
+        """On how many of the leading samples the dense network itself answers with NaN or infinity."""
+        nothing = torch.zeros(())
+        return sum(
+            int(torch.stack([not_finite(values, nothing) for values in dense.values()]).any(0).sum())
+            for _, dense in self.batches(samples)
+        )
+
     def _dense(self, index: int) -> Outputs:
         names = self.outputs
         with self._lock:
@@ -176,7 +187,8 @@ def evaluate(
     (only for metrics that judge a sample right or wrong).
     forward(batch, number of its first sample) gives the outputs where not all of the model is to be run.
 
-    A metric by sample is given after every batch, another each time the number of samples has doubled.
+    A metric by sample is given after every batch, another each time the number of samples has doubled. Where answers
+    are not finite it ends at once, with a score that says so.
     Between two batches it gives way and raises Cancelled (`running.scope`). Raises InvalidData where the metric
     fails. cancelled: deprecated, `with scope(cancelled=...)` around the work does it.
     """
@@ -211,6 +223,16 @@ def _scores(
         else:
             outputs = run(model, part, reference.outputs) if forward is None else forward(part, seen)
         seen += len(part)
+        broken = torch.stack([not_finite(outputs[name], dense[name]) for name in tallies]).any(0)
+        if broken.any():
+            dense_value = reference.dense_score(seen)
+            sides = (None, None, inf, None, None, None if tolerance is None else False)
+            figures = tuple(
+                OutputScore(name, nan, inf) for name in tallies if not_finite(outputs[name], dense[name]).any()
+            )
+            count = int(broken.sum())
+            yield Score(metric.name, nan, dense_value, seen, metric.higher_is_better, *sides, figures, count)
+            return
         for name, tally in tallies.items():
             target = dense[name] if metric.label_free or part.targets is None else part.targets
             tally.add(outputs[name], dense[name], target, part.weights)
@@ -274,6 +296,17 @@ class _Tally:
         score = self._pairs.score(tolerance)
         self._within = score.within if self._within is None else self._within
         return replace(score, within=self._within)
+
+
+def not_finite(outputs: Tensor, dense: Tensor) -> Tensor:
+    """(N,) whether an answer holds NaN or infinity where the dense network's has something else.
+
+    >>> not_finite(torch.tensor([[1.0], [torch.nan]]), torch.tensor([[1.0], [2.0]])).tolist()
+    [False, True]
+    """
+    if outputs.shape != dense.shape:
+        return ~outputs.isfinite().reshape(len(outputs), -1).all(1)
+    return (~outputs.isfinite() & dense.isfinite()).reshape(len(outputs), -1).any(1)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lowrank_core.errors import InvalidSearch
 from lowrank_core.registry import register_all
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
+from lowrank_core.scoring.scores import Score
 from lowrank_core.selection._problem import Problem, Trial, Wish, amounts
 from lowrank_core.selection._settings import read_setting
 
@@ -83,7 +84,19 @@ def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
         raise InvalidSearch(f"{rule.label} found no plan within the budget; raise it, or choose another rule.")
     if last.score is None:
         report(Progress("measuring the answer"))
-        yield replace(last, score=problem.measure(last.candidate.plan))
+        last = replace(last, score=problem.measure(last.candidate.plan))
+        check_answer(last.score)
+        yield last
+    check_answer(last.score)
+
+
+def check_answer(score: Score | None) -> None:
+    """Refuse what a search has found where it answers with NaN or infinity; raises InvalidSearch."""
+    if score is not None and score.not_finite:
+        raise InvalidSearch(
+            f"the plan that was found answers with NaN or infinity on {score.not_finite:,} of {score.samples:,} "
+            "samples, so it is not accepted; ask for less, lock the layer that does it, or use another rule."
+        )
 
 
 def _check(rule: Rule, problem: Problem) -> None:

@@ -139,7 +139,7 @@ class _Walk:
         low, high = 0.0, 0.0
         while not problem.fits(self._plan(high)):
             low = high
-            high = 2 * high or max(problem.measure(self._lowest()).drop, 1e-3)
+            high = 2 * high or max(problem.drop(self._lowest()), 1e-3)
             if high > 1e12:
                 return high
         for _ in range(ROUNDS if high > 0 else 0):
@@ -200,7 +200,7 @@ class _Walk:
 
             def measure(step: int) -> float:
                 self.count(_title(plans, step, name))
-                return self.problem.measure(plans[step], keep=name or False).drop
+                return self.problem.drop(plans[step], keep=name or False)
 
             self.ladders[name, base] = plans, Ladder(len(plans), measure)
         return self.ladders[name, base]
@@ -256,6 +256,8 @@ def drop_text(problem: Problem, drop: float) -> str:
 
 def lost_text(problem: Problem, score: Score, tolerance: float | None = None) -> str:
     """What a score has lost, for a note; how well that is known where the tolerance is finer than the measurement."""
+    if score.not_finite:
+        return "answers with NaN or infinity"
     text = f"{'gains' if score.drop < 0 else 'loses'} {drop_text(problem, abs(score.drop))}"
     if tolerance is None or score.drop_low is None or score.drop_high is None:
         return text

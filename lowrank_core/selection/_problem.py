@@ -36,6 +36,10 @@ WIDE = 2048
 """A second moment of so many inputs takes seconds, of four times as many minutes."""
 
 
+BEYOND = 1e9
+"""The drop that rules reckon with for a network whose answers are not finite: more than any that is allowed."""
+
+
 Quantity = Literal["multiplies", "bytes", "microseconds"]
 
 
@@ -175,6 +179,10 @@ class Problem:
 
         return self.ledger.remembered(score_key(candidate, count, tolerance), measured)
 
+    def drop(self, plan: RankPlan, *, keep: str | bool = False) -> float:
+        """The drop of a plan's score as a number to reckon with: BEYOND where the answers are not finite."""
+        return min(self.measure(plan, keep=keep).drop, BEYOND)
+
     def _compressed(self, plan: RankPlan, correction: Correction | None) -> nn.Module:
         """A compressed copy, corrected where asked; of a single layer little more than that layer is run."""
         if correction is None or len(plan.choices) != 1:
@@ -209,6 +217,7 @@ def problem_of(
     max_drop: see `largest_drop`. lock: names of layers, or patterns where they hold a `*`. folder: keeps scores and
     points. Raises InvalidSearch.
     """
+    workspace.require_figures()
     drop = None if max_drop is None else largest_drop(workspace, max_drop)
     problem = Problem(workspace, max_drop=drop, latency=latency or LatencyTable(), folder=folder, **wishes)
     budgets: list[tuple[Quantity, float]] = []

@@ -87,5 +87,5 @@ def _monotone(problem: Problem, name: str, menu: list[Choice], count: Tally) -> 
     scores = []
     for choice in menu:
         count(f"{name} rank {' x '.join(map(str, choice.rank))}")
-        scores.append(-problem.measure(problem.plan({name: choice}), keep=name).drop)
+        scores.append(-problem.drop(problem.plan({name: choice}), keep=name))
     return dict(zip(menu, isotonic_regression(scores).x.tolist(), strict=True)) if menu else {}

@@ -115,7 +115,7 @@ class CrossValidation:
         curves: dict[str, Curve] = {layer.name: {} for layer in problem.layers}
         for fold in range(self.folds):
             part = torch.arange(len(data)) % self.folds == fold
-            judge = _Fold(problem, data.pick(part), Dataset(data.pick(~part).inputs), f"{fold} of {self.folds}")
+            judge = _Fold(problem, data.pick(part), data.pick(~part).unlabelled(), f"{fold} of {self.folds}")
             for name, choice in asks:
                 count(f"fold {fold + 1}, {name} rank {' x '.join(map(str, choice.rank))}")
                 score = judge.score(name, choice)

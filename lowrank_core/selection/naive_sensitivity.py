@@ -58,7 +58,7 @@ class NaiveSensitivity:
         for number, layer in enumerate(methods):
             count(f"{layer.name} alone at a low rank")
             lowest = problem.plan({layer.name: choice(number, self.start)})
-            drops.append(max(0.0, problem.measure(lowest, keep=layer.name).drop))
+            drops.append(max(0.0, problem.drop(lowest, keep=layer.name)))
         paces = [max(SLOWEST, drop / max(drops)) if max(drops) else 1.0 for drop in drops]
 
         def at(raised: float) -> RankPlan:

@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
-from lowrank_core.layers.data import Dataset, Inputs, batch_size, tensors
+from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, batch_size, tensors
+from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.profile import check_finite
+from lowrank_core.networks.wrappers import made_plain
 from lowrank_core.scoring.metrics import METRICS, Metric, answers_twice
 from lowrank_core.sources._opened import COMPARED, Opened, as_dataset
 
@@ -26,6 +28,7 @@ class ModelContract:
     name: for people. ref: the reference that opens it again, None for a network that came from Python.
     path: the file or folder it is in, which messages name; None where messages name arguments of `Workspace.of`.
     code: the hash of each source file that was run for it, as it was then; it may grow with what is imported later.
+    axes: where the batch is, if that is known already.
     """
 
     name: str
@@ -41,6 +44,7 @@ class ModelContract:
     ref: str | None = None
     path: Path | None = None
     code: dict[Path, str] = field(default_factory=dict)
+    axes: BatchAxes | None = None
 
     def called(self, function: str) -> str:
         """How notices call a part of it: 'eval_data()' of a file, 'eval_data' as an argument."""
@@ -86,14 +90,15 @@ def open_contract(contract: ModelContract) -> Opened:
 
     def eval_data() -> Dataset:
         if contract.eval_data is not None:
-            return dataset_of(contract, "eval_data")
-        return Dataset((train_data() if train is not None else Dataset(inputs)).inputs)
+            return dataset_of(contract, "eval_data", axes)
+        return train_data().unlabelled() if train is not None else Dataset(inputs, axes=axes)
 
     def train_data() -> Dataset:
-        return dataset_of(contract, "train_data")
+        return dataset_of(contract, "train_data", axes)
 
     given = _named_metric(contract)
     inputs = _example_inputs(contract)
+    axes = contract.axes or batch_axes(model, inputs)
     if contract.eval_data is None and contract.evaluate is None:
         named = given.name if isinstance(given, Metric) and given.label_free else COMPARED
         notices.append(f"There is no {contract.called('eval_data')}: the score is {named}.")
@@ -106,6 +111,7 @@ def open_contract(contract: ModelContract) -> Opened:
         description=contract.description,
         model=model,
         example_inputs=inputs,
+        axes=axes,
         eval_data=eval_data,
         train_data=train_data if train is not None else None,
         metric=lambda dataset: _metric(contract, dataset),
@@ -126,6 +132,10 @@ def _built(contract: ModelContract) -> nn.Module:
         raise InvalidModel(
             f"{contract.part('build_model')} {contract.must} an nn.Module, but got {type(model).__name__}."
         )
+    try:
+        model = made_plain(model)
+    except InvalidModel as error:
+        raise InvalidModel(f"{contract.begins}{error}") from error
     check_finite(model)
     return model
 
@@ -163,15 +173,25 @@ def _metric(contract: ModelContract, dataset: Dataset) -> Metric | None:
     if given is None or isinstance(given, Metric) or dataset.targets is None:
         return None
 
+    axes = dataset.axes
+
     def value(outputs: Tensor, targets: Tensor) -> float:
         try:
-            return float(given(outputs, targets))
+            return float(given(*_as_answered(axes, outputs, targets)))
         except (Exception, SystemExit) as error:
             raise InvalidData(f"{contract.part('metric')} failed: {told(error, contract.path)}") from error
 
     classes = dataset.targets.ndim == 1 and not dataset.targets.is_floating_point()
     name = getattr(given, "__name__", "metric")
     return answers_twice(Metric(name, contract.higher_is_better, value=value, class_axis=1 if classes else None))
+
+
+def _as_answered(axes: BatchAxes | None, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and targets as the network and the person's own data have them: a batch that is not first put back."""
+    if axes is None:
+        return outputs, targets
+    axis = next((axis for axis in axes.outputs if axis is not None), 0)
+    return outputs.movedim(0, axis), targets.movedim(0, axes.targets)
 
 
 def _named_metric(contract: ModelContract) -> Callable[[Tensor, Tensor], Any] | Metric | None:
@@ -197,11 +217,11 @@ def _call(contract: ModelContract, function: str, kind: type[LowRankError]) -> A
         raise kind(f"{contract.part(function)} failed: {told(error, contract.path)}") from error
 
 
-def dataset_of(contract: ModelContract, function: str) -> Dataset:
+def dataset_of(contract: ModelContract, function: str, axes: BatchAxes | None = None) -> Dataset:
     """What eval_data or train_data gives, in memory; raises InvalidData where it cannot be had or read."""
     value = _call(contract, function, InvalidData)
     try:
-        return as_dataset(value, contract.part(function), lambda: _inputs_taken(contract))
+        return as_dataset(value, contract.part(function), lambda: _inputs_taken(contract), axes)
     except LowRankError:
         raise
     except (Exception, SystemExit) as error:  # of a generator, or of a loader of batches

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.computed import copied
+from lowrank_core.layers.data import BatchAxes
+from lowrank_core.networks.batch_axes import batch_axes
+from lowrank_core.networks.wrappers import unwrapped
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.sources._contract import ModelContract, dataset_of
 
@@ -26,14 +30,15 @@ def live_contract(
     higher_is_better: bool = True,
     name: str | None = None,
 ) -> ModelContract:
-    """The arguments of `Workspace.of`. The model is copied once it is opened; data that are no function are read here.
+    """The arguments of `Workspace.of`. The model is copied once; data that are no function are read here.
 
     Raises InvalidData where they cannot be read.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
+    copy_of_it = cache(lambda: _copy(model))
     contract = ModelContract(
         name=name or type(model).__name__,
-        build_model=lambda: _copy(model),
+        build_model=copy_of_it,
         example_inputs=_function(example_inputs),
         eval_data=_function(eval_data),
         train_data=_function(train_data),
@@ -43,10 +48,13 @@ def live_contract(
         higher_is_better=higher_is_better,
         description=f"{type(model).__qualname__}, from Python.",
     )
+    given = [data for data in (eval_data, train_data) if data is not None and not callable(data)]
+    axes = _axes(copy_of_it(), contract.example_inputs) if given else None
     return replace(
         contract,
-        eval_data=_read(contract, "eval_data", eval_data),
-        train_data=_read(contract, "train_data", train_data),
+        eval_data=_read(contract, "eval_data", eval_data, axes),
+        train_data=_read(contract, "train_data", train_data, axes),
+        axes=axes,
     )
 
 
@@ -54,16 +62,19 @@ def _function(value: Any) -> Callable[[], Any] | None:
     return value if value is None or callable(value) else lambda: value
 
 
-def _read(contract: ModelContract, argument: str, value: Any) -> Callable[[], Any] | None:
+def _axes(model: Any, example_inputs: Callable[[], Any] | None) -> BatchAxes | None:
+    """Where the network has its batch, as far as that can be seen before it is checked."""
+    if example_inputs is None or not isinstance(model, nn.Module):
+        return None
+    try:
+        return batch_axes(model, example_inputs())
+    except Exception:  # is refused in words once the network is opened
+        return None
+
+
+def _read(contract: ModelContract, argument: str, value: Any, axes: BatchAxes | None) -> Callable[[], Any] | None:
     """A function as it is; other data read once: a generator is then empty, and a loader may shuffle anew."""
-    return value if value is None or callable(value) else _function(dataset_of(contract, argument))
-
-
-def _unwrapped(model: Any) -> Any:
-    """The network that torch.compile or DataParallel wraps: its layers have the names that it gives them."""
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return model.module
-    return getattr(model, "_orig_mod", model)
+    return value if value is None or callable(value) else _function(dataset_of(contract, argument, axes))
 
 
 def _copy(model: Any) -> Any:

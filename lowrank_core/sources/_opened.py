@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils import data
+from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidData
-from lowrank_core.layers.data import Dataset, Inputs, tensors
+from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, tensors
 from lowrank_core.scoring.metrics import Metric
 
 COMPARED = "how outputs compare with the dense ones"
@@ -32,6 +33,7 @@ class Opened:
     metric: the one that a person gives for such samples; None where they give none, and the outputs tell.
     outputs: those that are judged, by name or place; () where they are found.
     refused: what a refusal of the data or outputs begins with; own_metric: what to do where no known metric fits.
+    axes: where the batch is in what the network takes and gives; None where it could not be run on the example inputs.
     """
 
     ref: str | None
@@ -50,24 +52,33 @@ class Opened:
     outputs: tuple[str | int, ...] = ()
     refused: str = ""
     own_metric: str = "give metric, a function (outputs, targets) -> float"
+    axes: BatchAxes | None = None
+
+    @property
+    def batch(self) -> int:
+        """Samples in the example inputs."""
+        return len(Dataset(self.example_inputs, axes=self.axes))
 
 
-def as_dataset(value: object, where: str, inputs: Callable[[], int] = lambda: 1) -> Dataset:
+def as_dataset(
+    value: object, where: str, inputs: Callable[[], int] = lambda: 1, axes: BatchAxes | None = None
+) -> Dataset:
     """(inputs, targets), (inputs, targets, weights), an iterable of such batches, or a `Dataset`, as one in memory.
 
     inputs: how many tensors the network takes, asked where it matters: of a flat tuple so many come before the targets.
+    axes: where the network has its batch; without them it comes first. Targets are given samples first.
     Raises InvalidData that names `where` for empty, mismatched or unreadable data.
     """
-    dataset = _read(value, where, inputs)
+    dataset = _read(value, where, inputs, axes)
     return dataset if dataset.weights is None else replace(dataset, weights=_weights(dataset, where))
 
 
-def _read(value: object, where: str, inputs: Callable[[], int]) -> Dataset:
+def _read(value: object, where: str, inputs: Callable[[], int], axes: BatchAxes | None) -> Dataset:
     if isinstance(value, Dataset):
         dataset = value
     elif isinstance(value, data.Dataset) and not isinstance(value, data.IterableDataset):  # sample by sample
         loader = data.DataLoader(value, batch_size=BATCH, generator=torch.Generator())
-        dataset = _concatenate(loader, where, inputs)
+        dataset = _turned(_concatenate(loader, where, inputs, None), axes)
     elif isinstance(value, tuple | list) and len(value) == 2 and _is_targets(value[1]):
         dataset = Dataset(_as_tensors(value[0]), _as_targets(value[1]))
     elif isinstance(value, tuple | list) and _is_row(value, inputs):
@@ -75,10 +86,12 @@ def _read(value: object, where: str, inputs: Callable[[], int]) -> Dataset:
     elif isinstance(value, Tensor | dict):
         dataset = Dataset(_as_tensors(value))
     else:
-        dataset = _concatenate(value, where, inputs)
+        return _concatenate(value, where, inputs, axes)
+    dataset = _placed(dataset, axes)
     if len(dataset) == 0:
         raise InvalidData(f"{where} is empty; it must hold at least one sample.")
-    lengths = {len(t) for t in tensors(dataset.inputs)}
+    known = dataset.axes or first_axes(dataset.inputs)
+    lengths = {t.shape[axis] for t, axis in zip(tensors(dataset.inputs), known.inputs, strict=True) if axis is not None}
     if len(lengths) > 1:
         raise InvalidData(f"{where}: all inputs must have the same number of samples, but got {sorted(lengths)}.")
     if dataset.targets is not None and len(dataset.targets) != len(dataset):
@@ -87,6 +100,38 @@ def _read(value: object, where: str, inputs: Callable[[], int]) -> Dataset:
             f"but got {len(dataset)} inputs and {len(dataset.targets)} targets."
         )
     return dataset
+
+
+def _turned(dataset: Dataset, axes: BatchAxes | None) -> Dataset:
+    """Samples that were put together one by one, and so have the batch first, as the network takes them."""
+    if axes is None or not _fit(axes, dataset.inputs):
+        return dataset
+    places = iter(axes.inputs)
+
+    def turned(leaf: object) -> object:
+        return leaf.movedim(0, next(places) or 0) if isinstance(leaf, Tensor) else leaf
+
+    return replace(dataset, inputs=tree_map(turned, dataset.inputs), axes=axes)
+
+
+def _fit(axes: BatchAxes, inputs: Inputs) -> bool:
+    """Whether inputs are of the form that the axes are of."""
+    given = tensors(inputs)
+    return len(given) == len(axes.inputs) and all(
+        axis is None or axis < tensor.ndim for tensor, axis in zip(given, axes.inputs, strict=True)
+    )
+
+
+def _placed(dataset: Dataset, axes: BatchAxes | None) -> Dataset:
+    """Samples with the axes of their network, where these fit; targets that have the batch elsewhere get it first."""
+    if dataset.axes is not None or axes is None or not _fit(axes, dataset.inputs):
+        return dataset
+    targets = dataset.targets
+    placed = replace(dataset, axes=axes)
+    axis = next((a for a in axes.outputs if a), 0)
+    if targets is not None and axis < targets.ndim and len(targets) != len(placed) == targets.shape[axis]:
+        return replace(placed, targets=targets.movedim(axis, 0), axes=replace(axes, targets=axis))
+    return placed
 
 
 def _is_row(value: Sequence[object], inputs: Callable[[], int]) -> bool:
@@ -174,12 +219,12 @@ def _as_tensors(value: Inputs) -> Inputs:
     return torch.as_tensor(value)
 
 
-def _concatenate(value: object, where: str, count: Callable[[], int]) -> Dataset:
+def _concatenate(value: object, where: str, count: Callable[[], int], axes: BatchAxes | None) -> Dataset:
     if isinstance(value, str | bytes):  # an iterable of itself
         raise InvalidData(f"{where} must be (inputs, targets) or an iterable of such batches, but got a text.")
     try:
         parts = enumerate(cast(Iterable[object], value))
-        batches = [_read(batch, f"{where}, batch {i}", count) for i, batch in parts]
+        batches = [_read(batch, f"{where}, batch {i}", count, axes) for i, batch in parts]
     except TypeError as error:
         raise InvalidData(
             f"{where} must be (inputs, targets) or an iterable of such batches, "
@@ -188,24 +233,34 @@ def _concatenate(value: object, where: str, count: Callable[[], int]) -> Dataset
     if not batches:
         raise InvalidData(f"{where} is empty; it must hold at least one sample.")
     batches = _of_one_length(batches)
-    first = batches[0].inputs
-    if isinstance(first, dict):
-        inputs: Inputs = {key: _joined([b.inputs[key] for b in batches], f"{where}, {key}") for key in first}
-    elif isinstance(first, tuple):
-        inputs = tuple(_joined([b.inputs[i] for b in batches], f"{where}, input {i}") for i in range(len(first)))
-    else:
-        inputs = _joined([b.inputs for b in batches], f"{where}, inputs")
+    first = batches[0]
+    inputs = _joined_inputs(batches, where)
     targets = [b.targets for b in batches if b.targets is not None]
     if targets and len(targets) != len(batches):
         raise InvalidData(f"{where}: some batches have targets and some have none; give all of them or none.")
     weights = None
     if any(b.weights is not None for b in batches):
         weights = torch.cat([torch.ones(len(b)) if b.weights is None else b.weights for b in batches])
-    return Dataset(inputs, _joined(targets, f"{where}, targets") if targets else None, weights)
+    return Dataset(inputs, _joined(targets, f"{where}, targets") if targets else None, weights, first.axes)
+
+
+def _joined_inputs(batches: list[Dataset], where: str) -> Inputs:
+    """The inputs of all batches; raises InvalidData that tells the shapes where they cannot be put together."""
+    first, given = batches[0], [batch.inputs for batch in batches]
+    axes = first.axes or first_axes(first.inputs)
+    names = list(first.inputs) if isinstance(first.inputs, dict) else [f"input {i}" for i in range(len(axes.inputs))]
+    for name, axis, parts in zip(names, axes.inputs, zip(*map(tensors, given), strict=True), strict=False):
+        _check_alike([part.movedim(axis or 0, 0) for part in parts], f"{where}, {name}")
+    return axes.joined(given)
 
 
 def _joined(parts: list[Tensor], where: str) -> Tensor:
     """The same of all batches; raises InvalidData that tells the shapes where they cannot be put together."""
+    _check_alike(parts, where)
+    return torch.cat(parts)
+
+
+def _check_alike(parts: list[Tensor], where: str) -> None:
     shapes = list(dict.fromkeys(tuple(part.shape[1:]) for part in parts))
     if len(shapes) > 1:
         other = next(part for part in parts if tuple(part.shape[1:]) == shapes[1])
@@ -214,7 +269,6 @@ def _joined(parts: list[Tensor], where: str) -> Tensor:
             f"{tuple(parts[0].shape)} and {tuple(other.shape)}; pad them to one length. Integer tokens in a dict that "
             "also holds their mask are padded here, where there are labels."
         )
-    return torch.cat(parts)
 
 
 PADDING = -100

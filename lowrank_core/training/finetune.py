@@ -260,7 +260,7 @@ class _Training:
             for part in self._batches(self.held_back):
                 give_way()
                 with self.threads():
-                    answered = self._judged(call(self.model, self._placed(part.inputs)))
+                    answered = self._judged(call(self.model, self._placed(part.inputs), part.axes))
                     outputs.append({name: values.cpu() for name, values in answered.items()})
         tuned, dense, targets = joined(outputs), self.validation_answers, self.held_back.targets
         loss = float(self._loss(tuned, dense, targets))
@@ -321,10 +321,10 @@ class _Training:
                 dense = {name: values[index].to(self.device) for name, values in self.answers.items()}
             elif self.settings.loss != "labels":
                 with evaluating(self.dense):
-                    dense = self._judged(call(self.dense, inputs))
+                    dense = self._judged(call(self.dense, inputs, part.axes))
             else:
                 dense = dict.fromkeys(self.names, torch.empty(0))
-            loss = self._loss(self._judged(call(self.model, inputs)), dense, targets)
+            loss = self._loss(self._judged(call(self.model, inputs, part.axes)), dense, targets)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)

@@ -47,6 +47,14 @@ def by_block(layers: tuple[Layer, ...], *, called: bool = True) -> None:
         table(tables.blocks(layers, called=called))
 
 
+def checked(workspace: Workspace) -> None:
+    """What the network has told of itself as it was opened."""
+    st.header("Checked on opening", anchor=False, help=words.SELF_CHECK)
+    marks = {True: ":green[:material/check:]", False: ":red[:material/close:]"}
+    rows = [f"{marks[one.ok]} **{one.what}**: {words.plain(one.detail)}" for one in workspace.self_check.checked]
+    st.markdown("  \n".join(rows))
+
+
 def show_weights(stock: Inventory) -> None:
     """What names and shapes tell of weights without a model."""
     with st.container(horizontal=True, gap="large"):
@@ -76,6 +84,8 @@ def show(workspace: Workspace) -> None:
         st.metric("Additions per sample", words.count(cost.additions), help=words.ADDITIONS, width="content")
 
     outputs.show(workspace)
+    if not workspace.self_check.ok:
+        checked(workspace)
     st.header("Where the cost is", anchor=False)
     st.plotly_chart(charts.cost_shares(tables.cost_shares(profile)), alt="Share of multiplies and bytes by layer")
 
@@ -94,4 +104,6 @@ def show(workspace: Workspace) -> None:
     )
     if profile.skipped:
         table([{"Module": s.name, "Type": s.type, "Why": s.reason} for s in profile.skipped])
+    if workspace.self_check.ok:
+        checked(workspace)
     frame.link("Spectra", says="See the spectra")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowrank_core.layers.data import batch_size
 from lowrank_core.measure.comparison import Comparison, compare
 from lowrank_core.measure.latency import LatencyTable, Runtime, Timing, network_latency
 from lowrank_core.measure.staircases import Staircase, setting_of, staircases
@@ -121,7 +120,7 @@ def rows(
     def row(label: str, cell: Callable[[Comparison], str]) -> None:
         made[label] = {name: cell(comparison) for name, comparison in columns.items()}
 
-    batch, metric = batch_size(workspace.opened.example_inputs), words.metric(workspace)
+    batch, metric = workspace.opened.batch, words.metric(workspace)
     row(metric, lambda c: words.score(workspace, c.score.value))
     row("Against dense", lambda c: _against(workspace, c))
     if any(c.classes for c in columns.values()):

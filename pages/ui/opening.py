@@ -31,8 +31,13 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
             frame.advice.empty()
             getattr(body, "show_weights", _needs_a_model)(workspace)
             return
-        says = words.dense(workspace, *models.dense_score(workspace))
-        frame.header.markdown(says, width="content", help=words.DENSE)
+        if workspace.self_check.refusal and hasattr(body, "show_weights"):  # it goes without figures
+            frame.header.markdown(words.plain(workspace.name), width="content")
+            refusal = f"{workspace.name}: {workspace.self_check.refusal}"
+            frame.notices.error(words.plain(refusal), icon=":material/error:")
+        else:
+            says = words.dense(workspace, *models.dense_score(workspace))
+            frame.header.markdown(says, width="content", help=words.DENSE)
         for notice in workspace.notices:
             frame.notices.caption(f":material/info: {words.plain(notice)}")
         opened = True

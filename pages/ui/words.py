@@ -38,6 +38,10 @@ EFFECTIVE_RANK = (
 )
 STABLE_RANK = "Sum of the squared singular values over the largest square: a rank that small values cannot inflate."
 ENERGY = "Energy is the sum of the squared singular values; the smallest rank that keeps this share of it."
+SELF_CHECK = (
+    "A few calls of the network on its example inputs: whether it answers the same twice, where the batch is, whether "
+    "all is finite, and whether every layer may be replaced: at full rank the network must answer as it did."
+)
 METHOD = "How the layer is replaced by a chain of thinner ones; each has its own ranks, spectrum and cost."
 
 

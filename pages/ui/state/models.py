@@ -112,8 +112,10 @@ def _look(address: str, stamp: str, say: Callable[[str], None]) -> Workspace | I
         with listening(files):
             model = open_to_look(address, cache(), room(), say)
             if isinstance(model, Workspace):
-                say("Scoring the dense network")
-                dense_score(model)
+                say("Checking the network")
+                if not model.self_check.refusal:
+                    say("Scoring the dense network")
+                    dense_score(model)
                 key(model)
                 for source in model.opened.code:
                     files.add(source)
