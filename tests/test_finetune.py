@@ -633,10 +633,18 @@ def test_objectives() -> None:
 
 
 def test_a_network_judged_by_nothing_is_judged_by_its_loss(make: Callable[..., Workspace]) -> None:
-    workspace = make(*REGRESSION)
-    first, *_, end = finetune(workspace, candidate(workspace), replace(QUICK, loss="labels"))
+    """Targets of another shape than the outputs, by which nothing known can judge; the dense answers teach."""
+    workspace = make(("build_model()(inputs).argmax(1)", "build_model()(inputs)[:, :2]"), *REGRESSION[1:])
+    first, *_, end = finetune(workspace, candidate(workspace), replace(QUICK, loss="distill"))
     assert first.validation == first.validation_loss
     assert end.validation_loss < first.validation_loss
+
+
+def test_numbers_are_judged_by_r2_on_the_samples_held_back(make: Callable[..., Workspace]) -> None:
+    workspace = make(*REGRESSION)
+    first, *_, end = finetune(workspace, candidate(workspace), replace(QUICK, loss="labels"))
+    assert end.validation_loss < first.validation_loss
+    assert first.validation < end.validation <= 1
 
 
 # ---- several runs ---------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.scope import give_way
 from lowrank_core.running.threads import one_thread
+from lowrank_core.scoring.judging import judge
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.scores import Score, final_score, output_scores, worst
 from lowrank_core.store.files import remove_left, write_whole
@@ -207,11 +208,11 @@ class _Training:
         if settings.augment != "none":
             check_images(self.samples)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.names = workspace.judged.names
+        self.names = _names(workspace)
         first = run(workspace.model, self.samples.pick(slice(0, 1)), self.names)
         targets = training_data(workspace).targets
-        self.objectives = {name: self._objective(values, targets) for name, values in first.items()}
         self.metric = self._metric()
+        self.objectives = {name: self._objective(values, targets) for name, values in first.items()}
         self.model = _start(workspace, candidate, settings).to(self.device).eval()
         self.dense = workspace.model
         if self.device.type == "cuda":
@@ -356,7 +357,7 @@ class _Training:
         """The objective of one output; without labels its metric says whether it holds classes."""
         if targets is not None or self.settings.loss != "distill":
             return Objective.of(self.settings.loss, outputs, targets)
-        axis = self.workspace.metric.axis_of(outputs)
+        axis = self.metric.axis_of(outputs)
         return Objective("distill", axis is not None and outputs.shape[axis] > 1, 1 if axis is None else axis)
 
     def _weights(self) -> dict[str, float]:
@@ -439,6 +440,14 @@ def training_data(workspace: Workspace) -> Dataset:
             "Define train_data() in the model file; it may come without labels."
         )
     return workspace.train_data
+
+
+def _names(workspace: Workspace) -> tuple[str, ...]:
+    """The outputs that learn: those that are judged; where none can be, all that weights reach."""
+    try:
+        return workspace.judged.names
+    except InvalidData:
+        return judge(workspace.model, training_data(workspace).unlabelled()).names
 
 
 def _split(data: Dataset) -> tuple[Dataset, Dataset]:
