@@ -39,7 +39,7 @@ from lowrank_core.sources import open_any, open_source
 from lowrank_core.sources._contract import open_contract
 from lowrank_core.sources._inventory import Inventory, take_stock
 from lowrank_core.sources._live import live_contract
-from lowrank_core.sources._opened import COMPARED, Opened, of_one_class, sorted_by_class
+from lowrank_core.sources._opened import COMPARED, Opened, more_notice, of_one_class, sorted_by_class
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.key import NetworkKey, named
@@ -288,7 +288,7 @@ class Workspace:
     def reference(self) -> Reference:
         """The evaluation samples in seeded order, with the dense outputs."""
         self.require_figures()
-        return Reference(self.model, self._eval_data, self.metric, outputs=self.judged.names)
+        return Reference(self.model, self._eval_data, self.metric, outputs=self.judged.names, room=self._room)
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -296,6 +296,8 @@ class Workspace:
         notices = list(self.opened.notices)
         if any(COMPARED in notice for notice in notices):
             notices = [notice.replace(COMPARED, self.metric.name) for notice in notices]
+        if self._eval_data.more:
+            notices.append(more_notice("evaluation", self._eval_data))
         if of_one_class(self._eval_data):
             notices.append("All evaluation labels are alike: a network that always answers the same is always right.")
         if sorted_by_class(self._eval_data):

@@ -12,8 +12,9 @@ from lowrank_core.errors import Cancelled, InvalidData
 from lowrank_core.layers.data import Dataset, call
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.intervals import paired_interval, wilson_interval
-from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
-from lowrank_core.scoring.scores import Reference, evaluate, final_score
+from lowrank_core.scoring.metrics import AGREEMENT, METRICS, TOP1, Metric
+from lowrank_core.scoring.scores import OUTPUT_BYTES, Reference, evaluate, final_score
+from lowrank_core.store.room import Room
 
 
 class Answers(nn.Module):
@@ -146,12 +147,43 @@ def test_a_leading_part_is_a_fair_subset_and_the_same_each_time():
 
 def test_dense_outputs_are_computed_once():
     dense = Answers(0)
-    reference = Reference(dense, paired(100, 20, 10, 20), TOP1, batch=50)
+    reference = Reference(dense, paired(100, 20, 10, 20), TOP1, outputs=["output"], batch=50)
     assert final_score(evaluate(Answers(1), reference, samples=60)).samples == 60
     assert dense.calls == 2
     for _ in range(3):
         final_score(evaluate(Answers(1), reference))
     assert dense.calls == 3
+
+
+@pytest.mark.parametrize("metric", [TOP1, AGREEMENT, MSE, METRICS["f1"]], ids=lambda metric: metric.name)
+def test_what_does_not_fit_is_computed_anew_and_says_the_same(metric):
+    room, dense = Room(limit_bytes=1000), Answers(0)
+    data = paired(100, 20, 10, 20)
+    small = Reference(dense, data, metric, outputs=["output"], batch=50, room=room)
+    large = Reference(Answers(0), data, metric, outputs=["output"], batch=50)
+    for _ in range(2):
+        assert final_score(evaluate(Answers(1), small)) == final_score(evaluate(Answers(1), large))
+    assert small.dense_score() == large.dense_score()
+    assert room.bytes <= 1000
+    assert small.complete
+    assert dense.calls > 3
+
+
+def test_large_outputs_are_computed_few_samples_at_a_time():
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.largest = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.largest = max(self.largest, len(x))
+            return x.new_zeros(len(x), 1).expand(-1, OUTPUT_BYTES // 8 // 5).clone()
+
+    dense = Words()
+    reference = Reference(dense, Dataset(torch.zeros(12, 1, dtype=torch.float64)), AGREEMENT, outputs=["output"])
+    assert reference.batch == 5
+    assert reference.dense_score() == 1
+    assert dense.largest == 5
 
 
 def test_cancelling_stops_between_batches():

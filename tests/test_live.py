@@ -23,6 +23,7 @@ from lowrank_core.one_call import Compression
 from lowrank_core.predict.sensitivity import profile
 from lowrank_core.running.parallel import Workers
 from lowrank_core.selection.budget import Budget
+from lowrank_core.sources import _opened
 from lowrank_core.store.cache import Cache
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,6 +236,22 @@ def test_without_data_the_example_inputs_are_all_there_is() -> None:
     )
     assert (workspace.name, workspace.opened.ref) == ("Sequential", None)
     assert Workspace.of(model, inputs, name="mine").name == "mine"
+
+
+def test_data_without_an_end_are_read_to_a_limit_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def for_ever() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield rows(10, 8), torch.zeros(10).long()
+
+    monkeypatch.setattr(_opened, "MOST_SAMPLES", 25)
+    workspace = Workspace.of(mlp(), rows(1, 8), for_ever())
+    assert len(workspace.reference) == 30
+    assert any("more evaluation samples than are read: the first 30" in notice for notice in workspace.notices)
+    monkeypatch.setattr(_opened, "MOST_SAMPLES", 10**6)
+    monkeypatch.setattr(_opened, "MOST_BYTES", 2000)
+    assert len(Workspace.of(mlp(), rows(1, 8), for_ever()).reference) == 50
+    ended = Workspace.of(mlp(), rows(1, 8), [(rows(10, 8), torch.zeros(10).long())] * 3)
+    assert not any("than are read" in notice for notice in ended.notices)
 
 
 def mean_distance(outputs: Tensor, targets: Tensor) -> float:

@@ -83,12 +83,14 @@ class Dataset:
 
     weights: (N,), how much each sample counts in scores; None where all count alike.
     axes: where the batch is in the inputs, and in what the network answers; None is the first axis of all.
+    more: whether there were more samples than are read.
     """
 
     inputs: Inputs
     targets: Tensor | None = None
     weights: Tensor | None = None
     axes: BatchAxes | None = None
+    more: bool = False
 
     def __len__(self) -> int:
         return batch_size(self.inputs) if self.axes is None else self.axes.samples(self.inputs)

@@ -215,20 +215,17 @@ def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, dra
     drops most. Where outputs are large (a number for every word after every word) fewer samples take part, and the rows
     are shifted to the score of all.
     """
-    metric = reference.metric
-    parts = list(reference.batches(samples))
-    outputs = joined(dense for _, dense in parts)
-    taken = reference.dataset.pick(slice(0, len(next(iter(outputs.values())))))
+    metric, total = reference.metric, min(samples, len(reference))
+    numbers = sum(values.numel() for _, dense in reference.batches(1) for values in dense.values())
+    fewer = min(total, max(1, NOISE_OUTPUTS // max(1, numbers)))
+    outputs = joined(dense for _, dense in reference.batches(fewer))
+    taken = reference.dataset.pick(slice(0, fewer))
     labels, weights = taken.targets, taken.weights
     base = output_scores(metric, outputs, outputs, labels, weights)
-    fewer = max(1, NOISE_OUTPUTS // max(1, sum(values[0].numel() for values in outputs.values())))
     shifts = dict.fromkeys(outputs, 0.0)
-    if any(fewer < len(values) for values in outputs.values()):
-        outputs = {name: values[:fewer] for name, values in outputs.items()}
-        labels = None if labels is None else labels[:fewer]
-        weights = None if weights is None else weights[:fewer]
-        of_all, base = base, output_scores(metric, outputs, outputs, labels, weights)
-        shifts = {a.name: a.value - b.value for a, b in zip(of_all, base, strict=True)}
+    if fewer < total:
+        of_all = reference.dense_scores(total)
+        shifts = {score.name: of_all[score.name] - score.value for score in base}
     scales = {name: float(v.float().var()) if v.numel() > 1 else 1.0 for name, v in outputs.items()}
     unit = next(iter(scales.values()))
     generator = torch.Generator().manual_seed(seed)

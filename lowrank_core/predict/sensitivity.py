@@ -38,6 +38,9 @@ SHARES = (0.08, 0.25, 0.5, 0.9)
 
 BATCH = 64
 
+OUTPUT_BYTES = 2**28
+"""What the dense outputs of the samples may take, which are held while points are measured; else fewer take part."""
+
 Ask = tuple[str, Choice]
 
 
@@ -219,7 +222,8 @@ def _ground_once(model: _Model, samples: _Samples) -> _Ground:
 
 
 def _samples(workspace: Workspace, samples: int) -> Dataset:
-    return workspace.reference.dataset.pick(slice(0, samples)).unlabelled()
+    fitting = max(1, OUTPUT_BYTES // max(1, workspace.reference.output_bytes))
+    return workspace.reference.dataset.pick(slice(0, min(samples, fitting))).unlabelled()
 
 
 def change_of(outputs: Outputs, dense: Outputs) -> float:

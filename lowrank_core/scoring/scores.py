@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import Cancelled, InvalidData, LowRankError
-from lowrank_core.layers.data import Dataset, Outputs, data_hash, joined, run
+from lowrank_core.layers.data import Dataset, Outputs, data_hash, run
 from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.intervals import FEWEST, GROUPS, jackknife_interval, paired_interval, wilson_interval
 from lowrank_core.scoring.judging import Names, judge
 from lowrank_core.scoring.metrics import Metric, weighted
 from lowrank_core.scoring.verdict import is_within
+from lowrank_core.store.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,13 @@ class Score:
         return self.samples > 0 and self.drop_low is None and not self.not_finite
 
 
+BATCH = 64
+"""Samples that are run at once, at most."""
+
+OUTPUT_BYTES = 2**26
+"""What the outputs of samples that are run at once may take: a language model gives 26 MB for 128 tokens."""
+
+
 class Reference:
     """The evaluation samples in a seeded order, and the dense network's outputs on them, computed when first needed.
 
@@ -77,21 +85,28 @@ class Reference:
         *,
         outputs: Sequence[str] = (),
         seed: int = 0,
-        batch: int = 64,
+        batch: int | None = None,
+        room: Room | None = None,
     ) -> None:
-        """outputs: names of those that are judged; without any the only one, or those that `judge` finds."""
+        """outputs: names of those that are judged; without any the only one, or those that `judge` finds.
+
+        batch: samples that are run at once; without it at most BATCH, and so few that their outputs fit OUTPUT_BYTES.
+        room: where dense outputs are kept; what does not fit is computed anew whenever it is needed.
+        """
         if len(dataset) == 0:
             raise InvalidData("the evaluation set is empty; eval_data() must return at least one sample.")
         if dataset.weights is not None and metric.judges and not metric.takes_weights:
             raise InvalidData(metric.without_weights)
         self.model = model
         self.metric = metric
-        self.batch = batch
         self.seed = seed
         self.dataset = dataset.shuffled(seed)
         self._named = tuple(outputs)
         self._lock = threading.Lock()
-        self._outputs: list[Outputs] = []
+        self._kept = (room or Room()).part()
+        self._run: set[int] = set()
+        if batch is not None:
+            self.batch = batch
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -101,10 +116,23 @@ class Reference:
         """Names of the outputs that are judged."""
         if not self._named:
             with self._lock:
-                first = run(self.model, self.dataset.pick(slice(0, self.batch)))
+                first = self._first
                 self._named = tuple(first) if len(first) == 1 else judge(self.model, self.dataset, self.metric).names
-                self._outputs = [{name: first[name] for name in self._named}]
         return self._named
+
+    @cached_property
+    def _first(self) -> Outputs:
+        return run(self.model, self.dataset.pick(slice(0, 1)))
+
+    @cached_property
+    def output_bytes(self) -> int:
+        """What the outputs of one sample take, of all that the network answers."""
+        return sum(values.nbytes for values in self._first.values())
+
+    @cached_property
+    def batch(self) -> int:
+        """Samples that are run at once."""
+        return max(1, min(BATCH, OUTPUT_BYTES // max(1, self.output_bytes)))
 
     def batches(self, samples: int | None = None) -> Iterator[tuple[Dataset, Outputs]]:
         """(samples, dense outputs that are judged) batch by batch, up to `samples`."""
@@ -120,18 +148,26 @@ class Reference:
 
     @property
     def complete(self) -> bool:
-        """Whether the dense outputs of all samples are there."""
-        return len(self._outputs) * self.batch >= len(self)
+        """Whether the dense network has been run on all samples."""
+        return len(self._run) * self.batch >= len(self)
 
     def dense_score(self, samples: int | None = None) -> float:
         """The dense network's score on the leading samples; of several outputs that of the first."""
-        parts = list(self.batches(samples))
-        dense = joined(outputs for _, outputs in parts)
-        taken = self.dataset.pick(slice(0, sum(len(part) for part, _ in parts)))
-        score = output_scores(self.metric, dense, dense, taken.targets, taken.weights)[0].value
-        if isnan(score):
-            raise InvalidData(_no_number(self.metric, taken))
-        return score
+        return next(iter(self.dense_scores(samples).values()))
+
+    def dense_scores(self, samples: int | None = None) -> dict[str, float]:
+        """The dense network's score of each output on the leading samples, batch by batch."""
+        tallies = {name: _Tally(self.metric) for name in self.outputs}
+        seen = 0
+        for part, dense in self.batches(samples):
+            seen += len(part)
+            for name, tally in tallies.items():
+                target = dense[name] if self.metric.label_free or part.targets is None else part.targets
+                tally.add(dense[name], dense[name], target, part.weights)
+        scores = {name: tally.dense() for name, tally in tallies.items()}
+        if any(map(isnan, scores.values())):
+            raise InvalidData(_no_number(self.metric, self.dataset.pick(slice(0, seen))))
+        return scores
 
     def dense_not_finite(self, samples: int | None = None) -> int:
         """On how many of the leading samples the dense network itself answers with NaN or infinity."""
@@ -144,11 +180,13 @@ class Reference:
     def _dense(self, index: int) -> Outputs:
         names = self.outputs
         with self._lock:
-            while len(self._outputs) <= index:
-                start = len(self._outputs) * self.batch
-                part = self.dataset.pick(slice(start, start + self.batch))
-                self._outputs.append(run(self.model, part, names))
-            return self._outputs[index]
+            outputs: Outputs | None = self._kept.get(index)
+            if outputs is None:
+                start = index * self.batch
+                outputs = run(self.model, self.dataset.pick(slice(start, start + self.batch)), names)
+                self._kept.put(index, outputs, sum(values.nbytes for values in outputs.values()))
+                self._run.add(index)
+            return outputs
 
 
 def output_scores(
@@ -286,6 +324,14 @@ class _Tally:
             return
         with _judging(self.metric, ours, target):
             self._pairs.add(judge(ours, target), judge(dense, target), weights)
+
+    def dense(self) -> float:
+        """The dense network's figure so far."""
+        if not self._kept:
+            return self._pairs.score(None).dense
+        _, dense, targets = map(torch.cat, zip(*self._kept, strict=True))
+        with _judging(self.metric, dense, targets):
+            return self.metric.score(dense, targets)
 
     def score(self, tolerance: float | None) -> Score:
         """The score so far; a verdict that has fallen stands."""

@@ -20,6 +20,9 @@ from lowrank_core.scoring.metrics import Metric
 COMPARED = "how outputs compare with the dense ones"
 """What the score is of a network without labels, in a notice, until it is known what its outputs are."""
 
+MOST_SAMPLES, MOST_BYTES = 1_000_000, 2 * 10**9
+"""Batches are read until there is so much of them; some give batches for ever."""
+
 BATCH = 256
 """Samples of a `Dataset` of PyTorch that are put together at once."""
 
@@ -183,6 +186,14 @@ def _weights(dataset: Dataset, where: str) -> Tensor | None:
     return None if bool((weights == weights[0]).all()) else weights
 
 
+def more_notice(kind: str, dataset: Dataset) -> str:
+    """What to say of data that go on after the samples that are read; kind: "evaluation" or "training"."""
+    return (
+        f"There are more {kind} samples than are read: the first {len(dataset):,}, "
+        f"at most {MOST_SAMPLES:,} samples and {MOST_BYTES / 1e9:g} GB."
+    )
+
+
 def sorted_by_class(dataset: Dataset) -> bool:
     """Whether class labels come in ascending order, so that a leading part would hold few classes."""
     targets = dataset.targets
@@ -222,9 +233,16 @@ def _as_tensors(value: Inputs) -> Inputs:
 def _concatenate(value: object, where: str, count: Callable[[], int], axes: BatchAxes | None) -> Dataset:
     if isinstance(value, str | bytes):  # an iterable of itself
         raise InvalidData(f"{where} must be (inputs, targets) or an iterable of such batches, but got a text.")
+    batches: list[Dataset] = []
+    samples = size = 0
+    more = False
     try:
-        parts = enumerate(cast(Iterable[object], value))
-        batches = [_read(batch, f"{where}, batch {i}", count, axes) for i, batch in parts]
+        for i, batch in enumerate(cast(Iterable[object], value)):
+            if more := samples >= MOST_SAMPLES or size >= MOST_BYTES:
+                break
+            batches.append(_read(batch, f"{where}, batch {i}", count, axes))
+            samples += len(batches[-1])
+            size += sum(t.nbytes for t in tensors((batches[-1].inputs, batches[-1].targets)))
     except TypeError as error:
         raise InvalidData(
             f"{where} must be (inputs, targets) or an iterable of such batches, "
@@ -241,7 +259,7 @@ def _concatenate(value: object, where: str, count: Callable[[], int], axes: Batc
     weights = None
     if any(b.weights is not None for b in batches):
         weights = torch.cat([torch.ones(len(b)) if b.weights is None else b.weights for b in batches])
-    return Dataset(inputs, _joined(targets, f"{where}, targets") if targets else None, weights, first.axes)
+    return Dataset(inputs, _joined(targets, f"{where}, targets") if targets else None, weights, first.axes, more)
 
 
 def _joined_inputs(batches: list[Dataset], where: str) -> Inputs:
