@@ -21,7 +21,7 @@ def main() -> None:
 
     cli.load(next((word for word in sys.argv[1:] if not word.startswith("-")), None))
     signal.signal(signal.SIGINT, usual)
-    hush_libraries()
+    hush_libraries(alone=True)
     cli()
 
 

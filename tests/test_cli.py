@@ -18,6 +18,7 @@ from lowrank_core.algebra.spectra import effective_rank, stable_rank
 from lowrank_core.commands import cli
 from lowrank_core.exports import _reload as reload
 from lowrank_core.figures import count, share
+from lowrank_core.layers.data import Outputs, call
 from lowrank_core.layers.data import run as run_batch
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.correction import Correction
@@ -227,9 +228,9 @@ def test_evaluate_dense_alone_on_some_samples() -> None:
 def same_process(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it to spare a command its fresh process, which test_exports.py and the first `apply` below do start."""
 
-    def outputs(kind: str, ref: str, checkpoint: Path, batches: list[Tensor]) -> list[Tensor]:
+    def outputs(kind: str, ref: str, checkpoint: Path, batches: list[Tensor]) -> list[Outputs]:
         with torch.no_grad():
-            return [load_checkpoint(workspace.model, checkpoint).model(inputs) for inputs in batches]
+            return [call(load_checkpoint(workspace.model, checkpoint).model, inputs) for inputs in batches]
 
     return lambda: monkeypatch.setattr(reload, "outputs_in_fresh_process", outputs)
 

@@ -15,7 +15,7 @@ from lowrank_core.commands import _opening, cli
 from lowrank_core.errors import OtherAnswers
 from lowrank_core.exports import EXPORTS, Compressed, Exported, _reload
 from lowrank_core.exports._rounding import own_rounding
-from lowrank_core.layers.data import Dataset, Inputs, run
+from lowrank_core.layers.data import Dataset, Inputs, Outputs, run
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.store.cache import Cache
 
@@ -47,11 +47,12 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def set_up(given: Workspace, network: nn.Module, apart: float, dense_apart: float = 0.0) -> list[str]:
         asked: list[str] = []
 
-        def outputs(kind: str, ref: object, written: Path, batches: list[Inputs]) -> list[Tensor]:
+        def outputs(kind: str, ref: object, written: Path, batches: list[Inputs]) -> list[Outputs]:
             dense = kind == "dense" or written.name == "dense"
             asked.append("dense" if dense else "file")
             found = [run(given.model if dense else network, Dataset(inputs)) for inputs in batches]
-            return [y + (dense_apart if dense else apart) * y.abs().max() for y in found]
+            share = dense_apart if dense else apart
+            return [{name: y + share * y.abs().max() for name, y in each.items()} for each in found]
 
         monkeypatch.setattr(_reload, "outputs_in_fresh_process", outputs)
         return asked
@@ -140,7 +141,7 @@ def eval_data():
 """
 
 
-def here(kind: str, dense: str, file: Path, batches: list[Inputs]) -> list[Tensor]:
+def here(kind: str, dense: str, file: Path, batches: list[Inputs]) -> list[Outputs]:
     answers = _reload.READERS[kind](dense, str(file))
     return [answers(inputs) for inputs in batches]
 

@@ -23,6 +23,7 @@ from lowrank_core.exports import _reload as reload
 from lowrank_core.exports import safetensors as exporter
 from lowrank_core.exports._provenance import provenance
 from lowrank_core.layers import parts
+from lowrank_core.layers.data import Outputs
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.running.scope import scope
@@ -293,9 +294,9 @@ def test_other_outputs_are_refused(
 def test_sums_in_another_order_are_no_reason_to_refuse(
     digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rounded(kind: str, ref: str, checkpoint: Path, batches: list[Tensor]) -> list[Tensor]:
+    def rounded(kind: str, ref: str, checkpoint: Path, batches: list[Tensor]) -> list[Outputs]:
         found = [output(load_checkpoint(digits.model, checkpoint).model, (inputs,)) for inputs in batches]
-        return [outputs + 2e-6 * outputs.abs().max() for outputs in found]
+        return [{"output": outputs + 2e-6 * outputs.abs().max()} for outputs in found]
 
     monkeypatch.setattr(reload, "outputs_in_fresh_process", rounded)
     found = export_checkpoint(digits, RankPlan(digits.profile.fingerprint), tmp_path / "c")

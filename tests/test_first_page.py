@@ -108,9 +108,9 @@ def test_steps_are_said_with_counts_and_only_where_there_is_work(
     said: list[str] = []
     workspace = models.open_model(str(path), "", said.append)
     assert isinstance(workspace, Workspace)
-    assert said == ["Opening the model", "Looking at 6 layers", "Scoring the dense network"]
+    assert said == ["Opening the model", "Looking at 6 layers", "Checking the network", "Scoring the dense network"]
     models.factorise(workspace, said.append)
-    assert said[3:] == [f"Factorising {number} of 5 layers" for number in range(1, 6)]
+    assert said[4:] == [f"Factorising {number} of 5 layers" for number in range(1, 6)]
     said.clear()
     assert models.open_model(str(path), "", said.append) is workspace
     assert said == []

@@ -186,8 +186,8 @@ def test_another_metric_says_something_else(before, after):
     torch.manual_seed(0)
     model = nn.Linear(5, 6)
     few = Dataset(torch.randn(8, 5), torch.arange(8) % 6)
-    assert judgement(before, model, few) == judgement(before, model, few)
-    assert judgement(before, model, few) != judgement(after, model, few)
+    assert judgement(before, model, few, ["output"]) == judgement(before, model, few, ["output"])
+    assert judgement(before, model, few, ["output"]) != judgement(after, model, few, ["output"])
 
 
 def test_a_metric_that_cannot_judge_one_sample_has_a_name_all_the_same():
@@ -197,7 +197,7 @@ def test_a_metric_that_cannot_judge_one_sample_has_a_name_all_the_same():
         return 1.0
 
     few = Dataset(torch.randn(8, 5), torch.arange(8) % 5)
-    assert "ZeroDivisionError" in str(judgement(Metric("metric", value=fussy), nn.Linear(5, 5), few))
+    assert "ZeroDivisionError" in str(judgement(Metric("metric", value=fussy), nn.Linear(5, 5), few, ["output"]))
 
 
 def test_training_samples_that_are_refused_stand_in_no_uncorrected_searchs_way(tmp_path):

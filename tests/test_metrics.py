@@ -321,7 +321,7 @@ def test_what_is_no_number_is_no_score(metric, targets, words):
 def test_outputs_that_are_no_numbers_have_no_mean():
     data = Dataset(torch.ones(3, 2), torch.zeros(3, 2))
     with pytest.raises(InvalidData, match="'mean squared error' is not a number on 3 samples, whose labels are all"):
-        list(evaluate(Times(float("nan")), Reference(Times(1.0), data, METRICS["mse"])))
+        list(evaluate(Times(1.0), Reference(Times(float("nan")), data, METRICS["mse"])))
 
 
 def test_a_class_that_comes_late_is_waited_for():

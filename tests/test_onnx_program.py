@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.exporting import exported_program, onnx_program
+from lowrank_core.running import own_process
 
 
 class Named(nn.Module):
@@ -93,7 +94,10 @@ def test_encoder_layers_are_not_fused_and_the_switch_is_put_back() -> None:
         (FixedBatch(), "one batch size only"),
     ],
 )
-def test_a_network_that_is_no_graph(part: nn.Module, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_is_no_graph(
+    part: nn.Module, words: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_process, "_alone", True)  # as in a command
     model = nn.Sequential(nn.Linear(8, 8), part)
     for make in (onnx_program, exported_program):
         with pytest.raises(InvalidModel, match=words) as caught:

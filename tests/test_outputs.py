@@ -431,7 +431,7 @@ def test_a_file_is_refused_for_any_output(spoilt: str, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(_reload, "outputs_in_fresh_process", outputs)
     space = workspace(Heads(a=5, b=4), outputs=["a"])
-    with pytest.raises(InvalidFile, match=f"output '{spoilt}' differ by 0.5"):
+    with pytest.raises(InvalidFile, match=f"those of '{spoilt}' differ by 0.5"):
         EXPORTS["onnx"].write(space, Compressed(space.model, plan(space)), tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
 

@@ -21,6 +21,7 @@ from streamlit.testing.v1 import AppTest
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.exports import _reload
+from lowrank_core.layers.data import Outputs
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan, read_plan
@@ -370,9 +371,9 @@ def test_an_uploaded_plan_scores_as_its_own_correction_says(opened: Open, worksp
 def test_a_file_that_answers_otherwise_can_be_saved_all_the_same(
     opened: Open, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def differing(kind: str, ref: str, file: Path, batches: list[Any]) -> list[torch.Tensor]:
+    def differing(kind: str, ref: str, file: Path, batches: list[Any]) -> list[Outputs]:
         answers = _reload.READERS[kind](ref, str(file))
-        return [1.05 * answers(inputs) for inputs in batches]
+        return [{name: 1.05 * values for name, values in answers(inputs).items()} for inputs in batches]
 
     monkeypatch.setattr(_reload, "outputs_in_fresh_process", differing)
     page = opened("Export")

@@ -477,7 +477,7 @@ def test_measuring_goes_on_from_what_is_kept_and_gives_the_same_bits(workspace):
         for start in range(0, len(workspace.reference), 64):
             part = workspace.reference.dataset.pick(slice(start, start + 64))
             with torch.no_grad():
-                assert torch.equal(runner(part, start), model(part.inputs)), plan
+                assert torch.equal(runner(part, start)["output"], model(part.inputs)), plan
     again = workspace.prefixes.runner(workspace.compress(plans[1].with_choice("head", None)), len(workspace.reference))
     again(workspace.reference.dataset.pick(slice(0, 64)), 0)
     assert again.reused == 1

@@ -189,7 +189,8 @@ def test_trials_answer_and_dense_are_on_the_chart(opened: Open, planted: type[Pl
     plans = [problem.plan({**CONVOLUTIONS, "fc1": Choice("svd", (rank,))}) for rank in RANKS]
     dense = plan_cost(workspace.profile).multiplies
     assert drawn["trials"]["x"] == pytest.approx([plan_cost(workspace.profile, p).multiplies / dense for p in plans])
-    assert drawn["trials"]["y"] == [problem.measure(plan, samples=64).value for plan in plans]
+    scores, (dense_score, _) = [problem.measure(plan, samples=64) for plan in plans], models.dense_score(workspace)
+    assert drawn["trials"]["y"] == pytest.approx([dense_score + score.value - score.dense for score in scores])
     assert (drawn["answer"]["x"], drawn["answer"]["y"]) == (drawn["trials"]["x"][-1:], drawn["trials"]["y"][-1:])
     assert drawn["dense"]["x"] == [1.0]
     assert "earlier searches" not in drawn

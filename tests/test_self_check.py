@@ -345,7 +345,7 @@ def test_a_network_with_time_first_is_measured_as_the_same_one_with_samples_firs
         assert (scores[-1].samples, len(workspace.calibration)) == (40, 40)
     assert scores[0].value == pytest.approx(scores[1].value, abs=1 / 40)
     assert scores[0].dense == pytest.approx(scores[1].dense, abs=1e-9)
-    assert {shape[0] for shape in seen if len(shape) == 5} == {7, 40}  # the person's own metric sees it as they have it
+    assert {shape[0] for shape in seen if len(shape) == 5} == {7, 40, 39}  # as the person has it
     picked = Dataset(turned, axes=BatchAxes((1,), (1,))).pick(torch.tensor([4, 2]))
     assert torch.equal(picked.inputs, turned[:, [4, 2]])
     assert len(picked) == 2

@@ -19,6 +19,7 @@ from lowrank_core.exports._rounding import (
     WriteDense,
     apart,
     dense_difference,
+    farthest,
     own_rounding,
     scores_agree,
 )
@@ -147,10 +148,12 @@ def reloaded(
     network, dense, axes = compressed.model, workspace.opened.ref or workspace.model, workspace.opened.axes
     largest = relative = 0.0
     worst = inputs = reference_inputs(workspace)
+    which = ""
     for batch, theirs in answers_of(kind, dense, written, inputs, axes, name=str(path)):
-        distance, share = apart(run(network, Dataset(batch)), theirs)
+        ours = run(network, Dataset(batch))
+        distance, share = apart(ours, theirs)
         if share > relative:
-            relative, worst = share, batch
+            relative, worst, which = share, batch, farthest(ours, theirs) if len(ours) > 1 else ""
         largest = max(largest, distance)
     if relative <= tolerance:
         return largest, "same"
@@ -167,9 +170,9 @@ def reloaded(
         reason = "; build_model() gives another network in a fresh process: it is random or reads other files"
     samples = len(Dataset(worst, axes=axes))
     raise OtherAnswers(
-        f"{path} was not saved: outputs after reloading must be those of the measured network, but differ by "
-        f"{largest:.3g} in a batch of {samples}, {relative:.2g} of the largest output, and rounding explains "
-        f"{limit:.2g}{scored}{reason}."
+        f"{path} was not saved: outputs after reloading must be those of the measured network, but "
+        f"{f'those of {which!r} ' if which else ''}differ by {largest:.3g} in a batch of {samples}, "
+        f"{relative:.2g} of the largest output, and rounding explains {limit:.2g}{scored}{reason}."
     )
 
 

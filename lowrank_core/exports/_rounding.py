@@ -52,6 +52,13 @@ def apart(ours: Outputs, theirs: Outputs) -> tuple[float, float]:
     return max((d for d, _ in distances), default=0.0), max((share for _, share in distances), default=0.0)
 
 
+def farthest(ours: Outputs, theirs: Outputs) -> str:
+    """The name of the output of ours that is farthest from theirs, relative to its largest number."""
+    pairs = zip(ours.items(), theirs.values(), strict=False)
+    shares = {name: _apart(values, other)[1] for (name, values), other in pairs if values.is_floating_point()}
+    return max(shares, key=lambda name: shares[name], default="")
+
+
 def _apart(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     if ours.shape != theirs.shape or not ours.numel():
         return inf, inf

@@ -18,6 +18,7 @@ from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.data import BatchAxes, Inputs, call, evaluating, first_axes, tensors
+from lowrank_core.running.own_process import nothing_printed
 
 if TYPE_CHECKING:
     import onnx
@@ -52,7 +53,7 @@ def exported_program(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = 
         free[tensor] = {} if axis is None else {axis: Dim.DYNAMIC}
     own = sharing(model)
     try:
-        with evaluating(own), _AsItsOperators():
+        with evaluating(own), _AsItsOperators(), nothing_printed():
             traced = torch.export.export(own, args, kwargs, dynamic_shapes=free)
     except Exception as error:
         raise InvalidModel(

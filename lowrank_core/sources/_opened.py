@@ -266,7 +266,9 @@ def _joined_inputs(batches: list[Dataset], where: str) -> Inputs:
     """The inputs of all batches; raises InvalidData that tells the shapes where they cannot be put together."""
     first, given = batches[0], [batch.inputs for batch in batches]
     axes = first.axes or first_axes(first.inputs)
-    names = list(first.inputs) if isinstance(first.inputs, dict) else [f"input {i}" for i in range(len(axes.inputs))]
+    names = [f"input {i}" for i in range(len(axes.inputs))]
+    if isinstance(first.inputs, dict | Tensor):
+        names = list(first.inputs) if isinstance(first.inputs, dict) else ["inputs"]
     for name, axis, parts in zip(names, axes.inputs, zip(*map(tensors, given), strict=True), strict=False):
         _check_alike([part.movedim(axis or 0, 0) for part in parts], f"{where}, {name}")
     return axes.joined(given)
