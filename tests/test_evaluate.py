@@ -157,7 +157,7 @@ def test_dense_outputs_are_computed_once():
 
 @pytest.mark.parametrize("metric", [TOP1, AGREEMENT, MSE, METRICS["f1"]], ids=lambda metric: metric.name)
 def test_what_does_not_fit_is_computed_anew_and_says_the_same(metric):
-    room, dense = Room(limit_bytes=1000), Answers(0)
+    room, dense = Room(limit_bytes=4000), Answers(0)
     data = paired(100, 20, 10, 20)
     small = Reference(dense, data, metric, outputs=["output"], batch=50, room=room)
     large = Reference(Answers(0), data, metric, outputs=["output"], batch=50)

@@ -91,7 +91,8 @@ class Reference:
         """outputs: names of those that are judged; without any the only one, or those that `judge` finds.
 
         batch: samples that are run at once; without it at most BATCH, and so few that their outputs fit OUTPUT_BYTES.
-        room: where dense outputs are kept; what does not fit is computed anew whenever it is needed.
+        room: where dense outputs are kept, in a quarter of it; those of later samples that do not fit are computed anew
+        whenever they are needed.
         """
         if len(dataset) == 0:
             raise InvalidData("the evaluation set is empty; eval_data() must return at least one sample.")
@@ -103,7 +104,8 @@ class Reference:
         self.dataset = dataset.shuffled(seed)
         self._named = tuple(outputs)
         self._lock = threading.Lock()
-        self._kept = (room or Room()).part()
+        room = room or Room()
+        self._kept = room.part(room.limit_bytes // 4)
         self._run: set[int] = set()
         if batch is not None:
             self.batch = batch
@@ -184,7 +186,9 @@ class Reference:
             if outputs is None:
                 start = index * self.batch
                 outputs = run(self.model, self.dataset.pick(slice(start, start + self.batch)), names)
-                self._kept.put(index, outputs, sum(values.nbytes for values in outputs.values()))
+                size = sum(values.nbytes for values in outputs.values())
+                if self._kept.bytes + size <= self._kept.limit_bytes:  # of batches in turn the oldest is needed next
+                    self._kept.put(index, outputs, size)
                 self._run.add(index)
             return outputs
 
