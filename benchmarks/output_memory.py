@@ -59,7 +59,7 @@ workspace = Workspace.open(sys.argv[1])
 plan = RankPlan.of(workspace.profile.fingerprint, {"body": Choice("svd", (8,))})
 compressed = workspace.compress(plan)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-score = final_score(workspace.measure(compressed))
+score = final_score(workspace.measure(compressed, keep=False))  # as the command does
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(score.samples, f"{score.value:.1f}", round(before / 1000), round(after / 1000))
 """

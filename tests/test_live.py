@@ -22,6 +22,7 @@ from lowrank_core.layers.data import Dataset, call
 from lowrank_core.one_call import Compression
 from lowrank_core.predict.sensitivity import profile
 from lowrank_core.running.parallel import Workers
+from lowrank_core.scoring.scores import final_score
 from lowrank_core.selection.budget import Budget
 from lowrank_core.sources import _opened
 from lowrank_core.store.cache import Cache
@@ -252,6 +253,37 @@ def test_data_without_an_end_are_read_to_a_limit_and_that_is_said(monkeypatch: p
     assert len(Workspace.of(mlp(), rows(1, 8), for_ever()).reference) == 50
     ended = Workspace.of(mlp(), rows(1, 8), [(rows(10, 8), torch.zeros(10).long())] * 3)
     assert not any("than are read" in notice for notice in ended.notices)
+
+
+class Flagged(nn.Module):
+    """With a mask that may be None, and a flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, squeeze: bool = False) -> Tensor:
+        y = self.fc(x if mask is None else x * mask)
+        return y.sum(1).squeeze() if squeeze else y
+
+
+def test_none_and_flags_are_arguments_and_no_samples() -> None:
+    model = Flagged()
+    by_place = Workspace.of(model, (rows(2, 8), None), ((rows(65, 8), None), torch.zeros(65).long()))
+    by_name = Workspace.of(
+        model, {"x": rows(2, 8), "squeeze": False}, ({"x": rows(65, 8), "squeeze": False}, torch.zeros(65).long())
+    )
+    scores = [final_score(workspace.measure(workspace.model)) for workspace in (by_place, by_name)]
+    assert scores[0] == scores[1]
+    assert scores[0].samples == 65
+
+
+def test_a_batch_of_one_that_is_squeezed_away_is_one_sample() -> None:
+    inputs = {"x": rows(65, 8), "squeeze": True}
+    workspace = Workspace.of(Flagged(), {"x": rows(4, 8), "squeeze": True}, (inputs, torch.zeros(65)), metric="mse")
+    score = final_score(workspace.measure(workspace.model))
+    expected = Flagged.forward(workspace.model, **inputs).square().mean()
+    assert (score.samples, score.value) == (65, pytest.approx(float(expected)))
 
 
 def mean_distance(outputs: Tensor, targets: Tensor) -> float:

@@ -124,7 +124,7 @@ def _corrected(workspace: Workspace, file: PlanFile, network: nn.Module) -> Comp
 
 def measured(workspace: Workspace, network: Any, samples: int | None = None) -> Score:
     """Measure on all the samples asked for, with a line of progress."""
-    return final_score(_measured(workspace, workspace.measure(network, samples=samples), samples))
+    return final_score(_measured(workspace, workspace.measure(network, samples=samples, keep=False), samples))
 
 
 def _measured(workspace: Workspace, scores: Iterator[Score], samples: int | None) -> Iterator[Score]:

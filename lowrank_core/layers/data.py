@@ -248,6 +248,8 @@ def run(
             f"{type(error).__name__}: {' '.join(str(error).split())}; {source}() must give inputs of the same form as "
             "example_inputs()."
         ) from error
+    if len(samples) == 1:  # a network may squeeze away a batch of one
+        outputs = {name: values.reshape(1) if values.ndim == 0 else values for name, values in outputs.items()}
     if all(output.ndim == 0 for output in outputs.values()):
         raise InvalidData("outputs must have a batch axis, but the model returns a single number for the whole batch.")
     return outputs if names is None else {name: picked(outputs, name) for name in names}

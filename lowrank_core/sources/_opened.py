@@ -224,10 +224,15 @@ def _as_targets(value: object) -> Tensor | None:
 
 def _as_tensors(value: Inputs) -> Inputs:
     if isinstance(value, dict):
-        return {key: torch.as_tensor(v) for key, v in value.items()}
+        return {key: _as_tensor(v) for key, v in value.items()}
     if isinstance(value, tuple | list):
-        return tuple(torch.as_tensor(v) for v in value)
+        return tuple(map(_as_tensor, value))
     return torch.as_tensor(value)
+
+
+def _as_tensor(value: object) -> object:
+    """None, a flag or a name stay what they are: an argument of the network that is no sample."""
+    return value if value is None or isinstance(value, bool | str) else torch.as_tensor(value)
 
 
 def _concatenate(value: object, where: str, count: Callable[[], int], axes: BatchAxes | None) -> Dataset:
@@ -268,7 +273,8 @@ def _joined_inputs(batches: list[Dataset], where: str) -> Inputs:
     axes = first.axes or first_axes(first.inputs)
     names = [f"input {i}" for i in range(len(axes.inputs))]
     if isinstance(first.inputs, dict | Tensor):
-        names = list(first.inputs) if isinstance(first.inputs, dict) else ["inputs"]
+        given_as = first.inputs if isinstance(first.inputs, dict) else {"inputs": first.inputs}
+        names = [name for name, value in given_as.items() if isinstance(value, Tensor)]
     for name, axis, parts in zip(names, axes.inputs, zip(*map(tensors, given), strict=True), strict=False):
         _check_alike([part.movedim(axis or 0, 0) for part in parts], f"{where}, {name}")
     return axes.joined(given)
