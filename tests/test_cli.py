@@ -209,8 +209,8 @@ def test_a_dense_plan_needs_no_correction_and_no_second_pass(
     path = tmp_path / "plan.json"
     path.write_text(RankPlan(workspace.profile.fingerprint).to_json())
     passes: list[int] = []
+    batches = 1 + -(-len(workspace.reference) // workspace.reference.batch)  # the first tells how many fit
     monkeypatch.setattr("lowrank_core.scoring.scores.run", lambda *args: passes.append(1) or run_batch(*args))
-    batches = 1 + -(-len(workspace.reference) // workspace.reference.batch)  # one sample tells how many fit
     for arguments in ([], ["--plan", path]):
         found = answer("evaluate", MODEL, *arguments)
         assert (found["drop"], found["correction"]) == (0, None)
