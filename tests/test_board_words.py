@@ -94,7 +94,7 @@ def test_changes_with_their_intervals(workspace: Workspace, model: dict[str, Any
         Score("", 0.0, 0.0, count, higher, None, None, drop, low, high)
         for count, (drop, low, high) in zip(samples, drops, strict=True)
     ]
-    assert "too few samples for an interval" in found[1]
+    assert "too few samples that differ for an interval" in found[1]
     assert found == [words.change(workspace, score, "against dense") for score in scores]
     assert words.change(workspace, scores[-1], "").count("to") == 1
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from awkward_layers import filled, seeded
@@ -196,6 +197,8 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "generator": batches,
     "loader": lambda x, y: DataLoader(TensorDataset(x, y), batch_size=16),
     "torch's Dataset": TensorDataset,
+    "pairs": lambda x, y: [(sample, int(label)) for sample, label in zip(x, y, strict=True)],
+    "pandas": lambda x, y: (pd.DataFrame(x.numpy()), pd.Series(y.numpy(), index=range(100, 100 + len(y)))),
     "function": lambda x, y: lambda: (x, y),
     "function that generates": lambda x, y: lambda: batches(x, y),
 }

@@ -14,7 +14,7 @@ from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
-TOO_FEW = " (too few samples for an interval)"
+TOO_FEW = " (too few samples that differ for an interval)"
 
 SHARES = {metric.name for metric in METRICS.values() if metric.share}
 """Metrics that are read in percent."""

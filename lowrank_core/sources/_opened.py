@@ -79,8 +79,8 @@ def as_dataset(
 def _read(value: object, where: str, inputs: Callable[[], int], axes: BatchAxes | None) -> Dataset:
     if isinstance(value, Dataset):
         dataset = value
-    elif isinstance(value, data.Dataset) and not isinstance(value, data.IterableDataset):  # sample by sample
-        loader = data.DataLoader(value, batch_size=BATCH, generator=torch.Generator())
+    elif _is_by_sample(value):
+        loader = data.DataLoader(cast(data.Dataset[Any], value), batch_size=BATCH, generator=torch.Generator())
         dataset = _turned(_concatenate(loader, where, inputs, None), axes)
     elif isinstance(value, tuple | list) and len(value) == 2 and _is_targets(value[1]):
         dataset = Dataset(_as_tensors(value[0]), _as_targets(value[1]))
@@ -135,6 +135,17 @@ def _placed(dataset: Dataset, axes: BatchAxes | None) -> Dataset:
     if targets is not None and axis < targets.ndim and len(targets) != len(placed) == targets.shape[axis]:
         return replace(placed, targets=targets.movedim(axis, 0), axes=replace(axes, targets=axis))
     return placed
+
+
+def _is_by_sample(value: object) -> bool:
+    """Whether samples come one by one: a `Dataset` of PyTorch, or a list of (inputs of one sample, its label)."""
+    if isinstance(value, data.Dataset):
+        return not isinstance(value, data.IterableDataset)
+    first = value[0] if isinstance(value, list) and value else None
+    if not isinstance(first, tuple) or len(first) != 2:
+        return False
+    label = first[1]
+    return isinstance(label, int | float) or (isinstance(label, Tensor) and label.ndim == 0)
 
 
 def _is_row(value: Sequence[object], inputs: Callable[[], int]) -> bool:
@@ -219,7 +230,7 @@ def _is_array(value: object) -> bool:
 
 
 def _as_targets(value: object) -> Tensor | None:
-    return None if value is None else torch.as_tensor(value)
+    return None if value is None else _array(value)
 
 
 def _as_tensors(value: Inputs) -> Inputs:
@@ -227,12 +238,17 @@ def _as_tensors(value: Inputs) -> Inputs:
         return {key: _as_tensor(v) for key, v in value.items()}
     if isinstance(value, tuple | list):
         return tuple(map(_as_tensor, value))
-    return torch.as_tensor(value)
+    return _array(value)
+
+
+def _array(value: Any) -> Tensor:
+    """An array of any library; pandas says itself how its tables are one."""
+    return torch.as_tensor(value.to_numpy() if hasattr(value, "to_numpy") else value)
 
 
 def _as_tensor(value: object) -> object:
     """None, a flag or a name stay what they are: an argument of the network that is no sample."""
-    return value if value is None or isinstance(value, bool | str) else torch.as_tensor(value)
+    return value if value is None or isinstance(value, bool | str) else _array(value)
 
 
 def _concatenate(value: object, where: str, count: Callable[[], int], axes: BatchAxes | None) -> Dataset:

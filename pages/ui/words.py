@@ -169,6 +169,6 @@ def change(workspace: Workspace, measured: Score, against: str) -> str:
 
     line = f"{signed(measured.drop)}{unit} {against}"
     if measured.drop_low is None or measured.drop_high is None:
-        return f"{line} (too few samples for an interval)" if measured.too_few else line
+        return f"{line} (too few samples that differ for an interval)" if measured.too_few else line
     low, high = sorted((measured.drop_low, measured.drop_high), key=lambda drop: scale * drop)
     return f"{line} (95 %: {signed(low)} to {signed(high)})"

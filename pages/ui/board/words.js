@@ -59,7 +59,7 @@ const words = {
   change(model, { drop, drop_low: low, drop_high: high, samples }) {
     const line = `${words.signed(model, against(model, drop))}${model.metric.share ? " points" : ""} against dense`;
     if (typeof low !== "number" || typeof high !== "number") {
-      return samples > 0 ? `${line} (too few samples for an interval)` : line;
+      return samples > 0 ? `${line} (too few samples that differ for an interval)` : line;
     }
     const ends = [low, high].map(end => against(model, end)).sort((a, b) => a - b);
     return `${line} (95 %: ${ends.map(end => words.signed(model, end)).join(" to ")})`;
