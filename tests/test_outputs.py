@@ -229,7 +229,7 @@ def test_other_outputs_of_the_same_network_have_scores_of_their_own(tmp_path: Pa
     broken = plan(space, small=1)
     assert (score_of(space, broken).drop > 0.1, score_of(other, broken).drop) == (True, 0)
     assert (other.profile, other.factors) == (space.profile, space.factors)
-    assert space.judged.key != other.judged.key
+    assert space.key != other.key
     assert PointFile(tmp_path, space, None).path != PointFile(tmp_path, other, None).path
 
 

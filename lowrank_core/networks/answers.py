@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from lowrank_core.errors import Cancelled, InvalidData
-from lowrank_core.layers.data import Dataset, cloned, data_hash, evaluating
+from lowrank_core.layers.data import Dataset, answer, data_hash, evaluating
 from lowrank_core.networks.twin import twin
 from lowrank_core.running.threads import one_thread
 
@@ -29,13 +29,9 @@ def answers(model: nn.Module, samples: Dataset) -> list[Tensor]:
 
     The network itself is left alone: a twin with the same weights answers.
     """
-    inputs = cloned(samples.inputs)
     try:
         with evaluating(twin(model)) as copied:
-            if isinstance(inputs, dict):
-                answer = copied(**inputs)
-            else:
-                answer = copied(*inputs) if isinstance(inputs, tuple | list) else copied(inputs)
+            answered = answer(copied, samples.inputs)
     except Cancelled:
         raise
     except (Exception, SystemExit) as error:
@@ -44,7 +40,7 @@ def answers(model: nn.Module, samples: Dataset) -> list[Tensor]:
             f"{' '.join(str(error).split())}; eval_data() and train_data() must give inputs of the same form as "
             "example_inputs()."
         ) from error
-    return list(_tensors(answer, set()))
+    return list(_tensors(answered, set()))
 
 
 def answers_hash(model: nn.Module, samples: Dataset) -> str:
@@ -56,9 +52,9 @@ def answers_hash(model: nn.Module, samples: Dataset) -> str:
         return data_hash(answers(model, samples))
 
 
-def _tensors(answer: Any, seen: set[int]) -> Iterator[Tensor]:
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     """The tensors in nested containers, and in objects that are none, as the caches of transformers."""
-    for leaf in tree_flatten(answer)[0]:
+    for leaf in tree_flatten(value)[0]:
         if isinstance(leaf, Tensor):
             yield leaf
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module) and id(leaf) not in seen:

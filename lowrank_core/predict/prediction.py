@@ -237,7 +237,7 @@ def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, dra
         for dense in base:
             values = outputs[dense.name]
             deviation = (variance * (scales[dense.name] / unit if unit else 1.0)) ** 0.5
-            targets = values if metric.label_free or labels is None else labels
+            targets = metric.targets_of(values, labels)
             drawn = [metric.score(values + deviation * sample, targets, weights) for sample in noise[dense.name]]
             score = sum(drawn) / len(drawn)
             drop = dense.value - score if metric.higher_is_better else score - dense.value

@@ -26,7 +26,7 @@ def judgement(metric: Metric, model: nn.Module, samples: Dataset, names: Sequenc
 
 
 def _on(metric: Metric, name: str, outputs: Tensor, samples: Dataset) -> list[object]:
-    targets = outputs if metric.label_free or samples.targets is None else samples.targets
+    targets = metric.targets_of(outputs, samples.targets)
     said = [_said(metric, given, targets) for given in _disturbed(outputs)]
     alone = [
         _said(metric, given[at : at + 1], targets[at : at + 1])

@@ -69,13 +69,6 @@ class Judged:
         counted = counted and all(len(output.shape) == 1 for output in self.outputs if output.name in self.names)
         return counted or self.metric is METRICS["binary"]
 
-    @property
-    def key(self) -> str:
-        """What figures depend on besides network, data and metric; "" for a network of one output with class scores."""
-        shapes = {output.name: output.shape for output in self.outputs}
-        alone = len(self.outputs) == 1 and len(shapes[self.names[0]]) == 1
-        return "" if alone and self.metric is not RESEMBLANCE else f"{self.metric.name} of {', '.join(self.names)}"
-
 
 def judge(
     model: nn.Module,

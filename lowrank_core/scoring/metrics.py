@@ -50,6 +50,10 @@ class Metric:
             raise InvalidData(self.without_weights)
         return float(self.value(outputs, targets))
 
+    def targets_of(self, dense: Tensor, targets: Tensor | None) -> Tensor:
+        """What outputs are judged against: the targets, or the dense outputs where there are none or none are asked."""
+        return dense if self.label_free or targets is None else targets
+
     @property
     def judges(self) -> bool:
         """Whether there is a way to score outputs."""

@@ -165,7 +165,7 @@ class Reference:
         for part, dense in self.batches(samples):
             seen += len(part)
             for name, tally in tallies.items():
-                target = dense[name] if self.metric.label_free or part.targets is None else part.targets
+                target = self.metric.targets_of(dense[name], part.targets)
                 tally.add(dense[name], dense[name], target, part.weights)
         scores = {name: tally.dense() for name, tally in tallies.items()}
         if any(map(isnan, scores.values())):
@@ -200,7 +200,7 @@ def output_scores(
     """The figure of each output on some samples taken together; weights (N,): how much each of them counts."""
     scores = []
     for name, values in outputs.items():
-        judged = dense[name] if metric.label_free or targets is None else targets
+        judged = metric.targets_of(dense[name], targets)
         with _judging(metric, values, judged):
             value, base = (metric.score(each, judged, weights) for each in (values, dense[name]))
         scores.append(OutputScore(name, value, base - value if metric.higher_is_better else value - base))
@@ -277,8 +277,7 @@ def _scores(
             yield Score(metric.name, nan, dense_value, seen, metric.higher_is_better, *sides, figures, count)
             return
         for name, tally in tallies.items():
-            target = dense[name] if metric.label_free or part.targets is None else part.targets
-            tally.add(outputs[name], dense[name], target, part.weights)
+            tally.add(outputs[name], dense[name], metric.targets_of(dense[name], part.targets), part.weights)
         if metric.per_sample is not None or seen >= due or seen == total:
             due = 2 * seen
             score = _of_all({name: tally.score(tolerance) for name, tally in tallies.items()})
