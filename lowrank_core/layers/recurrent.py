@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -75,13 +75,6 @@ def watched(rnn: Dense) -> Recurrent:
         delattr(built, name)
         built.add_module(name, linear)
     return built
-
-
-def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.RNNBase]]:
-    """(name, module) of PyTorch's own recurrent modules; subclasses may do anything and are left out."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase) and type(module) in KINDS:
-            yield name, module
 
 
 def _empty(rnn: Dense, ranks: dict[str, Any] | None = None) -> Recurrent:
