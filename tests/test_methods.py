@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec, Rank, chain_multiplies, inputs_first
 from lowrank_core.methods import METHODS, Factorization, Method, register
+from lowrank_core.store.room import Room
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
@@ -271,15 +272,16 @@ def test_tucker_variants_are_ordered(awkward):
 
 
 @pytest.mark.parametrize("name", ["tucker2", "tucker2_hooi"])
-def test_only_so_many_bases_are_kept(name, monkeypatch):
+def test_bases_stand_in_the_room_of_their_memo(name):
     """Walking over all ranks of a large layer must not fill the memory."""
-    monkeypatch.setattr("lowrank_core.algebra.tucker.KEPT_BASES", 2)
     weight, spec = seeded((6, 4, 3, 5)), conv(4, 6, (3, 5))
     walked, fresh = (METHODS[name].factorize(spec, weight) for _ in range(2))
+    room = Room(limit_bytes=900)
+    walked.memo.kept = room.part()
     for rank in [(r, 2) for r in range(1, 7)]:
         walked.reconstruct(rank)
-    assert len(walked._bases) == 2
-    torch.testing.assert_close(walked.reconstruct((3, 2)), fresh.reconstruct((3, 2)), rtol=EXACT, atol=1e-12)
+    assert 0 < room.bytes <= 900
+    assert torch.equal(walked.reconstruct((3, 2)), fresh.reconstruct((3, 2)))
 
 
 def test_sequential_bases_are_better_than_plain_ones():

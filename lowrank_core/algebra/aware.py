@@ -15,6 +15,14 @@ from lowrank_core.store.memo import Memo, Tensors
 
 CUT_OFF = 1e-6
 
+SecondMoment = Tensor | Callable[[], Tensor]
+"""E[x x^T] of a layer's inputs, or what gives it whenever it is needed, so that nobody has to hold it till then."""
+
+
+def moment_of(second_moment: SecondMoment) -> Tensor:
+    """The moment itself."""
+    return second_moment if isinstance(second_moment, Tensor) else second_moment()
+
 
 @dataclass(frozen=True)
 class AwareFactorization:
@@ -80,7 +88,7 @@ class AwareFactorization:
 def factorize_aware(
     spec: LayerSpec,
     weight: Tensor,
-    second_moment: Tensor,
+    second_moment: SecondMoment,
     window: int,
     ranks: Rank,
     to_stages: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
@@ -90,12 +98,18 @@ def factorize_aware(
     second_moment: (groups, n, n) with n = in / groups * prod(kernel). ranks: the largest rank, or (out, in).
     """
     check_finite(weight)
-    n = spec.fan_in
-    if second_moment.shape != (spec.groups, n, n):
-        raise ValueError(f"second_moment must be {(spec.groups, n, n)}, but got {tuple(second_moment.shape)}")
+
+    def checked() -> Tensor:
+        moment, wanted = moment_of(second_moment), (spec.groups, spec.fan_in, spec.fan_in)
+        if moment.shape != wanted:
+            raise ValueError(f"second_moment must be {wanted}, but got {tuple(moment.shape)}")
+        return moment
+
+    if isinstance(second_moment, Tensor):
+        checked()
 
     def compute() -> Tensors:
-        return _whitened(spec, weight, second_moment, window, ranks)
+        return _whitened(spec, weight, checked(), window, ranks)
 
     return AwareFactorization(weight, window, len(ranks), to_stages, compute)
 

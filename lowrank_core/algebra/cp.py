@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor
 
-from lowrank_core.algebra.linalg import principal_basis, storage_dtype, tail_energy
+from lowrank_core.algebra.linalg import check_finite, principal_basis, storage_dtype, tail_energy
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.running.scope import raise_if_cancelled
@@ -39,11 +40,10 @@ Fit = Callable[[Tensor, int], Factors]
 
 @dataclass(slots=True)
 class CpFactorization:
-    """Fits of one kernel, each made when its rank is first asked for. The kernel's axes are (out, in, window...)."""
+    """Fits of one kernel, each made when its rank is first asked for."""
 
     spec: LayerSpec
     weight: Tensor
-    kernel: Tensor
     start: Start
     fit: Fit
 
@@ -81,13 +81,13 @@ class CpFactorization:
         return compose(self._factors(rank[0])).reshape(self.weight.shape).to(storage_dtype(self.weight))
 
     def _factors(self, rank: int) -> Factors:
-        fit = self.memo(f"rank {rank}", lambda: self._fit(rank))
-        return [fit[f"axis {axis}"] for axis in range(self.kernel.ndim)]
+        return _by_axis(self.memo(f"rank {rank}", lambda: self._fit(rank)))
 
     def _fit(self, rank: int) -> Tensors:
-        factors = balanced(self.fit(self.kernel, rank))
-        check_growth(self.kernel, factors)
-        return {f"axis {axis}": factor for axis, factor in enumerate(factors)}
+        kernel = self.start.kernel()
+        factors = balanced(self.fit(kernel, rank))
+        check_growth(kernel, factors)
+        return _named_axes(factors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,22 +96,30 @@ class Start:
 
     The window is rotated to its principal axes; each rotated slice (out, in) is cut into its singular triples, and
     those of all slices are pooled. Every triple is one CP component, and there are at most window * min(out, in).
-    Computed when first needed.
+    Computed when first needed, from kernel() -> (out, in, window...), which is twice as large as a float32 weight.
     """
 
-    kernel: Tensor
+    kernel: Callable[[], Tensor]
     memo: Memo = field(default_factory=Memo)
 
     @classmethod
     def of(cls, kernel: Tensor) -> Start:
         """Take a kernel (out, in, *window), float64, apart."""
-        return cls(kernel)
+        return cls(lambda: kernel)
+
+    @classmethod
+    def of_weight(cls, weight: Tensor, *, joint_window: bool) -> Start:
+        """The start of a weight (out, in, *window), its window as one axis or as it is; only the weight itself is held.
+
+        Raises InvalidModel for NaN or Inf.
+        """
+        check_finite(weight)
+        return cls(partial(cp_kernel, weight, joint_window=joint_window))
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """One per axis, (n_i, R); the size of each component is on the first."""
-        start = self.memo("start", self._components)
-        return tuple(start[f"axis {axis}"] for axis in range(self.kernel.ndim))
+        return tuple(_by_axis(self.memo("start", self._components)))
 
     @property
     def singular_values(self) -> Tensor:
@@ -125,7 +133,7 @@ class Start:
         return (tail / tail[0]).sqrt() if tail[0] > 0 else torch.zeros_like(tail)
 
     def _components(self) -> Tensors:
-        kernel, bases = self.kernel, []
+        kernel, bases = self.kernel(), []
         rotated = kernel
         for axis in range(2, kernel.ndim):
             unfolded = kernel.movedim(axis, 0).flatten(1)
@@ -140,15 +148,20 @@ class Start:
             extent = kernel.shape[axis]
             factors.insert(2, bases[axis - 2][:, slice_index % extent])
             slice_index = slice_index // extent
-        named = {f"axis {axis}": factor for axis, factor in enumerate(factors)}
-        return {**named, "singular_values": sigma.flatten()[order]}
+        return {**_named_axes(factors), "singular_values": sigma.flatten()[order]}
+
+
+def _named_axes(factors: Factors) -> Tensors:
+    return {f"axis {axis}": factor for axis, factor in enumerate(factors)}
+
+
+def _by_axis(named: Tensors) -> Factors:
+    return [named[name] for name in sorted(named) if name.startswith("axis ")]
 
 
 def cp_kernel(weight: Tensor, *, joint_window: bool) -> Tensor:
-    """The kernel in float64, its window as one axis or as it is; raises InvalidModel for NaN or Inf."""
-    exact = weight.detach().to(torch.float64)
-    if not torch.isfinite(exact).all():
-        raise InvalidModel("a weight holds NaN or Inf; repair the checkpoint before factorising it.")
+    """The kernel in float64, its window as one axis or as it is."""
+    exact = weight.detach().to(torch.float64).contiguous()
     return exact.flatten(2) if joint_window else exact
 
 

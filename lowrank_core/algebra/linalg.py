@@ -122,13 +122,14 @@ def storage_dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
-def factorize_matrices(matrices: Tensor) -> Nested:
+def factorize_matrices(weight: Tensor, to_matrices: Callable[[Tensor], Tensor] = lambda weight: weight) -> Nested:
     """The singular value decomposition of each matrix (groups, m, n), with k = min(m, n) components.
 
+    to_matrices(weight) gives them when they are needed: where it has to copy the weight, the copy is not held.
     Raises InvalidModel for NaN or Inf entries.
     """
-    check_finite(matrices)
-    return Nested(lambda: singular_values(matrices), lambda: _where_fastest(_factors, matrices))
+    check_finite(weight)
+    return Nested(lambda: singular_values(to_matrices(weight)), lambda: _where_fastest(_factors, to_matrices(weight)))
 
 
 def check_finite(weight: Tensor) -> None:

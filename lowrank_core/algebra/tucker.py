@@ -17,9 +17,6 @@ from lowrank_core.algebra.linalg import check_finite, principal_basis, storage_d
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.store.memo import Memo, Tensors
 
-KEPT_BASES = 64
-"""Input bases kept of one layer, one for each rank of the outputs that was asked for; 2 MB each for 512 channels."""
-
 
 def tucker_max_rank(spec: LayerSpec) -> Rank:
     """(out, in) per group, never more than the other axes can span."""
@@ -36,7 +33,6 @@ class TuckerFactorization:
     ranks: Rank
     hooi: bool
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
-    _bases: dict[Rank, tuple[tuple[Tensor, Tensor], ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, spec: LayerSpec, weight: Tensor, *, hooi: bool = False) -> TuckerFactorization:
@@ -47,7 +43,7 @@ class TuckerFactorization:
     @property
     def kernels(self) -> tuple[Tensor, ...]:
         """(out, in, *kernel) of each group, float64."""
-        return self.weight.detach().to(torch.float64).chunk(self.spec.groups)
+        return self.weight.detach().to(torch.float64).contiguous().chunk(self.spec.groups)
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
@@ -99,23 +95,28 @@ class TuckerFactorization:
 
     def _bases_at(self, rank: Rank) -> tuple[tuple[Tensor, Tensor], ...]:
         """(out basis, in basis) of each group, orthonormal columns; the in basis depends on the kept outputs."""
-        key = rank if self.hooi else rank[:1]
-        computed = self._bases.get(key)
-        if computed is None:
-            bases = self.memo("bases", self._unfolded)
-            computed = tuple(
-                self._computed(kernel, bases[f"basis {group}"], rank) for group, kernel in enumerate(self.kernels)
-            )
-            if len(self._bases) >= KEPT_BASES:
-                self._bases.clear()
-            self._bases[key] = computed
-        r_out, r_in = rank
-        return tuple((out[:, :r_out], inner[:, :r_in]) for out, inner in computed)
+        (r_out, r_in), groups = rank, range(self.spec.groups)
+        if self.hooi:
+            both = self.memo.briefly(f"both at {rank}", lambda: self._refined(rank))
+            return tuple((both[f"out {group}"], both[f"in {group}"]) for group in groups)
+        outs, inner = self._out_bases(r_out), self.memo.briefly(f"in at {r_out}", lambda: self._in_bases(r_out))
+        return tuple((outs[group], inner[f"in {group}"][:, :r_in]) for group in groups)
 
-    def _computed(self, kernel: Tensor, out_basis: Tensor, rank: Rank) -> tuple[Tensor, Tensor]:
-        out = out_basis[:, : rank[0]]
-        inner = _in_basis(kernel, out)
-        return _hooi(kernel, out, inner[:, : rank[1]]) if self.hooi else (out, inner)
+    def _out_bases(self, r_out: int) -> list[Tensor]:
+        bases = self.memo("bases", self._unfolded)
+        return [bases[f"basis {group}"][:, :r_out] for group in range(self.spec.groups)]
+
+    def _in_bases(self, r_out: int) -> Tensors:
+        """All input axes of each group for so many outputs; every rank of the inputs is a slice of them."""
+        pairs = zip(self.kernels, self._out_bases(r_out), strict=True)
+        return {f"in {group}": _in_basis(kernel, out) for group, (kernel, out) in enumerate(pairs)}
+
+    def _refined(self, rank: Rank) -> Tensors:
+        bases: Tensors = {}
+        for group, (kernel, out) in enumerate(zip(self.kernels, self._out_bases(rank[0]), strict=True)):
+            start = _in_basis(kernel, out)[:, : rank[1]]
+            bases[f"out {group}"], bases[f"in {group}"] = _hooi(kernel, out, start)
+        return bases
 
 
 def _unfold(kernel: Tensor, axis: int) -> Tensor:

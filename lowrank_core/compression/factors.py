@@ -16,7 +16,7 @@ from lowrank_core.layers.data import data_hash
 from lowrank_core.methods import METHODS, Factorization
 from lowrank_core.networks.profile import Layer, ModelProfile, weight_at
 from lowrank_core.running.scope import raise_if_cancelled
-from lowrank_core.running.threads import one_thread
+from lowrank_core.running.threads import one_thread, using_threads
 from lowrank_core.store.cache import About, Cache
 from lowrank_core.store.memo import Compute, Memo, Tensors
 from lowrank_core.store.room import Room
@@ -55,7 +55,6 @@ class FactorStore:
         self._moments = moments
         self._cache = cache
         self._tensors = (room or Room()).part()
-        self._factorizations: dict[tuple[str, str], Factorization] = {}
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         self._guard = threading.Lock()
 
@@ -65,17 +64,23 @@ class FactorStore:
         with self._guard:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
-            if key not in self._factorizations:
-                self._factorizations[key] = self._factorized(self._profile.layer(name), method)
-            return self._factorizations[key]
+            kept: Factorization | None = self._tensors.get(key)
+            return self._factorized(self._profile.layer(name), method) if kept is None else kept
 
     def _factorized(self, layer: Layer, method: str) -> Factorization:
         raise_if_cancelled()
-        weight = weight_at(self._model, layer).detach()
+        weight, threads = weight_at(self._model, layer).detach(), torch.get_num_threads()
         moment = self._moment(layer.name) if METHODS[method].data_aware else None
+
+        def moment_again() -> Tensor:
+            with using_threads(threads):  # as now: a small layer is factorised in one
+                return self._moment(layer.name)
+
         small = weight.numel() < SMALL
         with one_thread() if small else nullcontext(), _naming(layer, method):
-            factorization = METHODS[method].factorize(layer.spec, weight, moment)
+            given = None if moment is None else moment_again
+            factorization = METHODS[method].factorize(layer.spec, weight, given)
+        self._tensors.put((layer.name, method), factorization, self._held_bytes(layer, weight))
         memo = getattr(factorization, "memo", None)
         if isinstance(memo, Memo):
             about: About = {
@@ -86,9 +91,15 @@ class FactorStore:
                 "method": method,
                 "moment": None if moment is None or self._cache is None else data_hash(moment),
             }
-            memo.kept = self._tensors
+            memo.kept, memo.shelf = self._tensors, (layer.name, method)
             memo.remember = partial(self._remember, layer, method, about, small)
         return factorization
+
+    def _held_bytes(self, layer: Layer, weight: Tensor) -> int:
+        """What a factorisation holds beyond the network: a weight that was computed, or had to be rearranged for it."""
+        own = {t.untyped_storage().data_ptr() for t in (*self._model.parameters(), *self._model.buffers())}
+        rearranged = layer.spec.transposed and layer.spec.groups > 1
+        return weight.nbytes if rearranged or weight.untyped_storage().data_ptr() not in own else 0
 
     def _remember(self, layer: Layer, method: str, about: About, small: bool, step: str, compute: Compute) -> Tensors:
         with one_thread() if small else nullcontext(), _naming(layer, method):

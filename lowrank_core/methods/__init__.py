@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from lowrank_core.algebra.aware import SecondMoment
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.registry import register_all
 
@@ -18,7 +19,8 @@ class Factorization(Protocol):
     """A factorised weight; for a nested method every rank is a slice of it.
 
     What takes long is best done in its `memo` (a Memo, if it has one): then it is computed when first needed, once,
-    and kept on disk.
+    and kept on disk. Outside its memo it holds nothing large but the weight and the moment as they were given: a copy
+    of the weight is made whenever it is needed.
     """
 
     @property
@@ -78,11 +80,11 @@ class Method(Protocol):
     def data_aware(self) -> bool:
         """True where `factorize` makes use of the second moment of the layer's inputs."""
 
-    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None) -> Factorization:
         """The expensive step, needed once per weight.
 
         second_moment: (groups, n, n) = E[x x^T] of the unfolded input, n = in / groups * prod(kernel); of a table its
-        diagonal (in,), the share of each token.
+        diagonal (in,), the share of each token. Or a function that gives it.
         """
 
 

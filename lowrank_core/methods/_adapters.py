@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from lowrank_core.algebra.aware import SecondMoment
 from lowrank_core.layers.spec import LayerSpec, Rank, inputs_first
 from lowrank_core.methods import Factorization, Method
 from lowrank_core.store.memo import Memo
@@ -48,7 +49,7 @@ class Transposed:
 
 
 def factorize_transposed(
-    method: Method, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None
+    method: Method, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None
 ) -> Factorization:
     """A transposed convolution is a convolution of its inputs with zeros put between them; so are its factors."""
     taps = inputs_first(weight.detach(), spec.groups)
@@ -110,8 +111,8 @@ def stacked_gates(spec: LayerSpec) -> LayerSpec:
 
 
 def gate_kernel(spec: LayerSpec, weight: Tensor) -> Tensor:
-    """(gates * hidden, in) -> (hidden, in, gates)"""
-    return weight.detach().reshape(spec.gates, -1, spec.in_channels).movedim(0, 2).contiguous()
+    """(gates * hidden, in) -> (hidden, in, gates), a view of the weight"""
+    return weight.detach().unflatten(0, (spec.gates, -1)).movedim(0, 2)
 
 
 def gate_obstacle(spec: LayerSpec) -> str | None:

@@ -11,7 +11,8 @@ from math import prod
 
 from torch import Tensor
 
-from lowrank_core.algebra.cp import CpFactorization, Factors, Start, als, cp_kernel, cp_max_rank, cp_obstacle
+from lowrank_core.algebra.aware import SecondMoment
+from lowrank_core.algebra.cp import CpFactorization, Factors, Start, als, cp_max_rank, cp_obstacle
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, register
@@ -60,13 +61,12 @@ class Cp3:
             spec.pointwise(r, spec.out_channels, bias=spec.bias),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None) -> Factorization:
         """The start in closed form; each rank is fitted when its weights are first asked for."""
         if spec.transposed:
             return factorize_transposed(self, spec, weight, second_moment)
-        kernel = cp_kernel(weight, joint_window=True)
-        start = Start.of(kernel)
-        return CpFactorization(spec, weight, kernel, start, _parafac if self.reference else als(start))
+        start = Start.of_weight(weight, joint_window=True)
+        return CpFactorization(spec, weight, start, _parafac if self.reference else als(start))
 
 
 register(Cp3())

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lowrank_core.algebra.cp import CpFactorization, Start, als, cp_kernel, cp_max_rank, cp_obstacle
+from lowrank_core.algebra.aware import SecondMoment
+from lowrank_core.algebra.cp import CpFactorization, Start, als, cp_max_rank, cp_obstacle
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, register
 from lowrank_core.methods._adapters import factorize_transposed, kernel_text
@@ -45,13 +46,12 @@ class Cp4:
             spec.pointwise(r, spec.out_channels, bias=spec.bias),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None) -> Factorization:
         """The start in closed form; each rank is fitted when its weights are first asked for."""
         if spec.transposed:
             return factorize_transposed(self, spec, weight, second_moment)
-        kernel = cp_kernel(weight, joint_window=False)
-        start = Start.of(kernel)
-        return CpFactorization(spec, weight, kernel, start, als(start))
+        start = Start.of_weight(weight, joint_window=False)
+        return CpFactorization(spec, weight, start, als(start))
 
 
 register(Cp4())

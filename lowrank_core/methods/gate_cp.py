@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lowrank_core.algebra.cp import CpFactorization, Start, als, cp_kernel, cp_max_rank
+from lowrank_core.algebra.aware import SecondMoment
+from lowrank_core.algebra.cp import CpFactorization, Start, als, cp_max_rank
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, register
 from lowrank_core.methods._adapters import GateStacked, gate_kernel, gate_obstacle, stacked_gates
@@ -46,12 +47,11 @@ class GateCp:
             replace(spec.pointwise(spec.gates * r, spec.out_channels, bias=spec.bias), copies=spec.gates),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None) -> Factorization:
         """The start in closed form; each rank is fitted when its weights are first asked for."""
         kernel = gate_kernel(spec, weight)
-        exact = cp_kernel(kernel, joint_window=True)
-        start = Start.of(exact)
-        return GateStacked(spec, CpFactorization(stacked_gates(spec), kernel, exact, start, als(start)))
+        start = Start.of_weight(kernel, joint_window=True)
+        return GateStacked(spec, CpFactorization(stacked_gates(spec), kernel, start, als(start)))
 
 
 register(GateCp())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from lowrank_core.algebra.aware import SecondMoment
 from lowrank_core.algebra.tucker import TuckerFactorization, tucker_max_rank
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, register
@@ -44,7 +45,7 @@ class GateTucker:
             replace(spec.pointwise(spec.gates * r_out, spec.out_channels, bias=spec.bias), copies=spec.gates),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None) -> Factorization:
         """Factorise the kernel (hidden, in, gates): both unfoldings once, in float64."""
         return GateStacked(spec, TuckerFactorization.of(stacked_gates(spec), gate_kernel(spec, weight)))
 

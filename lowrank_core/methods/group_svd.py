@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from lowrank_core.algebra.aware import SecondMoment
 from lowrank_core.algebra.linalg import MatrixFactorization, factorize_matrices
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, register
@@ -49,7 +50,7 @@ class GroupSvd:
             spec.pointwise(groups * rank[0], spec.out_channels, bias=spec.bias),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None) -> Factorization:
         """One decomposition of the (out, in / parts * window) matrix of each part of each group."""
         if spec.transposed:
             return factorize_transposed(self, spec, weight, second_moment)
@@ -63,8 +64,10 @@ class GroupSvd:
         def to_weight(product: Tensor) -> Tensor:
             return product.reshape(groups, parts, outputs, -1).transpose(1, 2).reshape(spec.weight_shape)
 
-        matrices = weight.reshape(groups, outputs, parts, -1).transpose(1, 2).reshape(groups * parts, outputs, -1)
-        return MatrixFactorization(factorize_matrices(matrices), to_stages, to_weight)
+        def to_matrices(weight: Tensor) -> Tensor:
+            return weight.reshape(groups, outputs, parts, -1).transpose(1, 2).reshape(groups * parts, outputs, -1)
+
+        return MatrixFactorization(factorize_matrices(weight, to_matrices), to_stages, to_weight)
 
 
 for _parts in (2, 4, 8, 16, 32):

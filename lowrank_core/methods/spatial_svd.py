@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lowrank_core.algebra.aware import factorize_aware
+from lowrank_core.algebra.aware import SecondMoment, factorize_aware
 from lowrank_core.algebra.linalg import MatrixFactorization, factorize_matrices
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, register
@@ -51,7 +51,7 @@ class SpatialSvd:
             spec.along(1, channels, spec.out_channels, bias=spec.bias),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None) -> Factorization:
         """One decomposition of the (out * kw, in * kh) matrix of each group."""
         if spec.transposed:
             return factorize_transposed(self, spec, weight, second_moment)
@@ -71,8 +71,10 @@ class SpatialSvd:
         def to_weight(product: Tensor) -> Tensor:
             return product.reshape(spec.out_channels, width, inputs, height).permute(0, 2, 3, 1)
 
-        matrices = weight.permute(0, 3, 1, 2).reshape(spec.groups, -1, inputs * height)
-        return MatrixFactorization(factorize_matrices(matrices), to_stages, to_weight)
+        def to_matrices(weight: Tensor) -> Tensor:
+            return weight.permute(0, 3, 1, 2).reshape(spec.groups, -1, inputs * height)
+
+        return MatrixFactorization(factorize_matrices(weight, to_matrices), to_stages, to_weight)
 
 
 register(SpatialSvd())

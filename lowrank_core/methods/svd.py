@@ -10,7 +10,7 @@ from math import prod
 
 from torch import Tensor
 
-from lowrank_core.algebra.aware import factorize_aware
+from lowrank_core.algebra.aware import SecondMoment, factorize_aware, moment_of
 from lowrank_core.algebra.linalg import (
     MatrixFactorization,
     Nested,
@@ -60,7 +60,7 @@ class Svd:
             spec.pointwise(channels, spec.out_channels, bias=spec.bias),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None) -> Factorization:
         """One decomposition of the (out, in * window) matrix of each group."""
         if spec.table:
             return _table(weight, second_moment if self.data_aware else None)
@@ -73,10 +73,11 @@ class Svd:
 
         if self.data_aware and second_moment is not None:
             return factorize_aware(spec, weight, second_moment, 1, self.max_rank(spec), to_stages)
-        matrices = weight.reshape(spec.groups, spec.out_channels // spec.groups, -1)
-        return MatrixFactorization(factorize_matrices(matrices), to_stages, lambda m: m.reshape(spec.weight_shape))
+        shape = spec.groups, spec.out_channels // spec.groups, -1
+        nested = factorize_matrices(weight, lambda w: w.reshape(shape))
+        return MatrixFactorization(nested, to_stages, lambda m: m.reshape(spec.weight_shape))
 
-    def _transposed(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None) -> Factorization:
+    def _transposed(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None) -> Factorization:
         """One decomposition of the (in, out * window) matrix of each group."""
         inputs, ones = spec.in_channels // spec.groups, (1,) * len(spec.kernel)
 
@@ -91,11 +92,11 @@ class Svd:
             ranks, window = self.max_rank(spec), prod(spec.kernel)
             aware = factorize_aware(plain, taps, second_moment, window, ranks, to_taps)
             return Transposed(self.stages, spec, aware)
-        matrices = weight.reshape(spec.groups, inputs, -1)
-        return MatrixFactorization(factorize_matrices(matrices), to_stages, lambda m: m.reshape(spec.weight_shape))
+        nested = factorize_matrices(weight, lambda w: w.reshape(spec.groups, inputs, -1))
+        return MatrixFactorization(nested, to_stages, lambda m: m.reshape(spec.weight_shape))
 
 
-def _table(weight: Tensor, second_moment: Tensor | None) -> Factorization:
+def _table(weight: Tensor, second_moment: SecondMoment | None) -> Factorization:
     """Of a table (V, d); the second moment is the share of each token (V,), so that rows weigh as often as they occur.
 
     The best columns U of E|x - U U^T x|^2 over rows x as they occur need no more than the d x d moment of the rows.
@@ -103,15 +104,15 @@ def _table(weight: Tensor, second_moment: Tensor | None) -> Factorization:
     columns = weight.detach().mT[None]
     nested = factorize_matrices(columns)
     if second_moment is not None:
-        share = second_moment
+        moment = second_moment
 
         def weighted() -> tuple[Tensor, Tensor]:
             rows = weight.detach().double()
-            basis = principal_basis(rows.mT @ (share[:, None] * rows))[:, : min(rows.shape)]
+            basis = principal_basis(rows.mT @ (moment_of(moment)[:, None] * rows))[:, : min(rows.shape)]
             return basis[None].to(dtype), (basis.mT @ rows.mT)[None].to(dtype)
 
         dtype = storage_dtype(weight)
-        nested = Nested(lambda: singular_values(columns.double() * share.sqrt()), weighted)
+        nested = Nested(lambda: singular_values(columns.double() * moment_of(moment).sqrt()), weighted)
     return MatrixFactorization(nested, lambda right, left: (right[0].mT, left[0]), lambda product: product[0].mT)
 
 

@@ -11,7 +11,7 @@ from math import prod
 
 from torch import Tensor
 
-from lowrank_core.algebra.aware import factorize_aware
+from lowrank_core.algebra.aware import SecondMoment, factorize_aware
 from lowrank_core.algebra.tucker import TuckerFactorization, tucker_max_rank
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.methods import Factorization, register
@@ -49,7 +49,7 @@ class Tucker2:
             spec.pointwise(r_out, spec.out_channels, bias=spec.bias),
         )
 
-    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: Tensor | None = None) -> Factorization:
+    def factorize(self, spec: LayerSpec, weight: Tensor, second_moment: SecondMoment | None = None) -> Factorization:
         """Both unfoldings, in float64, when they are first needed."""
         if spec.transposed:
             return factorize_transposed(self, spec, weight, second_moment)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ class Memo:
     """Results of pure functions of tensors, safe to share between threads.
 
     `remember(name, compute)` is asked for each result once; whoever holds a cache puts itself there, so that no
-    factorisation knows of files, and gives `kept` a part of its own room. Results are kept contiguous: one from a file
-    is the same as a fresh one to the last bit, and so is whatever is computed from it.
+    factorisation knows of files, and gives `kept` a part of its own room, with a `shelf` by which the same
+    factorisation finds its results when it is made again. Results are kept contiguous: one from a file is the same as a
+    fresh one to the last bit, and so is whatever is computed from it.
 
     >>> memo = Memo()
     >>> memo("ones", lambda: {"ones": torch.ones(2)})["ones"].tolist()
@@ -29,15 +30,23 @@ class Memo:
     def __init__(self) -> None:
         self.remember: Callable[[str, Compute], Tensors] = lambda name, compute: compute()
         self.kept = Room().part()
+        self.shelf: Hashable = id(self)
         self._lock = threading.RLock()
 
     def __call__(self, name: str, compute: Compute) -> Tensors:
         """The result of that name."""
+        return self._held(name, lambda: compact(self.remember(name, compute)))
+
+    def briefly(self, name: str, compute: Compute) -> Tensors:
+        """The result of that name, laid out as it was computed and held in memory alone: it is quick to have again."""
+        return self._held(name, lambda: {key: t.detach().clone() for key, t in compute().items()})
+
+    def _held(self, name: str, made: Compute) -> Tensors:
         with self._lock:
-            result: Tensors | None = self.kept.get((id(self), name))
+            result: Tensors | None = self.kept.get((self.shelf, name))
             if result is None:
-                result = compact(self.remember(name, compute))
-                self.kept.put((id(self), name), result, sum(t.nbytes for t in result.values()))
+                result = made()
+                self.kept.put((self.shelf, name), result, sum(t.nbytes for t in result.values()))
             return result
 
 
