@@ -205,7 +205,7 @@ def metrics() -> str:
     """Every metric that has a name, with what it computes from which outputs and targets."""
     rows = []
     for name, metric in METRICS.items():
-        judge = metric.per_sample or metric.value or metric.totals
+        judge = metric.per_sample or metric.value or metric.totals or metric.about
         paragraphs = words(judge.__doc__).split("\n\n")
         says = " ".join(paragraphs if metric.of is None else [words(metric.of.__doc__), *paragraphs[1:]])
         better = "higher" if metric.higher_is_better else "lower"

@@ -100,8 +100,8 @@ def test_no_correction_is_not_the_same_as_saying_nothing():
         (document(layers={"a": {"method": 3, "rank": [1]}}), "Expected `str`"),
         (document(correction=[1]), "Expected `object | null`"),
         *(
-            (with_rank(rank), "rank")
-            for rank in ("64", "[]", "[0]", "[-1]", "[64.0]", "[1e2]", "[true]", '["64"]', "[null]")
+            (with_rank(rank), "layer 'fc1' (line 1)")
+            for rank in ("0", "6.5", "[]", "[0]", "[-1]", "[64.5]", "[1e300]", "[true]", '["64"]', "[null]", "null")
         ),
         (with_rank(str([1] * 9)), "rank"),
         (document().replace('"fc1": {', '"fc1": {"method": "svd", "rank": [1]}, "fc1": {'), "says 'fc1' twice"),
@@ -118,6 +118,31 @@ def test_what_is_no_plan_is_refused_with_the_reason(text, told):
         read_plan(text)
     assert told in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_plan_is_read_however_an_editor_saves_it(encoding):
+    named = RankPlan.of("sha256:0", {"größe": Choice("svd", (3,))})
+    assert read_plan(named.to_json().encode(encoding)).plan == named
+
+
+@pytest.mark.parametrize("rank", ["64", "64.0", "[64.0]", "[6.4e1]"])
+def test_whole_ranks_are_read_however_they_are_written(rank):
+    ((_, choice),) = read_plan(with_rank(rank)).plan.choices
+    assert choice == Choice("svd", (64,))
+    assert type(choice.rank[0]) is int
+
+
+def test_a_fault_is_told_with_its_layer_and_line():
+    """So that an edit is put right where it stands, and not thrown away."""
+    lines = PLAN.to_json().splitlines()
+    at = lines.index("        16,")
+    lines[at] = "        16.5,"
+    with pytest.raises(InvalidPlan, match=r"layer 'conv' \(line 4\): rank must be whole .* \[16.5, 12\]; correct it"):
+        read_plan("\n".join(lines))
+    lines[at] = "        16,,"
+    with pytest.raises(InvalidPlan, match=f"line {at + 1}, column 12: .*; correct it there"):
+        read_plan("\n".join(lines))
 
 
 def test_a_rank_of_a_thousand_digits_is_an_error_and_no_crash():

@@ -1,255 +1,204 @@
-"""Samples that count differently, and the forms in which people hand over data."""
+"""Samples that count differently: every metric by name takes weights, training learns by them, nothing ignores them."""
 
-from __future__ import annotations
-
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, jaccard_score, mean_squared_error
+from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.nn import functional as F
 
-from lowrank_core.errors import InvalidData, InvalidModel
-from lowrank_core.layers.data import Dataset, data_hash
-from lowrank_core.measure.check import check
+from lowrank_core import Choice, RankPlan, Workspace
+from lowrank_core.errors import InvalidData
+from lowrank_core.layers.data import Dataset
+from lowrank_core.plans.candidate import Candidate
 from lowrank_core.scoring.metrics import METRICS, Metric
 from lowrank_core.scoring.scores import Reference, evaluate, final_score
-from lowrank_core.selection import make, search
-from lowrank_core.selection._problem import problem_of
-from lowrank_core.sources._opened import as_dataset, sorted_by_class
-from lowrank_core.workspace import Workspace
-from tests.test_metrics import Times
+from lowrank_core.sources._npz_data import read_npz
+from lowrank_core.training.finetune import finetune
+from lowrank_core.training.recipe import Objective, Settings
 
-GENERATOR = torch.Generator().manual_seed(0)
-X = torch.randn(70, 4, generator=GENERATOR)
-Y = torch.randint(4, (70,), generator=GENERATOR)
-W = torch.rand(70, generator=GENERATOR) + 0.1
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SAMPLES = 120
 
 
-def test_weighted_scores_agree_with_scikit_learn():
-    answers, weights = X.argmax(1).numpy(), W.numpy()
-    expected = {
-        "top-1": accuracy_score(Y.numpy(), answers, sample_weight=weights),
-        "f1": f1_score(Y.numpy(), answers, sample_weight=weights, average="macro"),
-    }
-    for name, number in expected.items():
-        reference = Reference(Times(1.0), Dataset(X, Y, W), METRICS[name])
-        assert final_score(evaluate(Times(1.0), reference)).value == pytest.approx(number)
-        assert reference.dense_score() == pytest.approx(number)
-    number = mean_squared_error(X.numpy(), 0.5 * X.numpy(), sample_weight=weights)
-    score = final_score(evaluate(Times(0.5), Reference(Times(1.0), Dataset(X, X, W), METRICS["mse"], batch=16)))
-    assert (score.value, score.dense, score.drop) == pytest.approx((number, 0, number))
-    assert score.drop_low < score.drop < score.drop_high
-    pixels = X[:, :3, None].expand(-1, -1, 5).contiguous()
-    labels = (Y.clamp(max=2)[:, None] + torch.zeros(70, 5)).long()
-    number = jaccard_score(
-        labels.flatten().numpy(), pixels.argmax(1).flatten().numpy(), average="macro", sample_weight=weights.repeat(5)
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def integers(most: int, *shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(most, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def answers(name: str) -> tuple[Tensor, Tensor]:
+    """Outputs with ties and what a metric judges them against."""
+    scores = random(SAMPLES, 4).mul(2).round() / 2
+    if name in ("multilabel-micro-f1", "multilabel-macro-f1", "average-precision"):
+        return scores, integers(2, SAMPLES, 4)
+    if name == "binary":
+        return scores[:, 0], integers(2, SAMPLES)
+    if name in ("perplexity", "token-error"):
+        return random(SAMPLES, 5, 4), integers(4, SAMPLES, 5)
+    if name == "iou":
+        return random(SAMPLES, 4, 3, 3), integers(4, SAMPLES, 3, 3)
+    if name in ("mse", "mae", "r2", "cosine"):
+        return scores, scores + random(SAMPLES, 4, seed=2)
+    if name == "top-5":
+        return random(SAMPLES, 9), integers(9, SAMPLES)
+    return scores, random(SAMPLES, 4, seed=3) if name == "agreement" else integers(4, SAMPLES)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_sample_that_counts_thrice_is_there_three_times(name: str) -> None:
+    metric, (outputs, targets) = METRICS[name], answers(name)
+    times = integers(4, SAMPLES, seed=5)
+    often = torch.arange(SAMPLES).repeat_interleave(times)
+    assert metric.takes_weights
+    expected = metric.score(outputs[often], targets[often])
+    assert metric.score(outputs, targets, times.double()) == pytest.approx(expected, rel=1e-12)
+    assert expected != pytest.approx(metric.score(outputs, targets), rel=1e-3), "the weights matter here"
+
+
+def test_scikit_learn_says_the_same() -> None:
+    weights = random(SAMPLES, seed=6).exp().double()
+    scores, kinds = answers("auc")
+    areas = [roc_auc_score((kinds == k).numpy(), scores[:, k].numpy(), sample_weight=weights.numpy()) for k in range(4)]
+    assert METRICS["auc"].score(scores, kinds, weights) == pytest.approx(sum(areas) / 4, rel=1e-12)
+    scores, labels = answers("average-precision")
+    found = average_precision_score(labels.numpy(), scores.numpy(), sample_weight=weights.numpy())
+    assert METRICS["average-precision"].score(scores, labels, weights) == pytest.approx(found, rel=1e-12)
+    outputs, targets = answers("r2")
+    found = r2_score(targets.numpy(), outputs.numpy(), sample_weight=weights.numpy(), multioutput="variance_weighted")
+    assert METRICS["r2"].score(outputs, targets, weights) == pytest.approx(found, rel=1e-12)
+
+
+class Passing(nn.Module):
+    """Answers with its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Shrunk(nn.Module):
+    """Answers with its input less a tenth of its distance from a million."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e6 + 0.9 * (x - 1e6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_r2_of_numbers_far_from_nought_is_added_up_without_loss(weighted: bool) -> None:
+    """Sums of squares of such numbers hold nothing of their spread; batches of 16 hold all of it."""
+    inputs = 1e6 + 1e-3 * random(SAMPLES, 3).double()
+    targets = inputs + 2e-4 * random(SAMPLES, 3, seed=1).double()
+    weights = random(SAMPLES, seed=2).exp().double() if weighted else None
+    reference = Reference(Passing(), Dataset(inputs, targets, weights), METRICS["r2"], batch=16)
+    score = final_score(evaluate(Shrunk(), reference))
+
+    def expected(outputs: Tensor) -> float:
+        counts = None if weights is None else weights.numpy()
+        return float(r2_score(targets.numpy(), outputs.numpy(), sample_weight=counts, multioutput="variance_weighted"))
+
+    assert score.value == pytest.approx(expected(Shrunk()(inputs)), rel=1e-6)
+    assert score.dense == reference.dense_score() == pytest.approx(expected(inputs), rel=1e-6)
+    assert (score.drop_low or inf) < score.drop < (score.drop_high or -inf)
+
+
+@pytest.mark.parametrize("name", ["r2", "auc", "average-precision"])
+def test_batches_add_up_and_too_few_that_count_have_no_interval(name: str) -> None:
+    outputs, targets = answers(name)
+    weights = integers(3, SAMPLES, seed=7).double()
+    reference = Reference(Passing(), Dataset(outputs, targets, weights), METRICS[name], batch=16)
+    score = final_score(evaluate(nn.Hardtanh(-1, 1), reference))
+    assert score.value == pytest.approx(METRICS[name].score(outputs.clamp(-1, 1), targets, weights), rel=1e-12)
+    assert (score.drop_low or inf) <= score.drop <= (score.drop_high or -inf)
+    reference = Reference(
+        Passing(), Dataset(outputs, targets, (torch.arange(SAMPLES) == 3).double()), METRICS[name], batch=4
     )
-    found = final_score(evaluate(Times(1.0), Reference(Times(1.0), Dataset(pixels, labels, W), METRICS["iou"])))
-    assert found.value == pytest.approx(number)
+    with suppress(InvalidData):  # of one sample some have no value
+        for each in evaluate(nn.Hardtanh(-1, 1), reference):
+            assert each.too_few, "while nothing counts there is nothing to see"
+    weights[20:] *= 1e-9
+    few = Reference(Passing(), Dataset(outputs, targets, weights), METRICS[name], batch=16)
+    assert final_score(evaluate(nn.Hardtanh(-1, 1), few)).too_few, "as many samples as 20 count"
 
 
-def test_a_sample_that_counts_for_much_leaves_less_to_know():
-    """Weights that are all alike are the same as none; one in seven that counts for nearly all widens the interval."""
-    outputs, targets = torch.eye(2).repeat(300, 1), torch.tensor([0, 1, 1]).repeat(200)
-
-    def width(weights: Tensor | None) -> tuple[float, float]:
-        data = Dataset(outputs, targets, weights)
-        score = final_score(evaluate(Times(torch.tensor([1.0, -0.1])), Reference(Times(1.0), data, METRICS["top-1"])))
-        assert score.drop_low is not None
-        assert score.drop_high is not None
-        return score.drop, score.drop_high - score.drop_low
-
-    plain, alike = width(None), width(torch.full((600,), 3.0))
-    assert alike[0] == pytest.approx(plain[0])
-    assert alike[1] == pytest.approx(plain[1], rel=0.1)
-    assert width(torch.where(torch.arange(600) % 7 == 0, 100.0, 0.1))[1] > 2 * plain[1]
+def test_a_metric_of_ones_own_that_knows_of_none_is_refused() -> None:
+    own = Metric("mine", value=lambda outputs, targets: 0.0)
+    with pytest.raises(InvalidData, match="the samples have weights, but mine judges all of them at once"):
+        Reference(Passing(), Dataset(random(8, 3), integers(3, 8), torch.arange(8.0)), own)
 
 
-def test_a_metric_of_all_samples_takes_no_weights():
-    for metric in (METRICS["auc"], METRICS["r2"], Metric("own", value=lambda out, y: 1.0)):
-        with pytest.raises(
-            InvalidData, match=f"weights, but {metric.name} judges all of them at once.*leave the weights"
-        ):
-            Reference(Times(1.0), Dataset(X, Y, W), metric)
-        with pytest.raises(InvalidData, match="leave the weights out"):
-            metric.score(X, Y, W)
+def test_an_archive_holds_weights(tmp_path: Path) -> None:
+    arrays = {"inputs": np.ones((3, 2)), "targets": np.arange(3), "weights": np.array([1, 2, 0.5])}
+    path = tmp_path / "m.npz"
+    np.savez(path, **arrays, **{f"train_{name}": array for name, array in arrays.items()})  # type: ignore[arg-type]
+    found = read_npz(path)
+    assert found.train is not None
+    for data in (found.eval, found.train):
+        assert data.weights is not None
+        assert data.weights.tolist() == [1, 2, 0.5]
+    np.savez(path, inputs=arrays["inputs"], weights=np.ones(2))
+    with pytest.raises(InvalidData, match="weights must be one number for each of the 3 samples"):
+        read_npz(path)
+    np.savez(path, inputs=arrays["inputs"], train_weights=arrays["weights"])
+    with pytest.raises(InvalidData, match="holds train_weights, but no train_inputs"):
+        read_npz(path)
 
 
-def test_weighted_samples_stay_together():
-    data = Dataset(X, Y, W)
-    shuffled = data.shuffled(0)
-    place = int((data.inputs[:, 0] == shuffled.inputs[0, 0]).nonzero())
-    assert (shuffled.targets[0], shuffled.weights[0]) == (Y[place], W[place])
-    assert torch.equal(data.pick(slice(3, 5)).alone().weights, W[3:5])
-    one, other = (Reference(Times(1.0), Dataset(X, Y, w), METRICS["top-1"]).hash for w in (W, W.flip(0)))
-    assert one != other
-    assert data_hash((X, Y, None)) == data_hash((X, Y))  # stores of data without weights keep their names
+@pytest.mark.parametrize("loss", ["distill", "labels", "both"])
+@pytest.mark.parametrize("kind", ["classes", "tokens", "numbers"])
+def test_a_loss_is_the_weighted_mean_of_what_each_sample_has(loss: str, kind: str) -> None:
+    shape = (6, 5, 4) if kind == "tokens" else (6, 4)
+    outputs, dense = random(*shape), random(*shape, seed=1)
+    targets = random(*shape, seed=2) if kind == "numbers" else integers(4, *shape[:-1])
+    objective = Objective.of(loss, dense, targets)  # type: ignore[arg-type]
+    weights = torch.tensor([0.0, 1.0, 3.0, 0.5, 0.5, 1.0])
+    rows = [slice(n, n + 1) for n in range(6)]
+    alone = torch.stack([objective(outputs[row], dense[row], targets[row]) for row in rows])
+    assert float(objective(outputs, dense, targets, weights)) == pytest.approx(float((weights * alone).mean()))
+    even = objective(outputs, dense, targets, torch.ones(6))
+    assert float(even) == pytest.approx(float(objective(outputs, dense, targets)))
 
 
-GIVEN = {
-    "a tuple": lambda: (X, Y, W),
-    "arrays": lambda: (X.numpy(), Y.numpy(), W.double().numpy()),
-    "a loader, whose batches are lists": lambda: DataLoader(TensorDataset(X, Y, W), batch_size=16),
-    "samples": lambda: TensorDataset(X, Y, W),
-    "batches with a column of weights": lambda: [(X[:30], Y[:30], W[:30, None]), (X[30:], Y[30:], W[30:, None])],
-    "batches of which one is even": lambda: [(X, Y, W), (X[:2], Y[:2], torch.full((2,), 3.0))],
-}
-
-
-@pytest.mark.parametrize("form", GIVEN)
-def test_the_third_of_a_tuple_is_weights(form):
-    data = as_dataset(GIVEN[form](), "eval_data()")
-    assert torch.equal(data.inputs[:70], X)
-    assert torch.equal(data.targets[:70], Y)
-    assert torch.allclose(data.weights[:70], W.double())
-    if "even" in form:
-        assert data.weights[70:].tolist() == [3, 3]
-
-
-def test_weights_that_are_all_alike_are_none():
-    assert as_dataset((X, Y, torch.ones(70)), "eval_data()").weights is None
-    assert as_dataset((X, Y, torch.full((70,), 0.2)), "eval_data()").weights is None
-
-
-@pytest.mark.parametrize(
-    ("weights", "words"),
-    [
-        (torch.full((70,), float("nan")), "finite"),
-        (-W, "finite, 0 or more"),
-        (torch.zeros(70), "not all 0"),
-        (torch.rand(70, 2), r"one number for each of the 70 samples, \(N,\), but are \(70, 2\)"),
-    ],
-)
-def test_what_can_be_no_weights_is_refused(weights, words):
-    with pytest.raises(InvalidData, match=rf"eval_data\(\): weights must be.*{words}"):
-        as_dataset((X, Y, weights), "eval_data()")
-
-
-def test_a_flat_tuple_begins_with_what_the_network_takes():
-    ids, mask = torch.randint(9, (40, 6)), torch.ones(40, 6).long()
-    data = as_dataset((ids, mask, ids), "eval_data()", lambda: 2)
-    assert torch.equal(data.inputs[1], mask)
-    assert torch.equal(data.targets, ids)
-    assert data.weights is None
-    assert as_dataset((ids, mask, ids, W[:40]), "eval_data()", lambda: 2).weights is not None
-    with pytest.raises(InvalidData, match="a batch of 3 tensors must be the network's 3 inputs and targets"):
-        as_dataset((ids, mask, ids), "eval_data()", lambda: 3)
-    assert len(as_dataset([ids.float(), ids.float(), ids.float()], "eval_data()")) == 120  # batches without labels
-
-
-FILE = """
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.words, self.out = nn.Embedding(9, 4), nn.Linear(4, 9)
-    def forward(self, ids, mask): return self.out(self.words(ids) * mask.unsqueeze(-1))
-def build_model():
+def test_samples_that_count_for_nothing_teach_nothing() -> None:
+    """Half of the labels are wrong and count for nothing: the losses are those of the other half."""
     torch.manual_seed(0)
-    return Net().eval()
-def example_inputs(): return torch.zeros(1, 6).long(), torch.ones(1, 6).long()
-metric = "perplexity"
-def eval_data():
-    ids = torch.randint(9, (40, 6), generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(ids, torch.ones(40, 6).long(), ids.roll(-1, 1)), batch_size=16)
-"""
+    network = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    x, right = random(80, 8), integers(3, 80)
+    weights = (torch.arange(80) % 2).double()
+    settings = Settings(epochs=2, loss="labels", batch=16)
+
+    def epochs(labels: Tensor, weights: Tensor | None) -> list[tuple[float | None, float]]:
+        data = (x, labels) if weights is None else (x, labels, weights)
+        workspace = Workspace.of(network, x[:1], (x, right), data)
+        plan = RankPlan.of(workspace.profile.fingerprint, {"0": Choice("svd", (2,))})
+        done = list(finetune(workspace, Candidate(plan), settings))
+        return [(epoch.train_loss, epoch.validation_loss) for epoch in done]
+
+    wrong = torch.where(weights > 0, right, (right + 1) % 3)
+    counted = epochs(right, weights)
+    assert epochs(wrong, weights) == counted
+    assert epochs(wrong, None) != epochs(right, None)
+    with pytest.raises(InvalidData, match="all weights are 0 of the samples of train_data"):
+        epochs(right, (torch.arange(80) == 1).double())
 
 
-def test_a_loader_of_ids_mask_and_labels_is_read_by_the_networks_inputs(tmp_path: Path):
-    path = tmp_path / "words.py"
-    path.write_text(FILE)
-    workspace = Workspace.open(str(path))
-    assert workspace.dense_score()[1] == 40
-    assert len(workspace.reference.dataset.inputs) == 2
-
-
-def tokens(length: int, samples: int = 3) -> dict[str, Tensor]:
-    ids = torch.arange(1, samples * length + 1).reshape(samples, length)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def test_batches_of_tokens_with_a_mask_are_padded():
-    batches = [(tokens(5), tokens(5)["input_ids"]), (tokens(8), tokens(8)["input_ids"])]
-    data = as_dataset(batches, "eval_data()")
-    assert data.inputs["input_ids"].shape == data.inputs["attention_mask"].shape == data.targets.shape == (6, 8)
-    assert data.inputs["input_ids"][0].tolist() == [1, 2, 3, 4, 5, 0, 0, 0]
-    assert data.inputs["attention_mask"][0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert data.targets[0].tolist() == [1, 2, 3, 4, 5, -100, -100, -100]
-    by_class = as_dataset([(tokens(5), torch.arange(3)), (tokens(8), torch.arange(3))], "eval_data()")
-    assert by_class.targets.tolist() == [0, 1, 2, 0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("batches", "words"),
-    [
-        ([tokens(5), tokens(8)], r"input_ids: batches must have the same shape.*\(3, 5\) and \(3, 8\); pad them"),
-        ([(X, Y), (X[:, :3], Y)], r"inputs: batches must.*\(70, 4\) and \(70, 3\)"),
-        ([((X, X), Y), ((X, X[:, :3]), Y)], r"input 1: batches must.*\(70, 4\) and \(70, 3\)"),
-        ([(X, X), (X, X[:, :2])], r"targets: batches must.*\(70, 4\) and \(70, 2\)"),
-    ],
-    ids=["without labels", "a tensor", "a tuple", "targets"],
-)
-def test_batches_of_other_lengths_are_refused_with_their_shapes(batches, words):
-    with pytest.raises(InvalidData, match=rf"^eval_data\(\), {words}"):
-        as_dataset(batches, "eval_data()")
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
-def test_sorted_labels_are_noticed_in_every_type(dtype):
-    labels = torch.tensor([0, 0, 1, 1, 1]).to(dtype)
-    assert sorted_by_class(Dataset(torch.zeros(5, 1), labels))
-    assert not sorted_by_class(Dataset(torch.zeros(5, 1), labels.flip(0)))
-    assert not sorted_by_class(Dataset(torch.zeros(5, 1), torch.tensor([0, 1, 0, 1, 1]).to(dtype)))
-
-
-def test_weights_reach_the_score_of_a_model_with_its_commands_text():
-    network = nn.Linear(4, 4)
-    plain, heavy = (
-        Workspace.of(network, X[:1], given, metric="top-1") for given in ((X, Y), (X.numpy(), Y.numpy(), np.float64(W)))
-    )
-    right = (network(X).argmax(1) == Y).double()
-    assert plain.dense_score()[0] == pytest.approx(float(right.mean()))
-    assert heavy.dense_score()[0] == pytest.approx(float((right * W).sum() / W.sum()))
-    assert final_score(heavy.measure(heavy.model)).value == pytest.approx(heavy.dense_score()[0])
-
-
-def test_labels_that_are_all_alike_are_noticed_and_nan_is_no_score_of_a_network():
-    network = nn.Linear(4, 4)
-    alike = Workspace.of(network, X[:1], (X, torch.full((70,), 2).to(torch.uint8)))
-    assert "All evaluation labels are alike: a network that always answers the same is always right." in alike.notices
-    assert "The labels are all alike: a network that always answers the same is always right." in check(alike).notices
-    assert not any("alike" in notice for notice in Workspace.of(network, X[:1], (X, Y)).notices)
-    own = Workspace.of(network, X[:1], evaluate=lambda model: float("nan"))
-    with pytest.raises(InvalidModel, match="gave NaN, which is no score"):
-        own.dense_score()
-
-
-def test_a_search_decides_by_the_interval_where_samples_have_weights():
-    """The sequential test counts samples, which weighted ones are not; a search that waits for it ends with no plan."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
-        network[0].weight.data = torch.randn(24, 2) @ torch.randn(2, 12)  # of rank 2
-        inputs = torch.randn(900, 12)
-        data = inputs, network(inputs).argmax(1), torch.rand(900) + 0.5
-    workspace = Workspace.of(network, inputs[:1], data)
-    *_, last = search(make("budget", {}), problem_of(workspace, max_drop=0.05, methods=("svd",)))
-    assert last.candidate.plan.choices
-    assert last.score.within is None
-    assert last.score.drop_high <= 0.05
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
-def test_one_logit_with_labels_0_and_1_is_scored_by_its_sign(dtype):
-    network = nn.Linear(4, 1)
-    labels = (network(X)[:, 0] > 0).to(dtype)
-    for targets in (labels, labels[:, None]):
-        workspace = Workspace.of(network, X[:1], (X, targets))
-        assert workspace.metric is METRICS["binary"]
-        assert workspace.judged.right_or_wrong
-        assert workspace.dense_score()[0] == 1
+def test_the_loss_by_which_epochs_are_compared_is_weighted() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 3))
+    x, labels = random(40, 8), integers(3, 40)
+    weights = random(40, seed=4).exp().double()
+    workspace = Workspace.of(network, x[:1], (x, labels), (x, labels, weights))
+    plan = RankPlan.of(workspace.profile.fingerprint, {"0": Choice("svd", (3,))})
+    start = next(finetune(workspace, Candidate(plan), Settings(epochs=1, loss="labels")))
+    held = Dataset(x, labels, weights).shuffled(0).pick(slice(0, 4))
+    with torch.no_grad():
+        losses = F.cross_entropy(network(held.inputs), held.targets, reduction="none")  # type: ignore[arg-type]
+    assert held.weights is not None
+    expected = float((held.weights * losses).sum() / held.weights.sum())
+    assert start.validation_loss == pytest.approx(expected, rel=1e-4)

@@ -112,7 +112,7 @@ def stacked_gates(spec: LayerSpec) -> LayerSpec:
 
 def gate_kernel(spec: LayerSpec, weight: Tensor) -> Tensor:
     """(gates * hidden, in) -> (hidden, in, gates), a view of the weight"""
-    return weight.detach().unflatten(0, (spec.gates, -1)).movedim(0, 2)
+    return weight.detach().reshape(spec.gates, -1, spec.in_channels).movedim(0, 2)
 
 
 def gate_obstacle(spec: LayerSpec) -> str | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -105,7 +106,14 @@ class _Model(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Choice(msgspec.Struct, forbid_unknown_fields=True):
     method: str
-    rank: Annotated[list[Annotated[int, msgspec.Meta(ge=1)]], msgspec.Meta(min_length=1, max_length=8)]
+    rank: list[int | float] | int | float
+
+    def choice(self) -> Choice:
+        """The choice with whole ranks: other programs write 4 as 4.0, and people the only rank without brackets."""
+        ranks = self.rank if isinstance(self.rank, list) else [self.rank]
+        if not 1 <= len(ranks) <= 8 or any(rank != rank // 1 or rank < 1 or rank > sys.maxsize for rank in ranks):
+            raise ValueError(f"rank must be whole numbers from 1, one for each axis, but got {json.dumps(self.rank)}")
+        return Choice(self.method, tuple(map(int, ranks)))
 
 
 class _Header(msgspec.Struct):
@@ -117,7 +125,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     format: str
     version: int
     model: _Model
-    layers: dict[str, _Choice]
+    layers: dict[str, msgspec.Raw]
     correction: dict[str, Any] | UnsetType | None = UNSET
     provenance: dict[str, Any] = {}
 
@@ -135,15 +143,27 @@ def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+def _choice(raw: bytes, name: str, text: bytes) -> Choice:
+    """What a plan file says of a layer; a fault is told with the layer and its line, so that it can be put right."""
+    try:
+        return msgspec.json.decode(text, type=_Choice).choice()
+    except ValueError as error:
+        key = raw.find(json.dumps(name, ensure_ascii=False).encode(), max(0, raw.find(b'"layers"')))
+        line = raw.count(b"\n", 0, raw.find(text, max(0, key))) + 1
+        raise InvalidPlan(f"not a valid plan file: layer {name!r} (line {line}): {error}; correct it there.") from error
+
+
 def read_plan(text: str | bytes) -> PlanFile:
     """Read a plan file strictly: unknown keys and versions are refused, with the remedy.
 
-    Raises InvalidPlan.
+    In UTF-8, UTF-16 or UTF-32, with a byte order mark or without. Raises InvalidPlan that names the layer and the line.
     """
     raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(raw) > LARGEST_BYTES:
         raise InvalidPlan(f"a plan file is at most {LARGEST_BYTES // 10**6} MB, but this is larger; it is no plan.")
     try:
+        raw = raw.decode(json.detect_encoding(raw)).encode()
+        json.loads(raw, object_pairs_hook=_said_once)
         header = msgspec.json.decode(raw, type=_Header)
         if header.format != FORMAT:
             raise InvalidPlan(
@@ -155,10 +175,14 @@ def read_plan(text: str | bytes) -> PlanFile:
                 "open the file with the Rank Explorer that wrote it, or update this one."
             )
         document = msgspec.json.decode(raw, type=_Document)
-        json.loads(raw, object_pairs_hook=_said_once)
+    except json.JSONDecodeError as error:
+        raise InvalidPlan(
+            f"not a valid plan file: line {error.lineno}, column {error.colno}: {error.msg}; correct it there, or "
+            "export it again."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidPlan(f"not a valid plan file: {error or type(error).__name__}. Export it again.") from error
-    choices = {name: Choice(c.method, tuple(c.rank)) for name, c in document.layers.items()}
+    choices = {name: _choice(raw, name, bytes(found)) for name, found in document.layers.items()}
     return PlanFile(
         RankPlan.of(document.model.fingerprint, choices),
         document.model.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,19 +21,21 @@ class Metric:
     """per_sample(outputs, targets) -> (N,) whose mean is the score, or value(outputs, targets) -> the score.
 
     Between the two, totals(outputs, targets) -> (N, k) numbers of each sample whose sums (k,) `of` turns into the
-    score: outputs need not be kept for it.
+    score: outputs need not be kept for it. about(targets of any one sample) -> totals, where they are distances to it.
     """
 
     name: str
     higher_is_better: bool = True
     per_sample: Callable[[Tensor, Tensor], Tensor] | None = None
-    value: Callable[[Tensor, Tensor], float] | None = None
+    value: Callable[..., float] | None = None
     totals: Callable[[Tensor, Tensor], Tensor] | None = None
+    about: Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]] | None = None
     of: Callable[[Tensor], float] | None = None
     label_free: bool = False  # targets are the dense network's outputs
     class_axis: int | None = None  # the axis of the outputs that holds one unnormalised score per class
     unbounded: bool = False  # per_sample is a number of any size, not 0 for wrong to 1 for right
     bounded: bool = False  # value or totals: a share, from 0 to 1, of which n samples hold about 1 / n each
+    weighs: bool = False  # value takes a third argument, the weight of each sample (N,)
 
     def score(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> float:
         """The metric's value on some samples taken together; weights (N,): how much each of them counts.
@@ -43,9 +45,23 @@ class Metric:
         if self.per_sample is not None:
             judged = self.per_sample(outputs, targets)
             return float(judged.mean() if weights is None else (weights * judged).sum() / weights.sum())
-        if self.totals is not None and self.of is not None:
-            return self.of(weighted(self.totals(outputs, targets), weights).sum(0))
+        if (judge := self.by_sample(targets[:1])) is not None:
+            assert self.of is not None
+            return self.of(weighted(judge(outputs, targets), weights).sum(0))
+        return self.at_once(outputs, targets, weights)
+
+    def by_sample(self, target: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What each sample adds to the score, (N,) or (N, k); None where all are judged at once.
+
+        target: of any one sample (1, ...), always the same one where what is known of several batches is added up.
+        """
+        return self.per_sample or self.totals or (None if self.about is None else self.about(target))
+
+    def at_once(self, outputs: Tensor, targets: Tensor, weights: Tensor | None) -> float:
+        """The value of all samples judged at once; raises InvalidData for weights where it knows of none."""
         assert self.value is not None
+        if self.weighs:
+            return float(self.value(outputs, targets, torch.ones(len(targets)) if weights is None else weights))
         if weights is not None:
             raise InvalidData(self.without_weights)
         return float(self.value(outputs, targets))
@@ -57,7 +73,7 @@ class Metric:
     @property
     def judges(self) -> bool:
         """Whether there is a way to score outputs."""
-        return self.per_sample is not None or self.totals is not None or self.value is not None
+        return any(way is not None for way in (self.per_sample, self.totals, self.about, self.value))
 
     def axis_of(self, outputs: Tensor) -> int | None:
         """The axis of these outputs that holds a score per class; None where they hold something else."""
@@ -72,15 +88,15 @@ class Metric:
 
     @property
     def takes_weights(self) -> bool:
-        """Whether samples may count differently: not where all of them are judged at once."""
-        return self.per_sample is not None or self.totals is not None
+        """Whether samples may count differently: not where a function of a person's own judges all of them at once."""
+        return self.value is None or self.weighs
 
     @property
     def without_weights(self) -> str:
         """What is wrong where the samples of such a metric have weights."""
         return (
             f"the samples have weights, but {self.name} judges all of them at once and knows of none; leave the "
-            "weights out, or name a metric that is a mean over samples."
+            "weights out, or name one of the metrics that take them."
         )
 
 
@@ -96,13 +112,13 @@ def answers_twice(metric: Metric) -> Metric:
     """
     held: list[bool] = []
 
-    def checked(judge: Callable[[Tensor, Tensor], Any] | None) -> Callable[[Tensor, Tensor], Any] | None:
-        def judged(outputs: Tensor, targets: Tensor) -> Any:
+    def checked(judge: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        def judged(*given: Tensor) -> Any:
             assert judge is not None
-            found = judge(outputs, targets)
+            found = judge(*given)
             if not held:
                 held.append(True)
-                _check_same(metric.name, found, judge(outputs, targets))
+                _check_same(metric.name, found, judge(*given))
             return found
 
         return None if judge is None else judged
@@ -208,18 +224,38 @@ def _distances(outputs: Tensor, targets: Tensor) -> Tensor:
     return (ours - theirs).abs().mean(1)
 
 
-def _r2(outputs: Tensor, targets: Tensor) -> float:
-    """1 - squares of the differences over squares of the targets less their mean; of one shape, or (N,) and (N, 1)."""
-    ours, theirs = _numbers(outputs, targets)
-    spread = float((theirs - theirs.mean(0)).square().sum())
-    return 1 - float((ours - theirs).square().sum()) / spread if spread else float("nan")
+def _spreads(target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """What R2 is made of, for each sample: squares of the differences, of the targets, and of the targets less
+    `target`, one, and the targets less `target`, (N, 4 + numbers of a sample). Targets may be far from 0: taken from
+    one of them, their sums hold the spread to rounding (Chan, Golub & LeVeque 1983).
+
+    Outputs and targets of one shape, or (N,) and (N, 1).
+    """
+
+    def totals(outputs: Tensor, targets: Tensor) -> Tensor:
+        ours, theirs = _numbers(outputs, targets)
+        away = theirs - target.double().reshape(1, -1)
+        sums = [each.square().sum(1) for each in (ours - theirs, theirs, away)]
+        return torch.cat([torch.stack([*sums, torch.ones(len(theirs)).to(away)], dim=1), away], dim=1)
+
+    return totals
 
 
-def _resemblance(outputs: Tensor, dense: Tensor) -> float:
+def _parts(totals: Tensor) -> tuple[float, float, float]:
+    """(squares of the differences, of the targets, of the targets less their mean) of all samples."""
+    apart, squares, away, count = totals[:4]
+    return float(apart), float(squares), float((away - totals[4:].square().sum() / count).clamp_min(0))
+
+
+def _r2(totals: Tensor) -> float:
+    """1 - squares of the differences over squares of the targets less their mean."""
+    apart, _, spread = _parts(totals)
+    return 1 - apart / spread if spread else float("nan")
+
+
+def _resemblance(totals: Tensor) -> float:
     """R2; of dense outputs that are the same for all samples their squares stand for the spread, which is none."""
-    ours, theirs = _numbers(outputs, dense)
-    squares, spread = float(theirs.square().sum()), float((theirs - theirs.mean(0)).square().sum())
-    apart = float((ours - theirs).square().sum())
+    apart, squares, spread = _parts(totals)
     scale = spread if spread > ROUNDING * squares else squares
     return 1 - apart / scale if scale else float(apart == 0)
 
@@ -245,20 +281,35 @@ def _class_f1(totals: Tensor) -> float:
     return float((2 * right[there] / both[there]).mean())
 
 
-def _auc(outputs: Tensor, targets: Tensor) -> float:
+def _auc(outputs: Tensor, targets: Tensor, weights: Tensor) -> float:
     """Share of (sample of a class, sample of another) that the class's score puts in order, ties half; mean by class.
 
-    Mann & Whitney (1947), one class against the rest. Targets (N,), or of the outputs' shape and 1 where a sample has
-    the label; outputs (N, classes), or one for labels 0 and 1. Classes of which there is no such pair are left out.
+    Mann & Whitney (1947), one class against the rest; a pair counts for the product of its weights. Targets (N,), or of
+    the outputs' shape and 1 where a sample has the label; outputs (N, classes), or one for labels 0 and 1. Classes of
+    which there is no such pair are left out.
     """
     areas = []
-    for scores, mine in _rankings(outputs, targets):
-        _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-        ranks = (counts.cumsum(0) - (counts - 1) / 2)[place]  # ties share their mean rank
-        positives, negatives = int(mine.sum()), int((~mine).sum())
-        if positives and negatives:
-            areas.append(float(ranks[mine].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    for mine, others in _places(outputs, targets, weights):
+        pairs = float(mine.sum() * others.sum())
+        if pairs:
+            below = others.sum() - others.cumsum(0) + others / 2  # ties count half
+            areas.append(float((mine * below).sum()) / pairs)
     return sum(areas) / len(areas) if areas else float("nan")
+
+
+def _places(outputs: Tensor, targets: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each label the weight at every score, the highest first, of samples that have it, and of those that have not.
+
+    A sample that counts for nothing is at no place.
+    """
+    counted, amounts = weights > 0, weights.double()
+    if not counted.any():
+        return
+    for scores, mine in _rankings(outputs, targets):
+        _, place = torch.unique(-scores[counted], return_inverse=True)
+        both = torch.stack([mine, ~mine])[:, counted] * amounts[counted]
+        sums = torch.zeros(2, int(place.max()) + 1, dtype=torch.float64).index_add_(1, place, both)
+        yield sums[0], sums[1]
 
 
 def _rankings(outputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -376,17 +427,16 @@ def _micro_f1(totals: Tensor) -> float:
     return float(2 * right.sum() / both.sum())
 
 
-def _average_precision(outputs: Tensor, targets: Tensor) -> float:
+def _average_precision(outputs: Tensor, targets: Tensor, weights: Tensor) -> float:
     """Of each label the precision at every sample that has it, samples in the order of their scores, and their mean.
 
     Equal scores count as one place, and labels that no sample has are left out. Outputs and targets as for AUC.
     """
     found = []
-    for scores, mine in _rankings(outputs, targets):
-        _, place, counts = torch.unique(-scores, return_inverse=True, return_counts=True)
-        hits = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, place, mine.double())
+    for mine, others in _places(outputs, targets, weights):
         if bool(mine.any()):
-            found.append(float((hits * hits.cumsum(0) / counts.cumsum(0)).sum() / hits.sum()))
+            precision = mine.cumsum(0) / (mine + others).cumsum(0)
+            found.append(float((mine * precision).sum() / mine.sum()))
     return sum(found) / len(found) if found else float("nan")
 
 
@@ -396,7 +446,7 @@ TOP1 = Metric("top-1 accuracy", per_sample=_top1, class_axis=1)
 AGREEMENT = Metric("agreement with the dense network", per_sample=_agreement, label_free=True, class_axis=1)
 """Share of samples whose largest output is the dense network's; needs no labels."""
 
-RESEMBLANCE = Metric("R2 against the dense network", value=_resemblance, label_free=True)
+RESEMBLANCE = Metric("R2 against the dense network", about=_spreads, of=_resemblance, label_free=True)
 """How much of the spread of the dense outputs is kept, their mean taken off; needs no labels."""
 
 METRICS: dict[str, Metric] = {
@@ -404,16 +454,16 @@ METRICS: dict[str, Metric] = {
     "top-5": Metric("top-5 accuracy", per_sample=_top5, class_axis=1),
     "binary": Metric("binary accuracy", per_sample=_binary),
     "f1": Metric("macro F1", totals=_hits, of=_class_f1, class_axis=1, bounded=True),
-    "auc": Metric("macro AUC", value=_auc, class_axis=1, bounded=True),
+    "auc": Metric("macro AUC", value=_auc, class_axis=1, bounded=True, weighs=True),
     "multilabel-micro-f1": Metric("multi-label micro F1", totals=_label_hits, of=_micro_f1, bounded=True),
     "multilabel-macro-f1": Metric("multi-label macro F1", totals=_label_hits, of=_class_f1, bounded=True),
-    "average-precision": Metric("mean average precision", value=_average_precision, bounded=True),
+    "average-precision": Metric("mean average precision", value=_average_precision, bounded=True, weighs=True),
     "perplexity": Metric("perplexity", False, totals=_surprise, of=_perplexity, class_axis=-1),
     "token-error": Metric("token error rate", False, totals=_edits, of=_error_rate, class_axis=-1, bounded=True),
     "iou": Metric("mean IoU", totals=_overlap, of=_iou, class_axis=1, bounded=True),
     "mse": Metric("mean squared error", higher_is_better=False, per_sample=_squares, unbounded=True),
     "mae": Metric("mean absolute error", higher_is_better=False, per_sample=_distances, unbounded=True),
-    "r2": Metric("R2", value=_r2),
+    "r2": Metric("R2", about=_spreads, of=_r2),
     "agreement": AGREEMENT,
     "cosine": Metric("cosine similarity to the dense network", per_sample=_cosine, label_free=True, unbounded=True),
 }

@@ -187,11 +187,17 @@ class Reference:
             if outputs is None:
                 start = index * self.batch
                 outputs = run(self.model, self.dataset.pick(slice(start, start + self.batch)), names)
+                outputs = {name: _of_its_own(values) for name, values in outputs.items()}
                 size = sum(values.nbytes for values in outputs.values())
                 if self._kept.bytes + size <= self._kept.limit_bytes:  # of batches in turn the oldest is needed next
                     self._kept.put(index, outputs, size)
                 self._run.add(index)
             return outputs
+
+
+def _of_its_own(values: Tensor) -> Tensor:
+    """The values in memory that holds nothing else: the last token's answers hold those of all tokens alive."""
+    return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
 
 
 def output_scores(
@@ -315,34 +321,32 @@ class _Tally:
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
         self._pairs = _Pairs(metric)
-        self._kept: list[
-            tuple[Tensor, Tensor, Tensor]
-        ] = []  # ours, dense, targets, of a metric that judges all at once
+        self._judge: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._kept: list[tuple[Tensor, ...]] = []  # ours, dense, targets, weights, where all are judged at once
         self._within: bool | None = None
 
     def add(self, ours: Tensor, dense: Tensor, target: Tensor, weights: Tensor | None) -> None:
         """Take in a batch more, and how much each sample counts."""
-        judge = self.metric.per_sample or self.metric.totals
-        if judge is None:
-            self._kept.append((ours, dense, target))
-            return
         with _judging(self.metric, ours, target):
-            self._pairs.add(judge(ours, target), judge(dense, target), weights)
+            self._judge = self._judge or self.metric.by_sample(target[:1])
+            if self._judge is not None:
+                self._pairs.add(self._judge(ours, target), self._judge(dense, target), weights)
+                return
+        self._kept.append((ours, dense, target) if weights is None else (ours, dense, target, weights))
 
     def dense(self) -> float:
         """The dense network's figure so far."""
         if not self._kept:
-            return self._pairs.score(None).dense
-        _, dense, targets = map(torch.cat, zip(*self._kept, strict=True))
-        with _judging(self.metric, dense, targets):
-            return self.metric.score(dense, targets)
+            return self._pairs.dense()
+        _, dense, *rest = map(torch.cat, zip(*self._kept, strict=True))
+        with _judging(self.metric, dense, rest[0]):
+            return self.metric.score(dense, *rest)
 
     def score(self, tolerance: float | None) -> Score:
         """The score so far; a verdict that has fallen stands."""
         if self._kept:
-            ours, dense, targets = map(torch.cat, zip(*self._kept, strict=True))
             with _judging(self.metric, self._kept[-1][0], self._kept[-1][2]):
-                return _whole(self.metric, ours, dense, targets)
+                return _whole(self.metric, *map(torch.cat, zip(*self._kept, strict=True)))
         score = self._pairs.score(tolerance)
         self._within = score.within if self._within is None else self._within
         return replace(score, within=self._within)
@@ -389,7 +393,7 @@ class _Pairs:
         self.metric, self.sign = metric, 1 if metric.higher_is_better else -1
         self.binary = metric.share
         self.bounded = metric.bounded or metric.share
-        self.samples = 0
+        self.samples = self.counted = 0  # all, and those with a weight: a group of others could not be left out
         self.counts = [0, 0, 0, 0]  # neither is right, only ours, only dense, both
         self.sums: Tensor | None = None  # (groups, 2, k): what ours and dense add up to in each group
         self.sizes, self.squares = torch.zeros(GROUPS, dtype=torch.float64), 0.0  # weights, and squares of all
@@ -402,21 +406,32 @@ class _Pairs:
         if self.binary:
             counts = torch.bincount((ours + 2 * dense).long(), minlength=4).tolist()
             self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
-        group = (self.samples + torch.arange(len(ours))) % GROUPS
         self.samples += len(ours)
         weights = torch.ones(len(ours), dtype=torch.float64) if weights is None else weights.double()
-        numbers = weighted(both.reshape(len(ours), 2, -1), weights)
+        both, weights = both[weights > 0], weights[weights > 0]
+        group = (self.counted + torch.arange(len(both))) % GROUPS
+        self.counted += len(both)
+        numbers = weighted(both.flatten(2) if both.ndim > 2 else both.unsqueeze(2), weights)
         if self.sums is None:
             self.sums = numbers.new_zeros(GROUPS, *numbers.shape[1:])
         self.sums.index_add_(0, group, numbers)
         self.sizes.index_add_(0, group, weights)
         self.squares += float(weights.square().sum())
 
+    def dense(self) -> float:
+        """The dense network's figure alone."""
+        if self.binary:
+            return sum(self.counts[2:]) / self.samples
+        if not self.counted:
+            return nan
+        assert self.sums is not None
+        return float(self._figures(self.sums.sum(0, keepdim=True), self.sizes.sum(0, keepdim=True))[1])
+
     def score(self, tolerance: float | None) -> Score:
         """The score of the samples judged so far."""
         metric, n = self.metric, self.samples
         if not self.binary:
-            return self._of_groups()
+            return self._of_groups() if self.counted else _of_nothing(metric, n)
         neither, only_ours, only_dense, both = self.counts
         value, base = (both + only_ours) / n, (both + only_dense) / n
         worse, better = (only_dense, only_ours) if self.sign > 0 else (only_ours, only_dense)
@@ -429,32 +444,52 @@ class _Pairs:
 
     def _of_groups(self) -> Score:
         assert self.sums is not None
-        groups = min(self.samples, GROUPS)
+        groups = min(self.counted, GROUPS)
         sums, sizes = self.sums[:groups], self.sizes[:groups]
         sums, sizes = torch.cat([sums.sum(0, keepdim=True), sums]), torch.cat([sizes.sum(0, keepdim=True), sizes])
         sums[1:], sizes[1:] = sums[0] - sums[1:], sizes[0] - sizes[1:]  # of all samples, then without each group
-        if self.metric.of is None:
-            ours, dense = (sums[:, :, 0] / sizes.unsqueeze(1)).unbind(1)
-        else:
-            ours, dense = (torch.tensor([self.metric.of(row) for row in each]).double() for each in sums.unbind(1))
+        ours, dense = self._figures(sums, sizes)
         effective = float(sizes[0].square()) / self.squares
         sizes = sizes[0] - sizes[1:]
         return _jackknifed(self.metric, self.samples, ours, dense, sizes, effective, bounded=self.bounded)
 
+    def _figures(self, sums: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """What sums (m, 2, k) over samples that count for sizes (m,) in all come to, (m,) of each network."""
+        if self.metric.of is None:
+            ours, dense = (sums[:, :, 0] / sizes.unsqueeze(1)).unbind(1)
+        else:
+            figures = [[self.metric.of(row) for row in each] for each in sums.unbind(1)]
+            ours, dense = torch.tensor(figures, dtype=torch.float64)
+        return ours, dense
 
-def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor) -> Score:
+
+def _of_nothing(metric: Metric, samples: int) -> Score:
+    """Where no sample counts yet there is no figure."""
+    return Score(metric.name, nan, nan, samples, metric.higher_is_better, None, None, nan, None, None)
+
+
+def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor, weights: Tensor | None = None) -> Score:
     """A metric that judges the outputs of all samples at once: once for all of them, and without each group."""
     n = len(ours)
+    if weights is not None and not (weights > 0).all():
+        some = weights > 0
+        if not some.any():
+            return _of_nothing(metric, n)
+        return replace(_whole(metric, ours[some], dense[some], targets[some], weights[some]), samples=n)
     group = torch.arange(n) % GROUPS
     groups = min(n, GROUPS) if n >= FEWEST else 0
     parts = [torch.ones(n, dtype=torch.bool), *(group != number for number in range(groups))]
 
     def judge(outputs: Tensor) -> Tensor:
-        assert metric.value is not None
-        return torch.tensor([float(metric.value(outputs[part], targets[part])) for part in parts], dtype=torch.float64)
+        figures = [
+            metric.at_once(outputs[part], targets[part], None if weights is None else weights[part]) for part in parts
+        ]
+        return torch.tensor(figures, dtype=torch.float64)
 
-    sizes = torch.bincount(group, minlength=groups)[:groups].double()
-    return _jackknifed(metric, n, judge(ours), judge(dense), sizes, n, bounded=metric.bounded)
+    counts = torch.ones(n, dtype=torch.float64) if weights is None else weights.double()
+    sizes = torch.bincount(group, counts, minlength=groups)[:groups]
+    effective = float(counts.sum().square() / counts.square().sum())
+    return _jackknifed(metric, n, judge(ours), judge(dense), sizes, effective, bounded=metric.bounded)
 
 
 def _jackknifed(

@@ -20,7 +20,9 @@ from lowrank_core.sources._opened import as_dataset
 GROWTH = 100
 """A compressed archive may be so many times as large in memory: more is a bomb, or wants numpy.savez."""
 
-KEYS = "inputs (or one array per input, by its name), targets, train_inputs, train_targets, metric and outputs"
+KEYS = (
+    "inputs (or one array per input, by its name), targets, weights, the three with train_ before, metric and outputs"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,8 +36,8 @@ class NpzData:
 
 
 def read_npz(path: Path, names: Sequence[str] = ()) -> NpzData:
-    """Arrays `inputs` (N, ...), or one per name in `names`; optionally `targets`, both as `train_...`, `metric`,
-    and `outputs`, the names of those that are judged.
+    """Arrays `inputs` (N, ...), or one per name in `names`; optionally `targets` and `weights` (N,), how much each
+    sample counts, all as `train_...`, `metric`, and `outputs`, the names of those that are judged.
 
     Inputs are a Tensor where the network has one, a tuple in the order of `names` where it has several.
 
@@ -49,12 +51,13 @@ def read_npz(path: Path, names: Sequence[str] = ()) -> NpzData:
     sets: dict[str, Dataset] = {}
     for prefix in ("", "train_"):
         inputs = _inputs(arrays, names, prefix, path)
-        targets = arrays.pop(f"{prefix}targets", None)
+        beside = [f"{prefix}{name}" for name in ("targets", "weights") if f"{prefix}{name}" not in names]
+        given = {name: _tensor(arrays.pop(name), name, path) for name in beside if name in arrays}
         if inputs is not None:
-            labels = None if targets is None else _tensor(targets, f"{prefix}targets", path)
-            sets[prefix] = as_dataset(Dataset(inputs, labels), f"{path}, {prefix}inputs")
-        elif targets is not None:
-            raise InvalidData(f"{path} holds {prefix}targets, but no {prefix}inputs; save both.")
+            labels, weights = (given.get(f"{prefix}{name}") for name in ("targets", "weights"))
+            sets[prefix] = as_dataset(Dataset(inputs, labels, weights), f"{path}, {prefix}inputs")
+        elif given:
+            raise InvalidData(f"{path} holds {' and '.join(given)}, but no {prefix}inputs; save both.")
     if arrays or "" not in sets:
         strange = f"it has {', '.join(sorted(arrays)[:5])} besides" if arrays else "it has no inputs"
         raise InvalidData(f"{path} must hold {KEYS}, but {strange}.")

@@ -186,13 +186,13 @@ def _weights(dataset: Dataset, where: str) -> Tensor | None:
     if weights.numel() != len(weights) or len(weights) != len(dataset):
         raise InvalidData(
             f"{where}: weights must be one number for each of the {len(dataset)} samples, (N,), but are "
-            f"{tuple(weights.shape)}; the third of a tuple is taken for weights."
+            f"{tuple(weights.shape)}; weights are the third of a tuple, or those of a .npz."
         )
     weights = weights.reshape(-1).double()
     if not bool(weights.isfinite().all() and (weights >= 0).all() and weights.any()):
         raise InvalidData(
             f"{where}: weights must be finite, 0 or more, and not all 0, but go from {float(weights.min()):g} to "
-            f"{float(weights.max()):g}; the third of a tuple is taken for weights."
+            f"{float(weights.max()):g}; weights are the third of a tuple, or those of a .npz."
         )
     return None if bool((weights == weights[0]).all()) else weights
 

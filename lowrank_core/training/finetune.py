@@ -13,7 +13,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,7 @@ def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, w
         settings=asdict(settings),
         watch=watch,
         data=data_hash((data.inputs, data.targets, data.weights)),
+        **({} if data.weights is None else {"weights": "in the loss"}),  # which they once were not
     )
 
 
@@ -204,7 +205,7 @@ class _Training:
 
     def __init__(self, workspace: Workspace, candidate: Candidate, settings: Settings) -> None:
         self.workspace, self.settings = workspace, settings
-        self.samples, self.held_back = _split(training_data(workspace))
+        self.samples, self.held_back = map(_counted, _split(training_data(workspace)))
         if settings.augment != "none":
             check_images(self.samples)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -264,7 +265,7 @@ class _Training:
                     answered = self._judged(call(self.model, self._placed(part.inputs), part.axes))
                     outputs.append({name: values.cpu() for name, values in answered.items()})
         tuned, dense, targets = joined(outputs), self.validation_answers, self.held_back.targets
-        loss = float(self._loss(tuned, dense, targets))
+        loss = float(self._loss(tuned, dense, targets, self.held_back.weights))
         if not math.isfinite(loss):
             raise TrainingFailed(
                 f"the loss on the samples held back is {loss} at a learning rate of {self.rate:g}; try a smaller one, "
@@ -316,7 +317,7 @@ class _Training:
     def _step(self, index: Tensor, generator: torch.Generator) -> float:
         part = self.samples.pick(index)
         inputs = self._placed(varied(part.inputs, self.settings.augment, generator))
-        targets = None if part.targets is None else part.targets.to(self.device)
+        targets, weights = (None if each is None else each.to(self.device) for each in (part.targets, part.weights))
         try:
             if self.answers is not None:
                 dense = {name: values[index].to(self.device) for name, values in self.answers.items()}
@@ -325,7 +326,7 @@ class _Training:
                     dense = self._judged(call(self.dense, inputs, part.axes))
             else:
                 dense = dict.fromkeys(self.names, torch.empty(0))
-            loss = self._loss(self._judged(call(self.model, inputs, part.axes)), dense, targets)
+            loss = self._loss(self._judged(call(self.model, inputs, part.axes)), dense, targets, weights)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)
@@ -346,10 +347,11 @@ class _Training:
     def _judged(self, outputs: Outputs) -> Outputs:
         return {name: picked(outputs, name) for name in self.names}
 
-    def _loss(self, outputs: Outputs, dense: Outputs, targets: Tensor | None) -> Tensor:
+    def _loss(self, outputs: Outputs, dense: Outputs, targets: Tensor | None, weights: Tensor | None) -> Tensor:
         """The mean of the losses of the outputs that are judged."""
         losses = [
-            self.weights[name] * self.objectives[name](values, dense[name], targets) for name, values in outputs.items()
+            self.weights[name] * self.objectives[name](values, dense[name], targets, weights)
+            for name, values in outputs.items()
         ]
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
@@ -459,6 +461,19 @@ def _split(data: Dataset) -> tuple[Dataset, Dataset]:
         )
     shuffled, count = data.shuffled(0), min(VALIDATION_SAMPLES, max(1, int(VALIDATION_SHARE * len(data))))
     return shuffled.pick(slice(count, None)), shuffled.pick(slice(0, count))
+
+
+def _counted(data: Dataset) -> Dataset:
+    """The samples with weights whose mean is 1, so that the mean of weighted losses is the weighted mean."""
+    if data.weights is None:
+        return data
+    mean = data.weights.mean()
+    if not mean > 0:
+        raise InvalidData(
+            "all weights are 0 of the samples of train_data() that are learnt from, or of those that are held back to "
+            "choose the best weights by; give more samples that count, or leave the weights out."
+        )
+    return replace(data, weights=(data.weights / mean).float())
 
 
 def _start(workspace: Workspace, candidate: Candidate, settings: Settings) -> nn.Module:

@@ -171,30 +171,47 @@ class Objective:
             )
         return cls(loss, True, axis)
 
-    def __call__(self, outputs: Tensor, dense: Tensor, targets: Tensor | None) -> Tensor:
-        """The mean loss of a batch."""
+    def __call__(self, outputs: Tensor, dense: Tensor, targets: Tensor | None, weights: Tensor | None = None) -> Tensor:
+        """The mean loss of a batch; weights (N,): what the loss of each sample is multiplied by."""
         losses = []
         if self.loss != "labels":
-            losses.append(self._distance(outputs, dense))
+            losses.append(self._distance(outputs, dense, weights))
         if self.loss != "distill":
             assert targets is not None
-            losses.append(self._error(outputs, targets))
+            losses.append(self._error(outputs, targets, weights))
         return torch.stack(losses).mean()
 
-    def _distance(self, outputs: Tensor, dense: Tensor) -> Tensor:
+    def _distance(self, outputs: Tensor, dense: Tensor, weights: Tensor | None) -> Tensor:
         if not self.classes:
-            return F.mse_loss(outputs, dense)
-        outputs, dense = (F.log_softmax(self._rows(x) / TEMPERATURE, dim=1) for x in (outputs, dense))
-        return F.kl_div(outputs, dense, log_target=True, reduction="batchmean") * TEMPERATURE**2
+            return _squares(outputs, dense, weights)
+        ours, theirs = (F.log_softmax(self._rows(x) / TEMPERATURE, dim=1) for x in (outputs, dense))
+        if weights is None:
+            return F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * TEMPERATURE**2
+        apart = F.kl_div(ours, theirs, log_target=True, reduction="none").sum(1)
+        return _mean(apart, weights) * TEMPERATURE**2
 
-    def _error(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _error(self, outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if not self.classes:
-            return F.mse_loss(outputs, targets.to(outputs.dtype))
-        return F.cross_entropy(self._rows(outputs), targets.flatten().long())
+            return _squares(outputs, targets.to(outputs.dtype), weights)
+        rows, labels = self._rows(outputs), targets.flatten().long()
+        if weights is None:
+            return F.cross_entropy(rows, labels)
+        return _mean(F.cross_entropy(rows, labels, reduction="none"), weights)
 
     def _rows(self, outputs: Tensor) -> Tensor:
         """Outputs as (answers, classes), whatever axis the classes are on."""
         return outputs.movedim(self.axis, -1).flatten(0, -2)
+
+
+def _squares(outputs: Tensor, wanted: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return F.mse_loss(outputs, wanted)
+    return _mean(F.mse_loss(outputs, wanted, reduction="none"), weights)
+
+
+def _mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """The mean over N samples, of the mean of what each of them has, times its weight."""
+    return (weights * losses.reshape(len(weights), -1).mean(1)).mean()
 
 
 def rate_at(step: int, steps: int, warm_up: float) -> float:
