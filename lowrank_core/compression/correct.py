@@ -204,6 +204,7 @@ class Corrector:
         self, compressed: nn.Module, plan: RankPlan, name: str, correction: Correction, dense: DensePass
     ) -> Overlay:
         """Refit a weight that sees its own answers again: on the dense network's states, then on those it leads to too.
+        Of a layer that only some rows go through, on those of the dense network alone: others have no answers there.
 
         Fitted on the dense network's alone it never learns to come back to them; on its own alone, which each fit
         changes, it gets worse. So the network runs after each fit, and its states join those that are there, with the
@@ -227,7 +228,7 @@ class Corrector:
                 raise _Enough
 
         fitted = self._solved(compressed, name, equations, correction, ())
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if self.profile.layer(name).stepwise else 0):
             load_overlay(compressed, fitted)
             hook = last.register_forward_pre_hook(join)
             with evaluating(compressed), suppress(_Enough):
@@ -252,12 +253,15 @@ class Corrector:
         seen: dict[str, int] = {}
         sums: dict[str, NormalEquations] = {}
 
-        def learn(name: str, spec: LayerSpec, last: nn.Module, z: Tensor) -> Tensor | None:
+        def learn(name: str, spec: LayerSpec, last: nn.Module, z: Tensor, output: Tensor) -> Tensor | None:
             if not todo or name != todo[0][0]:
                 return None
             call_number = seen[name] = seen.get(name, 0) + 1
             equations = sums.setdefault(name, NormalEquations(spec))
             index, targets = dense.index[name], dense.targets[name]
+            if output.numel() // spec.out_channels != dense.rows[name][call_number - 1]:  # other rows than there
+                settle({})
+                return None
             equations.add(z, index[call_number - 1], targets[call_number - 1])
             if call_number < len(index):
                 return None
@@ -271,7 +275,9 @@ class Corrector:
             for name, _ in todo:
                 spec = replacement_stages(self.profile.layer(name), plan)[-1]
                 last = chain_at(self.model, compressed, name)[-1]
-                hook = last.register_forward_hook(lambda m, args, _, to=(name, spec): learn(to[0], to[1], m, args[0]))
+                hook = last.register_forward_hook(
+                    lambda m, args, output, to=(name, spec): learn(*to, m, args[0], output)
+                )
                 hooks.callback(hook.remove)
             call(compressed, dense.inputs)
             if todo:

@@ -24,14 +24,16 @@ from lowrank_core.networks.twin import on_call, twin
 class DensePass:
     """What one pass of the dense network over the calibration samples leaves behind.
 
-    calls: layer names in the order of their calls; index and targets: one drawn (P,) and (P, out) per call;
-    followers: the BatchNorms that take a layer's outputs and nothing else does; states: one (P, in) per call of the
-    weights of recurrent modules that see one step after the other.
+    calls: layer names in the order of their calls; rows: how many rows went through each call; index and targets: one
+    drawn (P,) and (P, out) per call; followers: the BatchNorms that take a layer's outputs and nothing else does;
+    states: one (P, in) per call of the weights of recurrent modules that see one step after the other, and of Linear
+    layers that a network sends only some rows through: a compressed one may send others.
     """
 
     inputs: Inputs
     samples: int
     calls: tuple[str, ...]
+    rows: dict[str, list[int]]
     index: dict[str, list[Tensor]]
     targets: dict[str, list[Tensor]]
     followers: dict[str, tuple[str, ...]]
@@ -59,6 +61,7 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
         width += channels * layer.itemsize * len(layer.in_sizes)
     positions = min(POSITIONS, max(256, memory_bytes // 2 // max(1, width)))
     calls: list[str] = []
+    rows: dict[str, list[int]] = {}
     index: dict[str, list[Tensor]] = {}
     targets: dict[str, list[Tensor]] = {}
     states: dict[str, list[Tensor]] = {}
@@ -66,11 +69,14 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
 
     def record(layer: Layer, x: Tensor, output: Tensor) -> None:
         name, spec = layer.name, layer.spec
-        drawn = draw_positions(output.numel() // spec.out_channels, positions, seed)
+        count = output.numel() // spec.out_channels
+        drawn = draw_positions(count, positions, seed)
         calls.append(name)
+        rows.setdefault(name, []).append(count)
         index.setdefault(name, []).append(drawn)
         targets.setdefault(name, []).append(output_rows(spec, output, drawn))
-        if layer.stepwise:
+        routed = count % samples and not (spec.kernel or spec.table or layer.partial)
+        if layer.stepwise or routed or name in states:
             states.setdefault(name, []).append(input_rows(spec, x, drawn)[0])
         watch.follow(output, name)
 
@@ -82,7 +88,7 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
             hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: watch.enter(to, args[0])).remove)
         call(copied, data.inputs)
     followers = {name: norms for name in index if (norms := watch.followers(name, calls.count(name)))}
-    return DensePass(data.inputs, samples, tuple(calls), index, targets, followers, states)
+    return DensePass(data.inputs, samples, tuple(calls), rows, index, targets, followers, states)
 
 
 def stored_norms(model: nn.Module) -> dict[str, nn.Module]:

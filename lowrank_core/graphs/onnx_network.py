@@ -255,6 +255,7 @@ class _Reader:
         self.model, self.proto = model, model.graph
         self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.known: dict[str, Value] = {i.name: _constant(i) for i in self.proto.initializer}
+        self.stored = frozenset(self.known)  # in the file, as weights are
         self.roots: dict[str, tuple[str, bool]] = {}  # what a value is a copy of, and whether transposed
         self.inputs = tuple(i.name for i in self.proto.input if i.name not in self.known)
         self.outputs = tuple(o.name for o in self.proto.output)
@@ -279,7 +280,7 @@ class _Reader:
             if step is None:
                 if node.op not in OPERATORS and not computable(node.proto.SerializeToString(), self.opset):
                     raise InvalidModel(f"node {_named(node)!r} is {node.op}, which nothing here can compute.")
-                if node.op in WEIGHTS and self._is_weight(node.inputs[WEIGHTS[node.op]]):
+                if node.op in WEIGHTS and any(map(self._is_weight, node.inputs)):
                     self.aside.append(f"{_named(node)} ({node.op}) is used in a way that is not factorised")
                 step = Step(node.op, node.inputs, node.outputs, node.attributes, node.proto.SerializeToString())
             self.steps.append(step)
@@ -328,13 +329,15 @@ class _Reader:
         return True
 
     def _constants(self, names: set[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-        """Names of buffers, and what they hold; weights that are layers as well stay tied to them."""
+        """Names of buffers, and what they hold; weights that are layers as well stay tied to them, all others count."""
         buffers: dict[str, str] = {}
         constants: dict[str, Tensor] = {}
         for name in sorted(names):
             buffer = _free(re.sub(r"\W", "_", name) or "value", constants)
-            tied = self.parameters.get((name, False))
-            buffers[name], constants[buffer] = buffer, self.known[name] if tied is None else tied
+            value = self.parameters.get((name, False), self.known[name])
+            if not isinstance(value, nn.Parameter) and self._is_weight(name) and self._root(name)[0] in self.stored:
+                value = nn.Parameter(value)
+            buffers[name], constants[buffer] = buffer, value
         return buffers, constants
 
     def _plain(self, name: str) -> bool:
