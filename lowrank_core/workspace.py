@@ -400,7 +400,10 @@ class Workspace:
             names = [layer.name for layer in self._discovered.layers]
             record = [names.index(keep)] if isinstance(keep, str) else None if keep else ()
             forward = self.prefixes.runner(model, total, record=record)
-            yield from evaluate(model, self.reference, samples=total, tolerance=tolerance, forward=forward)
+            for score in evaluate(model, self.reference, samples=total, tolerance=tolerance, forward=forward):
+                if score.samples == total and len(score.outputs) == 1 and not score.not_finite:
+                    self._dense_scores.setdefault(total, score.dense)
+                yield score
             return
         self.require_figures()
         value = self._own_dense if model is self.model else self._own_score(model)

@@ -26,6 +26,7 @@ from lowrank_core.layers.data import (
     Outputs,
     answer,
     cloned,
+    distance,
     evaluating,
     generators_untouched,
     named_outputs,
@@ -129,15 +130,8 @@ def _apart(ours: Outputs, dense: Outputs) -> float:
         b = ours[name]
         if a.shape != b.shape or a.dtype != b.dtype:
             return torch.inf
-        if not a.numel() or not (a.is_floating_point() or a.is_complex()):
-            continue
-        if not torch.equal(a.isfinite(), b.isfinite()):
-            return torch.inf
-        a, b = (
-            torch.where(t.isfinite(), t, 0).to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b)
-        )
-        scale = float(a.abs().max()) or 1.0
-        largest = max(largest, float((a - b).abs().max()) / (scale * torch.finfo(dense[name].dtype).eps))
+        if a.is_floating_point() or a.is_complex():
+            largest = max(largest, distance(a, b)[1] / torch.finfo(a.dtype).eps)
     return largest
 
 

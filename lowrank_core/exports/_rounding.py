@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidData, LowRankError
 from lowrank_core.exports._reload import DENSE_ALONE, answer_of
-from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, Outputs, data_hash, joined, run
+from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, Outputs, data_hash, distance, joined, run
 from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.scores import output_scores
 from lowrank_core.store.files import scratch
@@ -48,25 +48,15 @@ def apart(ours: Outputs, theirs: Outputs) -> tuple[float, float]:
     if len(ours) != len(theirs):
         return inf, inf
     pairs = zip(ours.values(), theirs.values(), strict=True)
-    distances = [_apart(values, others) for values, others in pairs if values.is_floating_point()]
+    distances = [distance(values, others) for values, others in pairs if values.is_floating_point()]
     return max((d for d, _ in distances), default=0.0), max((share for _, share in distances), default=0.0)
 
 
 def farthest(ours: Outputs, theirs: Outputs) -> str:
     """The name of the output of ours that is farthest from theirs, relative to its largest number."""
     pairs = zip(ours.items(), theirs.values(), strict=False)
-    shares = {name: _apart(values, other)[1] for (name, values), other in pairs if values.is_floating_point()}
+    shares = {name: distance(values, other)[1] for (name, values), other in pairs if values.is_floating_point()}
     return max(shares, key=lambda name: shares[name], default="")
-
-
-def _apart(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    if ours.shape != theirs.shape or not ours.numel():
-        return inf, inf
-    distance = float((ours.double() - theirs.double()).abs().max())
-    largest = float(ours.double().abs().max())
-    if not isfinite(distance):
-        return inf, inf
-    return distance, distance / largest if largest else inf if distance else 0.0
 
 
 def own_rounding(network: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -260,6 +261,28 @@ def picked(outputs: Outputs, name: str) -> Tensor:
     if name not in outputs:
         raise InvalidData(f"the network has no output {name!r}; its outputs are {', '.join(outputs)}.")
     return outputs[name]
+
+
+def distance(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """The largest distance of two outputs, and the same relative to the largest number of ours (to 1 where all are 0).
+
+    What is not finite must be the same in both, as masked scores are; infinite where it is not, and for other shapes.
+
+    >>> distance(torch.tensor([4.0, -torch.inf]), torch.tensor([3.0, -torch.inf]))
+    (1.0, 0.25)
+    """
+    if ours.shape != theirs.shape:
+        return math.inf, math.inf
+    exact = torch.complex128 if ours.is_complex() else torch.float64
+    mine, other, finite = ours.to(exact), theirs.to(exact), ours.isfinite()
+    if not torch.equal(finite, theirs.isfinite()):
+        return math.inf, math.inf
+    if not torch.equal(mine[~finite].nan_to_num(0.5), other[~finite].nan_to_num(0.5)):
+        return math.inf, math.inf
+    if not finite.any():
+        return 0.0, 0.0
+    largest, apart = float(mine[finite].abs().max()), float((mine - other)[finite].abs().max())
+    return apart, apart / (largest or 1.0)
 
 
 def joined(parts: Iterable[Outputs]) -> Outputs:

@@ -24,7 +24,7 @@ from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
-from pages.ui import editor, words
+from pages.ui import dense_line, editor, words
 from pages.ui.history import History
 from pages.ui.state import comparisons, measurements, models, plans, runs, session
 from pages.ui.waiting import Steps
@@ -111,10 +111,11 @@ def live(workspace: Workspace) -> None:
             "snapshots": [_plan_snapshot(workspace, s.name, s.plan) for s in history.snapshots],
             "corrected": history.corrected,
             "tolerance": history.tolerance,
-            **_figures(snapshot),
+            **_figures(workspace, snapshot),
         },
         on_messages_change=lambda: _receive(workspace),
     )
+    dense_line.show(workspace)
     editor.show(workspace)
     _stream(workspace, history, measurement, snapshot)
 
@@ -132,10 +133,12 @@ def _stream(workspace: Workspace, history: History, measurement: Job[Figure], pu
         more = len(surveyed.found) > len(pushed_survey.found) or surveyed.over > pushed_survey.over
         if measured is pushed and not more:
             continue
-        news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(measured)}
+        news = {"serial": serial, "model": model_key(workspace), "rev": history.rev, **_figures(workspace, measured)}
         if more:
             news |= _survey_fields(surveyed)
             pushed_survey = surveyed
+        if measured.over and not pushed.over:
+            dense_line.show(workspace)
         pushed, serial = measured, serial + 1
         with spot:
             _feed(data=news, height=1)
@@ -214,9 +217,10 @@ def _choices(plan: RankPlan) -> dict[str, Any]:
     return {name: {"method": choice.method, "rank": list(choice.rank)} for name, choice in plan.choices}
 
 
-def _figures(snapshot: Snapshot[Figure]) -> dict[str, Any]:
+def _figures(workspace: Workspace, snapshot: Snapshot[Figure]) -> dict[str, Any]:
     latest = snapshot.found[-1] if snapshot.found and snapshot.error is None else None
     return {
+        "dense": models.dense_score(workspace)[0],
         "score": None if latest is None else _score(latest.score),
         "doing": snapshot.progress.words,
         "done": is_final(snapshot),

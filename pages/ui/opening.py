@@ -10,7 +10,7 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
-from pages.ui import running, words
+from pages.ui import dense_line, running, words
 from pages.ui.commands import as_here
 from pages.ui.frame import Frame, link
 from pages.ui.state import models, runs, server
@@ -36,8 +36,7 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
             refusal = f"{workspace.name}: {workspace.self_check.refusal}"
             frame.notices.error(words.plain(refusal), icon=":material/error:")
         else:
-            says = words.dense(workspace, *models.dense_score(workspace))
-            frame.header.markdown(says, width="content", help=words.DENSE)
+            dense_line.show(workspace, frame.header.empty())
         for notice in workspace.notices:
             frame.notices.caption(f":material/info: {words.plain(notice)}")
         opened = True

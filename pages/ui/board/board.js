@@ -74,7 +74,7 @@ class Board {
     }
     this.correctBox.checked = data.corrected;
     this.toleranceSelect.value = data.tolerance === null ? "" : String(data.tolerance);
-    if (data.rev === this.rev) this.hear(data);
+    if (data.rev === this.rev) this.hear(data); else this.model.metric.dense = data.dense;
     if (this.locks !== data.locked.join()) {
       this.locks = data.locked.join();
       this.locked = new Set(data.locked);
@@ -127,15 +127,15 @@ class Board {
     this.drawTradeoff();
   }
 
-  /* Figures of the plan as it stands. */
-  hear({ score, doing, done, plain, error }) {
+  /* Figures of the plan as it stands, and the dense network's on as many samples as the page says. */
+  hear({ dense, score, doing, done, plain, error }) {
+    if (dense !== undefined) this.model.metric.dense = dense;
     this.doing = doing;
     this.measuring = !done;
     this.plain = plain;
     if (score) {
       this.score = score;
       this.scoreRev = this.rev;
-      if (done && score.within === null) this.model.metric.dense = score.dense;   // else it ended before all samples
     }
     if (error) this.status.textContent = error;
   }
