@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
+from lowrank_core.exports._onnx_surgery import compressed_onnx
 from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.graphs.onnx_network import build
 from lowrank_core.graphs.operators import OPERATORS
@@ -373,3 +374,32 @@ def test_data_of_another_shape_are_refused(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UnknownModel, match="there is no file"):
         Workspace.open(str(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("use", ["left of a product", "right, turned round first", "added"])
+def test_weights_that_are_no_layer_count_all_the_same(use, tmp_path):
+    """A product with the weight on its left, of a tensor; a table that is added."""
+    weights = {"w": numbers(16, 12) if use.startswith("left") else numbers(12, 16), "v": numbers(8, 8)}
+    if use == "added":
+        weights["w"] = numbers(12, 8)
+    start = {
+        "left of a product": [helper.make_node("MatMul", ["w", "x"], ["a"], name="m")],
+        "right, turned round first": [
+            helper.make_node("Transpose", ["w"], ["t"]),
+            helper.make_node("MatMul", ["t", "x"], ["a"], name="m"),
+        ],
+        "added": [helper.make_node("Add", ["x", "w"], ["a"])],
+    }[use]
+    nodes = [*start, helper.make_node("Relu", ["a"], ["b"]), helper.make_node("MatMul", ["b", "v"], ["y"])]
+    path = saved(graph(nodes, weights, ("n", 12, 8)), tmp_path / "m.onnx", numbers(4, 12, 8))
+    workspace = Workspace.open(str(path))
+    cost = plan_cost(workspace.profile)
+    assert cost.parameters == sum(value.numel() for value in weights.values())
+    assert cost.bytes == 4 * cost.parameters
+    assert ("m (MatMul) is used in a way that is not factorised" in workspace.model.program.aside) == (use != "added")
+    assert [skipped.name for skipped in workspace.profile.skipped] == ["constants"]
+    plan = RankPlan.of(workspace.profile.fingerprint, {workspace.profile.layers[0].name: Choice("svd", (2,))})
+    small = workspace.compress(plan)
+    with torch.no_grad():
+        next(small.constants.parameters()).mul_(2)  # as training of everything does
+    assert largest_difference(compressed_onnx(workspace, small, plan), small, numbers(3, 12, 8)) < TOLERANCE

@@ -276,7 +276,7 @@ class Corrector:
                 spec = replacement_stages(self.profile.layer(name), plan)[-1]
                 last = chain_at(self.model, compressed, name)[-1]
                 hook = last.register_forward_hook(
-                    lambda m, args, output, to=(name, spec): learn(*to, m, args[0], output)
+                    lambda m, args, output, to=(name, spec): learn(to[0], to[1], m, args[0], output)
                 )
                 hooks.callback(hook.remove)
             call(compressed, dense.inputs)

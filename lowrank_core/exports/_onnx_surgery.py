@@ -86,11 +86,15 @@ class _Surgeon:
                 new |= {key: [] for key in site.nodes} | {site.nodes[-1]: list(self._chain(site))}
             else:
                 self._update(site)
+        settled = set()  # weights that a node gave by turning one round, and that are stored from now on
         for buffer, value in self.dense.constants.named_parameters():
             changed = self.model.get_parameter(f"constants.{buffer}")
             if not torch.equal(value, changed):
-                self._store(next(n for n, b in self.dense.program.buffers.items() if b == buffer), changed)
-        nodes = [part for node in self.graph.node for part in new.get(_key(node), [node])]
+                name = next(n for n, b in self.dense.program.buffers.items() if b == buffer)
+                settled.add(name)
+                self._store(name, changed)
+        left = [node for node in self.graph.node if not settled & set(node.output)]
+        nodes = [part for node in left for part in new.get(_key(node), [node])]
         self._settle(nodes, {name for key in new for name in (*self.nodes[key].input, *self.nodes[key].output)})
 
     def _settle(self, nodes: list[Any], idle: set[str]) -> None:

@@ -334,10 +334,11 @@ class _Reader:
         constants: dict[str, Tensor] = {}
         for name in sorted(names):
             buffer = _free(re.sub(r"\W", "_", name) or "value", constants)
-            value = self.parameters.get((name, False), self.known[name])
-            if not isinstance(value, nn.Parameter) and self._is_weight(name) and self._root(name)[0] in self.stored:
-                value = nn.Parameter(value)
-            buffers[name], constants[buffer] = buffer, value
+            tied, value = self.parameters.get((name, False)), self.known[name]
+            if tied is None and isinstance(value, Tensor):
+                stored = self._is_weight(name) and self._root(name)[0] in self.stored
+                tied = nn.Parameter(value) if stored else None
+            buffers[name], constants[buffer] = buffer, value if tied is None else tied
         return buffers, constants
 
     def _plain(self, name: str) -> bool:

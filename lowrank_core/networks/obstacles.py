@@ -73,6 +73,8 @@ def why_not_a_map(module: nn.Module) -> str:
         return f"a special kind of {parent}: what it does with its weights is its own affair"
     if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
         return "normalisation: one number per channel, nothing to factorise"
+    if type(module) is nn.Module:
+        return "weights that a graph computes with outside its layers"
     if type(module).__name__ in ("InterpreterModule", "Program"):
         return "a part of an exported graph that does more with its weights than one linear map"
     return f"{type(module).__name__} holds bare parameters: it is none of the layers that are factorised"
