@@ -16,7 +16,8 @@ from typing import Literal
 
 from lowrank_core.errors import InvalidFile
 
-Fault = Literal["damaged", "newer"]
+Fault = Literal["damaged", "newer", "other"]
+"""Damaged, of a newer version, or of another kind."""
 
 _FIRST_LINE = re.compile(rb'\{"kind": "([a-z ]+)", "version": ([1-9]\d{0,8}), "sha256": "([0-9a-f]{64})"\}\n')
 
@@ -61,12 +62,12 @@ def unsealed(kind: Kind, document: bytes) -> bytes:
     if match is None:
         if kind.bare:
             return document
-        raise Unfit(f"damaged, or no kept {kind.name}")
+        raise Unfit("damaged: not as written")
     name, version, content = match[1].decode(), int(match[2]), document[match.end() :]
-    if match[3].decode() != _checksum(name, version, content):
-        raise Unfit("damaged: it is not what was written")
     if name != kind.name:
-        raise Unfit(f"a kept {name} where a kept {kind.name} should be")
+        raise Unfit(f"of another kind: {name}, not {kind.name}", "other")
+    if match[3].decode() != _checksum(name, version, content):
+        raise Unfit("damaged: not as written")
     if version > kind.version:
         raise Unfit(f"of version {version}, written by a newer Rank Explorer; this one knows {kind.version}", "newer")
     return content

@@ -94,6 +94,8 @@ def live(workspace: Workspace) -> None:
     The run itself streams, so the browser never polls; it ends as soon as a newer one waits.
     """
     history = plans.history(workspace)
+    for notice in session.later_notices():
+        st.warning(words.plain(notice), icon=":material/history:")
     measurement = measurements.measure(workspace)
     snapshot = measurement.snapshot
     _board(

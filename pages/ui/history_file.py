@@ -1,9 +1,9 @@
-"""The file of a history: read as far as it fits, merged with what others have written since, never overwritten unread."""
+"""The file of a history: read as far as it fits, merged with what others have saved since, never overwritten unread."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_core.networks.profile import ModelProfile
@@ -21,7 +21,7 @@ LARGEST_BYTES = 64 * 10**6
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A history as it lies on disk. revision: what tells the file from any other state of it; "" where there is none."""
+    """A history as it lies on disk. revision: what tells the file from any other content; "" where there is none."""
 
     history: History
     revision: str = ""
@@ -120,4 +120,4 @@ def _load_or_set_aside(path: Path, profile: ModelProfile) -> Loaded:
 def _write(path: Path, history: History) -> Kept:
     document = sealed(KIND, history.to_json().encode())
     write_whole(path, document)
-    return Kept(replace(history, gesture=-1), revision(document))
+    return Kept(history, revision(document))

@@ -153,6 +153,11 @@ class Trained:
         return next((result for result in self.snapshot.found if isinstance(result, Gain)), None)
 
     @property
+    def notices(self) -> list[str]:
+        """What became of states on disk that could not be gone on from."""
+        return [epoch.notice for epochs in self.runs.values() for epoch in epochs if epoch.notice]
+
+    @property
     def trials(self) -> int:
         """How many plans the search for ranks has looked at before the training."""
         return sum(isinstance(result, Trial) for result in self.snapshot.found)
