@@ -11,7 +11,8 @@ PARTS = vars(nn)
 def load_lowrank(model: nn.Module, path: str) -> nn.Module:
     with safe_open(path, "pt") as file:
         about, state = json.loads(file.metadata()["lowrank"]), {key: file.get_tensor(key) for key in [*file.keys()]}
-    assert about["format"] == "lowrank-checkpoint/1", about["format"]
+    if about["format"] != "lowrank-checkpoint/1":
+        raise ValueError(f"{path} is of another format: {about['format']}")
     for layer in about["layers"]:
         old = model.get_submodule(layer["name"])
         parts = [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
