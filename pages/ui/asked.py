@@ -9,6 +9,8 @@ import msgspec
 
 from lowrank_core.errors import LowRankError
 from lowrank_core.selection import RULES, Rule
+from lowrank_core.store.documents import Kind
+from pages.ui.note_file import Notes
 from pages.ui.question import Question
 from pages.ui.tuning import Sweep, Training
 
@@ -55,3 +57,6 @@ def _rule(kind: type, value: dict[str, Any]) -> Rule:
         raise NotImplementedError(kind)  # msgspec's word for a type that a hook does not know
     rule: Rule = msgspec.convert(value["settings"], RULES[value["name"]])
     return rule
+
+
+ASKED: Notes[Wish] = Notes(Kind("questions", bare=True), "the searches and trainings that were asked for here", wish_in)

@@ -9,18 +9,15 @@ import streamlit as st
 
 from lowrank_core.errors import LowRankError
 from lowrank_core.selection._problem import Trial
-from lowrank_core.store.documents import Kind
 from lowrank_core.workspace import Workspace
 from pages.ui import compare, tuning
-from pages.ui.asked import Wish, to_json, wish_in
-from pages.ui.note_file import Notes, change_notes, read_notes
+from pages.ui.asked import ASKED, Wish, to_json
+from pages.ui.note_file import change_notes, read_notes
 from pages.ui.question import Question
 from pages.ui.shared_jobs import SharedJobs, Started
 from pages.ui.state import session
 from pages.ui.state.session import session_id
 from pages.ui.tuning import Sweep, Training
-
-ASKED: Notes[Wish] = Notes(Kind("questions", bare=True), "the searches and trainings that were asked for here", wish_in)
 
 MOST_ASKED = 50
 """Searches and trainings of a session that are remembered on disk."""
