@@ -398,6 +398,22 @@ def test_a_damaged_state_is_set_aside_and_the_training_begins_anew(planted: Work
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", *(f"state.pt.{name}" for name in faults)]
 
 
+def test_what_became_of_a_damaged_state_is_one_line_of_the_command(tmp_path: Path) -> None:
+    plan, state = tmp_path / "plan.json", tmp_path / "run.state"
+    fingerprint = Workspace.open("builtin:iris-mlp").profile.fingerprint
+    plan.write_text(RankPlan.of(fingerprint, {"fc1": Choice("svd", (1,))}).to_json())
+    options = ["--plan", plan, "--out", tmp_path / "tuned.safetensors", "--state", state, "--epochs", 1]
+    command = [*map(str, ["finetune", "builtin:iris-mlp", *options, "--no-cache"])]
+    own = tmp_path / "run.state.0"
+    own.write_bytes(sealed(STATE, b"content")[:-1])
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if "damaged" in line]
+    assert lines == [f"{own} is damaged: not as written. It is kept as {own}.damaged-1, and the training begins anew."]
+    again = CliRunner().invoke(cli, command)
+    assert "damaged" not in again.stderr
+
+
 def test_while_it_gives_way_it_holds_nothing_that_others_wait_for(
     planted: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
