@@ -61,6 +61,13 @@ def test_what_one_has_undone_can_be_redone():
     assert merge(base, base.undo(), base).history == base.undo()
 
 
+def test_a_plan_that_collides_is_a_step_of_undo_also_where_a_step_was_taken_back():
+    base = START.commit(ranks(a=1)).commit(ranks(a=2))
+    merged = merge(base, base.undo().commit(ranks(a=3)), base.commit(ranks(a=4)))
+    assert merged.history.plan == ranks(a=3)
+    assert merged.history.undo().plan == ranks(a=4)
+
+
 def test_steps_that_are_forgotten_for_their_age_are_no_steps_of_mine():
     base = START
     for rank in range(1, DEPTH + 50):
