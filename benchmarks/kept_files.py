@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from benchmarks.page import benchmark_parser, run_benchmark
@@ -57,7 +58,7 @@ from pages.ui.history import History
 from pages.ui.history_file import Kept, load, save
 from pages.ui.note_file import change_notes, read_notes
 from pages.ui.question import Question
-from pages.ui.tuning import Training
+from pages.ui.tuning import NOTES, Training, Tuned
 
 Statements = frozenset[str]
 """What a file says, each part of it as a text."""
@@ -139,12 +140,15 @@ def kept_files(folder: Path, workspace: Workspace) -> Iterator[KeptFile]:
     yield KeptFile("history", history, partial(history_said, history, profile), persons=True)
 
     asked = folder / "asked.json"
-    wishes = (
-        Question(make("budget", {}), (("multiplies", 0.5),), locked=("conv1",)),
-        Training(Candidate(sample_history(profile).plan), Settings(epochs=3)),
-    )
+    candidate, settings = Candidate(sample_history(profile).plan), Settings(epochs=3)
+    wishes = (Question(make("budget", {}), (("multiplies", 0.5),), locked=("conv1",)), Training(candidate, settings))
     change_notes(asked, ASKED, lambda others: (*others, *wishes), to_json)
     yield KeptFile("what was asked", asked, lambda: said(read_notes(asked, ASKED).entries), persons=True)
+
+    trained = folder / "tuned.json"
+    weights_of = [Tuned(candidate, settings, 10, 2, 3, loss, score) for loss in (0.5, 0.25)]
+    change_notes(trained, NOTES, lambda others: (*others, *weights_of), msgspec.json.encode)
+    yield KeptFile("tuned weights", trained, lambda: said(read_notes(trained, NOTES).entries), persons=True)
 
 
 def replaced(file: PointFile, path: Path) -> PointFile:

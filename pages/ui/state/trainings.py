@@ -11,14 +11,13 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
-from lowrank_core.store.documents import Kind
 from lowrank_core.store.room import Part
 from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.recipe import Settings
 from lowrank_core.training.sweep import Swept
 from lowrank_core.workspace import Workspace
 from pages.ui import tuning
-from pages.ui.note_file import Noted, Notes, change_notes, read_notes
+from pages.ui.note_file import Noted, change_notes, read_notes
 from pages.ui.state import jobs, models, session
 from pages.ui.state.plans import history, set_history
 from pages.ui.state.session import session_id
@@ -114,7 +113,7 @@ def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, 
 
     file = _notes(workspace)
     try:
-        noted = change_notes(file, TUNED, with_them, msgspec.json.encode)
+        noted = change_notes(file, tuning.NOTES, with_them, msgspec.json.encode)
     except (OSError, LowRankError) as error:
         session.say_unwritable(file, error)
         noted = Noted(with_them(()))
@@ -127,23 +126,13 @@ def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, 
 def _noted(workspace: Workspace) -> tuple[Tuned, ...]:
     file = _notes(workspace)
     try:
-        noted = read_notes(file, TUNED)
+        noted = read_notes(file, tuning.NOTES)
     except (OSError, LowRankError) as error:
         session.say_unwritable(file, error)
         return ()
     if noted.said:
         session.say(noted.said)
     return noted.entries
-
-
-def _tuned_in(document: object) -> Tuned | None:
-    try:
-        return msgspec.convert(document, Tuned)
-    except (ValueError, LowRankError):
-        return None
-
-
-TUNED: Notes[Tuned] = Notes(Kind("tuned weights", bare=True), "the notes of what was trained here", _tuned_in)
 
 
 def _notes(workspace: Workspace) -> Path:
