@@ -275,7 +275,7 @@ def disk(cache: Path) -> Disk:
     epochs = {}
     for path in sorted((cache / "tuning").glob("*.pt")):
         try:
-            epochs[path.name] = json.loads(torch.load(path, weights_only=True)["history"])
+            epochs[path.name] = json.loads(finetune.read_state(path)["history"])
         except Exception as error:
             wrong.append(f"{path.name} is damaged: {error}")
     tensors = frozenset(path.name for path in (cache / "tensors").glob("*.safetensors"))

@@ -259,6 +259,24 @@ def test_plan_lines_load_it(
     assert torch.equal(output(found["model"], images), output(model, images))
 
 
+def test_a_plan_that_reads_back_as_another_is_not_saved(
+    digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, other = uniform_plan(digits.profile, 0.5), uniform_plan(digits.profile, 0.4)
+    monkeypatch.setattr("lowrank_core.exports.plan.plan_document", lambda *_: other.to_json())
+    with pytest.raises(InvalidFile, match="reads back as another plan"):
+        EXPORTS["plan"].write(digits, Compressed(digits.model, plan), tmp_path / "p.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_assert_guards_what_a_file_says() -> None:
+    """`python -O` runs none: what is written and what is read is refused by other means."""
+    core = Path(exporter.__file__).parents[1]
+    for name in ("exports/plan.py", "exports/_load_lowrank.py", *(f"store/{p.name}" for p in core.glob("store/*.py"))):
+        asserts = [node for node in ast.walk(ast.parse((core / name).read_text())) if isinstance(node, ast.Assert)]
+        assert {ast.unparse(node.test) for node in asserts} <= {"isinstance(content, dict)"}, name  # for mypy alone
+
+
 def test_a_failed_export_leaves_the_target_as_it_was(tmp_path: Path) -> None:
     """A build_model() that is random cannot be rebuilt elsewhere; it is found out before anything is replaced."""
     model = tmp_path / "random_net.py"

@@ -42,7 +42,8 @@ from lowrank_core.running import scope as scopes
 from lowrank_core.running.scope import scope, somebody_waits
 from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.training.finetune import Epoch, finetune, kept
+from lowrank_core.store.documents import Kind, sealed
+from lowrank_core.training.finetune import STATE, Epoch, finetune, kept, read_state
 from lowrank_core.training.recipe import Objective, Settings, balance, randomise, varied
 from lowrank_core.training.sweep import runs, state_path, summary, sweep
 from tests.conftest import PATIENCE_SECONDS
@@ -351,7 +352,7 @@ def test_killed_half_way(planted: Workspace, tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
     assert not out.exists()
-    reached = json.loads(torch.load(own, weights_only=True)["history"])[-1]["number"]
+    reached = json.loads(read_state(own)["history"])[-1]["number"]
     assert reached < 60
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
@@ -367,10 +368,50 @@ def test_a_state_of_another_run_is_refused_and_kept(planted: Workspace, tmp_path
         with pytest.raises(InvalidFile, match="another run"):
             next(finetune(planted, given, settings, state=state))
     assert state.read_bytes() == written
-    for damaged in (written[: len(written) // 2], b"", b"nonsense"):
-        state.write_bytes(damaged)
-        with pytest.raises(InvalidFile, match="damaged"):
+    for other in (b"", b"nonsense", b"PK nonsense", sealed(Kind("history"), b"{}")):
+        state.write_bytes(other)
+        with pytest.raises(InvalidFile, match=r"state\.pt is (no state|of another kind)"):
             next(finetune(planted, candidate(planted), QUICK, state=state))
+        assert state.read_bytes() == other, "it may be anybody's"
+
+
+def test_a_damaged_state_is_set_aside_and_the_training_begins_anew(planted: Workspace, tmp_path: Path) -> None:
+    state = tmp_path / "state.pt"
+    *_, whole = finetune(planted, candidate(planted), QUICK, state=state)
+    assert whole.model is not None
+    written = state.read_bytes()
+    flipped = bytearray(written)
+    flipped[len(written) // 2] ^= 4
+    newer = sealed(replace(STATE, version=STATE.version + 1), b"what a later version writes")
+    faults = {"damaged-1": bytes(flipped), "damaged-2": written[: len(written) // 2], "newer-1": newer}
+    for name, content in faults.items():
+        state.write_bytes(content)
+        with pytest.raises(InvalidFile, match=r"damaged|newer"):
+            kept(planted, candidate(planted), QUICK, state)
+        assert state.read_bytes() == content
+        first, *_, last = finetune(planted, candidate(planted), QUICK, state=state)
+        assert f"{state}.{name}" in first.notice
+        assert (tmp_path / f"state.pt.{name}").read_bytes() == content
+        assert last.model is not None
+        assert not last.notice
+        assert same(last.model.state_dict(), whole.model.state_dict())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", *(f"state.pt.{name}" for name in faults)]
+
+
+def test_what_became_of_a_damaged_state_is_one_line_of_the_command(tmp_path: Path) -> None:
+    plan, state = tmp_path / "plan.json", tmp_path / "run.state"
+    fingerprint = Workspace.open("builtin:iris-mlp").profile.fingerprint
+    plan.write_text(RankPlan.of(fingerprint, {"fc1": Choice("svd", (1,))}).to_json())
+    options = ["--plan", plan, "--out", tmp_path / "tuned.safetensors", "--state", state, "--epochs", 1]
+    command = [*map(str, ["finetune", "builtin:iris-mlp", *options, "--no-cache"])]
+    own = tmp_path / "run.state.0"
+    own.write_bytes(sealed(STATE, b"content")[:-1])
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if "damaged" in line]
+    assert lines == [f"{own} is damaged: not as written. It is kept as {own}.damaged-1, and the training begins anew."]
+    again = CliRunner().invoke(cli, command)
+    assert "damaged" not in again.stderr
 
 
 def test_while_it_gives_way_it_holds_nothing_that_others_wait_for(

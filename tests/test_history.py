@@ -57,6 +57,18 @@ def test_ranks_sent_before_an_undo_was_seen_are_the_plan(workspace):
     assert changed.rev > history.rev
 
 
+def test_ranks_sent_from_a_plan_that_another_tab_has_changed_since_change_what_was_moved(workspace):
+    fingerprint = workspace.profile.fingerprint
+    before = {"fc1": {"method": "svd", "rank": [3]}, "fc2": {"method": "svd", "rank": [2]}}
+    history = History(RankPlan.of(fingerprint, {"fc1": Choice("svd", (1,)), "fc2": Choice("svd", (2,))}), rev=7)
+    choices = {**before, "fc2": {"method": "svd", "rank": [1]}}
+    changed = commit(workspace, history, {"rev": 8, "gesture": 9, "choices": choices, "before": before})
+    assert changed.plan.choices == (("fc1", Choice("svd", (1,))), ("fc2", Choice("svd", (1,))))
+    assert changed.rev > 8, "or the board would go on showing its own"
+    same = commit(workspace, changed, {"rev": 10, "gesture": 9, "choices": before, "before": {}})
+    assert (same.plan.get("fc1"), same.rev) == (Choice("svd", (3,)), 10)
+
+
 def test_a_late_message_changes_nothing():
     history = History(START).commit(at(5), rev=7)
     assert history.commit(at(9), rev=7) is history

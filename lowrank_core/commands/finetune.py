@@ -140,6 +140,8 @@ def finetune(
         tidy(folder)
     every = range(settings.seed, settings.seed + seeds)
     for step in runs(workspace, candidate, settings, every, state=state, folder=folder, watch=watch):
+        if step.epoch.notice:
+            say(step.epoch.notice)
         if step.epoch.model is not None or time.monotonic() - last > 1:
             last = time.monotonic()
             say(_epoch_line(step))

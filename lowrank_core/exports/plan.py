@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.plans.plan import RankPlan
@@ -19,7 +20,8 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     text = plan_document(workspace, compressed)
     with whole_or_nothing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-        assert RankPlan.from_json(temporary.read_bytes()) == compressed.plan
+        if RankPlan.from_json(temporary.read_bytes()) != compressed.plan:
+            raise InvalidFile(f"{path} reads back as another plan than it was written from, so it was not saved.")
     return Exported(str(path), path.stat().st_size, None, compressed.score)
 
 

@@ -20,6 +20,7 @@ from lowrank_core.running.jobs import Snapshot
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score, final_score
+from lowrank_core.store.documents import Kind, Unfit, sealed, unsealed
 from lowrank_core.store.files import write_whole
 from lowrank_core.workspace import Workspace
 
@@ -105,17 +106,21 @@ def learn_context(workspace: Workspace, points: tuple[Point, ...], ledger: Ledge
     return context_of(workspace, points, noise_table(workspace.reference), made_good, plans)
 
 
+CONTEXT = Kind("context")
+
+
 def read_context(file: PointFile) -> Context | None:
-    """The context stored beside the points, if there is one that can be read."""
+    """The context stored beside the points, to the last bit; one that is not as it was written counts as missing."""
     try:
-        return msgspec.json.decode(file.beside("context", learning.VERSION).read_bytes(), type=Context)
-    except (OSError, msgspec.DecodeError):
+        document = file.beside("context", learning.VERSION).read_bytes()
+        return msgspec.json.decode(unsealed(CONTEXT, document), type=Context)
+    except (OSError, Unfit, msgspec.DecodeError):
         return None
 
 
 def write_context(file: PointFile, context: Context) -> None:
     """Store a context beside the points, whole or not at all."""
-    write_whole(file.beside("context", learning.VERSION), msgspec.json.encode(context))
+    write_whole(file.beside("context", learning.VERSION), sealed(CONTEXT, msgspec.json.encode(context)))
 
 
 def uniform_reference(workspace: Workspace, ledger: Ledger, *, corrected: bool) -> Iterator[Uniform]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +35,7 @@ from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.judging import judge
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.scores import Score, final_score, output_scores, worst
+from lowrank_core.store.documents import Kind, Unfit, sealed, set_aside, unsealed
 from lowrank_core.store.files import remove_left, write_whole
 from lowrank_core.training.recipe import Objective, Settings, balance, check_images, randomise, rate_at, varied
 from lowrank_core.version import versions
@@ -61,6 +61,7 @@ class Epoch:
     train_loss: mean over the pass, None at the start; validation: the score on the samples held back, in the network's
     own metric; validation_loss: the loss on them, by which epochs are compared; best: number of the best epoch so far;
     score: on some evaluation samples, where asked for, only to be looked at; model: the tuned network, with the last.
+    notice: with the first one that is trained anew, what became of a state that could not be gone on from.
     """
 
     number: int
@@ -73,6 +74,7 @@ class Epoch:
     seconds_left: float
     score: Score | None = None
     model: nn.Module | None = None
+    notice: str = ""
 
 
 def finetune(
@@ -90,7 +92,8 @@ def finetune(
     on, while the loss halves three times). Of equal losses the earlier epoch is the better: it is as good for fewer
     steps away from the plan's own factors, and a run that stands still runs out of patience. Evaluation samples choose
     nothing; `watch` of them are scored each epoch.
-    state: a file written whole after each epoch, from which the same call continues with the same result.
+    state: a file written whole after each epoch, from which the same call continues with the same result. One that is
+    damaged or of a newer version is set aside under another name, and the training begins anew.
     It gives way before every step, where nothing is held that others need.
 
     Raises InvalidPlan where there is nothing to train, InvalidData, InvalidModel, InvalidFile for a state of another
@@ -99,11 +102,17 @@ def finetune(
     training = _Training(workspace, candidate, settings)
     key = run_key(workspace, candidate, settings, watch=watch)
     history: list[_Record] = []
+    notice = ""
     if state is not None:
         remove_left(state.parent, state.name)
     if state is not None and state.exists():
-        history = training.restore(state, key)
-        for record in history[:-1] if _over(history, settings) else history:
+        try:
+            history = training.restore(state, key)
+        except Unfit as unfit:
+            if unfit.fault == "other":  # it may be anybody's
+                raise
+            notice = f"{unfit} It is kept as {_set_aside(state, unfit)}, and the training begins anew."
+        for record in history[:-1] if history and _over(history, settings) else history:
             yield record.epoch(settings.epochs, history)
     while not history or not _over(history, settings):
         began, number = time.perf_counter(), len(history)
@@ -118,8 +127,9 @@ def finetune(
         if state is not None:
             write_whole(state, training.saved(key, history))
         if not _over(history, settings):
-            yield record.epoch(settings.epochs, history)
-    yield history[-1].epoch(settings.epochs, history, training.tuned())
+            yield replace(record.epoch(settings.epochs, history), notice=notice)
+            notice = ""
+    yield replace(history[-1].epoch(settings.epochs, history, training.tuned()), notice=notice)
 
 
 def kept(
@@ -301,7 +311,7 @@ class _Training:
             },
             target,
         )
-        return target.getvalue()
+        return sealed(STATE, target.getvalue())
 
     def restore(self, path: Path, key: str) -> list[_Record]:
         """Go back to a state that `saved` wrote; raises InvalidFile for another run's."""
@@ -403,9 +413,26 @@ class _State:
     optimizer: dict[str, Any]
 
 
+STATE = Kind("training state", bare=True)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What a state file holds, tensors on the CPU; raises Unfit for one that is damaged or of a newer version."""
+    try:
+        content = unsealed(STATE, path.read_bytes())
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Unfit as unfit:
+        raise Unfit(f"{path} is {unfit}.", unfit.fault) from unfit
+    except Exception as error:  # whatever PyTorch's own reader raises
+        raise _damaged(path) from error
+    if not isinstance(stored, dict):
+        raise _damaged(path)
+    return stored
+
+
 def _read_state(path: Path, key: str) -> _State:
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored = read_state(path)
         if stored["key"] != key:
             raise InvalidFile(
                 f"{path} belongs to another run: model, plan, training samples or settings differ; give another "
@@ -413,8 +440,17 @@ def _read_state(path: Path, key: str) -> _State:
             )
         history = msgspec.json.decode(stored["history"], type=list[_Record])
         return _State(history, stored["weights"], stored["best"], stored["optimizer"])
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path) from error
+
+
+def _set_aside(path: Path, unfit: Unfit) -> Path:
+    try:
+        return set_aside(path, unfit.fault)
+    except OSError as error:
+        raise InvalidFile(
+            f"{unfit} It can be neither gone on from nor set aside ({error.strerror or error}); move it away."
+        ) from error
 
 
 def _damaged(path: Path) -> InvalidFile:

@@ -14,6 +14,8 @@ from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.running.parallel import Workers, map_elsewhere
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.files import remove_left
@@ -214,7 +216,9 @@ def _swept(
 ) -> Swept:
     state = None if folder is None else state_path(workspace, candidate, settings, folder)
     indirect = compressed_score(workspace, candidate)
-    *_, last = finetune(workspace, candidate, settings, state=state)
+    for last in finetune(workspace, candidate, settings, state=state):
+        if last.notice:
+            report(Progress(last.notice))
     assert last.model is not None
     direct = tuned_score(workspace, candidate, settings, last.model)
     cost = plan_cost(workspace.profile, candidate.plan)

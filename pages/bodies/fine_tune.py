@@ -79,6 +79,8 @@ def rest(workspace: Workspace, listed: list[Trained]) -> None:
 def show_training(workspace: Workspace, trained: Trained) -> None:
     """A training that is over: its curves, before and after in words, the weights to take, runs side by side."""
     assert isinstance(trained.wish, Training)
+    for notice in trained.notices:
+        st.warning(words.plain(notice), icon=":material/history:")
     weights = trained.chosen
     if trained.snapshot.cancelled:
         st.info(tuning.cancelled(trained), icon=":material/stop_circle:")

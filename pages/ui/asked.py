@@ -9,6 +9,8 @@ import msgspec
 
 from lowrank_core.errors import LowRankError
 from lowrank_core.selection import RULES, Rule
+from lowrank_core.store.documents import Kind
+from pages.ui.note_file import Notes
 from pages.ui.question import Question
 from pages.ui.tuning import Sweep, Training
 
@@ -22,12 +24,12 @@ def to_json(wishes: Sequence[Wish]) -> bytes:
 
 
 def from_json(text: bytes) -> tuple[Wish, ...]:
-    """The wishes in a text on disk that can still be asked: a rule may be gone, or have other settings by now."""
+    """The wishes in a text that can still be asked: a rule may be gone, or have other settings by now."""
     try:
-        documents = msgspec.json.decode(text, type=list[dict[str, Any]])
-    except msgspec.DecodeError:
+        documents = msgspec.json.decode(text, type=list[Any])
+    except (msgspec.DecodeError, RecursionError):
         return ()
-    return tuple(wish for wish in map(_wish, documents) if wish is not None)
+    return tuple(wish for wish in map(wish_in, documents) if wish is not None)
 
 
 def _document(wish: Wish) -> dict[str, Any]:
@@ -37,13 +39,16 @@ def _document(wish: Wish) -> dict[str, Any]:
     return document
 
 
-def _wish(document: dict[str, Any]) -> Wish | None:
-    kind = KINDS.get(str(document.pop("kind", "")))
+def wish_in(document: object) -> Wish | None:
+    """The wish in one part of a text; None where it cannot be asked any more."""
+    if not isinstance(document, dict):
+        return None
+    kind = KINDS.get(str(document.get("kind", "")))
     if kind is None:
         return None
     try:
-        return msgspec.convert(document, kind, dec_hook=_rule)
-    except (msgspec.ValidationError, LowRankError, ValueError, TypeError, KeyError):
+        return msgspec.convert({k: v for k, v in document.items() if k != "kind"}, kind, dec_hook=_rule)
+    except (msgspec.ValidationError, LowRankError, ValueError, TypeError, KeyError, OverflowError):
         return None
 
 
@@ -52,3 +57,6 @@ def _rule(kind: type, value: dict[str, Any]) -> Rule:
         raise NotImplementedError(kind)  # msgspec's word for a type that a hook does not know
     rule: Rule = msgspec.convert(value["settings"], RULES[value["name"]])
     return rule
+
+
+ASKED: Notes[Wish] = Notes(Kind("questions", bare=True), "the searches and trainings that were asked for here", wish_in)

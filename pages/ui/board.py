@@ -26,6 +26,7 @@ from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 from pages.ui import dense_line, editor, words
 from pages.ui.history import History
+from pages.ui.merging import merge_plans
 from pages.ui.state import comparisons, measurements, models, plans, runs, session
 from pages.ui.waiting import Steps
 
@@ -94,6 +95,8 @@ def live(workspace: Workspace) -> None:
     The run itself streams, so the browser never polls; it ends as soon as a newer one waits.
     """
     history = plans.history(workspace)
+    for notice in session.later_notices():
+        st.warning(words.plain(notice), icon=":material/history:")
     measurement = measurements.measure(workspace)
     snapshot = measurement.snapshot
     _board(
@@ -172,17 +175,28 @@ def _receive(workspace: Workspace) -> None:
 
 
 def commit(workspace: Workspace, history: History, message: dict[str, Any]) -> History:
-    """The history after ranks from the browser; ranks that do not fit the model are ignored."""
+    """The history after ranks from the browser; ranks that do not fit the model are ignored.
+
+    Where the plan is no more the one that they were changed from, only what was changed counts.
+    """
     try:
-        plan = RankPlan.of(
-            workspace.profile.fingerprint,
-            {n: Choice(str(c["method"]), tuple(int(r) for r in c["rank"])) for n, c in message["choices"].items()},
-        )
-        check_plan(workspace.profile, plan)
+        sent = _sent_plan(workspace, message["choices"])
+        before = _sent_plan(workspace, message["before"]) if message.get("before") is not None else history.plan
+        rev, gesture = int(message["rev"]), int(message["gesture"])
     except (LowRankError, KeyError, TypeError, ValueError):
         return history
-    rev = max(int(message["rev"]), history.rev + 1)  # the browser has not yet seen an undo that came just before
-    return history.commit(plan, rev=rev, gesture=int(message["gesture"]))
+    plan, _ = merge_plans(before, sent, history.plan)
+    rev = max(rev + (plan != sent), history.rev + 1)  # the browser has not yet seen an undo that came just before
+    return history.commit(plan, rev=rev, gesture=gesture)
+
+
+def _sent_plan(workspace: Workspace, choices: dict[str, Any]) -> RankPlan:
+    plan = RankPlan.of(
+        workspace.profile.fingerprint,
+        {n: Choice(str(c["method"]), tuple(int(r) for r in c["rank"])) for n, c in choices.items()},
+    )
+    check_plan(workspace.profile, plan)
+    return plan
 
 
 def act(history: History, message: dict[str, Any]) -> History:

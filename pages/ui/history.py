@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+import sys
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Annotated, Any
 
+import msgspec
+
+from lowrank_core.errors import InvalidPlan, LowRankError
+from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.correction import Correction
+from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.version import versions
 
 DEPTH = 100
+"""Steps that can be undone; older ones are forgotten."""
+
+MOST_SNAPSHOTS = 1_000
+"""Taken by a person; no more are added until some are removed. Two tabs that are merged may have a few more."""
+
+NAME_LETTERS = 40
+"""Of a snapshot's name as it is given; a number may follow where it was taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +51,7 @@ class History:
     corrected: bool = True
     tolerance: float | None = None
     rev: int = 0
-    gesture: int = -1
+    gesture: int = field(default=-1, compare=False)
     correction: Correction | None = None
 
     def commit(self, plan: RankPlan, *, rev: int | None = None, gesture: int = -1) -> History:
@@ -80,12 +94,10 @@ class History:
         )
 
     def keep(self, name: str) -> History:
-        """A snapshot of the plan; a name already taken gets a number."""
-        taken = {s.name for s in self.snapshots}
-        base = name.strip()[:40] or f"S{len(self.snapshots) + 1}"
-        unique, number = base, 2
-        while unique in taken:
-            unique, number = f"{base} {number}", number + 1
+        """A snapshot of the plan; a name already taken gets a number. Itself where there are MOST_SNAPSHOTS."""
+        if len(self.snapshots) >= MOST_SNAPSHOTS:
+            return self
+        unique = free_name(name, {s.name for s in self.snapshots}, f"S{len(self.snapshots) + 1}")
         return replace(self, snapshots=(*self.snapshots, PlanSnapshot(unique, self.plan)))
 
     def restore(self, name: str) -> History:
@@ -131,26 +143,169 @@ class History:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> History:
-        """The history in a text written by `to_json`; raises ValueError, KeyError, TypeError or InvalidPlan."""
-        d = json.loads(text)
+    def from_json(cls, text: str | bytes) -> History:
+        """The history in a text written by `to_json`; raises ValueError where any part of it is not as written."""
+        read = read_history(text)
+        if read.history is None or read.left_out:
+            raise ValueError(f"no history: {and_so_on(read.left_out) or 'it holds no plan'}")
+        return read.history
 
-        def plan(choices: dict[str, Any]) -> RankPlan:
-            return RankPlan.of(
-                d["fingerprint"], {name: Choice(method, tuple(rank)) for name, (method, rank) in choices.items()}
-            )
 
-        return cls(
-            plan(d["plan"]),
-            tuple(plan(p) for p in d["past"]),
-            tuple(plan(p) for p in d["future"]),
-            tuple(PlanSnapshot(s["name"], plan(s["plan"])) for s in d["snapshots"]),
-            tuple(d["locked"]),
-            bool(d["corrected"]),
-            None if d["tolerance"] is None else float(d["tolerance"]),
-            int(d["rev"]),
-            correction=Correction.from_dict(d["correction"]) if d.get("correction") else None,
-        )
+def free_name(name: str, taken: Container[str], usual: str) -> str:
+    """A name for a snapshot that no other has, of letters that can be shown and not too many of them.
+
+    >>> free_name(" light ", {"light", "light 2"}, "S3")
+    'light 3'
+    """
+    base = name.encode(errors="replace").decode().strip()[:NAME_LETTERS].strip() or usual
+    numbered = (f"{base} {number}" for number in count(2))
+    return base if base not in taken else next(one for one in numbered if one not in taken)
+
+
+# ---- as JSON --------------------------------------------------------------------------------------------------------
+
+LARGEST_REV = 2**50
+"""A browser counts on from there; it knows whole numbers up to 2**53."""
+
+_Choices = dict[
+    str, tuple[str, Annotated[tuple[Annotated[int, msgspec.Meta(ge=1)], ...], msgspec.Meta(min_length=1, max_length=8)]]
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadHistory:
+    """A history as far as a text holds one; left_out: what is not as it was written, as "2 snapshots"."""
+
+    history: History | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def read_history(text: str | bytes, profile: ModelProfile | None = None) -> ReadHistory:
+    """Whatever a text holds of a history and, with a profile, what fits that network; never raises.
+
+    Where the plan itself does not fit, the last step of undo that does takes its place, else all layers are dense.
+    """
+    try:
+        document = json.loads(text, parse_constant=lambda name: None, object_pairs_hook=_said_once)
+    except (ValueError, RecursionError):
+        return ReadHistory()
+    if not isinstance(document, dict) or not isinstance(fingerprint := document.get("fingerprint"), str):
+        return ReadHistory()
+    if profile is not None and fingerprint != profile.fingerprint:
+        return ReadHistory()
+    left: list[str] = []
+
+    def whole(key: str) -> list[Any]:
+        listed = document.get(key)
+        if not isinstance(listed, list):
+            left.append(f"the list of {key}")
+        return listed if isinstance(listed, list) else []
+
+    def plans(key: str, nearest: slice, singular: str) -> tuple[RankPlan, ...]:
+        listed = whole(key)
+        read = (_plan(fingerprint, choices, profile) for choices in listed[nearest])
+        fitting = tuple(plan for plan in read if plan is not None)
+        left.extend(_counted(len(listed) - len(fitting), singular))
+        return fitting
+
+    plan = _plan(fingerprint, document.get("plan"), profile)
+    left.extend(["the plan itself"] if plan is None else [])
+    past = plans("past", slice(-DEPTH, None), "step of undo")
+    future = plans("future", slice(DEPTH), "step of redo")
+    listed = whole("snapshots")
+    snapshots: dict[str, PlanSnapshot] = {}
+    renamed = 0
+    for one in listed[-2 * MOST_SNAPSHOTS :]:
+        name = one.get("name") if isinstance(one, dict) else None
+        kept = _plan(fingerprint, one.get("plan"), profile) if isinstance(name, str) else None
+        if isinstance(name, str) and kept is not None:
+            known = name if _shown(name) and name not in snapshots else free_name(name, snapshots, "snapshot")
+            renamed += known != name
+            snapshots[known] = PlanSnapshot(known, kept)
+    left.extend(_counted(len(listed) - len(snapshots), "snapshot"))
+    left.extend(_counted(renamed, "name"))
+    locks = whole("locked")
+    layers = None if profile is None else {layer.name for layer in profile.layers}
+    locked = [name for name in locks if isinstance(name, str) and (layers is None or name in layers)]
+    left.extend(_counted(len(locks) - len(locked), "lock"))
+    corrected, tolerance, rev = (document.get(key) for key in ("corrected", "tolerance", "rev"))
+    if not isinstance(corrected, bool):
+        left.append("whether plans are corrected")
+    if not (tolerance is None or _is_drop(tolerance)):
+        tolerance = None
+        left.append("the tolerance")
+    if isinstance(rev, bool) or not isinstance(rev, int) or not 0 <= rev <= LARGEST_REV:
+        left.append("the number of changes")
+        rev = 0
+    correction = document.get("correction") or None
+    try:
+        asked = None if correction is None else Correction.from_dict(correction)
+        if asked is not None and asked.seed >= 2**63:
+            raise InvalidPlan("a seed is a whole number below 2**63.")
+    except InvalidPlan:
+        asked = None
+        left.append("the correction")
+    if plan is None:
+        plan, past = (past[-1], past[:-1]) if past else (RankPlan(fingerprint), ())
+    history = History(
+        plan,
+        past,
+        future,
+        tuple(snapshots.values()),
+        tuple(sorted(set(locked))),
+        corrected if isinstance(corrected, bool) else True,
+        None if tolerance is None else float(tolerance),
+        rev,
+        correction=asked,
+    )
+    return ReadHistory(history, tuple(left))
+
+
+def and_so_on(things: Sequence[str]) -> str:
+    """The first five of a few things, in words.
+
+    >>> and_so_on(["2 snapshots", "1 lock"])
+    '2 snapshots and 1 lock'
+    """
+    shown = list(things[:5]) + ([f"{len(things) - 5} more"] if len(things) > 5 else [])
+    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
+
+
+def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
+    """An object whose keys all differ; None, which fits nowhere, for one that says two things in one place."""
+    members = dict(pairs)
+    return members if len(members) == len(pairs) else None
+
+
+def _plan(fingerprint: str, choices: object, profile: ModelProfile | None) -> RankPlan | None:
+    """The plan in JSON; None where it is none, or does not fit."""
+    try:
+        read = msgspec.convert(choices, _Choices)
+        plan = RankPlan.of(fingerprint, {name: Choice(method, rank) for name, (method, rank) in read.items()})
+        if profile is not None:
+            check_plan(profile, plan)
+    except (msgspec.ValidationError, LowRankError):
+        return None
+    return plan
+
+
+def _is_drop(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+
+
+def _shown(name: str) -> bool:
+    """Whether it is a name as snapshots get them."""
+    return name.strip() != "" and len(name) <= NAME_LETTERS + 8 and name.encode(errors="replace").decode() == name
+
+
+def _counted(number: int, singular: str) -> list[str]:
+    """Nothing for none.
+
+    >>> _counted(0, "lock"), _counted(2, "step of undo")
+    ([], ['2 steps of undo'])
+    """
+    first, _, rest = singular.partition(" ")
+    return [f"{number} {first}{'' if number == 1 else 's'}{rest and f' {rest}'}"] if number else []
 
 
 def _choices(plan: RankPlan) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lowrank_core.sources._inventory import Inventory
 from pages.ui import dense_line, running, words
 from pages.ui.commands import as_here
 from pages.ui.frame import Frame, link
-from pages.ui.state import models, runs, server
+from pages.ui.state import models, plans, runs, server, session
 from pages.ui.waiting import Steps
 
 
@@ -40,6 +40,9 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
         for notice in workspace.notices:
             frame.notices.caption(f":material/info: {words.plain(notice)}")
         opened = True
+        plans.look_again(workspace)
+        for notice in session.notices():
+            frame.notices.warning(words.plain(notice), icon=":material/history:")
         body.show(workspace)
         runs.end_if_replaced()
         return

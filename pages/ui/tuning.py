@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 from torch import nn
 
 from lowrank_core.errors import InvalidFile, InvalidSearch, LowRankError
@@ -20,12 +21,14 @@ from lowrank_core.running.scope import nobody, raise_if_cancelled, report, scope
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
 from lowrank_core.selection import Rule, make, search
 from lowrank_core.selection._problem import Problem, Quantity, Trial, problem_of
+from lowrank_core.store.documents import Kind
 from lowrank_core.training import sweep as sweeping
 from lowrank_core.training.finetune import Epoch, finetune, kept, provenance, training_data
 from lowrank_core.training.recipe import Settings
 from lowrank_core.training.sweep import Swept, compressed_score, state_path, tidy, tuned_score
 from lowrank_core.workspace import Workspace
 from pages.ui import words
+from pages.ui.note_file import Notes
 
 WATCH = 1000
 """Evaluation samples that are scored after each epoch, to be looked at; they choose nothing."""
@@ -151,6 +154,11 @@ class Trained:
     def gain(self) -> Gain | None:
         """The chosen weights against the plan as it is compressed; None until they are compared."""
         return next((result for result in self.snapshot.found if isinstance(result, Gain)), None)
+
+    @property
+    def notices(self) -> list[str]:
+        """What became of states on disk that could not be gone on from."""
+        return [epoch.notice for epochs in self.runs.values() for epoch in epochs if epoch.notice]
 
     @property
     def trials(self) -> int:
@@ -321,6 +329,16 @@ def _best_so_far(workspace: Workspace, candidate: Candidate, settings: Settings,
     tuned = _tuned(candidate, settings, epochs, WATCH, score, complete=False)
     keep(tuned, epochs[-1])
     return tuned
+
+
+def _tuned_in(document: object) -> Tuned | None:
+    try:
+        return msgspec.convert(document, Tuned)
+    except (ValueError, LowRankError):
+        return None
+
+
+NOTES: Notes[Tuned] = Notes(Kind("tuned weights", bare=True), "the notes of what was trained here", _tuned_in)
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------

@@ -82,12 +82,13 @@ Object.assign(Board.prototype, {
     clearTimeout(this.timer);
     const choices = this.choices(), now = JSON.stringify(choices);
     if (now === this.sent) return null;
+    const before = this.sent ? JSON.parse(this.sent) : null;  // another tab may have changed other layers since
     this.sent = now;
     this.rev = Math.max(this.rev, this.data.rev) + 1;
     this.measuring = true;
     this.doing = "";
     this.plain = null;
-    return { rev: this.rev, gesture: this.gesture, choices };
+    return { rev: this.rev, gesture: this.gesture, choices, before };
   },
 
   commit() {

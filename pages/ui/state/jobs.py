@@ -7,14 +7,16 @@ from typing import Any
 
 import streamlit as st
 
+from lowrank_core.errors import LowRankError
 from lowrank_core.selection._problem import Trial
-from lowrank_core.store.files import write_whole
 from lowrank_core.workspace import Workspace
 from pages.ui import compare, tuning
-from pages.ui.asked import Wish, from_json, to_json
+from pages.ui.asked import ASKED, Wish, to_json
+from pages.ui.note_file import change_notes, read_notes
 from pages.ui.question import Question
 from pages.ui.shared_jobs import SharedJobs, Started
-from pages.ui.state.session import saved_file, session_id
+from pages.ui.state import session
+from pages.ui.state.session import session_id
 from pages.ui.tuning import Sweep, Training
 
 MOST_ASKED = 50
@@ -66,17 +68,32 @@ def elsewhere(page: str) -> list[Started]:
 
 def note_asked(workspace: Workspace, wish: Wish) -> None:
     """Remember on disk what was asked, for a server that is started anew."""
-    others = [other for other in noted(workspace) if other != wish]
-    write_whole(_asked_file(workspace), to_json([*others, wish][-MOST_ASKED:]))
+
+    def with_it(others: tuple[Wish, ...]) -> tuple[Wish, ...]:
+        return (*(other for other in others if other != wish), wish)[-MOST_ASKED:]
+
+    file = _asked_file(workspace)
+    try:
+        noted = change_notes(file, ASKED, with_it, to_json)
+    except (OSError, LowRankError) as error:
+        session.say_unwritable(file, error)
+        return
+    if noted.said:
+        session.say(noted.said)
 
 
 def noted(workspace: Workspace) -> tuple[Wish, ...]:
     """What this session has asked about this model, the latest last, also of a server that was stopped since."""
+    file = _asked_file(workspace)
     try:
-        return from_json(_asked_file(workspace).read_bytes())
-    except OSError:
+        noted = read_notes(file, ASKED)
+    except (OSError, LowRankError) as error:
+        session.say_unwritable(file, error)
         return ()
+    if noted.said:
+        session.say(noted.said)
+    return noted.entries
 
 
 def _asked_file(workspace: Workspace) -> Path:
-    return saved_file(workspace.profile.fingerprint, "-asked.json")
+    return session.saved_file(workspace.profile.fingerprint, "-asked.json")

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import PlanFile, RankPlan
-from lowrank_core.store.files import remove_left, write_whole
+from lowrank_core.store.files import remove_left
 from lowrank_core.workspace import Workspace
-from pages.ui.history import History
-from pages.ui.state import models
-from pages.ui.state.session import saved_file
+from pages.ui import history_file
+from pages.ui.history import History, and_so_on
+from pages.ui.history_file import Kept
+from pages.ui.merging import Merged, merge
+from pages.ui.state import models, session
 from pages.ui.waiting import Steps
 
 
 def history(workspace: Workspace) -> History:
     """The plans of this session for this model; at first one at about half the multiplies."""
-    histories = st.session_state.setdefault("histories", {})
-    fingerprint = workspace.profile.fingerprint
-    if fingerprint not in histories:
-        histories[fingerprint] = _saved(fingerprint, workspace) or History(_first_plan(workspace))
-    return histories[fingerprint]  # type: ignore[no-any-return]
+    return _loaded(workspace) or _begin(workspace, Kept(History(_first_plan(workspace))))
 
 
 def plan(workspace: Workspace) -> RankPlan:
@@ -34,8 +33,7 @@ def plan(workspace: Workspace) -> RankPlan:
 
 def plan_if_made(workspace: Workspace) -> RankPlan | None:
     """The plan as it stands; None where the first one has still to be found, for which every layer is factorised."""
-    fingerprint = workspace.profile.fingerprint
-    current = st.session_state.get("histories", {}).get(fingerprint) or _saved(fingerprint, workspace)
+    current = _loaded(workspace)
     return current.plan if current else None
 
 
@@ -46,21 +44,90 @@ def _first_plan(workspace: Workspace) -> RankPlan:
 
 
 def set_history(workspace: Workspace, history: History) -> None:
-    """Remember a changed history, here and on disk."""
-    st.session_state["histories"][workspace.profile.fingerprint] = history
-    write_whole(saved_file(workspace.profile.fingerprint, ".json"), history.to_json().encode())
+    """Remember a changed history, here and on disk; what another tab has saved since is taken into it.
 
-
-def _saved(fingerprint: str, workspace: Workspace) -> History | None:
-    path = saved_file(fingerprint, ".json")
-    remove_left(path.parent)
+    Where that collides this one's change is shown, and the other plan is a step of undo.
+    """
+    fingerprint, file = workspace.profile.fingerprint, _file(workspace)
+    st.session_state["histories"][fingerprint] = history
     try:
-        saved = History.from_json(path.read_text(encoding="utf-8"))
-        for plan in (saved.plan, *saved.past, *saved.future, *(s.plan for s in saved.snapshots)):
-            check_plan(workspace.profile, plan)
-    except (OSError, ValueError, KeyError, TypeError, LowRankError):
+        saved = history_file.save(file, _kept()[fingerprint], history, workspace.profile)
+    except (OSError, LowRankError) as error:
+        session.say_unwritable(file, error)
+        return
+    _begin(workspace, saved.kept)
+    for line in (saved.said, _about(saved.merged, history.plan)):
+        if line:
+            session.say(line)
+
+
+def look_again(workspace: Workspace) -> None:
+    """Before a page is drawn: take in what another tab of this address has saved since."""
+    fingerprint, file = workspace.profile.fingerprint, _file(workspace)
+    current = _loaded(workspace)
+    if current is None:
+        return
+    try:
+        if not history_file.changed(file, _kept()[fingerprint]):
+            return
+        found = history_file.load(file, workspace.profile)
+    except (OSError, LowRankError) as error:
+        session.say_unwritable(file, error)
+        return
+    if found.said:
+        session.say(found.said)
+    if found.kept is not None:
+        merged = merge(_kept()[fingerprint].history, current, found.kept.history)
+        _begin(workspace, found.kept)
+        st.session_state["histories"][fingerprint] = merged.history
+        if about := _about(merged, current.plan):
+            session.say(about)
+
+
+def _about(merged: Merged, mine: RankPlan) -> str:
+    """A line about what another tab has changed of the plan on the screen; "" where that is nothing."""
+    collided = [conflict.name for conflict in (*merged.layers, *merged.settings)]
+    if collided:
+        undo = "; Undo leads back to the other plan" if merged.layers else ""
+        return f"Another tab of this address has changed {and_so_on(collided)} too. What was set here is shown{undo}."
+    before, after = dict(mine.choices), dict(merged.history.plan.choices)
+    taken = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return f"Another tab of this address has changed {and_so_on(taken)}: that is taken in here." if taken else ""
+
+
+def _loaded(workspace: Workspace) -> History | None:
+    """This session's history, read from disk at first; None where there is none yet."""
+    histories: dict[str, History] = st.session_state.setdefault("histories", {})
+    fingerprint, file = workspace.profile.fingerprint, _file(workspace)
+    if fingerprint in histories:
+        return histories[fingerprint]
+    remove_left(file.parent)
+    try:
+        found = history_file.load(file, workspace.profile)
+    except OSError as error:
+        session.say_unwritable(file, error)
         return None
-    return saved
+    if found.said:
+        session.say(found.said)
+    return None if found.kept is None else _begin(workspace, found.kept)
+
+
+def _begin(workspace: Workspace, kept: Kept) -> History:
+    """Go on from a history as it lies on disk."""
+    fingerprint = workspace.profile.fingerprint
+    _kept()[fingerprint] = kept
+    st.session_state["histories"][fingerprint] = kept.history
+    return kept.history
+
+
+def _kept() -> dict[str, Kept]:
+    """For each model the history that this session and the disk have agreed upon."""
+    kept: dict[str, Kept] = st.session_state.setdefault("histories on disk", {})
+    return kept
+
+
+def _file(workspace: Workspace) -> Path:
+    return session.saved_file(workspace.profile.fingerprint, ".json")
 
 
 def candidate(workspace: Workspace, plan: RankPlan | None = None) -> Candidate:

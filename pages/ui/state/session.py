@@ -20,9 +20,44 @@ def session_id() -> str:
 
 
 def saved_file(fingerprint: str, ending: str) -> Path:
-    """Where this session keeps something about a model."""
-    folder = platformdirs.user_state_path("rank-explorer", ensure_exists=True)
-    return folder / f"{session_id()}-{fingerprint[7:19]}{ending}"
+    """Where this session keeps something about a model; whoever writes it makes the folder."""
+    return platformdirs.user_state_path("rank-explorer") / f"{session_id()}-{fingerprint[7:19]}{ending}"
+
+
+MOST_NOTICES = 5
+"""Lines above a page; the latest ones stay."""
+
+
+def say(line: str) -> None:
+    """Tell the person something once: it stands above the page until another one is turned to."""
+    lines: list[str] = st.session_state.setdefault("notices", [])
+    if line not in lines:
+        lines.append(line)
+
+
+def say_unwritable(file: Path, error: Exception) -> None:
+    """Tell the person, once in a session, that nothing can be kept on disk, and where."""
+    if not st.session_state.get("unwritable told"):
+        st.session_state["unwritable told"] = True
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        say(
+            f"{file.parent} cannot be written ({why}): plans and what was asked for stay in memory, as long as this "
+            "tab is open. Make room there, or make it writable; the next change is then kept."
+        )
+
+
+def notices() -> list[str]:
+    """What was told and is to be shown above a page: until another one is turned to."""
+    lines: list[str] = st.session_state.get("notices", [])
+    st.session_state["notices shown"] = st.session_state["notices read"] = len(lines)
+    return lines[-MOST_NOTICES:]
+
+
+def later_notices() -> list[str]:
+    """What was told since the page was drawn, for a fragment of it that is drawn anew."""
+    lines: list[str] = st.session_state.get("notices", [])
+    st.session_state["notices read"] = len(lines)
+    return lines[st.session_state.get("notices shown", 0) :][-MOST_NOTICES:]
 
 
 def widget(key: str) -> Any:
@@ -63,7 +98,12 @@ def take_press(button: str) -> bool:
 
 
 def turn_to(page: str) -> None:
-    """A page is shown: what was pressed on another one, and not seen there, is not meant for a later visit."""
+    """A page is shown: what was pressed on another one, and not seen there, is not meant for a later visit.
+
+    What was told there has been read.
+    """
     if st.session_state.get("page turned to") != page:
         st.session_state["page turned to"] = page
         st.session_state.pop("pressed", None)
+        read = st.session_state.pop("notices read", 0)
+        st.session_state["notices"] = st.session_state.get("notices", [])[read:]

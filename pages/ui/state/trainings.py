@@ -11,16 +11,16 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
-from lowrank_core.store.files import write_whole
 from lowrank_core.store.room import Part
 from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.recipe import Settings
 from lowrank_core.training.sweep import Swept
 from lowrank_core.workspace import Workspace
 from pages.ui import tuning
-from pages.ui.state import jobs, models
+from pages.ui.note_file import Noted, change_notes, read_notes
+from pages.ui.state import jobs, models, session
 from pages.ui.state.plans import history, set_history
-from pages.ui.state.session import saved_file, session_id
+from pages.ui.state.session import session_id
 from pages.ui.tuning import Result, Sweep, Training, Tuned
 
 TUNED_BYTES = 2**28
@@ -106,18 +106,34 @@ def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, 
         return weights.candidate, weights.settings, weights.watch
 
     replaced = {of(weights) for weights in fresh}
-    noted = (*(weights for weights in earlier if of(weights) not in replaced), *fresh)[-jobs.MOST_TRAININGS :]
-    st.session_state[f"tuned {models.key(workspace)}"] = noted
-    write_whole(_notes(workspace), msgspec.json.encode(noted))
-    return noted
+
+    def with_them(others: tuple[Tuned, ...]) -> tuple[Tuned, ...]:
+        every = (*others, *(weights for weights in earlier if weights not in others))
+        return (*(weights for weights in every if of(weights) not in replaced), *fresh)[-jobs.MOST_TRAININGS :]
+
+    file = _notes(workspace)
+    try:
+        noted = change_notes(file, tuning.NOTES, with_them, msgspec.json.encode)
+    except (OSError, LowRankError) as error:
+        session.say_unwritable(file, error)
+        noted = Noted(with_them(()))
+    if noted.said:
+        session.say(noted.said)
+    st.session_state[f"tuned {models.key(workspace)}"] = noted.entries
+    return noted.entries
 
 
 def _noted(workspace: Workspace) -> tuple[Tuned, ...]:
+    file = _notes(workspace)
     try:
-        return msgspec.json.decode(_notes(workspace).read_bytes(), type=tuple[Tuned, ...])
-    except (OSError, ValueError, LowRankError):
+        noted = read_notes(file, tuning.NOTES)
+    except (OSError, LowRankError) as error:
+        session.say_unwritable(file, error)
         return ()
+    if noted.said:
+        session.say(noted.said)
+    return noted.entries
 
 
 def _notes(workspace: Workspace) -> Path:
-    return saved_file(workspace.profile.fingerprint, f"-{models.key(workspace)}-tuned.json")
+    return session.saved_file(workspace.profile.fingerprint, f"-{models.key(workspace)}-tuned.json")
