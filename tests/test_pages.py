@@ -371,7 +371,7 @@ def test_an_uploaded_plan_scores_as_its_own_correction_says(opened: Open, worksp
 def test_a_file_that_answers_otherwise_can_be_saved_all_the_same(
     opened: Open, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def differing(kind: str, ref: str, file: Path, batches: list[Any]) -> list[Outputs]:
+    def differing(kind: str, ref: str, file: Path, batches: list[Any], own_seconds: float) -> list[Outputs]:
         answers = _reload.READERS[kind](ref, str(file))
         return [{name: 1.05 * values for name, values in answers(inputs).items()} for inputs in batches]
 

@@ -43,7 +43,7 @@ def nothing_printed() -> Iterator[None]:
         yield
 
 
-LINGER_SECONDS = 5.0
+LINGER_SECONDS = 2.0
 """After its work a command waits so long for threads that a model file started, and that do not end."""
 
 
