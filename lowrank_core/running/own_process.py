@@ -5,11 +5,10 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import NoReturn
 
@@ -48,11 +47,11 @@ LINGER_SECONDS = 2.0
 
 
 def leave(status: int) -> NoReturn:
-    """End this process now: what was registered for its end is done, and no thread is waited for."""
+    """End this process now: what was registered for its end is done, and no thread is waited for.
+
+    What was printed must be flushed before, as click does.
+    """
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody listens any more, or somebody closed it
-            stream.flush()
     os._exit(status)
 
 

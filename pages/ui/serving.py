@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import webbrowser
 from collections.abc import AsyncIterator
@@ -38,6 +39,8 @@ async def lifespan(app: st.App) -> AsyncIterator[dict[str, Any]]:
     server.stop()
     with suppress(TimeoutError):
         await asyncio.wait_for(server.stopped, PAGES_SECONDS)
+    with suppress(OSError):  # nobody listens any more
+        sys.stdout.flush()
     leave(0)
 
 
