@@ -1,4 +1,4 @@
-"""How the server begins and ends: it opens a browser, and at its end waits for no thread that a model file started."""
+"""How the server begins and ends: it refuses wrong options, opens a browser, and at its end waits for no thread."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ import streamlit as st
 from starlette.middleware import Middleware
 from streamlit import runtime
 
+from lowrank_core.errors import InvalidSettings
 from lowrank_core.running.own_process import leave
+from pages.ui import at_start
 from pages.ui.same_origin import SameOrigin
 
 MIDDLEWARE = (Middleware(SameOrigin),)
 """What stands in front of everything that is served."""
+
+try:
+    at_start.check()
+except InvalidSettings as wrong:
+    sys.stderr.write(f"Error: {wrong}\n")
+    sys.exit(2)
 
 BROWSER_SECONDS = 0.5
 """After the start, when connections are taken."""
