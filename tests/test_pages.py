@@ -437,8 +437,12 @@ def test_spectra_that_take_long_are_announced_and_wait(
     assert sum(body.count('<figure class="sm"') for body in drawn) == 60
 
 
-def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: Workspace, tmp_path: Path) -> None:
+def test_export_writes_each_format_as_it_is_asked_for(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half precision of a .pt2, into a folder; a folder that is not there is one clear line."""
+    traced_here: list[object] = []
+    monkeypatch.setattr(torch.export, "export", lambda *given, **more: traced_here.append(given))
     page = opened("Export", "builtin:digits-cnn", f"--export-folder={tmp_path}")
     page.button_group(key="format").set_value("pt2").run()
     page.selectbox(key="dtype pt2").set_value("bfloat16")
@@ -449,6 +453,7 @@ def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: W
     assert file.suffix == ".pt2"
     assert "1, 2, 7 and all samples" in text(page)
     assert str(file.name) in page.success[0].value.replace("\\", "")
+    assert traced_here == [], "exporters run in a process of their own"
     page.text_input(key="export folder").set_value(str(tmp_path / "missing")).run()
     assert "there is no folder" in page.error[0].value
 

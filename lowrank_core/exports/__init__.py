@@ -100,7 +100,8 @@ class Snippet:
 class Export:
     """One kind of artefact. write(workspace, compressed, path) reports its steps; snippets(reference or None, file).
 
-    dtypes: what its weights can be written in beside their own.
+    dtypes: what its weights can be written in beside their own. traces: whether exporters of PyTorch take part, which
+    set what a whole process shares while they run.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Export:
     write: Callable[[Workspace, Compressed, Path], Exported]
     snippets: Callable[[str | None, str], tuple[Snippet, ...]]
     dtypes: tuple[str, ...] = ()
+    traces: bool = False
 
 
 EXPORTS: dict[str, Export] = {}

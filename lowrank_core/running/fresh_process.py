@@ -24,6 +24,9 @@ from lowrank_core.running.scope import raise_if_cancelled, report, scope
 LOOK_SECONDS = 0.05
 """Between two looks at the process, and at whether the work has been cancelled."""
 
+GRACE_SECONDS = 3.0
+"""From being asked to end until it is killed."""
+
 REFUSED, SAID, HEARD = "refused.json", "said.jsonl", "stderr.txt"
 """Files that the process leaves in its folder: a refusal, what it reports, and what else it says."""
 
@@ -74,6 +77,7 @@ def main(work: str, folder: str) -> None:
     It does not wait for threads that a model file has started.
     """
     _end_with_its_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     module, _, function = work.partition(":")
     with open(Path(folder, SAID), "a", encoding="utf-8", buffering=1) as said:
 
@@ -113,13 +117,25 @@ def _tell(news: IO[str]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process, and what it started, if it still runs; nothing of it is left."""
+    """End the process, and what it started, if it still runs; it has GRACE_SECONDS to remove what it was writing."""
     if process.poll() is None:
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+        if hasattr(os, "killpg"):
+            _kill_group(process.pid, signal.SIGTERM)
+            until = time.monotonic() + GRACE_SECONDS
+            ended = os.WEXITED | os.WNOHANG | os.WNOWAIT  # looked at only, so that its group keeps its number
+            while os.waitid(os.P_PID, process.pid, ended) is None and time.monotonic() < until:
+                time.sleep(LOOK_SECONDS)
+            _kill_group(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
     process.wait()
     assert process.stdin is not None
     process.stdin.close()
+
+
+def _kill_group(process: int, how: signal.Signals) -> None:
+    with suppress(OSError):  # all of it has just ended
+        os.killpg(process, how)
 
 
 def _last_lines(path: Path) -> list[str]:

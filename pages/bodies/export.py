@@ -8,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 from lowrank_core.compression.precision import Storage
-from lowrank_core.errors import LowRankError, OtherAnswers
+from lowrank_core.errors import Cancelled, LowRankError, OtherAnswers
 from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, Export, Exported, loading
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.measurement import is_final
@@ -20,7 +20,7 @@ from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
 from pages.ui import at_start, frame, tuning, words
 from pages.ui.button import button
-from pages.ui.state import downloads, measurements, plans, trainings
+from pages.ui.state import downloads, measurements, plans, runs, trainings
 from pages.ui.tuning import Tuned
 
 ORDER = ("safetensors", "pt2", "onnx", "bundle")
@@ -186,8 +186,13 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
                     if storage.dtype != "int8":
                         network = replace(network, score=final_score(workspace.measure(network.model)))
                 network = replace(network, accept_difference=accepting)
-                with scope(report=lambda progress: status.update(label=progress.words.capitalize())):
-                    exported = export.write(workspace, network, path)
+                with scope(
+                    report=lambda progress: status.update(label=progress.words.capitalize()),
+                    cancelled=runs.newer_run_waits,
+                ):
+                    exported = downloads.write(workspace, export, network, path)
+        except Cancelled:  # by whoever clicked on something else meanwhile
+            st.rerun()
         except OtherAnswers as error:
             downloads.keep_refused(key, source, str(error))
             st.rerun()
