@@ -513,7 +513,7 @@ def test_a_page_writes_below_the_start_folder_and_folders_named_then(
         assert place(str(folder)) == start / folder / "x"
     outside = (other, tmp_path, "..", "/", "out", "out/deep", "deep/../../other", "waiting", "waiting/session", "~")
     for folder in outside:
-        with pytest.raises(InvalidFile, match=r"is not a folder that pages may write to.*--export-folder DIR"):
+        with pytest.raises(InvalidFile, match=r"is none of the folders that pages may write to.*--export-folder DIR"):
             place(str(folder))
     with pytest.raises(InvalidFile, match="pages may write to"):
         place("deep", "led-out")

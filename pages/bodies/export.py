@@ -154,14 +154,17 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
         placeholder="empty: offered for download",
         help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD // 10**6} MB a folder is needed.",
     )
-    if folder_name:
-        st.caption(words.plain(f"Folders: {at_start.places()}."))
-    key = f"{export.name} {storage} {folder_name}"
-    pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}")
+    path: Path | None = None
     try:
         path = downloads.place(folder_name, file)
+        if folder_name:
+            st.caption(words.plain(f"Pages may write to {at_start.places()}."))
     except LowRankError as error:
         st.error(words.plain(str(error)), icon=":material/error:")
+    key = f"{export.name} {storage} {folder_name}"
+    write = f"write {export.name}"
+    pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=write, disabled=path is None)
+    if path is None:
         return
     accepting = False
     refused = downloads.refused(key, source)

@@ -75,8 +75,8 @@ def place_for(file: str, folder: str, *, never: Path) -> Path:
         inside = all(any(path.is_relative_to(place) for place in allowed) for path in (real, whole))
         if not inside or real.is_relative_to(os.path.realpath(never)):
             raise InvalidFile(
-                f"{shown(folder)!r} is not a folder that pages may write to: that are {places()}. To name another one, "
-                f"start the server with {OPTION} DIR."
+                f"{shown(folder)!r} is none of the folders that pages may write to: {places()}. Start the server with "
+                f"{OPTION} DIR to name more."
             )
         mode = "a folder" if real.is_dir() else "a file" if os.path.lexists(real) else "nothing"
     except (RuntimeError, ValueError, OSError) as error:
