@@ -18,7 +18,7 @@ from lowrank_core.running.fresh_process import in_fresh_process
 from lowrank_core.running.own_process import hush_libraries
 from lowrank_core.sources import open_source
 from lowrank_core.store.cache import Cache
-from lowrank_core.store.files import scratch
+from lowrank_core.store.files import scratch, write_whole
 from lowrank_core.store.key import NetworkKey
 from lowrank_core.workspace import Workspace
 
@@ -71,7 +71,7 @@ def write_apart(kind: str, workspace: Workspace, compressed: Compressed, path: P
             provenance=provenance(workspace, compressed),
             dtype=None,
         )
-        (folder / ASKED).write_bytes(pickle.dumps(asked))
+        write_whole(folder / ASKED, pickle.dumps(asked))
         in_fresh_process(f"{__name__}:answer", folder)
         exported: Exported = pickle.loads((folder / WRITTEN).read_bytes())
     return replace(exported, path=str(path))
@@ -93,4 +93,4 @@ def answer(folder: Path) -> None:
         _ = workspace.self_check
     network = load_checkpoint(workspace.model, folder / WEIGHTS).model
     exported = EXPORTS[asked.kind].write(workspace, replace(asked.made, model=network), asked.path)
-    (folder / WRITTEN).write_bytes(pickle.dumps(exported))
+    write_whole(folder / WRITTEN, pickle.dumps(exported))

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from importlib import import_module
 from math import inf
 from pathlib import Path
@@ -27,8 +26,8 @@ LOOK_SECONDS = 0.05
 GRACE_SECONDS = 3.0
 """From being asked to end until it is killed."""
 
-REFUSED, SAID, HEARD = "refused.json", "said.jsonl", "stderr.txt"
-"""Files that the process leaves in its folder: a refusal, what it reports, and what else it says."""
+HEARD_BYTES = 2**16
+"""Of what else the process says, the end of which tells why it failed."""
 
 _START = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -45,30 +44,32 @@ def in_fresh_process(work: str, folder: Path, *, limit_seconds: float = inf) -> 
     Raises the LowRankError that the function raises, Cancelled, and WorkersLost with the reason where the process fails
     or takes longer.
     """
-    said = folder / SAID
-    said.touch()
     command = [sys.executable, "-c", _START, json.dumps(sys.path), work, str(folder)]
-    began = time.monotonic()
-    with (folder / HEARD).open("wb") as heard, said.open(encoding="utf-8") as news:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=heard, start_new_session=True
-        )
-        try:
-            while _runs(process):
-                raise_if_cancelled()
-                _tell(news)
-                if time.monotonic() - began > limit_seconds:
-                    raise WorkersLost(f"it was not done after {limit_seconds:.0f} s, and was ended")
-            _tell(news)
-        finally:
-            _end(process)
+    began, pipe = time.monotonic(), subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+    told, heard, refused = b"", b"", None
+    try:
+        runs = True
+        while runs:
+            runs = _runs(process)
+            raise_if_cancelled()
+            told, heard = told + _read(process.stdout), (heard + _read(process.stderr))[-HEARD_BYTES:]
+            *lines, told = told.split(b"\n")
+            for kind, text, seconds_left in map(json.loads, lines):
+                if kind:
+                    refused = getattr(import_module(LowRankError.__module__), kind)(text)
+                else:
+                    report(Progress(text, seconds_left))
+            if runs and time.monotonic() - began > limit_seconds:
+                raise WorkersLost(f"it was not done after {limit_seconds:.0f} s, and was ended")
+    finally:
+        _end(process)
     if process.returncode == 0:
         return
-    with suppress(OSError):
-        kind, text = json.loads((folder / REFUSED).read_text(encoding="utf-8"))
-        raise getattr(import_module(LowRankError.__module__), kind)(text)
-    lines = _last_lines(folder / HEARD) or [f"it ended with status {process.returncode}"]
-    raise WorkersLost(lines[-1].strip())
+    if refused is not None:
+        raise refused
+    last = heard.decode(errors="replace").strip().splitlines() or [f"it ended with status {process.returncode}"]
+    raise WorkersLost(last[-1].strip())
 
 
 def main(work: str, folder: str) -> None:
@@ -79,21 +80,23 @@ def main(work: str, folder: str) -> None:
     _end_with_its_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     module, _, function = work.partition(":")
-    with open(Path(folder, SAID), "a", encoding="utf-8", buffering=1) as said:
+    pipe = os.dup(1)
+    os.dup2(2, 1)  # what a model file prints is none of what we say
 
-        def say(progress: Progress) -> None:
-            said.write(json.dumps(asdict(progress)) + "\n")
+    def say(kind: str, text: str, seconds_left: float | None = None) -> None:
+        line = json.dumps([kind, text, seconds_left]).encode() + b"\n"
+        while line:
+            line = line[os.write(pipe, line) :]
 
-        try:
-            with scope(report=say):
-                getattr(import_module(module), function)(Path(folder))
-        except LowRankError as error:
-            text = json.dumps([type(error).__name__, " ".join(str(error).split())])
-            Path(folder, REFUSED).write_text(text, encoding="utf-8")
-            leave(1)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            leave(1)
+    try:
+        with scope(report=lambda progress: say("", progress.words, progress.seconds_left)):
+            getattr(import_module(module), function)(Path(folder))
+    except LowRankError as error:
+        say(type(error).__name__, " ".join(str(error).split()))
+        leave(1)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        leave(1)
     leave(0)
 
 
@@ -106,14 +109,15 @@ def _runs(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _tell(news: IO[str]) -> None:
-    """Hand on what the process has reported since the last look; a line that is half written waits."""
-    while True:
-        at, line = news.tell(), news.readline()
-        if not line.endswith("\n"):
-            news.seek(at)
-            return
-        report(Progress(**json.loads(line)))
+def _read(pipe: IO[bytes] | None) -> bytes:
+    """What is there to be read now; whoever else holds the other end is not waited for."""
+    assert pipe is not None
+    os.set_blocking(pipe.fileno(), False)
+    content = b""
+    with suppress(BlockingIOError):
+        while more := os.read(pipe.fileno(), 2**16):
+            content += more
+    return content
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -129,8 +133,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         else:
             process.kill()
     process.wait()
-    assert process.stdin is not None
-    process.stdin.close()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
 
 
 def _kill_group(process: int, how: signal.Signals) -> None:
@@ -138,18 +143,11 @@ def _kill_group(process: int, how: signal.Signals) -> None:
         os.killpg(process, how)
 
 
-def _last_lines(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 2**16))
-        return file.read().decode(errors="replace").strip().splitlines()
-
-
 def _end_with_its_parent() -> None:
     """Standard input is a pipe that ends when whoever began this process does; the work itself finds it empty."""
     pipe = os.dup(0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
 
     def watch() -> None:
         while os.read(pipe, 1):
