@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from streamlit.runtime.scriptrunner_utils.exceptions import StopException
 from streamlit.runtime.scriptrunner_utils.script_requests import RerunData, ScriptRequests
 from streamlit.testing.v1 import AppTest
 
 from lowrank_core.builtin import BUILTIN
+from lowrank_core.commands import cli
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.errors import InvalidFile, InvalidSettings
 from lowrank_core.exports import EXPORTS, Compressed, Exported, _reload
@@ -540,6 +543,20 @@ def test_what_is_named_at_the_start_is_looked_at_there(tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "argv", ["app.py", "--export-folder", str(tmp_path)])
     at_start.check()
     assert at_start.at_start().writable[1:] == (tmp_path.resolve(),)
+
+
+def test_the_command_hands_on_what_it_was_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(runpy, "run_module", lambda name, **how: started.append(list(sys.argv)))
+    folder = str(tmp_path)
+    done = CliRunner().invoke(cli, ["app", "model.py", "--export-folder", folder, "--export-folder", "."])
+    assert done.exit_code == 0, done.output
+    told = started[0][started[0].index("--") + 1 :]
+    assert at_start.at_start(told) == at_start.AtStart("model.py", (tmp_path, at_start.STARTED_IN / "."))
+    done = CliRunner().invoke(cli, ["app", "--export-folder", str(tmp_path / "none")])
+    assert done.exit_code == 2
+    assert "--export-folder" in done.output
 
 
 def test_a_score_that_gets_worse_by_rising_is_told_so():
