@@ -14,6 +14,7 @@ from lowrank_core.errors import InvalidModel
 from lowrank_core.exports import EXPORTS, Compressed, Exported
 from lowrank_core.exports._provenance import plan_document, provenance
 from lowrank_core.layers.data import Inputs
+from lowrank_core.networks.profile import fingerprint
 from lowrank_core.running.fresh_process import in_fresh_process
 from lowrank_core.running.own_process import hush_libraries
 from lowrank_core.sources import open_source
@@ -82,13 +83,15 @@ def answer(folder: Path) -> None:
     hush_libraries(alone=True)
     asked: Asked = pickle.loads((folder / ASKED).read_bytes())
     torch.set_num_threads(asked.threads)
-    opened = replace(open_source(asked.address), outputs=asked.outputs, example_inputs=asked.example_inputs)
-    workspace = Workspace(opened, asked.cache, key=asked.key)
-    if workspace.profile.fingerprint != asked.key.fingerprint:
+    opened = open_source(asked.address)
+    found = fingerprint(opened.model)
+    if found != asked.key.fingerprint:
         raise InvalidModel(
-            f"{workspace.name} has changed since it was opened: a fresh process finds other weights "
-            f"({workspace.profile.fingerprint[:19]}...); open it again, and see that build_model() is not random."
+            f"{opened.name} has changed since it was opened: a fresh process finds other weights ({found[:19]}...); "
+            "open it again, and see that build_model() is not random."
         )
+    ours = replace(opened, outputs=asked.outputs, example_inputs=asked.example_inputs)
+    workspace = Workspace(ours, asked.cache, key=asked.key)
     if asked.checked:  # the layers that it leaves alone are none of the profile
         _ = workspace.self_check
     network = load_checkpoint(workspace.model, folder / WEIGHTS).model
