@@ -1,5 +1,6 @@
 # make app            start Rank Explorer in the browser
 # make app MODEL=...  the same with a model of your own (a Python file, see README.md)
+# make app EXPORT_FOLDER=DIR  pages may write there, as they may in this folder
 # make check          ruff, mypy and the quick tests: those without a browser, training, exports and processes
 # make test           ruff, mypy and all tests
 # make docs           the pages in docs/ that the code writes, then the site in site/
@@ -14,7 +15,7 @@ CLEAR_FAILURE := { echo; echo "Installing stopped; the reason is in the lines ab
 .DEFAULT_GOAL := app
 
 app: .venv/app.stamp
-	@exec $(PY) -m streamlit run app.py $${MODEL:+-- "$$MODEL"}
+	@exec $(PY) -m streamlit run app.py -- $${MODEL:+"$$MODEL"} $${EXPORT_FOLDER:+"--export-folder=$$EXPORT_FOLDER"}
 
 lint: .venv/dev.stamp
 	$(PY) -m ruff check .

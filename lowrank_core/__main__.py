@@ -17,12 +17,13 @@ def main() -> None:
     if usual is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from lowrank_core.commands import cli
-    from lowrank_core.running.own_process import hush_libraries
+    from lowrank_core.running.own_process import ending_with_its_work, hush_libraries
 
     cli.load(next((word for word in sys.argv[1:] if not word.startswith("-")), None))
     signal.signal(signal.SIGINT, usual)
     hush_libraries(alone=True)
-    cli()
+    with ending_with_its_work():
+        cli()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ CHROMIUM_ARGS = [
     "--disable-sync",
 ]
 TAKES_LONG = {
-    *("test_cli_search", "test_compare_page", "test_export_formats", "test_exports", "test_finetune", "test_fresh_env"),
+    *("test_cli_search", "test_compare_page", "test_export_formats", "test_exports", "test_exports_apart"),
+    *("test_finetune", "test_fresh_env"),
     *("test_fuzz", "test_heap", "test_kills", "test_memory", "test_onnx_graph", "test_onnx_program"),
     *("test_onnx_surgery", "test_package", "test_parallel", "test_pretrained", "test_pt2", "test_scale"),
     *("test_search_page", "test_survey", "test_tuning_page"),

@@ -125,5 +125,9 @@ def test_a_job_outlives_a_page_switch_and_a_refresh_and_is_one_for_all(
     theirs = somebody.get_by_test_id("stSidebar").get_by_text(re.compile(f"{kind.badge}.* since"))
     expect(theirs).to_be_visible()
     somebody.get_by_test_id("stSidebar").get_by_role("button", name="Cancel").click()
+    called_off = somebody.get_by_test_id("stSidebar").get_by_text(re.compile(f"{kind.badge}.* cancelled"))
+    expect(called_off).to_be_visible()
+    under_way(page, kind)  # it ends when both have called it off
+    page.get_by_test_id("stMain").get_by_role("button", name="Cancel").click()
     expect(page.get_by_test_id("stMain").get_by_role("button", name="Cancel")).to_have_count(0)
     somebody.context.close()

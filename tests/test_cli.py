@@ -228,7 +228,7 @@ def test_evaluate_dense_alone_on_some_samples() -> None:
 def same_process(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it to spare a command its fresh process, which test_exports.py and the first `apply` below do start."""
 
-    def outputs(kind: str, ref: str, checkpoint: Path, batches: list[Tensor]) -> list[Outputs]:
+    def outputs(kind: str, ref: str, checkpoint: Path, batches: list[Tensor], own_seconds: float) -> list[Outputs]:
         with torch.no_grad():
             return [call(load_checkpoint(workspace.model, checkpoint).model, inputs) for inputs in batches]
 

@@ -142,7 +142,7 @@ def same_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Workspace], None]
     """Reads files here, as the fresh process does; test_a_fresh_process... and test_exports.py start real ones."""
 
     def set_up(workspace: Workspace) -> None:
-        def outputs(kind: str, ref: str, written: Path, batches: list[Inputs]) -> list[Tensor]:
+        def outputs(kind: str, ref: str, written: Path, batches: list[Inputs], own_seconds: float) -> list[Tensor]:
             if kind == "safetensors":
                 model = load_checkpoint(workspace.model, written).model
                 return [reload.run(model, Dataset(inputs)) for inputs in batches]
@@ -349,7 +349,7 @@ def test_large_weights_lie_beside_the_graph(
 def test_a_file_that_answers_otherwise_is_not_saved(
     kind: str, digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def otherwise(kind: str, ref: str, written: Path, batches: list[Inputs]) -> list[Tensor]:
+    def otherwise(kind: str, ref: str, written: Path, batches: list[Inputs], own_seconds: float) -> list[Tensor]:
         found = [READERS[kind](ref, str(written))(inputs) for inputs in batches]
         if written.name != "dense":
             found[-1]["output"][-1] += 1e-2  # the last sample of the batch of seven

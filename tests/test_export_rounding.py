@@ -47,7 +47,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def set_up(given: Workspace, network: nn.Module, apart: float, dense_apart: float = 0.0) -> list[str]:
         asked: list[str] = []
 
-        def outputs(kind: str, ref: object, written: Path, batches: list[Inputs]) -> list[Outputs]:
+        def outputs(kind: str, ref: object, written: Path, batches: list[Inputs], own_seconds: float) -> list[Outputs]:
             dense = kind == "dense" or written.name == "dense"
             asked.append("dense" if dense else "file")
             found = [run(given.model if dense else network, Dataset(inputs)) for inputs in batches]
@@ -141,7 +141,7 @@ def eval_data():
 """
 
 
-def here(kind: str, dense: str, file: Path, batches: list[Inputs]) -> list[Outputs]:
+def here(kind: str, dense: str, file: Path, batches: list[Inputs], own_seconds: float) -> list[Outputs]:
     answers = _reload.READERS[kind](dense, str(file))
     return [answers(inputs) for inputs in batches]
 

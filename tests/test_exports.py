@@ -300,7 +300,7 @@ def test_other_outputs_are_refused(
 ) -> None:
     plan = RankPlan.of(digits.profile.fingerprint, {"fc1": Choice("svd", (8,))})
 
-    def differing(kind: str, ref: str, checkpoint: Path, batches: list[Tensor]) -> list[Tensor]:
+    def differing(kind: str, ref: str, checkpoint: Path, batches: list[Tensor], own_seconds: float) -> list[Tensor]:
         return [output(load_checkpoint(digits.model, checkpoint).model, (inputs,)) + change for inputs in batches]
 
     monkeypatch.setattr(reload, "outputs_in_fresh_process", differing)
@@ -312,7 +312,7 @@ def test_other_outputs_are_refused(
 def test_sums_in_another_order_are_no_reason_to_refuse(
     digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rounded(kind: str, ref: str, checkpoint: Path, batches: list[Tensor]) -> list[Outputs]:
+    def rounded(kind: str, ref: str, checkpoint: Path, batches: list[Tensor], own_seconds: float) -> list[Outputs]:
         found = [output(load_checkpoint(digits.model, checkpoint).model, (inputs,)) for inputs in batches]
         return [{"output": outputs + 2e-6 * outputs.abs().max()} for outputs in found]
 

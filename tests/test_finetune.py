@@ -750,7 +750,7 @@ def plan_file(planted: Workspace, tmp_path: Path) -> Path:
 def in_process(planted: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are reloaded here, not in a fresh process, which takes seconds and has its own tests."""
 
-    def reloaded(kind: str, ref: str, path: Path, batches: list[Any]) -> list[Tensor]:
+    def reloaded(kind: str, ref: str, path: Path, batches: list[Any], own_seconds: float) -> list[Tensor]:
         return [run(load_checkpoint(planted.model, path).model, Dataset(inputs)) for inputs in batches]
 
     monkeypatch.setattr(reload, "outputs_in_fresh_process", reloaded)

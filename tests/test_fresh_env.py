@@ -37,7 +37,7 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 def one_process() -> Iterator[None]:
     """Files are verified here while they are written; these tests start processes of their own."""
 
-    def outputs(kind: str, ref: str, written: Path, batches: list[Inputs]) -> list[Tensor]:
+    def outputs(kind: str, ref: str, written: Path, batches: list[Inputs], own_seconds: float) -> list[Tensor]:
         return [READERS[kind](ref, str(written))(inputs) for inputs in batches]
 
     with pytest.MonkeyPatch.context() as patch:

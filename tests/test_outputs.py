@@ -402,7 +402,7 @@ def test_scores_written_before_outputs_had_names_are_read(tmp_path: Path):
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read in this process: a fresh one takes seconds and has tests of its own."""
 
-    def outputs(kind: str, ref: Any, written: Path, batches: list[Any]) -> list[dict[str, Tensor]]:
+    def outputs(kind: str, ref: Any, written: Path, batches: list[Any], own_seconds: float) -> list[dict[str, Tensor]]:
         return [_reload.READERS[kind](ref, str(written))(inputs) for inputs in batches]
 
     monkeypatch.setattr(_reload, "outputs_in_fresh_process", outputs)
@@ -424,7 +424,7 @@ def test_exports_keep_all_outputs(kind: str, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("spoilt", ["a", "b"])
 def test_a_file_is_refused_for_any_output(spoilt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def outputs(kind: str, ref: Any, written: Path, batches: list[Any]) -> list[dict[str, Tensor]]:
+    def outputs(kind: str, ref: Any, written: Path, batches: list[Any], own_seconds: float) -> list[dict[str, Tensor]]:
         found = [_reload.READERS[kind](ref, str(written))(inputs) for inputs in batches]
         found[-1][spoilt] = found[-1][spoilt] + 0.5
         return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -13,14 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from streamlit.runtime.scriptrunner_utils.exceptions import StopException
 from streamlit.runtime.scriptrunner_utils.script_requests import RerunData, ScriptRequests
 from streamlit.testing.v1 import AppTest
 
 from lowrank_core.builtin import BUILTIN
+from lowrank_core.commands import cli
 from lowrank_core.compression.start import starting_plan
-from lowrank_core.exports import _reload
+from lowrank_core.errors import InvalidFile, InvalidSettings
+from lowrank_core.exports import EXPORTS, Compressed, Exported, _reload
 from lowrank_core.layers.data import Outputs
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
@@ -30,7 +34,7 @@ from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, tables, words
+from pages.ui import at_start, charts, tables, words
 from pages.ui.commands import app_command, as_here, core_command
 from pages.ui.state import downloads, jobs, models, runs, spectra
 from tests.conftest import PATIENCE_SECONDS
@@ -371,7 +375,7 @@ def test_an_uploaded_plan_scores_as_its_own_correction_says(opened: Open, worksp
 def test_a_file_that_answers_otherwise_can_be_saved_all_the_same(
     opened: Open, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def differing(kind: str, ref: str, file: Path, batches: list[Any]) -> list[Outputs]:
+    def differing(kind: str, ref: str, file: Path, batches: list[Any], own_seconds: float) -> list[Outputs]:
         answers = _reload.READERS[kind](ref, str(file))
         return [{name: 1.05 * values for name, values in answers(inputs).items()} for inputs in batches]
 
@@ -436,9 +440,13 @@ def test_spectra_that_take_long_are_announced_and_wait(
     assert sum(body.count('<figure class="sm"') for body in drawn) == 60
 
 
-def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: Workspace, tmp_path: Path) -> None:
+def test_export_writes_each_format_as_it_is_asked_for(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half precision of a .pt2, into a folder; a folder that is not there is one clear line."""
-    page = opened("Export")
+    traced_here: list[object] = []
+    monkeypatch.setattr(torch.export, "export", lambda *given, **more: traced_here.append(given))
+    page = opened("Export", "builtin:digits-cnn", f"--export-folder={tmp_path}")
     page.button_group(key="format").set_value("pt2").run()
     page.selectbox(key="dtype pt2").set_value("bfloat16")
     page.text_input(key="export folder").set_value(str(tmp_path)).run()
@@ -448,9 +456,107 @@ def test_export_writes_each_format_as_it_is_asked_for(opened: Open, workspace: W
     assert file.suffix == ".pt2"
     assert "1, 2, 7 and all samples" in text(page)
     assert str(file.name) in page.success[0].value.replace("\\", "")
+    assert traced_here == [], "exporters run in a process of their own"
     page.text_input(key="export folder").set_value(str(tmp_path / "missing")).run()
-    next(button for button in page.button if button.label == "Write the exported program").click().run()
     assert "there is no folder" in page.error[0].value
+
+
+def test_export_asks_before_it_replaces_a_file(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = "builtin:iris-mlp"
+    there = tmp_path / "iris-mlp-lowrank.safetensors"
+    there.write_text("somebody's")
+    begun: list[Path] = []
+
+    def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
+        begun.append(path)
+        path.write_text("written")
+        return Exported(str(path), 7, 0.0, None)
+
+    monkeypatch.setitem(EXPORTS, "safetensors", replace(EXPORTS["safetensors"], write=write))
+    page = opened("Export", model, "--export-folder", str(tmp_path))
+    page.text_input(key="export folder").set_value(str(tmp_path)).run()
+    assert not page.error
+    assert not page.warning, "nobody has asked for anything yet"
+
+    def press(label: str) -> None:
+        next(button for button in page.button if button.label == label).click().run()
+
+    press("Write the checkpoint")
+    assert "is there already" in page.warning[0].value
+    page.run()
+    assert "is there already" in page.warning[0].value, "the question stays"
+    assert not begun
+    assert there.read_text() == "somebody's"
+    press(f"Replace {there.name}")
+    assert begun == [there]
+    assert there.read_text() == "written"
+    assert not page.warning
+    press("Write the checkpoint")
+    assert "is there already" in page.warning[0].value, "it is asked each time"
+    assert begun == [there]
+
+
+def test_a_page_writes_below_the_start_folder_and_folders_named_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, named, other = (tmp_path / name for name in ("start", "named", "other"))
+    for folder in (start / "deep", named, other, start / "waiting" / "session"):
+        folder.mkdir(parents=True)
+    (start / "out").symlink_to(other)
+    (start / "in").symlink_to(named)
+    (start / "file").touch()
+    (start / "deep" / "led-out").symlink_to(other / "victim")
+    monkeypatch.setattr(at_start, "STARTED_IN", start)
+    monkeypatch.setattr(sys, "argv", ["app.py", "model.py", "--export-folder", "../named"])
+
+    def place(folder: str, file: str = "x") -> Path:
+        return at_start.place_for(file, folder, never=start / "waiting")
+
+    for folder in (start, start / "deep", named, "deep", ".", "deep/..", "in", "../named"):
+        assert place(str(folder)) == start / folder / "x"
+    outside = (other, tmp_path, "..", "/", "out", "out/deep", "deep/../../other", "waiting", "waiting/session", "~")
+    for folder in outside:
+        with pytest.raises(InvalidFile, match=r"is none of the folders that pages may write to.*--export-folder DIR"):
+            place(str(folder))
+    with pytest.raises(InvalidFile, match="pages may write to"):
+        place("deep", "led-out")
+    for folder, says in (
+        ("missing", "there is no folder 'missing'; create it first"),
+        ("file", "'file' is a file; name a folder"),
+        ("d" * 5000, "cannot be the name of a folder"),
+        ("a\0b", "cannot be the name of a folder"),
+        ("~nobody-of-that-name", "cannot be the name of a folder"),
+        ("/" + "d/" * 3000, "pages may write to|cannot be the name"),
+    ):
+        with pytest.raises(InvalidFile, match=says) as refused:
+            place(folder)
+        assert len(str(refused.value)) < 400 + len(at_start.places())
+        assert "\n" not in str(refused.value)
+
+
+def test_what_is_named_at_the_start_is_looked_at_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert at_start.at_start(["--export-folder=/a=b", "model=1.py", "more"]).model == "model=1.py"
+    for told in (["--export-folder"], ["--export-folder="], ["--export-folder", str(tmp_path / "none")]):
+        monkeypatch.setattr(sys, "argv", ["app.py", *told])
+        with pytest.raises(InvalidSettings, match="--export-folder must name a folder that exists"):
+            at_start.check()
+    monkeypatch.setattr(sys, "argv", ["app.py", "--export-folder", str(tmp_path)])
+    at_start.check()
+    assert at_start.at_start().writable[1:] == (tmp_path.resolve(),)
+
+
+def test_the_command_hands_on_what_it_was_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(runpy, "run_module", lambda name, **how: started.append(list(sys.argv)))
+    folder = str(tmp_path)
+    done = CliRunner().invoke(cli, ["app", "model.py", "--export-folder", folder, "--export-folder", "."])
+    assert done.exit_code == 0, done.output
+    told = started[0][started[0].index("--") + 1 :]
+    assert at_start.at_start(told) == at_start.AtStart("model.py", (tmp_path, at_start.STARTED_IN / "."))
+    done = CliRunner().invoke(cli, ["app", "--export-folder", str(tmp_path / "none")])
+    assert done.exit_code == 2
+    assert "--export-folder" in done.output
 
 
 def test_a_score_that_gets_worse_by_rising_is_told_so():

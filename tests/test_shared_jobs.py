@@ -115,3 +115,61 @@ def test_sessions_may_look_while_others_ask() -> None:
         thread.join()
     assert not failed
     assert len(jobs) <= 5 + len(threads)
+
+
+def test_a_job_ends_when_everybody_has_called_it_off(held: Held) -> None:
+    jobs: SharedJobs[str, int] = SharedJobs("Search", 10)
+    for session in ("anna", "bert"):
+        jobs.begin(session, "model", "wish", lambda: held.job)
+    jobs.cancel("clara", jobs.begin("clara", "model", "other", lambda: finished(1)))
+    jobs.cancel("anna", held.job)
+    assert not held.job.cancelled()
+    seen = jobs.asked_by("anna", "model")["wish"]
+    assert (seen.snapshot.over, seen.snapshot.cancelled, seen.cancelled()) == (True, True, True)
+    assert [started.job for started in jobs.of_session("anna")] == [seen]
+    assert seen.wait(0).over, "nobody who looks at it waits for the others' job"
+    assert jobs.asked_by("bert", "model") == {"wish": held.job}
+    assert not held.job.snapshot.over
+    jobs.cancel("anna", held.job)
+    assert not held.job.cancelled(), "called off twice by one is not called off by both"
+    jobs.cancel("bert", held.job)
+    assert held.job.cancelled()
+    held.end.set()
+    assert jobs.asked_by("bert", "model")["wish"].wait(60).cancelled
+
+
+def test_who_called_it_off_may_ask_again_while_it_goes_on(held: Held) -> None:
+    jobs: SharedJobs[str, int] = SharedJobs("Search", 10)
+    for session in ("anna", "bert"):
+        jobs.begin(session, "model", "wish", lambda: held.job)
+    jobs.cancel("anna", held.job)
+    assert jobs.begin("anna", "model", "wish", lambda: pytest.fail("started twice")) is held.job
+    assert jobs.asked_by("anna", "model") == {"wish": held.job}
+    jobs.cancel("bert", held.job)
+    assert not held.job.cancelled(), "Anna waits again"
+    held.end.set()
+    assert held.job.wait(60).found == (1,)
+
+
+def test_a_session_that_is_gone_keeps_up_nothing_and_ends_nothing(held: Held) -> None:
+    now = [0.0]
+    jobs: SharedJobs[str, int] = SharedJobs("Search", 10, clock=lambda: now[0])
+    for session in ("anna", "bert"):
+        jobs.begin(session, "model", "wish", lambda: held.job)
+    now[0] += shared_jobs.GONE_SECONDS + 1
+    assert not held.job.cancelled(), "what it finds is kept"
+    jobs.of_session("anna")
+    jobs.cancel("anna", held.job)
+    assert held.job.cancelled(), "Bert has closed his tab"
+
+
+def test_what_was_left_is_forgotten_with_its_job(held: Held) -> None:
+    jobs: SharedJobs[str, int] = SharedJobs("Search", 1)
+    for session in ("anna", "bert"):
+        jobs.begin(session, "model", "wish", lambda: held.job)
+    jobs.cancel("anna", held.job)
+    held.end.set()
+    held.job.wait(60)
+    jobs.begin("clara", "model", "another", lambda: finished(1))
+    assert jobs.asked_by("anna", "model") == jobs.asked_by("bert", "model") == {}
+    assert not jobs._left

@@ -1,5 +1,6 @@
 """Thread counts: one thread inside, for this thread alone, with the bits that one thread always gives."""
 
+import random
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import PATIENCE_SECONDS, ROOT
 
+from lowrank_core.layers.data import generators_untouched
 from lowrank_core.running import threads
 from lowrank_core.running.threads import one_thread, using_threads
 
@@ -104,3 +106,25 @@ def test_the_count_comes_back_whatever_happens(hidden: bool, monkeypatch: pytest
     with pytest.raises(ZeroDivisionError):
         work()
     assert torch.get_num_threads() == before
+
+
+def test_two_that_put_generators_back_do_not_come_between_each_other() -> None:
+    before = random.getstate(), torch.get_rng_state()
+    inside, first_is_out = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with generators_untouched():
+            inside.set()
+            first_is_out.wait()
+
+    other = threading.Thread(target=second)
+    with generators_untouched():
+        random.seed(1)
+        torch.manual_seed(1)
+        other.start()
+        assert not inside.wait(0.3), "it waits for its turn"
+    first_is_out.set()
+    other.join()
+    assert inside.is_set()
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])

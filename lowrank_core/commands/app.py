@@ -19,10 +19,18 @@ CORE = Path(__file__).parents[1]
 @cli.command()
 @click.argument("model", required=False)
 @click.option("--port", type=click.IntRange(1, 65535), help="Default 8501, or the next one that is free.")
-def app(model: str | None, port: int | None) -> None:
+@click.option(
+    "--export-folder",
+    "export_folders",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Pages may write files there and below, as in the folder where the command is given; may be repeated.",
+)
+def app(model: str | None, port: int | None, export_folders: tuple[Path, ...]) -> None:
     """Open the dashboard in a browser, on MODEL or a built-in one; Ctrl-C ends it.
 
-    It answers this machine alone, at 127.0.0.1.
+    It answers this machine alone, at 127.0.0.1, and no page but its own.
     """
     try:
         with extra("app", "the dashboard"):
@@ -32,7 +40,8 @@ def app(model: str | None, port: int | None) -> None:
     except MissingExtra as error:
         raise Refused(error) from error
     options = [] if port is None else ["--server.port", str(port)]
-    sys.argv = ["streamlit", "run", *options, str(script()), *(["--", model] if model else [])]
+    told = [*([model] if model else []), *(f"--export-folder={folder}" for folder in export_folders)]
+    sys.argv = ["streamlit", "run", *options, str(script()), "--", *told]
     runpy.run_module("streamlit", run_name="__main__", alter_sys=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -12,7 +13,7 @@ from torch import nn
 
 from lowrank_core.compression.precision import Storage, stored_as
 from lowrank_core.errors import LowRankError, OtherAnswers
-from lowrank_core.exports._reload import answers_of
+from lowrank_core.exports._reload import answers_of, batches_for
 from lowrank_core.exports._rounding import (
     LARGEST,
     SLACK,
@@ -99,7 +100,8 @@ class Snippet:
 class Export:
     """One kind of artefact. write(workspace, compressed, path) reports its steps; snippets(reference or None, file).
 
-    dtypes: what its weights can be written in beside their own.
+    dtypes: what its weights can be written in beside their own. traces: whether exporters of PyTorch take part, which
+    set what a whole process shares while they run.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Export:
     write: Callable[[Workspace, Compressed, Path], Exported]
     snippets: Callable[[str | None, str], tuple[Snippet, ...]]
     dtypes: tuple[str, ...] = ()
+    traces: bool = False
 
 
 EXPORTS: dict[str, Export] = {}
@@ -149,8 +152,10 @@ def reloaded(
     largest = relative = 0.0
     worst = inputs = reference_inputs(workspace)
     which = ""
-    for batch, theirs in answers_of(kind, dense, written, inputs, axes, name=str(path)):
-        ours = run(network, Dataset(batch))
+    batches, began = batches_for(kind, inputs, axes), time.monotonic()
+    answers = [run(network, Dataset(batch)) for batch in batches]
+    again = answers_of(kind, dense, written, batches, time.monotonic() - began, name=str(path))
+    for batch, ours, theirs in zip(batches, answers, again, strict=True):
         distance, share = apart(ours, theirs)
         if share > relative:
             relative, worst, which = share, batch, farthest(ours, theirs) if len(ours) > 1 else ""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +12,10 @@ import torch
 from torch import nn
 
 from lowrank_core.compression.checkpoint import load_checkpoint
-from lowrank_core.errors import InvalidFile, LowRankError
+from lowrank_core.errors import Cancelled, InvalidFile, LowRankError
 from lowrank_core.graphs.exporting import OnnxNetwork
 from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, Outputs, call, cloned, first_axes, run
+from lowrank_core.running.fresh_process import in_fresh_process
 from lowrank_core.running.own_process import hush_libraries
 from lowrank_core.sources import open_source
 from lowrank_core.store.files import scratch
@@ -28,39 +27,46 @@ DENSE = "dense.pickle"
 DENSE_ALONE = "dense"
 """The kind of no file: the fresh process opens the uncompressed network by its reference."""
 
-_START = """import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from lowrank_core.exports._reload import main
-main(sys.argv[2])"""
+LIMIT_SECONDS = 600.0
+"""What a fresh process may take, to start and to open what it is to run."""
+
+LIMIT_TIMES = 20.0
+"""And so many times as long as the same batches took here."""
 
 
 def answers_of(
-    kind: str, dense: str | nn.Module, written: Path, inputs: Inputs, axes: BatchAxes | None = None, *, name: str
-) -> list[tuple[Inputs, Outputs]]:
-    """Each batch of inputs with what a written file, read in a fresh process, answers to it.
+    kind: str, dense: str | nn.Module, written: Path, batches: list[Inputs], own_seconds: float, *, name: str
+) -> list[Outputs]:
+    """What a written file, read in a fresh process, answers to each batch of inputs.
 
     kind: a key of READERS. dense: the reference of the uncompressed network, or that network where it has none.
-    All the inputs at once and, but for checkpoints, batches of 1, 2 and 7. name: what the file is called in messages.
+    own_seconds: what the batches took here. name: what the file is called in messages.
     Raises InvalidFile where the file cannot be used.
     """
-    places = axes or first_axes(inputs)
-    batches = [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size, places) for size in BATCHES)]
     try:
-        return list(zip(batches, outputs_in_fresh_process(kind, dense, written, batches), strict=True))
+        return outputs_in_fresh_process(kind, dense, written, batches, own_seconds)
     except InvalidFile as error:
         raise InvalidFile(f"{name} was not saved: {str(error).replace(str(written.resolve()), name)}") from error
 
 
-def answer_of(kind: str, dense: str | nn.Module, written: Path, inputs: Inputs) -> Outputs:
+def batches_for(kind: str, inputs: Inputs, axes: BatchAxes | None = None) -> list[Inputs]:
+    """What a file of that kind is tried on: all the inputs at once and, but for checkpoints, batches of 1, 2 and 7."""
+    places = axes or first_axes(inputs)
+    return [inputs] if kind == "safetensors" else [inputs, *(_batch(inputs, size, places) for size in BATCHES)]
+
+
+def answer_of(kind: str, dense: str | nn.Module, written: Path, inputs: Inputs, own_seconds: float) -> Outputs:
     """What a written file, read in a fresh process, answers to one batch; see `outputs_in_fresh_process`."""
-    (answer,) = outputs_in_fresh_process(kind, dense, written, [inputs])
+    (answer,) = outputs_in_fresh_process(kind, dense, written, [inputs], own_seconds)
     return answer
 
 
-def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, batches: list[Inputs]) -> list[Outputs]:
+def outputs_in_fresh_process(
+    kind: str, dense: str | nn.Module, written: Path, batches: list[Inputs], own_seconds: float
+) -> list[Outputs]:
     """What a new Python process computes that loads the file and runs each batch of inputs.
 
-    Raises InvalidFile with the reason where it fails.
+    Raises InvalidFile with the reason where it fails, or takes longer than LIMIT_SECONDS and LIMIT_TIMES own_seconds.
     """
     with scratch() as folder:
         torch.save(batches, Path(folder, "inputs.pt"))
@@ -69,28 +75,27 @@ def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, b
         ref = dense if isinstance(dense, str) else None
         request = {"kind": kind, "ref": ref, "file": str(written.resolve()), "threads": torch.get_num_threads()}
         Path(folder, "request.json").write_text(json.dumps(request))
-        command = [sys.executable, "-c", _START, json.dumps(sys.path), str(folder)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-            raise InvalidFile(f"a fresh process could not use it: {lines[-1].strip()}")
+        limit = LIMIT_SECONDS + LIMIT_TIMES * own_seconds
+        try:
+            in_fresh_process(f"{__name__}:answer", Path(folder), limit_seconds=limit)
+        except Cancelled:
+            raise
+        except LowRankError as error:
+            raise InvalidFile(f"a fresh process could not use it: {error}") from error
         outputs: list[Outputs] = torch.load(Path(folder, "outputs.pt"), weights_only=True)
         return outputs
 
 
-def main(folder: str) -> None:
+def answer(folder: Path) -> None:
     """What the fresh process does: load the file, answer the inputs, write the outputs."""
     request = json.loads(Path(folder, "request.json").read_text())
     hush_libraries()
     torch.set_num_threads(request["threads"])
-    try:
-        handed = Path(folder, DENSE)
-        dense = pickle.loads(handed.read_bytes()) if handed.is_file() else request["ref"]
-        outputs = READERS[request["kind"]](dense, request["file"])
-        batches = torch.load(Path(folder, "inputs.pt"), weights_only=True)
-        torch.save([cloned(outputs(inputs)) for inputs in batches], Path(folder, "outputs.pt"))
-    except LowRankError as error:
-        sys.exit(" ".join(str(error).split()))
+    handed = Path(folder, DENSE)
+    dense = pickle.loads(handed.read_bytes()) if handed.is_file() else request["ref"]
+    outputs = READERS[request["kind"]](dense, request["file"])
+    batches = torch.load(Path(folder, "inputs.pt"), weights_only=True)
+    torch.save([cloned(outputs(inputs)) for inputs in batches], Path(folder, "outputs.pt"))
 
 
 def _hand_over(dense: nn.Module, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -96,18 +97,20 @@ def dense_difference(workspace: Workspace, kind: str, inputs: Inputs, write_dens
     Relative to the largest; 0 where that cannot be told. Once per network, kind and versions, then from the cache.
     write_dense(path) writes the dense network as a file of that kind; without it a fresh process opens it.
     """
+    began = time.monotonic()
     dense = run(workspace.model, Dataset(inputs))
+    own_seconds = time.monotonic() - began
 
     def measured() -> float:
         ref = workspace.opened.ref
         if write_dense is None:
             if ref is None:
                 return 0.0
-            theirs = answer_of(DENSE_ALONE, ref, Path(), inputs)
+            theirs = answer_of(DENSE_ALONE, ref, Path(), inputs, own_seconds)
             return apart(dense, theirs)[1]
         with scratch() as folder:
             write_dense(folder / "dense")
-            theirs = answer_of(kind, ref or workspace.model, folder / "dense", inputs)
+            theirs = answer_of(kind, ref or workspace.model, folder / "dense", inputs, own_seconds)
         return apart(dense, theirs)[1]
 
     try:
@@ -140,8 +143,10 @@ def scores_agree(workspace: Workspace, kind: str, written: Path, network: nn.Mod
         return True
     try:
         part, metric = workspace.reference.dataset.pick(slice(0, SCORED)), workspace.metric
-        answered = answer_of(kind, workspace.opened.ref or workspace.model, written, part.inputs)
+        began = time.monotonic()
         ours = run(network, part)
+        own_seconds = time.monotonic() - began
+        answered = answer_of(kind, workspace.opened.ref or workspace.model, written, part.inputs, own_seconds)
         theirs = dict(zip(ours, answered.values(), strict=True))
         dense = run(workspace.model, part, workspace.judged.names)
         values = []

@@ -97,4 +97,4 @@ def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     return (Snippet("with Python alone", f"import zipfile\n\nzipfile.ZipFile({file!r}).extractall()\n"),)
 
 
-register(Export("bundle", "Bundle (zip)", ".zip", write, snippets, tuple(DTYPES)))
+register(Export("bundle", "Bundle (zip)", ".zip", write, snippets, tuple(DTYPES), traces=True))

@@ -217,4 +217,4 @@ plan = json.loads(properties[{PLAN!r}])
     return Snippet("with onnxruntime alone", code), Snippet("and read the plan in it", plan)
 
 
-register(Export("onnx", "ONNX model", ".onnx", write, snippets, (*DTYPES, "int8")))
+register(Export("onnx", "ONNX model", ".onnx", write, snippets, (*DTYPES, "int8"), traces=True))

@@ -69,4 +69,4 @@ plan = json.loads(inside[{PLAN!r}])
     return Snippet("with torch alone", code), Snippet("and read the plan in it", plan)
 
 
-register(Export("pt2", "Exported program (.pt2)", ".pt2", write, snippets, tuple(DTYPES)))
+register(Export("pt2", "Exported program (.pt2)", ".pt2", write, snippets, tuple(DTYPES), traces=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from lowrank_core.running.own_process import nothing_printed
 
 if TYPE_CHECKING:
     import onnx
+
+_turn = threading.RLock()
+"""Exporters set for a whole process what they need while they trace: within one, one at a time."""
 
 _NETWORK = "network"
 _TORCH = str(Path(torch.__file__).parent)
@@ -53,7 +57,7 @@ def exported_program(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = 
         free[tensor] = {} if axis is None else {axis: Dim.DYNAMIC}
     own = sharing(model)
     try:
-        with evaluating(own), _AsItsOperators(), nothing_printed():
+        with _turn, evaluating(own), _AsItsOperators(), nothing_printed():
             traced = torch.export.export(own, args, kwargs, dynamic_shapes=free)
     except Exception as error:
         raise InvalidModel(
@@ -89,15 +93,16 @@ def onnx_program(
         answers = [name + "_out" * (name in names) for name in call(model, inputs)]
     traced = exported_program(wrapped, (inputs,), axes)
     try:
-        made = torch.onnx.export(
-            traced,
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-            optimize=optimize,
-            input_names=names,
-            output_names=answers,
-        )
+        with _turn:
+            made = torch.onnx.export(
+                traced,
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                optimize=optimize,
+                input_names=names,
+                output_names=answers,
+            )
         assert made is not None
     except Exception as error:
         raise InvalidModel(

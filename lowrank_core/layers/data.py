@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -205,9 +206,22 @@ def call(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> Out
     return {name: values.movedim(axis, 0) if axis else values for (name, values), axis in placed}
 
 
+_generators_turn = threading.RLock()
+"""A thread that came in between would put back what another one has changed."""
+
+
 @contextmanager
 def generators_untouched() -> Iterator[None]:
-    """Put the random generators that all share (PyTorch's, numpy's, Python's) back to where they were."""
+    """Put the random generators that all share (PyTorch's, numpy's, Python's) back to where they were.
+
+    By one thread at a time; what a thread outside draws from them meanwhile, it draws again afterwards.
+    """
+    with _generators_turn, _generators_kept():
+        yield
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
     numbers, draws = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:

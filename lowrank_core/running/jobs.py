@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -97,6 +98,14 @@ class Job(Generic[T]):
     def cancelled(self) -> bool:
         """Whether the job has been asked to end; its snapshot says whether that was how it ended."""
         return self._asked_to_end.is_set()
+
+    def left(self) -> Job[T]:
+        """What somebody sees of it who has called it off while it goes on for others: over, with what it had found."""
+        seen = copy(self)
+        seen._asked_to_end, seen._news = threading.Event(), threading.Condition()
+        seen._asked_to_end.set()
+        seen._snapshot = replace(self._snapshot, progress=Progress(), seconds=self.seconds, cancelled=True, over=True)
+        return seen
 
     def changed(self, since: Snapshot[T], *, seconds: float) -> Snapshot[T]:
         """Wait so many seconds for a snapshot newer than `since`, and give the latest there is."""

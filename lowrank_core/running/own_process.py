@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
+from typing import NoReturn
 
 EXPORTERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "onnxscript", "onnx_ir")
 """Loggers of what writes and reads graphs."""
@@ -36,3 +40,35 @@ def nothing_printed() -> Iterator[None]:
         return
     with redirect_stderr(StringIO()):
         yield
+
+
+LINGER_SECONDS = 2.0
+"""After its work a command waits so long for threads that a model file started, and that do not end."""
+
+
+def leave(status: int) -> NoReturn:
+    """End this process now: what was registered for its end is done, and no thread is waited for.
+
+    What was printed must be flushed before, as click does.
+    """
+    atexit._run_exitfuncs()
+    os._exit(status)
+
+
+@contextmanager
+def ending_with_its_work() -> Iterator[None]:
+    """Around all that a command does: when that is done the process ends, LINGER_SECONDS later at the latest.
+
+    Python would wait for ever for a thread that a model file has started and that is no daemon.
+    """
+    status = 1
+    try:
+        yield
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    finally:
+        late = threading.Timer(LINGER_SECONDS, leave, (status,))
+        late.daemon = True
+        late.start()

@@ -1,5 +1,6 @@
 """Export: what the plan costs and keeps, its files and the lines that load them; and a plan opened from a file."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 from lowrank_core.compression.precision import Storage
-from lowrank_core.errors import LowRankError, OtherAnswers
+from lowrank_core.errors import Cancelled, LowRankError, OtherAnswers
 from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, Export, Exported, loading
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.measurement import is_final
@@ -17,9 +18,9 @@ from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan, read_plan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
-from pages.ui import frame, tuning, words
+from pages.ui import at_start, frame, tuning, words
 from pages.ui.button import button
-from pages.ui.state import downloads, measurements, plans, trainings
+from pages.ui.state import downloads, measurements, plans, runs, trainings
 from pages.ui.tuning import Tuned
 
 ORDER = ("safetensors", "pt2", "onnx", "bundle")
@@ -153,9 +154,18 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
         placeholder="empty: offered for download",
         help=f"Where the server writes the file. Above {LARGEST_DOWNLOAD // 10**6} MB a folder is needed.",
     )
-    folder = Path(folder_name).expanduser() if folder_name else downloads.folder()
-    key = f"{export.name} {storage} {folder}"
-    pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=f"write {export.name}")
+    path: Path | None = None
+    try:
+        path = downloads.place(folder_name, file)
+        if folder_name:
+            st.caption(words.plain(f"Pages may write to {at_start.places()}."))
+    except LowRankError as error:
+        st.error(words.plain(str(error)), icon=":material/error:")
+    key = f"{export.name} {storage} {folder_name}"
+    write = f"write {export.name}"
+    pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=write, disabled=path is None)
+    if path is None:
+        return
     accepting = False
     refused = downloads.refused(key, source)
     if refused is not None and not pressed:
@@ -166,8 +176,11 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
             key=f"accept {export.name}",
             help="The file says in itself that its answers differ by more than rounding explains.",
         )
+    go = pressed or accepting
+    if folder_name and os.path.lexists(path) and not downloads.asked_to_replace(path):
+        go = may_replace(path, pressed=go)
     place = st.empty()  # a file written before is gone from the page while another is written
-    if pressed or accepting:
+    if go:
         try:
             with place.status("Measuring", expanded=False) as status:
                 network = network_of(workspace, plan, tuned)
@@ -176,13 +189,19 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
                     if storage.dtype != "int8":
                         network = replace(network, score=final_score(workspace.measure(network.model)))
                 network = replace(network, accept_difference=accepting)
-                with scope(report=lambda progress: status.update(label=progress.words.capitalize())):
-                    exported = export.write(workspace, network, folder / file)
+                with scope(
+                    report=lambda progress: status.update(label=progress.words.capitalize()),
+                    cancelled=runs.newer_run_waits,
+                ):
+                    exported = downloads.write(workspace, export, network, path)
+        except Cancelled:  # by whoever clicked on something else meanwhile
+            st.rerun()
         except OtherAnswers as error:
             downloads.keep_refused(key, source, str(error))
             st.rerun()
         except LowRankError as error:
             place.error(words.plain(str(error)), icon=":material/error:")
+            downloads.forget_to_replace()
             return
         downloads.keep_written(workspace, key, source, exported)
         st.rerun()
@@ -190,6 +209,19 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
     if written is not None and Path(written.path).is_file():
         with place.container():
             report(workspace, plan, export, written, file, in_folder=bool(folder_name))
+
+
+def may_replace(path: Path, *, pressed: bool) -> bool:
+    """Ask before a file that is there is replaced; whether somebody has just said that it may be."""
+    if pressed:
+        downloads.ask_to_replace(path)
+    if downloads.asked_to_replace(path) is None:
+        return False
+    st.warning(words.plain(f"{path} is there already. Nothing is written until you say so."), icon=":material/warning:")
+    agreed = button(f"Replace {path.name}", icon=":material/file_save:", key=f"replace {path}")
+    if agreed:
+        downloads.agree_to_replace(path)
+    return agreed
 
 
 def report(

@@ -27,7 +27,7 @@ def follow(job: Job[T], say: Callable[[Snapshot[T]], str], draw: Callable[[Snaps
     say: the line of progress; draw: a picture of what was found, with a number that differs from picture to picture.
     """
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button("Cancel", icon=":material/stop_circle:", on_click=job.cancel)
+        st.button("Cancel", icon=":material/stop_circle:", on_click=jobs.cancel, args=(job,))
         line = st.empty()
     picture = st.empty()
     drawn, snapshot, serial = None, job.snapshot, 0
@@ -39,6 +39,7 @@ def follow(job: Job[T], say: Callable[[Snapshot[T]], str], draw: Callable[[Snaps
             drawn, serial = len(snapshot.found), serial + 1
         if snapshot.over:
             st.rerun()
+        jobs.still_here()
         again = time.monotonic() + DRAW_SECONDS
         while time.monotonic() < again and not snapshot.over:
             snapshot = job.changed(snapshot, seconds=0.1)
@@ -83,4 +84,4 @@ def _badge(page: str) -> None:
         with st.container(horizontal=True, gap="xsmall", vertical_alignment="center", key=f"job {started.key}"):
             st.markdown(f":material/{icon}: {words.plain(started.label)} · {says}", width="content")
             if not snapshot.over:
-                st.button("Cancel", on_click=job.cancel, key=f"cancel {started.key}", type="tertiary")
+                st.button("Cancel", on_click=jobs.cancel, args=(job,), key=f"cancel {started.key}", type="tertiary")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,13 @@ MOST_FOUND = 20_000
 
 MOST_ASKERS = 1_000
 """Sessions, counted once for each model, of which it is known what they asked."""
+
+
+GONE_SECONDS = 300.0
+"""A session whose pages have asked for nothing for so long is gone: it does not keep up what another one calls off.
+
+An open page asks every few seconds, or every minute where its tab is in the background.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +44,19 @@ class Started:
 class SharedJobs(Generic[W, T]):
     """Safe to share between threads; a session sees what it has asked, the same wish for the same model is one job.
 
+    A job ends when every session that asked for it has called it off, but for those that are gone; it goes on when all
+    are gone and nobody has called it off, since what it finds is kept.
+
     most: jobs kept; those that are over and were begun first are forgotten first.
     """
 
-    def __init__(self, page: str, most: int) -> None:
-        self.page, self.most = page, most
+    def __init__(self, page: str, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.page, self.most, self._clock = page, most, clock
         self._lock = threading.Lock()
         self._jobs: dict[tuple[str, W], Job[T]] = {}
         self._asked: dict[tuple[str, str], tuple[W, ...]] = {}
+        self._left: dict[tuple[str, str, W], Job[T]] = {}  # by who called a job off that went on for others
+        self._seen: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -53,10 +66,14 @@ class SharedJobs(Generic[W, T]):
         return self._jobs.get((model, wish))
 
     def asked_by(self, session: str, model: str) -> dict[W, Job[T]]:
-        """What a session asked about one model with the job of each wish, the latest last."""
+        """What a session asked about one model with the job of each wish as the session sees it, the latest last."""
         with self._lock:
+            self._seen[session] = self._clock()
             wishes = self._asked.get((session, model), ())
-            return {wish: self._jobs[model, wish] for wish in wishes if (model, wish) in self._jobs}
+            return {wish: self._view(session, model, wish) for wish in wishes if (model, wish) in self._jobs}
+
+    def _view(self, session: str, model: str, wish: W) -> Job[T]:
+        return self._left.get((session, model, wish)) or self._jobs[model, wish]
 
     def of_model(self, model: str) -> list[Job[T]]:
         """The jobs of all sessions for one model."""
@@ -64,10 +81,35 @@ class SharedJobs(Generic[W, T]):
             return [job for (key, _), job in self._jobs.items() if key == model]
 
     def of_session(self, session: str) -> list[Started]:
-        """The jobs of one session for all models."""
+        """The jobs of one session for all models, as it sees them."""
         with self._lock:
+            self._seen[session] = self._clock()
             keys = [(model, wish) for (who, model), wishes in self._asked.items() if who == session for wish in wishes]
-            return [Started(self.page, job.label, job) for key in keys if (job := self._jobs.get(key)) is not None]
+            views = [self._view(session, *key) for key in keys if key in self._jobs]
+            return [Started(self.page, job.label, job) for job in views]
+
+    def cancel(self, session: str, job: Job[Any]) -> None:
+        """The session calls a job off: for the session it is over, and it ends where nobody else waits for it."""
+        with self._lock:
+            for (model, wish), running in self._jobs.items():
+                if running is job and not job.snapshot.over and not job.cancelled():
+                    others = [who for who in self._waiting(model, wish) if who != session]
+                    if others:
+                        self._left[session, model, wish] = job.left()
+                    else:
+                        job.cancel()
+
+    def _waiting(self, model: str, wish: W) -> list[str]:
+        """The sessions that asked for a job and have not called it off, but for those that are gone."""
+        since = self._clock() - GONE_SECONDS
+        return [
+            who
+            for (who, of), wishes in self._asked.items()
+            if of == model
+            and wish in wishes
+            and (who, model, wish) not in self._left
+            and self._seen.get(who, since) > since
+        ]
 
     def begin(self, session: str, model: str, wish: W, start: Callable[[], Job[T]], *, again: bool = False) -> Job[T]:
         """Start the job, unless it is done or under way, and note who asked; again: even if it is done."""
@@ -88,6 +130,8 @@ class SharedJobs(Generic[W, T]):
                 self._note(session, model, wish)
 
     def _note(self, session: str, model: str, wish: W) -> None:
+        self._seen[session] = self._clock()
+        self._left.pop((session, model, wish), None)
         others = (other for other in self._asked.pop((session, model), ()) if other != wish)
         self._asked[session, model] = (*others, wish)
 
@@ -105,3 +149,6 @@ class SharedJobs(Generic[W, T]):
             self._asked = {who: wishes for who, wishes in left.items() if wishes}
         for who in list(self._asked)[:-MOST_ASKERS]:
             del self._asked[who]
+        self._left = {key: job for key, job in self._left.items() if key[2] in self._asked.get(key[:2], ())}
+        known = {session for session, _ in self._asked}
+        self._seen = {session: seen for session, seen in self._seen.items() if session in known}

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from lowrank_core.exports import Exported
+from lowrank_core.exports import Compressed, Export, Exported
+from lowrank_core.exports._apart import write_apart
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.store.files import SCRATCH, remove_old_scratch
 from lowrank_core.workspace import Workspace
+from pages.ui.at_start import place_for
 from pages.ui.state import models
 from pages.ui.state.session import session_id
 from pages.ui.tuning import Tuned
@@ -32,6 +34,39 @@ def folder() -> Path:
     return own
 
 
+def place(folder_name: str, file: str) -> Path:
+    """Where a file goes: into the folder that a person has named, or this session's own; raises InvalidFile."""
+    return place_for(file, folder_name, never=Path(_exports().name)) if folder_name else folder() / file
+
+
+def ask_to_replace(path: Path) -> None:
+    """Remember for this session that it is asked whether that file, which is there, may be replaced."""
+    st.session_state["replace"] = (path, False)
+
+
+def agree_to_replace(path: Path) -> None:
+    """Remember that it may, until it is written."""
+    st.session_state["replace"] = (path, True)
+
+
+def asked_to_replace(path: Path) -> bool | None:
+    """Whether this session has agreed to replace that file; None where it has not been asked."""
+    latest: tuple[Path, bool] | None = st.session_state.get("replace")
+    return latest[1] if latest and latest[0] == path else None
+
+
+def forget_to_replace() -> None:
+    """Ask again the next time."""
+    st.session_state.pop("replace", None)
+
+
+def write(workspace: Workspace, export: Export, compressed: Compressed, path: Path) -> Exported:
+    """Write a file; exporters run in a process of their own, so that nothing of them reaches other sessions."""
+    if export.traces and workspace.opened.ref is not None:
+        return write_apart(export.name, workspace, compressed, path)
+    return export.write(workspace, compressed, path)
+
+
 def written(workspace: Workspace, kind: str, source: Candidate | Tuned) -> Exported | None:
     """The file of that kind, if the latest one was written of this network for this candidate, or these weights."""
     latest: tuple[str, Candidate | Tuned, Exported] | None = st.session_state.get(f"written {kind}")
@@ -42,6 +77,7 @@ def keep_written(workspace: Workspace, kind: str, source: Candidate | Tuned, exp
     """Remember for this session the latest file of a kind, and make room by removing old ones."""
     st.session_state[f"written {kind}"] = (models.key(workspace), source, exported)
     st.session_state.pop(f"refused {kind}", None)
+    forget_to_replace()
     keep_newest(Path(_exports().name), MOST_EXPORTED_BYTES)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from lowrank_core.errors import LowRankError
+from lowrank_core.running.jobs import Job
 from lowrank_core.selection._problem import Trial
 from lowrank_core.workspace import Workspace
 from pages.ui import compare, tuning
@@ -59,11 +60,26 @@ def spectra() -> SharedJobs[str, str]:
 def elsewhere(page: str) -> list[Started]:
     """Jobs of this session, of any model, that other pages show: running, or over since it last looked there."""
     looked: set[str] = st.session_state.setdefault("looked", set())
-    kinds: tuple[SharedJobs[Any, Any], ...] = (searches(), trainings(), comparisons(), spectra())
-    all_started = [started for jobs in kinds for started in jobs.of_session(session_id())]
+    all_started = [started for jobs in _kinds() for started in jobs.of_session(session_id())]
     looked |= {started.key for started in all_started if started.page == page and started.job.snapshot.over}
     looked &= {started.key for started in all_started}
     return [started for started in all_started if started.page != page and started.key not in looked]
+
+
+def cancel(job: Job[Any]) -> None:
+    """This session calls a job off: it ends unless another session waits for it, too."""
+    for jobs in _kinds():
+        jobs.cancel(session_id(), job)
+
+
+def still_here() -> None:
+    """A page of this session is open and watches a job."""
+    for jobs in _kinds():
+        jobs.of_session(session_id())
+
+
+def _kinds() -> tuple[SharedJobs[Any, Any], ...]:
+    return searches(), trainings(), comparisons(), spectra()
 
 
 def note_asked(workspace: Workspace, wish: Wish) -> None:

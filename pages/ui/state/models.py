@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.room import Recent, Room
 from lowrank_core.workspace import Workspace, open_to_look
+from pages.ui.at_start import at_start
 from pages.ui.files_read import FilesRead, listening
 from pages.ui.once import Once
 from pages.ui.state.session import session_id
@@ -40,7 +40,7 @@ MEMORY = "RANK_EXPLORER_MEMORY_MB"
 
 def named_at_start() -> str | None:
     """The model named when the app was started: `streamlit run app.py -- MODEL`."""
-    return sys.argv[1] if len(sys.argv) > 1 else None
+    return at_start().model
 
 
 def offered() -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def job(stock: Inventory) -> Job[str] | None:
         start(stock)
     elif existing is not None and not existing.snapshot.over:
         shared.join(session_id(), key, ALL)
-    return shared.get(key, ALL)
+    return shared.asked_by(session_id(), key).get(ALL) or shared.get(key, ALL)
 
 
 def start(stock: Inventory) -> None:
