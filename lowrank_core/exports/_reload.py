@@ -19,7 +19,7 @@ from lowrank_core.graphs.exporting import OnnxNetwork
 from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, Outputs, call, cloned, first_axes, run
 from lowrank_core.running.own_process import hush_libraries
 from lowrank_core.sources import open_source
-from lowrank_core.store.files import scratch
+from lowrank_core.store.files import scratch, write_whole, writing
 
 BATCHES = (1, 2, 7)
 DENSE = "dense.pickle"
@@ -63,12 +63,13 @@ def outputs_in_fresh_process(kind: str, dense: str | nn.Module, written: Path, b
     Raises InvalidFile with the reason where it fails.
     """
     with scratch() as folder:
-        torch.save(batches, Path(folder, "inputs.pt"))
+        with writing(folder / "inputs.pt") as file:
+            torch.save(batches, file)
         if isinstance(dense, nn.Module) and kind == "safetensors":
             _hand_over(dense, Path(folder, DENSE))
         ref = dense if isinstance(dense, str) else None
         request = {"kind": kind, "ref": ref, "file": str(written.resolve()), "threads": torch.get_num_threads()}
-        Path(folder, "request.json").write_text(json.dumps(request))
+        write_whole(folder / "request.json", json.dumps(request).encode())
         command = [sys.executable, "-c", _START, json.dumps(sys.path), str(folder)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         if done.returncode != 0:
@@ -88,7 +89,9 @@ def main(folder: str) -> None:
         dense = pickle.loads(handed.read_bytes()) if handed.is_file() else request["ref"]
         outputs = READERS[request["kind"]](dense, request["file"])
         batches = torch.load(Path(folder, "inputs.pt"), weights_only=True)
-        torch.save([cloned(outputs(inputs)) for inputs in batches], Path(folder, "outputs.pt"))
+        answers = [cloned(outputs(inputs)) for inputs in batches]
+        with writing(Path(folder, "outputs.pt")) as file:
+            torch.save(answers, file)
     except LowRankError as error:
         sys.exit(" ".join(str(error).split()))
 
@@ -96,8 +99,10 @@ def main(folder: str) -> None:
 def _hand_over(dense: nn.Module, path: Path) -> None:
     """Write a network for the fresh process, its class too where that is of a script or a notebook."""
     try:
-        with path.open("wb") as file:
+        with writing(path) as file:
             cloudpickle.dump(dense, file)
+    except OSError:
+        raise
     except Exception as error:  # whatever an attribute of a module says that cannot be pickled
         raise InvalidFile(
             f"a fresh process cannot be given a network from Python that has no pickle ({type(error).__name__}: "

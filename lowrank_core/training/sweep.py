@@ -16,7 +16,7 @@ from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.running.parallel import Workers, map_elsewhere
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.cache import Cache
-from lowrank_core.store.files import remove_left
+from lowrank_core.store.files import drop, remove_left
 from lowrank_core.store.key import NetworkKey
 from lowrank_core.training.finetune import Epoch, finetune, run_key
 from lowrank_core.training.recipe import Settings
@@ -202,7 +202,7 @@ def tidy(folder: Path) -> None:
     for path in states:
         total += path.stat().st_size
         if total > MOST_BYTES:
-            path.unlink(missing_ok=True)
+            drop(path)
 
 
 def _swept(

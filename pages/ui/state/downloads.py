@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
+import atexit
+from contextlib import ExitStack
 from pathlib import Path
 
 import streamlit as st
 
 from lowrank_core.exports import Exported
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.store.files import SCRATCH, remove_old_scratch
+from lowrank_core.store.files import scratch
 from lowrank_core.workspace import Workspace
 from pages.ui.state import models
 from pages.ui.state.session import session_id
@@ -20,14 +21,15 @@ MOST_EXPORTED_BYTES = 4 * 10**9
 
 
 @st.cache_resource
-def _exports() -> tempfile.TemporaryDirectory[str]:
-    remove_old_scratch()
-    return tempfile.TemporaryDirectory(prefix=SCRATCH)
+def _exports() -> Path:
+    until_the_end = ExitStack()
+    atexit.register(until_the_end.close)
+    return until_the_end.enter_context(scratch())
 
 
 def folder() -> Path:
     """Where this session's files are written before they are downloaded; gone when the server ends."""
-    own = Path(_exports().name) / session_id()
+    own = _exports() / session_id()
     own.mkdir(parents=True, exist_ok=True)
     return own
 
@@ -42,7 +44,7 @@ def keep_written(workspace: Workspace, kind: str, source: Candidate | Tuned, exp
     """Remember for this session the latest file of a kind, and make room by removing old ones."""
     st.session_state[f"written {kind}"] = (models.key(workspace), source, exported)
     st.session_state.pop(f"refused {kind}", None)
-    keep_newest(Path(_exports().name), MOST_EXPORTED_BYTES)
+    keep_newest(_exports(), MOST_EXPORTED_BYTES)
 
 
 def refused(kind: str, source: Candidate | Tuned) -> str | None:

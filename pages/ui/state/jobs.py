@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from lowrank_core.selection._problem import Trial
-from lowrank_core.store.files import write_whole
+from lowrank_core.store.files import keep_whole
 from lowrank_core.workspace import Workspace
 from pages.ui import compare, tuning
 from pages.ui.asked import Wish, from_json, to_json
@@ -67,7 +67,7 @@ def elsewhere(page: str) -> list[Started]:
 def note_asked(workspace: Workspace, wish: Wish) -> None:
     """Remember on disk what was asked, for a server that is started anew."""
     others = [other for other in noted(workspace) if other != wish]
-    write_whole(_asked_file(workspace), to_json([*others, wish][-MOST_ASKED:]))
+    keep_whole(_asked_file(workspace), to_json([*others, wish][-MOST_ASKED:]))
 
 
 def noted(workspace: Workspace) -> tuple[Wish, ...]:

@@ -10,7 +10,7 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import PlanFile, RankPlan
-from lowrank_core.store.files import remove_left, write_whole
+from lowrank_core.store.files import keep_whole, remove_left
 from lowrank_core.workspace import Workspace
 from pages.ui.history import History
 from pages.ui.state import models
@@ -48,7 +48,7 @@ def _first_plan(workspace: Workspace) -> RankPlan:
 def set_history(workspace: Workspace, history: History) -> None:
     """Remember a changed history, here and on disk."""
     st.session_state["histories"][workspace.profile.fingerprint] = history
-    write_whole(saved_file(workspace.profile.fingerprint, ".json"), history.to_json().encode())
+    keep_whole(saved_file(workspace.profile.fingerprint, ".json"), history.to_json().encode())
 
 
 def _saved(fingerprint: str, workspace: Workspace) -> History | None:

@@ -21,8 +21,7 @@ def session_id() -> str:
 
 def saved_file(fingerprint: str, ending: str) -> Path:
     """Where this session keeps something about a model."""
-    folder = platformdirs.user_state_path("rank-explorer", ensure_exists=True)
-    return folder / f"{session_id()}-{fingerprint[7:19]}{ending}"
+    return platformdirs.user_state_path("rank-explorer") / f"{session_id()}-{fingerprint[7:19]}{ending}"
 
 
 def widget(key: str) -> Any:

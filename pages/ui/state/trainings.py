@@ -11,7 +11,7 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
-from lowrank_core.store.files import write_whole
+from lowrank_core.store.files import keep_whole
 from lowrank_core.store.room import Part
 from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.recipe import Settings
@@ -108,7 +108,7 @@ def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, 
     replaced = {of(weights) for weights in fresh}
     noted = (*(weights for weights in earlier if of(weights) not in replaced), *fresh)[-jobs.MOST_TRAININGS :]
     st.session_state[f"tuned {models.key(workspace)}"] = noted
-    write_whole(_notes(workspace), msgspec.json.encode(noted))
+    keep_whole(_notes(workspace), msgspec.json.encode(noted))
     return noted
 
 
