@@ -143,7 +143,8 @@ def test_the_reader_of_writes_sees_what_it_should():
     planted = """
 open(path, "w"); path.open("ab"); open(path, mode="x"); path.open("r+"); path.write_text(""); path.write_bytes(b"")
 os.replace(a, b); shutil.copy(a, b); tempfile.mkstemp(); torch.save(a, b); save_file(a, b); zipfile.ZipFile(path, "w")
-open(path); path.open("rb"); ZipFile(path); Image.open(path); Workspace.open("model"); text.replace("a", "b"); path.read_text()
+open(path); path.open("rb"); ZipFile(path); Image.open(path);
+Workspace.open("model"); text.replace("a", "b"); path.read_text()
 """
     assert writes(ast.parse(planted)) == {
         *("open", "path.open", "path.write_text", "path.write_bytes", "os.replace", "shutil.copy", "tempfile.mkstemp"),

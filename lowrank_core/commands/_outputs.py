@@ -162,7 +162,7 @@ def _files(param: click.Parameter, path: Path, options: dict[str, Any], *, as_js
         return param.type.files(path, options)
     option, kind = param.opts[0], param.type.kind(options)
     if not kind.text:
-        raise click.UsageError(f"{option} - is standard output, which takes no {kind.name}; give the name of a file.")
+        raise click.UsageError(f"{option} - is standard output, where {kind.name} cannot go; give the name of a file.")
     if as_json:
         raise click.UsageError(f"{option} - and --json both print to standard output; give the name of a file.")
     return []
