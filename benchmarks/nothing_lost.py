@@ -229,7 +229,8 @@ PLACES = (
     *(Place(name, named(name), "refused") for name in (*INPUTS, "table.csv", "train.npz")),
     Place("model.py, hard link", linked("model.py", hard=True), "refused"),
     Place("model.py, symbolic link", linked("model.py", hard=False), "refused"),
-    *(Place(f"{name}, --force", named(name), "late", force=True) for name in ("weights.safetensors", "data.npz")),
+    *(Place(f"{name}, --force", named(name), "late", force=True) for name in INPUTS[2:4]),
+    Place("train.npz, --force", named("train.npz"), "late", force=True),
     Place("weights, hard link, --force", linked("weights.safetensors", hard=True), "late", force=True),
     Place("neighbour.py, --force", named("neighbour.py"), "late", force=True),
     Place("model.py, --force", named("model.py"), "refused", force=True),
@@ -307,9 +308,11 @@ def tried(folder: Path, command: str, option: str, place: Place) -> Result:
     """Set the option onto a place, run the command, and look at all that lies there before and after."""
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     given = place.make(folder)
-    target = f"{given}.0" if option == "--state" and given else given
-    if target != given and (folder / given).is_symlink() | (folder / given).exists():
-        (folder / given).rename(folder / target)  # states are named by their seeds
+    target = given
+    if option == "--state" and given:  # states are named by their seeds
+        given = given[: -1 if given[-1] == "ß" else -2] if len(given) > 100 else given
+        target = f"{given}.0"
+        stand_as(folder, given, target)
     before, opened = seen(folder), folder / "opened"
     here = os.getcwd()
     os.chdir(folder)
@@ -325,6 +328,18 @@ def tried(folder: Path, command: str, option: str, place: Place) -> Result:
     if ran.exception is not None and not isinstance(ran.exception, SystemExit):
         result.wrong.append(f"a traceback: {ran.exception!r}")
     return result
+
+
+def stand_as(folder: Path, given: str, target: str) -> None:
+    """Let what stands at one name stand at another; an input at both."""
+    if given in (*INPUTS, "table.csv", "train.npz"):
+        (folder / target).hardlink_to(folder / given)
+    elif os.path.lexists(folder / given):
+        ring = os.path.islink(folder / given) and os.readlink(folder / given) == given
+        (folder / given).rename(folder / target)
+        if ring:
+            (folder / target).unlink()
+            (folder / target).symlink_to(target)
 
 
 def judged(

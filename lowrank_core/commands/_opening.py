@@ -47,7 +47,7 @@ def opened(ref: str, *, with_data: bool = False, cached: bool = False, outputs: 
         workspace.require_figures()
         if workspace.opened.evaluate is None:
             say(f"Judged by {workspace.metric.name}: {workspace.judged}")
-    check_unread()
+    check_unread(workspace.opened.eval_data, workspace.opened.train_data)
     return workspace
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lowrank_core.errors import InvalidFile
+from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.store.files import check_place, not_kept, try_place, whole_or_nothing, writing
 from lowrank_core.store.kinds import FileKind
 from lowrank_core.store.reads import same_file, was_read, watched
@@ -79,9 +79,13 @@ class _Written:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """The outputs of a command. printed: texts for standard output."""
+    """The outputs of a command.
+
+    forced: a file may be replaced that holds something else. printed: texts for standard output.
+    """
 
     written: tuple[_Written, ...] = ()
+    forced: bool = False
     printed: list[str] = field(default_factory=list)
 
 
@@ -103,13 +107,16 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
             for param, value in given.items()
             if isinstance(param.type, Output)
             for file in _files(param, value, options, as_json=as_json)
-        )
+        ),
+        force,
     )
     inputs = {
         _called(param): Path(value).expanduser()
         for param, value in given.items()
         if isinstance(param.type, Input) or param.name == "model"
     }
+    if (model := inputs.get("the model")) is not None and model.suffix in (".onnx", ".pt2"):
+        inputs["the data of the model"] = model.with_suffix(".npz")
     for number, output in enumerate(outputs.written):
         for name, path in inputs.items():
             if same_file(output.path, path) or (path.is_dir() and _is_below(output.path, path)):
@@ -128,10 +135,18 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
         yield outputs
 
 
-def check_unread() -> None:
-    """Raise InvalidFile where an output of the command that runs has been read by now, as by a model file."""
+def check_unread(*data: Callable[[], Any] | None) -> None:
+    """Raise InvalidFile where an output of the command that runs has been read by now, as by a model file.
+
+    data: what would read more of the model's files later; it is asked now where --force lets anything be replaced.
+    """
     ctx = click.get_current_context(silent=True)
     outputs: Outputs = Outputs() if ctx is None else ctx.meta.get(_KEY, Outputs())
+    if outputs.forced and any(output.path.exists() for output in outputs.written):
+        for read in data:
+            with suppress(LowRankError):  # whoever needs them will say what is wrong with them
+                if read is not None:
+                    read()
     for output in outputs.written:
         if was_read(output.path):
             raise InvalidFile(_refused(output, "was read when the model was opened"))

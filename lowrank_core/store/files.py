@@ -125,14 +125,29 @@ class _Patient(io.RawIOBase):
         """Yes, for those who ask."""
         return True
 
+    def seekable(self) -> bool:
+        """Yes, for those who ask."""
+        return True
+
     def write(self, content: Any) -> int:
         """Write, or do as if."""
+        self._patiently(lambda: self._file.write(content))
+        return memoryview(content).nbytes
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place, or do as if."""
+        return self._patiently(lambda: self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """The place, 0 once a write has failed."""
+        return self._patiently(self._file.tell)
+
+    def _patiently(self, do: Callable[[], int]) -> int:
         try:
-            if self.failed is None:
-                self._file.write(content)
+            return 0 if self.failed is not None else do()
         except OSError as error:
             self.failed = error
-        return memoryview(content).nbytes
+            return 0
 
 
 @contextmanager
