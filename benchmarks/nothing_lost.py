@@ -386,8 +386,8 @@ def may(place: Place, command: str, option: str) -> set[str]:
         same_kind |= {("finetune", "checkpoint.safetensors")}
         written = (command.split()[0], place.name) in same_kind and option != "--state"
         return {"written"} if written else {"refused"}
-    if place.may == "written" and place.force and option == "--state":
-        return {"late"}  # a state that is none is never overwritten
+    if option == "--state" and place.name in ("a text, --force", "an empty file", "a null device", "a pipe"):
+        return {"refused"}  # it goes on from what it finds
     return {place.may}
 
 

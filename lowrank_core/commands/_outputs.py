@@ -70,11 +70,15 @@ class States(Output):
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """One file that a command will write. option: as a person gives it."""
+    """One file that a command will write.
+
+    option: as a person gives it. goes_on: it is read first, and written by those who find in it what they wrote.
+    """
 
     option: str
     path: Path
     kind: FileKind
+    goes_on: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
     given = {param: options[str(param.name)] for param in ctx.command.params if options.get(str(param.name))}
     outputs = Outputs(
         tuple(
-            _Written(param.opts[0], file, param.type.kind(options))
+            _Written(param.opts[0], file, param.type.kind(options), isinstance(param.type, States))
             for param, value in given.items()
             if isinstance(param.type, Output)
             for file in _files(param, value, options, as_json=as_json)
@@ -128,8 +132,8 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
             there = try_place(output.path)
         except InvalidFile as error:
             raise InvalidFile(f"{output.option}: {error}") from error
-        if there is not None and stat.S_ISREG(there.st_mode) and not output.kind(output.path):
-            _may_replace(output, force=force)
+        if there is not None:
+            _may_replace(output, there, force=force)
     with watched(output.path for output in outputs.written):
         ctx.meta[_KEY] = outputs
         yield outputs
@@ -183,8 +187,16 @@ def _files(param: click.Parameter, path: Path, options: dict[str, Any], *, as_js
     return []
 
 
-def _may_replace(output: _Written, *, force: bool) -> None:
+def _may_replace(output: _Written, there: os.stat_result, *, force: bool) -> None:
+    """Raise InvalidFile where a file that is there holds something else than what is written."""
+    is_file = stat.S_ISREG(there.st_mode)
+    if is_file and there.st_size and output.kind(output.path):
+        return
     what = f"holds something else than {output.kind.name}"
+    if output.goes_on:
+        raise InvalidFile(_refused(output, f"is there and {what}", "remove it first, or give another name"))
+    if not is_file or not there.st_size:
+        return
     if not force:
         raise InvalidFile(_refused(output, f"is there and {what}", "--force replaces it, or give another name"))
     if output.path.suffix.lower() in UNHEARD:
