@@ -238,6 +238,18 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, failing: OSEr
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_model_file_to_fill_in_is_never_written_over_anything(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.symlink_to("elsewhere.py")
+    result = ran("new", path)
+    assert result.exit_code == 1
+    assert "exists and is not overwritten" in result.stderr
+    result = ran("new", tmp_path / "missing" / "net.py")
+    assert result.exit_code == 1
+    assert "missing/net.py could not be written: No such file or directory" in result.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # ---- scratch --------------------------------------------------------------------------------------------------------
 
 

@@ -93,8 +93,11 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that is not there yet; raises FileExistsError where something of that name is, a link too."""
-    with path.open("xb") as file:
+    """Write a file that is not there yet; raises FileExistsError where something of that name is, a link too.
+
+    Raises InvalidFile where it cannot be written.
+    """
+    with _named(path, but=FileExistsError), path.open("xb") as file:
         try:
             file.write(content)
             file.flush()
@@ -208,10 +211,12 @@ def move(source: Path, temporary: Path) -> None:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Say which file could not be written and why, whatever the library that wrote it says."""
+def _named(path: Path, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
+    """Say which file could not be written and why, whatever the library that wrote it says; but: passes as it is."""
     try:
         yield
+    except but:
+        raise
     except (OSError, SafetensorError) as error:
         raise InvalidFile(f"{path} could not be written: {_why(error)}.") from error
 
@@ -311,6 +316,7 @@ def try_to_keep(folder: Path) -> None:
 
     def tried() -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_left(folder)
         temporary = temporary_name(path)
         try:
             temporary.write_bytes(b"\0" * TRIED_BYTES)
