@@ -391,16 +391,23 @@ def may(place: Place, command: str, option: str) -> set[str]:
     return {place.may}
 
 
-def table(template: Path) -> tuple[int, int, int]:
-    """Print a line for each place; (wrong, lost, left behind)."""
+def table(template: Path, onto: tuple[str, ...] = (), of: tuple[str, ...] = ()) -> tuple[int, int, int]:
+    """Print a line for each place; (wrong, lost, left behind). onto: kinds of places; of: commands; () for all."""
     assert options_that_write() == set(COMMANDS), "an option that writes is not tried here"
     root = os.geteuid() == 0
-    cells = [(option, command) for (_, option), commands in COMMANDS.items() for command in commands]
+    cells = [
+        (option, command)
+        for (name, option), commands in COMMANDS.items()
+        for command in commands
+        if not of or name in of
+    ]
     titles = [f"{c.split()[0]} {c.split()[-1] if c.startswith('export') else o}" for o, c in cells]
     print(f"| set onto | {' | '.join(titles)} |")
     print("|---" * (1 + len(cells)) + "|", flush=True)
     wrong = lost = left = runs = skipped = 0
     for place in PLACES:
+        if onto and place.may not in onto:
+            continue
         if place.root and not root:
             skipped += 1
             continue
@@ -525,6 +532,8 @@ def main() -> None:
     """Print the table."""
     options = benchmark_parser(__doc__)
     options.add_argument("--part", choices=["outputs", "kills"], default="outputs")
+    options.add_argument("--onto", choices=list(WORDS), action="append", help="only places of which this is right")
+    options.add_argument("--of", choices=[name for name, _ in COMMANDS], action="append", help="only this command")
     options.add_argument("--moments", type=int, default=63)
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
@@ -536,7 +545,7 @@ def main() -> None:
         _opening.CACHE = Path(made, "cache")
         workplace_in(template)
         began = time.monotonic()
-        wrong = table(template)
+        wrong = table(template, tuple(given.onto or ()), tuple(given.of or ()))
         print(f"in {time.monotonic() - began:.0f} s", file=sys.stderr)
     sys.exit(any(wrong))
 
