@@ -491,6 +491,8 @@ def killed_once(
     wrong += [n for n, content in BYSTANDERS.items() if (out.parent / n).read_bytes() != content]
     if over:
         wrong += [f"left behind: {path.name}" for path in out.parent.glob(".*")]
+    if over and process.exitcode and not folder.is_mount():
+        wrong.append(f"it failed: {(folder / 'log').read_text(errors='replace')[-300:]}")
     if over and process.exitcode and "Traceback" in (folder / "log").read_text(errors="replace"):
         wrong.append(f"a traceback: {(folder / 'log').read_text(errors='replace')[-800:]}")
     return wrong, not over
