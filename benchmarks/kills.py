@@ -221,7 +221,7 @@ def begun(
     (folder / "out").mkdir(parents=True, exist_ok=True)
     (folder / "tmp").mkdir(exist_ok=True)
     names = {"plan": str(plan), "out": str(folder / "out" / "written")}
-    arguments = [part.format(**names) for part in kind.arguments]
+    arguments = [*(part.format(**names) for part in kind.arguments), "--force"]  # over what an earlier run wrote
     process = processes().Process(target=inside, args=(folder, folder / journal, arguments, held))
     process.start()
     while process.is_alive() and not (folder / journal).exists():

@@ -44,13 +44,15 @@ def test_of_a_name_only_old_temporary_files_go(tmp_path, name):
     assert set(tmp_path.iterdir()) == {young}
 
 
-def test_scratch_folders_of_killed_processes_go_after_a_week(tmp_path, monkeypatch):
+def test_scratch_is_gone_at_the_end_and_nothing_else_of_such_a_name(tmp_path, monkeypatch):
+    """What is old and has no marker is somebody's: `test_door` has the rest."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left, young, others = tmp_path / f"{SCRATCH}left", tmp_path / f"{SCRATCH}young", tmp_path / "others"
-    for folder in (left, young, others):
+    old, young = tmp_path / f"{SCRATCH}old", tmp_path / f"{SCRATCH}young"
+    for folder in (old, young):
         folder.mkdir()
         (folder / "file").write_bytes(b"")
         aged(folder, SCRATCH_SECONDS / 2 if folder == young else 2 * SCRATCH_SECONDS)
     with scratch() as folder:
-        assert set(tmp_path.iterdir()) == {young, others, folder}
-    assert set(tmp_path.iterdir()) == {young, others}
+        assert list(folder.iterdir()) == []
+        assert set(tmp_path.iterdir()) == {young, old, folder.parent}
+    assert set(tmp_path.iterdir()) == {young, old}

@@ -91,3 +91,62 @@ def test_no_package_bears_the_name_of_a_public_function():
     named = set(re.findall(r'^    "(\w+)",$', public, re.MULTILINE))
     assert len(named) > 15
     assert not named & {package(name) for name in MODULES}
+
+
+DOOR = "store.files"
+"""The one module that opens files for writing, names temporary ones and moves them."""
+
+INT8 = {"quant_pre_process", "quantization.quantize_static"}
+LIBRARIES = {"torch.save", "torch.export.save", "onnx.save", "save_file", "safetensors.torch.save_file", *INT8}
+"""What writes by a path itself; it is given one that the door handed out."""
+
+BY_LIBRARY = {
+    "compression.checkpoint": {"save_file"},  # to, of `whole_or_nothing` in exports.safetensors
+    "exports._reload": {"torch.save"},  # into `writing`
+    "exports.bundle": {"zipfile.ZipFile"},
+    "exports.onnx": {"onnx.save", *INT8},
+    "exports.pt2": {"torch.export.save"},  # into `writing`
+    "training.finetune": {"torch.save"},  # into memory
+}
+WRITES = {"write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "rename", "renames"}
+MOVES = {f"os.{name}" for name in ("replace", "rename", "renames", "link", "symlink", "open", "mkfifo", "mknod")}
+MOVES |= {f"shutil.{name}" for name in ("move", "copy", "copy2", "copyfile", "copytree", "make_archive")}
+
+
+def writes(tree: ast.AST) -> set[str]:
+    """What a module calls that writes files, by name; of `open` and ZipFile with a mode that is not for reading."""
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        leaf = name.rpartition(".")[2]
+        if leaf in ("open", "ZipFile") and name != "os.open":
+            given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+            texts = [arg.value for arg in given if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            if any(set(text) <= set("rwaxbt+") and set(text) & set("wax+") for text in texts):
+                found.add(name)
+        elif name in MOVES or name in LIBRARIES or name.startswith("tempfile.") or ("." in name and leaf in WRITES):
+            found.add(name)
+    return found
+
+
+def test_every_file_is_written_through_one_door():
+    pages = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in (ROOT / "pages").rglob("*.py")}
+    for module, tree in {**MODULES, **pages, "app.py": ast.parse((ROOT / "app.py").read_text())}.items():
+        if module != DOOR:
+            assert writes(tree) <= BY_LIBRARY.get(module, set()), module
+            assert "tempfile" not in {full.partition(".")[0] for full, _ in imported(tree)}, module
+
+
+def test_the_reader_of_writes_sees_what_it_should():
+    planted = """
+open(path, "w"); path.open("ab"); open(path, mode="x"); path.open("r+"); path.write_text(""); path.write_bytes(b"")
+os.replace(a, b); shutil.copy(a, b); tempfile.mkstemp(); torch.save(a, b); save_file(a, b); zipfile.ZipFile(path, "w")
+open(path); path.open("rb"); ZipFile(path); Image.open(path);
+Workspace.open("model"); text.replace("a", "b"); path.read_text()
+"""
+    assert writes(ast.parse(planted)) == {
+        *("open", "path.open", "path.write_text", "path.write_bytes", "os.replace", "shutil.copy", "tempfile.mkstemp"),
+        *("torch.save", "save_file", "zipfile.ZipFile"),
+    }

@@ -33,10 +33,11 @@ from lowrank_core.running import scope as scopes
 from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
+from lowrank_core.store.files import forget_not_kept
 from lowrank_core.workspace import Workspace
 from pages.ui import at_start, charts, tables, words
 from pages.ui.commands import app_command, as_here, core_command
-from pages.ui.state import downloads, jobs, models, runs, spectra
+from pages.ui.state import downloads, jobs, models, runs, server, spectra
 from tests.conftest import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -557,6 +558,27 @@ def test_the_command_hands_on_what_it_was_told(monkeypatch: pytest.MonkeyPatch, 
     done = CliRunner().invoke(cli, ["app", "--export-folder", str(tmp_path / "none")])
     assert done.exit_code == 2
     assert "--export-folder" in done.output
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_the_pages_work(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The state folder is a file: plans and what was asked are kept in memory, and one line says which folder."""
+    (tmp_path / "state").write_text("mine")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    server.start.clear()
+    forget_not_kept()
+    try:
+        page = opened("Search")
+        next(button for button in page.button if button.label == "Start search").click().run()
+        for shown in (page, opened("Ranks"), opened("Export")):
+            assert not shown.error
+            (line,) = (warning.value for warning in shown.warning if "memory alone" in warning.value)
+            assert "move away" in line
+    finally:
+        forget_not_kept()
+        server.start.clear()
+    assert (tmp_path / "state").read_text() == "mine"
 
 
 def test_a_score_that_gets_worse_by_rising_is_told_so():

@@ -1,6 +1,7 @@
 """Train the built-in networks from scratch: `python -m benchmarks.builtin.train [NAME ...]`."""
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lowrank_core.builtin import BUILTIN
-from lowrank_core.builtin.stored import WEIGHTS, rounded_state, save_weights, weights_path
+from lowrank_core.builtin.stored import WEIGHTS, rounded_state, weights_path
 from lowrank_core.scoring.metrics import METRICS
+from lowrank_core.store.files import whole_or_nothing
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -115,7 +118,8 @@ def train(
         **(module.recorded() if hasattr(module, "recorded") else {}),
     }
     path = weights_path(BUILTIN[name], folder)
-    save_weights(state, metadata, path)
+    with whole_or_nothing(path) as temporary:  # one metadata key, so that equal contents are equal bytes
+        save_file(state, temporary, metadata={"training": json.dumps(metadata, sort_keys=True)})
     size = path.stat().st_size
     say(f"{name}: {metadata['metric']} {metadata['score']:.4f} on {metadata['eval_samples']} samples, {size:,} bytes")
     return metadata

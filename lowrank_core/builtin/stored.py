@@ -1,13 +1,12 @@
 """Weights on disk: one safetensors file per built-in module, with the score it reached in its metadata."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -39,15 +38,3 @@ def rounded_state(model: nn.Module) -> dict[str, Tensor]:
     if sum(tensor.nbytes for tensor in state.values()) <= LARGE:
         return state
     return {name: tensor.to(torch.float16) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-
-
-def save_weights(state: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
-    """Write the file whole or not at all; one metadata key, so that equal contents are equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(state, temporary, metadata={"training": json.dumps(metadata, sort_keys=True)})
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

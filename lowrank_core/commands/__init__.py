@@ -16,9 +16,11 @@ from typing import Any
 
 import click
 
+from lowrank_core.commands._outputs import has_outputs, say_not_kept, tried
 from lowrank_core.errors import LowRankError, UnknownModel
 from lowrank_core.registry import register_all
 from lowrank_core.store.as_json import json_text
+from lowrank_core.store.files import forget_not_kept
 from lowrank_core.version import __version__
 
 Answer = tuple[dict[str, Any], str]
@@ -72,23 +74,41 @@ def cli() -> None:
     """
 
 
+FORCE = click.option(
+    "--force", is_flag=True, help="Replace a file that holds something else than what is written; never an input."
+)
+
+
+def _no_option(function: Callable[..., None]) -> Callable[..., None]:
+    return function
+
+
 def command(function: Callable[..., Answer]) -> click.Command:
-    """A command with --json; whatever a person's own code prints goes to stderr."""
+    """A command with --json, and with --force where it writes files; what a person's own code prints goes to stderr."""
+
+    forced: Callable[[Callable[..., None]], Callable[..., None]] = FORCE if has_outputs(function) else _no_option
 
     @cli.command(function.__name__)
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+    @forced
     @functools.wraps(function)
-    def run(as_json: bool, **options: Any) -> None:
+    def run(as_json: bool, force: bool = False, **options: Any) -> None:
+        here = click.get_current_context()
+        forget_not_kept()
         try:
-            with redirect_stdout(sys.stderr):
+            with tried(here, options, as_json=as_json, force=force) as outputs, redirect_stdout(sys.stderr):
                 document, text = function(**options)
         except UnknownModel as error:
             raise NotThere(error) from error
         except (LowRankError, OSError) as error:
             raise Refused(error) from error
+        finally:
+            say_not_kept()
         if as_json:
             text = json_text(document)
-        click.echo(text)
+        for printed in outputs.printed:
+            click.echo(printed, nl=False)
+        click.echo(text, err=bool(outputs.printed))
         if document.get("refused"):
             raise Refused("; ".join(document["refused"]))
 

@@ -14,6 +14,7 @@ import platformdirs
 from torch import nn
 
 from lowrank_core.commands import Answer
+from lowrank_core.commands._outputs import check_unread, say_not_kept
 from lowrank_core.commands._terminal import say, score_line, score_value
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.correct import CorrectedLayer, load_overlay
@@ -25,6 +26,7 @@ from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
+from lowrank_core.store.files import try_to_keep
 from lowrank_core.workspace import Workspace, open_to_look
 
 COUNTED = (
@@ -38,14 +40,22 @@ CACHE = platformdirs.user_cache_path("rank-explorer")
 
 def opened(ref: str, *, with_data: bool = False, cached: bool = False, outputs: tuple[str, ...] = ()) -> Workspace:
     """Open a model, and say what a person should know about it; with_data where its figures are asked for."""
-    workspace = Workspace.open(ref, Cache(CACHE) if cached else None, outputs)
+    workspace = Workspace.open(ref, _cache() if cached else None, outputs)
     for notice in workspace.notices if with_data else workspace.opened.notices:
         say(notice)
     if with_data:
         workspace.require_figures()
         if workspace.opened.evaluate is None:
             say(f"Judged by {workspace.metric.name}: {workspace.judged}")
+    check_unread(workspace.opened.eval_data, workspace.opened.train_data)
     return workspace
+
+
+def _cache() -> Cache:
+    """The cache, which is read even where it cannot be written; that is said before any work."""
+    try_to_keep(CACHE)
+    say_not_kept()
+    return Cache(CACHE)
 
 
 def judged_in(workspace: Workspace) -> dict[str, Any] | None:
@@ -55,7 +65,7 @@ def judged_in(workspace: Workspace) -> dict[str, Any] | None:
 
 def looked_at(ref: str, *, cached: bool = False) -> Workspace | Inventory:
     """Open a model or weights alone, and say what a person should know about it."""
-    opened_or_stock = open_to_look(ref, Cache(CACHE) if cached else None)
+    opened_or_stock = open_to_look(ref, _cache() if cached else None)
     for notice in opened_or_stock.notices if isinstance(opened_or_stock, Inventory) else opened_or_stock.opened.notices:
         say(notice)
     return opened_or_stock

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
+from lowrank_core.commands._outputs import Input, Output
+from lowrank_core.store.kinds import FileKind
+
 
 def existing(*names: str, **options: Any) -> Callable[..., Any]:
     """An option that names a file which must be there."""
-    return click.option(*names, type=click.Path(exists=True, dir_okay=False, path_type=Path), **options)
+    return click.option(*names, type=Input(), **options)
+
+
+def writing(*names: str, kind: FileKind | Callable[[dict[str, Any]], FileKind], **options: Any) -> Callable[..., Any]:
+    """An option that names a file to write, tried before the command works."""
+    return click.option(*names, type=Output(kind), **options)
 
 
 MODEL = click.argument("model")
@@ -52,4 +59,3 @@ OUTPUTS = click.option(
     metavar="NAME",
     help="Output of the network that is judged, by name or place (repeatable); without it those that `check` tells.",
 )
-OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; any name.")

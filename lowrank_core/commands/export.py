@@ -11,16 +11,25 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import check_compare, compared, compressed_by, judged_in, measured, opened
-from lowrank_core.commands._options import ACCEPT, CACHED, COMPARE, CORRECT, MODEL, OUT, OUTPUTS, PLAN, existing
+from lowrank_core.commands._options import ACCEPT, CACHED, COMPARE, CORRECT, MODEL, OUTPUTS, PLAN, existing, writing
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import OtherAnswers
 from lowrank_core.exports import EXPORTS, VERDICT_WORDS
 from lowrank_core.figures import count
 from lowrank_core.running.scope import scope
+from lowrank_core.store.kinds import EXPORTED
 
 DTYPE_NAMES = sorted({dtype for export in EXPORTS.values() for dtype in export.dtypes})
 FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
+
+
+OUT = writing(
+    "--out",
+    required=True,
+    kind=lambda options: EXPORTED[options.get("kind", "safetensors")],
+    help="File to write; any name.",
+)
 
 
 def exporting(function: Callable[..., Answer]) -> click.Command:

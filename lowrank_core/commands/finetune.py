@@ -20,10 +20,11 @@ from lowrank_core.commands._options import (
     MAX_DROP,
     MODEL,
     MULTIPLIES,
-    OUT,
     OUTPUTS,
     existing,
+    writing,
 )
+from lowrank_core.commands._outputs import States
 from lowrank_core.commands._terminal import ProgressLine, say, say_step, score_line, score_value, share_text
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.figures import count
@@ -33,6 +34,7 @@ from lowrank_core.running.scope import scope
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._problem import Problem, problem_of
+from lowrank_core.store.kinds import EXPORTED, STATE
 from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.finetune import provenance as tuning_of
 from lowrank_core.training.recipe import Loss, Settings
@@ -56,7 +58,7 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
 @command
 @MODEL
 @existing("--plan", help="Rank plan, a JSON file; or ask a rule for one with the options below.")
-@OUT
+@writing("--out", required=True, kind=EXPORTED["safetensors"], help="File to write; any name.")
 @click.option("--rule", help="Rule that finds the ranks first: bisection for --max-drop, budget for the others.")
 @MAX_DROP
 @MULTIPLIES
@@ -80,8 +82,8 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
 @click.option("--watch", type=click.IntRange(0), default=0, help="Evaluation samples scored after each epoch.")
 @click.option(
     "--state",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to go on from after a kill; default: in the cache.",
+    type=States(STATE),
+    help="File to go on from after a kill, to which each seed is added; default: in the cache.",
 )
 @OUTPUTS
 @CACHED

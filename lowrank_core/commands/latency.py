@@ -10,13 +10,14 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import opened, plan_of, points_of
-from lowrank_core.commands._options import CACHED, MODEL, existing
+from lowrank_core.commands._options import CACHED, MODEL, existing, writing
+from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, table
 from lowrank_core.measure.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
 from lowrank_core.measure.staircases import as_table, layer_latency, setting_of, staircases
 from lowrank_core.methods import METHODS
 from lowrank_core.running.scope import scope
-from lowrank_core.store.files import whole_or_nothing
+from lowrank_core.store.kinds import TABLE
 
 
 @command
@@ -26,11 +27,12 @@ from lowrank_core.store.files import whole_or_nothing
 @click.option(
     "--threads", type=click.IntRange(1, 64), default=1, help="Default 1, timed by the CPU time of the thread."
 )
-@click.option(
+@writing(
     "--table",
     "csv_file",
-    type=click.Path(path_type=Path),
-    help="Also time each layer at about ten ranks of each method and write a CSV for search --latency-table.",
+    kind=TABLE,
+    help="Also time each layer at about ten ranks of each method and write a CSV for search --latency-table; - for "
+    "standard output.",
 )
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="For --table (repeatable).")
 @CACHED
@@ -70,8 +72,7 @@ def latency(
         layers, folder = workspace.profile.layers, points_of(workspace)
         with scope(report=hears):
             stairs = list(staircases(layers, setting, methods=methods or None, folder=folder))
-        with whole_or_nothing(csv_file) as temporary:
-            temporary.write_bytes(as_table(stairs).to_csv().encode())
+        write_text(csv_file, as_table(stairs).to_csv())
         document["table"] = str(csv_file)
         document["staircases"] = [{**asdict(s), "break_even": s.break_even, "dominated": s.dominated} for s in stairs]
         text.append(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lowrank_core.commands import Answer, command
+from lowrank_core.store.files import write_new
 
 
 @command
@@ -16,8 +17,7 @@ def new(file: Path) -> Answer:
     if file.suffix != ".py":
         raise click.UsageError(f"a model file ends in .py, but got {file}.")
     try:
-        with file.open("x", encoding="utf-8") as target:
-            target.write((Path(__file__).parent / "_template.py").read_text(encoding="utf-8"))
+        write_new(file, (Path(__file__).parent / "_template.py").read_bytes())
     except FileExistsError as error:
         raise FileExistsError(f"{file} exists and is not overwritten; give another name.") from error
     following = f"{click.get_current_context().find_root().info_name} check {file}"

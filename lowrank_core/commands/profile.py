@@ -10,7 +10,8 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import judged_in, opened, points_of
-from lowrank_core.commands._options import CACHED, CORRECT, DASK, MODEL, OUTPUTS, WORKERS
+from lowrank_core.commands._options import CACHED, CORRECT, DASK, MODEL, OUTPUTS, WORKERS, writing
+from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, rank_text, table
 from lowrank_core.figures import count
 from lowrank_core.methods import METHODS
@@ -21,12 +22,12 @@ from lowrank_core.predict.sensitivity import profile as sensitivity_profile
 from lowrank_core.running.parallel import Workers
 from lowrank_core.running.scope import scope
 from lowrank_core.store.as_json import json_text
-from lowrank_core.store.files import whole_or_nothing
+from lowrank_core.store.kinds import PROFILE
 
 
 @command
 @MODEL
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
+@writing("--out", kind=PROFILE, help="Also write the JSON to this file; - for standard output.")
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Only this (repeatable).")
 @click.option("--samples", type=click.IntRange(1), default=256, help="Evaluation samples; default 256.")
 @OUTPUTS
@@ -82,8 +83,7 @@ def profile(
         "seconds": time.monotonic() - started,
     }
     if out is not None:
-        with whole_or_nothing(out) as temporary:
-            temporary.write_text(json_text(document) + "\n", encoding="utf-8")
+        write_text(out, json_text(document) + "\n")
     titles = ["layer", "method", "rank", "bytes", "multiplies", "loss increase", "drop"]
     by_class = workspace.metric.class_axis is not None
     measure = "mean divergence of the classes, in nats" if by_class else "squared change, relative"

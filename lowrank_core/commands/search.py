@@ -21,11 +21,12 @@ from lowrank_core.commands._options import (
     MAX_DROP,
     MODEL,
     MULTIPLIES,
-    OUT,
     OUTPUTS,
     WORKERS,
     existing,
+    writing,
 )
+from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document
@@ -38,13 +39,13 @@ from lowrank_core.selection import RULES, check_answer
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._problem import problem_of
-from lowrank_core.store.files import whole_or_nothing
+from lowrank_core.store.kinds import PLAN
 
 
 @command
 @MODEL
 @click.option("--rule", default="budget", show_default=True, help=f"One of {', '.join(RULES)}.")
-@OUT
+@writing("--out", required=True, kind=PLAN, help="File to write the plan to; any name, - for standard output.")
 @MULTIPLIES
 @BYTES
 @click.option("--microseconds", type=float, help="The same of the latency in --latency-table.")
@@ -105,8 +106,7 @@ def search(
         "multiple_of": problem.multiple_of,
     }
     written = plan_document(workspace, compressed, search=question)
-    with whole_or_nothing(out) as temporary:
-        temporary.write_text(written, encoding="utf-8", newline="\n")
+    write_text(out, written)
     compressed_cost, dense = plan_cost(workspace.profile, answer.plan), plan_cost(workspace.profile)
     document = {
         "plan": json.loads(written),

@@ -18,7 +18,7 @@ from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, Outputs, call, 
 from lowrank_core.running.fresh_process import in_fresh_process
 from lowrank_core.running.own_process import hush_libraries
 from lowrank_core.sources import open_source
-from lowrank_core.store.files import scratch
+from lowrank_core.store.files import scratch, write_whole, writing
 
 BATCHES = (1, 2, 7)
 DENSE = "dense.pickle"
@@ -69,12 +69,13 @@ def outputs_in_fresh_process(
     Raises InvalidFile with the reason where it fails, or takes longer than LIMIT_SECONDS and LIMIT_TIMES own_seconds.
     """
     with scratch() as folder:
-        torch.save(batches, Path(folder, "inputs.pt"))
+        with writing(folder / "inputs.pt") as file:
+            torch.save(batches, file)
         if isinstance(dense, nn.Module) and kind == "safetensors":
             _hand_over(dense, Path(folder, DENSE))
         ref = dense if isinstance(dense, str) else None
         request = {"kind": kind, "ref": ref, "file": str(written.resolve()), "threads": torch.get_num_threads()}
-        Path(folder, "request.json").write_text(json.dumps(request))
+        write_whole(folder / "request.json", json.dumps(request).encode())
         limit = LIMIT_SECONDS + LIMIT_TIMES * own_seconds
         try:
             in_fresh_process(f"{__name__}:answer", Path(folder), limit_seconds=limit)
@@ -95,14 +96,18 @@ def answer(folder: Path) -> None:
     dense = pickle.loads(handed.read_bytes()) if handed.is_file() else request["ref"]
     outputs = READERS[request["kind"]](dense, request["file"])
     batches = torch.load(Path(folder, "inputs.pt"), weights_only=True)
-    torch.save([cloned(outputs(inputs)) for inputs in batches], Path(folder, "outputs.pt"))
+    answers = [cloned(outputs(inputs)) for inputs in batches]
+    with writing(Path(folder, "outputs.pt")) as file:
+        torch.save(answers, file)
 
 
 def _hand_over(dense: nn.Module, path: Path) -> None:
     """Write a network for the fresh process, its class too where that is of a script or a notebook."""
     try:
-        with path.open("wb") as file:
+        with writing(path) as file:
             cloudpickle.dump(dense, file)
+    except OSError:
+        raise
     except Exception as error:  # whatever an attribute of a module says that cannot be pickled
         raise InvalidFile(
             f"a fresh process cannot be given a network from Python that has no pickle ({type(error).__name__}: "

@@ -11,7 +11,7 @@ from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.exports import EXPORTS, VERDICTS, Compressed, Export, Exported, Snippet, loading, register
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report, scope, under
-from lowrank_core.store.files import scratch, whole_or_nothing
+from lowrank_core.store.files import scratch, whole_or_nothing, write_whole
 from lowrank_core.workspace import Workspace
 
 MEMBERS = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx", "plan": "plan.json"}
@@ -40,8 +40,8 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             member: _loads(loading(EXPORTS[kind], workspace, compressed.plan, member))
             for kind, member in MEMBERS.items()
         }
-        (folder / LOADER).write_text(loads[MEMBERS["safetensors"]].loader, encoding="utf-8")
-        (folder / README).write_text(_readme(workspace, compressed, folder, missing, loads), encoding="utf-8")
+        write_whole(folder / LOADER, loads[MEMBERS["safetensors"]].loader.encode())
+        write_whole(folder / README, _readme(workspace, compressed, folder, missing, loads).encode())
         report(Progress("packing"))
         hashes = {file.name: _hash(file.read_bytes()) for file in sorted(folder.iterdir())}
         with zipfile.ZipFile(temporary, "w") as archive:
@@ -50,9 +50,10 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         with zipfile.ZipFile(temporary) as archive:
             if {member: _hash(archive.read(member)) for member in archive.namelist()} != hashes:
                 raise InvalidFile(f"{path} was not saved: what was read back is not what was written.")
+        size = temporary.stat().st_size
     largest = max(one.max_abs_diff or 0.0 for one in written.values())
     verdict = max((one.verdict for one in written.values()), key=VERDICTS.index)
-    return Exported(str(path), path.stat().st_size, largest, compressed.score, verdict)
+    return Exported(str(path), size, largest, compressed.score, verdict)
 
 
 def _loads(fitting: list[Snippet]) -> Snippet:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +13,7 @@ import torch
 
 from lowrank_core.compression.apply import partial_ranks
 from lowrank_core.compression.precision import DTYPES
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
@@ -26,7 +24,7 @@ from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.store.files import scratch, whole_or_nothing
+from lowrank_core.store.files import folder_beside, move, scratch, whole_or_nothing, writing
 from lowrank_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -110,17 +108,22 @@ def data_path(path: Path) -> Path:
 @contextmanager
 def _files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
     """The model under a temporary name, its weights beside it where they are large; both are moved at the end."""
-    with whole_or_nothing(path) as temporary:
-        if not _is_large(proto):
+    data = data_path(path)
+    if not _is_large(proto):
+        with whole_or_nothing(path) as temporary:
             _save(proto, temporary, "")
             yield temporary
-            return
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:200]}.", suffix=".tmp") as folder:
-            inside = Path(folder, path.name)
-            _save(proto, inside, data_path(path).name)
-            yield inside
-            os.replace(data_path(inside), data_path(path))
-            os.replace(inside, temporary)
+        return
+    if data.exists() and not path.is_file():
+        raise InvalidFile(
+            f"{data}, where the weights go, is there without {path.name}; remove it, or give another name."
+        )
+    with whole_or_nothing(path) as temporary, whole_or_nothing(data) as weights, folder_beside(path) as folder:
+        inside = folder / path.name
+        _save(proto, inside, data.name)
+        yield inside
+        move(data_path(inside), weights)
+        move(inside, temporary)
 
 
 def _is_large(proto: onnx.ModelProto) -> bool:
@@ -134,7 +137,8 @@ def _save(proto: onnx.ModelProto, to: Path, data: str) -> None:
     if _is_large(proto):
         onnx.save(proto, to, save_as_external_data=True, location=data)
     else:
-        to.write_bytes(proto.SerializeToString())
+        with writing(to) as file:
+            file.write(proto.SerializeToString())
 
 
 def _narrow(proto: onnx.ModelProto, dtype: torch.dtype) -> None:
@@ -188,6 +192,8 @@ def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
                 prepared, done, Samples(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
             )
             return onnx.load(done)
+        except OSError:
+            raise
         except Exception as error:
             raise InvalidModel(
                 f"onnxruntime cannot quantise this network: {type(error).__name__}: "

@@ -10,7 +10,7 @@ from lowrank_core.exports._provenance import plan_document
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
-from lowrank_core.store.files import whole_or_nothing
+from lowrank_core.store.files import whole_or_nothing, writing
 from lowrank_core.workspace import Workspace
 
 
@@ -18,11 +18,13 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     """Write the plan; it is read back before it counts as saved."""
     report(Progress("writing the plan"))
     text = plan_document(workspace, compressed)
+    content = text.encode()
     with whole_or_nothing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        with writing(temporary) as file:
+            file.write(content)
         if RankPlan.from_json(temporary.read_bytes()) != compressed.plan:
-            raise InvalidFile(f"{path} reads back as another plan than it was written from, so it was not saved.")
-    return Exported(str(path), path.stat().st_size, None, compressed.score)
+            raise InvalidFile(f"{path} was not saved: what was read back is not what was written.")
+    return Exported(str(path), len(content), None, compressed.score)
 
 
 def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:

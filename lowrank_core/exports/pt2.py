@@ -13,7 +13,7 @@ from lowrank_core.exports._provenance import plan_document
 from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
-from lowrank_core.store.files import whole_or_nothing
+from lowrank_core.store.files import whole_or_nothing, writing
 from lowrank_core.workspace import Workspace
 
 PLAN = "plan.json"
@@ -34,7 +34,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     program = exported_program(network, workspace.opened.example_inputs, workspace.opened.axes)
 
     def save(program: torch.export.ExportedProgram, compressed: Compressed, to: Path) -> None:
-        with to.open("wb") as file:
+        with writing(to) as file:
             torch.export.save(program, file, extra_files={PLAN: plan_document(workspace, compressed)})
 
     def save_dense(to: Path) -> None:
@@ -49,7 +49,8 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         )
         if verdict == "accepted":
             save(program, replace(compressed, accepted=largest), temporary)
-    return Exported(str(path), path.stat().st_size, largest, compressed.score, verdict)
+        size = temporary.stat().st_size
+    return Exported(str(path), size, largest, compressed.score, verdict)
 
 
 def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:

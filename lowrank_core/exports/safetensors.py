@@ -85,7 +85,8 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         largest, verdict = reloaded("safetensors", workspace, compressed, temporary, path, tolerance=TOLERANCE)
         if verdict == "accepted":
             save(replace(compressed, accepted=largest), temporary)
-    return Exported(str(path), path.stat().st_size, largest, compressed.score, verdict)
+        size = temporary.stat().st_size
+    return Exported(str(path), size, largest, compressed.score, verdict)
 
 
 def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:

@@ -21,7 +21,7 @@ from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.documents import Kind, Unfit, sealed, unsealed
-from lowrank_core.store.files import write_whole
+from lowrank_core.store.files import keep_whole
 from lowrank_core.workspace import Workspace
 
 SHARES = (0.15, 0.25, 0.35, 0.5, 0.65, 0.8)
@@ -120,7 +120,7 @@ def read_context(file: PointFile) -> Context | None:
 
 def write_context(file: PointFile, context: Context) -> None:
     """Store a context beside the points, whole or not at all."""
-    write_whole(file.beside("context", learning.VERSION), sealed(CONTEXT, msgspec.json.encode(context)))
+    keep_whole(file.beside("context", learning.VERSION), sealed(CONTEXT, msgspec.json.encode(context)))
 
 
 def uniform_reference(workspace: Workspace, ledger: Ledger, *, corrected: bool) -> Iterator[Uniform]:

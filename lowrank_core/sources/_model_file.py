@@ -16,14 +16,14 @@ def load_file(path: Path) -> ModelContract:
     """Run a Python file as a module of its own. This executes code: only for files that the person named."""
     if path.suffix != ".py":
         raise InvalidModel(f"{path} is not a Python file; a model file ends in .py.")
-    files = Neighbourhood(path)
+    files, ref = Neighbourhood(path), str(path.resolve())  # before it is run: it may change the folder
     try:
         module = files.run()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise InvalidModel(f"{path} could not be run: {told(error, path)}") from error
-    return contract_of(module, ref=str(path.resolve()), name=path.stem, code=files.code, within=files.within)
+    return contract_of(module, ref=ref, name=path.stem, code=files.code, within=files.within)
 
 
 def contract_of(

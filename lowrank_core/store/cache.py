@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lowrank_core.store.files import drop, remove_left, write_whole
+from lowrank_core.store.files import drop, keep_whole, remove_left
 from lowrank_core.store.memo import Compute, Tensors, compact
 
 LIMIT_BYTES = 2 * 10**9
@@ -92,8 +92,8 @@ class Cache:
         size = sum(t.nbytes for t in tensors.values())
         if size > KEPT_SHARE * self.limit_bytes:
             return
+        keep_whole(path, save(tensors, _header(about, tensors)))
         with suppress(OSError):
-            write_whole(path, save(tensors, _header(about, tensors)))
             if size > LOOK_BYTES * self.limit_bytes or path.name[0] == "0":
                 self.trim()
 

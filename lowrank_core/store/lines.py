@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import msgspec
 
+from lowrank_core.store.files import keep_line
+
 T = TypeVar("T")
 
 
@@ -17,13 +19,11 @@ def append_line(path: Path, value: object) -> None:
     """Add a value (dataclasses, numbers, texts and tuples of them); folder and file are made if need be.
 
     One write: of processes that add at once none loses a line, and one that is killed tears its own at most. A line is
-    a newline, a checksum and the value as JSON: the newline first, so that what was torn before stays alone. Raises
-    OSError.
+    a newline, a checksum and the value as JSON: the newline first, so that what was torn before stays alone. Where it
+    cannot be written the work goes on without it, see `files.not_kept`.
     """
     text = json.dumps(msgspec.to_builtins(value)).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write(b"\n%08x %b" % (zlib.crc32(text), text))
+    keep_line(path, b"\n%08x %b" % (zlib.crc32(text), text))
 
 
 def read_lines(path: Path, kind: type[T]) -> Iterator[T]:

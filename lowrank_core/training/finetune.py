@@ -36,7 +36,7 @@ from lowrank_core.scoring.judging import judge
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.scores import Score, final_score, output_scores, worst
 from lowrank_core.store.documents import Kind, Unfit, sealed, set_aside, unsealed
-from lowrank_core.store.files import remove_left, write_whole
+from lowrank_core.store.files import keep_whole, remove_left
 from lowrank_core.training.recipe import Objective, Settings, balance, check_images, randomise, rate_at, varied
 from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
@@ -92,8 +92,9 @@ def finetune(
     on, while the loss halves three times). Of equal losses the earlier epoch is the better: it is as good for fewer
     steps away from the plan's own factors, and a run that stands still runs out of patience. Evaluation samples choose
     nothing; `watch` of them are scored each epoch.
-    state: a file written whole after each epoch, from which the same call continues with the same result. One that is
-    damaged or of a newer version is set aside under another name, and the training begins anew.
+    state: a file written whole after each epoch, from which the same call continues with the same result; where it can
+    be written no more the training goes on without it (`store.files.not_kept`). One that is damaged or of a newer
+    version is set aside under another name, and the training begins anew.
     It gives way before every step, where nothing is held that others need.
 
     Raises InvalidPlan where there is nothing to train, InvalidData, InvalidModel, InvalidFile for a state of another
@@ -125,7 +126,7 @@ def finetune(
         record = _Record(number, train_loss, score, loss, best, time.perf_counter() - began, seen)
         history.append(record)
         if state is not None:
-            write_whole(state, training.saved(key, history))
+            keep_whole(state, training.saved(key, history))
         if not _over(history, settings):
             yield replace(record.epoch(settings.epochs, history), notice=notice)
             notice = ""

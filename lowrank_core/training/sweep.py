@@ -18,7 +18,7 @@ from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.store.cache import Cache
-from lowrank_core.store.files import remove_left
+from lowrank_core.store.files import drop, remove_left
 from lowrank_core.store.key import NetworkKey
 from lowrank_core.training.finetune import Epoch, finetune, run_key
 from lowrank_core.training.recipe import Settings
@@ -204,7 +204,7 @@ def tidy(folder: Path) -> None:
     for path in states:
         total += path.stat().st_size
         if total > MOST_BYTES:
-            path.unlink(missing_ok=True)
+            drop(path)
 
 
 def _swept(

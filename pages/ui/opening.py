@@ -10,6 +10,7 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
+from lowrank_core.store.files import not_kept
 from pages.ui import dense_line, running, words
 from pages.ui.commands import as_here
 from pages.ui.frame import Frame, link
@@ -20,6 +21,8 @@ from pages.ui.waiting import Steps
 def show(frame: Frame, body: ModuleType, say: Steps) -> None:
     """Fill a page; say: where the steps until then are named."""
     server.start()
+    for line in not_kept():
+        frame.notices.warning(words.plain(line), icon=":material/save:")
     with frame.jobs:
         running.badge(frame.title)
     opened = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import atexit
+from contextlib import ExitStack
 from pathlib import Path
 
 import streamlit as st
@@ -10,7 +11,7 @@ import streamlit as st
 from lowrank_core.exports import Compressed, Export, Exported
 from lowrank_core.exports._apart import write_apart
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.store.files import SCRATCH, remove_old_scratch
+from lowrank_core.store.files import scratch
 from lowrank_core.workspace import Workspace
 from pages.ui.at_start import place_for
 from pages.ui.state import models
@@ -22,21 +23,22 @@ MOST_EXPORTED_BYTES = 4 * 10**9
 
 
 @st.cache_resource
-def _exports() -> tempfile.TemporaryDirectory[str]:
-    remove_old_scratch()
-    return tempfile.TemporaryDirectory(prefix=SCRATCH)
+def _exports() -> Path:
+    until_the_end = ExitStack()
+    atexit.register(until_the_end.close)
+    return until_the_end.enter_context(scratch())
 
 
 def folder() -> Path:
     """Where this session's files are written before they are downloaded; gone when the server ends."""
-    own = Path(_exports().name) / session_id()
+    own = _exports() / session_id()
     own.mkdir(parents=True, exist_ok=True)
     return own
 
 
 def place(folder_name: str, file: str) -> Path:
     """Where a file goes: into the folder that a person has named, or this session's own; raises InvalidFile."""
-    return place_for(file, folder_name, never=Path(_exports().name)) if folder_name else folder() / file
+    return place_for(file, folder_name, never=_exports()) if folder_name else folder() / file
 
 
 def ask_to_replace(path: Path) -> None:
@@ -78,7 +80,7 @@ def keep_written(workspace: Workspace, kind: str, source: Candidate | Tuned, exp
     st.session_state[f"written {kind}"] = (models.key(workspace), source, exported)
     st.session_state.pop(f"refused {kind}", None)
     forget_to_replace()
-    keep_newest(Path(_exports().name), MOST_EXPORTED_BYTES)
+    keep_newest(_exports(), MOST_EXPORTED_BYTES)
 
 
 def refused(kind: str, source: Candidate | Tuned) -> str | None:

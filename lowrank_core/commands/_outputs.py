@@ -1,0 +1,226 @@
+"""What a command writes: tried before it works, so that no input is lost and no work is done for nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lowrank_core.errors import InvalidFile, LowRankError
+from lowrank_core.store.files import check_place, not_kept, try_place, whole_or_nothing, writing
+from lowrank_core.store.kinds import FileKind
+from lowrank_core.store.reads import same_file, was_read, watched
+
+STANDARD_OUTPUT = Path("-")
+"""What an output is that goes to standard output; all others are absolute."""
+
+_KEY = "lowrank_core outputs"
+
+UNHEARD = {".arrow", ".bin", ".db", ".gguf", ".h5", ".hdf5", ".lmdb", ".parquet", ".sqlite"}
+"""Endings of data that compiled libraries read, which nobody hears: such a file may be an input."""
+
+
+class Input(click.Path):
+    """A file that is there and read; a model file may change the folder, so it is absolute from the start."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(os.path.abspath(os.fsdecode(super().convert(value, param, ctx))))
+
+
+class Output(click.ParamType[Path]):
+    """A file that is written: a kind, or what tells it by the command's other options."""
+
+    name = "path"
+
+    def __init__(self, kind: FileKind | Callable[[dict[str, Any]], FileKind]) -> None:
+        self._kind = kind
+
+    def kind(self, options: dict[str, Any]) -> FileKind:
+        """What is written."""
+        return self._kind if isinstance(self._kind, FileKind) else self._kind(options)
+
+    def files(self, path: Path, options: dict[str, Any]) -> list[Path]:
+        """The files that are written where a person gave this one."""
+        return [path]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value):
+            self.fail("it must name a file, but is empty.", param, ctx)
+        if str(value) == "-" or _is_standard_output(value):
+            return STANDARD_OUTPUT
+        return Path(os.path.abspath(value))
+
+
+class States(Output):
+    """A file for each of several seeds, named by it. These go on from what they hold, and are no answer to replace."""
+
+    def files(self, path: Path, options: dict[str, Any]) -> list[Path]:
+        first = options["seed"]
+        return [path.with_name(f"{path.name}.{seed}") for seed in range(first, first + options["seeds"])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """One file that a command will write.
+
+    option: as a person gives it. goes_on: it is read first, and written by those who find in it what they wrote.
+    """
+
+    option: str
+    path: Path
+    kind: FileKind
+    goes_on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The outputs of a command.
+
+    forced: a file may be replaced that holds something else. printed: texts for standard output.
+    """
+
+    written: tuple[_Written, ...] = ()
+    forced: bool = False
+    printed: list[str] = field(default_factory=list)
+
+
+def has_outputs(function: Any) -> bool:
+    """Whether a command that is being made has options that name a file to write."""
+    return any(isinstance(param.type, Output) for param in getattr(function, "__click_params__", ()))
+
+
+@contextmanager
+def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: bool) -> Iterator[Outputs]:
+    """Try every output of a command, then watch that no input is among them while it works.
+
+    Raises InvalidFile for what must not be written to, UsageError for `-` where it makes no sense.
+    """
+    given = {param: options[str(param.name)] for param in ctx.command.params if options.get(str(param.name))}
+    outputs = Outputs(
+        tuple(
+            _Written(param.opts[0], file, param.type.kind(options), isinstance(param.type, States))
+            for param, value in given.items()
+            if isinstance(param.type, Output)
+            for file in _files(param, value, options, as_json=as_json)
+        ),
+        force,
+    )
+    inputs = {
+        _called(param): Path(value).expanduser()
+        for param, value in given.items()
+        if isinstance(param.type, Input) or param.name == "model"
+    }
+    if (model := inputs.get("the model")) is not None and model.suffix in (".onnx", ".pt2"):
+        inputs["the data of the model"] = model.with_suffix(".npz")
+    for number, output in enumerate(outputs.written):
+        for name, path in inputs.items():
+            if same_file(output.path, path) or (path.is_dir() and _is_below(output.path, path)):
+                raise InvalidFile(_refused(output, f"is {name}, which this command reads"))
+        for other in outputs.written[:number]:
+            if same_file(output.path, other.path):
+                raise InvalidFile(_refused(output, f"is the file of {other.option}, too"))
+        try:
+            there = try_place(output.path)
+        except InvalidFile as error:
+            raise InvalidFile(f"{output.option}: {error}") from error
+        if there is not None:
+            _may_replace(output, there, force=force)
+    with watched(output.path for output in outputs.written):
+        ctx.meta[_KEY] = outputs
+        yield outputs
+
+
+def check_unread(*data: Callable[[], Any] | None) -> None:
+    """Raise InvalidFile where an output of the command that runs has been read by now, as by a model file.
+
+    data: what would read more of the model's files later; it is asked now where --force lets anything be replaced.
+    """
+    ctx = click.get_current_context(silent=True)
+    outputs: Outputs = Outputs() if ctx is None else ctx.meta.get(_KEY, Outputs())
+    if outputs.forced and any(output.path.exists() for output in outputs.written):
+        for read in data:
+            with suppress(LowRankError):  # whoever needs them will say what is wrong with them
+                if read is not None:
+                    read()
+    for output in outputs.written:
+        if was_read(output.path):
+            raise InvalidFile(_refused(output, "was read when the model was opened"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole to an output of the command that runs, or to standard output at its end."""
+    if path == STANDARD_OUTPUT:
+        click.get_current_context().meta[_KEY].printed.append(text)
+        return
+    with whole_or_nothing(path) as temporary, writing(temporary) as file:
+        file.write(text.encode())
+
+
+def say_not_kept() -> None:
+    """Say of each folder of ours that could not be written, once, that what is found is in memory alone."""
+    said: set[str] = click.get_current_context().meta.setdefault(f"{_KEY}, not kept", set())
+    for line in not_kept():
+        if line not in said:
+            said.add(line)
+            click.echo(line, err=True)
+
+
+def _files(param: click.Parameter, path: Path, options: dict[str, Any], *, as_json: bool) -> list[Path]:
+    """The files of an option; none where it goes to standard output. Raises UsageError where that makes no sense."""
+    assert isinstance(param.type, Output)
+    if path != STANDARD_OUTPUT:
+        return param.type.files(path, options)
+    option, kind = param.opts[0], param.type.kind(options)
+    if not kind.text:
+        raise click.UsageError(f"{option} - is standard output, where {kind.name} cannot go; give the name of a file.")
+    if as_json:
+        raise click.UsageError(f"{option} - and --json both print to standard output; give the name of a file.")
+    return []
+
+
+def _may_replace(output: _Written, there: os.stat_result, *, force: bool) -> None:
+    """Raise InvalidFile where a file that is there holds something else than what is written."""
+    is_file = stat.S_ISREG(there.st_mode)
+    if is_file and there.st_size and output.kind(output.path):
+        return
+    what = f"holds something else than {output.kind.name}"
+    if output.goes_on:
+        raise InvalidFile(_refused(output, f"is there and {what}", "remove it first, or give another name"))
+    if not is_file or not there.st_size:
+        return
+    if not force:
+        raise InvalidFile(_refused(output, f"is there and {what}", "--force replaces it, or give another name"))
+    if output.path.suffix.lower() in UNHEARD:
+        raise InvalidFile(_refused(output, f"{what}, and may be data that the model reads", "remove it first"))
+
+
+def _refused(output: _Written, why: str, what_to_do: str = "give another name") -> str:
+    return f"{output.option}: {output.path} {why}, so it is not overwritten; {what_to_do}."
+
+
+def _called(param: click.Parameter) -> str:
+    return "the model" if param.name == "model" else f"the file of {param.opts[0]}"
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether a file that is there lies in a folder that is the model."""
+    place, there = check_place(path) if path.is_file() else (path, None)
+    return there is not None and place.is_relative_to(folder.resolve())
+
+
+def _is_standard_output(name: str) -> bool:
+    """Whether a name is of the file or pipe that this process prints to, as /dev/stdout is; the null device is not."""
+    try:
+        here, there, null = os.fstat(1), os.stat(name), os.stat(os.devnull)
+    except (OSError, ValueError):
+        return False
+    return os.path.samestat(here, there) and not os.path.samestat(here, null)

@@ -1,0 +1,91 @@
+"""Kinds of files that this product writes for people, each told by what is in it: what may take another's place.
+
+An empty file counts as every kind: there is nothing to lose.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+MOST_BYTES = 2**26
+"""A JSON or CSV file above this is none of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """name: 'a rank plan'. text: whether it may go to standard output. tells(path): whether a file holds one."""
+
+    name: str
+    tells: Callable[[Path], bool]
+    text: bool = False
+
+    def __call__(self, path: Path) -> bool:
+        """Whether a file is empty or one of these, written by this product; anything that cannot be read is none."""
+        try:
+            return path.stat().st_size == 0 or self.tells(path)
+        except Exception:  # whatever the bytes of a person's file make a reader say
+            return False
+
+
+def _is_plan(path: Path) -> bool:
+    return bool(_document(path)["format"] == "lowrank-plan")
+
+
+def _is_profile(path: Path) -> bool:
+    return {"layers", "evaluations", "samples"} <= set(_document(path))
+
+
+def _document(path: Path) -> dict[str, object]:
+    found = json.loads(_beginning(path, MOST_BYTES + 1)) if path.stat().st_size <= MOST_BYTES else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_table(path: Path) -> bool:
+    first = _beginning(path, 1000).decode("utf-8-sig").splitlines()[0]
+    return {"layer", "method", "rank", "microseconds"} <= set(first.split(","))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    length = int.from_bytes(_beginning(path, 8), "little")
+    return length <= MOST_BYTES and "lowrank" in json.loads(_beginning(path, 8 + length)[8:])["__metadata__"]
+
+
+def _is_program(path: Path) -> bool:
+    return any(name.endswith("/extra/plan.json") for name in zipfile.ZipFile(path).namelist())
+
+
+def _is_onnx(path: Path) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content[:1] == b"\x08" and content.find(b"lowrank_plan") > 0  # it begins with its version
+
+
+def _is_bundle(path: Path) -> bool:
+    return {"load_lowrank.py", "plan.json"} <= set(zipfile.ZipFile(path).namelist())
+
+
+def _is_state(path: Path) -> bool:
+    return any(name.endswith("/data.pkl") for name in zipfile.ZipFile(path).namelist())
+
+
+def _beginning(path: Path, length: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(length)
+
+
+PLAN = FileKind("a rank plan (JSON)", _is_plan, text=True)
+PROFILE = FileKind("what `profile` measured (JSON)", _is_profile, text=True)
+TABLE = FileKind("a latency table (CSV)", _is_table, text=True)
+STATE = FileKind("the state of a training", _is_state)
+EXPORTED = {
+    "safetensors": FileKind("a checkpoint of this product", _is_checkpoint),
+    "pt2": FileKind("a program that this product exported", _is_program),
+    "onnx": FileKind("an ONNX model that this product exported", _is_onnx),
+    "bundle": FileKind("a bundle", _is_bundle),
+    "plan": PLAN,
+}
+"""By the names of the exports."""

@@ -1,0 +1,379 @@
+"""The door for writing: no input is overwritten, what cannot be written is refused before any work, nothing stays."""
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from benchmarks.nothing_lost import COMMANDS, PLACES, Place, copy_of, may, options_that_write, tried, workplace_in
+from lowrank_core.commands import _opening, cli
+from lowrank_core.errors import InvalidFile
+from lowrank_core.store import files
+from lowrank_core.store.files import (
+    SCRATCH_SECONDS,
+    forget_not_kept,
+    keep_line,
+    keep_whole,
+    not_kept,
+    try_to_keep,
+    whole_or_nothing,
+    write_whole,
+    writing,
+)
+from lowrank_core.store.kinds import EXPORTED, PLAN, PROFILE, TABLE, FileKind
+from lowrank_core.store.reads import was_read, watched
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+IRIS = "builtin:iris-mlp"
+MAY = {"refused": list(COMMANDS), "usage": list(COMMANDS), "late": [("search", "--out"), ("apply", "--out")]}
+WITHOUT_ROOT = [place for place in PLACES if not place.root]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_opening, "CACHE", tmp_path_factory.mktemp("cache"))
+        workplace_in(folder)
+        yield folder
+
+
+def ran(*words: object) -> Result:
+    return CliRunner().invoke(cli, [*map(str, words)])
+
+
+def test_every_option_that_writes_is_tried() -> None:
+    assert options_that_write() == set(COMMANDS)
+
+
+@pytest.mark.parametrize("place", WITHOUT_ROOT, ids=lambda place: place.name)
+def test_no_input_is_lost_and_what_cannot_be_written_is_refused_first(template: Path, place: Place) -> None:
+    for command, option in MAY.get(place.may, [("search", "--out")]):
+        words = COMMANDS[command, option][0]
+        with copy_of(template) as folder:
+            result = tried(folder, words, option, place)
+        assert (result.wrong, result.lost, result.left) == ([], 0, 0), words
+        assert result.did in may(place, words, option), words
+
+
+def test_a_relative_output_lands_where_the_person_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the model file changes the folder; so do the plan and the table that are read."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    Path("net.py").write_text(
+        "import os\nfrom pathlib import Path\nos.chdir(Path(__file__).parent / 'elsewhere')\nimport torch\n"
+        "from torch import nn\ndef build_model():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)).eval()\n"
+        "def example_inputs(): return (torch.ones(2, 8),)\n"
+    )
+    for words in ("search net.py --multiplies 0.7 --out plan.json", "apply net.py --plan plan.json --out small"):
+        result = ran(*words.split(), "--no-correct", "--no-cache")
+        assert result.exit_code == 0, result.output
+        os.chdir(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"plan.json", "small"}
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_standard_output_takes_text_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = ran("search", IRIS, "--multiplies", "0.7", "--out", "-")
+    assert plan.exit_code == 0
+    assert json.loads(plan.stdout)["format"] == "lowrank-plan"
+    assert "layers compressed" in plan.stderr
+    table = ran("latency", IRIS, "--runtime", "torch", "--method", "svd", "--table", "-")
+    assert table.stdout.startswith("layer,method,rank,microseconds\n")
+    profile = ran("profile", IRIS, "--samples", "10", "--out", "-")
+    assert json.loads(profile.stdout)["samples"] == 10
+    (tmp_path / "plan").write_text(plan.stdout)
+    for words, why in (
+        (("search", IRIS, "--multiplies", "0.7", "--out", "-", "--json"), "--out - and --json both print"),
+        (("apply", IRIS, "--plan", "plan", "--out", "-"), "--out - is standard output, where a checkpoint"),
+        (("finetune", IRIS, "--plan", "plan", "--out", "x", "--state", "-"), "--state - is standard output"),
+    ):
+        refused = ran(*words)
+        assert refused.exit_code == 2
+        assert why in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["plan"]
+
+
+def test_the_file_that_is_standard_output_is_not_replaced_under_it(tmp_path: Path) -> None:
+    """`--out FILE > FILE`: what is printed and what is written both stay."""
+    command = [sys.executable, "-m", "lowrank_core", "profile", IRIS, "--samples", "5", "--no-cache", "--out", "it"]
+    with (tmp_path / "it").open("wb") as out:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=out, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "it").read_bytes())["samples"] == 5
+
+
+def test_two_outputs_of_one_command_that_are_one_file(template: Path) -> None:
+    with copy_of(template) as folder:
+        words = ("finetune", folder / "model.py", "--plan", folder / "plan.json", "--epochs", "1")
+        result = ran(*words, "--out", folder / "state.0", "--state", folder / "state")
+        assert result.exit_code == 1
+        assert "--state" in result.stderr
+        assert "--out" in result.stderr
+
+
+# ---- kinds ----------------------------------------------------------------------------------------------------------
+
+KINDS: dict[str, FileKind] = {**EXPORTED, "profile": PROFILE, "table": TABLE}
+
+
+def test_each_kind_knows_its_own_files_and_no_others(template: Path, tmp_path: Path) -> None:
+    plan = template / "plan.json"
+    for name in ("pt2", "onnx", "bundle"):
+        words = ("export", template / "model.py", "--plan", plan, "--no-correct", "--format", name)
+        assert ran(*words, "--out", tmp_path / name).exit_code == 0
+    assert ran("profile", IRIS, "--samples", "5", "--out", tmp_path / "profile").exit_code == 0
+    (tmp_path / "safetensors").write_bytes((template / "checkpoint.safetensors").read_bytes())
+    (tmp_path / "table").write_bytes((template / "table.csv").read_bytes())
+    (tmp_path / "plan").write_bytes(plan.read_bytes())
+    assert {path.name for path in tmp_path.iterdir()} == set(KINDS)
+    for path in tmp_path.iterdir():
+        assert {name for name, kind in KINDS.items() if kind(path)} == {path.name}
+    assert PLAN(GOLDEN / "plan-v1.json")
+    assert all(EXPORTED["safetensors"](path) for path in GOLDEN.glob("checkpoint-*.safetensors"))
+    others = [*template.glob("*.npz"), template / "model.py", template / "weights.safetensors", ROOT / "README.md"]
+    assert not [path for path in others if any(kind(path) for kind in KINDS.values())]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 10**5, b"\x08", b"PK\3\4", b"\xff" * 100, b"null", b"\0" * 8, b"{}"])
+def test_what_is_damaged_is_of_no_kind(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "it").write_bytes(content)
+    assert not [name for name, kind in KINDS.items() if kind(tmp_path / "it")]
+
+
+# ---- what is read ---------------------------------------------------------------------------------------------------
+
+
+def test_whoever_reads_a_watched_file_is_noticed(tmp_path: Path) -> None:
+    path, link = tmp_path / "it.safetensors", tmp_path / "link"
+    save_file({"a": torch.zeros(2)}, path)
+    link.hardlink_to(path)
+    readers: list[Callable[[], object]] = [
+        link.read_bytes,
+        lambda: os.close(os.open(path, os.O_RDONLY)),
+        lambda: load_file(path),
+        lambda: load_file(link),
+    ]
+    for read in readers:
+        with watched([path, tmp_path / "missing"]):
+            assert not was_read(path)
+            read()
+            assert was_read(path)
+            assert was_read(link)
+    with watched([path]):
+        path.stat()
+        path.write_bytes(b"")
+        assert not was_read(path)
+    assert not was_read(path)
+
+
+def test_a_file_that_is_read_while_another_is_made_for_its_place_stays(tmp_path: Path) -> None:
+    path = tmp_path / "it"
+    path.write_bytes(b"mine")
+    with watched([path]), pytest.raises(InvalidFile, match="this run has read"), whole_or_nothing(path) as temporary:
+        temporary.write_bytes(path.read_bytes() * 2)
+    assert path.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- whole files ----------------------------------------------------------------------------------------------------
+
+
+def test_a_link_keeps_pointing_and_a_file_keeps_its_mode(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    link.symlink_to("target")
+    with whole_or_nothing(link) as temporary:
+        temporary.write_bytes(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    write_whole(link, b"newer")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"newer"
+
+
+def test_a_full_device_is_one_line_and_libraries_do_not_end_the_process(tmp_path: Path) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("there is no /dev/full")
+    result = ran("search", IRIS, "--multiplies", "0.7", "--out", "/dev/full")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "Error: /dev/full could not be written: No space left on device; make room there, or give another folder."
+    )
+    with pytest.raises(OSError, match="No space left"), writing(Path("/dev/full")) as file:
+        torch.save(torch.zeros(100_000), file)  # without patience its archive ends the process
+    with writing(tmp_path / "it") as file:
+        torch.save(torch.ones(3), file)
+    assert torch.load(tmp_path / "it").tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("failing", [OSError(errno.ENOSPC, "No space left on device"), "safetensors"])
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, failing: OSError | str) -> None:
+    path = tmp_path / "it"
+    path.write_bytes(b"old")
+    with pytest.raises(InvalidFile, match=r"it could not be written: (No space|Is a directory)"):  # noqa: PT012, SIM117
+        with whole_or_nothing(path) as temporary:
+            temporary.write_bytes(b"half")
+            if isinstance(failing, OSError):
+                raise failing
+            save_file({"a": torch.zeros(2)}, tmp_path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_file_to_fill_in_is_never_written_over_anything(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.symlink_to("elsewhere.py")
+    result = ran("new", path)
+    assert result.exit_code == 1
+    assert "exists and is not overwritten" in result.stderr
+    result = ran("new", tmp_path / "missing" / "net.py")
+    assert result.exit_code == 1
+    assert "missing/net.py could not be written: No such file or directory" in result.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- scratch --------------------------------------------------------------------------------------------------------
+
+
+def scratch_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The scratch folder of a process that was killed, an old one."""
+    monkeypatch.setattr(files.tempfile, "tempdir", str(folder))
+    code = (
+        "import os, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from lowrank_core.store.files import scratch\n"
+        "with scratch() as folder: print(folder.parent, flush=True); os._exit(0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    left = Path(done.stdout.strip())
+    os.utime(left, (time.time() - 2 * SCRATCH_SECONDS,) * 2)
+    return left
+
+
+def test_only_scratch_with_a_marker_of_this_user_and_a_dead_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = scratch_left(tmp_path, monkeypatch)
+    unpacked = tmp_path / "rank-explorer-0.9"  # a download of this very project
+    (unpacked / "lowrank_core").mkdir(parents=True)
+    damaged, alive, elsewhere, other, link = (tmp_path / f"rank-explorer-{name}" for name in "abcde")
+    about = json.loads((left / files.MARKER).read_bytes())
+    for folder, marker in (
+        (damaged, "{"),
+        (alive, json.dumps(about | {"process": os.getpid()})),
+        (elsewhere, json.dumps(about | {"host": "another"})),
+        (other, json.dumps(about | {"format": "another"})),
+    ):
+        folder.mkdir()
+        (folder / files.MARKER).write_text(marker)
+    mine = tmp_path / "mine"
+    left.rename(mine)
+    link.symlink_to(mine)
+    old = time.time() - 2 * SCRATCH_SECONDS
+    for folder in tmp_path.iterdir():
+        os.utime(folder, (old, old), follow_symlinks=False)
+    everything = set(tmp_path.iterdir())
+    files.remove_old_scratch()
+    assert set(tmp_path.iterdir()) == everything
+    mine.rename(left)
+    os.utime(left, (old, old))
+    if hasattr(os, "getuid"):
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, "getuid", lambda: os.stat(left).st_uid + 1)
+            files.remove_old_scratch()
+        assert left.exists()
+    files.remove_old_scratch()
+    assert not left.exists()
+    assert set(tmp_path.iterdir()) == everything - {mine}
+
+
+# ---- what is kept ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_noted() -> Iterator[None]:
+    forget_not_kept()
+    yield
+    forget_not_kept()
+
+
+@pytest.mark.usefixtures("nothing_noted")
+def test_what_cannot_be_kept_is_said_once_until_it_can(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.write_text("a file in its place")
+    try_to_keep(folder)
+    keep_whole(folder / "points" / "a", b"")
+    keep_line(folder / "tuning" / "b", b"")
+    (line,) = not_kept()
+    assert str(folder) in line
+    assert "move away" in line
+    folder.unlink()
+    keep_line(folder / "points" / "b", b"x")
+    assert not_kept() == ()
+    assert (folder / "points" / "b").read_bytes() == b"x"
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_the_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, plan, state = tmp_path / "cache", tmp_path / "plan.json", tmp_path / "state"
+    cache.write_text("a file in its place")
+    monkeypatch.setattr(_opening, "CACHE", cache)
+    for words in (
+        ("search", IRIS, "--multiplies", "0.7", "--out", plan),
+        ("profile", IRIS, "--samples", "10"),
+        ("finetune", IRIS, "--plan", plan, "--epochs", "1", "--out", tmp_path / "tuned"),
+        ("latency", IRIS, "--runtime", "torch", "--method", "svd", "--table", tmp_path / "table"),
+        ("apply", IRIS, "--plan", plan, "--out", tmp_path / "small"),
+        ("spectra", IRIS),
+    ):
+        result = ran(*words)
+        assert result.exit_code == 0, result.output
+        said = [line for line in result.stderr.splitlines() if "memory alone" in line]
+        assert len(said) == 1, result.stderr
+        assert str(cache) in said[0]
+        assert "Errno" not in result.stderr
+    assert cache.read_text() == "a file in its place"
+    assert not state.exists()
+
+
+def test_a_training_goes_on_where_its_state_can_be_written_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full in the middle: said, and the result is written; what was kept before stays whole."""
+    plan, real, written = tmp_path / "plan.json", files.write_whole, []
+    assert ran("search", IRIS, "--multiplies", "0.7", "--out", plan).exit_code == 0
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "state.0" and len(written) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path)
+        real(path, content)
+
+    monkeypatch.setattr(files, "write_whole", full)
+    words = ("finetune", IRIS, "--plan", plan, "--epochs", "3", "--no-cache", "--out", tmp_path / "tuned")
+    result = ran(*words, "--state", tmp_path / "state", "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("memory alone") == 1
+    assert "No space left on device; make room there" in result.stderr
+    assert (tmp_path / "tuned").is_file()
+    assert len(torch.load(tmp_path / "state.0")["history"]) > 0
