@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from lowrank_core.errors import LowRankError, UnknownModel
+from lowrank_core.errors import MESSAGE_LETTERS, NO_TEXT, LowRankError, UnknownModel, cut
 from lowrank_core.registry import register_all
 from lowrank_core.store.as_json import json_text
 from lowrank_core.version import __version__
@@ -25,11 +25,20 @@ Answer = tuple[dict[str, Any], str]
 """What a command answers: a JSON object, and the same for people to read."""
 
 
+def printable(text: str) -> str:
+    """A text as any terminal takes it: what would act on it, or is half a character, as an escape.
+
+    >>> printable("net\\x1b[2J.py"), printable("caf\\udce9")
+    ('net\\\\x1b[2J.py', 'caf\\\\udce9')
+    """
+    return NO_TEXT.sub(lambda found: found[0] if found[0] in "\n\r\t" else ascii(found[0])[1:-1], text)
+
+
 class Refused(click.ClickException):
     """An input that exists but is bad, in one line: exit status 1."""
 
     def __init__(self, error: object) -> None:
-        super().__init__(" ".join(str(error).split()))
+        super().__init__(printable(cut(" ".join(str(error).split()), MESSAGE_LETTERS)))
 
 
 class NotThere(Refused):
@@ -86,9 +95,7 @@ def command(function: Callable[..., Answer]) -> click.Command:
             raise NotThere(error) from error
         except (LowRankError, OSError) as error:
             raise Refused(error) from error
-        if as_json:
-            text = json_text(document)
-        click.echo(text)
+        click.echo(json_text(document) if as_json else printable(text))
         if document.get("refused"):
             raise Refused("; ".join(document["refused"]))
 

@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lowrank_core.errors import cut
+
 
 def existing(*names: str, **options: Any) -> Callable[..., Any]:
     """An option that names a file which must be there."""
     return click.option(*names, type=click.Path(exists=True, dir_okay=False, path_type=Path), **options)
+
+
+class Amount(click.ParamType[float]):
+    """A finite number above 0."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; a usage error for anything else."""
+        try:
+            amount = float(value)
+        except ValueError:
+            self.fail(f"{cut(value)!r} is not a number.", param, ctx)
+        if not 0 < amount < inf:
+            self.fail(f"{cut(value)} is not a finite number above 0.", param, ctx)
+        return amount
+
+
+class Drop(click.ParamType[str]):
+    """A finite number from 0 on, or a percentage; what it may be of a score is seen where the score is known."""
+
+    name = "drop"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is; a usage error where it is neither."""
+        try:
+            drop = float(str(value).strip().removesuffix("%"))
+        except ValueError:
+            self.fail(f"{cut(value)!r} is neither a number nor a percentage such as 1%.", param, ctx)
+        if not 0 <= drop < inf:
+            self.fail(f"{cut(value)} is not a finite number from 0 on.", param, ctx)
+        return str(value)
 
 
 MODEL = click.argument("model")
@@ -21,11 +56,14 @@ CORRECT = click.option(
 )
 COMPARE = click.option("--compare", is_flag=True, help="Also measure the plan without its correction.")
 MULTIPLIES = click.option(
-    "--multiplies", type=float, help="At most so many; up to 1: a share of the whole dense network."
+    "--multiplies", type=Amount(), help="At most so many; up to 1: a share of the whole dense network."
 )
-BYTES = click.option("--bytes", type=float, help="The same of bytes.")
+BYTES = click.option("--bytes", type=Amount(), help="The same of bytes.")
 MAX_DROP = click.option(
-    "--max-drop", metavar="DROP", help="The largest drop of the score, in its own unit; 0.01 or 1% is one point."
+    "--max-drop",
+    type=Drop(),
+    metavar="DROP",
+    help="The largest drop of the score, in its own unit; 0.01 or 1% is one point.",
 )
 ACCEPT = click.option(
     "--accept-difference",

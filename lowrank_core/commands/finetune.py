@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def finetune(
         correction = None if made.correction is None else Correction.from_dict(made.correction)
         candidate = Candidate(made.plan, correction)
         before = compressed_score(workspace, candidate)
+    workspace.dense_score()  # a metric that has no value is refused before hours of training
     step, last, folder = None, -5.0, None if workspace.cache is None else workspace.cache.tuning
     if folder is not None:
         tidy(folder)
@@ -195,10 +197,11 @@ def _found(workspace: Workspace, rule: str, problem: Problem) -> Candidate:
 def _epoch_line(step: RunEpoch) -> str:
     epoch = step.epoch
     learnt = "start" if epoch.train_loss is None else f"loss {epoch.train_loss:.4g}"
+    score = f"score {epoch.validation:.4g}" if isfinite(epoch.validation) else "no score, of which these have none"
     left = "done" if epoch.model is not None else f"{epoch.seconds_left:.0f} s left"
     return (
         f"seed {step.seed}, epoch {epoch.number} of {epoch.epochs}: {learnt}, on samples held back "
-        f"loss {epoch.validation_loss:.4g} and score {epoch.validation:.4g}, best epoch {epoch.best}, {left}"
+        f"loss {epoch.validation_loss:.4g} and {score}, best epoch {epoch.best}, {left}"
     )
 
 

@@ -24,6 +24,7 @@ from lowrank_core.commands._options import (
     OUT,
     OUTPUTS,
     WORKERS,
+    Amount,
     existing,
 )
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
@@ -47,7 +48,7 @@ from lowrank_core.store.files import whole_or_nothing
 @OUT
 @MULTIPLIES
 @BYTES
-@click.option("--microseconds", type=float, help="The same of the latency in --latency-table.")
+@click.option("--microseconds", type=Amount(), help="The same of the latency in --latency-table.")
 @existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
 @MAX_DROP
 @click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")

@@ -12,6 +12,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from lowrank_core.errors import InvalidPlan
+from lowrank_core.networks.profile import MOST_LAYERS
+from lowrank_core.store.as_json import whole_characters
 from lowrank_core.version import versions
 
 FORMAT = "lowrank-plan"
@@ -80,7 +82,7 @@ class RankPlan:
         }
         if correction is not UNSET:
             document["correction"] = correction
-        return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return whole_characters(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> RankPlan:
@@ -123,6 +125,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
 
 
 LARGEST_BYTES = 16 * 10**6
+"""Of a plan file."""
 
 
 def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -158,6 +161,8 @@ def read_plan(text: str | bytes) -> PlanFile:
         json.loads(raw, object_pairs_hook=_said_once)
     except (ValueError, RecursionError) as error:
         raise InvalidPlan(f"not a valid plan file: {error or type(error).__name__}. Export it again.") from error
+    if len(document.layers) > MOST_LAYERS:
+        raise InvalidPlan(f"a plan has at most {MOST_LAYERS:,} layers, but this has {len(document.layers):,}.")
     choices = {name: Choice(c.method, tuple(c.rank)) for name, c in document.layers.items()}
     return PlanFile(
         RankPlan.of(document.model.fingerprint, choices),

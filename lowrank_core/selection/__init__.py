@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from math import isfinite
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from lowrank_core.errors import InvalidSearch
@@ -72,11 +73,12 @@ def make(name: str, settings: dict[str, str]) -> Rule:
 def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
     """Ask a rule; the last trial is the answer, measured and within every budget.
 
-    Raises InvalidSearch where nothing can be found, Cancelled.
+    Raises InvalidSearch where nothing can be found, InvalidData where the metric has no value, Cancelled.
     """
     if not problem.methods:
         problem = replace(problem, methods=rule.methods)
     _check(rule, problem)
+    problem.workspace.dense_score(problem.samples)  # a metric that has no value is refused before anything is tried
     last = None
     for last in rule.search(problem):
         yield last
@@ -92,7 +94,7 @@ def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
 
 def check_answer(score: Score | None) -> None:
     """Refuse what a search has found where it answers with NaN or infinity; raises InvalidSearch."""
-    if score is not None and score.not_finite:
+    if score is not None and not isfinite(score.drop):
         raise InvalidSearch(
             f"the plan that was found answers with NaN or infinity on {score.not_finite:,} of {score.samples:,} "
             "samples, so it is not accepted; ask for less, lock the layer that does it, or use another rule."

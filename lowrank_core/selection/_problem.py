@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lowrank_core.compression.correct import load_overlay
-from lowrank_core.errors import InvalidSearch
+from lowrank_core.errors import InvalidSearch, cut, few
 from lowrank_core.layers.spec import Rank
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger, score_key
@@ -229,14 +229,14 @@ def problem_of(
     for quantity, limit in limits:
         if limit is None:
             continue
-        if not limit > 0:
-            raise InvalidSearch(f"a budget of {quantity} must be above 0, but got {limit:g}.")
+        if not 0 < limit < inf:
+            raise InvalidSearch(f"a budget of {quantity} must be a finite number above 0, but got {limit:g}.")
         if quantity == "microseconds" and not problem.latency.layers:
             raise InvalidSearch("a budget of microseconds needs a latency table; give one, or another budget.")
         budgets.append((quantity, limit * problem.amount(quantity) if limit <= 1 else limit))
     unknown = [m for m in problem.methods if m not in METHODS]
     if unknown:
-        raise InvalidSearch(f"unknown method {unknown[0]!r}; choose among {', '.join(METHODS)}.")
+        raise InvalidSearch(f"unknown method {cut(unknown[0])!r}; choose among {', '.join(METHODS)}.")
     ledger = Ledger() if folder is None else Ledger.of(workspace, folder)
     return replace(problem, budgets=tuple(budgets), locked=_locked(workspace, lock), ledger=ledger)
 
@@ -277,7 +277,7 @@ def _locked(workspace: Workspace, patterns: Iterable[str]) -> frozenset[str]:
     for pattern in patterns:
         hits = [n for n in names if (fnmatchcase(n, pattern) if "*" in pattern else n == pattern)]
         if not hits:
-            raise InvalidSearch(f"no layer goes by {pattern!r}, so none is locked; the layers are {', '.join(names)}.")
+            raise InvalidSearch(f"no layer goes by {cut(pattern)!r}, so none is locked; the layers are {few(names)}.")
         locked.update(hits)
     return frozenset(locked)
 

@@ -14,7 +14,7 @@ from torch.utils import data
 from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidData
-from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, tensors
+from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, samples_named, tensors
 from lowrank_core.scoring.metrics import Metric
 
 COMPARED = "how outputs compare with the dense ones"
@@ -203,6 +203,15 @@ def more_notice(kind: str, dataset: Dataset) -> str:
         f"There are more {kind} samples than are read: the first {len(dataset):,}, "
         f"at most {MOST_SAMPLES:,} samples and {MOST_BYTES / 1e9:g} GB."
     )
+
+
+def not_finite_notice(where: str, dataset: Dataset) -> str:
+    """What to say of samples that hold NaN or infinity; "" where none does. where: 'eval_data()'."""
+    bad = dataset.not_finite()
+    if not bad:
+        return ""
+    holds = "holds" if len(bad) == 1 else "hold"
+    return f"{where}: {samples_named(bad, len(dataset))} {holds} NaN or infinity; no answer to them counts as right."
 
 
 def sorted_by_class(dataset: Dataset) -> bool:

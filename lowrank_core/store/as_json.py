@@ -23,4 +23,14 @@ def plain(value: Any) -> Any:
 
 def json_text(document: dict[str, Any]) -> str:
     """An object as a text to read and to write to a file, with the versions it comes from; no final newline."""
-    return json.dumps(plain({**document, "versions": versions()}), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain({**document, "versions": versions()}), indent=2, ensure_ascii=False, allow_nan=False)
+    return whole_characters(text)
+
+
+def whole_characters(text: str) -> str:
+    """JSON with an escape for every half of a character, such as names of files hold that are no UTF-8.
+
+    >>> whole_characters('{"path": "caf\\udce9"}')
+    '{"path": "caf\\\\udce9"}'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
