@@ -34,11 +34,16 @@ def printable(text: str) -> str:
     return NO_TEXT.sub(lambda found: found[0] if found[0] in "\n\r\t" else ascii(found[0])[1:-1], text)
 
 
+def one_line(text: str) -> str:
+    """A refusal in one line of at most MESSAGE_LETTERS."""
+    return printable(cut(" ".join(text.split()), MESSAGE_LETTERS))
+
+
 class Refused(click.ClickException):
     """An input that exists but is bad, in one line: exit status 1."""
 
     def __init__(self, error: object) -> None:
-        super().__init__(printable(cut(" ".join(str(error).split()), MESSAGE_LETTERS)))
+        super().__init__(one_line(str(error)))
 
 
 class NotThere(Refused):
@@ -56,6 +61,14 @@ class Commands(click.Group):
             register_all(__name__, __path__)
         else:
             import_module(f"{__name__}.{name}")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is named; a refusal is one line, however long what was given is."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = one_line(error.message)  # type: ignore[misc]
+            raise
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, None where there is none."""

@@ -14,14 +14,14 @@ import platformdirs
 from torch import nn
 
 from lowrank_core.commands import Answer
+from lowrank_core.commands._options import read_plan_file
 from lowrank_core.commands._terminal import say, score_line, score_value
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.correct import CorrectedLayer, load_overlay
 from lowrank_core.errors import InvalidPlan, LowRankError
 from lowrank_core.exports import Compressed
-from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import check_plan
-from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
+from lowrank_core.plans.plan import PlanFile, RankPlan
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
@@ -68,11 +68,8 @@ def points_of(workspace: Workspace) -> Path | None:
 
 def plan_of(workspace: Workspace, path: Path) -> PlanFile:
     """Read a plan, check it against the model, and warn of ranks that save nothing."""
+    file = read_plan_file(path)
     try:
-        with path.open("rb") as given:
-            file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow
-        if file.correction:
-            Correction.from_dict(file.correction)
         for warning in check_plan(workspace.profile, file.plan):
             say(f"Note: {warning}.")
     except InvalidPlan as error:

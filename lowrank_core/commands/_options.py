@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -9,7 +11,11 @@ from typing import Any
 
 import click
 
-from lowrank_core.errors import cut
+from lowrank_core.commands import Refused
+from lowrank_core.errors import InvalidPlan, LowRankError, cut
+from lowrank_core.plans.correction import Correction
+from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, read_plan
+from lowrank_core.running.parallel import MOST_WORKERS
 
 
 def existing(*names: str, **options: Any) -> Callable[..., Any]:
@@ -49,8 +55,49 @@ class Drop(click.ParamType[str]):
         return str(value)
 
 
-MODEL = click.argument("model")
-PLAN = existing("--plan", required=True, help="Rank plan, a JSON file.")
+class PlanPath(click.Path):
+    """A file that holds a rank plan; whether it fits the model is seen once that is open."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; refused where it holds no plan."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        try:
+            read_plan_file(path)
+        except (LowRankError, OSError) as error:
+            raise Refused(error) from error
+        return path
+
+
+def read_plan_file(path: Path) -> PlanFile:
+    """The plan in a file; raises InvalidPlan that names it."""
+    try:
+        with path.open("rb") as given:
+            file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow
+        if file.correction:
+            Correction.from_dict(file.correction)
+    except InvalidPlan as error:
+        raise InvalidPlan(f"{path}: {error}") from error
+    return file
+
+
+def _not_empty(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    if not str(value).strip("\x00 "):
+        raise click.BadParameter("it is empty; name a model or a file.", ctx, param)
+    return value
+
+
+def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"(\w+://)?[^/\s]+:\d+\S*|inproc://\S+", value):
+        raise click.BadParameter(f"{cut(value)!r} is no address such as tcp://host:8786.", ctx, param)
+    return value
+
+
+MODEL = click.argument("model", callback=_not_empty)
+PLAN = click.option("--plan", type=PlanPath(), required=True, help="Rank plan, a JSON file.")
+A_PLAN = click.option("--plan", type=PlanPath(), help="Rank plan, a JSON file.")
 CORRECT = click.option(
     "--correct/--no-correct", "corrected", default=True, help="Teach the factors the dense answers first; default on."
 )
@@ -81,9 +128,17 @@ CACHED = click.option(
     help="Keep on disk what is computed and measured, and use what earlier runs kept; default on.",
 )
 WORKERS = click.option(
-    "--workers", type=click.IntRange(1), default=1, help="Processes that measure layers; default 1, this one."
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    default=1,
+    help="Processes that measure layers; default 1, this one.",
 )
-DASK = click.option("--dask", metavar="ADDRESS", help="Measure layers on the dask cluster of this scheduler: tcp://...")
+DASK = click.option(
+    "--dask",
+    callback=_address,
+    metavar="ADDRESS",
+    help="Measure layers on the dask cluster of this scheduler: tcp://...",
+)
 OUTPUTS = click.option(
     "--outputs",
     multiple=True,

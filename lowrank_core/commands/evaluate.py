@@ -9,13 +9,13 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import check_compare, compared, compressed_by, judged_in, measured, opened
-from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUTPUTS, existing
+from lowrank_core.commands._options import A_PLAN, CACHED, COMPARE, CORRECT, MODEL, OUTPUTS, existing
 from lowrank_core.commands._terminal import score_line
 
 
 @command
 @MODEL
-@existing("--plan", help="Rank plan, a JSON file.")
+@A_PLAN
 @existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
 @click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
 @OUTPUTS

@@ -23,7 +23,7 @@ from lowrank_core.commands._options import (
     MULTIPLIES,
     OUT,
     OUTPUTS,
-    existing,
+    PlanPath,
 )
 from lowrank_core.commands._terminal import ProgressLine, say, say_step, score_line, score_value, share_text
 from lowrank_core.exports import EXPORTS, Compressed
@@ -31,6 +31,7 @@ from lowrank_core.figures import count
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.running.scope import scope
+from lowrank_core.selection import Rule, check_wishes
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._problem import Problem, problem_of
@@ -54,9 +55,15 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
     return click.option(*names, name, type=kind, default=default, show_default=default is not None, help=about["help"])
 
 
+def _a_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not value.name:
+        raise click.BadParameter("it is empty; name a file.", ctx, param)
+    return value
+
+
 @command
 @MODEL
-@existing("--plan", help="Rank plan, a JSON file; or ask a rule for one with the options below.")
+@click.option("--plan", type=PlanPath(), help="Rank plan, a JSON file; or ask a rule for one with the options below.")
 @OUT
 @click.option("--rule", help="Rule that finds the ranks first: bisection for --max-drop, budget for the others.")
 @MAX_DROP
@@ -82,6 +89,7 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
 @click.option(
     "--state",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=_a_file,
     help="File to go on from after a kill; default: in the cache.",
 )
 @OUTPUTS
@@ -116,15 +124,18 @@ def finetune(
     if not distill and loss not in (None, "labels"):
         raise click.UsageError(f"--no-distill learns from the labels alone; leave it out, or --loss {loss}.")
     settings = Settings(loss=loss or ("distill" if distill else "labels"), **options)
-    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     asked: dict[str, Any] = {"max_drop": max_drop, "multiplies": multiplies, "bytes": bytes}
     wishes = {name: wish for name, wish in asked.items() if wish is not None}
     if (plan is None) != bool(wishes):
         raise click.UsageError("give --plan, or what to search ranks for: --max-drop, --multiplies or --bytes.")
+    finder = make_rule(rule or ("bisection" if "max_drop" in wishes else "budget"), {})
+    if plan is None:
+        check_wishes(finder, wishes)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     before = None
     if plan is None:
         problem = problem_of(workspace, lock=lock, folder=points_of(workspace), corrected=corrected, **wishes)
-        candidate = _found(workspace, rule or ("bisection" if "max_drop" in wishes else "budget"), problem)
+        candidate = _found(workspace, finder, problem)
         if settings.from_scratch:
             candidate = Candidate(candidate.plan)
         else:
@@ -185,12 +196,12 @@ def finetune(
     return document, "\n".join(text)
 
 
-def _found(workspace: Workspace, rule: str, problem: Problem) -> Candidate:
+def _found(workspace: Workspace, rule: Rule, problem: Problem) -> Candidate:
     """The plan that a rule answers with, as a candidate, and a line about it."""
     with scope(report=ProgressLine()):
-        *_, last = run_search(make_rule(rule, {}), problem)
+        *_, last = run_search(rule, problem)
     note = f": {last.note}" if last.note else ""
-    say(f"{rule} found ranks for {share_text(workspace, last.cost)}{note}")
+    say(f"{rule.name} found ranks for {share_text(workspace, last.cost)}{note}")
     return last.candidate
 
 

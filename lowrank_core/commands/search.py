@@ -28,17 +28,19 @@ from lowrank_core.commands._options import (
     existing,
 )
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
+from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import score_key
+from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
 from lowrank_core.running.scope import scope
-from lowrank_core.selection import RULES, check_answer
+from lowrank_core.selection import RULES, check_answer, check_wishes
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
-from lowrank_core.selection._problem import problem_of
+from lowrank_core.selection._problem import QUANTITIES, problem_of
 from lowrank_core.store.files import whole_or_nothing
 
 
@@ -51,7 +53,13 @@ from lowrank_core.store.files import whole_or_nothing
 @click.option("--microseconds", type=Amount(), help="The same of the latency in --latency-table.")
 @existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
 @MAX_DROP
-@click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(list(METHODS)),
+    help="Decomposition that may be used (repeatable).",
+)
 @LOCK
 @click.option("--multiple-of", type=click.IntRange(1), default=1, help="Every rank is a multiple of this.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the rule (repeatable).")
@@ -79,8 +87,11 @@ def search(
     """
     started = time.monotonic()
     chosen = make_rule(rule, _settings(settings))
+    check_wishes(chosen, {name for name in (*QUANTITIES, "max_drop") if wishes[name] is not None})
+    if wishes["microseconds"] is not None and latency_table is None:
+        raise click.UsageError("--microseconds needs --latency-table, which says how long each layer takes.")
+    table = None if latency_table is None else _table(latency_table)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
-    table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_bytes())
     folder, where = points_of(workspace), Workers(workers, dask)
     problem = problem_of(workspace, latency=table, folder=folder, workers=where, **wishes)
     trials = []
@@ -126,6 +137,13 @@ def search(
         f"{share_text(workspace, compressed_cost)}.{note}\n{score_line(score, alone=False)}"
     )
     return document, text
+
+
+def _table(path: Path) -> LatencyTable:
+    try:
+        return LatencyTable.from_csv(path.read_bytes())
+    except LowRankError as error:
+        raise InvalidFile(f"{path}: {error}") from error
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, str]:

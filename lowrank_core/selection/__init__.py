@@ -6,7 +6,7 @@ can draw its form. `search(rule, problem)` yields trials as they are made; the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from math import isfinite
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -101,17 +101,21 @@ def check_answer(score: Score | None) -> None:
         )
 
 
-def _check(rule: Rule, problem: Problem) -> None:
-    """Refuse a problem that a rule cannot answer, before anything is measured; raises InvalidSearch."""
-    wishes: set[Wish] = {"budget"} if problem.budgets else set()
-    wishes |= {"max_drop"} if problem.max_drop is not None else set()
-    wishes = wishes or {"nothing"}
+def check_wishes(rule: Rule, asked: Iterable[str]) -> None:
+    """Refuse what a rule cannot be asked for: names of quantities, and "max_drop"; raises InvalidSearch."""
+    wishes: set[Wish] = {"max_drop" if name == "max_drop" else "budget" for name in asked} or {"nothing"}
     if not wishes <= rule.serves:
         words = {"budget": "a budget", "max_drop": "a largest drop", "nothing": "its own settings alone"}
         raise InvalidSearch(
             f"{rule.label} works from {' or '.join(words[w] for w in sorted(rule.serves))}, but was asked with "
             f"{' and '.join(words[w] for w in sorted(wishes))}."
         )
+
+
+def _check(rule: Rule, problem: Problem) -> None:
+    """Refuse a problem that a rule cannot answer, before anything is measured; raises InvalidSearch."""
+    wished = [quantity for quantity, _ in problem.budgets]
+    check_wishes(rule, wished if problem.max_drop is None else [*wished, "max_drop"])
     if not problem.layers:
         locked = " that is not locked" if problem.locked else ""
         raise InvalidSearch(

@@ -43,6 +43,9 @@ BEYOND = 1e9
 Quantity = Literal["multiplies", "bytes", "microseconds"]
 
 
+QUANTITIES: tuple[Quantity, ...] = ("multiplies", "bytes", "microseconds")
+
+
 Wish = Literal["budget", "max_drop", "nothing"]
 
 
