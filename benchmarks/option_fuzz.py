@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -269,11 +270,19 @@ def _caches(line: Line) -> bool:
 
 
 def processed(line: Line) -> Ended:
-    """Run a line as a process of its own."""
+    """Run a line as a process of its own, in a copy of the workplace."""
+    with tempfile.TemporaryDirectory(prefix="option-fuzz-") as folder:
+        (Path(folder) / "folder").mkdir()
+        for path, content in FRESH.items():
+            (Path(folder) / path).write_bytes(content)
+        return _processed(line, Path(folder))
+
+
+def _processed(line: Line, folder: Path) -> Ended:
     arguments = [*line.arguments[:1], *(["--no-cache"] * _caches(line)), *line.arguments[1:]]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
     command = [sys.executable, "-m", "lowrank_core", *arguments]
-    done = subprocess.run(command, capture_output=True, env=surroundings, check=False, timeout=600)
+    done = subprocess.run(command, cwd=folder, capture_output=True, env=surroundings, check=False, timeout=600)
     out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
     raised = err.strip().splitlines()[-1] if "Traceback (most recent call last)" in err else ""
     return Ended(done.returncode, out, err, False, raised)
@@ -377,7 +386,11 @@ def main() -> None:
         began = time.monotonic()
         chosen = [line for line, _, _ in Random(wanted.seed).sample(drawn, min(wanted.processes, len(drawn)))]
         chosen = [line for line in chosen if line.command.name != "app"]
-        ends = [(line, ended := processed(line), fault(line, ended)) for line in chosen]
+        with ThreadPoolExecutor(2) as pool:
+            ends = [
+                (line, ended, fault(line, ended))
+                for line, ended in zip(chosen, pool.map(processed, chosen), strict=True)
+            ]
         tell("the same as processes", ends, began)
     if faults:
         print("\n| fault | times | first line |\n|---|---|---|")

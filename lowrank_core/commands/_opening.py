@@ -14,14 +14,14 @@ import platformdirs
 from torch import nn
 
 from lowrank_core.commands import Answer
-from lowrank_core.commands._options import read_plan_file
 from lowrank_core.commands._terminal import say, score_line, score_value
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.correct import CorrectedLayer, load_overlay
 from lowrank_core.errors import InvalidPlan, LowRankError
 from lowrank_core.exports import Compressed
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import check_plan
-from lowrank_core.plans.plan import PlanFile, RankPlan
+from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
@@ -36,8 +36,20 @@ CACHE = platformdirs.user_cache_path("rank-explorer")
 """Where factors, measured points and scores are kept, the app's among them."""
 
 
-def opened(ref: str, *, with_data: bool = False, cached: bool = False, outputs: tuple[str, ...] = ()) -> Workspace:
-    """Open a model, and say what a person should know about it; with_data where its figures are asked for."""
+def opened(
+    ref: str,
+    *,
+    with_data: bool = False,
+    cached: bool = False,
+    outputs: tuple[str, ...] = (),
+    plan: Path | None = None,
+) -> Workspace:
+    """Open a model, and say what a person should know about it; with_data where its figures are asked for.
+
+    plan: a file that will be read: one that holds no plan is refused before the model is opened.
+    """
+    if plan is not None:
+        read_plan_file(plan)
     workspace = Workspace.open(ref, Cache(CACHE) if cached else None, outputs)
     for notice in workspace.notices if with_data else workspace.opened.notices:
         say(notice)
@@ -64,6 +76,18 @@ def looked_at(ref: str, *, cached: bool = False) -> Workspace | Inventory:
 def points_of(workspace: Workspace) -> Path | None:
     """The folder where measured points and scores are kept; None without a cache."""
     return None if workspace.cache is None else workspace.cache.points
+
+
+def read_plan_file(path: Path) -> PlanFile:
+    """The plan in a file, whatever model it is for; raises InvalidPlan that names the file."""
+    try:
+        with path.open("rb") as given:
+            file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow
+        if file.correction:
+            Correction.from_dict(file.correction)
+    except InvalidPlan as error:
+        raise InvalidPlan(f"{path}: {error}") from error
+    return file
 
 
 def plan_of(workspace: Workspace, path: Path) -> PlanFile:

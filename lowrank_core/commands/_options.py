@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from math import inf
@@ -12,10 +11,9 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Refused
-from lowrank_core.errors import InvalidPlan, LowRankError, cut
-from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, read_plan
+from lowrank_core.errors import InvalidSearch, cut
 from lowrank_core.running.parallel import MOST_WORKERS
+from lowrank_core.selection._problem import read_drop
 
 
 def existing(*names: str, **options: Any) -> Callable[..., Any]:
@@ -29,58 +27,27 @@ class Amount(click.ParamType[float]):
     name = "float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number; a usage error for anything else."""
-        try:
-            amount = float(value)
-        except ValueError:
-            self.fail(f"{cut(value)!r} is not a number.", param, ctx)
+        """The number; refused where it is out of bounds."""
+        amount = float(click.FLOAT.convert(value, param, ctx))
         if not 0 < amount < inf:
-            self.fail(f"{cut(value)} is not a finite number above 0.", param, ctx)
+            raise Refused(
+                f"--{param.name if param else self.name} must be a finite number above 0, but got {amount:g}."
+            )
         return amount
 
 
 class Drop(click.ParamType[str]):
-    """A finite number from 0 on, or a percentage; what it may be of a score is seen where the score is known."""
+    """A largest drop as text; what it may be of a score is seen where the score is known."""
 
     name = "drop"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text as it is; a usage error where it is neither."""
+        """The text as it is; refused where it is neither a number nor a percentage."""
         try:
-            drop = float(str(value).strip().removesuffix("%"))
-        except ValueError:
-            self.fail(f"{cut(value)!r} is neither a number nor a percentage such as 1%.", param, ctx)
-        if not 0 <= drop < inf:
-            self.fail(f"{cut(value)} is not a finite number from 0 on.", param, ctx)
+            read_drop(value)
+        except InvalidSearch as error:
+            raise Refused(f"--max-drop: {error}") from error
         return str(value)
-
-
-class PlanPath(click.Path):
-    """A file that holds a rank plan; whether it fits the model is seen once that is open."""
-
-    def __init__(self) -> None:
-        super().__init__(exists=True, dir_okay=False, path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path; refused where it holds no plan."""
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        try:
-            read_plan_file(path)
-        except (LowRankError, OSError) as error:
-            raise Refused(error) from error
-        return path
-
-
-def read_plan_file(path: Path) -> PlanFile:
-    """The plan in a file; raises InvalidPlan that names it."""
-    try:
-        with path.open("rb") as given:
-            file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow
-        if file.correction:
-            Correction.from_dict(file.correction)
-    except InvalidPlan as error:
-        raise InvalidPlan(f"{path}: {error}") from error
-    return file
 
 
 def _not_empty(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -96,8 +63,7 @@ def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> s
 
 
 MODEL = click.argument("model", callback=_not_empty)
-PLAN = click.option("--plan", type=PlanPath(), required=True, help="Rank plan, a JSON file.")
-A_PLAN = click.option("--plan", type=PlanPath(), help="Rank plan, a JSON file.")
+PLAN = existing("--plan", required=True, help="Rank plan, a JSON file.")
 CORRECT = click.option(
     "--correct/--no-correct", "corrected", default=True, help="Teach the factors the dense answers first; default on."
 )

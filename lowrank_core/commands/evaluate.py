@@ -9,13 +9,13 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import check_compare, compared, compressed_by, judged_in, measured, opened
-from lowrank_core.commands._options import A_PLAN, CACHED, COMPARE, CORRECT, MODEL, OUTPUTS, existing
+from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUTPUTS, existing
 from lowrank_core.commands._terminal import score_line
 
 
 @command
 @MODEL
-@A_PLAN
+@existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
 @click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
 @OUTPUTS
@@ -40,7 +40,7 @@ def evaluate(
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
     check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     score = measured(workspace, made.model, samples)
     document = {**asdict(score), "samples": score.samples or None, "correction": made.correction}

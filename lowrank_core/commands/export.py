@@ -11,7 +11,7 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import check_compare, compared, compressed_by, judged_in, measured, opened
-from lowrank_core.commands._options import A_PLAN, ACCEPT, CACHED, COMPARE, CORRECT, MODEL, OUT, OUTPUTS, PLAN, existing
+from lowrank_core.commands._options import ACCEPT, CACHED, COMPARE, CORRECT, MODEL, OUT, OUTPUTS, PLAN, existing
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import OtherAnswers
@@ -37,7 +37,7 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
 
 @exporting
 @click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="Kind of file.")
-@A_PLAN
+@existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint to take the weights from; with --plan, both must agree.")
 @click.option("--dense", is_flag=True, help="One weight per layer, the product of its factors; alone: uncompressed.")
 @click.option("--fold-bias", is_flag=True, help="Every Linear as [W b], its input extended by a one.")
@@ -78,7 +78,7 @@ def exported(
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
     check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     if storage.told:
         made = made.stored(workspace, storage)

@@ -23,7 +23,7 @@ from lowrank_core.commands._options import (
     MULTIPLIES,
     OUT,
     OUTPUTS,
-    PlanPath,
+    existing,
 )
 from lowrank_core.commands._terminal import ProgressLine, say, say_step, score_line, score_value, share_text
 from lowrank_core.exports import EXPORTS, Compressed
@@ -63,7 +63,7 @@ def _a_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> P
 
 @command
 @MODEL
-@click.option("--plan", type=PlanPath(), help="Rank plan, a JSON file; or ask a rule for one with the options below.")
+@existing("--plan", help="Rank plan, a JSON file; or ask a rule for one with the options below.")
 @OUT
 @click.option("--rule", help="Rule that finds the ranks first: bisection for --max-drop, budget for the others.")
 @MAX_DROP
@@ -131,7 +131,7 @@ def finetune(
     finder = make_rule(rule or ("bisection" if "max_drop" in wishes else "budget"), {})
     if plan is None:
         check_wishes(finder, wishes)
-    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
     before = None
     if plan is None:
         problem = problem_of(workspace, lock=lock, folder=points_of(workspace), corrected=corrected, **wishes)

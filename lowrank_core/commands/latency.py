@@ -10,7 +10,7 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import opened, plan_of, points_of
-from lowrank_core.commands._options import A_PLAN, CACHED, MODEL
+from lowrank_core.commands._options import CACHED, MODEL, existing
 from lowrank_core.commands._terminal import ProgressLine, table
 from lowrank_core.measure.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
 from lowrank_core.measure.staircases import as_table, layer_latency, setting_of, staircases
@@ -21,7 +21,7 @@ from lowrank_core.store.files import whole_or_nothing
 
 @command
 @MODEL
-@A_PLAN
+@existing("--plan", help="Rank plan, a JSON file.")
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True)
 @click.option(
     "--threads", type=click.IntRange(1, 64), default=1, help="Default 1, timed by the CPU time of the thread."
@@ -50,7 +50,7 @@ def latency(
     """
     if plan is None and csv_file is None:
         raise click.UsageError("give --plan, --table or both.")
-    workspace, hears = opened(model, cached=cached), ProgressLine()
+    workspace, hears = opened(model, cached=cached, plan=plan), ProgressLine()
     file = None if plan is None else plan_of(workspace, plan)
     setting = setting_of(workspace, runtime, threads)
     document: dict[str, Any] = {**asdict(setting), "version": runtime_version(runtime), "cpu": cpu_name()}

@@ -33,14 +33,13 @@ from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import score_key
-from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
 from lowrank_core.running.scope import scope
 from lowrank_core.selection import RULES, check_answer, check_wishes
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
-from lowrank_core.selection._problem import QUANTITIES, problem_of
+from lowrank_core.selection._problem import QUANTITIES, check_methods, problem_of
 from lowrank_core.store.files import whole_or_nothing
 
 
@@ -53,13 +52,7 @@ from lowrank_core.store.files import whole_or_nothing
 @click.option("--microseconds", type=Amount(), help="The same of the latency in --latency-table.")
 @existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
 @MAX_DROP
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    type=click.Choice(list(METHODS)),
-    help="Decomposition that may be used (repeatable).",
-)
+@click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")
 @LOCK
 @click.option("--multiple-of", type=click.IntRange(1), default=1, help="Every rank is a multiple of this.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the rule (repeatable).")
@@ -88,6 +81,7 @@ def search(
     started = time.monotonic()
     chosen = make_rule(rule, _settings(settings))
     check_wishes(chosen, {name for name in (*QUANTITIES, "max_drop") if wishes[name] is not None})
+    check_methods(wishes["methods"])
     if wishes["microseconds"] is not None and latency_table is None:
         raise click.UsageError("--microseconds needs --latency-table, which says how long each layer takes.")
     table = None if latency_table is None else _table(latency_table)

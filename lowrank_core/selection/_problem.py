@@ -237,9 +237,7 @@ def problem_of(
         if quantity == "microseconds" and not problem.latency.layers:
             raise InvalidSearch("a budget of microseconds needs a latency table; give one, or another budget.")
         budgets.append((quantity, limit * problem.amount(quantity) if limit <= 1 else limit))
-    unknown = [m for m in problem.methods if m not in METHODS]
-    if unknown:
-        raise InvalidSearch(f"unknown method {cut(unknown[0])!r}; choose among {', '.join(METHODS)}.")
+    check_methods(problem.methods)
     ledger = Ledger() if folder is None else Ledger.of(workspace, folder)
     return replace(problem, budgets=tuple(budgets), locked=_locked(workspace, lock), ledger=ledger)
 
@@ -249,16 +247,8 @@ def largest_drop(workspace: Workspace, wish: float | str) -> float:
 
     Raises InvalidSearch for what is no drop, for a percentage of a score that is no share, and for all of a share.
     """
+    drop, percent = read_drop(wish)
     text = str(wish).strip()
-    percent = text.endswith("%")
-    try:
-        drop = float(text.removesuffix("%")) / (100 if percent else 1)
-    except ValueError as error:
-        raise InvalidSearch(
-            f"the largest drop must be a number or a percentage such as 1%, but got {text!r}."
-        ) from error
-    if not 0 <= drop < inf:
-        raise InvalidSearch(f"the largest drop must be 0 or more, but got {text}.")
     share = workspace.opened.evaluate is None and workspace.metric.share
     if percent and not share:
         raise InvalidSearch(
@@ -272,6 +262,32 @@ def largest_drop(workspace: Workspace, wish: float | str) -> float:
             f"{float(points) / 100:g} or {points}%."
         )
     return drop
+
+
+def read_drop(wish: float | str) -> tuple[float, bool]:
+    """(largest drop, whether it is a percentage) as people state it; raises InvalidSearch for what is no drop.
+
+    >>> read_drop("2%"), read_drop(0.5)
+    ((0.02, True), (0.5, False))
+    """
+    text = str(wish).strip()
+    percent = text.endswith("%")
+    try:
+        drop = float(text.removesuffix("%")) / (100 if percent else 1)
+    except ValueError as error:
+        raise InvalidSearch(
+            f"the largest drop must be a number or a percentage such as 1%, but got {cut(text)!r}."
+        ) from error
+    if not 0 <= drop < inf:
+        raise InvalidSearch(f"the largest drop must be 0 or more, but got {text}.")
+    return drop, percent
+
+
+def check_methods(names: Iterable[str]) -> None:
+    """Raise InvalidSearch for a method that nothing goes by."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise InvalidSearch(f"unknown method {cut(unknown[0])!r}; choose among {', '.join(METHODS)}.")
 
 
 def _locked(workspace: Workspace, patterns: Iterable[str]) -> frozenset[str]:
