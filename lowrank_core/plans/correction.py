@@ -13,13 +13,13 @@ SAMPLES = 256
 """Calibration uses at most this many samples; more change nothing that can be measured (see benchmarks/quality.py)."""
 
 MOST_SAMPLES = 1_000_000
-"""Calibration samples that a plan may ask for."""
+"""Calibration samples that a plan may ask for, at most."""
 
 LARGEST_SEED = 2**63 - 1
-"""Of the order of calibration samples: what PyTorch's generators take."""
+"""Seed of the order of calibration samples in a plan, at most: what PyTorch's generators take."""
 
 LARGEST_RIDGE = 1e6
-"""Relative to features of variance 1, where 1 keeps half of what they tell."""
+"""Ridge of the correction in a plan, at most, relative to features of variance 1."""
 
 Kind = Literal["least_squares", "batchnorm", "bias"]
 

@@ -125,7 +125,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
 
 
 LARGEST_BYTES = 16 * 10**6
-"""Of a plan file."""
+"""Bytes of a plan file, at most."""
 
 
 def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lowrank_core.layers.data import Dataset, Inputs
 from lowrank_core.sources._opened import as_dataset
 
 GROWTH = 100
-"""A compressed archive may be so many times as large in memory: more is a bomb, or wants numpy.savez."""
+"""Times a compressed `.npz` may be as large in memory as it is as a file, at most: more is a bomb."""
 
 KEYS = "inputs (or one array per input, by its name), targets, train_inputs, train_targets, metric and outputs"
 

@@ -20,8 +20,11 @@ from lowrank_core.scoring.metrics import Metric
 COMPARED = "how outputs compare with the dense ones"
 """What the score is of a network without labels, in a notice, until it is known what its outputs are."""
 
-MOST_SAMPLES, MOST_BYTES = 1_000_000, 2 * 10**9
-"""Batches are read until there is so much of them; some give batches for ever."""
+MOST_SAMPLES = 1_000_000
+"""Samples of `eval_data` or `train_data` that are read from batches, at most; some give batches for ever."""
+
+MOST_BYTES = 2 * 10**9
+"""Bytes of such samples, at most; the batch that reaches either is the last."""
 
 BATCH = 256
 """Samples of a `Dataset` of PyTorch that are put together at once."""

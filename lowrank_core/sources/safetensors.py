@@ -24,7 +24,7 @@ from lowrank_core.sources._weights import StoredTensor, Weights
 
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
 LARGEST_HEADER = 16 * 2**20
-"""Bytes: a hundred thousand tensors."""
+"""Bytes of the header of a safetensors file, or of an index, at most: those of a hundred thousand tensors."""
 
 DTYPES = {
     "BOOL": torch.bool,
