@@ -46,4 +46,5 @@ def evaluate(
     document = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
     document["judged"] = judged_in(workspace)
     text = score_line(score, alone=made.model is workspace.model)
+    document |= {"note": text} if score.not_finite else {}
     return compared(workspace, made, samples, document, text) if compare else (document, text)

@@ -15,7 +15,7 @@ from lowrank_core.commands._options import ACCEPT, CACHED, COMPARE, CORRECT, MOD
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import OtherAnswers
-from lowrank_core.exports import EXPORTS, VERDICT_WORDS
+from lowrank_core.exports import EXPORTS, VERDICT_WORDS, check_answers
 from lowrank_core.figures import count
 from lowrank_core.running.scope import scope
 
@@ -83,6 +83,7 @@ def exported(
     if storage.told:
         made = made.stored(workspace, storage)
     score = measured(workspace, made.model)
+    check_answers(score, out)
     compressed = replace(made, score=score, accept_difference=accepting)
     try:
         with scope(report=say_step):

@@ -39,7 +39,7 @@ from lowrank_core.running.scope import scope
 from lowrank_core.selection import RULES, check_answer, check_wishes
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
-from lowrank_core.selection._problem import QUANTITIES, check_methods, problem_of
+from lowrank_core.selection._problem import QUANTITIES, Trial, check_methods, problem_of
 from lowrank_core.store.files import whole_or_nothing
 
 
@@ -122,7 +122,7 @@ def search(
         "score": score,
         "judged": judged_in(workspace),
         "note": trials[-1].note,
-        "trials": [{"note": t.note, **asdict(t.cost), "score": t.score} for t in trials],
+        "trials": [{"note": _note(t), **asdict(t.cost), "score": t.score} for t in trials],
         "seconds": time.monotonic() - started,
     }
     note = f"\n{trials[-1].note[:1].upper()}{trials[-1].note[1:]}." if trials[-1].note else ""
@@ -131,6 +131,12 @@ def search(
         f"{share_text(workspace, compressed_cost)}.{note}\n{score_line(score, alone=False)}"
     )
     return document, text
+
+
+def _note(trial: Trial) -> str:
+    """What is said of a trial; of one whose score is null why that is."""
+    broken = score_line(trial.score, alone=False) if trial.score and trial.score.not_finite else ""
+    return "; ".join(filter(None, (trial.note, broken)))
 
 
 def _table(path: Path) -> LatencyTable:

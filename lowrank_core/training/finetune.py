@@ -277,9 +277,11 @@ class _Training:
         tuned, dense, targets = joined(outputs), self.validation_answers, self.held_back.targets
         loss = float(self._loss(tuned, dense, targets))
         if not math.isfinite(loss):
+            why = f"at a learning rate of {self.rate:g}; try a smaller one"
+            if not self.best:
+                why = "before any training: the network of this plan answers with NaN or infinity; choose other ranks"
             raise TrainingFailed(
-                f"the loss on the samples held back is {loss} at a learning rate of {self.rate:g}; try a smaller one. "
-                "The network and its plan are as they were."
+                f"the loss on the samples held back is {loss} {why}. The network and its plan are as they were."
             )
         scores = output_scores(self.metric, tuned, dense, targets, self.held_back.weights) if self.metric.judges else ()
         return loss, worst(scores).value if scores else loss

@@ -135,7 +135,7 @@ class Board {
     if (score) {
       this.score = score;
       this.scoreRev = this.rev;
-      if (done && score.within === null) this.model.metric.dense = score.dense;   // else it ended before all samples
+      if (done && score.within === null && !score.not_finite) this.model.metric.dense = score.dense;   // else it ended before all samples
     }
     if (error) this.status.textContent = error;
   }
