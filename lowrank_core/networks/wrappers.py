@@ -33,7 +33,7 @@ def made_plain(model: nn.Module) -> nn.Module:
     deep, for names that cannot be used, and for sparse weights.
     """
     model = unwrapped(model)
-    _check_tree(model)
+    check_tree(model)
     ordinary: dict[int, Tensor] = {}
     for module in list(model.modules()):
         if module._compiled_call_impl is not None:
@@ -61,8 +61,11 @@ def _ordinary(value: Tensor) -> Tensor:
     return nn.Parameter(clone, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else clone
 
 
-def _check_tree(model: nn.Module) -> None:
-    """Walk the modules by hand, since PyTorch's own walks call themselves; raises InvalidModel."""
+def check_tree(model: nn.Module) -> None:
+    """Raise InvalidModel for modules that hold themselves or lie too deep, and for names that cannot be used.
+
+    Walked by hand, since PyTorch's own walks call themselves.
+    """
     done: set[nn.Module] = set()
     around: set[nn.Module] = set()
     todo: list[tuple[nn.Module, str, bool]] = [(model, "", False)]

@@ -271,10 +271,10 @@ def _drop(metric: Metric, outputs: Outputs, dense: Outputs, data: Dataset) -> fl
     """How much worse the metric is than the dense network's; None without labels. Raises InvalidData for no number."""
     if data.targets is None:
         return None
-    drop = worst(output_scores(metric, outputs, dense, data.targets, data.weights)).drop
-    if not isfinite(drop):
-        raise InvalidData(no_number(metric, drop, data))
-    return drop
+    score = worst(output_scores(metric, outputs, dense, data.targets, data.weights))
+    if not isfinite(score.drop):
+        raise InvalidData(no_number(metric, score.drop if isfinite(score.value) else score.value, data))
+    return score.drop
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------
