@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, is_dataclass
 from math import isfinite
 from typing import Any
@@ -28,9 +29,9 @@ def json_text(document: dict[str, Any]) -> str:
 
 
 def whole_characters(text: str) -> str:
-    """JSON with an escape for every half of a character, such as names of files hold that are no UTF-8.
+    """JSON in which halves of characters, such as names of files hold that are no UTF-8, are told by their numbers.
 
-    >>> whole_characters('{"path": "caf\\udce9"}')
-    '{"path": "caf\\\\udce9"}'
+    >>> print(whole_characters('{"path": "caf\\udce9"}'))
+    {"path": "caf\\\\udce9"}
     """
-    return text.encode("utf-8", "backslashreplace").decode()
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text)
