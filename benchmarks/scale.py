@@ -254,7 +254,7 @@ def cluster(ref: str) -> None:
 
 def tensors(kind: str, sizes: Iterable[int]) -> Curve:
     """CPU seconds of `layers` on weights of so many tensors: one file of safetensors or PyTorch, or an index."""
-    curve = []
+    curve: Curve = []
     for count in sizes:
         state = {f"blocks.{number}.fc.weight": torch.zeros(4, 3) for number in range(count)}
         with tempfile.TemporaryDirectory() as folder:
