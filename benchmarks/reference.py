@@ -1,4 +1,4 @@
-"""The parts of the documents that the code knows best: commands, rules, methods, exports, sources, names, imports.
+"""The parts of the documents that the code knows best: commands, rules, methods, exports, sources, limits, imports.
 
     python -m benchmarks.reference            # says which pages are not what the code says; exit status 1 if any
     python -m benchmarks.reference --write    # writes them
@@ -9,12 +9,14 @@ What stands between `<!-- NAME -->` and `<!-- end of NAME -->` on a page is writ
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import Field, fields
 from importlib import import_module
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from benchmarks.imports import graph, package_table, picture, section
 from benchmarks.page import PAGES, ROOT, RUN, between
 from lowrank_core.commands import cli
 from lowrank_core.exports import EXPORTS, Export
+from lowrank_core.figures import count
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS, Method
 from lowrank_core.scoring.metrics import METRICS
@@ -219,6 +222,70 @@ def names() -> str:
     return "| name | |\n|---|---|\n" + "\n".join(rows)
 
 
+LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "Networks and weights": (
+        ("lowrank_core/networks/profile.py", "MOST_LAYERS", ""),
+        ("lowrank_core/networks/profile.py", "LONGEST_NAME", ""),
+        ("lowrank_core/networks/wrappers.py", "DEEPEST", ""),
+        ("lowrank_core/sources/_weights.py", "MOST_TENSORS", ""),
+        ("lowrank_core/sources/safetensors.py", "LARGEST_HEADER", "B"),
+        ("lowrank_core/sources/onnx.py", "MOST_NUMBERS", ""),
+        ("lowrank_core/graphs/operators.py", "LARGEST_FILL", ""),
+    ),
+    "Data": (
+        ("lowrank_core/sources/_opened.py", "MOST_SAMPLES", ""),
+        ("lowrank_core/sources/_opened.py", "MOST_BYTES", "B"),
+        ("lowrank_core/sources/_npz_data.py", "GROWTH", ""),
+    ),
+    "Plans": (
+        ("lowrank_core/plans/plan.py", "LARGEST_BYTES", "B"),
+        ("lowrank_core/plans/correction.py", "MOST_SAMPLES", ""),
+        ("lowrank_core/plans/correction.py", "LARGEST_SEED", ""),
+        ("lowrank_core/plans/correction.py", "LARGEST_RIDGE", ""),
+    ),
+    "Work": (("lowrank_core/running/parallel.py", "MOST_WORKERS", ""),),
+    "Messages": (
+        ("lowrank_core/errors.py", "LISTED", ""),
+        ("lowrank_core/errors.py", "SHOWN_LETTERS", ""),
+        ("lowrank_core/errors.py", "MESSAGE_LETTERS", ""),
+    ),
+    "The dashboard": (
+        ("pages/bodies/export.py", "LARGEST_DOWNLOAD", "B"),
+        ("pages/ui/state/downloads.py", "MOST_EXPORTED_BYTES", "B"),
+    ),
+}
+"""(file, constant, unit) of everything that has an end, by what it is about; a constant says what it limits."""
+
+
+def limits() -> str:
+    """Every limit with its value and what it limits, as the constant says."""
+    parts = []
+    for title, rows in LIMITS.items():
+        lines = []
+        for file, name, unit in rows:
+            value, says = _constant(ROOT / file, name)
+            amount = count(value, unit) if unit else f"{value:,}" if isinstance(value, int) else f"{value:,.0f}"
+            lines.append(f"| {amount} | {says} | `{name}` in `{file}` |")
+        parts.append(f"## {title}\n\n| limit | | |\n|---|---|---|\n" + "\n".join(lines))
+    settings = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    megabytes = settings["server"]["maxUploadSize"]
+    parts[-1] += (
+        f"\n| {megabytes} MB | A file that is uploaded; a plan at most what is said above. | `.streamlit/config.toml` |"
+    )
+    return "\n\n".join(parts)
+
+
+def _constant(path: Path, name: str) -> tuple[float, str]:
+    """The value of a constant of plain numbers in a file that is not run, and the text behind it."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for statement, following in pairwise(body):
+        if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
+            assert isinstance(following, ast.Expr), f"{path}: {name} says nothing of itself"
+            value = eval(compile(ast.Expression(statement.value), str(path), "eval"), {})
+            return value, words(ast.literal_eval(following.value))
+    raise ValueError(f"{path} has no {name}")
+
+
 def benchmarks() -> str:
     """Every page of a benchmark, with what it measures and whether its figures are of a run or carried over."""
     rows = []
@@ -243,6 +310,7 @@ PLACES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/models.md", "metrics", metrics),
     ("docs/library.md", "names", names),
     ("docs/architecture.md", "imports", section),
+    ("docs/limits.md", "limits", limits),
     ("docs/benchmarks/index.md", "benchmarks", benchmarks),
     ("CONTRIBUTING.md", "packages", package_table),
 )

@@ -1,12 +1,13 @@
 """Cost against work: more layers, more ranks, more samples, more processes.
 
-OMP_NUM_THREADS=1 python -m benchmarks.scale [--part discovery profile drag pages cluster] [--plot scale.html]
+OMP_NUM_THREADS=1 python -m benchmarks.scale [--part discovery profile tensors drag pages cluster] [--plot scale.html]
 
 discovery: CPU seconds of `discover` for residual networks of 10 to 1,000 Linear layers.
 profile: CPU seconds of measuring single layers of one network with 40 layers, without and with correction, over the
 number of layers, of ranks each, and of samples; and over deeper networks, where every point runs all layers behind it.
 For each: the exponent, the slope of log seconds over log work by least squares. 1 is linear; what is fixed makes it
 less. The smallest of three runs in fresh workspaces whose factors are there.
+tensors: CPU seconds of the command `layers` on weights of 1,000 to 50,000 tensors, in one file or ten with an index.
 drag: a board of 1,000 layers in Chromium: from the input event to the last chart, and between frames; with the budget
 locked every other layer gives way at each step.
 pages: seconds until each page of 1,000 layers is at rest, and how long the browser was busy with it.
@@ -16,6 +17,7 @@ the same answers, the ratio of wall seconds, and the same again with one worker 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -27,12 +29,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from click.testing import CliRunner
 from playwright.sync_api import Browser, sync_playwright
 from plotly.subplots import make_subplots
+from safetensors.torch import save_file
 
 from benchmarks.drag_latency import HEAD, measure, row
 from benchmarks.load import IDLE, MEASURED
 from benchmarks.page import benchmark_parser, run_benchmark
+from lowrank_core.commands import cli
 from lowrank_core.layers.data import Dataset
 from lowrank_core.networks.discover import discover
 from lowrank_core.plans.cost import rank_at, useful_rank
@@ -244,7 +249,32 @@ def cluster(ref: str) -> None:
             )
 
 
-PARTS = ("discovery", "profile", "drag", "pages", "cluster")
+# ---- weights alone --------------------------------------------------------------------------------------------------
+
+
+def tensors(kind: str, sizes: Iterable[int]) -> Curve:
+    """CPU seconds of `layers` on weights of so many tensors: one file of safetensors or PyTorch, or an index."""
+    curve: Curve = []
+    for count in sizes:
+        state = {f"blocks.{number}.fc.weight": torch.zeros(4, 3) for number in range(count)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"weights.{kind}"
+            if kind == "pth":
+                torch.save(state, path)
+            elif kind == "safetensors":
+                save_file(state, path)
+            else:
+                path, places = Path(folder), {}
+                for shard in range(10):
+                    part = dict(list(state.items())[shard::10])
+                    save_file(part, path / f"model-{shard}.safetensors")
+                    places |= dict.fromkeys(part, f"model-{shard}.safetensors")
+                (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+            curve.append((count, seconds(lambda path=path: CliRunner().invoke(cli, ["layers", str(path)]))))
+    return curve
+
+
+PARTS = ("discovery", "profile", "tensors", "drag", "pages", "cluster")
 
 
 def main() -> None:
@@ -256,7 +286,7 @@ def main() -> None:
     parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py", help="for the cluster")
     options = parser.parse_args()
     curves: dict[str, Curve] = {}
-    if "discovery" in options.part or "profile" in options.part:
+    if {"discovery", "profile", "tensors"} & set(options.part):
         print("| work | CPU seconds | exponent |\n|---|---|---|")
     if "discovery" in options.part:
         curves["discovery, layers"] = discovery((10, 30, 100, 300, 1000))
@@ -267,6 +297,9 @@ def main() -> None:
                 label = f"profile{', corrected' if corrected else ''}: {name}"
                 curves[label] = curve
                 show(label, curve)
+    for kind in ("safetensors", "pth", "index") if "tensors" in options.part else ():
+        curves[f"layers of weights, {kind}"] = curve = tensors(kind, (1000, 5000, 20_000, 50_000))
+        show(f"layers of weights ({kind}), tensors", curve)
     if options.plot and curves:
         plot(curves, options.plot)
     if "drag" in options.part:

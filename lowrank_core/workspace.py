@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from math import isnan
+from math import isfinite, isnan
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from lowrank_core.sources import open_any, open_source
 from lowrank_core.sources._contract import open_contract
 from lowrank_core.sources._inventory import Inventory, take_stock
 from lowrank_core.sources._live import live_contract
-from lowrank_core.sources._opened import COMPARED, Opened, more_notice, of_one_class, sorted_by_class
+from lowrank_core.sources._opened import COMPARED, Opened, more_notice, not_finite_notice, of_one_class, sorted_by_class
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.key import NetworkKey, named
@@ -300,9 +300,15 @@ class Workspace:
             notices.append(more_notice("evaluation", self._eval_data))
         if of_one_class(self._eval_data):
             notices.append("All evaluation labels are alike: a network that always answers the same is always right.")
+        if self._not_finite:
+            notices.append(self._not_finite)
         if sorted_by_class(self._eval_data):
             notices.append("The evaluation labels come sorted by class; they are shuffled (seed 0) before use.")
         return tuple(notices)
+
+    @cached_property
+    def _not_finite(self) -> str:
+        return not_finite_notice("eval_data" + "()" * bool(self.opened.refused), self._eval_data)
 
     @cached_property
     def calibration_pool(self) -> Dataset:
@@ -330,7 +336,14 @@ class Workspace:
     @cached_property
     def moments(self) -> MomentStore:
         """Second moments of the layers' inputs on `calibration`."""
-        return MomentStore(self.model, self._discovered, lambda: self.calibration, cache=self.cache, room=self._room)
+        return MomentStore(
+            self.model,
+            self._discovered,
+            lambda: self.calibration,
+            pool=lambda: self.calibration_pool,
+            cache=self.cache,
+            room=self._room,
+        )
 
     @cached_property
     def corrector(self) -> Corrector:
@@ -432,8 +445,11 @@ class Workspace:
             value = float(self.opened.evaluate(model))
         except Exception as error:
             raise InvalidModel(f"evaluate(model) of {self.name} failed: {type(error).__name__}: {error}") from error
-        if isnan(value):
-            raise InvalidModel(f"evaluate(model) of {self.name} gave NaN, which is no score; it must give a number.")
+        if not isfinite(value):
+            gave = "NaN" if isnan(value) else f"{value:g}"
+            raise InvalidModel(
+                f"evaluate(model) of {self.name} gave {gave}, which is no score; it must give a finite number."
+            )
         return value
 
 

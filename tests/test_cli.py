@@ -400,11 +400,16 @@ def test_what_a_model_file_prints_does_not_mix_with_the_answer(tmp_path: Path) -
 
 
 def test_a_score_of_ones_own(tmp_path: Path) -> None:
-    """evaluate(model) instead of data; a figure that is not finite is null in JSON."""
+    """evaluate(model) instead of data; a figure that is not finite is none."""
     path = tmp_path / "net.py"
-    path.write_text(BARE + "\nhigher_is_better = False\ndef evaluate(model): return float('inf')\n")
+    path.write_text(BARE + "\nhigher_is_better = False\ndef evaluate(model): return 0.25\n")
     found = answer("evaluate", path)
-    assert (found["value"], found["samples"], found["drop_low"]) == (None, None, None)
+    assert (found["value"], found["samples"], found["drop_low"]) == (0.25, None, None)
+    for figure in ("inf", "-inf", "nan"):
+        path.write_text(f"{BARE}\ndef evaluate(model): return float({figure!r})\n")
+        refused = CliRunner().invoke(cli, ["evaluate", str(path), "--json"])
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert "evaluate(model) of net gave" in refused.stderr
 
 
 def test_without_train_data_evaluation_inputs_correct_and_it_is_said(tmp_path: Path) -> None:

@@ -402,8 +402,8 @@ def test_a_score_says_that_answers_are_not_finite(fragile: Workspace) -> None:
 def test_no_rule_accepts_answers_that_are_not_finite(fragile: Workspace, rule: str) -> None:
     wish = {"multiplies": 0.6} if rule in ("aimet_greedy", "uniform") else {"max_drop": 0.9}
     problem = problem_of(fragile, corrected=False, **wish)
-    if rule in ("budget", "aimet_greedy", "uniform"):
-        with pytest.raises(InvalidSearch, match=r"NaN or infinity|no plan was shown"):
+    if rule in ("aimet_greedy", "uniform"):
+        with pytest.raises(InvalidSearch, match="NaN or infinity"):
             list(search(make(rule, {}), problem))
         return
     *_, answer = search(make(rule, {}), problem)

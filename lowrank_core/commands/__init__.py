@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from lowrank_core.commands._outputs import has_outputs, say_not_kept, tried
-from lowrank_core.errors import LowRankError, UnknownModel
+from lowrank_core.errors import MESSAGE_LETTERS, NO_TEXT, LowRankError, UnknownModel, cut
 from lowrank_core.registry import register_all
 from lowrank_core.store.as_json import json_text
 from lowrank_core.store.files import forget_not_kept
@@ -27,11 +27,25 @@ Answer = tuple[dict[str, Any], str]
 """What a command answers: a JSON object, and the same for people to read."""
 
 
+def printable(text: str) -> str:
+    """A text as any terminal takes it: what would act on it, or is half a character, as an escape.
+
+    >>> printable("net\\x1b[2J.py"), printable("caf\\udce9")
+    ('net\\\\x1b[2J.py', 'caf\\\\udce9')
+    """
+    return NO_TEXT.sub(lambda found: found[0] if found[0] in "\n\r\t" else ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """A refusal in one line of at most MESSAGE_LETTERS."""
+    return printable(cut(" ".join(text.split()), MESSAGE_LETTERS))
+
+
 class Refused(click.ClickException):
     """An input that exists but is bad, in one line: exit status 1."""
 
     def __init__(self, error: object) -> None:
-        super().__init__(" ".join(str(error).split()))
+        super().__init__(one_line(str(error)))
 
 
 class NotThere(Refused):
@@ -49,6 +63,14 @@ class Commands(click.Group):
             register_all(__name__, __path__)
         else:
             import_module(f"{__name__}.{name}")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is named; a refusal is one line, however long what was given is."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = one_line(error.message)  # type: ignore[misc]
+            raise
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, None where there is none."""
@@ -104,8 +126,7 @@ def command(function: Callable[..., Answer]) -> click.Command:
             raise Refused(error) from error
         finally:
             say_not_kept()
-        if as_json:
-            text = json_text(document)
+        text = json_text(document) if as_json else printable(text)
         for printed in outputs.printed:
             click.echo(printed, nl=False)
         click.echo(text, err=bool(outputs.printed))

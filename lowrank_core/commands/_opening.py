@@ -38,8 +38,20 @@ CACHE = platformdirs.user_cache_path("rank-explorer")
 """Where factors, measured points and scores are kept, the app's among them."""
 
 
-def opened(ref: str, *, with_data: bool = False, cached: bool = False, outputs: tuple[str, ...] = ()) -> Workspace:
-    """Open a model, and say what a person should know about it; with_data where its figures are asked for."""
+def opened(
+    ref: str,
+    *,
+    with_data: bool = False,
+    cached: bool = False,
+    outputs: tuple[str, ...] = (),
+    plan: Path | None = None,
+) -> Workspace:
+    """Open a model, and say what a person should know about it; with_data where its figures are asked for.
+
+    plan: a file that will be read: one that holds no plan is refused before the model is opened.
+    """
+    if plan is not None:
+        read_plan_file(plan)
     workspace = Workspace.open(ref, _cache() if cached else None, outputs)
     for notice in workspace.notices if with_data else workspace.opened.notices:
         say(notice)
@@ -76,13 +88,22 @@ def points_of(workspace: Workspace) -> Path | None:
     return None if workspace.cache is None else workspace.cache.points
 
 
-def plan_of(workspace: Workspace, path: Path) -> PlanFile:
-    """Read a plan, check it against the model, and warn of ranks that save nothing."""
+def read_plan_file(path: Path) -> PlanFile:
+    """The plan in a file, whatever model it is for; raises InvalidPlan that names the file."""
     try:
         with path.open("rb") as given:
             file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow
         if file.correction:
             Correction.from_dict(file.correction)
+    except InvalidPlan as error:
+        raise InvalidPlan(f"{path}: {error}") from error
+    return file
+
+
+def plan_of(workspace: Workspace, path: Path) -> PlanFile:
+    """Read a plan, check it against the model, and warn of ranks that save nothing."""
+    file = read_plan_file(path)
+    try:
         for warning in check_plan(workspace.profile, file.plan):
             say(f"Note: {warning}.")
     except InvalidPlan as error:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import click
 
+from lowrank_core.commands import Refused
 from lowrank_core.commands._outputs import Input, Output
+from lowrank_core.errors import InvalidSearch, cut
+from lowrank_core.running.parallel import MOST_WORKERS
+from lowrank_core.selection._problem import read_drop
 from lowrank_core.store.kinds import FileKind
 
 
@@ -21,18 +27,62 @@ def writing(*names: str, kind: FileKind | Callable[[dict[str, Any]], FileKind], 
     return click.option(*names, type=Output(kind), **options)
 
 
-MODEL = click.argument("model")
+class Amount(click.ParamType[float]):
+    """A finite number above 0."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; refused where it is out of bounds."""
+        amount = float(click.FLOAT.convert(value, param, ctx))
+        if not 0 < amount < inf:
+            raise Refused(
+                f"--{param.name if param else self.name} must be a finite number above 0, but got {amount:g}."
+            )
+        return amount
+
+
+class Drop(click.ParamType[str]):
+    """A largest drop as text; what it may be of a score is seen where the score is known."""
+
+    name = "drop"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is; refused where it is neither a number nor a percentage."""
+        try:
+            read_drop(value)
+        except InvalidSearch as error:
+            raise Refused(f"--max-drop: {error}") from error
+        return str(value)
+
+
+def _not_empty(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    if not str(value).strip("\x00 "):
+        raise click.BadParameter("it is empty; name a model or a file.", ctx, param)
+    return value
+
+
+def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"(\w+://)?[^/\s]+:\d+\S*|inproc://\S+", value):
+        raise click.BadParameter(f"{cut(value)!r} is no address such as tcp://host:8786.", ctx, param)
+    return value
+
+
+MODEL = click.argument("model", callback=_not_empty)
 PLAN = existing("--plan", required=True, help="Rank plan, a JSON file.")
 CORRECT = click.option(
     "--correct/--no-correct", "corrected", default=True, help="Teach the factors the dense answers first; default on."
 )
 COMPARE = click.option("--compare", is_flag=True, help="Also measure the plan without its correction.")
 MULTIPLIES = click.option(
-    "--multiplies", type=float, help="At most so many; up to 1: a share of the whole dense network."
+    "--multiplies", type=Amount(), help="At most so many; up to 1: a share of the whole dense network."
 )
-BYTES = click.option("--bytes", type=float, help="The same of bytes.")
+BYTES = click.option("--bytes", type=Amount(), help="The same of bytes.")
 MAX_DROP = click.option(
-    "--max-drop", metavar="DROP", help="The largest drop of the score, in its own unit; 0.01 or 1% is one point."
+    "--max-drop",
+    type=Drop(),
+    metavar="DROP",
+    help="The largest drop of the score, in its own unit; 0.01 or 1% is one point.",
 )
 ACCEPT = click.option(
     "--accept-difference",
@@ -50,9 +100,17 @@ CACHED = click.option(
     help="Keep on disk what is computed and measured, and use what earlier runs kept; default on.",
 )
 WORKERS = click.option(
-    "--workers", type=click.IntRange(1), default=1, help="Processes that measure layers; default 1, this one."
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    default=1,
+    help="Processes that measure layers; default 1, this one.",
 )
-DASK = click.option("--dask", metavar="ADDRESS", help="Measure layers on the dask cluster of this scheduler: tcp://...")
+DASK = click.option(
+    "--dask",
+    callback=_address,
+    metavar="ADDRESS",
+    help="Measure layers on the dask cluster of this scheduler: tcp://...",
+)
 OUTPUTS = click.option(
     "--outputs",
     multiple=True,

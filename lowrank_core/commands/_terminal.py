@@ -7,6 +7,7 @@ import time
 
 import click
 
+from lowrank_core.commands import printable
 from lowrank_core.figures import count, drop_text, duration, score_text, share
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.running.progress import Progress
@@ -42,7 +43,7 @@ def say_step(progress: Progress) -> None:
 
 def say(line: str, *, newline: bool = True) -> None:
     """A message or progress, which never mixes with the answer."""
-    click.echo(line, err=True, nl=newline)
+    click.echo(printable(line), err=True, nl=newline)
 
 
 def table(titles: list[str], rows: list[list[str]]) -> str:

@@ -18,7 +18,7 @@ from lowrank_core.plans.cost import Cost, plan_cost
 @PLAN
 def cost(model: str, plan: Path) -> Answer:
     """What the network costs as it is and under a plan, exactly."""
-    workspace = opened(model)
+    workspace = opened(model, plan=plan)
     choices = plan_of(workspace, plan).plan
     dense, compressed = plan_cost(workspace.profile), plan_cost(workspace.profile, choices)
     rows = [["dense", *cost_columns(dense)], ["compressed", *cost_columns(compressed)]]

@@ -40,10 +40,11 @@ def evaluate(
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
     check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     score = measured(workspace, made.model, samples)
     document = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
     document["judged"] = judged_in(workspace)
     text = score_line(score, alone=made.model is workspace.model)
+    document |= {"note": text} if score.not_finite else {}
     return compared(workspace, made, samples, document, text) if compare else (document, text)

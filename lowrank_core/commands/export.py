@@ -15,7 +15,7 @@ from lowrank_core.commands._options import ACCEPT, CACHED, COMPARE, CORRECT, MOD
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import OtherAnswers
-from lowrank_core.exports import EXPORTS, VERDICT_WORDS
+from lowrank_core.exports import EXPORTS, VERDICT_WORDS, check_answers
 from lowrank_core.figures import count
 from lowrank_core.running.scope import scope
 from lowrank_core.store.kinds import EXPORTED
@@ -87,11 +87,12 @@ def exported(
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
     check_compare(compare, plan, checkpoint)
-    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     if storage.told:
         made = made.stored(workspace, storage)
     score = measured(workspace, made.model)
+    check_answers(score, out)
     compressed = replace(made, score=score, accept_difference=accepting)
     try:
         with scope(report=say_step):

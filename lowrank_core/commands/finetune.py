@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from lowrank_core.figures import count
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.running.scope import scope
+from lowrank_core.selection import Rule, check_wishes
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._problem import Problem, problem_of
@@ -117,15 +119,18 @@ def finetune(
     if not distill and loss not in (None, "labels"):
         raise click.UsageError(f"--no-distill learns from the labels alone; leave it out, or --loss {loss}.")
     settings = Settings(loss=loss or ("distill" if distill else "labels"), **options)
-    workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     asked: dict[str, Any] = {"max_drop": max_drop, "multiplies": multiplies, "bytes": bytes}
     wishes = {name: wish for name, wish in asked.items() if wish is not None}
     if (plan is None) != bool(wishes):
         raise click.UsageError("give --plan, or what to search ranks for: --max-drop, --multiplies or --bytes.")
+    finder = make_rule(rule or ("bisection" if "max_drop" in wishes else "budget"), {})
+    if plan is None:
+        check_wishes(finder, wishes)
+    workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
     before = None
     if plan is None:
         problem = problem_of(workspace, lock=lock, folder=points_of(workspace), corrected=corrected, **wishes)
-        candidate = _found(workspace, rule or ("bisection" if "max_drop" in wishes else "budget"), problem)
+        candidate = _found(workspace, finder, problem)
         if settings.from_scratch:
             candidate = Candidate(candidate.plan)
         else:
@@ -137,6 +142,7 @@ def finetune(
         correction = None if made.correction is None else Correction.from_dict(made.correction)
         candidate = Candidate(made.plan, correction)
         before = compressed_score(workspace, candidate)
+    workspace.dense_score()  # a metric that has no value is refused before hours of training
     step, last, folder = None, -5.0, None if workspace.cache is None else workspace.cache.tuning
     if folder is not None:
         tidy(folder)
@@ -187,22 +193,23 @@ def finetune(
     return document, "\n".join(text)
 
 
-def _found(workspace: Workspace, rule: str, problem: Problem) -> Candidate:
+def _found(workspace: Workspace, rule: Rule, problem: Problem) -> Candidate:
     """The plan that a rule answers with, as a candidate, and a line about it."""
     with scope(report=ProgressLine()):
-        *_, last = run_search(make_rule(rule, {}), problem)
+        *_, last = run_search(rule, problem)
     note = f": {last.note}" if last.note else ""
-    say(f"{rule} found ranks for {share_text(workspace, last.cost)}{note}")
+    say(f"{rule.name} found ranks for {share_text(workspace, last.cost)}{note}")
     return last.candidate
 
 
 def _epoch_line(step: RunEpoch) -> str:
     epoch = step.epoch
     learnt = "start" if epoch.train_loss is None else f"loss {epoch.train_loss:.4g}"
+    score = f"score {epoch.validation:.4g}" if isfinite(epoch.validation) else "no score, of which these have none"
     left = "done" if epoch.model is not None else f"{epoch.seconds_left:.0f} s left"
     return (
         f"seed {step.seed}, epoch {epoch.number} of {epoch.epochs}: {learnt}, on samples held back "
-        f"loss {epoch.validation_loss:.4g} and score {epoch.validation:.4g}, best epoch {epoch.best}, {left}"
+        f"loss {epoch.validation_loss:.4g} and {score}, best epoch {epoch.best}, {left}"
     )
 
 

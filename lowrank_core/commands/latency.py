@@ -52,7 +52,7 @@ def latency(
     """
     if plan is None and csv_file is None:
         raise click.UsageError("give --plan, --table or both.")
-    workspace, hears = opened(model, cached=cached), ProgressLine()
+    workspace, hears = opened(model, cached=cached, plan=plan), ProgressLine()
     file = None if plan is None else plan_of(workspace, plan)
     setting = setting_of(workspace, runtime, threads)
     document: dict[str, Any] = {**asdict(setting), "version": runtime_version(runtime), "cpu": cpu_name()}

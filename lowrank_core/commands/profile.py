@@ -12,7 +12,7 @@ from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import judged_in, opened, points_of
 from lowrank_core.commands._options import CACHED, CORRECT, DASK, MODEL, OUTPUTS, WORKERS, writing
 from lowrank_core.commands._outputs import write_text
-from lowrank_core.commands._terminal import ProgressLine, rank_text, table
+from lowrank_core.commands._terminal import ProgressLine, rank_text, say, table
 from lowrank_core.figures import count
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import layer_cost
@@ -68,13 +68,21 @@ def profile(
                 "rank": point.rank,
                 "bytes": cost.bytes,
                 "multiplies": cost.multiplies,
-                "loss_increase": point.loss,
+                "loss_increase": None if point.not_finite else point.loss,
                 "drop": point.drop,
+                **({"not_finite": point.not_finite} if point.not_finite else {}),
             }
         )
         drop = "-" if point.drop is None else f"{point.drop:.4g}"
-        told = [count(cost.bytes, "B"), count(cost.multiplies), f"{point.loss:.3g}", drop]
+        loss = "not finite" if point.not_finite else f"{point.loss:.3g}"
+        told = [count(cost.bytes, "B"), count(cost.multiplies), loss, drop]
         rows.append([point.layer, point.method, rank_text(point.rank), *told])
+    broken = [point for point in points if point.not_finite]
+    if broken:
+        say(
+            f"Note: with {len(broken):,} of {len(points):,} points the network answers with NaN or infinity; they have "
+            "no loss and no drop, and no rule takes them."
+        )
     document = {
         "layers": [{"name": name, "method": method, "points": points} for (name, method), points in by_layer.items()],
         "evaluations": len(points),

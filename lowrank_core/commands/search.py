@@ -23,11 +23,13 @@ from lowrank_core.commands._options import (
     MULTIPLIES,
     OUTPUTS,
     WORKERS,
+    Amount,
     existing,
     writing,
 )
 from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
+from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.latency import LatencyTable
@@ -35,10 +37,10 @@ from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
 from lowrank_core.running.scope import scope
-from lowrank_core.selection import RULES, check_answer
+from lowrank_core.selection import RULES, check_answer, check_wishes
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
-from lowrank_core.selection._problem import problem_of
+from lowrank_core.selection._problem import QUANTITIES, Trial, check_methods, problem_of
 from lowrank_core.store.kinds import PLAN
 
 
@@ -48,7 +50,7 @@ from lowrank_core.store.kinds import PLAN
 @writing("--out", required=True, kind=PLAN, help="File to write the plan to; any name, - for standard output.")
 @MULTIPLIES
 @BYTES
-@click.option("--microseconds", type=float, help="The same of the latency in --latency-table.")
+@click.option("--microseconds", type=Amount(), help="The same of the latency in --latency-table.")
 @existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
 @MAX_DROP
 @click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")
@@ -79,8 +81,12 @@ def search(
     """
     started = time.monotonic()
     chosen = make_rule(rule, _settings(settings))
+    check_wishes(chosen, {name for name in (*QUANTITIES, "max_drop") if wishes[name] is not None})
+    check_methods(wishes["methods"])
+    if wishes["microseconds"] is not None and latency_table is None:
+        raise click.UsageError("--microseconds needs --latency-table, which says how long each layer takes.")
+    table = None if latency_table is None else _table(latency_table)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
-    table = None if latency_table is None else LatencyTable.from_csv(latency_table.read_bytes())
     folder, where = points_of(workspace), Workers(workers, dask)
     problem = problem_of(workspace, latency=table, folder=folder, workers=where, **wishes)
     trials = []
@@ -116,7 +122,7 @@ def search(
         "score": score,
         "judged": judged_in(workspace),
         "note": trials[-1].note,
-        "trials": [{"note": t.note, **asdict(t.cost), "score": t.score} for t in trials],
+        "trials": [{"note": _note(t), **asdict(t.cost), "score": t.score} for t in trials],
         "seconds": time.monotonic() - started,
     }
     note = f"\n{trials[-1].note[:1].upper()}{trials[-1].note[1:]}." if trials[-1].note else ""
@@ -125,6 +131,19 @@ def search(
         f"{share_text(workspace, compressed_cost)}.{note}\n{score_line(score, alone=False)}"
     )
     return document, text
+
+
+def _note(trial: Trial) -> str:
+    """What is said of a trial; of one whose score is null why that is."""
+    broken = score_line(trial.score, alone=False) if trial.score and trial.score.not_finite else ""
+    return "; ".join(filter(None, (trial.note, broken)))
+
+
+def _table(path: Path) -> LatencyTable:
+    try:
+        return LatencyTable.from_csv(path.read_bytes())
+    except LowRankError as error:
+        raise InvalidFile(f"{path}: {error}") from error
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, str]:

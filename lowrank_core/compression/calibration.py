@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lowrank_core.compression.unfold import draw_positions, input_rows, row_chunks
 from lowrank_core.errors import InvalidData, InvalidModel
-from lowrank_core.layers.data import Dataset, call, data_hash, evaluating
+from lowrank_core.layers.data import Dataset, call, data_hash, evaluating, samples_named
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.answers import answers_hash, drawn
 from lowrank_core.networks.profile import Layer, ModelProfile, module_at
@@ -135,6 +135,12 @@ def samples_not_finite(model: nn.Module, profile: ModelProfile, name: str, data:
     return bad
 
 
+def named_not_finite(pool: Dataset) -> str:
+    """Which samples of a set hold NaN or infinity themselves, in parentheses; "" where none does."""
+    bad = pool.not_finite()
+    return f" ({samples_named(bad, len(pool))} that may be drawn)" if bad else ""
+
+
 def with_ones(rows: Tensor) -> Tensor:
     """(..., P, n) -> (..., P, n + 1) with a last column of ones, which turns a Gram matrix into moments and means."""
     return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
@@ -154,11 +160,14 @@ class MomentStore:
         profile: ModelProfile,
         data: Callable[[], Dataset],
         *,
+        pool: Callable[[], Dataset] | None = None,
         limit_bytes: int = MOMENT_BYTES,
         cache: Cache | None = None,
         room: Room | None = None,
     ) -> None:
+        """pool: the samples that `data` is drawn from, whose numbers a refusal names."""
         self._model, self._profile, self._data, self._limit = model, profile, data, limit_bytes
+        self._pool = pool or data
         self._cache = cache
         self._pass: tuple[Layer, ...] = ()
         self._moments = (room or Room(limit_bytes)).part(limit_bytes)
@@ -196,8 +205,8 @@ class MomentStore:
                 bad = samples_not_finite(self._model, self._profile, at, data)
                 raise InvalidData(
                     f"layer {at!r}: what goes into it or comes out is NaN or infinite on {bad:,} of {len(data):,} "
-                    "calibration samples; take these out of train_data() (where there is none, of eval_data()), or use "
-                    "methods that are not data-aware."
+                    f"calibration samples{named_not_finite(self._pool())}; take these out of train_data() (where there "
+                    "is none, of eval_data()), or use methods that are not data-aware."
                 )
         for at, moment in learnt.items():
             self._hold(at, moment)

@@ -27,6 +27,7 @@ from lowrank_core.layers.recurrent import OPS, arguments, build_recurrent, op_of
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
 from lowrank_core.networks.profile import ModelProfile, check_finite, fingerprint, module_at
 from lowrank_core.plans.plan import RankPlan, read_plan
+from lowrank_core.store.as_json import whole_characters
 from lowrank_core.store.torch_file import read_state_dict
 from lowrank_core.version import versions
 
@@ -112,7 +113,8 @@ def write_checkpoint(
         "plan": json.loads(plan_document),
         "provenance": {"versions": versions(), **provenance},
     }
-    save_file(state, path, metadata={KEY: json.dumps(about, sort_keys=True, ensure_ascii=False, allow_nan=False)})
+    told = whole_characters(json.dumps(about, sort_keys=True, ensure_ascii=False, allow_nan=False))
+    save_file(state, path, metadata={KEY: told})
 
 
 _PAD = {"op": "ConstantPad1d", "args": {"padding": [0, 1], "value": 1.0}}

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.compression.apply import apply, chain_at, replacement_stages
-from lowrank_core.compression.calibration import calibration_samples, samples_not_finite
+from lowrank_core.compression.calibration import calibration_samples, named_not_finite, samples_not_finite
 from lowrank_core.compression.dense_pass import DensePass, observe, stored_norms
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.compression.least_squares import NormalEquations
@@ -317,7 +317,11 @@ class Corrector:
         dense = self.dense_pass(correction)
         data = Dataset(dense.inputs, axes=self._pool().axes).pick(slice(0, dense.samples))
         bad = samples_not_finite(self.model, self.profile, name, data)
-        where = f"on {bad:,} of {dense.samples:,} calibration samples" if bad else "once layers before it are factors"
+        where = (
+            f"on {bad:,} of {dense.samples:,} calibration samples{named_not_finite(self._pool())}"
+            if bad
+            else "once layers before it are factors"
+        )
         return (
             f"layer {name!r} cannot be corrected: what goes into it or comes out is NaN or infinite {where}; take such "
             "samples out of train_data() (where there is none, of eval_data()), or go on without the correction."

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lowrank_core.algebra.linalg import MatrixFactorization
 from lowrank_core.compression.apply import apply
-from lowrank_core.errors import Cancelled
+from lowrank_core.errors import Cancelled, few
 from lowrank_core.layers.data import (
     BatchAxes,
     Inputs,
@@ -151,8 +151,7 @@ def _owned(profile: ModelProfile) -> Checked:
     names = [skipped.name for skipped in profile.skipped if skipped.reason == UNOWNED]
     if not names:
         return Checked("owned", True, "every layer that runs is in a module list or a module")
-    few = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return Checked("owned", False, f"{few} run but are found in no module list: {UNOWNED}")
+    return Checked("owned", False, f"{few(names, repr)} run but are found in no module list: {UNOWNED}")
 
 
 def _batch(axes: BatchAxes | None, answers: Outputs, *, random: bool) -> Checked:
@@ -288,8 +287,8 @@ def _full_rank(
     count = len(layers) - len(found)
     text = f"{count} {'layer' if count == 1 else 'layers'} at full rank answer as the dense network" if count else ""
     if alone:
-        few = "; ".join(f"{skipped.name!r} is left alone: {skipped.reason}" for skipped in alone[:3])
-        text = "; ".join(filter(None, (text, few, f"and {len(alone) - 3} more" if len(alone) > 3 else "")))
+        shown = "; ".join(f"{skipped.name!r} is left alone: {skipped.reason}" for skipped in alone[:3])
+        text = "; ".join(filter(None, (text, shown, f"and {len(alone) - 3} more" if len(alone) > 3 else "")))
     return Checked("full rank", not alone, text or "there is no layer that can be compressed"), tuple(found)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lowrank_core.compression.precision import Storage, stored_as
-from lowrank_core.errors import LowRankError, OtherAnswers
+from lowrank_core.errors import InvalidPlan, LowRankError, OtherAnswers
 from lowrank_core.exports._reload import answers_of, batches_for
 from lowrank_core.exports._rounding import (
     LARGEST,
@@ -147,6 +147,7 @@ def reloaded(
     the network's own rounding is looked at, and how far the dense network is apart (`_rounding`).
     Raises OtherAnswers where the file answers otherwise, InvalidFile where it cannot be used.
     """
+    check_answers(compressed.score, path)
     report(Progress("reloading in a fresh process"))
     network, dense, axes = compressed.model, workspace.opened.ref or workspace.model, workspace.opened.axes
     largest = relative = 0.0
@@ -179,6 +180,15 @@ def reloaded(
         f"{f'those of {which!r} ' if which else ''}differ by {largest:.3g} in a batch of {samples}, "
         f"{relative:.2g} of the largest output, and rounding explains {limit:.2g}{scored}{reason}."
     )
+
+
+def check_answers(score: Score | None, path: Path) -> None:
+    """Refuse to write a network that answers with NaN or infinity where the dense one does not; raises InvalidPlan."""
+    if score is not None and score.not_finite:
+        raise InvalidPlan(
+            f"{path} was not written: under this plan the network answers with NaN or infinity on "
+            f"{score.not_finite:,} of {score.samples:,} samples; choose other ranks."
+        )
 
 
 def reference_inputs(workspace: Workspace) -> Inputs:

@@ -24,7 +24,7 @@ Value = Any
 """A Tensor, or integers: a NumPy array of dtype object, of no or one axis."""
 
 LARGEST_FILL = 2**28
-"""Elements that a node may make out of nothing (ConstantOfShape, Tile, Pad, ...)."""
+"""Elements that a node of ONNX may make out of nothing (ConstantOfShape, Tile, Pad, ...), at most."""
 
 _POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _MEAN: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}

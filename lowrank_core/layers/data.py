@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lowrank_core.errors import Cancelled, InvalidData
+from lowrank_core.errors import LISTED, Cancelled, InvalidData, few
 from lowrank_core.running.scope import raise_if_cancelled
 
 Inputs = Any
@@ -103,6 +103,20 @@ class Dataset:
         targets, weights = (None if each is None else each[index] for each in (self.targets, self.weights))
         return replace(self, inputs=inputs, targets=targets, weights=weights)
 
+    def not_finite(self) -> list[int]:
+        """Numbers of the samples whose inputs or targets hold NaN or infinity; minus infinity may be that of a mask.
+
+        >>> Dataset(torch.tensor([[1.0], [torch.nan], [-torch.inf]])).not_finite()
+        [1]
+        """
+        bad = torch.zeros(len(self), dtype=torch.bool)
+        given = list(zip(tensors(self.inputs), (self.axes or first_axes(self.inputs)).inputs, strict=True))
+        for tensor, axis in [*given, *([] if self.targets is None else [(self.targets, 0)])]:
+            if axis is not None and tensor.is_floating_point():
+                unfit = (tensor.isnan() | tensor.isposinf()).movedim(axis, 0)
+                bad |= unfit.reshape(len(unfit), -1).any(1).cpu()
+        return bad.nonzero().flatten().tolist()
+
     def unlabelled(self) -> Dataset:
         """The same samples without targets and weights."""
         return replace(self, targets=None, weights=None)
@@ -116,6 +130,20 @@ class Dataset:
         """These samples in an order that depends on the seed alone, so that any leading part is a fair subset."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.pick(order)
+
+
+def samples_named(numbers: Sequence[int], total: int) -> str:
+    """Some samples of a set in words, by their numbers from 0 on.
+
+    >>> samples_named([3, 17, 40], 600), samples_named([2], 9)
+    ('samples 3, 17 and 40 of 600', 'sample 2 of 9')
+    """
+    shown = few(numbers) if len(numbers) > LISTED else " and ".join(filter(None, _but_last(list(map(str, numbers)))))
+    return f"sample{'s' * (len(numbers) > 1)} {shown} of {total:,}"
+
+
+def _but_last(names: list[str]) -> tuple[str, str]:
+    return ", ".join(names[:-1]), names[-1]
 
 
 def tensors(value: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.scoring.judging import Judged
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._contract import FUNCTIONS
-from lowrank_core.sources._opened import COMPARED, more_notice, of_one_class, sorted_by_class
+from lowrank_core.sources._opened import COMPARED, more_notice, not_finite_notice, of_one_class, sorted_by_class
 from lowrank_core.workspace import Workspace
 
 SAMPLES = 1000
@@ -88,6 +88,8 @@ def check(workspace: Workspace) -> Report:
             run(opened.model, dataset.pick(slice(0, 1)), source=source)
             if dataset.more:
                 notices.append(more_notice("evaluation" if source == "eval_data" else "training", dataset))
+            if bad := not_finite_notice(f"{source}()", dataset):
+                notices.append(bad)
             if of_one_class(dataset):
                 notices.append("The labels are all alike: a network that always answers the same is always right.")
             if sorted_by_class(dataset):

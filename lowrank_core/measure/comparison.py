@@ -79,7 +79,8 @@ def compare(workspace: Workspace, candidate: Candidate) -> Comparison:
     answers: list[Tensor] = []
     score = final_score(_scores(workspace, model, answers))
     workspace.scores[candidate] = score
-    classes, flips = _disagreements(workspace, torch.cat(answers)) if answers else ((), ())
+    told = answers and not score.not_finite  # the largest of NaN is none
+    classes, flips = _disagreements(workspace, torch.cat(answers)) if told else ((), ())
     lost = sum(flip.dense == flip.target for flip in flips)
     won = sum(flip.compressed == flip.target for flip in flips)
     shown = flips[:MOST_FLIPS]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.attention import PROJECTIONS
 from lowrank_core.layers.computed import kind_of
 from lowrank_core.layers.data import BatchAxes, Inputs
@@ -28,6 +29,7 @@ from lowrank_core.networks.obstacles import (
     why_not_a_map,
 )
 from lowrank_core.networks.profile import (
+    MOST_LAYERS,
     Layer,
     ModelProfile,
     Rest,
@@ -84,6 +86,11 @@ def discover(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) ->
                 layers.append(network.layer(group))
     skipped += [Skipped(n, kind_of(m).__name__, UNOWNED) for m, n in strangers.items() if m in watched.calls]
     order = {module: position for position, module in enumerate(watched.calls)}
+    if len(layers) > MOST_LAYERS:
+        raise InvalidModel(
+            f"this network has {len(layers):,} layers that can be compressed, at most {MOST_LAYERS:,} are taken; open "
+            "a part of it."
+        )
     layers.sort(key=lambda layer: order[module_at(model, layer.module)])
     return ModelProfile(
         fingerprint=fingerprint(model),

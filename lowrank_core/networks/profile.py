@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import NO_TEXT, InvalidModel, few
 from lowrank_core.layers.computed import effective, kind_of
 from lowrank_core.layers.spec import LayerSpec, Size
 from lowrank_core.methods import METHODS, Method
@@ -160,20 +160,41 @@ def fingerprint(model: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+MOST_LAYERS = 20_000
+"""Layers of a network, or of a plan, at most."""
+
+LONGEST_NAME = 1_000
+"""Letters in the name of a layer or tensor, at most."""
+
+
+def name_fault(name: str) -> str | None:
+    """Why a name of a layer or tensor cannot be used, in words that follow it; None where it can.
+
+    >>> name_fault("encoder.0.weight")
+    >>> name_fault("a\\nb")
+    'holds characters that are no text; give it another name'
+    """
+    if len(name) > LONGEST_NAME:
+        return f"has {len(name):,} letters, at most {LONGEST_NAME:,} are taken; give it a shorter one"
+    if NO_TEXT.search(name):
+        return "holds characters that are no text; give it another name"
+    return None
+
+
 def check_finite(model: nn.Module) -> None:
     """Raise InvalidModel naming every parameter that holds NaN or Inf; a buffer may hold Inf, as attention masks do."""
     lazy = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]
     if lazy:
-        shown = ", ".join(map(repr, lazy[:5]))
+        shown = few(lazy, repr)
         raise InvalidModel(f"{shown} have no shape yet; run the model once before it is handed over.")
     meta = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     if meta:
-        shown = ", ".join(map(repr, meta[:5])) + (f" and {len(meta) - 5} more" if len(meta) > 5 else "")
+        shown = few(meta, repr)
         raise InvalidModel(f"{shown} lie on the meta device, without values; load the weights first.")
     bad = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
     bad += [name for name, value in model.named_buffers() if torch.isnan(value).any()]
     if bad:
-        shown = ", ".join(map(repr, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        shown = few(bad, repr)
         raise InvalidModel(
             f"weights must be finite, but {shown} hold NaN or Inf; train again or repair the checkpoint."
         )

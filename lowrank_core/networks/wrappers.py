@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidModel, cut
+from lowrank_core.networks.profile import name_fault
+
+DEEPEST = 150
+"""Modules inside one another, at most: each takes frames of Python's stack when the network is called."""
 
 
 def unwrapped(model: Any) -> Any:
@@ -25,14 +29,11 @@ def unwrapped(model: Any) -> Any:
 def made_plain(model: nn.Module) -> nn.Module:
     """The network, in place, without what compiles it, and with ordinary tensors for those of inference mode.
 
-    Compiled, it would be compiled anew for every copy. Raises InvalidModel for a module that holds itself and for
-    sparse weights.
+    Compiled, it would be compiled anew for every copy. Raises InvalidModel for a module that holds itself or lies too
+    deep, for names that cannot be used, and for sparse weights.
     """
     model = unwrapped(model)
-    if (loop := _holds_itself(model)) is not None:
-        raise InvalidModel(
-            f"the module at {loop!r} is one of those that hold it, so the network has no end; take it out of itself."
-        )
+    check_tree(model)
     ordinary: dict[int, Tensor] = {}
     for module in list(model.modules()):
         if module._compiled_call_impl is not None:
@@ -60,8 +61,11 @@ def _ordinary(value: Tensor) -> Tensor:
     return nn.Parameter(clone, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else clone
 
 
-def _holds_itself(model: nn.Module) -> str | None:
-    """The name under which a module lies inside itself; None where none does."""
+def check_tree(model: nn.Module) -> None:
+    """Raise InvalidModel for modules that hold themselves or lie too deep, and for names that cannot be used.
+
+    Walked by hand, since PyTorch's own walks call themselves.
+    """
     done: set[nn.Module] = set()
     around: set[nn.Module] = set()
     todo: list[tuple[nn.Module, str, bool]] = [(model, "", False)]
@@ -70,11 +74,29 @@ def _holds_itself(model: nn.Module) -> str | None:
         if left:
             around.discard(module)
         elif module in around:
-            return name
+            raise InvalidModel(
+                f"the module at {cut(name)!r} is one of those that hold it, so the network has no end; take it out of "
+                "itself."
+            )
         elif module not in done:
+            if len(around) > DEEPEST:
+                raise InvalidModel(
+                    f"the modules of this network lie deeper than {DEEPEST} inside one another, and calling them would "
+                    f"use up Python's stack ({cut(name)!r}); hold them in a list, or put several into one."
+                )
             done.add(module)
             around.add(module)
             todo.append((module, name, True))
-            inside = [(leaf, child) for leaf, child in module._modules.items() if child is not None]
-            todo += [(child, f"{name}.{leaf}".removeprefix("."), False) for leaf, child in inside]
+            for leaf in (*module._modules, *module._parameters, *module._buffers):
+                if fault := leaf_fault(leaf) or name_fault(f"{name}.{leaf}"):
+                    inside = f" inside {cut(name)!r}" if name else ""
+                    raise InvalidModel(f"the name {cut(leaf)!r} of a module or tensor{inside} {fault}.")
+            children = [(leaf, child) for leaf, child in module._modules.items() if child is not None]
+            todo += [(child, f"{name}.{leaf}".removeprefix("."), False) for leaf, child in children]
+
+
+def leaf_fault(leaf: object) -> str | None:
+    """Why a module or parameter cannot be found again under this name inside another one; None where it can."""
+    if not isinstance(leaf, str) or not leaf or "." in leaf:
+        return "must be a text without dots: what lies inside what is told by dots; give it another name"
     return None

@@ -12,6 +12,15 @@ from lowrank_core.errors import InvalidPlan
 SAMPLES = 256
 """Calibration uses at most this many samples; more change nothing that can be measured (see benchmarks/quality.py)."""
 
+MOST_SAMPLES = 1_000_000
+"""Calibration samples that a plan may ask for, at most."""
+
+LARGEST_SEED = 2**63 - 1
+"""Seed of the order of calibration samples in a plan, at most: what PyTorch's generators take."""
+
+LARGEST_RIDGE = 1e6
+"""Ridge of the correction in a plan, at most, relative to features of variance 1."""
+
 Kind = Literal["least_squares", "batchnorm", "bias"]
 
 
@@ -48,7 +57,7 @@ class Correction:
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True):
     kind: Kind
-    samples: Annotated[int, msgspec.Meta(ge=1)]
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
-    ridge: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
+    samples: Annotated[int, msgspec.Meta(ge=1, le=MOST_SAMPLES)]
+    seed: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_SEED)] = 0
+    ridge: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_RIDGE)] = 1e-3
     data: str = ""

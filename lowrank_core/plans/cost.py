@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import product
 from math import prod
 
-from lowrank_core.errors import InvalidPlan
+from lowrank_core.errors import LISTED, InvalidPlan, cut, few
 from lowrank_core.layers.spec import LayerSpec, Rank, chain_additions, chain_multiplies, sharing
 from lowrank_core.methods import METHODS, Method
 from lowrank_core.networks.profile import Layer, ModelProfile
@@ -173,7 +173,10 @@ def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> li
 
 
 def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:
-    """Raise InvalidPlan with every fault at once; return warnings about ranks that save nothing."""
+    """Raise InvalidPlan with the first faults at once and how many more there are; return warnings.
+
+    A warning is a layer whose rank saves nothing; of these, too, the first and how many more there are.
+    """
     if plan.fingerprint != profile.fingerprint:
         raise InvalidPlan(
             f"the plan was made for the model {plan.fingerprint[:19]}..., but this model is "
@@ -185,27 +188,35 @@ def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:
         skipped |= {
             other.name: f"it shares the weight of {layer.name!r}, which stands for both" for other in layer.tied
         }
-    faults, warnings = [], []
+    unknown = [name for name, _ in plan.choices if name not in layers and name not in skipped]
+    faults = [_unknown(layers, name) for name in unknown[:LISTED]] + [""] * len(unknown[LISTED:])
+    warnings = []
     for name, choice in plan.choices:
-        fault = _fault(layers, skipped, name, choice)
-        if fault:
+        if name not in layers and name not in skipped:
+            continue
+        if fault := _fault(layers, skipped, name, choice):
             faults.append(fault)
             continue
         chosen, dense = layer_cost(layers[name], choice), dense_cost(layers[name])
         if chosen.bytes >= dense.bytes and chosen.multiplies >= dense.multiplies:
             warnings.append(f"layer {name!r}: rank {list(choice.rank)} saves neither bytes nor multiplies")
     if faults:
-        raise InvalidPlan("; ".join(faults) + ".")
+        more = f"; and {len(faults) - LISTED:,} more faults" if len(faults) > LISTED else ""
+        raise InvalidPlan(f"{'; '.join(faults[:LISTED])}{more}.")
+    if len(warnings) > LISTED:
+        return (*warnings[:LISTED], f"so do {len(warnings) - LISTED:,} more layers")
     return tuple(warnings)
+
+
+def _unknown(layers: dict[str, Layer], name: str) -> str:
+    near = difflib.get_close_matches(cut(name), layers, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the layers are {few(list(layers))}"
+    return f"the model has no layer {cut(name)!r}; {hint}"
 
 
 def _fault(layers: dict[str, Layer], skipped: dict[str, str], name: str, choice: Choice) -> str | None:
     if name in skipped:
         return f"layer {name!r} cannot be compressed ({skipped[name]}); leave it out of the plan"
-    if name not in layers:
-        near = difflib.get_close_matches(name, layers, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(list(layers)[:8])}"
-        return f"the model has no layer {name!r}; {hint}"
     spec = layers[name].spec
     if choice.method not in METHODS:
         return f"layer {name!r}: unknown method {choice.method!r}; choose one of {', '.join(METHODS)}"

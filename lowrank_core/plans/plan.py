@@ -13,6 +13,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from lowrank_core.errors import InvalidPlan
+from lowrank_core.networks.profile import MOST_LAYERS
+from lowrank_core.store.as_json import whole_characters
 from lowrank_core.version import versions
 
 FORMAT = "lowrank-plan"
@@ -81,7 +83,7 @@ class RankPlan:
         }
         if correction is not UNSET:
             document["correction"] = correction
-        return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return whole_characters(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> RankPlan:
@@ -131,6 +133,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
 
 
 LARGEST_BYTES = 16 * 10**6
+"""Bytes of a plan file, at most."""
 
 
 def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -182,6 +185,8 @@ def read_plan(text: str | bytes) -> PlanFile:
         ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidPlan(f"not a valid plan file: {error or type(error).__name__}. Export it again.") from error
+    if len(document.layers) > MOST_LAYERS:
+        raise InvalidPlan(f"a plan has at most {MOST_LAYERS:,} layers, but this has {len(document.layers):,}.")
     choices = {name: _choice(raw, name, bytes(found)) for name, found in document.layers.items()}
     return PlanFile(
         RankPlan.of(document.model.fingerprint, choices),

@@ -35,6 +35,11 @@ class NoiseTable:
     rough: float
 
 
+DROWNED = 1e4
+"""What stands for a change, in variances of the outputs, that is none because answers are NaN or infinite: noise so
+large that nothing is left of them, beyond the last row of every table."""
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """What compressing one layer alone does to the network's outputs.
@@ -42,6 +47,8 @@ class Point:
     error: closed-form squared relative error of the weight; change: mean squared change of the outputs.
     loss: the divergence of the predicted classes from the dense network's in nats, of other outputs the squared change
     relative to their variance. drop: of the metric, where the samples have labels.
+    not_finite: samples whose answers hold NaN or infinity where the dense network's do not. Then there is no drop, and
+    change and loss are DROWNED, which no prediction takes for good.
     """
 
     layer: str
@@ -51,6 +58,7 @@ class Point:
     change: float
     loss: float = 0.0
     drop: float | None = None
+    not_finite: int = 0
 
 
 @dataclass(frozen=True, slots=True)

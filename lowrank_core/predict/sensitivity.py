@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.correct import load_overlay
+from lowrank_core.errors import InvalidData
 from lowrank_core.layers.data import Dataset, Outputs, data_hash, joined, run
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.predict.prediction import Point, closed_form_error
+from lowrank_core.predict.prediction import DROWNED, Point, closed_form_error
 from lowrank_core.running.parallel import HERE, Workers, map_elsewhere
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report, scope, under
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.prefix import PrefixStore
-from lowrank_core.scoring.scores import output_scores, worst
+from lowrank_core.scoring.scores import no_number, not_finite, output_scores, worst
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.key import NetworkKey, named
 from lowrank_core.store.lines import append_line, read_lines
@@ -126,10 +129,14 @@ def _points(
         forward = ground.store.runner(compressed, len(ground.data), record=[number[name]])
         outputs = joined(forward(part, at) for part, at in ground.parts)
         error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
+        report(_far(done, len(todo), pace))
+        if broken := _broken(outputs, dense):
+            unit = float(next(iter(dense.values())).double().var(correction=0)) or 1.0
+            yield Point(name, choice.method, choice.rank, error, DROWNED * unit, DROWNED, None, broken)
+            continue
         squares = change_of(outputs, dense)
         loss = divergence(workspace.metric, outputs, dense)
         drop = _drop(workspace.metric, outputs, dense, ground.data)
-        report(_far(done, len(todo), pace))
         yield Point(name, choice.method, choice.rank, error, squares, loss, drop)
 
 
@@ -255,11 +262,19 @@ def _divergence(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
     return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(axis).mean()))
 
 
+def _broken(outputs: Outputs, dense: Outputs) -> int:
+    """How many samples have answers that hold NaN or infinity where the dense network's do not."""
+    return int(torch.stack([not_finite(outputs[name], theirs) for name, theirs in dense.items()]).any(0).sum())
+
+
 def _drop(metric: Metric, outputs: Outputs, dense: Outputs, data: Dataset) -> float | None:
-    """How much worse the metric is than the dense network's; None without labels."""
+    """How much worse the metric is than the dense network's; None without labels. Raises InvalidData for no number."""
     if data.targets is None:
         return None
-    return worst(output_scores(metric, outputs, dense, data.targets, data.weights)).drop
+    score = worst(output_scores(metric, outputs, dense, data.targets, data.weights))
+    if not isfinite(score.drop):
+        raise InvalidData(no_number(metric, score.drop if isfinite(score.value) else score.value, data))
+    return score.drop
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------
@@ -291,7 +306,8 @@ class PointFile:
 
     def load(self) -> tuple[Point, ...]:
         """Every stored point, each once; what is damaged counts as missing."""
-        stored = (point for point in read_lines(self.path, Point) if point.method in METHODS)
+        read = read_lines(self.path, Point)
+        stored = (p for p in read if p.method in METHODS and isfinite(p.change) and isfinite(p.drop or 0.0))
         return tuple({(p.layer, p.method, p.rank): p for p in stored}.values())
 
     def add(self, point: Point) -> None:

@@ -35,6 +35,10 @@ ATTEMPTS = 3
 """How often all processes may be lost before the work is given up."""
 
 
+MOST_WORKERS = 256
+"""Processes of this machine that work is shared out to, at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workers:
     """Where work is done: in so many processes of this machine (1: here), or by the dask scheduler at an address.

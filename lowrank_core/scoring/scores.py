@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf, isnan, nan
+from math import inf, isfinite, isnan, nan
 from typing import TypeVar
 from warnings import warn
 
@@ -168,8 +168,9 @@ class Reference:
                 target = self.metric.targets_of(dense[name], part.targets)
                 tally.add(dense[name], dense[name], target, part.weights)
         scores = {name: tally.dense() for name, tally in tallies.items()}
-        if any(map(isnan, scores.values())):
-            raise InvalidData(_no_number(self.metric, self.dataset.pick(slice(0, seen))))
+        for value in scores.values():
+            if not isfinite(value):
+                raise InvalidData(no_number(self.metric, value, self.dataset.pick(slice(0, seen))))
         return scores
 
     def dense_not_finite(self, samples: int | None = None) -> int:
@@ -287,22 +288,26 @@ def _scores(
         if metric.per_sample is not None or seen >= due or seen == total:
             due = 2 * seen
             score = _of_all({name: tally.score(tolerance) for name, tally in tallies.items()})
-            if not (isnan(score.value) or isnan(score.drop)):
+            if isfinite(score.value) and isfinite(score.drop):
                 yield score
             elif seen == total:
-                raise InvalidData(_no_number(metric, reference.dataset.pick(slice(0, total))))
+                worse = score.dense if isfinite(score.value) else score.value
+                raise InvalidData(no_number(metric, worse, reference.dataset.pick(slice(0, total))))
             if score.within is not None:
                 return
 
 
-def _no_number(metric: Metric, data: Dataset) -> str:
-    """What to say where a metric is NaN: with what, and why that may be."""
+def no_number(metric: Metric, value: float, data: Dataset) -> str:
+    """What to say where a metric is NaN or infinite on some samples: with what, and why that may be."""
     targets, labels = data.targets, ""
     if targets is not None and not metric.label_free and len(data) > 1 and bool((targets == targets[:1]).all()):
         labels = f", whose labels are all alike ({targets.reshape(-1)[0].item():g})"
     samples = "one sample" if len(data) == 1 else f"{len(data):,} samples"
+    if bad := data.not_finite():
+        labels += f", of which {len(bad):,} hold NaN or infinity"
+    what = "not a number" if isnan(value) else "infinite"
     return (
-        f"the metric {metric.name!r} is not a number on {samples}{labels}: it has no value there, or the network's "
+        f"the metric {metric.name!r} is {what} on {samples}{labels}: it has no value there, or the network's "
         "outputs are not finite. Give samples on which it has one, or name another metric."
     )
 

@@ -6,8 +6,9 @@ can draw its form. `search(rule, problem)` yields trials as they are made; the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
+from math import isfinite
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from lowrank_core.errors import InvalidSearch
@@ -72,11 +73,12 @@ def make(name: str, settings: dict[str, str]) -> Rule:
 def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
     """Ask a rule; the last trial is the answer, measured and within every budget.
 
-    Raises InvalidSearch where nothing can be found, Cancelled.
+    Raises InvalidSearch where nothing can be found, InvalidData where the metric has no value, Cancelled.
     """
     if not problem.methods:
         problem = replace(problem, methods=rule.methods)
     _check(rule, problem)
+    problem.workspace.dense_score(problem.samples)  # a metric that has no value is refused before anything is tried
     last = None
     for last in rule.search(problem):
         yield last
@@ -92,24 +94,28 @@ def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
 
 def check_answer(score: Score | None) -> None:
     """Refuse what a search has found where it answers with NaN or infinity; raises InvalidSearch."""
-    if score is not None and score.not_finite:
+    if score is not None and not isfinite(score.drop):
         raise InvalidSearch(
             f"the plan that was found answers with NaN or infinity on {score.not_finite:,} of {score.samples:,} "
             "samples, so it is not accepted; ask for less, lock the layer that does it, or use another rule."
         )
 
 
-def _check(rule: Rule, problem: Problem) -> None:
-    """Refuse a problem that a rule cannot answer, before anything is measured; raises InvalidSearch."""
-    wishes: set[Wish] = {"budget"} if problem.budgets else set()
-    wishes |= {"max_drop"} if problem.max_drop is not None else set()
-    wishes = wishes or {"nothing"}
+def check_wishes(rule: Rule, asked: Iterable[str]) -> None:
+    """Refuse what a rule cannot be asked for: names of quantities, and "max_drop"; raises InvalidSearch."""
+    wishes: set[Wish] = {"max_drop" if name == "max_drop" else "budget" for name in asked} or {"nothing"}
     if not wishes <= rule.serves:
         words = {"budget": "a budget", "max_drop": "a largest drop", "nothing": "its own settings alone"}
         raise InvalidSearch(
             f"{rule.label} works from {' or '.join(words[w] for w in sorted(rule.serves))}, but was asked with "
             f"{' and '.join(words[w] for w in sorted(wishes))}."
         )
+
+
+def _check(rule: Rule, problem: Problem) -> None:
+    """Refuse a problem that a rule cannot answer, before anything is measured; raises InvalidSearch."""
+    wished = [quantity for quantity, _ in problem.budgets]
+    check_wishes(rule, wished if problem.max_drop is None else [*wished, "max_drop"])
     if not problem.layers:
         locked = " that is not locked" if problem.locked else ""
         raise InvalidSearch(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lowrank_core.compression.correct import load_overlay
-from lowrank_core.errors import InvalidSearch
+from lowrank_core.errors import InvalidSearch, cut, few
 from lowrank_core.layers.spec import Rank
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger, score_key
@@ -41,6 +41,9 @@ BEYOND = 1e9
 
 
 Quantity = Literal["multiplies", "bytes", "microseconds"]
+
+
+QUANTITIES: tuple[Quantity, ...] = ("multiplies", "bytes", "microseconds")
 
 
 Wish = Literal["budget", "max_drop", "nothing"]
@@ -229,14 +232,12 @@ def problem_of(
     for quantity, limit in limits:
         if limit is None:
             continue
-        if not limit > 0:
-            raise InvalidSearch(f"a budget of {quantity} must be above 0, but got {limit:g}.")
+        if not 0 < limit < inf:
+            raise InvalidSearch(f"a budget of {quantity} must be a finite number above 0, but got {limit:g}.")
         if quantity == "microseconds" and not problem.latency.layers:
             raise InvalidSearch("a budget of microseconds needs a latency table; give one, or another budget.")
         budgets.append((quantity, limit * problem.amount(quantity) if limit <= 1 else limit))
-    unknown = [m for m in problem.methods if m not in METHODS]
-    if unknown:
-        raise InvalidSearch(f"unknown method {unknown[0]!r}; choose among {', '.join(METHODS)}.")
+    check_methods(problem.methods)
     ledger = Ledger() if folder is None else Ledger.of(workspace, folder)
     return replace(problem, budgets=tuple(budgets), locked=_locked(workspace, lock), ledger=ledger)
 
@@ -246,16 +247,8 @@ def largest_drop(workspace: Workspace, wish: float | str) -> float:
 
     Raises InvalidSearch for what is no drop, for a percentage of a score that is no share, and for all of a share.
     """
+    drop, percent = read_drop(wish)
     text = str(wish).strip()
-    percent = text.endswith("%")
-    try:
-        drop = float(text.removesuffix("%")) / (100 if percent else 1)
-    except ValueError as error:
-        raise InvalidSearch(
-            f"the largest drop must be a number or a percentage such as 1%, but got {text!r}."
-        ) from error
-    if not 0 <= drop < inf:
-        raise InvalidSearch(f"the largest drop must be 0 or more, but got {text}.")
     share = workspace.opened.evaluate is None and workspace.metric.share
     if percent and not share:
         raise InvalidSearch(
@@ -271,13 +264,39 @@ def largest_drop(workspace: Workspace, wish: float | str) -> float:
     return drop
 
 
+def read_drop(wish: float | str) -> tuple[float, bool]:
+    """(largest drop, whether it is a percentage) as people state it; raises InvalidSearch for what is no drop.
+
+    >>> read_drop("2%"), read_drop(0.5)
+    ((0.02, True), (0.5, False))
+    """
+    text = str(wish).strip()
+    percent = text.endswith("%")
+    try:
+        drop = float(text.removesuffix("%")) / (100 if percent else 1)
+    except ValueError as error:
+        raise InvalidSearch(
+            f"the largest drop must be a number or a percentage such as 1%, but got {cut(text)!r}."
+        ) from error
+    if not 0 <= drop < inf:
+        raise InvalidSearch(f"the largest drop must be 0 or more, but got {text}.")
+    return drop, percent
+
+
+def check_methods(names: Iterable[str]) -> None:
+    """Raise InvalidSearch for a method that nothing goes by."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise InvalidSearch(f"unknown method {cut(unknown[0])!r}; choose among {', '.join(METHODS)}.")
+
+
 def _locked(workspace: Workspace, patterns: Iterable[str]) -> frozenset[str]:
     names = [layer.name for layer in workspace.profile.layers]
     locked: set[str] = set()
     for pattern in patterns:
         hits = [n for n in names if (fnmatchcase(n, pattern) if "*" in pattern else n == pattern)]
         if not hits:
-            raise InvalidSearch(f"no layer goes by {pattern!r}, so none is locked; the layers are {', '.join(names)}.")
+            raise InvalidSearch(f"no layer goes by {cut(pattern)!r}, so none is locked; the layers are {few(names)}.")
         locked.update(hits)
     return frozenset(locked)
 

@@ -26,7 +26,7 @@ from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
 from lowrank_core.selection import register
 from lowrank_core.selection._ladders import Tally, lost_text, saved_text
-from lowrank_core.selection._problem import Problem, Trial, Wish, largest
+from lowrank_core.selection._problem import BEYOND, Problem, Trial, Wish, largest
 from lowrank_core.selection._settings import check_settings
 
 GRID = 8
@@ -169,4 +169,6 @@ def _grid(ranks: tuple[Rank, ...]) -> tuple[Rank, ...]:
 
 
 def _loss(score: Score, value: float) -> float:
+    if score.not_finite and value != score.dense:
+        return BEYOND
     return -value if score.higher_is_better else value

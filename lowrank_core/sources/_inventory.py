@@ -122,7 +122,8 @@ def take_stock(weights: Weights, cache: Cache | None = None) -> Inventory:
         taken[name] = tensor
     inside = biases | {tensor.name for tensor in taken.values()}
     buffers = {name for name in by_name if name.rpartition(".")[2] in _BUFFERS}
-    outside = [tensor for name, tensor in by_name.items() if name not in inside | buffers]
+    placed = inside | buffers
+    outside = [tensor for name, tensor in by_name.items() if name not in placed]
     notices = list(weights.notices)
     if any(layer.spec.table for layer in layers):
         notices.append(TOLD_BY_NAME)

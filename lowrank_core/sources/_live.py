@@ -13,7 +13,7 @@ from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import BatchAxes
 from lowrank_core.networks.batch_axes import batch_axes
-from lowrank_core.networks.wrappers import unwrapped
+from lowrank_core.networks.wrappers import check_tree, unwrapped
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.sources._contract import ModelContract, dataset_of
 
@@ -81,6 +81,7 @@ def _copy(model: Any) -> Any:
     """A copy of a module; what is none is given back, to be refused."""
     if not isinstance(model, nn.Module):
         return model
+    check_tree(model)
     try:
         return copied(model)
     except Exception as error:  # whatever an attribute of a module says that cannot be copied

@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ class Neighbourhood:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        self.package = PREFIX + hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
+        self.package = PREFIX + hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
         self.folders = [str(self.path.parent)]
         self.code: dict[Path, str] = {}
         self.namespace = {**vars(builtins), "__import__": self._import}

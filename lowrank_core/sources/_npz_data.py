@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_core.errors import InvalidData
+from lowrank_core.errors import InvalidData, few
 from lowrank_core.layers.data import Dataset, Inputs
 from lowrank_core.sources._opened import as_dataset
 
 GROWTH = 100
-"""A compressed archive may be so many times as large in memory: more is a bomb, or wants numpy.savez."""
+"""Times a compressed `.npz` may be as large in memory as it is as a file, at most: more is a bomb."""
 
 KEYS = (
     "inputs (or one array per input, by its name), targets, weights, the three with train_ before, metric and outputs"
@@ -59,7 +59,7 @@ def read_npz(path: Path, names: Sequence[str] = ()) -> NpzData:
         elif given:
             raise InvalidData(f"{path} holds {' and '.join(given)}, but no {prefix}inputs; save both.")
     if arrays or "" not in sets:
-        strange = f"it has {', '.join(sorted(arrays)[:5])} besides" if arrays else "it has no inputs"
+        strange = f"it has {few(sorted(arrays))} besides" if arrays else "it has no inputs"
         raise InvalidData(f"{path} must hold {KEYS}, but {strange}.")
     return NpzData(sets[""], sets.get("train_"), None if metric is None else str(metric), outputs)
 
@@ -87,8 +87,11 @@ def _texts(array: np.ndarray | None, path: Path) -> tuple[str, ...]:
 
 
 def _tensor(array: np.ndarray, name: str, path: Path) -> Tensor:
-    if array.dtype.kind not in "biuf" or array.ndim == 0:
-        raise InvalidData(f"{path}: {name} must be an array of numbers, (N, ...), but is {array.dtype} {array.shape}.")
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or array.ndim == 0:
+        raise InvalidData(
+            f"{path}: {name} must be an array of whole numbers or of floats of at most 64 bits, (N, ...), but is "
+            f"{array.dtype} {array.shape}."
+        )
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         array = array.astype(np.int64)
     return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))

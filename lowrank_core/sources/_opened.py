@@ -14,14 +14,17 @@ from torch.utils import data
 from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidData
-from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, tensors
+from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, samples_named, tensors
 from lowrank_core.scoring.metrics import Metric
 
 COMPARED = "how outputs compare with the dense ones"
 """What the score is of a network without labels, in a notice, until it is known what its outputs are."""
 
-MOST_SAMPLES, MOST_BYTES = 1_000_000, 2 * 10**9
-"""Batches are read until there is so much of them; some give batches for ever."""
+MOST_SAMPLES = 1_000_000
+"""Samples of `eval_data` or `train_data` that are read from batches, at most; some give batches for ever."""
+
+MOST_BYTES = 2 * 10**9
+"""Bytes of such samples, at most; the batch that reaches either is the last."""
 
 BATCH = 256
 """Samples of a `Dataset` of PyTorch that are put together at once."""
@@ -203,6 +206,15 @@ def more_notice(kind: str, dataset: Dataset) -> str:
         f"There are more {kind} samples than are read: the first {len(dataset):,}, "
         f"at most {MOST_SAMPLES:,} samples and {MOST_BYTES / 1e9:g} GB."
     )
+
+
+def not_finite_notice(where: str, dataset: Dataset) -> str:
+    """What to say of samples that hold NaN or infinity; "" where none does. where: 'eval_data()'."""
+    bad = dataset.not_finite()
+    if not bad:
+        return ""
+    holds = "holds" if len(bad) == 1 else "hold"
+    return f"{where}: {samples_named(bad, len(dataset))} {holds} NaN or infinity; no answer to them counts as right."
 
 
 def sorted_by_class(dataset: Dataset) -> bool:

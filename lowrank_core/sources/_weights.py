@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 from lowrank_core.algebra.gram import row_blocks
+from lowrank_core.errors import InvalidFile, cut
+from lowrank_core.networks.profile import name_fault
+
+MOST_TENSORS = 100_000
+"""Tensors in the weights of a model, at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,13 +40,26 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
-    """What a file of weights alone tells: no structure, so nothing can be run, compressed or exported."""
+    """What a file of weights alone tells: no structure, so nothing can be run, compressed or exported.
+
+    Raises InvalidFile for more than MOST_TENSORS, and for names that cannot be shown or kept.
+    """
 
     ref: str
     name: str
     description: str
     tensors: tuple[StoredTensor, ...]
     notices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.tensors) > MOST_TENSORS:
+            raise InvalidFile(
+                f"{self.ref} holds {len(self.tensors):,} tensors, at most {MOST_TENSORS:,} are taken; give a part of "
+                "them."
+            )
+        for tensor in self.tensors:
+            if fault := name_fault(tensor.name):
+                raise InvalidFile(f"{self.ref}: the name {cut(tensor.name)!r} of a tensor {fault}.")
 
     @property
     def bytes(self) -> int:

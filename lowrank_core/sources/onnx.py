@@ -26,7 +26,7 @@ SAMPLES = 256
 """Random inputs where there are no data."""
 
 MOST_NUMBERS = 2**30
-"""In the random inputs, or in twice the batch that a file fixes: a size above that is a mistake, or meant to harm."""
+"""Numbers in the inputs of an ONNX network, or in twice the batch that its file fixes, at most."""
 
 EXAMPLES = 2
 """Samples in a batch where the file does not say how many."""

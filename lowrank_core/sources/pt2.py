@@ -21,7 +21,7 @@ from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.unflatten import InterpreterModule, UnflattenedModule
 from torch.utils._pytree import tree_map
 
-from lowrank_core.errors import InvalidFile, InvalidModel, UnknownModel
+from lowrank_core.errors import InvalidFile, InvalidModel, UnknownModel, few
 from lowrank_core.layers.data import Dataset, Inputs, batch_size, call, tensors
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._contract import ModelContract, open_contract
@@ -120,7 +120,7 @@ def _check_pickle(path: Path, name: str, raw: bytes) -> None:
         raise InvalidFile(f"{path}: {name} cannot be read ({' '.join(str(error).split())[:200]}).") from error
     if unsafe:
         raise InvalidFile(
-            f"{path} carries code: {name} names {', '.join(unsafe[:5])}, which loading would call; it was not opened."
+            f"{path} carries code: {name} names {few(unsafe)}, which loading would call; it was not opened."
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -23,7 +24,7 @@ from lowrank_core.sources._weights import StoredTensor, Weights
 
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
 LARGEST_HEADER = 16 * 2**20
-"""Bytes: a hundred thousand tensors."""
+"""Bytes of the header of a safetensors file, or of an index, at most: those of a hundred thousand tensors."""
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -84,17 +85,19 @@ def _of_index(path: Path) -> list[StoredTensor]:
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
         raise InvalidFile(f"{path} is no index: it must have a weight_map of tensor names and file names.")
     tensors: list[StoredTensor] = []
-    for file in sorted(set(listed.values())):
+    names_in: dict[str, list[str]] = {}
+    for name, file in listed.items():
+        names_in.setdefault(file, []).append(name)
+    for file, names in sorted(names_in.items()):
         if file in ("", ".", "..") or not re.fullmatch(r"[^/\\\0:]+", file):
             raise InvalidFile(f"{path} names a shard {file[:80]!r} that is not beside it; no other place is looked at.")
         shard = path.with_name(file)
         if not shard.is_file():
             raise InvalidFile(f"{path} names a shard {file!r}, which is missing; download it, or all again.")
         in_shard = {tensor.name: tensor for tensor in _of_file(shard)}
-        listed_here = [name for name, place in listed.items() if place == file]
-        if absent := [name for name in listed_here if name not in in_shard]:
+        if absent := [name for name in names if name not in in_shard]:
             raise InvalidFile(f"{shard} holds no {absent[0]!r}, though {path.name} says so; download both again.")
-        tensors += [in_shard[name] for name in listed_here]
+        tensors += [in_shard[name] for name in names]
     return tensors
 
 
@@ -197,8 +200,7 @@ def _json(raw: bytes, path: Path) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
             raise InvalidFile(f"{path} is damaged or was made to do harm: it lists {twice[:80]!r} twice.")
         return members
 

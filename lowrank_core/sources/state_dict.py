@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lowrank_core.errors import UnknownModel
+from lowrank_core.errors import UnknownModel, few
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._weights import StoredTensor, Weights
 from lowrank_core.store.torch_file import read_checkpoint
@@ -30,8 +30,7 @@ def _open(ref: str) -> Weights:
         first[identity] = name
         tensors.append(_stored(name, value))
     if tied:
-        few = ", ".join(tied[:3]) + (f" and {len(tied) - 3} more" if len(tied) > 3 else "")
-        notices += (f"Tied tensors are listed once: {few}.",)
+        notices += (f"Tied tensors are listed once: {few(tied)}.",)
     return Weights(str(path), path.stem, "Weights in a file of torch.save.", tuple(tensors), notices)
 
 

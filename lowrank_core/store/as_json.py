@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, is_dataclass
 from math import isfinite
 from typing import Any
@@ -23,4 +24,14 @@ def plain(value: Any) -> Any:
 
 def json_text(document: dict[str, Any]) -> str:
     """An object as a text to read and to write to a file, with the versions it comes from; no final newline."""
-    return json.dumps(plain({**document, "versions": versions()}), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain({**document, "versions": versions()}), indent=2, ensure_ascii=False, allow_nan=False)
+    return whole_characters(text)
+
+
+def whole_characters(text: str) -> str:
+    """JSON in which halves of characters, such as names of files hold that are no UTF-8, are told by their numbers.
+
+    >>> print(whole_characters('{"path": "caf\\udce9"}'))
+    {"path": "caf\\\\udce9"}
+    """
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text)

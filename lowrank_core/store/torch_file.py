@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_core.errors import InvalidFile
+from lowrank_core.errors import InvalidFile, few
 
 ADVICE = "save the weights alone: torch.save(model.state_dict(), path), or as safetensors"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict", "ema")
@@ -55,8 +55,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         raise InvalidFile(f"{path} is a zip archive, but not one of torch.save; {ADVICE}.") from error
     unsafe = _unsafe_globals(path, raw)
     if unsafe:
-        shown = ", ".join(unsafe[:5]) + (f" and {len(unsafe) - 5} more" if len(unsafe) > 5 else "")
-        raise InvalidFile(f"{path} holds more than tensors ({shown}), and loading that could run code; {ADVICE}.")
+        raise InvalidFile(f"{path} holds more than tensors ({few(unsafe)}), and loading that could run code; {ADVICE}.")
     try:
         _Walk(raw, sizes).load()
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -194,11 +193,11 @@ def _state_dict(content: object, path: Path) -> tuple[dict[str, Tensor], tuple[s
         if key is None:
             break
         assert isinstance(content, dict)
-        left = [str(name)[:80] for name in content if name != key]
-        notices.append(f"The weights under {key!r} are taken" + (f"; {_few(left)} left out." if left else "."))
+        left = [str(name) for name in content if name != key]
+        notices.append(f"The weights under {key!r} are taken" + (f"; {few(left)} left out." if left else "."))
         content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        what = f"a dict with {_few(list(map(repr, content)))}" if isinstance(content, dict) else type(content).__name__
+        what = f"a dict with {few(list(content), repr)}" if isinstance(content, dict) else type(content).__name__
         raise InvalidFile(f"{path} must hold a state_dict (names and tensors), but got {what}; {ADVICE}.")
     state = {str(name): value for name, value in content.items()}
     for prefix in _PREFIXES:
@@ -206,7 +205,3 @@ def _state_dict(content: object, path: Path) -> tuple[dict[str, Tensor], tuple[s
             state = {name.removeprefix(prefix): value for name, value in state.items()}
             notices.append(f"The prefix {prefix!r} of every name is left off.")
     return state, tuple(notices)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

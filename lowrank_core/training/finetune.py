@@ -25,7 +25,18 @@ from torch.utils._pytree import tree_map
 from lowrank_core.compression.apply import chain_at, restructure
 from lowrank_core.errors import InvalidData, InvalidFile, InvalidPlan, LowRankError, TrainingFailed
 from lowrank_core.layers.computed import copied
-from lowrank_core.layers.data import Dataset, Inputs, Outputs, call, data_hash, evaluating, joined, picked, run
+from lowrank_core.layers.data import (
+    Dataset,
+    Inputs,
+    Outputs,
+    call,
+    data_hash,
+    evaluating,
+    joined,
+    picked,
+    run,
+    samples_named,
+)
 from lowrank_core.networks.profile import weight_at
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
@@ -278,9 +289,11 @@ class _Training:
         tuned, dense, targets = joined(outputs), self.validation_answers, self.held_back.targets
         loss = float(self._loss(tuned, dense, targets, self.held_back.weights))
         if not math.isfinite(loss):
+            why = f"at a learning rate of {self.rate:g}; try a smaller one"
+            if not self.best:
+                why = "before any training: the network of this plan answers with NaN or infinity; choose other ranks"
             raise TrainingFailed(
-                f"the loss on the samples held back is {loss} at a learning rate of {self.rate:g}; try a smaller one, "
-                "and look for NaN in train_data(). The network and its plan are as they were."
+                f"the loss on the samples held back is {loss} {why}. The network and its plan are as they were."
             )
         scores = output_scores(self.metric, tuned, dense, targets, self.held_back.weights) if self.metric.judges else ()
         return loss, worst(scores).value if scores else loss
@@ -495,6 +508,11 @@ def _split(data: Dataset) -> tuple[Dataset, Dataset]:
         raise InvalidData(
             f"fine-tuning needs at least 2 training samples, one to learn from and one to choose the best weights by, "
             f"but train_data() has {len(data)}; give more."
+        )
+    if bad := data.not_finite():
+        raise InvalidData(
+            f"train_data(): {samples_named(bad, len(data))} hold{'s' * (len(bad) == 1)} NaN or infinity, from which "
+            "nothing can be learnt; take them out."
         )
     shuffled, count = data.shuffled(0), min(VALIDATION_SAMPLES, max(1, int(VALIDATION_SHARE * len(data))))
     return shuffled.pick(slice(count, None)), shuffled.pick(slice(0, count))

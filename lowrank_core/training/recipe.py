@@ -238,7 +238,8 @@ def check_images(data: Dataset) -> None:
     if not any(map(_is_images, tensors(data.inputs))):
         shapes = ", ".join(f"{tuple(t.shape[1:])} {t.dtype}" for t in tensors(data.inputs))
         raise InvalidData(
-            f"only images can be varied, (N, C, H, W) of floating point, but a sample is {shapes}; switch it off."
+            f"only images can be varied (augment), (N, C, H, W) of floating point, but a sample is {shapes}; switch it "
+            "off."
         )
 
 

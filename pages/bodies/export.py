@@ -25,6 +25,7 @@ from pages.ui.tuning import Tuned
 
 ORDER = ("safetensors", "pt2", "onnx", "bundle")
 LARGEST_DOWNLOAD = 200 * 10**6
+"""Bytes of a file that a browser is handed for download, at most; larger ones go to a folder."""
 
 
 def weights(workspace: Workspace, plan: RankPlan) -> Tuned | None:

@@ -247,10 +247,11 @@ def _score(score: Score | None) -> dict[str, Any] | None:
     if score is None:
         return None
     return {
-        "value": score.value,
+        "value": None if score.not_finite else score.value,
         "dense": score.dense,
         "samples": score.samples,
-        "drop": score.drop,
+        "not_finite": score.not_finite,
+        "drop": None if score.not_finite else score.drop,
         "drop_low": score.drop_low,
         "drop_high": score.drop_high,
         "within": score.within,
@@ -265,7 +266,8 @@ def _plan_snapshot(workspace: Workspace, name: str, plan: RankPlan) -> dict[str,
         "choices": _choices(plan),
         "bytes": cost.bytes,
         "multiplies": cost.multiplies,
-        "score": None if score is None else score.value,
+        "score": None if score is None or score.not_finite else score.value,
+        "not_finite": 0 if score is None else score.not_finite,
     }
 
 

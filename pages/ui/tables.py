@@ -165,12 +165,12 @@ class Dot:
 def dot(
     workspace: Workspace, trial: Trial, quantity: str, says: str = "", dense: tuple[float, int] | None = None
 ) -> Dot | None:
-    """A trial as a dot; None where it was not measured.
+    """A trial as a dot; None where it was not measured, or answers with NaN or infinity.
 
     dense: the score of the dense network beside it, and on how many samples. A trial on others stands as far from it as
     it is, on its own samples, from the dense network there: the two scores themselves must not be compared.
     """
-    if (score := trial.score) is None:
+    if (score := trial.score) is None or score.not_finite:
         return None
     share = getattr(trial.cost, quantity) / (getattr(plan_cost(workspace.profile), quantity) or 1)
     says, shift = says or trial.note, 0.0

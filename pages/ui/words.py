@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from math import isfinite
 from pathlib import Path
 
 from lowrank_core.builtin import BUILTIN
@@ -133,7 +134,9 @@ def loss_title(workspace: Workspace) -> str:
 
 
 def score(workspace: Workspace, value: float) -> str:
-    """A score as text: percent where it is a share, else its own figure."""
+    """A score as text: percent where it is a share, else its own figure; words where answers are NaN or infinite."""
+    if not isfinite(value):
+        return "not finite"
     return score_text(value, percent=shares(workspace))
 
 
@@ -152,6 +155,8 @@ def interval(workspace: Workspace, measured: Score) -> str:
 
 def verdict(workspace: Workspace, measured: Score) -> str:
     """A measured score with its paired interval, as one line, and that of each output where there are several."""
+    if measured.not_finite:
+        return change(workspace, measured, "")
     on = f" on {measured.samples:,} samples" if measured.samples else ""
     line = f"{score(workspace, measured.value)}{on}, {change(workspace, measured, 'against dense')}"
     if len(measured.outputs) < 2:
@@ -160,7 +165,12 @@ def verdict(workspace: Workspace, measured: Score) -> str:
 
 
 def change(workspace: Workspace, measured: Score, against: str) -> str:
-    """How the score itself has moved, with its interval: a drop the other way round, a rise as it is."""
+    """How the score itself has moved, with its interval: a drop the other way round, a rise as it is.
+
+    Or on how many samples there is no answer to judge.
+    """
+    if measured.not_finite:
+        return f"⚠ answers with NaN or infinity on {measured.not_finite:,} of {measured.samples:,} samples"
     scale, unit = (100, " points") if shares(workspace) else (1, "")
     scale = -scale if measured.higher_is_better else scale
 

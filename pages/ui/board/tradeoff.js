@@ -70,7 +70,7 @@ Object.assign(Board.prototype, {
     const { model } = this;
     this.snapshotList.replaceChildren(...(this.data.snapshots || []).map(s => node("li", {},
       node("button", { type: "button", title: "Restore this plan", onclick: () => this.act("restore", { name: s.name }) }, s.name),
-      node("span", {}, `${s.score === null ? "not measured" : words.score(model, s.score)} · ${words.count(s.bytes, "B")} · ${words.count(s.multiplies)}`),
+      node("span", {}, `${s.score === null && !s.not_finite ? "not measured" : words.score(model, s.score)} · ${words.count(s.bytes, "B")} · ${words.count(s.multiplies)}`),
       node("button", { type: "button", class: "rb-remove", "aria-label": `Remove snapshot ${s.name}`, title: "Remove",
         onclick: () => this.act("remove", { name: s.name }) }, "×"))));
   },

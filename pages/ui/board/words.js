@@ -46,8 +46,8 @@ const words = {
   /* A whole number with its thousands set apart. */
   whole(value) { return value.toLocaleString("en-US"); },
 
-  /* A score in its own unit. */
-  score(model, value) { return model.metric.share ? words.percent(value, 2) : general(value, 4); },
+  /* A score in its own unit; null where answers are NaN or infinite. */
+  score(model, value) { return value === null ? "not finite" : model.metric.share ? words.percent(value, 2) : general(value, 4); },
 
   /* A change of the score, with its sign. */
   signed(model, value) {
@@ -56,7 +56,8 @@ const words = {
   },
 
   /* How far the score itself has moved against the dense network when so much is lost, with the interval if known. */
-  change(model, { drop, drop_low: low, drop_high: high, samples }) {
+  change(model, { drop, drop_low: low, drop_high: high, samples, not_finite: broken }) {
+    if (broken) return `⚠ answers with NaN or infinity on ${words.whole(broken)} of ${words.whole(samples)} samples`;
     const line = `${words.signed(model, against(model, drop))}${model.metric.share ? " points" : ""} against dense`;
     if (typeof low !== "number" || typeof high !== "number") {
       return samples > 0 ? `${line} (too few samples that differ for an interval)` : line;
