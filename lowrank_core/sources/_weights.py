@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.algebra.gram import row_blocks
+from lowrank_core.layers.data import octets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,5 +70,4 @@ def _add(digest: hashlib._Hash, tensor: StoredTensor) -> None:
     digest.update(f"{tensor.dtype}|{tensor.shape}|".encode())
     rows = tensor.shape[0] if tensor.shape else 1
     for part in row_blocks(rows, tensor.elements // max(1, rows)):
-        flat = tensor.read(part).contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(octets(tensor.read(part)))
