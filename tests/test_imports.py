@@ -106,6 +106,7 @@ BY_LIBRARY = {
     "exports.bundle": {"zipfile.ZipFile"},
     "exports.onnx": {"onnx.save", *INT8},
     "exports.pt2": {"torch.export.save"},  # into `writing`
+    "store.lock": {"os.open"},  # of a file that holds nothing
     "training.finetune": {"torch.save"},  # into memory
 }
 WRITES = {"write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "rename", "renames"}

@@ -42,7 +42,7 @@ def outside(folder: Path, **claims: object) -> Path:
 
 def test_weights_in_a_file_beside_it_are_read(tmp_path):
     (tmp_path / "w.bin").write_bytes(b"head" * 4 + WEIGHT.numpy().tobytes())
-    found = read_onnx(outside(tmp_path, offset=16))
+    found = read_onnx(outside(tmp_path, offset=16)).model
     np.testing.assert_array_equal(numpy_helper.to_array(found.graph.initializer[0]), WEIGHT)
 
 
@@ -179,15 +179,15 @@ def test_functions_are_written_out(tmp_path):
     proto.opset_import.append(helper.make_opsetid("mine", 1))
     opsets = [helper.make_opsetid("", 17)]
     proto.functions.append(helper.make_function("mine", "Dense", ["a", "b"], ["c"], body, opsets))
-    assert [node.op_type for node in read_onnx(written(proto, tmp_path)).graph.node] == ["MatMul", "Relu"]
+    assert [node.op_type for node in read_onnx(written(proto, tmp_path)).model.graph.node] == ["MatMul", "Relu"]
 
 
 @pytest.mark.parametrize(
     ("node", "told"),
     [
         (helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft"), "com.microsoft.FusedMatMul"),
-        (helper.make_node("QuantizeLinear", ["x", "s"], ["y"]), "is quantised"),
-        (helper.make_node("MatMulInteger", ["x", "w"], ["y"]), "is quantised"),
+        (helper.make_node("QuantizeLinear", ["x", "s"], ["y"]), "takes its 2nd input from the data"),
+        (helper.make_node("MatMulInteger", ["x", "z"], ["y"]), "takes its 2nd input from the data"),
         (helper.make_node("Loop", ["", "", "x"], ["y"]), "has control flow"),
     ],
     ids=["domain", "quantised", "integers", "loop"],
@@ -200,9 +200,9 @@ def test_what_cannot_be_compressed_is_named(node, told, tmp_path):
         read_onnx(written(proto, tmp_path))
 
 
-@pytest.mark.parametrize("opset", [11, 24])
+@pytest.mark.parametrize("opset", [6, 24])
 def test_operators_of_other_versions_are_refused(opset, tmp_path):
-    with pytest.raises(InvalidModel, match=f"is written in opset {opset}, and 13 to 23 are read"):
+    with pytest.raises(InvalidModel, match=f"is written in opset {opset}, and 7 to 23 are read"):
         read_onnx(written(made(opset=opset), tmp_path))
 
 

@@ -24,6 +24,12 @@ from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.workspace import Workspace
 
+INITIALIZERS_ALONE = 4
+"""From this version of the format on a stored tensor need not be listed among the inputs."""
+
+OWN_OPSET = 11
+"""From here on `Pad` and `Gemm` are as they are written here: amounts as an input, a bias only where there is one."""
+
 
 def came_from_onnx(workspace: Workspace) -> bool:
     """Whether the workspace's network was read from a graph of ONNX, so that it can be written into it again."""
@@ -51,16 +57,40 @@ def compressed_onnx(
                 "or export another format."
             )
     path = Path(workspace.address)
-    proto = read_onnx(path)
-    if fingerprint(build(proto)) != workspace.profile.fingerprint:
+    read = read_onnx(path)
+    if fingerprint(build(read.model)) != workspace.profile.fingerprint:
         raise InvalidFile(f"{path} has changed since it was opened; open it again.")
+    proto = read.own if read.own is not None and _stands_in(read.own, dense, model) else read.model
     chosen = [workspace.profile.layer(name) for name, _ in plan.choices]
     _Surgeon(proto, dense, model, {each.name for layer in chosen for each in (layer, *layer.tied)}).operate()
+    proto.ir_version = max(proto.ir_version, INITIALIZERS_ALONE)
     properties_there = {entry.key: entry.value for entry in proto.metadata_props}
     onnx.helper.set_model_props(proto, properties_there | dict(properties or {}))
     if proto.ByteSize() < 2**31:
         onnx.checker.check_model(proto)
     return proto
+
+
+def _stands_in(own: Any, dense: OnnxGraph, model: nn.Module) -> bool:
+    """Whether the file's own graph has every node and tensor that is replaced, as it was read; then it is kept."""
+    nodes = {_key(node): node for node in own.graph.node}
+    named = {i.name for i in own.graph.initializer} | {name for node in own.graph.node for name in node.output}
+    opset = next(o.version for o in own.opset_import if o.domain in ("", "ai.onnx"))
+    sites = dense.program.sites
+    changed = {
+        name for name, value in dense.constants.named_parameters() if not torch.equal(value, _constant(model, name))
+    }
+    return (
+        opset >= OWN_OPSET
+        and all(site.nodes[0] in nodes and nodes[site.nodes[0]].op_type == site.op for site in sites)
+        and all(key in nodes for site in sites for key in site.nodes)
+        and {site.input for site in sites} <= named | {i.name for i in own.graph.input}
+        and {name for name, buffer in dense.program.buffers.items() if buffer in changed} <= named
+    )
+
+
+def _constant(model: nn.Module, buffer: str) -> Tensor:
+    return model.get_parameter(f"constants.{buffer}")
 
 
 class _Surgeon:
@@ -88,7 +118,7 @@ class _Surgeon:
                 self._update(site)
         settled = set()  # weights that a node gave by turning one round, and that are stored from now on
         for buffer, value in self.dense.constants.named_parameters():
-            changed = self.model.get_parameter(f"constants.{buffer}")
+            changed = _constant(self.model, buffer)
             if not torch.equal(value, changed):
                 name = next(n for n, b in self.dense.program.buffers.items() if b == buffer)
                 settled.add(name)

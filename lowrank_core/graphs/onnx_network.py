@@ -279,7 +279,7 @@ class _Reader:
             step = self._layer(number, node)
             if step is None:
                 if node.op not in OPERATORS and not computable(node.proto.SerializeToString(), self.opset):
-                    raise InvalidModel(f"node {_named(node)!r} is {node.op}, which nothing here can compute.")
+                    self._refuse()
                 if node.op in WEIGHTS and any(map(self._is_weight, node.inputs)):
                     self.aside.append(f"{_named(node)} ({node.op}) is used in a way that is not factorised")
                 step = Step(node.op, node.inputs, node.outputs, node.attributes, node.proto.SerializeToString())
@@ -293,6 +293,12 @@ class _Reader:
             self.inputs, self.outputs, steps, buffers, sizes, self.opset, aside=tuple(dict.fromkeys(self.aside))
         )
         return OnnxGraph(program, self.modules, constants).eval()
+
+    def _refuse(self) -> None:
+        """Name every operator of the graph that cannot be computed."""
+        others = {n.op: n for n in self.nodes if n.op not in OPERATORS and n.op != "Constant"}
+        missing = sorted(op for op, n in others.items() if not computable(n.proto.SerializeToString(), self.opset))
+        raise InvalidModel(f"nothing here can compute {', '.join(missing)}; give the network as a Python file.")
 
     def _layer(self, number: int, node: _Node) -> Step | None:
         layer = LAYERS.get(node.op)
@@ -666,6 +672,9 @@ def _matmul(reader: _Reader, number: int, node: _Node) -> Step | None:
 def _table(reader: _Reader, number: int, node: _Node) -> Step | None:
     table = reader.tensor(node.inputs[0], 2)
     if table is None or node.attributes.get("axis", 0) not in (0, -2):
+        return None
+    if not torch.isfinite(table).all():  # a row of -inf stands for padding
+        reader.aside.append(f"{_named(node)} (Gather) looks up a table that is not finite")
         return None
 
     def make() -> nn.Module:

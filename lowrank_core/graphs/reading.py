@@ -6,16 +6,19 @@ they are unpacked, and functions that call each other until there are billions o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
+from lowrank_core.graphs.as_found import LOWEST_OPSET, READ_OPSET, as_float, converted, decided, is_quantised
 
-OPSETS = (13, 23)
-"""The versions of the standard operators whose meaning is known here."""
+OPSETS = (READ_OPSET, 23)
+"""The versions of the standard operators whose meaning is known here; older ones are converted."""
 
 LARGEST = 2**31 - 1
 """Bytes of one protobuf file; larger models keep their weights in a file beside it."""
@@ -26,16 +29,24 @@ MESSAGES = 1_000_000
 NODES = 100_000
 """More nodes than any network has, once its functions are written out."""
 
-QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
-QUANTIZED |= {"ConvInteger", "MatMulInteger"}
 CONTROL = {"If", "Loop", "Scan"}
 
 
-def read_onnx(path: Path) -> Any:
-    """The `onnx.ModelProto` of a file, weights inside, functions written out, and nothing in it that is not known.
+@dataclass(frozen=True, slots=True, eq=False)
+class AsRead:
+    """A graph in the form that is read here. own: as the file has it, where that is another; changes: in words."""
 
-    Raises InvalidFile where the file is damaged or was made to do harm, InvalidModel where it is sound but holds what
-    cannot be compressed: quantised weights, control flow, operators that are not ONNX's own.
+    model: Any
+    own: Any = None
+    changes: tuple[str, ...] = ()
+
+
+def read_onnx(path: Path) -> AsRead:
+    """The graph of a file, weights inside, functions written out, and nothing in it that is not known.
+
+    Older operators are converted, quantised graphs opened as the float network that they approximate, branches of
+    constant conditions decided. Raises InvalidFile where the file is damaged or was made to do harm, InvalidModel
+    where it is sound but holds what cannot be compressed: loops, operators that are not ONNX's own.
     """
     onnx = _onnx(path)
     size = path.stat().st_size
@@ -58,10 +69,45 @@ def read_onnx(path: Path) -> Any:
     if model.functions:
         _check_functions(model, path)
         model = _known(path, lambda: onnx.inliner.inline_local_functions(model))
-    _check_operators(model, path)
-    if model.ByteSize() < LARGEST:
-        _known(path, lambda: onnx.checker.check_model(model))
-    return model
+    read = _brought_up(model, path)
+    _check_operators(read.model, path)
+    if read.model.ByteSize() < LARGEST:
+        _known(path, lambda: onnx.checker.check_model(read.model))
+    return read
+
+
+def _brought_up(model: Any, path: Path) -> AsRead:
+    """The same network with operators that are read here."""
+    own, changes = None, []
+
+    def changed(work: Callable[[Any], Any], words: str) -> None:
+        nonlocal model, own
+        if own is None:
+            own = type(model)()
+            own.CopyFrom(model)
+        try:
+            model = work(model)
+        except InvalidModel as error:
+            raise InvalidModel(f"{path}: {error}") from error
+        except Exception as error:
+            raise InvalidModel(
+                f"{path} was not opened: {words} failed ({' '.join(str(error).split())[:300]})."
+            ) from error
+        changes.append(words)
+
+    opset = _opset(model)
+    if opset < READ_OPSET:
+        changed(converted, f"converting it from opset {opset} to {READ_OPSET}")
+    if any(map(is_quantised, model.graph.node)):
+        changed(as_float, "opening its quantised weights as floats, with their scales applied")
+    if any(node.op_type == "If" for node in model.graph.node):
+        changed(decided, "deciding the branches whose conditions are constants")
+    return AsRead(model, own, tuple(changes))
+
+
+def _opset(model: Any) -> int:
+    """The version of the standard operators."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def _onnx(path: Path) -> Any:
@@ -225,12 +271,10 @@ def _bits(data_type: int) -> int | None:
 
 def _check_meaning(model: Any, path: Path) -> None:
     """What is sound, but is not opened here."""
-    versions = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
-    opset = versions.get("ai.onnx", 0)
-    low, high = OPSETS
-    if not low <= opset <= high:
+    opset, high = _opset(model), OPSETS[1]
+    if not LOWEST_OPSET <= opset <= high:
         raise InvalidModel(
-            f"{path} is written in opset {opset}, and {low} to {high} are read; convert it: "
+            f"{path} is written in opset {opset}, and {LOWEST_OPSET} to {high} are read; convert it: "
             f"onnx.version_converter.convert_version(model, {min(max(opset, 18), high)})."
         )
     if model.training_info:
@@ -264,20 +308,20 @@ def _check_functions(model: Any, path: Path) -> None:
 
 
 def _check_operators(model: Any, path: Path) -> None:
-    for node in model.graph.node:
-        name = node.name or (node.output[0] if node.output else "")
-        if node.domain not in ("", "ai.onnx"):
-            raise InvalidModel(
-                f"{path} uses {node.domain}.{node.op_type} (node {name!r}), which is not one of ONNX's own operators; "
-                "export it without optimisation for one runtime."
-            )
-        if node.op_type in QUANTIZED:
-            raise InvalidModel(
-                f"{path} is quantised ({node.op_type}, node {name!r}): its weights are integers and cannot be "
-                "factorised; give the float model, and quantise what comes out."
-            )
-        if node.op_type in CONTROL:
-            raise InvalidModel(
-                f"{path} has control flow ({node.op_type}, node {name!r}), which is not followed; export the network "
-                "without it, or give it as a Python file."
-            )
+    """All that is in the way, at once."""
+    foreign = Counter(f"{n.domain}.{n.op_type}" for n in model.graph.node if n.domain not in ("", "ai.onnx"))
+    control = Counter(n.op_type for n in model.graph.node if n.op_type in CONTROL and n.domain in ("", "ai.onnx"))
+    if foreign:
+        raise InvalidModel(
+            f"{path} uses operators that are not ONNX's own ({_counted(foreign)}); export it without optimisation "
+            "for one runtime."
+        )
+    if control:
+        raise InvalidModel(
+            f"{path} has control flow that depends on the data ({_counted(control)}), which is not followed; export "
+            "the network without it, or give it as a Python file."
+        )
+
+
+def _counted(names: Counter[str]) -> str:
+    return ", ".join(f"{name} {number} times" if number > 1 else name for name, number in sorted(names.items()))

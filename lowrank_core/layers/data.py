@@ -156,12 +156,20 @@ def cloned(value: Any) -> Any:
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
+def octets(tensor: Tensor) -> Any:
+    """The bytes of a tensor row by row, of any type, as a buffer for hashes and files."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.numel() == 1:
+        flat = flat.as_strided((1,), (1,))  # one number may lie at stride 0, which is no stride of bytes
+    return flat.view(torch.uint8).numpy().data
+
+
 def data_hash(inputs: Inputs) -> str:
     """'sha256:' over dtype, shape and bytes of every input tensor."""
     digest = hashlib.sha256()
     for tensor in tensors(inputs):
         digest.update(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(octets(tensor))
     return f"sha256:{digest.hexdigest()}"
 
 

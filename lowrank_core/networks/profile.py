@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lowrank_core.errors import NO_TEXT, InvalidModel, few
 from lowrank_core.layers.computed import effective, kind_of
+from lowrank_core.layers.data import octets
 from lowrank_core.layers.spec import LayerSpec, Size
 from lowrank_core.methods import METHODS, Method
 
@@ -155,8 +156,7 @@ def fingerprint(model: nn.Module) -> str:
         if not isinstance(value, Tensor):
             continue
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(octets(value))
     return f"sha256:{digest.hexdigest()}"
 
 

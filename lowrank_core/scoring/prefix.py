@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidData
-from lowrank_core.layers.data import Dataset, Outputs, run, tensors
+from lowrank_core.layers.data import Dataset, Outputs, octets, run, tensors
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.networks.twin import twin
 from lowrank_core.store.room import Room
@@ -188,7 +188,7 @@ class PrefixStore:
                 dense = self._dense.get(name)
                 same = dense is not None and dense.shape == value.shape and torch.equal(dense, value)
                 digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|{same}|".encode())
-                digest.update(b"" if same else _raw(value))
+                digest.update(b"" if same else octets(value))
             prefixes += [digest.digest()] * count  # the weights of a recurrent module share the place before it
             digest.update(repr(model.get_submodule(module)).encode())
         return tuple(prefixes)
@@ -397,12 +397,8 @@ def _masked(kept: Kept, needed: Collection[str], blank: Callable[[Tensor], Tenso
 def _same_bits(ours: Outputs, theirs: Outputs) -> bool:
     pairs = [(ours[name], theirs[name]) for name in theirs if name in ours]
     return len(pairs) == len(theirs) and all(
-        not a.is_meta and a.shape == b.shape and a.dtype == b.dtype and _raw(a) == _raw(b) for a, b in pairs
+        not a.is_meta and a.shape == b.shape and a.dtype == b.dtype and octets(a) == octets(b) for a, b in pairs
     )
-
-
-def _raw(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _bytes(value: Tensor) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowrank_core.algebra.gram import row_blocks
 from lowrank_core.errors import InvalidFile, cut
+from lowrank_core.layers.data import octets
 from lowrank_core.networks.profile import name_fault
 
 MOST_TENSORS = 100_000
@@ -87,5 +88,4 @@ def _add(digest: hashlib._Hash, tensor: StoredTensor) -> None:
     digest.update(f"{tensor.dtype}|{tensor.shape}|".encode())
     rows = tensor.shape[0] if tensor.shape else 1
     for part in row_blocks(rows, tensor.elements // max(1, rows)):
-        flat = tensor.read(part).contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(octets(tensor.read(part)))

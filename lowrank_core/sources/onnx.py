@@ -34,14 +34,17 @@ EXAMPLES = 2
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """An input of the graph. sizes: None for what may be anything."""
+    """An input of the graph. sizes: None for what may be anything; axes: what the file calls each, "?" for no name."""
 
     name: str
     dtype: torch.dtype
     sizes: tuple[int | None, ...]
+    axes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name} ({', '.join('?' if n is None else str(n) for n in self.sizes)})"
+        names = self.axes or ("?",) * len(self.sizes)
+        shown = (axis if size is None else str(size) for size, axis in zip(self.sizes, names, strict=True))
+        return f"{self.name} ({', '.join(shown)})"
 
 
 def _open(ref: str) -> Opened:
@@ -49,10 +52,11 @@ def _open(ref: str) -> Opened:
     if not path.is_file():
         raise UnknownModel(f"there is no file {ref}.")
     path = path.resolve()
-    proto = read_onnx(path)
-    graph = build(proto)
-    inputs = tuple(_input(value, path) for value in proto.graph.input if value.name in graph.program.inputs)
-    del proto
+    read = read_onnx(path)
+    graph = build(read.model)
+    inputs = tuple(_input(value, path) for value in read.model.graph.input if value.name in graph.program.inputs)
+    changes = read.changes
+    del read
     check_finite(graph)
     beside = path.with_suffix(".npz")
     data, notices = (_data(beside, inputs), []) if beside.is_file() else _random(graph, inputs, beside)
@@ -77,6 +81,8 @@ def _open(ref: str) -> Opened:
     )
     opened = open_contract(contract)
     run(graph, data.eval.pick(slice(0, EXAMPLES)))  # shows which operators are slow
+    if changes:
+        notices.append(f"The file was made readable here by {', '.join(changes)}.")
     if graph.program.slow:
         slow = ", ".join(sorted(graph.program.slow))
         notices.append(f"{slow}: computed by ONNX's own reference, which is right and slow.")
@@ -97,7 +103,8 @@ def _input(value: Any, path: Path) -> Input:
         shown = "x".join(str(n or "?") for n in sizes)
         raise InvalidModel(f"{path}: the input {value.name!r} is {shown[:100]}, too large to try; correct its shape.")
     try:
-        return Input(value.name, dtype_of(kind.elem_type), sizes)
+        axes = tuple(d.dim_param[:40] or "?" for d in kind.shape.dim)
+        return Input(value.name, dtype_of(kind.elem_type), sizes, axes)
     except Unhandled as error:
         raise InvalidModel(f"{path}: the input {value.name!r} has {error}, which PyTorch has no tensors of.") from error
 

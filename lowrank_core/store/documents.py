@@ -7,14 +7,13 @@ aside under a name of its own; what can be computed again counts as missing.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Literal
 
 from lowrank_core.errors import InvalidFile
+from lowrank_core.store.files import move_aside
 
 Fault = Literal["damaged", "newer", "other"]
 """Damaged, of a newer version, or of another kind."""
@@ -75,19 +74,7 @@ def unsealed(kind: Kind, document: bytes) -> bytes:
 
 def set_aside(path: Path, fault: Fault) -> Path:
     """Give a file a name that nothing has yet, `NAME.damaged-1`, and say which; raises OSError."""
-    for number in count(1):
-        aside = path.with_name(f"{path.name}.{fault}-{number}")
-        try:
-            os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
-            continue
-        try:
-            os.replace(path, aside)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-        return aside
-    raise AssertionError("numbers do not end")
+    return move_aside(path, fault)
 
 
 def _checksum(name: str, version: int, content: bytes) -> str:

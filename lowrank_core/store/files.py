@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS
 from glob import escape
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -208,6 +209,23 @@ def folder_beside(path: Path) -> Iterator[Path]:
 def move(source: Path, temporary: Path) -> None:
     """Move a file to a path that `whole_or_nothing` gave."""
     os.replace(source, temporary)
+
+
+def move_aside(path: Path, word: str) -> Path:
+    """Give a file a name that nothing has yet, `NAME.WORD-1`, and say which; raises OSError."""
+    for number in count(1):
+        aside = path.with_name(f"{path.name}.{word}-{number}")
+        try:
+            os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            continue
+        try:
+            os.replace(path, aside)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        return aside
+    raise AssertionError("numbers do not end")
 
 
 @contextmanager
