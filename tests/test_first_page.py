@@ -82,7 +82,7 @@ def test_title_navigation_and_skeleton_come_before_pytorch(
         assert (tmp_path / "asked").exists()
     finally:
         (tmp_path / "go").touch()
-    expect(page.get_by_text("dense top-1 accuracy")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("dense top-1 accuracy")).to_be_visible()  # as patient as all tests
     expect(page.get_by_test_id("skeleton")).to_have_count(0)
     expect(page.get_by_test_id("step")).to_have_count(0)
 

@@ -13,7 +13,16 @@ MODULES = trees()
 
 SUPERSEDED = {"onnx_surgery"}  # paths that people were told of; each warns
 ONE_FILE_EACH = ("methods", "selection", "sources", "exports", "commands")
-OPTIONAL = {"dask", "joblib", "onnx", "onnxruntime", "onnxscript", "tensorly", "transformers"}  # imported where used
+OPTIONAL = {
+    "dask",
+    "joblib",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "tensorly",
+    "transformers",
+}  # imported where used
 TERMINAL = "commands"  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "sklearn", "pages", "app", "tests", "benchmarks"}
 

@@ -52,6 +52,7 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
     except LowRankError as error:
         text = str(error)
     except Exception as error:
+        runs.again_if_raced(error)
         logging.getLogger(__name__).exception("page %s failed", frame.title)
         text = f"This page failed with {type(error).__name__}; the terminal that runs the app shows where."
     if not opened:

@@ -37,6 +37,18 @@ def end_if_replaced() -> None:
         raise StopException
 
 
+RACED = "dictionary changed size during iteration"
+"""What Python says where another thread writes to the session's state while Streamlit goes through it."""
+
+
+def again_if_raced(error: Exception) -> None:
+    """Run the page once more where a run that was replaced and had not ended yet wrote to the session's state."""
+    if isinstance(error, RuntimeError) and str(error) == RACED and not st.session_state.get("raced"):
+        st.session_state["raced"] = True
+        st.rerun()
+    st.session_state.pop("raced", None)
+
+
 def _script_requests() -> ScriptRequests | None:
     """What Streamlit asks of this run; None outside of one."""
     context = get_script_run_ctx()
