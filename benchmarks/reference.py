@@ -243,7 +243,11 @@ LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("lowrank_core/plans/correction.py", "LARGEST_SEED", ""),
         ("lowrank_core/plans/correction.py", "LARGEST_RIDGE", ""),
     ),
-    "Work": (("lowrank_core/running/parallel.py", "MOST_WORKERS", ""),),
+    "Work": (
+        ("lowrank_core/running/parallel.py", "MOST_WORKERS", ""),
+        ("lowrank_core/exports/_reload.py", "LIMIT_SECONDS", ""),
+        ("lowrank_core/exports/_reload.py", "LIMIT_TIMES", ""),
+    ),
     "Messages": (
         ("lowrank_core/errors.py", "LISTED", ""),
         ("lowrank_core/errors.py", "SHOWN_LETTERS", ""),
@@ -252,6 +256,11 @@ LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "The dashboard": (
         ("pages/bodies/export.py", "LARGEST_DOWNLOAD", "B"),
         ("pages/ui/state/downloads.py", "MOST_EXPORTED_BYTES", "B"),
+        ("pages/ui/history.py", "DEPTH", ""),
+        ("pages/ui/history.py", "MOST_SNAPSHOTS", ""),
+        ("pages/ui/history.py", "NAME_LETTERS", ""),
+        ("pages/ui/history_file.py", "LARGEST_BYTES", "B"),
+        ("pages/ui/shared_jobs.py", "GONE_SECONDS", ""),
     ),
 }
 """(file, constant, unit) of everything that has an end, by what it is about; a constant says what it limits."""

@@ -26,6 +26,7 @@ from lowrank_core.compression.start import starting_plan
 from lowrank_core.errors import InvalidFile, InvalidSettings
 from lowrank_core.exports import EXPORTS, Compressed, Exported, _reload
 from lowrank_core.layers.data import Outputs
+from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan, read_plan
@@ -179,6 +180,26 @@ def test_a_fault_of_a_page_is_shown_without_a_traceback(opened: Open, monkeypatc
     assert [error.value for error in page.error] == [
         "This page failed with ZeroDivisionError; the terminal that runs the app shows where."
     ]
+
+
+def test_a_page_runs_once_more_where_a_run_before_it_wrote_to_the_session(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streamlit goes through the session's state while a run that it has replaced may still write to it."""
+    costs, raised = tables.layer_costs, [RuntimeError("dictionary changed size during iteration")]
+
+    def once(profile: ModelProfile) -> list[dict[str, Any]]:
+        if raised:
+            raise raised.pop()
+        return costs(profile)
+
+    monkeypatch.setattr(tables, "layer_costs", once)
+    page = opened("Model")
+    assert not raised
+    assert not page.error
+    raised += [RuntimeError("dictionary changed size during iteration") for _ in range(5)]
+    page.run()
+    assert "failed with RuntimeError" in page.error[0].value, "again and again is no race"
 
 
 def test_home_says_how_to_open_a_model_of_ones_own(opened: Open) -> None:

@@ -28,10 +28,10 @@ DENSE_ALONE = "dense"
 """The kind of no file: the fresh process opens the uncompressed network by its reference."""
 
 LIMIT_SECONDS = 600.0
-"""What a fresh process may take, to start and to open what it is to run."""
+"""Seconds that a fresh process may take, to start and to open what it is to run."""
 
 LIMIT_TIMES = 20.0
-"""And so many times as long as the same batches took here."""
+"""Besides, so many times as long as the same batches took in this process."""
 
 
 def answers_of(

@@ -22,10 +22,10 @@ DEPTH = 100
 """Steps that can be undone; older ones are forgotten."""
 
 MOST_SNAPSHOTS = 1_000
-"""Taken by a person; no more are added until some are removed. Two tabs that are merged may have a few more."""
+"""Snapshots that a person has taken, at most; no more are added until some are removed. Two tabs that are merged may have a few more."""
 
 NAME_LETTERS = 40
-"""Of a snapshot's name as it is given; a number may follow where it was taken."""
+"""Letters of a snapshot's name as it is given, at most; a number may follow where it was taken."""
 
 
 @dataclass(frozen=True, slots=True)

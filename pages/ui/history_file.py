@@ -16,7 +16,7 @@ from pages.ui.merging import Merged, merge
 KIND = Kind("history", bare=True)
 
 LARGEST_BYTES = 64 * 10**6
-"""A file that is larger was written by nobody's clicks; it is not read."""
+"""Bytes of the file of a history, at most; one that is larger was written by nobody's clicks; it is not read."""
 
 
 @dataclass(frozen=True, slots=True)

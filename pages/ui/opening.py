@@ -48,6 +48,7 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
             frame.notices.warning(words.plain(notice), icon=":material/history:")
         body.show(workspace)
         runs.end_if_replaced()
+        runs.went_well()
         return
     except LowRankError as error:
         text = str(error)

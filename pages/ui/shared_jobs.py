@@ -21,7 +21,7 @@ MOST_ASKERS = 1_000
 
 
 GONE_SECONDS = 300.0
-"""A session whose pages have asked for nothing for so long is gone: it does not keep up what another one calls off.
+"""Seconds after which a session whose pages have asked for nothing is gone: it keeps up nothing that another calls off.
 
 An open page asks every few seconds, or every minute where its tab is in the background.
 """

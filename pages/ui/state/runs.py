@@ -46,6 +46,10 @@ def again_if_raced(error: Exception) -> None:
     if isinstance(error, RuntimeError) and str(error) == RACED and not st.session_state.get("raced"):
         st.session_state["raced"] = True
         st.rerun()
+
+
+def went_well() -> None:
+    """A page has come to its end: the next race is a new one."""
     st.session_state.pop("raced", None)
 
 
