@@ -22,7 +22,7 @@ DEPTH = 100
 """Steps that can be undone; older ones are forgotten."""
 
 MOST_SNAPSHOTS = 1_000
-"""Snapshots that a person has taken, at most; no more are added until some are removed. Two tabs that are merged may have a few more."""
+"""Snapshots of a history, at most; no more are added until some are removed. Two merged tabs may have a few more."""
 
 NAME_LETTERS = 40
 """Letters of a snapshot's name as it is given, at most; a number may follow where it was taken."""
