@@ -48,8 +48,8 @@ def _rows(value: Tensor, rows: slice) -> Tensor:
 register(
     Source(
         "state_dict",
-        lambda ref: ref.endswith((".pt", ".pth", ".ckpt")),
+        lambda ref: ref.endswith((".pt", ".pth", ".ckpt", ".bin", ".tar")),
         _open,
-        "a state_dict or training checkpoint (.pt, .pth)",
+        "a state_dict or training checkpoint (.pt, .pth, .ckpt, .bin, .tar)",
     )
 )

@@ -10,10 +10,12 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from torch import Tensor
 from lowrank_core.errors import InvalidFile, few
 
 ADVICE = "save the weights alone: torch.save(model.state_dict(), path), or as safetensors"
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict", "ema")
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "ema_state_dict", "ema")
 _PREFIXES = ("module.", "_orig_mod.")
 _REBUILDS = {"_rebuild_tensor_v2", "_rebuild_parameter"}
 _OPCODES = re.compile(
@@ -44,26 +46,83 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of a checkpoint, and sentences about what was taken, left out and which prefix was stripped."""
     with path.open("rb") as file:
         if file.read(1) == b"\x80":
-            raise InvalidFile(
-                f"{path} is a plain pickle, which could run code; load it where you trust it and save the weights "
-                "again with torch.save(model.state_dict(), path) of PyTorch 1.6 or newer, or as safetensors."
-            )
+            return _state_dict(_legacy(path), path)
     sizes = _member_sizes(path)
     try:
         raw = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
     except Exception as error:  # whatever PyTorch's own reader raises
         raise InvalidFile(f"{path} is a zip archive, but not one of torch.save; {ADVICE}.") from error
-    unsafe = _unsafe_globals(path, raw)
-    if unsafe:
-        raise InvalidFile(f"{path} holds more than tensors ({few(unsafe)}), and loading that could run code; {ADVICE}.")
-    try:
+    _check_globals(path, raw)
+    with _named(path):
         _Walk(raw, sizes).load()
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return _state_dict(content, path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of which file a claim cannot be, and whatever PyTorch raises in one line."""
+    try:
+        yield
     except InvalidFile as error:
         raise InvalidFile(f"{path} {error}; it is damaged or was made to do harm, and was not opened.") from error
     except Exception as error:
         raise InvalidFile(f"{path} cannot be read: {' '.join(str(error).split())[:300]}; save it again.") from error
-    return _state_dict(content, path)
+
+
+LEGACY = (0x1950A86A20F9469CFC6C, 1001)
+"""What the first two pickles of a file of PyTorch before 1.6 say: what it is, and the version of its form."""
+
+
+def _legacy(path: Path) -> object:
+    """What a file of PyTorch before 1.6 holds: pickles one after the other, then each storage behind its length."""
+    with path.open("rb") as file:
+        try:
+            if tuple(_only_number(file) for _ in LEGACY) != LEGACY:
+                raise ValueError("another kind of pickle")
+            _skip(file)
+            begins = file.tell()
+            _skip(file)
+            ends = file.tell()
+            keys = [str(argument) for opcode, argument, _ in pickletools.genops(file) if opcode.name == "BINUNICODE"]
+        except Exception as error:
+            raise InvalidFile(
+                f"{path} is a plain pickle, which could run code; load it where you trust it and save the weights "
+                "again with torch.save(model.state_dict(), path) of PyTorch 1.6 or newer, or as safetensors."
+            ) from error
+        at, size = file.tell(), path.stat().st_size
+        file.seek(begins)
+        raw = file.read(ends - begins)
+        _check_globals(path, raw, legacy=True)
+        with _named(path):
+            walk = _LegacyWalk(raw)
+            walk.load()
+            if sorted(keys) != sorted(walk.claimed):
+                raise InvalidFile("names other storages than it holds")
+            for key in keys:
+                elements, each = walk.claimed[key]
+                file.seek(at)
+                at += 8 + elements * each
+                if int.from_bytes(file.read(8), "little") != elements or at > size:
+                    raise InvalidFile(f"claims a storage of {elements} elements that it does not hold")
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _only_number(file: IO[bytes]) -> int:
+    """The number that is all a pickle says."""
+    (number,) = [argument for opcode, argument, _ in pickletools.genops(file) if opcode.name not in ("PROTO", "STOP")]
+    return int(str(number))
+
+
+def _skip(file: IO[bytes]) -> None:
+    for _ in pickletools.genops(file):
+        pass
+
+
+def _check_globals(path: Path, raw: bytes, *, legacy: bool = False) -> None:
+    unsafe = _unsafe_globals(path, raw, legacy=legacy)
+    if unsafe:
+        raise InvalidFile(f"{path} holds more than tensors ({few(unsafe)}), and loading that could run code; {ADVICE}.")
 
 
 def _member_sizes(path: Path) -> dict[str, int]:
@@ -82,7 +141,7 @@ def _member_sizes(path: Path) -> dict[str, int]:
     return {m.filename.partition("/")[2]: m.file_size for m in members}
 
 
-def _unsafe_globals(path: Path, raw: bytes) -> list[str]:
+def _unsafe_globals(path: Path, raw: bytes, *, legacy: bool) -> list[str]:
     """Every class or function the pickle names that a state_dict has no use for; nothing is imported or called."""
     named = set()
     try:
@@ -93,7 +152,7 @@ def _unsafe_globals(path: Path, raw: bytes) -> list[str]:
                 named.add(f"pickle opcode {opcode.name}")
             elif "PUT" in opcode.name and isinstance(argument, int) and argument > len(raw):
                 named.add(f"pickle memo {argument}")
-        refused_by_torch = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        refused_by_torch = set() if legacy else set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:
         if named and not all(map(_harmless, named)):
             return sorted(name for name in named if not _harmless(name))
@@ -170,6 +229,24 @@ class _Walk(pickle.Unpickler):
         size = self._sizes.get(f"data/{key}", -1)
         if kind != "storage" or not isinstance(elements, int) or elements * _STORAGES[storage] != size:
             raise InvalidFile(f"claims a storage of {elements} elements where {max(size, 0):,} bytes are held")
+        return _Storage(elements)
+
+
+class _LegacyWalk(_Walk):
+    """The same for a file that says only behind the pickle what its storages hold. claimed: elements, bytes of each."""
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(raw, {})
+        self.claimed: dict[str, tuple[int, int]] = {}
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """A storage, whole: torch.save writes views of storages for nothing that a state_dict has."""
+        kind, storage, key, _, elements, view = pid
+        if kind != "storage" or not isinstance(elements, int) or elements < 0 or view is not None:
+            raise InvalidFile("claims a storage in a way that torch.save does not")
+        claim = (elements, _STORAGES[storage])
+        if self.claimed.setdefault(str(key), claim) != claim:
+            raise InvalidFile(f"claims the storage {str(key)[:80]!r} twice, with other sizes")
         return _Storage(elements)
 
 
