@@ -224,7 +224,7 @@ def names() -> str:
 
 LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "Networks and weights": (
-        ("lowrank_core/networks/profile.py", "MOST_LAYERS", ""),
+        ("lowrank_core/errors.py", "MOST_LAYERS", ""),
         ("lowrank_core/networks/profile.py", "LONGEST_NAME", ""),
         ("lowrank_core/networks/wrappers.py", "DEEPEST", ""),
         ("lowrank_core/sources/_weights.py", "MOST_TENSORS", ""),

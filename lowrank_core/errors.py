@@ -14,6 +14,9 @@ SHOWN_LETTERS = 80
 MESSAGE_LETTERS = 2_000
 """Letters of a refusal on the command line, at most."""
 
+MOST_LAYERS = 20_000
+"""Layers of a network, or of a plan, at most: what has more is a mistake, and its message would have no end."""
+
 
 NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that act on a terminal or turn what follows around, and halves of characters, which no file can hold."""

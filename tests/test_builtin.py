@@ -178,6 +178,7 @@ def test_training_is_reproducible_and_leaves_the_random_state(tmp_path: Path):
     files = []
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         lines: list[str] = []
+        (tmp_path / folder).mkdir()
         metadata = train("iris-mlp", seed=seed, epochs=3, folder=tmp_path / folder, say=lines.append)
         path = weights_path("iris_mlp", tmp_path / folder)
         assert lines

@@ -264,7 +264,7 @@ def test_a_plan_that_reads_back_as_another_is_not_saved(
 ) -> None:
     plan, other = uniform_plan(digits.profile, 0.5), uniform_plan(digits.profile, 0.4)
     monkeypatch.setattr("lowrank_core.exports.plan.plan_document", lambda *_: other.to_json())
-    with pytest.raises(InvalidFile, match="reads back as another plan"):
+    with pytest.raises(InvalidFile, match="what was read back is not what was written"):
         EXPORTS["plan"].write(digits, Compressed(digits.model, plan), tmp_path / "p.json")
     assert list(tmp_path.iterdir()) == []
 

@@ -457,8 +457,8 @@ BAD: dict[str, tuple[list[tuple[str, str]], dict[str, Any], type[LowRankError], 
     "NaN in the samples": (
         [("return data(300, 1)", "x, y = data(300, 1); x[:5] = float('nan'); return x, y")],
         {},
-        TrainingFailed,
-        "NaN in train_data|loss became nan",
+        InvalidData,
+        r"train_data\(\): samples 0, 1, 2, 3 and 4 of 300 hold NaN or infinity",
     ),
     "one sample": ([("return data(300, 1)", "return data(1, 1)")], {}, InvalidData, "at least 2 .* has 1;"),
     "labels out of range": (

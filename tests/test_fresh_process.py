@@ -166,7 +166,7 @@ def eval_data():
     return x, build_model()(x).argmax(1)
 """
 STARTS_A_THREAD = "threading.Thread(target=time.sleep, args=(10**6,)).start()"
-NEVER_OPENS_AGAIN = "time.sleep(10**6 if sys.argv[0] == '-c' else 0)"
+NEVER_OPENS_AGAIN = f"import os; time.sleep(0 if os.getpid() == {os.getpid()} else 10**6)"
 
 
 def plan_of(model: Path) -> str:

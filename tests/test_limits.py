@@ -20,9 +20,9 @@ from benchmarks import option_fuzz
 from benchmarks.option_fuzz import Ended, Line, fault, invoked, late, lines, single_faults, stood_in, workplace
 from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.commands import cli, one_line, printable
-from lowrank_core.errors import LISTED, MESSAGE_LETTERS, InvalidFile, InvalidModel, InvalidPlan, few
+from lowrank_core.errors import LISTED, MESSAGE_LETTERS, MOST_LAYERS, InvalidFile, InvalidModel, InvalidPlan, few
 from lowrank_core.networks import discover
-from lowrank_core.networks.profile import LONGEST_NAME, MOST_LAYERS
+from lowrank_core.networks.profile import LONGEST_NAME
 from lowrank_core.networks.wrappers import DEEPEST
 from lowrank_core.plans.correction import LARGEST_SEED, Correction
 from lowrank_core.plans.cost import check_plan

@@ -561,7 +561,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no evaluate": ({"evaluate": 5}, "^evaluate must be a function of the model.*got int"),
     "evaluate that fails": ({"evaluate": lambda m: m.nothing}, r"evaluate\(model\) of Sequential failed: Attribute"),
     "no wish": ({"multiplies": None}, "budget or a largest drop"),
-    "budget of nothing": ({"multiplies": 0}, "must be above 0"),
+    "budget of nothing": ({"multiplies": 0}, "must be a finite number above 0"),
     "out of reach": ({"multiplies": 1e-6}, "cannot be reached"),
     "drop below 0": ({"multiplies": None, "max_drop": -1.0}, "must be 0 or more"),
     "unknown rule": ({"rule": "best"}, "unknown rule 'best'"),

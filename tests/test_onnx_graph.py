@@ -178,7 +178,7 @@ def test_what_has_no_function_is_computed_by_the_reference_and_said(tmp_path):
 
 
 def test_an_operator_that_nothing_can_compute_is_named():
-    with pytest.raises(InvalidModel, match="node 'pool' is GlobalLpPool, which nothing here can compute"):
+    with pytest.raises(InvalidModel, match="nothing here can compute GlobalLpPool"):
         build(graph([helper.make_node("GlobalLpPool", ["x"], ["y"], name="pool")], {}, ("n", 4, 6, 5)))
 
 
@@ -359,15 +359,13 @@ def test_tokens_are_drawn_from_the_table_they_are_looked_up_in(tmp_path):
 
 
 def test_free_sizes_want_data(tmp_path):
-    with pytest.raises(
-        InvalidData, match=r"the input x \(\?, 4, \?, 6\) has free sizes besides its batch; save inputs"
-    ):
+    with pytest.raises(InvalidData, match=r"the input x \(n, 4, h, 6\) has free sizes besides its batch; save inputs"):
         Workspace.open(str(conv_file(tmp_path, ("n", 4, "h", 6))))
     assert len(Workspace.open(str(conv_file(tmp_path, ("n", 4, "h", 6), numbers(5, 4, 6, 6)))).reference) == 5
 
 
 def test_data_of_another_shape_are_refused(tmp_path):
-    with pytest.raises(InvalidData, match=r"the network takes x \(\?, 4, 6, 6\), but got \(5, 4, 6, 7\)"):
+    with pytest.raises(InvalidData, match=r"the network takes x \(n, 4, 6, 6\), but got \(5, 4, 6, 7\)"):
         Workspace.open(str(conv_file(tmp_path, ("n", 4, 6, 6), numbers(5, 4, 6, 7))))
 
 

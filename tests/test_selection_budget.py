@@ -99,7 +99,7 @@ def test_a_locked_layer_stays_dense_and_a_pattern_locks_many(small):
     ("wishes", "says"),
     [
         ({"multiplies": 0.01}, "cannot be reached: with the lowest ranks everywhere"),
-        ({"multiplies": -1}, "must be above 0"),
+        ({"multiplies": -1}, "must be a finite number above 0"),
         ({"microseconds": 0.5}, "needs a latency table"),
         ({"methods": ("qr",), "bytes": 0.5}, "unknown method 'qr'"),
         ({"max_drop": -0.1}, "must be 0 or more"),

@@ -27,7 +27,7 @@ from lowrank_core.training import sweep
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import tuning, words
-from pages.ui.state import downloads, jobs, models, trainings
+from pages.ui.state import jobs, models, trainings
 from pages.ui.tuning import RunEpoch, Sweep, Trained, Training, Tuned
 from tests.conftest import PATIENCE_SECONDS
 
@@ -411,8 +411,7 @@ def test_old_states_are_tidied_away(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def written_file(page: AppTest) -> str:
     """The checkpoint that Export wrote last."""
-    folder = Path(downloads._exports().name) / page.session_state["session"]
-    return page.session_state[f"written safetensors {Storage()} {folder}"][-1].path
+    return page.session_state[f"written safetensors {Storage()} "][-1].path
 
 
 def test_export_takes_the_tuned_weights_and_says_so(opened: Open, workspace: Workspace) -> None:

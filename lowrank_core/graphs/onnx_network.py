@@ -343,7 +343,7 @@ class _Reader:
             tied, value = self.parameters.get((name, False)), self.known[name]
             if tied is None and isinstance(value, Tensor):
                 stored = self._is_weight(name) and self._root(name)[0] in self.stored
-                tied = nn.Parameter(value) if stored else None
+                tied = nn.Parameter(value) if stored and torch.isfinite(value).all() else None
             buffers[name], constants[buffer] = buffer, value if tied is None else tied
         return buffers, constants
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import MOST_LAYERS, InvalidModel
 from lowrank_core.layers.attention import PROJECTIONS
 from lowrank_core.layers.computed import kind_of
 from lowrank_core.layers.data import BatchAxes, Inputs
@@ -29,7 +29,6 @@ from lowrank_core.networks.obstacles import (
     why_not_a_map,
 )
 from lowrank_core.networks.profile import (
-    MOST_LAYERS,
     Layer,
     ModelProfile,
     Rest,

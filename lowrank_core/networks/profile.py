@@ -160,9 +160,6 @@ def fingerprint(model: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-MOST_LAYERS = 20_000
-"""Layers of a network, or of a plan, at most."""
-
 LONGEST_NAME = 1_000
 """Letters in the name of a layer or tensor, at most."""
 

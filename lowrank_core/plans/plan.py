@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from lowrank_core.errors import InvalidPlan
-from lowrank_core.networks.profile import MOST_LAYERS
+from lowrank_core.errors import MOST_LAYERS, InvalidPlan
 from lowrank_core.store.as_json import whole_characters
 from lowrank_core.version import versions
 

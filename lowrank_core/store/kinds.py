@@ -69,6 +69,8 @@ def _is_bundle(path: Path) -> bool:
 
 
 def _is_state(path: Path) -> bool:
+    if _beginning(path, 200).startswith(b'{"kind": "training state"'):  # damaged it may be, and is set aside
+        return True
     return any(name.endswith("/data.pkl") for name in zipfile.ZipFile(path).namelist())
 
 

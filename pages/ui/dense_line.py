@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from lowrank_core.workspace import Workspace
 from pages.ui import words
-from pages.ui.state import models
+from pages.ui.state import models, session
 
 KEY = "dense line"
 
@@ -15,7 +14,7 @@ KEY = "dense line"
 def show(workspace: Workspace, place: DeltaGenerator | None = None) -> None:
     """Say it at a place; without one where it was said last, after the network may have been run on more samples."""
     if place is not None:
-        st.session_state[KEY] = place
-    if KEY in st.session_state:
+        session.set_widget(KEY, place)
+    if (line := session.widget(KEY)) is not None:
         says = words.dense(workspace, *models.dense_score(workspace))
-        st.session_state[KEY].markdown(says, width="content", help=words.DENSE)
+        line.markdown(says, width="content", help=words.DENSE)

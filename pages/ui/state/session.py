@@ -65,8 +65,8 @@ def widget(key: str) -> Any:
     return st.session_state.get(key)
 
 
-def set_widget(key: str, value: str) -> None:
-    """Keep a small value until the next run."""
+def set_widget(key: str, value: Any) -> None:
+    """Keep a small value, or a place on the page, until the next run."""
     st.session_state[key] = value
 
 
