@@ -132,6 +132,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def unset_is_nan() -> Iterator[None]:
+    """Memory that nobody has set holds NaN, as `torch.empty` gives it, and not what happened to lie there."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def is_ready(port: int) -> bool:
     """Whether the server on this port says it is healthy."""
     connection = HTTPConnection("127.0.0.1", port, timeout=1)

@@ -7,7 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import FrozenInstanceError
 from math import inf
 from pathlib import Path
@@ -22,6 +22,7 @@ from lowrank_core.__main__ import main
 from lowrank_core.commands import Commands
 from lowrank_core.errors import Cancelled, InvalidSearch
 from lowrank_core.layers.data import Dataset, run
+from lowrank_core.running import own_process
 from lowrank_core.running import scope as scopes
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.progress import Progress
@@ -407,6 +408,8 @@ def test_ctrl_c_while_a_command_is_imported_ends_it_at_once_without_a_traceback(
 def test_ctrl_c_is_as_it_was_once_the_command_is_imported(usual: Any, monkeypatch: pytest.MonkeyPatch):
     before = signal.signal(signal.SIGINT, usual)
     seen = []
+    monkeypatch.setattr(own_process, "ending_with_its_work", nullcontext)  # it would end the suite, seconds later
+    monkeypatch.setattr(own_process, "hush_libraries", lambda **how: None)
     monkeypatch.setattr(sys, "argv", ["rank-explorer", "layers"])
     monkeypatch.setattr(Commands, "load", lambda self, name=None: seen.append((name, signal.getsignal(signal.SIGINT))))
     monkeypatch.setattr(Commands, "__call__", lambda self: seen.append(("run", signal.getsignal(signal.SIGINT))))
@@ -414,4 +417,5 @@ def test_ctrl_c_is_as_it_was_once_the_command_is_imported(usual: Any, monkeypatc
         main()
     finally:
         signal.signal(signal.SIGINT, before)
+    assert own_process.leave not in [getattr(thread, "function", None) for thread in threading.enumerate()]
     assert seen == [("layers", usual if usual is signal.SIG_IGN else signal.SIG_DFL), ("run", usual)]

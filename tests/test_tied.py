@@ -22,7 +22,7 @@ from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.cost import break_even, check_plan, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.training.finetune import finetune
-from lowrank_core.training.recipe import Settings
+from lowrank_core.training.recipe import Settings, Train
 from lowrank_core.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,3 +159,17 @@ def test_a_tied_language_model_is_exported_reloaded_and_trained(tmp_path: Path):
         trained = last.model
         assert chain_at(workspace.model, trained, "head")[1].weight is trained.table[0].weight
         assert sum(p.numel() for p in trained.parameters()) == held
+
+
+@pytest.mark.usefixtures("unset_is_nan")
+@pytest.mark.parametrize("train", ["factors", "everything"])
+def test_from_scratch_every_layer_that_shares_a_weight_begins_with_a_bias(tmp_path: Path, train: Train):
+    path = tmp_path / "tied_net.py"
+    path.write_text(MODEL)
+    workspace = Workspace.open(str(path))
+    plan = RankPlan.of(workspace.profile.fingerprint, {"table": Choice("svd", (4,))})
+    settings = Settings(epochs=1, learning_rate=1e-6, from_scratch=True, train=train)
+    *_, last = finetune(workspace, workspace.candidate(plan), settings)
+    assert last.model is not None
+    bias = chain_at(workspace.model, last.model, "head")[1].get_parameter("bias")
+    torch.testing.assert_close(bias, torch.zeros(30), atol=1e-4, rtol=0)

@@ -556,6 +556,9 @@ def _start(workspace: Workspace, candidate: Candidate, settings: Settings) -> nn
             weight = weight_at(workspace.model, layer)
             rows = weight.numel() if layer.spec.table else layer.spec.out_channels
             randomise(chain, float(weight.detach().norm()) / rows**0.5, generator)
+            for other in layer.tied:  # its chain has these weights, and a bias of its own
+                if other.spec.bias:
+                    nn.init.zeros_(chain_at(workspace.model, model, other.name)[-1].get_parameter("bias"))
         balance(chain)
     return model
 
