@@ -128,7 +128,7 @@ def test_model_files(text: str, says: str, tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_no_model(tmp_path: Path) -> None:
-    path = tmp_path / "model.bin"
+    path = tmp_path / "model.dat"
     path.write_bytes(b"\x00")
     assert "is no model file" in refused("layers", path)
     assert "is no model file" in refused("layers", tmp_path)

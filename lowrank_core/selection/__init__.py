@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from math import isfinite
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from lowrank_core.errors import InvalidSearch
+from lowrank_core.errors import InvalidData, InvalidSearch
 from lowrank_core.registry import register_all
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
@@ -78,7 +78,7 @@ def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
     if not problem.methods:
         problem = replace(problem, methods=rule.methods)
     _check(rule, problem)
-    problem.workspace.dense_score(problem.samples)  # a metric that has no value is refused before anything is tried
+    _check_metric(problem)
     last = None
     for last in rule.search(problem):
         yield last
@@ -99,6 +99,18 @@ def check_answer(score: Score | None) -> None:
             f"the plan that was found answers with NaN or infinity on {score.not_finite:,} of {score.samples:,} "
             "samples, so it is not accepted; ask for less, lock the layer that does it, or use another rule."
         )
+
+
+LOOKED_AT = 1024
+"""Samples on which a metric must have a value before anything is tried."""
+
+
+def _check_metric(problem: Problem) -> None:
+    """Refuse a metric that has no value; the first samples may be of one class, so then it is asked on all of them."""
+    try:
+        problem.workspace.dense_score(min(problem.samples or LOOKED_AT, LOOKED_AT))
+    except InvalidData:
+        problem.workspace.dense_score(problem.samples)
 
 
 def check_wishes(rule: Rule, asked: Iterable[str]) -> None:
