@@ -52,6 +52,8 @@ LEFT_OUT = {
     *("test_evaluate", "test_gates", "test_live", "test_onnx_file", "test_pages", "test_prefix", "test_recurrent"),
     *("test_room", "test_selection_budget", "test_selection_measured", "test_sensitivity", "test_start", "test_tied"),
     *("test_transposed", "test_weights_alone", "test_zoo"),
+    *("test_door", "test_exports_apart", "test_factor_memory", "test_fresh_process", "test_kept_files", "test_key"),
+    *("test_numbers", "test_onnx_as_found", "test_outputs", "test_routed", "test_same_origin", "test_two_tabs"),
 }
 """Files that compress or measure whole networks again and again: too much for `make check`, no reason to come first."""
 
