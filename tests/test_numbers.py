@@ -29,22 +29,9 @@ from lowrank_core.training.finetune import finetune
 from lowrank_core.training.recipe import Settings
 from pages.ui import words
 from tests.test_bad_input import GOOD, refused
+from tests.test_self_check import LogOfWhatIsLost
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class LogOfWhatIsLost(nn.Module):
-    """Right with its dense weight, the identity; log of a negative number once anything of it is lost."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(16, 16, bias=False), nn.Linear(16, 4)
-        with torch.no_grad():
-            self.a.weight.copy_(torch.eye(16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.a(x)
-        return self.b(hidden) + 0 * torch.log(1e-3 - (hidden - x).abs().amax(1, keepdim=True))
 
 
 def rows(count: int, seed: int = 1) -> Tensor:

@@ -66,7 +66,7 @@ def as_float(model: Any) -> Any:
     have used in place of a ReLU. Raises InvalidModel for weights or scales that are computed from the inputs.
     """
     graph = model.graph
-    reader = _Floats({i.name: _array(i) for i in graph.initializer}, {i.name for i in graph.input})
+    reader = _Floats({i.name: _array(i) for i in graph.initializer})
     nodes = [part for node in graph.node for part in reader.read(node)]
     from onnx import TensorProto, numpy_helper
 
@@ -95,7 +95,6 @@ class _Floats:
     """Goes through the nodes in order. floats: values that were integers in the file and are not any more."""
 
     known: dict[str, np.ndarray]
-    inputs: set[str]
     made: dict[str, np.ndarray] = field(default_factory=dict)
     floats: set[str] = field(default_factory=set)
 
@@ -224,9 +223,7 @@ def _integers(op: str) -> Callable[[_Floats, Any], Iterator[Any]]:
         zero = reader.constant(node, 3, 0)
         value = weight.astype(np.float32) - _along(zero, weight, 0 if op == "Conv" else -1)
         if node.input[0] not in reader.floats and reader.constant(node, 2, 0).any():
-            raise InvalidModel(
-                f"node {node.name or y!r} ({node.op_type}) takes integers as they come; give the float model."
-            )
+            raise InvalidModel(_as_they_come(node))
         reader.floats.add(y)
         name = reader.make(f"{y}.weight", value)
         made = helper.make_node(op, [node.input[0], name], [y], name=node.name or y)
@@ -243,8 +240,7 @@ def _qlinear(op: str, weight_axis: int) -> Callable[[_Floats, Any], Iterator[Any
         from onnx import helper
 
         y = node.output[0]
-        sides = [_operand(reader, node, (at, at + 1, at + 2), axis) for at, axis in ((0, 1), (3, weight_axis))]
-        inputs = list(sides)
+        inputs = [_operand(reader, node, (at, at + 1, at + 2), axis) for at, axis in ((0, 1), (3, weight_axis))]
         if len(node.input) > 8 and node.input[8]:
             scale = reader.constant(node, 1).astype(np.float32) * reader.constant(node, 4).astype(np.float32)
             bias = reader.constant(node, 8).astype(np.float32)
