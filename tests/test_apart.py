@@ -1,6 +1,6 @@
 """The same model in a process of its own: the same results, one by one, and nothing exported where others work."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -95,7 +95,7 @@ def test_what_fails_there_is_said_here(iris: Workspace) -> None:
 
 
 def test_another_network_under_the_reference_is_refused(iris: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    def here(name: str, folder: Path) -> Iterator[None]:
+    def here(name: str, folder: Path) -> Generator[None]:
         answer(folder)
         yield
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def test_a_refusal_is_raised_here_as_what_it_is(
     """In this process, for speed: what the fresh one does is the same function."""
     given: list[Path] = []
 
-    def work(name: str, folder: Path) -> Iterator[None]:
+    def work(name: str, folder: Path) -> Generator[None]:
         given.append(folder)
         assert name == "lowrank_core.measure.apart:answer"
         apart.answer(folder)

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 
@@ -30,7 +30,7 @@ from lowrank_core.workspace import Workspace
 ASKED = "asked.pickle"
 """Written and read by this product alone, in a folder of its own, as the numbered results beside it are."""
 
-Arguments = ParamSpec("Arguments")
+Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
@@ -50,10 +50,7 @@ class Asked:
 
 
 def apart(
-    work: Callable[Concatenate[Workspace, Arguments], Iterator[Result]],
-    workspace: Workspace,
-    *arguments: Arguments.args,
-    **none: Arguments.kwargs,
+    work: Callable[[Workspace, *Arguments], Iterator[Result]], workspace: Workspace, *arguments: *Arguments
 ) -> Iterator[Result]:
     """What `work(workspace, *arguments)` gives, to the bit and one by one, from a fresh process with the same model.
 

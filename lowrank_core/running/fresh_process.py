@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from importlib import import_module
 from math import inf
@@ -42,7 +42,7 @@ def in_fresh_process(work: str, folder: Path, *, limit_seconds: float = inf) -> 
         pass
 
 
-def looking_at(work: str, folder: Path, *, limit_seconds: float = inf) -> Iterator[None]:
+def looking_at(work: str, folder: Path, *, limit_seconds: float = inf) -> Generator[None]:
     """Have `module:function` called with a folder in a new Python process that finds the modules this one does.
 
     Gives a turn after each look at the process, LOOK_SECONDS apart, and a last one when it is over. What it needs and

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from lowrank_core.errors import OtherModel
 from lowrank_core.measure.apart import apart
@@ -53,7 +53,7 @@ class PlanTiming:
     timing: Timing
 
 
-Arguments = ParamSpec("Arguments")
+Arguments = TypeVarTuple("Arguments")
 Given = TypeVar("Given")
 
 Wish = Scores | Races | Stairs
@@ -87,10 +87,7 @@ def work(workspace: Workspace, wish: Wish, folder: Path) -> Iterator[Result]:
 
 
 def _elsewhere(
-    given: Callable[Concatenate[Workspace, Arguments], Iterator[Given]],
-    workspace: Workspace,
-    *arguments: Arguments.args,
-    **none: Arguments.kwargs,
+    given: Callable[[Workspace, *Arguments], Iterator[Given]], workspace: Workspace, *arguments: *Arguments
 ) -> Iterator[Given]:
     if workspace.opened.ref is not None:
         try:
