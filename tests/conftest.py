@@ -301,9 +301,9 @@ def visitor(browser: Browser, **options: Any) -> BrowserContext:
     return context
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page of a fresh profile; the test fails if it asked another host for anything or an exception went uncaught."""
+@contextmanager
+def watched_page(browser: Browser) -> Iterator[Page]:
+    """A page of a fresh profile; an error if it asked another host for anything or an exception went uncaught."""
     context = visitor(browser, viewport={"width": 1440, "height": 1000})
     foreign: list[str] = []
     errors: list[str] = []
@@ -323,3 +323,10 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
     assert not foreign, f"requests to other hosts: {foreign}"
     assert not errors, f"uncaught exceptions on the page: {errors}"
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of a fresh profile for one test, watched."""
+    with watched_page(browser) as opened:
+        yield opened
