@@ -168,7 +168,7 @@ def scores(workspace: Workspace) -> list[float]:
 
 
 def plans(workspace: Workspace) -> Iterator[RankPlan]:
-    for rank in (1, 2, 3):
+    for rank in (1, 3):
         for data_aware in (False, True):
             choices = {}
             for layer in workspace.profile.layers:
