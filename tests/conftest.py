@@ -156,6 +156,7 @@ def is_ready(port: int) -> bool:
 
 SLOW = """
 import time, torch
+from pathlib import Path
 from torch import nn
 
 class Slow(nn.Module):
@@ -164,7 +165,7 @@ class Slow(nn.Module):
         self.fc1, self.fc2 = nn.Linear(16, 16), nn.Linear(16, 4)
 
     def forward(self, x):
-        time.sleep(SECONDS if len(x) > 1 else 0)
+        time.sleep(SECONDS if len(x) > 1 and not Path(__file__).with_name("go").exists() else 0)
         return self.fc2(torch.relu(self.fc1(x)))
 
 def build_model():
@@ -186,7 +187,7 @@ def eval_data():
 
 
 def slow_network(folder: Path, seconds: float, samples: int) -> Path:
-    """A model file whose batches take that long each, with so many evaluation samples."""
+    """A model file whose batches take that long each, until there is a file "go", with so many evaluation samples."""
     path = folder / "slow.py"
     path.write_text(f"SECONDS, SAMPLES = {seconds}, {samples}\n{SLOW}")
     return path

@@ -14,6 +14,7 @@ from tests.conftest import slow_network, visitor
 from tests.test_browser_search import choose
 
 LAYERS, SIDE = 600, 3072
+SAMPLES = 256_000  # a fifth of a second for each batch of them
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def search_all_samples(page: Page) -> None:
     choose(page, "Uniform")
     page.get_by_text("Layers, methods, measurement").click()
     samples = page.get_by_role("spinbutton", name="Samples per trial")
-    samples.fill("64000")
+    samples.fill(str(SAMPLES))
     samples.press("Enter")
     rest(page)
     press("Start search")(page)
@@ -75,7 +76,7 @@ def under_way(page: Page, kind: Kind) -> None:
 @pytest.fixture(scope="module")
 def slow(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of which everything takes long."""
-    return serve(slow_network(tmp_path_factory.mktemp("slow"), 0.2, 64_000))
+    return serve(slow_network(tmp_path_factory.mktemp("slow"), 0.2, SAMPLES))
 
 
 @pytest.fixture(scope="module")

@@ -605,14 +605,16 @@ def test_many_layers_share_bars_and_rows_out_of_sight_follow_at_rest(
 
 
 def test_a_newer_release_ends_the_measurement_before_it(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
-    page.goto(f"{serve(slow_network(tmp_path, 0.04, 6400))}/Ranks")
+    page.goto(f"{serve(slow_network(tmp_path, 0.2, 64_000))}/Ranks")
     page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]")
     page.evaluate("window.heard = []; window.addEventListener('rank-feed', e => window.heard.push(e.detail))")
     for rank in ("3", "5"):
         entry = page.get_by_label("fc1 exact rank")
         entry.fill(rank)
         entry.press("Enter")
+        page.wait_for_function(f"() => {{ const b = {BOARD}; return b.data.rev === b.rev && !b.outbox.length; }}")
         page.wait_for_selector("[data-testid=live-accuracy][data-state=measuring]")
+    (tmp_path / "go").touch()
     measured(page)
     heard = page.evaluate("window.heard.map(h => [h.rev, h.done])")
     last = max(rev for rev, _ in heard)
