@@ -22,6 +22,9 @@ lint: .venv/dev.stamp
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# Every process of the tests would translate all sources anew where an environment forbids to keep what was translated.
+check test: export PYTHONDONTWRITEBYTECODE :=
+
 # A file's tests share what they prepare, so they go to one process; those that take long are first (tests/conftest.py).
 PYTEST := $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

@@ -1,4 +1,4 @@
-"""Search in real Chromium: a newcomer asks a rule, sees what it finds, adopts it; and calls a search off."""
+"""Search in real Chromium: a newcomer asks a rule, sees what it finds, adopts it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from playwright.sync_api import Page, expect
 from lowrank_core.selection import make, search
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.workspace import Workspace
-from tests.conftest import slow_network
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def choose(page: Page, rule: str) -> None:
     at_rest(page)
 
 
-def test_a_newcomer_asks_a_rule_and_drags_its_plan_further(url: str, page: Page) -> None:
+def test_a_newcomer_asks_a_rule_and_drags_its_plan_further(url: str, page: Page, tmp_path: Path) -> None:
     page.goto(f"{url}/Search")
     choose(page, "Uniform")
     expect(page.get_by_role("slider", name="Multiplies budget")).to_have_value("50")
@@ -46,6 +45,13 @@ def test_a_newcomer_asks_a_rule_and_drags_its_plan_further(url: str, page: Page)
     at_rest(page)
     expect(page.locator(".scatterlayer .trace .point")).to_have_count(3)  # the trial, the answer on it, dense
     expect(page.get_by_text("points against dense (95 %")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export as CSV").click()
+    assert download.value.suggested_filename == "digits-cnn-searches.csv"
+    download.value.save_as(tmp_path / "searches.csv")
+    header, row = (tmp_path / "searches.csv").read_text().splitlines()
+    assert header.startswith("rule,asked,multiplies,")
+    assert row.startswith("uniform,50 % multiplies,")
     page.get_by_role("button", name="Adopt this plan").click()
     page.get_by_role("link", name="Drag it further").click()
     expect(page).to_have_url(re.compile("/Ranks"))
@@ -60,20 +66,7 @@ def test_a_newcomer_asks_a_rule_and_drags_its_plan_further(url: str, page: Page)
     expect(page.get_by_role("slider", name="fc1 rank", exact=True)).not_to_have_value(rank)
 
 
-def test_the_comparison_is_a_file(url: str, page: Page, tmp_path: Path) -> None:
-    page.goto(f"{url}/Search")
-    choose(page, "Uniform")
-    page.get_by_role("button", name="Start search").click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Export as CSV").click()
-    assert download.value.suggested_filename == "digits-cnn-searches.csv"
-    download.value.save_as(tmp_path / "searches.csv")
-    header, row = (tmp_path / "searches.csv").read_text().splitlines()
-    assert header.startswith("rule,asked,multiplies,")
-    assert row.startswith("uniform,50 % multiplies,")
-
-
-def test_an_impossible_budget_is_refused_in_one_line(url: str, page: Page) -> None:
+def test_an_impossible_budget_is_refused_in_one_line_and_a_size_of_flash_can_be_typed(url: str, page: Page) -> None:
     page.goto(f"{url}/Search")
     choose(page, "Uniform")
     page.get_by_role("slider", name="Multiplies budget").press("Home")
@@ -84,41 +77,7 @@ def test_an_impossible_budget_is_refused_in_one_line(url: str, page: Page) -> No
     expect(alert).to_contain_text("cannot be reached")
     expect(alert).to_have_count(1)
 
-
-def test_a_size_of_flash_can_be_typed(url: str, page: Page) -> None:
-    page.goto(f"{url}/Search")
-    choose(page, "Uniform")
     device = page.get_by_role("combobox", name="Device")
     device.fill("96 kB")
     device.press("Enter")
     expect(page.get_by_role("slider", name="Bytes budget")).to_have_value("19.4")
-
-
-def test_a_search_goes_on_elsewhere_and_can_be_cancelled(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
-    page.goto(f"{serve(slow_network(tmp_path, 0.1, 64_000))}/Search")
-    choose(page, "Uniform")
-    page.get_by_text("Layers, methods, measurement").click()
-    samples = page.get_by_role("spinbutton", name="Samples per trial")
-    samples.fill("64000")
-    samples.press("Enter")
-    at_rest(page)
-    page.get_by_role("button", name="Start search").click()
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
-    expect(page.get_by_role("button", name="Start search")).to_be_disabled()
-    expect(page.get_by_text("measuring the answer · 1 plan")).to_be_visible()
-
-    page.get_by_role("link", name="Model", exact=True).click()
-    expect(page.get_by_role("heading", name="Model", exact=True)).to_be_visible()
-    badge = page.get_by_test_id("stSidebar").get_by_text(re.compile("Search: Uniform · since"))
-    expect(badge).to_be_visible()
-    page.get_by_role("link", name="Search", exact=True).click()
-    expect(page.get_by_text("measuring the answer · 1 plan")).to_be_visible()
-    page.reload()
-    expect(page.get_by_text("measuring the answer · 1 plan")).to_be_visible()
-
-    expect(badge).to_have_count(0)
-
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled after 1 plan; what was measured is kept")).to_be_visible()
-    at_rest(page)
-    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)

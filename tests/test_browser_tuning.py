@@ -96,7 +96,8 @@ def test_it_goes_on_elsewhere_and_after_the_server_ended(page: Page, tmp_path: P
         fill(page, "Epochs", "200")
         fill(page, "Patience", "200")
         page.get_by_role("button", name="Start training").click()
-        epoch_reached(page)
+        gone_on = "n => Number((document.body.innerText.match(/epoch (\\d+) of 200/) || [0, 0])[1]) >= n"
+        page.wait_for_function(gone_on, arg=reached)  # what the state holds is told first, epoch by epoch
         page.get_by_role("button", name="Cancel").click()
         kept = page.get_by_text(re.compile(r"Cancelled after \d+ of 200 epochs: the best weights so far are kept"))
         expect(kept).to_be_visible()

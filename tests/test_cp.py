@@ -38,17 +38,15 @@ def test_a_planted_rank_is_found_and_a_smaller_one_is_not_enough(method: str) ->
         assert distance <= fitted.error((rank,))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_fit_is_as_good_as_tensorlys(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "rank"), [(0, 5), (1, 12), (2, 5)])
+def test_the_fit_is_as_good_as_tensorlys(seed: int, rank: int) -> None:
     kernel = torch.randn(12, 8, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    start = Start.of(kernel)
-    for rank in (5, 12):
-        ours = cp.als(start)(kernel, rank)
-        with backend_context("pytorch", local_threadsafe=True):
-            found = parafac(kernel, rank=rank, n_iter_max=300, tol=1e-9, init="random", random_state=seed)
-        scale, (first, *rest) = found
-        theirs = (kernel - compose([first * scale, *rest])).norm()
-        assert (kernel - compose(ours)).norm() < 1.03 * theirs
+    ours = cp.als(Start.of(kernel))(kernel, rank)
+    with backend_context("pytorch", local_threadsafe=True):
+        found = parafac(kernel, rank=rank, n_iter_max=300, tol=1e-9, init="random", random_state=seed)
+    scale, (first, *rest) = found
+    theirs = (kernel - compose([first * scale, *rest])).norm()
+    assert (kernel - compose(ours)).norm() < 1.03 * theirs
 
 
 def test_the_reference_is_tensorlys_own() -> None:

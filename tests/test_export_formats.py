@@ -114,6 +114,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Inputs, dict[str, str]]] = {
     "attention": (Attends, rows(3, 8), {"layer.self_attn.in_proj.q": "svd", "layer.self_attn.out_proj": "svd"}),
     "encoder": (Attends, rows(3, 8), {"layer.linear1": "svd"}),
 }
+WIDE = lambda: nn.Sequential(nn.Linear(90, 300), nn.ReLU(), nn.Linear(300, 70)), rows(90), {}
+"""More weights than what stands beside them in a file."""
 FOLDED = Storage(fold_bias=True)
 DENSE = Storage(dense=True)
 
@@ -124,7 +126,7 @@ def digits() -> Workspace:
 
 
 def workspace_of(name: str) -> Workspace:
-    build, inputs, _ = NETWORKS[name]
+    build, inputs, _ = WIDE if name == "wide" else NETWORKS[name]
     data = Dataset(inputs)
     return Workspace(
         Opened(name, name, "", filled(build()).float(), inputs, lambda: data, None, lambda dataset: AGREEMENT)
@@ -231,26 +233,25 @@ def test_a_weight_that_is_computed_has_no_place_for_a_product() -> None:
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt2", "onnx"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_the_bytes(
-    dtype: str, kind: str, digits: Workspace, tmp_path: Path, same_process: Callable[[Workspace], None]
-) -> None:
+def test_half_the_bytes(dtype: str, kind: str, tmp_path: Path, same_process: Callable[[Workspace], None]) -> None:
     """What is measured is what is stored: rounded once, then exactly that in the file."""
-    same_process(digits)
-    plan = uniform_plan(digits.profile, 0.5)
-    whole = Compressed(digits.compress(plan), plan)
-    half = whole.stored(digits, Storage(dtype))
+    workspace = workspace_of("wide")
+    same_process(workspace)
+    plan = uniform_plan(workspace.profile, 0.5)
+    whole = Compressed(workspace.compress(plan), plan)
+    half = whole.stored(workspace, Storage(dtype))
     name, value = next(iter(half.model.named_parameters()))
     original = whole.model.get_parameter(name)
     assert not torch.equal(value, original)
     assert torch.equal(value, original.to(getattr(torch, dtype)).float())
     sizes = []
     for one in (whole, half):
-        size = EXPORTS[kind].write(digits, one, tmp_path / "file").bytes
+        size = EXPORTS[kind].write(workspace, one, tmp_path / "file").bytes
         if kind == "pt2":  # widening the weights again makes its graph longer
             with zipfile.ZipFile(tmp_path / "file") as archive:
                 size = sum(m.file_size for m in archive.infolist() if "/weights/weight_" in m.filename)
         sizes.append(size)
-    weights = plan_cost(digits.profile, plan).bytes
+    weights = plan_cost(workspace.profile, plan).bytes
     assert sizes[0] - sizes[1] == pytest.approx(weights / 2, rel=0.1)
 
 
@@ -283,15 +284,14 @@ def test_int8_is_measured_as_it_runs(
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
 
 
-def test_plan_and_provenance_are_in_each_file(
-    digits: Workspace, tmp_path: Path, same_process: Callable[[Workspace], None]
-) -> None:
-    same_process(digits)
-    plan = uniform_plan(digits.profile, 0.5)
-    model = digits.compress(plan)
-    given = Compressed(model, plan, final_score(digits.measure(model, samples=64)))
+def test_plan_and_provenance_are_in_each_file(tmp_path: Path, same_process: Callable[[Workspace], None]) -> None:
+    workspace = workspace_of("linear")
+    same_process(workspace)
+    plan = uniform_plan(workspace.profile, 0.5)
+    model = workspace.compress(plan)
+    given = Compressed(model, plan, final_score(workspace.measure(model, samples=64)))
     for kind in ("pt2", "onnx"):
-        EXPORTS[kind].write(digits, given, tmp_path / kind)
+        EXPORTS[kind].write(workspace, given, tmp_path / kind)
     inside = {"plan.json": ""}
     with (tmp_path / "pt2").open("rb") as file:
         torch.export.load(file, extra_files=inside)
@@ -304,17 +304,18 @@ def test_plan_and_provenance_are_in_each_file(
 
 
 def test_a_bundle_holds_everything_and_says_what_it_cannot(
-    digits: Workspace, tmp_path: Path, same_process: Callable[[Workspace], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, same_process: Callable[[Workspace], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    same_process(digits)
-    plan = uniform_plan(digits.profile, 0.5)
-    given = Compressed(digits.compress(plan), plan)
+    workspace = workspace_of("linear")
+    same_process(workspace)
+    plan = uniform_plan(workspace.profile, 0.5)
+    given = Compressed(workspace.compress(plan), plan)
 
     def refuses(*_: object, **__: object) -> None:
         raise InvalidModel("no operator for it.")
 
     monkeypatch.setattr(onnx_export, "onnx_program", refuses)
-    found = EXPORTS["bundle"].write(digits, given, tmp_path / "b.zip")
+    found = EXPORTS["bundle"].write(workspace, given, tmp_path / "b.zip")
     assert found.bytes == (tmp_path / "b.zip").stat().st_size
     with zipfile.ZipFile(tmp_path / "b.zip") as archive:
         archive.extractall(tmp_path / "unpacked")
@@ -325,7 +326,7 @@ def test_a_bundle_holds_everything_and_says_what_it_cannot(
     for name in names - {"README.md"}:
         content = (tmp_path / "unpacked" / name).read_bytes()
         assert f"| `{name}` | {len(content):,} | `{hashlib.sha256(content).hexdigest()}` |" in text
-    again = EXPORTS["bundle"].write(digits, given, tmp_path / "c.zip")
+    again = EXPORTS["bundle"].write(workspace, given, tmp_path / "c.zip")
     assert again.bytes == found.bytes
 
 
@@ -346,9 +347,9 @@ def test_large_weights_lie_beside_the_graph(
 
 
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
-def test_a_file_that_answers_otherwise_is_not_saved(
-    kind: str, digits: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_answers_otherwise_is_not_saved(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = workspace_of("linear")
+
     def otherwise(kind: str, ref: str, written: Path, batches: list[Inputs], own_seconds: float) -> list[Tensor]:
         found = [READERS[kind](ref, str(written))(inputs) for inputs in batches]
         if written.name != "dense":
@@ -357,5 +358,5 @@ def test_a_file_that_answers_otherwise_is_not_saved(
 
     monkeypatch.setattr(reload, "outputs_in_fresh_process", otherwise)
     with pytest.raises(InvalidFile, match=r"differ by 0\.01 in a batch of 7"):
-        EXPORTS[kind].write(digits, Compressed(digits.model, RankPlan("")), tmp_path / "file")
+        EXPORTS[kind].write(workspace, Compressed(workspace.model, RankPlan("")), tmp_path / "file")
     assert list(tmp_path.iterdir()) == []

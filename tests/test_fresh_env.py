@@ -60,6 +60,7 @@ def test_an_artefact_needs_its_runtime_alone(environment: Environment, written: 
     assert max(found) < 1e-4
 
 
+@pytest.mark.parametrize("written", ["builtin:digits-cnn"], indirect=True)
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=[e.name for e in ENVIRONMENTS])
 def test_it_would_be_noticed_if_it_needed_more(environment: Environment, written: Path) -> None:
     block = BLOCK.format(refused=(environment.packages[-1],))

@@ -36,6 +36,7 @@ from lowrank_core.running.scope import (
     somebody_waits,
     under,
 )
+from tests.conftest import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -355,7 +356,7 @@ def test_a_figure_is_not_kept_waiting_by_a_lock_that_its_giver_way_holds():
     begun.wait()
     with somebody_waits():
         go.set()
-        assert lock.acquire(timeout=10)
+        assert lock.acquire(timeout=PATIENCE_SECONDS)
         lock.release()
         assert not job.snapshot.over
     assert job.wait().found == (1,)

@@ -11,6 +11,7 @@ from awkward_layers import AWKWARD, BY_CHAIN, BY_FORM, FORMS, PAIRS, Awkward, Pa
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lowrank_core.algebra import cp
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec, Rank, chain_multiplies, inputs_first
 from lowrank_core.methods import METHODS, Factorization, Method, register
@@ -22,6 +23,19 @@ pytestmark = [
 ]
 
 EXACT = 1e-9  # relative, exact algebra in float64
+SWEEPS = cp.SWEEPS
+
+
+@pytest.fixture(autouse=True)
+def few_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CP takes a second to its end; that chain, weight, count and bound belong together holds from the start."""
+    monkeypatch.setattr(cp, "SWEEPS", 10)
+
+
+@pytest.fixture
+def all_sweeps(few_sweeps: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "SWEEPS", SWEEPS)
+
 
 NESTED = [(m, a) for m, a in BY_FORM if m.nested]
 AWARE = [(m, a) for m, a in BY_FORM if m.data_aware]
@@ -171,6 +185,7 @@ def test_counts_are_those_of_the_built_chain(method, awkward):
 
 
 @each(BY_FORM)
+@pytest.mark.usefixtures("all_sweeps")
 def test_planted_rank_is_found(method, awkward):
     spec = replace(awkward.spec, bias=False, padding_mode="zeros")
     if spec.kernel:
@@ -179,8 +194,8 @@ def test_planted_rank_is_found(method, awkward):
         spec = replace(spec, output_padding=(0,) * len(ones)) if spec.transposed else spec
     planted = tuple(min(3, max(1, top - 1)) for top in method.max_rank(spec))
     stages = method.stages(spec, planted)
-    errors = []
-    for first_seed in (0,) if method.nested else (0, 6, 12):
+    found = 1e-6 if method.nested else 1e-3
+    for first_seed in (0,) if method.nested else (0, 6, 12):  # what iterates rests in a local minimum now and then
         weights = tuple(seeded(stage.weight_shape, seed) for seed, stage in enumerate(stages, first_seed))
         weight = weight_of(stages, weights, spec)
         factorization = fit(method, spec, weight)
@@ -188,12 +203,13 @@ def test_planted_rank_is_found(method, awkward):
         def lost(rank, made=factorization, weight=weight):
             return made.error(rank) if method.nested else loss(method, spec, weight, made.reconstruct(rank))
 
-        errors.append(lost(planted))
         for axis, rank in enumerate(planted):
             if rank > 1:
                 smaller = tuple(r - (i == axis) for i, r in enumerate(planted))
                 assert lost(smaller) > 1e-2
-    assert min(errors) < (1e-6 if method.nested else 1e-3)  # what iterates rests in a local minimum now and then
+        if (error := lost(planted)) < found:
+            break
+    assert error < found
 
 
 @each(NESTED)

@@ -148,13 +148,18 @@ def eval_data():
 """
 
 
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("language") / "language.py"
+    path.write_text(LANGUAGE)
+    return str(path)
+
+
 @pytest.mark.parametrize("title", PAGES)
 def test_every_page_takes_a_table_a_recurrent_layer_and_a_score_better_when_lower(
-    opened: Open, title: str, tmp_path: Path
+    opened: Open, title: str, language: str
 ) -> None:
-    path = tmp_path / "language.py"
-    path.write_text(LANGUAGE)
-    page = opened(title, str(path))
+    page = opened(title, language)
     assert not page.exception
     assert not page.error
     assert "dense perplexity" in text(page)

@@ -254,8 +254,8 @@ def _as_tensors(value: Inputs) -> Inputs:
 
 
 def _array(value: Any) -> Tensor:
-    """An array of any library; pandas says itself how its tables are one."""
-    return torch.as_tensor(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    """An array of any library; pandas says itself how its tables are one, and may forbid to write to it."""
+    return torch.tensor(value.to_numpy()) if hasattr(value, "to_numpy") else torch.as_tensor(value)
 
 
 def _as_tensor(value: object) -> object:
