@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -26,6 +28,8 @@ LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Embed
 class Layer:
     """A layer that can be compressed. in_sizes: one entry per call in one forward pass, () = never called.
 
+    shares: of each of these, how many such inputs one sample sends through on average, where that is not one: of an
+    expert that only some rows are routed to, the mean over the samples, perhaps 0; () where every sample sends one.
     parameter: the name of its weight in its module; a recurrent module and an attention have several, each a layer of
     its own. rows: where the weight is a slice of the parameter. part: its name in the module, where that is another.
     transposed_weight: the module keeps it as (in, out), as the Conv1D of transformers does. tied: layers that share the
@@ -45,6 +49,17 @@ class Layer:
     tied: tuple[Layer, ...] = ()
     extra: int = 0
     asked: bool = False
+    shares: tuple[Fraction, ...] = ()
+
+    @property
+    def passes(self) -> Iterable[tuple[Size, Fraction | int]]:
+        """The inputs that one sample sends through, size by size, and how many of each."""
+        return zip(self.in_sizes, self.shares or (1,) * len(self.in_sizes), strict=True)
+
+    @property
+    def reached(self) -> bool:
+        """Whether any sample sent anything through it; an expert that none was routed to is a layer all the same."""
+        return not self.shares or any(self.shares)
 
     @property
     def module(self) -> str:
