@@ -16,6 +16,7 @@ from lowrank_core.layers.parts import Recurrent
 from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, weight_shapes
 from lowrank_core.layers.spec import LayerSpec, half_up
 from lowrank_core.networks.beside import UNOWNED, unowned
+from lowrank_core.networks.fused import Trial, with_trials
 from lowrank_core.networks.obstacles import (
     NEVER_RAN,
     RESIZED,
@@ -63,6 +64,7 @@ def discover(
     Raises InvalidModel for NaN or Inf weights or a forward pass that fails, InvalidData for unusable inputs.
     """
     check_finite(model)
+    original, (model, read_otherwise) = model, with_trials(model, inputs)
     names = _names(model)
     strangers = {module: name for module, name in unowned(model).items() if is_map(module) or _has_several(module)}
     owned = [module for module in names if is_map(module) or _has_several(module)]
@@ -78,7 +80,9 @@ def discover(
     for module in names:
         if module in settled or not _holds_weights(module):
             continue
-        if _has_several(module):
+        if isinstance(module, Trial):
+            layers += network.experts(module)
+        elif _has_several(module):
             reason = network.obstacle_of_several(module)
             if reason is None:
                 layers += network.several(module)
@@ -86,7 +90,7 @@ def discover(
             else:
                 skipped.append(network.skipped(module, reason))
         elif not is_map(module):
-            skipped.append(network.skipped(module, why_not_a_map(module)))
+            skipped.append(network.skipped(module, read_otherwise.get(module) or why_not_a_map(module)))
         else:
             group = _tied(module, network.owners, watched.calls)
             settled.update(*(set(member.modules()) for member in group))
@@ -104,7 +108,7 @@ def discover(
         )
     layers.sort(key=lambda layer: order[module_at(model, layer.module)])
     return ModelProfile(
-        fingerprint=fingerprint(model),
+        fingerprint=fingerprint(original),
         layers=tuple(layers),
         skipped=tuple(skipped),
         rest=_rest(model, layers, watched.multiplies),
@@ -168,6 +172,25 @@ class _Network:
             extra=sum(p.numel() for p in module.parameters()) - spec.parameters,
         )
 
+    def experts(self, trial: Trial) -> Iterator[Layer]:
+        """The matrices of a parameter that holds one for each expert, each a layer of its own."""
+        name, *aliases = self.names[trial]
+        for number in range(trial.experts):
+            in_sizes, shares = self.watched.sizes(trial, str(number))
+            yield Layer(
+                name=f"{name}.{number}",
+                type=type(trial.host).__name__,
+                spec=LayerSpec(trial.in_features, trial.out_features, bias=False),
+                in_sizes=in_sizes,
+                shares=shares,
+                itemsize=trial.values.element_size(),
+                aliases=tuple(f"{alias}.{number}" for alias in aliases),
+                parameter=name.rpartition(".")[2],
+                part=f"{name.rpartition('.')[2]}.{number}",
+                transposed_weight=bool(trial.turned),
+                expert=number,
+            )
+
     def obstacle_of_several(self, module: nn.Module) -> str | None:
         """What is in the way of compressing the weights of a recurrent module or an attention."""
         if isinstance(module, nn.MultiheadAttention):
@@ -185,6 +208,12 @@ class _Network:
             return _projections(module, prefixes, self.watched)
         assert isinstance(module, Dense)
         return _weights(module, prefixes, self.watched)
+
+
+def _own_parameters(model: nn.Module, layer: Layer) -> Iterator[Tensor]:
+    """The parameters that a layer is or is part of."""
+    module = module_at(model, layer.module)
+    return (module if layer.expert is None else module.get_submodule(layer.parameter)).parameters()
 
 
 def _has_several(module: nn.Module) -> bool:
@@ -269,7 +298,7 @@ def _holds_weights(module: nn.Module) -> bool:
 
 def _rest(model: nn.Module, layers: list[Layer], multiplies: Fraction) -> Rest:
     each = [one for layer in layers for one in (layer, *layer.tied)]
-    taken = {p for layer in each for p in module_at(model, layer.module).parameters()}
+    taken = {p for layer in each for p in _own_parameters(model, layer)}
     outside = [p for p in model.parameters() if p not in taken]
     counted = sum(share * layer.spec.multiplies(size) for layer in each for size, share in layer.passes)
     return Rest(

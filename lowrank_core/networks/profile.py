@@ -33,7 +33,8 @@ class Layer:
     parameter: the name of its weight in its module; a recurrent module and an attention have several, each a layer of
     its own. rows: where the weight is a slice of the parameter. part: its name in the module, where that is another.
     transposed_weight: the module keeps it as (in, out), as the Conv1D of transformers does. tied: layers that share the
-    weight and so the factors, each with its own bias. extra: numbers stored for a weight that is computed from others.
+    weight and so the factors, each with its own bias. expert: its number, where the parameter holds one matrix for each
+    expert of a mixture. extra: numbers stored for a weight that is computed from others.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Layer:
     extra: int = 0
     asked: bool = False
     shares: tuple[Fraction, ...] = ()
+    expert: int | None = None
 
     @property
     def passes(self) -> Iterable[tuple[Size, Fraction | int]]:
@@ -69,9 +71,14 @@ class Layer:
         return self.name.removesuffix(self.part or self.parameter).removesuffix(".")
 
     @property
+    def place(self) -> str:
+        """Where a plan puts something else: the module, or the parameter that holds the matrices of a mixture."""
+        return self.module if self.expert is None else self.name.removesuffix(f".{self.expert}")
+
+    @property
     def partial(self) -> bool:
-        """Whether the layer is one of several weights of a recurrent module or an attention."""
-        return self.parameter != "weight"
+        """Whether the layer is one of several weights of a recurrent module, an attention or a mixture of experts."""
+        return self.parameter != "weight" or self.expert is not None
 
     @property
     def plain(self) -> bool:
@@ -152,6 +159,8 @@ def bias_at(model: nn.Module, layer: Layer) -> Tensor | None:
 
 
 def _rows(parameter: Tensor, layer: Layer) -> Tensor:
+    if layer.expert is not None:
+        return parameter[layer.expert]
     return parameter if layer.rows is None else parameter[slice(*layer.rows)]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lowrank_core.layers.attention import watched_attention, without_fused_paths
 from lowrank_core.layers.computed import sharing
+from lowrank_core.layers.experts import put_in, watched_experts
 from lowrank_core.layers.recurrent import watched
 from lowrank_core.networks.profile import Layer, module_at
 
@@ -20,14 +21,20 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
     attentions.
     """
     memo: dict[int, Any] = {}
-    for name in {layer.module for layer in watch if layer.partial}:
+    watch = list(watch)
+    experts = {(layer.module, layer.parameter): layer.transposed_weight for layer in watch if layer.expert is not None}
+    for name in {layer.module for layer in watch if layer.partial and layer.expert is None}:
         module = module_at(model, name)
         if isinstance(module, nn.MultiheadAttention):
             memo[id(module)] = watched_attention(module)
             continue
         assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = watched(module)
-    return without_fused_paths(sharing(model, memo))
+    copied = without_fused_paths(sharing(model, memo))
+    for (name, leaf), turned in experts.items():
+        host = module_at(copied, name)
+        put_in(host, leaf, watched_experts(host.get_parameter(leaf), turned))
+    return copied
 
 
 def on_call(module: nn.Module, see: Callable[[Tensor, Tensor], Any]) -> Callable[[], None]:

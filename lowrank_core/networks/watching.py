@@ -24,6 +24,7 @@ from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evalua
 from lowrank_core.layers.recurrent import CELLS, KINDS
 from lowrank_core.layers.spec import Size
 from lowrank_core.networks.beside import watch_beside
+from lowrank_core.networks.fused import Trial
 from lowrank_core.networks.profile import TRANSPOSED, is_map, spec_of
 
 Passed = tuple[Size, int]
@@ -86,6 +87,12 @@ class Watched:
         else:
             self.note(module, [((), given.shape[:-1].numel())])
 
+    def hear_expert(self, trial: Trial, number: int, rows: int) -> None:
+        """Note a product of one expert's matrix in a parameter of several."""
+        self.calls.setdefault(trial)
+        self.calls.setdefault(trial.host)
+        self.note(trial, [((), rows)], str(number))
+
     def note(self, module: nn.Module, passed: list[Passed], way: str = "") -> None:
         """Add what went through a module to what this batch has sent through it."""
         self.passed.setdefault((module, way), {}).setdefault(len(self.samples) - 1, []).extend(passed)
@@ -125,6 +132,10 @@ def watch(
     for module in modules:
         hooks.callback(module.register_forward_pre_hook(watched.hear, with_kwargs=True).remove)
     for module in model.modules():
+        if isinstance(module, Trial):
+            watched.shaped = True
+            module.note = watched.hear_expert
+            hooks.callback(vars(module).pop, "note")
         if isinstance(module, parametrize.ParametrizationList):  # a weight costs nothing by sample
             for handle in counter.leave_out(module):
                 hooks.callback(handle.remove)
@@ -142,7 +153,7 @@ def watch(
             f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."
         ) from error
     watched.readers, watched.asked = readers.readers, readers.asked
-    watched.products, watched.shaped = counter.total // 2, counter.shaped
+    watched.products, watched.shaped = counter.total // 2, watched.shaped or counter.shaped
     watched.valued = counter.valued or readers.valued
     return watched
 
@@ -170,7 +181,13 @@ def _recurrent_flops(given: Tensor, w_ih: Tensor, w_hh: Tensor, *rest: Any, **kw
     return 2 * given.shape[:-1].numel() * (w_ih.numel() + w_hh.numel())
 
 
+def _grouped_flops(x: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> int:
+    """Of rows in groups, each group times its own matrix."""
+    return 2 * x.numel() * weight.shape[-1] if x.ndim == 2 and weight.ndim == 3 else 0
+
+
 FUSED: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._grouped_mm: _grouped_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
 }
