@@ -79,7 +79,8 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
             for part, shared in zip(tied, reversed(chain) if turned[0].transposed else chain, strict=True):
                 part.register_parameter("weight", shared.get_parameter("weight"))
     if id(model) in memo:
-        return memo[id(model)]
+        whole: nn.Module = memo[id(model)]
+        return whole
     compressed = without_fused_paths(copied(model, memo))
     for name, mixture in mixtures.items():
         put_in(module_at(compressed, experts[name].module), experts[name].parameter, mixture)

@@ -476,7 +476,7 @@ class ExpertRead:
     def grouped(self, x: Tensor, offs: Tensor) -> Tensor:
         """The rows of x, sorted by their experts, each times its own; offs: where the rows of each expert end."""
         counts = torch.diff(offs, prepend=offs.new_zeros(1)).tolist()
-        parts = x.split(counts)
+        parts: Any = torch.split(x, counts)  # type: ignore[no-untyped-call]
         return torch.cat([self.experts.times(n, part, not self.flipped) for n, part in enumerate(parts)])
 
     def einsum(self, equation: str, x: Tensor, first: bool) -> Any:
@@ -509,7 +509,7 @@ class ExpertRead:
             return y if bias is None else y + bias
         if name in ("matmul", "__matmul__", "mm", "bmm") and plain and len(args) == 2 and not kwargs:
             return read.into(args[0], True)
-        if name in ("grouped_mm", "_grouped_mm") and plain and args[0].ndim == 2 and read.number is None:
+        if name.lstrip("_").startswith("grouped_mm") and plain and args[0].ndim == 2 and read.number is None:
             offs = args[2] if len(args) > 2 else kwargs.get("offs")
             if offs is not None and kwargs.get("bias") is None:
                 return read.grouped(args[0], offs)

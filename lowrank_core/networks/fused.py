@@ -14,6 +14,8 @@ from lowrank_core.layers.data import Inputs, answer, evaluating, generators_unto
 from lowrank_core.layers.experts import matrix, put_in
 from lowrank_core.layers.parts import ExpertRead, Experts
 
+BESIDE_EXPERTS = "beside the matrices of its experts, which are layers, it holds vectors: nothing to factorise"
+
 
 class Trial(Experts):
     """In place of a parameter while a network is looked at: computes with it as it is, and notes how it is read.
@@ -44,6 +46,14 @@ class Trial(Experts):
     def out_features(self) -> int:  # type: ignore[override]
         """The other one."""
         return self.values.shape[2 if self.turned else 1]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or not hasattr(Tensor, name):
+                raise
+            return getattr(ExpertRead(self), name)
 
     def times(self, number: int, x: Tensor, turned: bool) -> Tensor:
         """The product, with the numbers of the parameter; raises nothing where it is read in two ways."""
@@ -88,22 +98,23 @@ def with_trials(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[nn.Mo
     except Cancelled:
         raise
     except Exception as error:
-        failed = f"and with something else in its place the network ends with {type(error).__name__}"
+        failed = f"and without it the forward pass ends with {type(error).__name__}"
     reasons: dict[nn.Module, str] = {}
     for leaf, trial in trials:
         if failed or trial.fault or trial.turned is None:
             trial.host._modules.pop(leaf)
             trial.host._parameters[leaf] = trial.values
             how = f"its {leaf!r} is read {trial.fault or 'in no product'}"
-            if trial.fault and trial.turned is not None:
-                reasons[trial.host] = f"{how}, so it is more than one matrix for each expert {failed}".strip()
-            elif failed:
-                reasons[trial.host] = f"{how} {failed}"
+            if failed:
+                reasons[trial.host] = f"{how}, {failed}"
+            elif trial.fault and trial.turned is not None:
+                reasons[trial.host] = f"{how}, so it is not one matrix for each expert alone"
+        else:
+            reasons.setdefault(trial.host, BESIDE_EXPERTS)
     return looked, reasons
 
 
 def _may_be_fused(module: nn.Module, parameter: Tensor) -> bool:
-    own = not type(module).__module__.startswith("torch.")
-    return (
-        own and parameter.ndim == 3 and len(parameter) > 1 and parameter.is_floating_point() and parameter.numel() > 0
-    )
+    if type(module).__module__.startswith("torch.") or parameter.ndim != 3 or len(parameter) < 2:
+        return False
+    return parameter.is_floating_point() and min(parameter.shape) > 1
