@@ -74,10 +74,28 @@ class Mixture(nn.Module):
         return self.one_by_one(x, way) + self.up.sum()
 
 
+class Flat(Mixture):
+    """The matrices one behind the other in two axes, as DBRX has them."""
+
+    def __init__(self) -> None:
+        super().__init__("one_by_one", turned=False)
+        self.up = nn.Parameter(torch.randn(EXPERTS * INNER, WIDTH) / 3)
+        self.down = nn.Parameter(torch.randn(EXPERTS * INNER, WIDTH) / 3)
+
+    def forward(self, x: Tensor, way: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        for number in way.unique():
+            rows = torch.where(way == number)[0]
+            up, down = (each.view(-1, INNER, WIDTH)[number] for each in (self.up, self.down))
+            y.index_add_(0, rows, (x[rows].matmul(up.T) + self.bias[number]).relu().matmul(down))
+        return y
+
+
 class Net(nn.Module):
     def __init__(self, how: str = "one_by_one", *, turned: bool = False) -> None:
         super().__init__()
-        self.gate, self.mixture, self.head = nn.Linear(WIDTH, EXPERTS), Mixture(how, turned=turned), nn.Linear(WIDTH, 4)
+        self.gate, self.head = nn.Linear(WIDTH, EXPERTS), nn.Linear(WIDTH, 4)
+        self.mixture = Flat() if how == "flat" else Mixture(how, turned=turned)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
@@ -135,6 +153,41 @@ def test_multiplies_are_those_of_the_rows_that_each_expert_gets(how: str) -> Non
         layer = workspace.profile.layer(f"mixture.down.{number}")
         mean = sum(share * (size[0] if size else 1) for size, share in layer.passes)
         assert mean == (5 if everywhere else Fraction(got, len(X)))
+
+
+def test_matrices_one_behind_the_other_are_layers_too(tmp_path: Path) -> None:
+    model, workspace = opened("flat")
+    up, down = (workspace.profile.layer(f"mixture.{leaf}.1") for leaf in ("up", "down"))
+    assert (up.spec.weight_shape, down.spec.weight_shape) == ((INNER, WIDTH), (WIDTH, INNER))
+    assert torch.equal(weight_at(model, up), model.mixture.up[INNER : 2 * INNER])
+    assert torch.equal(weight_at(model, down), model.mixture.down[INNER : 2 * INNER].T)
+    assert workspace.self_check.ok
+    assert plan_cost(workspace.profile).parameters == sum(p.numel() for p in model.parameters())
+    plan, path = ranks(workspace, 2), tmp_path / "small.safetensors"
+    small = workspace.compress(plan, workspace.correction)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        expected = small(X)
+    assert plan_cost(workspace.profile, plan).multiplies == counter.get_total_flops() / 2 / len(X)
+    write_checkpoint(small, workspace.profile, plan, path, plan_document=plan.to_json(), provenance={})
+    with torch.no_grad():
+        assert torch.equal(load_checkpoint(model, path).model(X), expected)
+
+
+def test_other_parameters_of_two_or_three_axes_stay_as_they_are() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places, self.table = nn.Parameter(torch.randn(2, 5, WIDTH)), nn.Parameter(torch.randn(20, WIDTH))
+            self.fc = nn.Linear(WIDTH, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x + self.places[0] * 2 - self.places.sum(0) + F.softmax(x @ self.table.T, -1) @ (self.table * 0.5)
+            return self.fc(y)
+
+    workspace = Workspace.of(Net().eval(), X[:2], X)
+    assert [layer.name for layer in workspace.profile.layers] == ["fc"]
+    assert workspace.profile.skipped[0].name == "Net"
+    assert workspace.profile.rest.parameters == 2 * 5 * WIDTH + 20 * WIDTH
 
 
 def test_correction_makes_some_experts_better_and_leaves_dense_ones() -> None:

@@ -16,7 +16,7 @@ from lowrank_core.layers.parts import Chain
 from lowrank_core.layers.recurrent import factored
 from lowrank_core.layers.spec import LayerSpec, Rank, build_part, sharing
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
+from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, matrices, module_at, weight_at
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import RankPlan
 
@@ -57,7 +57,8 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
     for name, ranks in partial_ranks(profile, plan).items():
         if name in experts:
             parameter = _parameter_of(model, experts[name])
-            mixtures[name] = factored_experts(parameter, experts[name].transposed_weight, ranks)
+            values = matrices(parameter, experts[name])
+            mixtures[name] = factored_experts(values, experts[name].transposed_weight, ranks)
             memo[id(parameter)] = parameter  # not copied: it is left out
             continue
         module = module_at(model, name)

@@ -336,7 +336,7 @@ class Experts(nn.Module):
     `ranks` is a chain as in `Recurrent`, the others are Linear layers.
     """
 
-    READ = ("mT", "transpose", "shape", "ndim", "dtype", "device", "dim", "size", "contiguous", "to")
+    READ = ("mT", "transpose", "shape", "ndim", "dtype", "device", "dim", "size", "contiguous", "to", "view", "reshape")
 
     def __init__(
         self,
@@ -370,6 +370,9 @@ class Experts(nn.Module):
     def refuse(self, read: "ExpertRead", how: str, otherwise: Callable[[Any], Any]) -> Any:
         """What comes of a read that is no product; otherwise: what would be done with the matrices themselves."""
         raise TypeError(f"a mixture of experts whose matrices are factors cannot be read by {how}")
+
+    def __len__(self) -> int:
+        return self.experts
 
     def __getitem__(self, index: Any) -> Any:
         return ExpertRead(self)[index]
@@ -445,6 +448,16 @@ class ExpertRead:
             return self
         return self.experts.refuse(self, "to", lambda w: w.to(*args, **kwargs))
 
+    def view(self, *shape: Any) -> Any:
+        """Itself, where it has that shape: experts whose matrices lie in one of two axes are read so."""
+        extents = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        if extents.count(-1) == 1 and len(extents) == self.ndim:
+            extents[extents.index(-1)] = self.shape[extents.index(-1)]
+        same = tuple(extents) == tuple(self.shape)
+        return self if same else self.experts.refuse(self, "view", lambda w: w.view(*shape))
+
+    reshape = view
+
     def transpose(self, a: int, b: int) -> Any:
         """The same with two axes changed, which must be the last."""
         last = {a % self.ndim, b % self.ndim} == {self.ndim - 1, self.ndim - 2}
@@ -454,7 +467,10 @@ class ExpertRead:
         whole = isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool)
         if not whole or self.number is not None:
             return self.experts.refuse(self, f"[{type(index).__name__}]", lambda w: w[index])
-        return ExpertRead(self.experts, int(index) % self.experts.experts, self.flipped)
+        number = int(index)
+        if not -self.experts.experts <= number < self.experts.experts:
+            raise IndexError(f"there are {self.experts.experts} experts, but number {number} is read")
+        return ExpertRead(self.experts, number % self.experts.experts, self.flipped)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -476,7 +492,7 @@ class ExpertRead:
     def grouped(self, x: Tensor, offs: Tensor) -> Tensor:
         """The rows of x, sorted by their experts, each times its own; offs: where the rows of each expert end."""
         counts = torch.diff(offs, prepend=offs.new_zeros(1)).tolist()
-        parts: Any = torch.split(x, counts)  # type: ignore[no-untyped-call]
+        parts: Any = torch.split(x, counts)
         return torch.cat([self.experts.times(n, part, not self.flipped) for n, part in enumerate(parts)])
 
     def einsum(self, equation: str, x: Tensor, first: bool) -> Any:

@@ -175,6 +175,7 @@ class _Network:
     def experts(self, trial: Trial) -> Iterator[Layer]:
         """The matrices of a parameter that holds one for each expert, each a layer of its own."""
         name, *aliases = self.names[trial]
+        high = trial.matrices.shape[1]
         for number in range(trial.experts):
             in_sizes, shares = self.watched.sizes(trial, str(number))
             yield Layer(
@@ -187,6 +188,7 @@ class _Network:
                 aliases=tuple(f"{alias}.{number}" for alias in aliases),
                 parameter=name.rpartition(".")[2],
                 part=f"{name.rpartition('.')[2]}.{number}",
+                rows=(number * high, (number + 1) * high) if trial.flat else None,
                 transposed_weight=bool(trial.turned),
                 expert=number,
             )

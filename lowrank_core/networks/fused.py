@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
 
 from lowrank_core.errors import Cancelled
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.data import Inputs, answer, evaluating, generators_untouched
 from lowrank_core.layers.experts import matrix, put_in
 from lowrank_core.layers.parts import ExpertRead, Experts
+from lowrank_core.networks.profile import LINEAR_MAPS, is_conv1d
 
 BESIDE_EXPERTS = "beside the matrices of its experts, which are layers, it holds vectors: nothing to factorise"
 
@@ -20,6 +23,7 @@ BESIDE_EXPERTS = "beside the matrices of its experts, which are layers, it holds
 class Trial(Experts):
     """In place of a parameter while a network is looked at: computes with it as it is, and notes how it is read.
 
+    A parameter of two axes is one of experts where it is viewed as (experts, rows, columns) before it is read.
     turned: None until a product tells. fault: a read that is no product of an expert's matrix; "" where all were.
     """
 
@@ -28,9 +32,19 @@ class Trial(Experts):
 
     def __init__(self, values: nn.Parameter, host: nn.Module) -> None:
         nn.Module.__init__(self)
-        self.values, self.fault, self.experts = values, "", len(values)
+        self.values, self.fault, self.experts = values, "", len(values) if values.ndim == 3 else 0
         self.turned: bool | None = None  # type: ignore[assignment]
         vars(self)["host"] = host  # which is around it, not inside
+
+    @property
+    def flat(self) -> bool:
+        """Whether the matrices lie one behind the other in two axes."""
+        return self.values.ndim == 2
+
+    @property
+    def matrices(self) -> Tensor:
+        """(experts, ., .) of the parameter."""
+        return self.values.view(self.experts, -1, self.values.shape[-1])
 
     @property
     def like(self) -> Tensor:
@@ -40,20 +54,53 @@ class Trial(Experts):
     @property
     def in_features(self) -> int:  # type: ignore[override]
         """Before a product told, the last axis."""
-        return self.values.shape[1 if self.turned else 2]
+        return self.matrices.shape[1 if self.turned else 2]
 
     @property
     def out_features(self) -> int:  # type: ignore[override]
         """The other one."""
-        return self.values.shape[2 if self.turned else 1]
+        return self.matrices.shape[2 if self.turned else 1]
+
+    def view(self, *shape: Any) -> Any:
+        """The matrices of the experts, which a parameter of two axes is viewed as."""
+        viewed = self.values.view(*shape)
+        fits = viewed.ndim == 3 and len(viewed) > 1 and viewed.shape[-1] == self.values.shape[-1]
+        if not fits or (self.experts and self.experts != len(viewed)):
+            return self._whole("view", lambda w: viewed)
+        self.experts = len(viewed)
+        return ExpertRead(self)
+
+    reshape = view
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._whole("its rows", lambda w: w[index]) if self.flat else ExpertRead(self)[index]
 
     def __getattr__(self, name: str) -> Any:
+        if self._parameters and name in self.READ and self.flat:
+            plain = name in ("shape", "ndim", "dtype", "device", "dim", "size")
+            return getattr(self.values, name) if plain else self._whole(name, lambda w: getattr(w, name))
         try:
             return super().__getattr__(name)
         except AttributeError:
             if name.startswith("__") or not hasattr(Tensor, name):
                 raise
-            return getattr(ExpertRead(self), name)
+            return self._whole(name, lambda w: getattr(w, name))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for trial in tree_flatten((args, kwargs or {}))[0]:
+            if isinstance(trial, Trial) and trial.flat:
+                own = tree_map(partial(_instead, trial), (args, kwargs or {}))
+                return trial._whole(func.__name__, lambda w, own=own: func(*own[0], **own[1]))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _whole(self, how: str, otherwise: Callable[[Tensor], Any]) -> Any:
+        """Note a read of the parameter as it is, and do it."""
+        self.fault = self.fault or f"by {how}"
+        return otherwise(self.values)
 
     def times(self, number: int, x: Tensor, turned: bool) -> Tensor:
         """The product, with the numbers of the parameter; raises nothing where it is read in two ways."""
@@ -62,13 +109,28 @@ class Trial(Experts):
         elif self.turned != turned:
             self.fault = "in both orientations"
         self.note(self, number, x.shape[:-1].numel())
-        return x @ matrix(self.values, number, turned).mT
+        return x @ matrix(self.matrices, number, turned).mT
 
     def refuse(self, read: ExpertRead, how: str, otherwise: Callable[[Any], Any]) -> Any:
         """Note it, and do it with the numbers of the parameter."""
         self.fault = self.fault or f"by {how}"
-        values = self.values if read.number is None else self.values[read.number]
+        values = self.matrices if read.number is None else self.matrices[read.number]
         return otherwise(values.mT if read.flipped else values)
+
+
+def _instead(trial: Trial, leaf: Any) -> Any:
+    return trial.values if leaf is trial else leaf
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def operator(self: Trial, *others: Any) -> Any:
+        return self._whole(name.strip("_"), lambda w: getattr(w, name)(*others))
+
+    return operator
+
+
+for _name in ("add", "sub", "mul", "truediv", "matmul", "pow", "neg", "lt", "gt", "le", "ge"):
+    setattr(Trial, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 def with_trials(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[nn.Module, str]]:
@@ -115,6 +177,9 @@ def with_trials(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[nn.Mo
 
 
 def _may_be_fused(module: nn.Module, parameter: Tensor) -> bool:
-    if type(module).__module__.startswith("torch.") or parameter.ndim != 3 or len(parameter) < 2:
+    """Three axes, or two with many rows, in a module that is none of PyTorch's and no other kind of layer."""
+    if type(module).__module__.startswith("torch.") or isinstance(module, LINEAR_MAPS) or is_conv1d(module):
         return False
-    return parameter.is_floating_point() and min(parameter.shape) > 1
+    if not parameter.is_floating_point() or min(parameter.shape, default=0) < 2:
+        return False
+    return parameter.ndim == 3 or (parameter.ndim == 2 and parameter.shape[0] > parameter.shape[1])

@@ -159,9 +159,17 @@ def bias_at(model: nn.Module, layer: Layer) -> Tensor | None:
 
 
 def _rows(parameter: Tensor, layer: Layer) -> Tensor:
-    if layer.expert is not None:
-        return parameter[layer.expert]
-    return parameter if layer.rows is None else parameter[slice(*layer.rows)]
+    if layer.rows is not None:
+        return parameter[slice(*layer.rows)]
+    return parameter if layer.expert is None else parameter[layer.expert]
+
+
+def matrices(parameter: Tensor, layer: Layer) -> Tensor:
+    """(experts, ., .) of the parameter of a mixture of experts, which one of them is a layer of."""
+    if layer.rows is None:
+        return parameter
+    start, end = layer.rows
+    return parameter.view(-1, end - start, parameter.shape[1])
 
 
 def _parameter(model: nn.Module, layer: Layer, name: str) -> Tensor:

@@ -11,7 +11,7 @@ from lowrank_core.layers.attention import watched_attention, without_fused_paths
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.experts import put_in, watched_experts
 from lowrank_core.layers.recurrent import watched
-from lowrank_core.networks.profile import Layer, module_at
+from lowrank_core.networks.profile import Layer, matrices, module_at
 
 
 def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
@@ -22,7 +22,7 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     watch = list(watch)
-    experts = {(layer.module, layer.parameter): layer.transposed_weight for layer in watch if layer.expert is not None}
+    experts = {layer.place: layer for layer in watch if layer.expert is not None}
     for name in {layer.module for layer in watch if layer.partial and layer.expert is None}:
         module = module_at(model, name)
         if isinstance(module, nn.MultiheadAttention):
@@ -31,9 +31,10 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
         assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = watched(module)
     copied = without_fused_paths(sharing(model, memo))
-    for (name, leaf), turned in experts.items():
-        host = module_at(copied, name)
-        put_in(host, leaf, watched_experts(host.get_parameter(leaf), turned))
+    for layer in experts.values():
+        host = module_at(copied, layer.module)
+        values = matrices(host.get_parameter(layer.parameter), layer)
+        put_in(host, layer.parameter, watched_experts(values, layer.transposed_weight))
     return copied
 
 
