@@ -94,7 +94,8 @@ class Trial(Experts):
         for trial in tree_flatten((args, kwargs or {}))[0]:
             if isinstance(trial, Trial) and trial.flat:
                 own = tree_map(partial(_instead, trial), (args, kwargs or {}))
-                return trial._whole(func.__name__, lambda w, own=own: func(*own[0], **own[1]))
+                trial.fault = trial.fault or f"by {func.__name__}"
+                return func(*own[0], **own[1])
         return super().__torch_function__(func, types, args, kwargs)
 
     def _whole(self, how: str, otherwise: Callable[[Tensor], Any]) -> Any:
