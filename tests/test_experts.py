@@ -70,6 +70,10 @@ class Mixture(nn.Module):
         every = torch.einsum(f"{down},etf->teo", self.down, inner.relu())
         return every[torch.arange(len(way)), way]
 
+    def gathered(self, x: Tensor, way: Tensor) -> Tensor:
+        inner = torch.bmm(self.up[way], x[:, :, None]).squeeze(-1) + self.bias[way]
+        return torch.bmm(self.down[way], inner.relu()[:, :, None]).squeeze(-1)
+
     def summed(self, x: Tensor, way: Tensor) -> Tensor:
         return self.one_by_one(x, way) + self.up.sum()
 
@@ -153,6 +157,14 @@ def test_multiplies_are_those_of_the_rows_that_each_expert_gets(how: str) -> Non
         layer = workspace.profile.layer(f"mixture.down.{number}")
         mean = sum(share * (size[0] if size else 1) for size, share in layer.passes)
         assert mean == (5 if everywhere else Fraction(got, len(X)))
+
+
+def test_matrices_that_are_gathered_row_by_row_are_left_and_it_is_said_so() -> None:
+    """As `batched_mm` of transformers does: (rows, out, in), a copy of a matrix for each row."""
+    _, workspace = opened("gathered")
+    assert [layer.name for layer in workspace.profile.layers] == ["gate", "head"]
+    (skipped,) = workspace.profile.skipped
+    assert "is read by an index of many, so it is not one matrix for each expert alone" in skipped.reason
 
 
 def test_matrices_one_behind_the_other_are_layers_too(tmp_path: Path) -> None:

@@ -466,7 +466,7 @@ class ExpertRead:
     def __getitem__(self, index: Any) -> Any:
         whole = isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool)
         if not whole or self.number is not None:
-            return self.experts.refuse(self, f"[{type(index).__name__}]", lambda w: w[index])
+            return self.experts.refuse(self, "an index of many", lambda w: w[index])
         number = int(index)
         if not -self.experts.experts <= number < self.experts.experts:
             raise IndexError(f"there are {self.experts.experts} experts, but number {number} is read")

@@ -170,7 +170,7 @@ def with_trials(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[nn.Mo
             how = f"its {leaf!r} is read {trial.fault or 'in no product'}"
             if failed:
                 reasons[trial.host] = f"{how}, {failed}"
-            elif trial.fault and trial.turned is not None:
+            elif trial.fault == "by an index of many" or (trial.fault and trial.turned is not None):
                 reasons[trial.host] = f"{how}, so it is not one matrix for each expert alone"
         else:
             reasons.setdefault(trial.host, BESIDE_EXPERTS)
