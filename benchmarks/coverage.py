@@ -43,6 +43,9 @@ CHUNK = 1000
 
 AUC_CHUNK = 100
 
+WORLD_SAMPLES = 1_000_000
+"""Of which a figure counts as the true one, where no formula gives it."""
+
 MANY = 20
 """Discordant samples, expected, from which on intervals should be neither short nor long."""
 
@@ -475,7 +478,15 @@ def weights(draws: int) -> None:
     print(f"|---|{'---|' * len(sizes)}")
     for name, lean in (("weights 1 to 5 that say nothing", 0.0), ("heavy samples change more often", 0.1)):
         row = [weighted_pairs(n, lean, draws // 10) for n in sizes]
-        print(f"| {name} | {' | '.join(row)} |")
+        print(f"| {name} | {' | '.join(row)} |", flush=True)
+    print()
+    print(f"| weighted, coverage, % (mean width) | {' | '.join(f'{n:,} samples' for n in sizes)} |")
+    print(f"|---|{'---|' * len(sizes)}")
+    for metric in ("auc", "average-precision"):
+        for name, lean in (("weights 1 to 5 that say nothing", 0.0), ("heavy samples change more", 0.3)):
+            rows = zip(*(weighted_ranks(metric, n, lean, draws // 10) for n in sizes), strict=True)
+            for kind, row in zip(("drop", "value"), rows, strict=True):
+                print(f"| {METRICS[metric].name}, {name}: {kind} | {' | '.join(row)} |", flush=True)
 
 
 def weighted_pairs(n: int, lean: float, draws: int) -> str:
@@ -494,6 +505,29 @@ def weighted_pairs(n: int, lean: float, draws: int) -> str:
         if score.drop_low is not None and score.drop_high is not None:
             ends.append((score.drop_low, score.drop_high))
     return _told(ends, true)
+
+
+def weighted_ranks(metric: str, n: int, lean: float, draws: int) -> list[str]:
+    """Drop and value of one logit, 30 % of one class and two apart; ours has noise added, more on the heavy samples."""
+    g = torch.Generator().manual_seed(n)
+
+    def drawn(samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        weight = torch.randint(1, 6, (samples,), generator=g).double()
+        labels = (torch.rand(samples, generator=g) < 0.3).long()
+        dense = 2.0 * labels + normal(g, samples)
+        return dense + (0.3 + lean * (weight - 1)) * normal(g, samples), dense, labels, weight
+
+    ours, dense, labels, weight = drawn(WORLD_SAMPLES)
+    area = METRICS[metric].value
+    assert area is not None
+    value, base = (area(answers[:, None], labels, weight) for answers in (ours, dense))
+    ends: list[list[tuple[float, float]]] = [[], []]
+    for _ in range(draws):
+        score = scored(metric, *drawn(n))
+        for at, pair in enumerate(((score.drop_low, score.drop_high), (score.low, score.high))):
+            if pair[0] is not None and pair[1] is not None:
+                ends[at].append((pair[0], pair[1]))
+    return [_told(found, truth) for found, truth in zip(ends, (base - value, value), strict=True)]
 
 
 # ---- the sequential test --------------------------------------------------------------------------------------------

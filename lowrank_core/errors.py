@@ -50,6 +50,10 @@ class InvalidModel(LowRankError):
     """The model, its file or its weights cannot be used."""
 
 
+class OtherModel(InvalidModel):
+    """A fresh process that opens the model by its reference finds another network than was opened here."""
+
+
 class InvalidData(LowRankError):
     """The evaluation or training data cannot be used."""
 

@@ -2,15 +2,17 @@
 
 import hashlib
 import threading
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lowrank_core.compression.precision import Storage
-from lowrank_core.errors import Cancelled, InvalidModel, OtherAnswers
+from lowrank_core.errors import Cancelled, OtherAnswers
 from lowrank_core.exports import EXPORTS, Compressed, Exported, _apart
 from lowrank_core.exports._apart import write_apart
+from lowrank_core.measure import apart
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.running.scope import scope
 from lowrank_core.workspace import Workspace
@@ -67,13 +69,14 @@ def test_a_refusal_is_raised_here_as_what_it_is(
     """In this process, for speed: what the fresh one does is the same function."""
     given: list[Path] = []
 
-    def work(name: str, folder: Path) -> None:
+    def work(name: str, folder: Path) -> Generator[None]:
         given.append(folder)
-        assert name == "lowrank_core.exports._apart:answer"
-        _apart.answer(folder)
+        assert name == "lowrank_core.measure.apart:answer"
+        apart.answer(folder)
+        yield
 
-    monkeypatch.setattr(_apart, "in_fresh_process", work)
-    monkeypatch.setattr(_apart, "hush_libraries", lambda **how: None)
+    monkeypatch.setattr(apart, "looking_at", work)
+    monkeypatch.setattr(apart, "hush_libraries", lambda **how: None)
 
     def refuse(workspace: Workspace, made: Compressed, path: Path) -> Exported:
         assert made.accept_difference
@@ -84,11 +87,3 @@ def test_a_refusal_is_raised_here_as_what_it_is(
     with pytest.raises(OtherAnswers, match="it differs"):
         write_apart("pt2", iris, Compressed(asked.model, asked.plan, accept_difference=True), tmp_path / "file")
     assert not given[0].exists()
-
-
-def test_another_network_under_the_reference_is_refused(iris: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_apart, "in_fresh_process", lambda name, folder: _apart.answer(folder))
-    monkeypatch.setattr(_apart, "hush_libraries", lambda **how: None)
-    monkeypatch.setattr(_apart, "open_source", lambda ref: Workspace.open("builtin:fft-mlp").opened)
-    with pytest.raises(InvalidModel, match="has changed since it was opened"):
-        write_apart("pt2", iris, compressed(iris), Path("file"))

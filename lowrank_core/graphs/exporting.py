@@ -24,7 +24,7 @@ from lowrank_core.running.own_process import nothing_printed
 if TYPE_CHECKING:
     import onnx
 
-_turn = threading.RLock()
+exporters_turn = threading.RLock()
 """Exporters set for a whole process what they need while they trace: within one, one at a time."""
 
 _NETWORK = "network"
@@ -57,7 +57,7 @@ def exported_program(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = 
         free[tensor] = {} if axis is None else {axis: Dim.DYNAMIC}
     own = sharing(model)
     try:
-        with _turn, evaluating(own), _AsItsOperators(), nothing_printed():
+        with exporters_turn, evaluating(own), _AsItsOperators(), nothing_printed():
             traced = torch.export.export(own, args, kwargs, dynamic_shapes=free)
     except Exception as error:
         raise InvalidModel(
@@ -93,7 +93,7 @@ def onnx_program(
         answers = [name + "_out" * (name in names) for name in call(model, inputs)]
     traced = exported_program(wrapped, (inputs,), axes)
     try:
-        with _turn:
+        with exporters_turn:
             made = torch.onnx.export(
                 traced,
                 dynamo=True,

@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
+from lowrank_core.graphs.exporting import exporters_turn
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.data import Inputs, cloned, evaluating, tensors
 
@@ -158,7 +159,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Trace:
 def exported_trace(model: nn.Module, inputs: Inputs) -> Trace:
     """The trace of an exported graph; raises whatever `torch.export` raises."""
     args, kwargs = _called_with(inputs)
-    with evaluating(sharing(model)) as own:
+    with exporters_turn, evaluating(sharing(model)) as own:
         program = torch.export.export(own, args, kwargs)
     given = set(program.graph_signature.user_inputs)
     notes = _Notes()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_core.compression.apply import restructure
 from lowrank_core.compression.correct import reporting
-from lowrank_core.graphs.memory import Memory, memory_of, trace
+from lowrank_core.graphs.memory import Memory, Trace, memory_of, trace
 from lowrank_core.layers.data import Dataset, Outputs
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.progress import Pace, Progress
@@ -64,13 +65,26 @@ class Comparison:
     changed: int = 0
 
 
-def compare(workspace: Workspace, candidate: Candidate) -> Comparison:
-    """Measure a candidate on all evaluation samples and trace one inference. Raises Cancelled."""
+def traces(workspace: Workspace, candidates: Sequence[Candidate]) -> Iterator[Trace]:
+    """One inference of each candidate's network, which needs no factors for that."""
+    for candidate in candidates:
+        report(Progress("tracing one inference"))
+        model = workspace.model
+        if candidate.plan.choices:
+            model = restructure(model, workspace.profile, candidate.plan)
+        yield trace(model, workspace.opened.example_inputs)
+
+
+def compare(workspace: Workspace, candidate: Candidate, traced: Trace | None = None) -> Comparison:
+    """Measure a candidate on all evaluation samples; traced: one inference, traced here where not given.
+
+    Raises Cancelled.
+    """
+    if traced is None:
+        (traced,) = traces(workspace, [candidate])
     model = workspace.model
     if candidate.plan.choices:
         model = workspace.compress(candidate.plan, candidate.correction, each=reporting())
-    report(Progress("tracing one inference"))
-    traced = trace(model, workspace.opened.example_inputs)
     memory = {name: memory_of(traced, model, itemsize=size) for name, size in FORMATS.items()}
     stored = checkpoint_bytes(model)
     if workspace.opened.evaluate is not None:

@@ -14,6 +14,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -32,7 +33,7 @@ from lowrank_core.graphs.exporting import onnx_program
 from lowrank_core.layers.data import Inputs, call, evaluating, tensors
 from lowrank_core.plans.plan import Choice
 from lowrank_core.running.progress import Pace, Progress
-from lowrank_core.running.scope import raise_if_cancelled, report
+from lowrank_core.running.scope import LOOK_SECONDS, raise_if_cancelled, report
 from lowrank_core.running.threads import using_threads
 
 Runtime = Literal["onnxruntime", "torch"]
@@ -53,7 +54,7 @@ SAMPLE_SECONDS = 100e-6
 TURN_SECONDS = 10e-3
 """How long each variant runs in each round."""
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,17 @@ def timed(timing: Timing) -> dict[str, Any]:
     return values | {"ratio": None} if timing.unstable else values
 
 
+@contextmanager
+def turn() -> Iterator[None]:
+    """What is timed here, or in a process that this thread waits for, is timed alone. Raises Cancelled."""
+    while not _one_at_a_time.acquire(timeout=LOOK_SECONDS):
+        raise_if_cancelled()
+    try:
+        yield
+    finally:
+        _one_at_a_time.release()
+
+
 def race(
     dense: Work,
     others: Sequence[Work],
@@ -97,7 +109,7 @@ def race(
     Those that come out unstable race again, up to three times in all, and then stay unstable. Raises Cancelled.
     """
     timings: dict[int, Timing] = {}
-    with _one_at_a_time, using_threads(threads):
+    with turn(), using_threads(threads):
         for _ in range(ATTEMPTS):
             left = [i for i in range(len(others)) if i not in timings or timings[i].unstable]
             if left:

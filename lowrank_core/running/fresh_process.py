@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator
 from contextlib import suppress
 from importlib import import_module
 from math import inf
@@ -36,10 +37,17 @@ main(*sys.argv[2:])"""
 
 
 def in_fresh_process(work: str, folder: Path, *, limit_seconds: float = inf) -> None:
+    """Have `module:function` called with a folder in a new Python process, and wait for it; see `looking_at`."""
+    for _ in looking_at(work, folder, limit_seconds=limit_seconds):
+        pass
+
+
+def looking_at(work: str, folder: Path, *, limit_seconds: float = inf) -> Generator[None]:
     """Have `module:function` called with a folder in a new Python process that finds the modules this one does.
 
-    What it needs and what it answers are files in the folder. Its reports are heard here; it is killed when the work of
-    this thread is cancelled, when so many seconds are over, or when this process ends.
+    Gives a turn after each look at the process, LOOK_SECONDS apart, and a last one when it is over. What it needs and
+    what it answers are files in the folder. Its reports are heard here; it is killed when the work of this thread is
+    cancelled, when so many seconds are over, when the iterator is closed, or when this process ends.
 
     Raises the LowRankError that the function raises, Cancelled, and WorkersLost with the reason where the process fails
     or takes longer.
@@ -62,6 +70,7 @@ def in_fresh_process(work: str, folder: Path, *, limit_seconds: float = inf) -> 
                     report(Progress(text, seconds_left))
             if runs and time.monotonic() - began > limit_seconds:
                 raise WorkersLost(f"it was not done after {limit_seconds:.0f} s, and was ended")
+            yield
     finally:
         _end(process)
     if process.returncode == 0:

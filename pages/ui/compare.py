@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
-from lowrank_core.measure.comparison import Comparison, compare
-from lowrank_core.measure.latency import LatencyTable, Runtime, Timing, network_latency
+from lowrank_core.errors import OtherModel
+from lowrank_core.measure.apart import apart
+from lowrank_core.measure.comparison import Comparison, compare, traces
+from lowrank_core.measure.latency import LatencyTable, Runtime, Timing, network_latency, turn
 from lowrank_core.measure.staircases import Staircase, setting_of, staircases
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
@@ -50,6 +53,9 @@ class PlanTiming:
     timing: Timing
 
 
+Arguments = TypeVarTuple("Arguments")
+Given = TypeVar("Given")
+
 Wish = Scores | Races | Stairs
 Result = Comparison | PlanTiming | Staircase
 
@@ -60,27 +66,53 @@ def label(wish: Wish) -> str:
 
 
 def work(workspace: Workspace, wish: Wish, folder: Path) -> Iterator[Result]:
-    """What comes of a question, one after the other. Scores give way to whoever waits; all else gives way to timing."""
+    """What comes of a question, one after the other. Scores give way to whoever waits; all else gives way to timing.
+
+    What exports networks does so in a process of its own, beside who looks at others here; only a model that no other
+    process can open is exported here.
+    """
     if isinstance(wish, Scores):
         several = len(wish.candidates) > 1
+        traced = _elsewhere(traces, workspace, wish.candidates)
         for number, candidate in enumerate(wish.candidates, start=1):
             with scope(report=under(f"plan {number} of {len(wish.candidates)}") if several else None):
-                comparison = compare(workspace, candidate)
+                comparison = compare(workspace, candidate, next(traced))
             yield comparison
-        return
-    with somebody_waits():
-        if isinstance(wish, Stairs):
-            setting = setting_of(workspace, wish.runtime)
-            yield from staircases(workspace.profile.layers, setting, methods=wish.methods, folder=folder)
+    elif isinstance(wish, Stairs):
+        with somebody_waits(), turn():
+            yield from _elsewhere(_stairs, workspace, wish, folder)
+    else:
+        with somebody_waits(), turn():
+            yield from _elsewhere(_races, workspace, wish)
+
+
+def _elsewhere(
+    given: Callable[[Workspace, *Arguments], Iterator[Given]], workspace: Workspace, *arguments: *Arguments
+) -> Iterator[Given]:
+    if workspace.opened.ref is not None:
+        try:
+            yield from apart(given, workspace, *arguments)
+        except OtherModel:
+            pass
+        else:
             return
-        timings = network_latency(
-            workspace.model,
-            [workspace.compress(candidate.plan) for candidate in wish.candidates],
-            workspace.opened.example_inputs,
-            runtime=wish.runtime,
-        )
-        for candidate, timing in zip(wish.candidates, timings, strict=True):
-            yield PlanTiming(candidate, wish.runtime, timing)
+    yield from given(workspace, *arguments)
+
+
+def _stairs(workspace: Workspace, wish: Stairs, folder: Path) -> Iterator[Staircase]:
+    setting = setting_of(workspace, wish.runtime)
+    return staircases(workspace.profile.layers, setting, methods=wish.methods, folder=folder)
+
+
+def _races(workspace: Workspace, wish: Races) -> Iterator[PlanTiming]:
+    timings = network_latency(
+        workspace.model,
+        [workspace.compress(candidate.plan) for candidate in wish.candidates],
+        workspace.opened.example_inputs,
+        runtime=wish.runtime,
+    )
+    for candidate, timing in zip(wish.candidates, timings, strict=True):
+        yield PlanTiming(candidate, wish.runtime, timing)
 
 
 @dataclass(frozen=True, slots=True)
