@@ -19,7 +19,7 @@ from lowrank_core.compression.calibration import MomentStore, calibration_sample
 from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.compression.self_check import SelfCheck, self_check
-from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
+from lowrank_core.errors import InvalidData, InvalidModel, LowRankError, few
 from lowrank_core.layers.data import Dataset, data_hash, run, tensors
 from lowrank_core.networks.answers import answers_hash, drawn
 from lowrank_core.networks.batch_axes import batch_axes
@@ -44,6 +44,9 @@ from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.key import NetworkKey, named
 from lowrank_core.store.room import Recent, Room
+
+BATCH = 64
+"""Samples that go through a network at once where the rows of routed layers are counted."""
 
 MOST_SCORES = 500
 """Finished scores that are remembered with their plans: 2 MB for 20 layers, 100 MB for 1,000."""
@@ -73,7 +76,7 @@ class Workspace:
         self.opened = opened
         self.cache = cache
         self.model = opened.model
-        self._discovered: ModelProfile = discover(opened.model, opened.example_inputs, opened.axes)
+        self._discovered: ModelProfile = discover(opened.model, opened.example_inputs, opened.axes, self._batches)
         self._sound: ModelProfile | None = None
         self._checking = threading.Lock()
         self._self_check: SelfCheck | None = None
@@ -228,6 +231,15 @@ class Workspace:
     def _eval_data(self) -> Dataset:
         return self.opened.eval_data()
 
+    def _batches(self) -> Iterator[Any]:
+        """The evaluation inputs batch by batch; none where they cannot be read, which is said when they are scored."""
+        try:
+            data = self._eval_data
+        except LowRankError:
+            return
+        for start in range(0, len(data), BATCH):
+            yield data.pick(slice(start, start + BATCH)).inputs
+
     @cached_property
     def key(self) -> NetworkKey:
         """The name of this network on its data; computed once, in one thread, and handed to workers. See `NetworkKey`.
@@ -300,6 +312,12 @@ class Workspace:
             notices.append(more_notice("evaluation", self._eval_data))
         if of_one_class(self._eval_data):
             notices.append("All evaluation labels are alike: a network that always answers the same is always right.")
+        if idle := [layer.name for layer in self.profile.layers if not layer.reached]:
+            told = "these layers" if len(idle) > 1 else "this layer"
+            notices.append(
+                f"No evaluation sample is routed to {few(idle, repr)}: {told} multiply nothing, keep their bytes and "
+                "can be compressed, but there is nothing that a correction could learn from."
+            )
         if self._not_finite:
             notices.append(self._not_finite)
         if sorted_by_class(self._eval_data):

@@ -3,6 +3,7 @@
 import math
 import threading
 import warnings
+from fractions import Fraction
 
 import pytest
 import torch
@@ -287,31 +288,33 @@ def test_sizes_are_of_one_sample():
     assert sizes(frames, 5, 2, 3, 8, 9) == [((8, 9), (8, 9))]
 
 
-def test_tokens_that_the_samples_do_not_share_evenly_are_rounded_up():
-    """A layer that sees one row of a whole batch costs something, and a layer that saves it saves something."""
-
+def test_rows_that_the_samples_do_not_share_evenly_count_with_their_mean():
     def of_each(rows: int, samples: int) -> ModelProfile:
         some = Calls(lambda self, x: self.fc(x.flatten(0, 1)[:rows]), fc=nn.Linear(4, 3))
         return discover(some, torch.ones(samples, 3, 4))
 
-    for rows, samples, size in ((1, 4, ()), (4, 4, ()), (5, 4, (2,)), (7, 3, (3,)), (9, 3, (3,))):
+    for rows, samples in ((1, 4), (5, 4), (7, 3)):
         profile = of_each(rows, samples)
-        assert profile.layer("fc").in_sizes == (size,)
-        assert plan_cost(profile).multiplies == 4 * 3 * math.prod(size)
+        assert (profile.layer("fc").in_sizes, profile.layer("fc").shares) == (((),), (Fraction(rows, samples),))
+        assert plan_cost(profile).multiplies == math.floor(4 * 3 * rows / samples + 0.5)
+    for rows, samples, size in ((4, 4, ()), (9, 3, (3,))):
+        profile = of_each(rows, samples)
+        assert (profile.layer("fc").in_sizes, profile.layer("fc").shares) == ((size,), ())
     words = Calls(lambda self, x: self.table(x.flatten()[:5]), table=nn.Embedding(7, 4))
-    assert discover(words, torch.zeros(4, 3, dtype=torch.long)).layers[0].in_sizes == ((2,),)
+    assert discover(words, torch.zeros(4, 3, dtype=torch.long)).layers[0].shares == (Fraction(5, 4),)
     bags = Calls(lambda self, x: self.table(x.flatten(), x.new_tensor([0, 4, 7])), table=nn.EmbeddingBag(7, 4))
-    assert discover(bags, torch.zeros(2, 5, dtype=torch.long)).layers[0].in_sizes == ((2,),)
+    assert discover(bags, torch.zeros(2, 5, dtype=torch.long)).layers[0].shares == (Fraction(3, 2),)
+    one_by_one = Calls(lambda self, x: torch.stack([self.fc(row) for row in x]), fc=nn.Linear(4, 3))
+    assert discover(one_by_one, torch.ones(5, 4)).layers[0].in_sizes == ((),)
 
 
-def test_sequences_of_unequal_length_count_with_their_mean_rounded_up():
+def test_sequences_of_unequal_length_count_with_their_mean():
     """5 and 2 words: 3.5 of one sample, for the input weight at once and for the hidden weight too."""
     packed = Calls(lambda self, x: self.rnn(pack_padded_sequence(x, [5, 2], True))[1][0], rnn=nn.LSTM(4, 3))
     profile = discover(packed, torch.ones(2, 5, 4))
-    assert {layer.name: layer.in_sizes for layer in profile.layers} == {
-        "rnn.weight_ih_l0": ((4,),),
-        "rnn.weight_hh_l0": ((4,),),
-    }
+    for name in ("rnn.weight_ih_l0", "rnn.weight_hh_l0"):
+        assert (profile.layer(name).in_sizes, profile.layer(name).shares) == (((),), (Fraction(7, 2),))
+    assert plan_cost(profile).multiplies == 12 * (4 + 3) * 7 / 2
 
 
 def test_a_network_that_is_one_layer_goes_by_its_type():

@@ -36,6 +36,7 @@ def layers(model: str) -> Answer:
                 "weight_shape": layer.spec.weight_shape,
                 "weights": layer.spec.weights,
                 "in_sizes": layer.in_sizes,
+                "shares": list(map(float, layer.shares)),
                 "itemsize": layer.itemsize,
                 **asdict(dense_cost(layer)),
                 "methods": [

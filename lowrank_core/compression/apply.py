@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.attention import factored_attention, without_fused_paths
 from lowrank_core.layers.computed import copied, with_memory
+from lowrank_core.layers.experts import factored_experts, put_in
 from lowrank_core.layers.parts import Chain
 from lowrank_core.layers.recurrent import factored
 from lowrank_core.layers.spec import LayerSpec, Rank, build_part, sharing
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
+from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, matrices, module_at, weight_at
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import RankPlan
 
@@ -29,6 +30,7 @@ def replacement_stages(layer: Layer, plan: RankPlan) -> tuple[LayerSpec, ...]:
 def partial_ranks(profile: ModelProfile, plan: RankPlan) -> dict[str, dict[str, Any]]:
     """{recurrent module or attention: {its weight: chain}} of the weights that a plan factorises.
 
+    Of a mixture of experts {parameter that holds their matrices: {number: chain}}.
     A chain is the rank of two Linear layers, or a list of parts {"op", "args"} where it is another.
     """
     chains: dict[str, dict[str, Any]] = {}
@@ -38,7 +40,8 @@ def partial_ranks(profile: ModelProfile, plan: RankPlan) -> dict[str, dict[str, 
             stages = replacement_stages(layer, plan)
             plain = [stage.op for stage in stages] == ["Linear"] * 2
             chain = stages[0].out_channels if plain else [{"op": s.op, "args": s.arguments} for s in stages]
-            chains.setdefault(layer.module, {})[layer.part or layer.parameter] = chain
+            part = str(layer.expert) if layer.expert is not None else layer.part or layer.parameter
+            chains.setdefault(layer.place, {})[part] = chain
     return chains
 
 
@@ -48,8 +51,16 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
     Raises InvalidPlan where the plan does not fit.
     """
     check_plan(profile, plan)
-    memo: dict[int, nn.Module] = {}
+    memo: dict[int, Any] = {}
+    experts = {layer.place: layer for layer in profile.layers if layer.expert is not None}
+    mixtures: dict[str, nn.Module] = {}
     for name, ranks in partial_ranks(profile, plan).items():
+        if name in experts:
+            parameter = _parameter_of(model, experts[name])
+            values = matrices(parameter, experts[name])
+            mixtures[name] = factored_experts(values, experts[name].transposed_weight, ranks)
+            memo[id(parameter)] = parameter  # not copied: it is left out
+            continue
         module = module_at(model, name)
         if isinstance(module, nn.MultiheadAttention):
             memo[id(module)] = factored_attention(module, ranks)
@@ -69,8 +80,16 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
             for part, shared in zip(tied, reversed(chain) if turned[0].transposed else chain, strict=True):
                 part.register_parameter("weight", shared.get_parameter("weight"))
     if id(model) in memo:
-        return memo[id(model)]
-    return without_fused_paths(copied(model, memo))
+        whole: nn.Module = memo[id(model)]
+        return whole
+    compressed = without_fused_paths(copied(model, memo))
+    for name, mixture in mixtures.items():
+        put_in(module_at(compressed, experts[name].module), experts[name].parameter, mixture)
+    return compressed
+
+
+def _parameter_of(model: nn.Module, layer: Layer) -> Tensor:
+    return module_at(model, layer.module).get_parameter(layer.parameter)
 
 
 def _built(stages: tuple[LayerSpec, ...], like: Tensor, old: nn.Module) -> Chain:

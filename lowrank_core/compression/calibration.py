@@ -51,6 +51,7 @@ def calibration_samples(pool: Dataset, samples: int = SAMPLES, seed: int = 0) ->
 class Moment:
     """Of a layer's unfolded input x, over `rows` rows: second (groups, n, n) = E[x x^T], mean (groups, n); float64.
 
+    Of an expert that no row was routed to nothing is known: rows is 0, and all directions count alike.
     Of a table both are (n,), the share of each token: what E[x x^T] holds of one-hot inputs is its diagonal.
     """
 
@@ -109,14 +110,25 @@ def input_moments(
             hooks.callback(on_call(module_at(copied, layer.name), partial(record, layer)))
         for start in range(0, len(data), batch):
             call(copied, data.pick(slice(start, start + batch)).inputs)
-    moments = {}
+    moments = {layer.name: _unknown(layer.spec) for layer in layers if not counts.get(layer.name)}
     for name, total in sums.items():
+        if name in moments:
+            continue
         mean = total / counts[name]
         if mean.ndim == 1:
             moments[name] = Moment(mean, mean, counts[name])
             continue
         moments[name] = Moment(mean[:, :-1, :-1].contiguous(), mean[:, :-1, -1].contiguous(), counts[name])
     return moments
+
+
+def _unknown(spec: LayerSpec) -> Moment:
+    """What is known of inputs of which there are none."""
+    if spec.table:
+        even = torch.full((spec.in_channels,), 1 / spec.in_channels, dtype=torch.float64)
+        return Moment(even, even, 0)
+    one = torch.eye(spec.fan_in, dtype=torch.float64).repeat(spec.groups, 1, 1)
+    return Moment(one, one.new_zeros(spec.groups, spec.fan_in), 0)
 
 
 def samples_not_finite(model: nn.Module, profile: ModelProfile, name: str, data: Dataset) -> int:

@@ -22,7 +22,9 @@ from lowrank_core.compression.precision import BiasFolded
 from lowrank_core.errors import InvalidFile, InvalidModel, InvalidPlan
 from lowrank_core.layers.attention import KIND, attention_arguments, build_attention, without_fused_paths
 from lowrank_core.layers.computed import copied
-from lowrank_core.layers.parts import Attention, Chain, Recurrent
+from lowrank_core.layers.experts import KIND as EXPERTS
+from lowrank_core.layers.experts import build_experts, expert_arguments, put_in
+from lowrank_core.layers.parts import Attention, Chain, Experts, Recurrent
 from lowrank_core.layers.recurrent import OPS, arguments, build_recurrent, op_of
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
 from lowrank_core.networks.profile import ModelProfile, check_finite, fingerprint, module_at
@@ -100,6 +102,8 @@ def write_checkpoint(
             part = {"op": KIND, "args": {**attention_arguments(module), "ranks": ranks}}
         elif isinstance(module, Recurrent):
             part = {"op": op_of(module), "args": {**arguments(module), "ranks": ranks}}
+        elif isinstance(module, Experts):
+            part = {"op": EXPERTS, "args": {**expert_arguments(module), "ranks": ranks}}
         else:
             continue
         layers.append({"name": name, "parts": [part]})
@@ -215,10 +219,17 @@ def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tenso
     inside = [layer for layer in layers if layer.parts and layer.parts[0].op == _PAD["op"]]
     for listed in ([layer for layer in layers if layer not in inside], inside):
         memo: dict[int, Any] = {}
+        experts: list[tuple[str, str, nn.Module]] = []
         for layer in listed:
             try:
-                old = rebuilt.get_submodule(layer.name)
                 parts = [_part(part) for part in layer.parts]
+                if isinstance(parts[0], Experts):
+                    host, _, leaf = layer.name.rpartition(".")
+                    parameter = rebuilt.get_submodule(host).get_parameter(leaf)
+                    experts.append((host, leaf, parts[0].to(parameter.dtype)))
+                    memo[id(parameter)] = parameter  # not copied: it is left out
+                    continue
+                old = rebuilt.get_submodule(layer.name)
                 own = next(old.parameters()).dtype
             except Exception as error:
                 raise InvalidFile(f"{path}: layer {layer.name!r} cannot be rebuilt ({error}).") from error
@@ -230,6 +241,8 @@ def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tenso
             memo[id(old)] = new.to(own).train(old.training)
         if memo or rebuilt is model:
             rebuilt = memo[id(rebuilt)] if id(rebuilt) in memo else copied(rebuilt, memo)
+        for host, leaf, new in experts:
+            put_in(rebuilt.get_submodule(host), leaf, new)
     return without_fused_paths(rebuilt) if layers else rebuilt
 
 
@@ -239,6 +252,12 @@ def _part(part: _Part) -> nn.Module:
         if {**attention_arguments(attention), "ranks": part.args.get("ranks")} != part.args:
             raise ValueError(f"the arguments {part.args} are not those of {part.op}")
         return attention
+    if part.op == EXPERTS:
+        experts = build_experts(part.args, device="meta")
+        if {**expert_arguments(experts), "ranks": part.args.get("ranks")} != part.args:
+            raise ValueError(f"the arguments {part.args} are not those of {part.op}")
+        _check_chains(experts, part.args["ranks"])
+        return experts
     if part.op in OPS:
         recurrent = build_recurrent(part.op, part.args, device="meta")
         if {**arguments(recurrent), "ranks": part.args.get("ranks")} != part.args:
@@ -255,13 +274,16 @@ def _part(part: _Part) -> nn.Module:
     return built
 
 
-def _check_chains(recurrent: Recurrent, ranks: dict[str, Any]) -> None:
+def _check_chains(module: Recurrent | Experts, ranks: dict[str, Any]) -> None:
     """Raise ValueError where a chain that is listed part by part does not fit together or into its place."""
     for name, parts in ranks.items():
         if not isinstance(parts, list):
             continue
-        rows, columns, biased = recurrent.weights()[name]
-        chain = [LayerSpec.of(part) for part in recurrent.get_submodule(name).children()]
+        if isinstance(module, Experts):
+            rows, columns, biased = module.out_features, module.in_features, False
+        else:
+            rows, columns, biased = module.weights()[name]
+        chain = [LayerSpec.of(part) for part in module.get_submodule(name).children()]
         ends = [columns, *(spec.out_channels for spec in chain)]
         starts = [*(spec.in_channels for spec in chain), rows]
         biases = [False] * (len(chain) - 1) + [biased]

@@ -122,7 +122,7 @@ class Corrector:
         name = plan.choices[0][0]
         dense = self.dense_pass(correction)
         layer = self.profile.layer(name)
-        if correction.kind == "batchnorm" or dense.calls.count(name) > 1 or layer.tied or layer.spec.bag:
+        if correction.kind == "batchnorm" or dense.calls.count(name) != 1 or layer.tied or layer.spec.bag:
             return self(plan, correction)
         chain = chain_at(self.model, compressed, name)
         z = self._input_of(name, correction, dense)
@@ -294,7 +294,9 @@ class Corrector:
         correction: Correction,
         followers: tuple[str, ...],
     ) -> Overlay:
-        """The new values of one layer's last factor, and of whatever takes the fitted offset."""
+        """The new values of one layer's last factor, and of whatever takes the fitted offset; {} where no row came."""
+        if not equations.rows:
+            return {}
         chain = chain_at(self.model, compressed, name)
         last = f"{name}.{len(chain) - 1}" if chain is not compressed else f"{len(chain) - 1}"
         weight = compressed.get_parameter(f"{last}.weight")

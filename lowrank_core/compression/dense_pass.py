@@ -75,7 +75,9 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
         rows.setdefault(name, []).append(count)
         index.setdefault(name, []).append(drawn)
         targets.setdefault(name, []).append(output_rows(spec, output, drawn))
-        routed = count % samples and not (spec.kernel or spec.table or layer.partial)
+        routed = (count % samples or layer.shares) and not (
+            spec.kernel or spec.table or (layer.partial and layer.expert is None)
+        )
         if layer.stepwise or routed or name in states:
             states.setdefault(name, []).append(input_rows(spec, x, drawn)[0])
         watch.follow(output, name)

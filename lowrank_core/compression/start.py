@@ -24,7 +24,7 @@ def starting_plan(profile: ModelProfile, factors: FactorStore, share: float = 0.
     menus = [_menu(layer) for layer in profile.layers]
     width = max(map(len, menus), default=0)
     errors = np.full((len(menus), width), np.inf)
-    multiplies, bytes = np.zeros((len(menus), width), np.int64), np.zeros((len(menus), width), np.int64)
+    multiplies, bytes = np.zeros((len(menus), width)), np.zeros((len(menus), width))
     for row, (layer, menu) in enumerate(zip(profile.layers, menus, strict=True)):
         factorization = factors(layer.name, layer.methods[0].name) if len(menu) > 1 else None
         errors[row, : len(menu)] = [

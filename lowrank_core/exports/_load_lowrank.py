@@ -12,8 +12,12 @@ def load_lowrank(model: nn.Module, path: str) -> nn.Module:
     with safe_open(path, "pt") as file:
         about, state = json.loads(file.metadata()["lowrank"]), {key: file.get_tensor(key) for key in [*file.keys()]}
     for layer in {"lowrank-checkpoint/1": about["layers"]}[about["format"]]:  # KeyError for a format of later
+        inside, _, leaf = layer["name"].rpartition(".")
+        owner, parts = model.get_submodule(inside), [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
+        if leaf in owner._parameters:  # which holds the matrices of experts
+            owner._modules[leaf] = parts[0].to(owner._parameters.pop(leaf))
+            continue
         old = model.get_submodule(layer["name"])
-        parts = [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
         new = (PARTS["Sequential"](*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
         for parent, name in [(p, n) for p in model.modules() for n, child in p._modules.items() if child is old]:
             setattr(parent, name, new)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 
 class GroupedLinear(nn.Module):
@@ -77,6 +78,22 @@ class TransposedLinear(nn.Module):
         return input @ self.weight
 
 
+LINEARS: dict[str, Callable[..., nn.Module]] = {
+    "Linear": nn.Linear,
+    "GroupedLinear": GroupedLinear,
+    "SharedLinear": SharedLinear,
+}
+
+
+def _factors(parts: Any, rows: int, columns: int, biased: bool, **factory: Any) -> nn.Sequential:
+    """The chain of a matrix inside of a module: two Linear layers of a rank, or those of a list {"op", "args"}."""
+    if not isinstance(parts, list):
+        first = {"in_features": columns, "out_features": parts, "bias": False}
+        last = {"in_features": parts, "out_features": rows, "bias": biased}
+        parts = [{"op": "Linear", "args": args} for args in (first, last)]
+    return nn.Sequential(*(LINEARS[part["op"]](**part["args"], **factory) for part in parts))
+
+
 class Recurrent(nn.Module):
     """An nn.LSTM, nn.GRU or nn.RNN, step by step: the same arguments, states, outputs and names of parameters.
 
@@ -85,11 +102,6 @@ class Recurrent(nn.Module):
     """
 
     GATES: ClassVar[dict[str, int]] = {"LSTM": 4, "GRU": 3, "RNN": 1}
-    LINEARS: ClassVar[dict[str, Callable[..., nn.Module]]] = {
-        "Linear": nn.Linear,
-        "GroupedLinear": GroupedLinear,
-        "SharedLinear": SharedLinear,
-    }
 
     def __init__(
         self,
@@ -112,13 +124,7 @@ class Recurrent(nn.Module):
         self.proj_size, self.nonlinearity = proj_size, nonlinearity
         for name, (rows, columns, biased) in self.weights().items():
             if ranks and name in ranks:
-                parts = ranks[name]
-                if not isinstance(parts, list):
-                    first = {"in_features": columns, "out_features": parts, "bias": False}
-                    last = {"in_features": parts, "out_features": rows, "bias": biased}
-                    parts = [{"op": "Linear", "args": args} for args in (first, last)]
-                built = [self.LINEARS[part["op"]](**part["args"], **factory) for part in parts]
-                self.add_module(name, nn.Sequential(*built))
+                self.add_module(name, _factors(ranks[name], rows, columns, biased, **factory))
                 continue
             self.register_parameter(name, nn.Parameter(torch.empty(rows, columns, **factory)))
             if biased:
@@ -322,6 +328,217 @@ class Attention(nn.Module):
         return total
 
 
+class Experts(nn.Module):
+    """In place of a parameter (experts, out, in) of a mixture of experts: each expert's matrix is a layer of its own.
+
+    The module that held the parameter goes on reading it: one expert by its number, in F.linear and matrix products,
+    or all at once, in these, in einsum and in grouped_mm. turned: the parameter was (experts, in, out). An expert in
+    `ranks` is a chain as in `Recurrent`, the others are Linear layers.
+    """
+
+    READ = ("mT", "transpose", "shape", "ndim", "dtype", "device", "dim", "size", "contiguous", "to", "view", "reshape")
+
+    def __init__(
+        self,
+        experts: int,
+        in_features: int,
+        out_features: int,
+        turned: bool = False,
+        ranks: dict[str, Any] | None = None,
+        **factory: Any,
+    ) -> None:
+        super().__init__()
+        self.experts, self.in_features, self.out_features, self.turned = experts, in_features, out_features, turned
+        for name in map(str, range(experts)):
+            if ranks and name in ranks:
+                self.add_module(name, _factors(ranks[name], out_features, in_features, False, **factory))
+            else:
+                self.add_module(name, nn.Linear(in_features, out_features, bias=False, **factory))
+
+    def times(self, number: int, x: Tensor, turned: bool) -> Tensor:
+        """(..., in) -> (..., out) by one expert; turned: whether the reader takes its matrix for (in, out)."""
+        if turned != self.turned:
+            raise TypeError("an expert's matrix is read the other way round than in the network that was compressed")
+        product: Tensor = self._modules[str(number)](x)  # type: ignore[misc]
+        return product
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type and in the place of the weights."""
+        return next(self.parameters())
+
+    def refuse(self, read: "ExpertRead", how: str, otherwise: Callable[[Any], Any]) -> Any:
+        """What comes of a read that is no product; otherwise: what would be done with the matrices themselves."""
+        raise TypeError(f"a mixture of experts whose matrices are factors cannot be read by {how}")
+
+    def __len__(self) -> int:
+        return self.experts
+
+    def __getitem__(self, index: Any) -> Any:
+        return ExpertRead(self)[index]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ExpertRead(self), name) if name in self.READ else super().__getattr__(name)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reads: Any = tree_map(
+            lambda leaf: ExpertRead(leaf) if isinstance(leaf, Experts) else leaf, (args, kwargs or {})
+        )
+        return ExpertRead.__torch_function__(func, types, *reads)
+
+
+class ExpertRead:
+    """The matrices of `Experts` as they are read: all of them, or one by its number; flipped: the last two axes."""
+
+    def __init__(self, experts: Experts, number: int | None = None, flipped: bool = False) -> None:
+        self.experts, self.number, self.flipped = experts, number, flipped
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the tensor it stands for."""
+        rows, columns = self.experts.out_features, self.experts.in_features
+        ends = (columns, rows) if self.experts.turned != self.flipped else (rows, columns)
+        return torch.Size(ends if self.number is not None else (self.experts.experts, *ends))
+
+    @property
+    def ndim(self) -> int:
+        """2 of one expert, 3 of all."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return self.experts.like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the weights."""
+        return self.experts.like.device
+
+    @property
+    def mT(self) -> "ExpertRead":  # noqa: N802
+        """The same with its last two axes changed."""
+        return ExpertRead(self.experts, self.number, not self.flipped)
+
+    @property
+    def T(self) -> Any:  # noqa: N802
+        """Of one expert as `mT`."""
+        return self.mT if self.number is not None else self.experts.refuse(self, "T", lambda w: w.T)
+
+    def dim(self) -> int:
+        """As `ndim`."""
+        return self.ndim
+
+    def size(self, axis: int | None = None) -> Any:
+        """As `shape`, or one extent of it."""
+        return self.shape if axis is None else self.shape[axis]
+
+    def contiguous(self) -> "ExpertRead":
+        """Itself."""
+        return self
+
+    def t(self) -> Any:
+        """As `T`."""
+        return self.T
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Itself, where it is of that type and in that place already."""
+        if all(wanted in (self.dtype, self.device) for wanted in (*args, *kwargs.values())):
+            return self
+        return self.experts.refuse(self, "to", lambda w: w.to(*args, **kwargs))
+
+    def view(self, *shape: Any) -> Any:
+        """Itself, where it has that shape: experts whose matrices lie in one of two axes are read so."""
+        extents = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        if extents.count(-1) == 1 and len(extents) == self.ndim:
+            extents[extents.index(-1)] = self.shape[extents.index(-1)]
+        same = tuple(extents) == tuple(self.shape)
+        return self if same else self.experts.refuse(self, "view", lambda w: w.view(*shape))
+
+    reshape = view
+
+    def transpose(self, a: int, b: int) -> Any:
+        """The same with two axes changed, which must be the last."""
+        last = {a % self.ndim, b % self.ndim} == {self.ndim - 1, self.ndim - 2}
+        return self.mT if last else self.experts.refuse(self, "transpose", lambda w: w.transpose(a, b))
+
+    def __getitem__(self, index: Any) -> Any:
+        whole = isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool)
+        if not whole or self.number is not None:
+            return self.experts.refuse(self, "an index of many", lambda w: w[index])
+        number = int(index)
+        if not -self.experts.experts <= number < self.experts.experts:
+            raise IndexError(f"there are {self.experts.experts} experts, but number {number} is read")
+        return ExpertRead(self.experts, number % self.experts.experts, self.flipped)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.experts.refuse(self, name, lambda w: getattr(w, name))
+
+    def into(self, x: Tensor, columns_first: bool) -> Tensor:
+        """x times the matrix, or each matrix times its part of x along the third axis from the end.
+
+        columns_first: read as (in, out).
+        """
+        turned = columns_first != self.flipped
+        if self.number is not None:
+            return self.experts.times(self.number, x, turned)
+        numbers = range(self.experts.experts)
+        parts = x.expand(*x.shape[:-3], len(numbers), *x.shape[-2:]).unbind(-3)
+        return torch.stack([self.experts.times(n, parts[n], turned) for n in numbers], -3)
+
+    def grouped(self, x: Tensor, offs: Tensor) -> Tensor:
+        """The rows of x, sorted by their experts, each times its own; offs: where the rows of each expert end."""
+        counts = torch.diff(offs, prepend=offs.new_zeros(1)).tolist()
+        parts: Any = torch.split(x, counts)
+        return torch.cat([self.experts.times(n, part, not self.flipped) for n, part in enumerate(parts)])
+
+    def einsum(self, equation: str, x: Tensor, first: bool) -> Any:
+        """The product of x and this in letters; first: this comes before x."""
+        inputs, _, output = equation.replace(" ", "").partition("->")
+        ours, theirs = inputs.split(",")[:: 1 if first else -1]
+        expert, ends = ("", ours) if self.number is not None else (ours[0], ours[1:])
+        summed = [letter for letter in ends if letter in theirs and letter not in output]
+        others = theirs.replace(expert, "") if expert else theirs
+        if not output or "." in equation or len(summed) != 1 or (set(ends) - set(summed)) & set(theirs):
+            products = (lambda w: torch.einsum(equation, w, x)) if first else (lambda w: torch.einsum(equation, x, w))
+            return self.experts.refuse(self, f"einsum {equation!r}", products)
+        axis, turned = others.index(summed[0]), (ends[0] == summed[0]) != self.flipped
+        answers = []
+        for number in range(self.experts.experts) if self.number is None else [self.number]:
+            part = x.select(theirs.index(expert), number) if expert and expert in theirs else x
+            answers.append(self.experts.times(number, part.movedim(axis, -1), turned))
+        letters = others.replace(summed[0], "") + ends.replace(summed[0], "")
+        return torch.einsum(f"{expert or 'Z'}{letters}->{output}", torch.stack(answers))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name, others = getattr(func, "__name__", ""), [arg for arg in args if not isinstance(arg, ExpertRead)]
+        leaves, form = tree_flatten((args, kwargs))
+        read = next(leaf for leaf in leaves if isinstance(leaf, ExpertRead))
+        plain = sum(isinstance(arg, ExpertRead) for arg in args) == 1 and args[0] is not read
+        if func is F.linear and plain and args[1] is read and read.number is not None:
+            y, bias = read.into(args[0], False), args[2] if len(args) > 2 else kwargs.get("bias")
+            return y if bias is None else y + bias
+        if name in ("matmul", "__matmul__", "mm", "bmm") and plain and len(args) == 2 and not kwargs:
+            return read.into(args[0], True)
+        if name.lstrip("_").startswith("grouped_mm") and plain and args[0].ndim == 2 and read.number is None:
+            offs = args[2] if len(args) > 2 else kwargs.get("offs")
+            if offs is not None and kwargs.get("bias") is None:
+                return read.grouped(args[0], offs)
+        if name == "einsum" and len(args) == 3 and len(others) == 2:
+            return read.einsum(others[0], others[1], args[1] is read)
+
+        def otherwise(matrices: Tensor) -> Any:
+            given, named = tree_unflatten([matrices if leaf is read else leaf for leaf in leaves], form)
+            return func(*given, **named)
+
+        return read.experts.refuse(read, name, otherwise)
+
+
 class Chain(nn.Sequential):
     """Layers in a row that stand for one.
 
@@ -384,6 +601,7 @@ PARTS: dict[str, Callable[..., nn.Module]] = {
     **{kind: partial(Recurrent, kind) for kind in Recurrent.GATES},
     **{f"{kind}Cell": partial(Cell, kind) for kind in Recurrent.GATES},
     "MultiheadAttention": Attention,
+    "Experts": Experts,
     "ConstantPad1d": nn.ConstantPad1d,
     "Sequential": Chain,
 }

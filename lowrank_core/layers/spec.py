@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
+from fractions import Fraction
+from math import floor, prod
 from typing import Any
 
 import torch
@@ -273,6 +274,15 @@ def sharing(stages: tuple[LayerSpec, ...], spec: LayerSpec) -> tuple[LayerSpec, 
         if len(stages) == 1
         else (first, *stages[1:-1], replace(stages[-1], bias=spec.bias))
     )
+
+
+def half_up(number: Fraction | int) -> int:
+    """The whole number next to it, of two as near the larger one: the rule for multiplies, here and on the board.
+
+    >>> half_up(Fraction(5, 2)), half_up(Fraction(7, 3)), half_up(4)
+    (3, 2, 4)
+    """
+    return floor(number + Fraction(1, 2))
 
 
 def chain_multiplies(stages: tuple[LayerSpec, ...], size: Size) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.onnx_chain import example_input, onnx_chain
-from lowrank_core.layers.spec import LayerSpec, Rank
+from lowrank_core.layers.spec import LayerSpec, Rank, half_up
 from lowrank_core.measure.latency import (
     DENSE,
     UNSTABLE_IQR,
@@ -233,13 +233,17 @@ def _race(chains: list[tuple[LayerSpec, ...]], layer: Layer, setting: Setting) -
 
 
 def chain_work(stages: tuple[LayerSpec, ...], layer: Layer, setting: Setting) -> Work:
-    """A chain in the layer's place, once for every call of the layer in one inference."""
-    sizes = {size: layer.in_sizes.count(size) for size in layer.in_sizes}
+    """A chain in the layer's place, once for every call of the layer in one inference.
+
+    Where rows are routed it gets as many at once as the batch sends it on average, one at least.
+    """
+    sizes = {(size, share): layer.in_sizes.count(size) for size, share in layer.passes}
     works: list[tuple[Work, int]] = []
-    for size, calls in sizes.items():
-        value = example_input(layer.spec, size, setting.batch)
+    for (size, share), calls in sizes.items():
+        batch = max(1, half_up(share * setting.batch))
+        value = example_input(layer.spec, size, batch)
         if setting.runtime == "onnxruntime":
-            works.append((session(onnx_chain(stages, size, setting.batch), [value], setting.threads), calls))
+            works.append((session(onnx_chain(stages, size, batch), [value], setting.threads), calls))
             continue
         dtype = getattr(torch, setting.dtype)
         with torch.random.fork_rng(devices=[]):
@@ -289,6 +293,7 @@ class StairFile:
         key = {
             "spec": asdict(layer.spec),
             "sizes": layer.in_sizes,
+            **({"shares": list(map(str, layer.shares))} if layer.shares else {}),
             **asdict(setting),
             "runtime": runtime_version(setting.runtime),
             "cpu": cpu_name(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from torch import Tensor, nn
 
@@ -13,8 +14,9 @@ from lowrank_core.layers.computed import kind_of
 from lowrank_core.layers.data import BatchAxes, Inputs
 from lowrank_core.layers.parts import Recurrent
 from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, weight_shapes
-from lowrank_core.layers.spec import LayerSpec, Size
+from lowrank_core.layers.spec import LayerSpec, half_up
 from lowrank_core.networks.beside import UNOWNED, unowned
+from lowrank_core.networks.fused import Trial, with_trials
 from lowrank_core.networks.obstacles import (
     NEVER_RAN,
     RESIZED,
@@ -40,13 +42,20 @@ from lowrank_core.networks.profile import (
     module_at,
     spec_of,
 )
+from lowrank_core.networks.routing import add_unreached, watch_data
 from lowrank_core.networks.watching import Watched, watch
 
 
-def discover(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> ModelProfile:
+def discover(
+    model: nn.Module,
+    inputs: Inputs,
+    axes: BatchAxes | None = None,
+    data: Callable[[], Iterable[Inputs]] = tuple,
+) -> ModelProfile:
     """Look at a network through one forward pass of `inputs` (a batch as deployed); the network is not changed.
 
-    axes: where the batch is in the inputs; without them it comes first.
+    axes: where the batch is in the inputs; without them it comes first. data: batches of evaluation samples, asked for
+    where values decide how many rows a layer gets, as in a mixture of experts: then rows are counted over all of them.
 
     A layer is eligible only if its own `forward` ran: a layer whose weight is read by its parent instead would be
     replaced in vain. Everything else with weights is listed as skipped, with the reason. Multiplies are per sample,
@@ -55,10 +64,15 @@ def discover(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) ->
     Raises InvalidModel for NaN or Inf weights or a forward pass that fails, InvalidData for unusable inputs.
     """
     check_finite(model)
+    original, (model, read_otherwise) = model, with_trials(model, inputs)
     names = _names(model)
     strangers = {module: name for module, name in unowned(model).items() if is_map(module) or _has_several(module)}
     owned = [module for module in names if is_map(module) or _has_several(module)]
-    watched = watch(model, inputs, [*owned, *strangers], axes)
+    watched = watch(model, [inputs], [*owned, *strangers], axes)
+    watched = watch_data(
+        model, watched, data, [*owned, *strangers], names | {m: [n] for m, n in strangers.items()}, axes
+    )
+    add_unreached(watched, owned, names)
     network = _Network(model, names, _owners(model), parent_obstacles(model), watched)
     layers: list[Layer] = []
     skipped: list[Skipped] = []
@@ -66,7 +80,9 @@ def discover(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) ->
     for module in names:
         if module in settled or not _holds_weights(module):
             continue
-        if _has_several(module):
+        if isinstance(module, Trial):
+            layers += network.experts(module)
+        elif _has_several(module):
             reason = network.obstacle_of_several(module)
             if reason is None:
                 layers += network.several(module)
@@ -74,7 +90,7 @@ def discover(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) ->
             else:
                 skipped.append(network.skipped(module, reason))
         elif not is_map(module):
-            skipped.append(network.skipped(module, why_not_a_map(module)))
+            skipped.append(network.skipped(module, read_otherwise.get(module) or why_not_a_map(module)))
         else:
             group = _tied(module, network.owners, watched.calls)
             settled.update(*(set(member.modules()) for member in group))
@@ -92,7 +108,7 @@ def discover(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) ->
         )
     layers.sort(key=lambda layer: order[module_at(model, layer.module)])
     return ModelProfile(
-        fingerprint=fingerprint(model),
+        fingerprint=fingerprint(original),
         layers=tuple(layers),
         skipped=tuple(skipped),
         rest=_rest(model, layers, watched.multiplies),
@@ -142,17 +158,40 @@ class _Network:
     def _layer(self, module: nn.Module) -> Layer:
         name, *aliases = self.names[module]
         spec = spec_of(module)
+        in_sizes, shares = self.watched.sizes(module)
         return Layer(
             name=name,
             type=kind_of(module).__name__,
             spec=spec,
-            in_sizes=tuple(self.watched.calls.get(module, ())),
+            in_sizes=in_sizes,
+            shares=shares,
             itemsize=next((p.element_size() for p in module.parameters()), 4),
             aliases=tuple(aliases),
             transposed_weight=is_conv1d(module),
             asked=module in self.watched.asked,
             extra=sum(p.numel() for p in module.parameters()) - spec.parameters,
         )
+
+    def experts(self, trial: Trial) -> Iterator[Layer]:
+        """The matrices of a parameter that holds one for each expert, each a layer of its own."""
+        name, *aliases = self.names[trial]
+        high = trial.matrices.shape[1]
+        for number in range(trial.experts):
+            in_sizes, shares = self.watched.sizes(trial, str(number))
+            yield Layer(
+                name=f"{name}.{number}",
+                type=type(trial.host).__name__,
+                spec=LayerSpec(trial.in_features, trial.out_features, bias=False),
+                in_sizes=in_sizes,
+                shares=shares,
+                itemsize=trial.values.element_size(),
+                aliases=tuple(f"{alias}.{number}" for alias in aliases),
+                parameter=name.rpartition(".")[2],
+                part=f"{name.rpartition('.')[2]}.{number}",
+                rows=(number * high, (number + 1) * high) if trial.flat else None,
+                transposed_weight=bool(trial.turned),
+                expert=number,
+            )
 
     def obstacle_of_several(self, module: nn.Module) -> str | None:
         """What is in the way of compressing the weights of a recurrent module or an attention."""
@@ -168,9 +207,15 @@ class _Network:
         """The weights of a recurrent module or an attention, each a layer of its own."""
         prefixes = ["" if module_at(self.model, name) is self.model else f"{name}." for name in self.names[module]]
         if isinstance(module, nn.MultiheadAttention):
-            return _projections(module, prefixes, self.watched.looks[module])
+            return _projections(module, prefixes, self.watched)
         assert isinstance(module, Dense)
-        return _weights(module, prefixes, self.watched.rows[module], self.watched.samples)
+        return _weights(module, prefixes, self.watched)
+
+
+def _own_parameters(model: nn.Module, layer: Layer) -> Iterator[Tensor]:
+    """The parameters that a layer is or is part of."""
+    module = module_at(model, layer.module)
+    return (module if layer.expert is None else module.get_submodule(layer.parameter)).parameters()
 
 
 def _has_several(module: nn.Module) -> bool:
@@ -195,18 +240,18 @@ def _owners(model: nn.Module) -> dict[Tensor, list[nn.Module]]:
     return owners
 
 
-def _projections(
-    attention: nn.MultiheadAttention, prefixes: list[str], looks: list[tuple[Size, Size]]
-) -> Iterator[Layer]:
-    """q, k, v as rows of in_proj_weight, and the output; looks: of each call the tokens that ask, and are looked at."""
+def _projections(attention: nn.MultiheadAttention, prefixes: list[str], watched: Watched) -> Iterator[Layer]:
+    """q, k, v as rows of in_proj_weight, and the output."""
     width, biased = attention.embed_dim, attention.in_proj_bias is not None
     for number, part in enumerate(PROJECTIONS):
         inside = part != "out_proj"
+        in_sizes, shares = watched.sizes(attention, "key" if part in ("in_proj.k", "in_proj.v") else "query")
         yield Layer(
             name=f"{prefixes[0]}{part}",
             type=type(attention).__name__,
             spec=LayerSpec(width, width, bias=biased),
-            in_sizes=tuple(sizes[part in ("in_proj.k", "in_proj.v")] for sizes in looks),
+            in_sizes=in_sizes,
+            shares=shares,
             itemsize=attention.in_proj_weight.element_size(),
             aliases=tuple(f"{prefix}{part}" for prefix in prefixes[1:]),
             parameter="in_proj_weight" if inside else "out_proj.weight",
@@ -215,25 +260,20 @@ def _projections(
         )
 
 
-def _weights(rnn: Dense, prefixes: list[str], runs: list[list[int]], samples: int) -> Iterator[Layer]:
+def _weights(rnn: Dense, prefixes: list[str], watched: Watched) -> Iterator[Layer]:
     """The weights of a recurrent module in the order in which they are first used: input, hidden, projection.
 
-    runs: of each call the rows at each step. The input weight sees a whole sequence at once, the others see one step
-    after the other.
+    The input weight sees a whole sequence at once, the others see one step after the other.
     """
-    whole = [-(-sum(run) // samples) for run in runs]
-    at_once: list[Size] = [() if tokens == 1 else (tokens,) for tokens in whole]
-    by_step: list[Size] = []
-    for run, tokens in zip(runs, whole, strict=True):
-        even = all(n % samples == 0 for n in run)
-        by_step += [() if n == samples else (n // samples,) for n in run] if even else [(tokens,)]
     gates = Recurrent.GATES[(KINDS | CELLS)[type(rnn)]]
     for parameter, (rows, columns, biased) in weight_shapes(rnn).items():
+        in_sizes, shares = watched.sizes(rnn, "whole" if parameter.startswith("weight_ih") else "step")
         yield Layer(
             name=f"{prefixes[0]}{parameter}",
             type=type(rnn).__name__,
             spec=LayerSpec(columns, rows, bias=biased, gates=0 if parameter.startswith("weight_hr") else gates),
-            in_sizes=tuple(at_once if parameter.startswith("weight_ih") else by_step),
+            in_sizes=in_sizes,
+            shares=shares,
             itemsize=rnn.get_parameter(parameter).element_size(),
             aliases=tuple(f"{prefix}{parameter}" for prefix in prefixes[1:]),
             parameter=parameter,
@@ -258,14 +298,14 @@ def _holds_weights(module: nn.Module) -> bool:
     return own or hasattr(module, "parametrizations") or is_quantised(module)
 
 
-def _rest(model: nn.Module, layers: list[Layer], multiplies: int) -> Rest:
+def _rest(model: nn.Module, layers: list[Layer], multiplies: Fraction) -> Rest:
     each = [one for layer in layers for one in (layer, *layer.tied)]
-    taken = {p for layer in each for p in module_at(model, layer.module).parameters()}
+    taken = {p for layer in each for p in _own_parameters(model, layer)}
     outside = [p for p in model.parameters() if p not in taken]
-    counted = sum(layer.spec.multiplies(size) for layer in each for size in layer.in_sizes)
+    counted = sum(share * layer.spec.multiplies(size) for layer in each for size, share in layer.passes)
     return Rest(
         parameters=sum(p.numel() for p in outside),
         bytes=sum(p.numel() * p.element_size() for p in outside),
-        multiplies=max(0, multiplies - counted),
+        multiplies=max(0, half_up(multiplies) - half_up(counted)),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
     )

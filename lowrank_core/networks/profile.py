@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -26,10 +28,13 @@ LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Embed
 class Layer:
     """A layer that can be compressed. in_sizes: one entry per call in one forward pass, () = never called.
 
+    shares: of each of these, how many such inputs one sample sends through on average, where that is not one: of an
+    expert that only some rows are routed to, the mean over the samples, perhaps 0; () where every sample sends one.
     parameter: the name of its weight in its module; a recurrent module and an attention have several, each a layer of
     its own. rows: where the weight is a slice of the parameter. part: its name in the module, where that is another.
     transposed_weight: the module keeps it as (in, out), as the Conv1D of transformers does. tied: layers that share the
-    weight and so the factors, each with its own bias. extra: numbers stored for a weight that is computed from others.
+    weight and so the factors, each with its own bias. expert: its number, where the parameter holds one matrix for each
+    expert of a mixture. extra: numbers stored for a weight that is computed from others.
     """
 
     name: str
@@ -45,6 +50,18 @@ class Layer:
     tied: tuple[Layer, ...] = ()
     extra: int = 0
     asked: bool = False
+    shares: tuple[Fraction, ...] = ()
+    expert: int | None = None
+
+    @property
+    def passes(self) -> Iterable[tuple[Size, Fraction | int]]:
+        """The inputs that one sample sends through, size by size, and how many of each."""
+        return zip(self.in_sizes, self.shares or (1,) * len(self.in_sizes), strict=True)
+
+    @property
+    def reached(self) -> bool:
+        """Whether any sample sent anything through it; an expert that none was routed to is a layer all the same."""
+        return not self.shares or any(self.shares)
 
     @property
     def module(self) -> str:
@@ -54,9 +71,14 @@ class Layer:
         return self.name.removesuffix(self.part or self.parameter).removesuffix(".")
 
     @property
+    def place(self) -> str:
+        """Where a plan puts something else: the module, or the parameter that holds the matrices of a mixture."""
+        return self.module if self.expert is None else self.name.removesuffix(f".{self.expert}")
+
+    @property
     def partial(self) -> bool:
-        """Whether the layer is one of several weights of a recurrent module or an attention."""
-        return self.parameter != "weight"
+        """Whether the layer is one of several weights of a recurrent module, an attention or a mixture of experts."""
+        return self.parameter != "weight" or self.expert is not None
 
     @property
     def plain(self) -> bool:
@@ -137,7 +159,17 @@ def bias_at(model: nn.Module, layer: Layer) -> Tensor | None:
 
 
 def _rows(parameter: Tensor, layer: Layer) -> Tensor:
-    return parameter if layer.rows is None else parameter[slice(*layer.rows)]
+    if layer.rows is not None:
+        return parameter[slice(*layer.rows)]
+    return parameter if layer.expert is None else parameter[layer.expert]
+
+
+def matrices(parameter: Tensor, layer: Layer) -> Tensor:
+    """(experts, ., .) of the parameter of a mixture of experts, which one of them is a layer of."""
+    if layer.rows is None:
+        return parameter
+    start, end = layer.rows
+    return parameter.view(-1, end - start, parameter.shape[1])
 
 
 def _parameter(model: nn.Module, layer: Layer, name: str) -> Tensor:

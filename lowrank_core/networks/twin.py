@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lowrank_core.layers.attention import watched_attention, without_fused_paths
 from lowrank_core.layers.computed import sharing
+from lowrank_core.layers.experts import put_in, watched_experts
 from lowrank_core.layers.recurrent import watched
-from lowrank_core.networks.profile import Layer, module_at
+from lowrank_core.networks.profile import Layer, matrices, module_at
 
 
 def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
@@ -20,14 +21,21 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
     attentions.
     """
     memo: dict[int, Any] = {}
-    for name in {layer.module for layer in watch if layer.partial}:
+    watch = list(watch)
+    experts = {layer.place: layer for layer in watch if layer.expert is not None}
+    for name in {layer.module for layer in watch if layer.partial and layer.expert is None}:
         module = module_at(model, name)
         if isinstance(module, nn.MultiheadAttention):
             memo[id(module)] = watched_attention(module)
             continue
         assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = watched(module)
-    return without_fused_paths(sharing(model, memo))
+    copied = without_fused_paths(sharing(model, memo))
+    for layer in experts.values():
+        host = module_at(copied, layer.module)
+        values = matrices(host.get_parameter(layer.parameter), layer)
+        put_in(host, layer.parameter, watched_experts(values, layer.transposed_weight))
+    return copied
 
 
 def on_call(module: nn.Module, see: Callable[[Tensor, Tensor], Any]) -> Callable[[], None]:

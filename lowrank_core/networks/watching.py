@@ -1,10 +1,11 @@
-"""What one forward pass tells: operations counted, and who reads weights outside their own layer."""
+"""What forward passes tell: operations and rows counted, and who reads weights outside their own layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -23,57 +24,107 @@ from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evalua
 from lowrank_core.layers.recurrent import CELLS, KINDS
 from lowrank_core.layers.spec import Size
 from lowrank_core.networks.beside import watch_beside
+from lowrank_core.networks.fused import Trial
 from lowrank_core.networks.profile import TRANSPOSED, is_map, spec_of
+
+Passed = tuple[Size, int]
+"""Inputs that went through a module in one call: the extent of each, () for a row of features, and how many."""
 
 
 @dataclass(slots=True)
 class Watched:
-    """What one forward pass of a batch told of the modules that hold weights.
+    """What forward passes told of the modules that hold weights.
 
-    calls: of each module that ran, in the order of the first call, the input extents of each call for one sample.
-    looks: of each attention and call, the tokens that ask and those that are looked at; rows: of each recurrent module
-    and call, the rows at each step. resized: modules called with an output_size. readers: of modules whose weight
-    something else computes with, who does; asked: those whose weight was only asked for its type or shape. changed: of
-    modules whose own hooks or replaced forward change what comes out, what does.
-    multiplies: of the whole network for one sample.
+    samples: of each batch. calls: the modules that ran, in the order of the first call. passed: by module and way in
+    ("" of most; "query" and "key" of an attention, "whole" and "step" of a recurrent module), of each batch what went
+    through. resized: modules called with an output_size. readers: of modules whose weight something else computes with,
+    who does; asked: those whose weight was only asked for its type or shape. changed: of modules whose own hooks or
+    replaced forward change what comes out, what does.
+    products: multiplications of the whole network in all batches. shaped: whether an operation ran whose output has as
+    many rows as the values say; valued: whether Python looked at values, by which it may decide what runs.
     """
 
-    samples: int
-    calls: dict[nn.Module, list[Size]] = field(default_factory=dict)
-    looks: dict[nn.Module, list[tuple[Size, Size]]] = field(default_factory=dict)
-    rows: dict[nn.Module, list[list[int]]] = field(default_factory=dict)
+    samples: list[int] = field(default_factory=list)
+    calls: dict[nn.Module, None] = field(default_factory=dict)
+    passed: dict[tuple[nn.Module, str], dict[int, list[Passed]]] = field(default_factory=dict)
     resized: set[nn.Module] = field(default_factory=set)
     readers: dict[nn.Module, str] = field(default_factory=dict)
     asked: set[nn.Module] = field(default_factory=set)
     changed: dict[nn.Module, str] = field(default_factory=dict)
-    multiplies: int = 0
+    products: int = 0
+    shaped: bool = False
+    valued: bool = False
+
+    @property
+    def multiplies(self) -> Fraction:
+        """Of the whole network for one sample, in the mean over all."""
+        return Fraction(self.products, sum(self.samples))
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note a call of a module that is watched: a forward pre-hook."""
         named = [kwargs[name] for name in ("input", "query") if name in kwargs]
         given = (*args, *named, *kwargs.values())[0]
+        self.calls.setdefault(module)
         if kind_of(module) in TRANSPOSED and len(args) + len(kwargs) > 1:
             self.resized.add(module)
         elif type(module) in (*KINDS, *CELLS):
-            self.rows.setdefault(module, []).append(_rows_by_step(module, given))
-            self.calls.setdefault(module, [])
+            rows = _rows_by_step(module, given)
+            self.note(module, [((), sum(rows))], "whole")
+            self.note(module, [((), n) for n in rows], "step")
         elif type(module) is nn.MultiheadAttention:
             key = args[1] if len(args) > 1 else kwargs["key"]
-            sizes = _tokens(given.shape, self.samples), _tokens(key.shape, self.samples)
-            self.looks.setdefault(module, []).append(sizes)
-            self.calls.setdefault(module, [])
+            self.note(module, [((), given.shape[:-1].numel())], "query")
+            self.note(module, [((), key.shape[:-1].numel())], "key")
         elif isinstance(module, nn.EmbeddingBag):
             offsets = args[1] if len(args) > 1 else kwargs.get("offsets")
             bags = len(given) if offsets is None else len(offsets) - module.include_last_offset
-            self.calls.setdefault(module, []).append(_tokens(torch.Size((bags, 1)), self.samples))
+            self.note(module, [((), bags)])
+        elif isinstance(module, nn.Embedding):
+            self.note(module, [((), given.numel())])
+        elif dimensions := len(spec_of(module).kernel):
+            alone = given.ndim == dimensions + 1
+            self.note(module, [(tuple(given.shape[-dimensions:]), self.samples[-1] if alone else len(given))])
         else:
-            self.calls.setdefault(module, []).extend(_sizes(module, given.shape, self.samples))
+            self.note(module, [((), given.shape[:-1].numel())])
+
+    def hear_expert(self, trial: Trial, number: int, rows: int) -> None:
+        """Note a product of one expert's matrix in a parameter of several."""
+        self.calls.setdefault(trial)
+        self.calls.setdefault(trial.host)
+        self.note(trial, [((), rows)], str(number))
+
+    def note(self, module: nn.Module, passed: list[Passed], way: str = "") -> None:
+        """Add what went through a module to what this batch has sent through it."""
+        self.passed.setdefault((module, way), {}).setdefault(len(self.samples) - 1, []).extend(passed)
+
+    def sizes(self, module: nn.Module, way: str = "") -> tuple[tuple[Size, ...], tuple[Fraction, ...]]:
+        """`in_sizes` and `shares` of a layer: call by call where every batch is alike, else the mean of all of them."""
+        batches = self.passed.get((module, way), {})
+        calls = [[_by_sample(*each, self.samples[at]) for each in batch] for at, batch in batches.items()]
+        if len(calls) == len(self.samples) and calls[0] and all(None not in c and c == calls[0] for c in calls):
+            return tuple(size for sizes in calls[0] for size in sizes or ()), ()
+        totals: dict[Size, int] = {}
+        for size, many in (each for batch in batches.values() for each in batch):
+            totals[size] = totals.get(size, 0) + many
+        means = {size: Fraction(many, sum(self.samples)) for size, many in (totals or {(): 0}).items()}
+        shares = tuple(means.values())
+        return tuple(means), () if all(share == 1 for share in shares) else shares
 
 
-def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: BatchAxes | None = None) -> Watched:
-    """Run a batch through the network and note the calls of `modules`; raises InvalidModel where the pass fails."""
+def _by_sample(size: Size, many: int, samples: int) -> tuple[Size, ...] | None:
+    """What one sample sends through in a call; None where the samples do not share it evenly."""
+    each, more = divmod(many, samples)
+    if more or not each:
+        return None
+    return (size,) * each if size else ((),) if each == 1 else ((each,),)
+
+
+def watch(
+    model: nn.Module, batches: Iterable[Inputs], modules: Iterable[nn.Module], axes: BatchAxes | None = None
+) -> Watched:
+    """Run batches through the network and note the calls of `modules`; raises InvalidModel where a pass fails."""
     modules = list(modules)
-    watched = Watched(batch_size(inputs) if axes is None else axes.samples(inputs))
+    watched = Watched()
     counter = FlopCounter()
     readers = Readers(model, [module for module in modules if is_map(module)])
     hooks = ExitStack()
@@ -81,12 +132,19 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: 
     for module in modules:
         hooks.callback(module.register_forward_pre_hook(watched.hear, with_kwargs=True).remove)
     for module in model.modules():
+        if isinstance(module, Trial):
+            watched.shaped = True
+            module.note = watched.hear_expert
+            hooks.callback(vars(module).pop, "note")
         if isinstance(module, parametrize.ParametrizationList):  # a weight costs nothing by sample
             for handle in counter.leave_out(module):
                 hooks.callback(handle.remove)
     try:
-        with hooks, generators_untouched(), evaluating(model), readers, counter:
-            call(model, inputs)
+        with hooks, generators_untouched(), evaluating(model):
+            for inputs in batches:
+                watched.samples.append(batch_size(inputs) if axes is None else axes.samples(inputs))
+                with readers, counter:
+                    call(model, inputs)
     except LowRankError:
         raise
     except (Exception, SystemExit) as error:
@@ -95,25 +153,9 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: 
             f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."
         ) from error
     watched.readers, watched.asked = readers.readers, readers.asked
-    watched.multiplies = counter.total // 2 // watched.samples
+    watched.products, watched.shaped = counter.total // 2, watched.shaped or counter.shaped
+    watched.valued = counter.valued or readers.valued
     return watched
-
-
-def _sizes(module: nn.Module, shape: torch.Size, samples: int) -> list[Size]:
-    """Input extents of one call, for one sample: a Linear's tokens, or a convolution's window positions."""
-    dimensions = len(spec_of(module).kernel)
-    if not dimensions:
-        rows = shape.numel() if isinstance(module, nn.Embedding) else shape[:-1].numel()
-        return [_tokens(torch.Size((rows, 1)), samples)]
-    if len(shape) == dimensions + 1:
-        return [tuple(shape[1:])]
-    return [tuple(shape[2:])] * max(1, shape[0] // samples)
-
-
-def _tokens(shape: torch.Size, samples: int) -> Size:
-    """The tokens of one sample in a tensor (..., features); rounded up, for a layer that ran is never free."""
-    tokens = -(-shape[:-1].numel() // samples)
-    return () if tokens == 1 else (tokens,)
 
 
 def _rows_by_step(module: nn.Module, given: Tensor | PackedSequence) -> list[int]:
@@ -139,11 +181,31 @@ def _recurrent_flops(given: Tensor, w_ih: Tensor, w_hh: Tensor, *rest: Any, **kw
     return 2 * given.shape[:-1].numel() * (w_ih.numel() + w_hh.numel())
 
 
+def _grouped_flops(x: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> int:
+    """Of rows in groups, each group times its own matrix."""
+    return 2 * x.numel() * weight.shape[-1] if x.ndim == 2 and weight.ndim == 3 else 0
+
+
 FUSED: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._grouped_mm: _grouped_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
 }
 """What PyTorch's FLOP counter does not know: kernels that take the place of products it does."""
+
+
+aten = torch.ops.aten
+SHAPED = frozenset(
+    {
+        aten.nonzero,
+        aten.masked_select,
+        aten._unique2,
+        aten.unique_dim,
+        aten.unique_consecutive,
+        aten._pack_padded_sequence,
+    }
+)
+"""Operations whose outputs have as many rows as the values of the inputs say, beside indexing by True and False."""
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -158,6 +220,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
+        self.shaped = self.valued = False
         self._weights_begun = 0
 
     def leave_out(self, weight: nn.Module) -> list[RemovableHandle]:
@@ -184,6 +247,9 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     return parts
             out = func(*args, **kwargs)
             packet = func.overloadpacket
+            self.shaped = self.shaped or packet in SHAPED or (packet is aten.index and _by_truth(args[1]))
+            self.shaped = self.shaped or func is aten.repeat_interleave.Tensor
+            self.valued = self.valued or packet is aten._local_scalar_dense
             if packet in FUSED:
                 count = FUSED[packet](*args, **kwargs)
             else:
@@ -192,6 +258,10 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.total += 0 if self._weights_begun else count
             return out
         return func(*args, **kwargs)
+
+
+def _by_truth(indices: Iterable[Tensor | None]) -> bool:
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 PARAMETRIZATIONS = ".parametrizations."
@@ -209,6 +279,7 @@ class Readers(TorchFunctionMode):
         super().__init__()
         self.readers: dict[nn.Module, str] = {}
         self.asked: set[nn.Module] = set()
+        self.valued = False
         self._names = {module: name for name, module in model.named_modules()}
         self._open: list[nn.Module] = []
         self._owners: dict[Tensor, list[nn.Module]] = {}
@@ -235,6 +306,7 @@ class Readers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.valued = self.valued or func in (Tensor.tolist, Tensor.numpy)
         for tensor in tensors((args, kwargs)):
             owners = self._owners.get(tensor, [])
             if not owners or any(owner in self._open for owner in owners):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from itertools import product
 from math import prod
 
 from lowrank_core.errors import LISTED, InvalidPlan, cut, few
-from lowrank_core.layers.spec import LayerSpec, Rank, chain_additions, chain_multiplies, sharing
+from lowrank_core.layers.spec import LayerSpec, Rank, Size, chain_additions, chain_multiplies, half_up, sharing
 from lowrank_core.methods import METHODS, Method
 from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.plan import Choice, RankPlan
@@ -18,7 +19,7 @@ from lowrank_core.plans.plan import Choice, RankPlan
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Costs add up: `sum` over layers is the cost of the network."""
+    """Costs add up: `sum` over layers is the cost of the network, but for rounding where rows are routed."""
 
     parameters: int = 0
     bytes: int = 0  # as stored: elements times element size, tied tensors once
@@ -46,14 +47,35 @@ def chain_cost(stages: tuple[LayerSpec, ...], layer: Layer) -> Cost:
     """What a chain costs in the layer's place: stored once, computed at every call, also of layers tied to it."""
     parameters = sum(stage.parameters for stage in stages)
     parameters += sum(other.spec.out_channels for other in layer.tied if other.spec.bias)
-    calls = [(stages, size) for size in layer.in_sizes]
-    calls += [(sharing(stages, other.spec), size) for other in layer.tied for size in other.in_sizes]
     return Cost(
         parameters=parameters,
         bytes=parameters * layer.itemsize,
-        multiplies=sum(chain_multiplies(chain, size) for chain, size in calls),
-        additions=sum(chain_additions(chain, size) for chain, size in calls),
+        multiplies=half_up(_exact(stages, layer)),
+        additions=half_up(
+            sum(share * chain_additions(chain, size) for chain, size, share in _computed(stages, layer)),
+        ),
     )
+
+
+def _computed(
+    stages: tuple[LayerSpec, ...], layer: Layer
+) -> Iterator[tuple[tuple[LayerSpec, ...], Size, Fraction | int]]:
+    """A chain in the layer's place, and what it is turned to in those of layers tied to it, with what goes through."""
+    for each in (layer, *layer.tied):
+        chain = stages if each is layer else sharing(stages, each.spec)
+        for size, share in each.passes:
+            yield chain, size, share
+
+
+def _exact(stages: tuple[LayerSpec, ...], layer: Layer) -> Fraction | int:
+    """Multiplies of a chain in the layer's place for one sample, in the mean over all; a whole number where all send
+    the same through."""
+    return sum(share * chain_multiplies(chain, size) for chain, size, share in _computed(stages, layer))
+
+
+@lru_cache(maxsize=100_000)
+def _exact_under(layer: Layer, choice: Choice | None) -> Fraction | int:
+    return _exact((layer.spec,) if choice is None else METHODS[choice.method].stages(layer.spec, choice.rank), layer)
 
 
 @lru_cache(maxsize=100_000)
@@ -65,13 +87,16 @@ def layer_cost(layer: Layer, choice: Choice | None) -> Cost:
 
 
 def plan_cost(profile: ModelProfile, plan: RankPlan | None = None) -> Cost:
-    """What the whole network costs under a plan; without one, dense."""
+    """What the whole network costs under a plan; without one, dense. Multiplies are rounded once, at the end."""
     rest = profile.rest
     chosen = dict(plan.choices) if plan else {}
-    return sum(
+    total = sum(
         (layer_cost(layer, chosen.get(layer.name)) for layer in profile.layers),
         Cost(rest.parameters, rest.bytes, rest.multiplies),
     )
+    routed = [(layer, chosen.get(layer.name)) for layer in profile.layers if layer.shares]
+    lost = sum(_exact_under(*each) - layer_cost(*each).multiplies for each in routed)
+    return replace(total, multiplies=total.multiplies + half_up(lost)) if routed else total
 
 
 def rank_at(top: Rank, share: float) -> Rank:
@@ -97,7 +122,7 @@ def break_even(layer: Layer, method_name: str, quantity: str) -> Rank:
     """
     method = METHODS[method_name]
     top = method.max_rank(layer.spec)
-    dense = getattr(dense_cost(layer), quantity)
+    dense = amount(layer, None, quantity)
     closed = coefficients(layer, method, quantity)
     longest = max(top)
 
@@ -126,9 +151,15 @@ def _last_true(holds: Callable[[int], bool], top: int) -> int:
     return low
 
 
-def coefficients(layer: Layer, method: Method, quantity: str) -> tuple[int, ...]:
-    """Exact integers of the closed form, for a browser too: c0 + c1 r, or c0 + c1 r_out + c2 r_in + c3 r_out r_in."""
-    at = {rank: int(getattr(cost, quantity)) for rank, cost in _corners(layer, method.name).items()}
+Coefficients = tuple[Fraction | int, ...]
+
+
+def coefficients(layer: Layer, method: Method, quantity: str) -> Coefficients:
+    """Exact numbers of the closed form, for a browser too: c0 + c1 r, or c0 + c1 r_out + c2 r_in + c3 r_out r_in.
+
+    Integers, but for multiplies of a layer that rows are routed to.
+    """
+    at = _corners(layer, method.name, quantity)
     if len(method.axes) == 1:
         slope = at[2,] - at[1,]
         return at[1,] - slope, slope
@@ -139,37 +170,43 @@ def coefficients(layer: Layer, method: Method, quantity: str) -> tuple[int, ...]
 
 
 @lru_cache(maxsize=10_000)
-def _corners(layer: Layer, method_name: str) -> dict[Rank, Cost]:
+def _corners(layer: Layer, method_name: str, quantity: str) -> dict[Rank, Fraction | int]:
     """What the smallest ranks cost: they decide all others."""
-    method = METHODS[method_name]
-    ranks = product((1, 2), repeat=len(method.axes))
-    return {rank: chain_cost(method.stages(layer.spec, rank), layer) for rank in ranks}
+    ranks = product((1, 2), repeat=len(METHODS[method_name].axes))
+    return {rank: amount(layer, Choice(method_name, rank), quantity) for rank in ranks}
 
 
-def _evaluated(closed: tuple[int, ...], rank: Rank) -> int:
+def amount(layer: Layer, choice: Choice | None, quantity: str) -> Fraction | int:
+    """What the layer costs under a choice in bytes or multiplies, not rounded; None is dense."""
+    if quantity == "multiplies":
+        return _exact_under(layer, choice)
+    return int(getattr(layer_cost(layer, choice), quantity))
+
+
+def _evaluated(closed: Coefficients, rank: Rank) -> Fraction | int:
     """The value of a closed form (coefficients by powers of the ranks) at a rank."""
     if len(rank) == 1:
         return closed[0] + closed[1] * rank[0]
     return closed[0] + closed[1] * rank[0] + closed[2] * rank[1] + closed[3] * rank[0] * rank[1]
 
 
-def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> list[int]:
-    """What `layer_cost` says of one quantity, bytes or multiplies, for many choices at once.
+def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> list[float]:
+    """What the layer costs in one quantity, bytes or multiplies, under many choices at once; not rounded.
 
     >>> fc = Layer("fc", "Linear", LayerSpec(8192, 128), ((),), 4)
     >>> amounts(fc, [None, Choice("svd", (64,))], "multiplies")
     [1048576, 532480]
     """
-    closed: dict[str, tuple[int, ...]] = {}
-    figures = []
+    closed: dict[str, Coefficients] = {}
+    figures: list[Fraction | int] = []
     for choice in choices:
         if choice is None:
-            figures.append(int(getattr(dense_cost(layer), quantity)))
+            figures.append(amount(layer, None, quantity))
             continue
         if choice.method not in closed:
             closed[choice.method] = coefficients(layer, METHODS[choice.method], quantity)
         figures.append(_evaluated(closed[choice.method], choice.rank))
-    return figures
+    return [float(n) if isinstance(n, Fraction) else n for n in figures]
 
 
 def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import Cost, layer_cost, plan_cost, rank_at, useful_rank
+from lowrank_core.plans.cost import Cost, amount, layer_cost, plan_cost, rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.parallel import HERE, Workers
 from lowrank_core.running.scope import give_way, raise_if_cancelled
@@ -149,7 +149,7 @@ class Problem:
     def layer_amount(self, layer: Layer, choice: Choice | None, quantity: Quantity) -> float:
         """What one layer costs under a choice; one of unknown latency takes as long as the dense layer."""
         if quantity != "microseconds":
-            return float(getattr(layer_cost(layer, choice), quantity))
+            return float(amount(layer, choice, quantity))
         taken, dense = self.latency(layer.name, choice), self.latency(layer.name, None)
         return taken if taken is not None else dense or 0.0
 

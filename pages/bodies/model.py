@@ -21,7 +21,10 @@ COLUMNS = {
     "Layer": st.column_config.TextColumn(pinned=True),
     "Weight": st.column_config.TextColumn(help="Shape of the weight: outputs × inputs × kernel."),
     "Input": st.column_config.TextColumn(help="Extent of the input: height × width, or tokens; – for a single vector."),
-    "Calls": st.column_config.NumberColumn(help="How often the layer runs in one forward pass."),
+    "Calls": st.column_config.NumberColumn(
+        help="How often the layer runs in one forward pass; of one that only some rows are routed to, how many of a "
+        "sample it gets, in the mean over the evaluation samples."
+    ),
     "Parameters": st.column_config.NumberColumn(format="localized", help="Weight and bias."),
     "Bytes": st.column_config.NumberColumn(format="localized", help=words.BYTES),
     "Multiplies": st.column_config.NumberColumn(format="localized", help=words.MULTIPLIES),

@@ -16,7 +16,7 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.measure.latency import RUNTIMES
 from lowrank_core.measure.measurement import Figure, is_final
 from lowrank_core.networks.profile import Layer
-from lowrank_core.plans.cost import break_even, check_plan, coefficients, dense_cost, plan_cost
+from lowrank_core.plans.cost import amounts, break_even, check_plan, coefficients, dense_cost, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import curves, kept_curves
 from lowrank_core.predict.survey import Finding, Learnt
@@ -317,7 +317,7 @@ def _layer(workspace: Workspace, layer: Layer, index: int) -> dict[str, Any]:
         "leaf": leaf,
         "type": layer.type,
         "shape": "×".join(map(str, layer.spec.weight_shape)),
-        "dense": {"bytes": cost.bytes, "multiplies": cost.multiplies},
+        "dense": {"bytes": cost.bytes, "multiplies": amounts(layer, [None], "multiplies")[0]},
         "default": methods[0].name,
         "methods": {
             m.name: {
@@ -326,7 +326,7 @@ def _layer(workspace: Workspace, layer: Layer, index: int) -> dict[str, Any]:
                 "top": list(m.max_rank(layer.spec)),
                 "even": {q: list(break_even(layer, m.name, q)) for q in ("bytes", "multiplies")},
                 "bytes": list(coefficients(layer, m, "bytes")),
-                "multiplies": list(coefficients(layer, m, "multiplies")),
+                "multiplies": [float(c) if layer.shares else c for c in coefficients(layer, m, "multiplies")],
                 "tails": _tails(workspace, layer.name, m.name) if m is methods[0] else None,
                 "points": [],
             }
