@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.attention import factored_attention, without_fused_paths
-from lowrank_core.layers.computed import copied, with_memory
-from lowrank_core.layers.parts import Chain
+from lowrank_core.layers.computed import copied, with_memory, with_products
+from lowrank_core.layers.parts import Chain, Product
 from lowrank_core.layers.recurrent import factored
 from lowrank_core.layers.spec import LayerSpec, Rank, build_part, sharing
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
+from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, module_at, place_of, weight_at
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import RankPlan
 
@@ -56,29 +56,34 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
             continue
         assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = factored(module, ranks)
+    products: dict[str, Product] = {}
+
+    def built(layer: Layer, stages: tuple[LayerSpec, ...], like: Tensor) -> Chain:
+        """The modules of a chain, of the type and in the place of a weight, their own not yet set."""
+        old = module_at(model, layer.module)
+        parts = [build_part(stage.op, stage.arguments, device="meta", dtype=like.dtype) for stage in stages]
+        if layer.read:
+            product = products[place_of(model, layer)] = Product(*parts, turned=layer.transposed_weight)
+            chain: Chain = product
+        else:
+            memo[id(old)] = chain = Chain(*parts)
+        with_memory(chain.train(old.training), like.device)
+        return chain
+
     for name, _ in plan.choices:
         layer = profile.layer(name)
         if layer.partial:
             continue
         stages, weight = replacement_stages(layer, plan), weight_at(model, layer)
-        old = module_at(model, name)
-        chain = memo[id(old)] = _built(stages, weight, old)
+        chain = built(layer, stages, weight)
         for other in layer.tied:
-            old, turned = module_at(model, other.name), sharing(stages, other.spec)
-            tied = memo[id(old)] = _built(turned, weight, old)
+            turned = sharing(stages, other.spec)
+            tied = built(other, turned, weight)
             for part, shared in zip(tied, reversed(chain) if turned[0].transposed else chain, strict=True):
                 part.register_parameter("weight", shared.get_parameter("weight"))
     if id(model) in memo:
         return memo[id(model)]
-    return without_fused_paths(copied(model, memo))
-
-
-def _built(stages: tuple[LayerSpec, ...], like: Tensor, old: nn.Module) -> Chain:
-    """The modules of a chain, of the type and in the place of a weight, their own not yet set."""
-    parts = [build_part(stage.op, stage.arguments, device="meta", dtype=like.dtype) for stage in stages]
-    chain = Chain(*parts).train(old.training)
-    with_memory(chain, like.device)
-    return chain
+    return without_fused_paths(with_products(copied(model, memo), products))
 
 
 class Weighted(Protocol):
@@ -112,5 +117,6 @@ def apply(
 def chain_at(model: nn.Module, compressed: nn.Module, name: str) -> nn.Sequential:
     """The chain that replaces a layer in a compressed copy of the model."""
     chain = compressed if is_whole(model, name) else compressed.get_submodule(name)
-    assert isinstance(chain, nn.Sequential)
-    return chain
+    stands = chain if isinstance(chain, nn.Sequential) else chain._modules["weight"]
+    assert isinstance(stands, nn.Sequential)
+    return stands

@@ -21,8 +21,8 @@ from lowrank_core.compression.apply import partial_ranks, replacement_stages
 from lowrank_core.compression.precision import BiasFolded
 from lowrank_core.errors import InvalidFile, InvalidModel, InvalidPlan
 from lowrank_core.layers.attention import KIND, attention_arguments, build_attention, without_fused_paths
-from lowrank_core.layers.computed import copied
-from lowrank_core.layers.parts import Attention, Chain, Recurrent
+from lowrank_core.layers.computed import copied, with_products
+from lowrank_core.layers.parts import Attention, Chain, Product, Recurrent
 from lowrank_core.layers.recurrent import OPS, arguments, build_recurrent, op_of
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
 from lowrank_core.networks.profile import ModelProfile, check_finite, fingerprint, module_at
@@ -53,6 +53,7 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True):
 class _Layer(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     parts: list[_Part]
+    turned: bool = False
 
 
 class _About(msgspec.Struct, forbid_unknown_fields=True):
@@ -91,9 +92,12 @@ def write_checkpoint(
         stages = replacement_stages(layer, plan)
         for each in (layer, *layer.tied):
             place = each.name if each.name in modules else ""  # "": the network is that one layer
-            if isinstance(modules[place], Chain):
+            place = f"{each.module if each.module in modules else ''}.{each.parameter}" if each.read else place
+            chain = modules.get(place := place.removeprefix("."))
+            if isinstance(chain, Chain):
                 parts = [{"op": stage.op, "args": stage.arguments} for stage in sharing(stages, each.spec)]
-                layers.append({"name": place, "parts": parts})
+                turned = {"turned": True} if isinstance(chain, Product) and chain.turned else {}
+                layers.append({"name": place, "parts": parts, **turned})
     for name, ranks in partial_ranks(profile, plan).items():
         module = module_at(model, name)
         if isinstance(module, Attention):
@@ -215,21 +219,30 @@ def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tenso
     inside = [layer for layer in layers if layer.parts and layer.parts[0].op == _PAD["op"]]
     for listed in ([layer for layer in layers if layer not in inside], inside):
         memo: dict[int, Any] = {}
+        products: dict[str, Product] = {}
         for layer in listed:
             try:
-                old = rebuilt.get_submodule(layer.name)
+                owner, _, leaf = layer.name.rpartition(".")
+                holder = rebuilt.get_submodule(owner)
+                read = leaf in holder._parameters
+                old = holder if read else rebuilt.get_submodule(layer.name)
                 parts = [_part(part) for part in layer.parts]
-                own = next(old.parameters()).dtype
+                own = (holder.get_parameter(leaf) if read else next(old.parameters())).dtype
             except Exception as error:
                 raise InvalidFile(f"{path}: layer {layer.name!r} cannot be rebuilt ({error}).") from error
             whole = len(parts) == 1 and isinstance(parts[0], Recurrent | Attention)
-            new = parts[0] if whole else Chain(*parts)
+            new = parts[0] if whole else Product(*parts, turned=layer.turned) if read else Chain(*parts)
             first = next((name for name, _ in new.named_parameters()), "")
             if f"{layer.name}.{first}".removeprefix(".") not in state and layer not in inside:
                 raise InvalidFile(f"{path}: layer {layer.name!r} is listed, but the file holds no weights for it.")
-            memo[id(old)] = new.to(own).train(old.training)
-        if memo or rebuilt is model:
+            nn.Module.to(new, own).train(old.training)
+            if isinstance(new, Product):
+                products[layer.name] = new
+            else:
+                memo[id(old)] = new
+        if memo or products or rebuilt is model:
             rebuilt = memo[id(rebuilt)] if id(rebuilt) in memo else copied(rebuilt, memo)
+            with_products(rebuilt, products)
     return without_fused_paths(rebuilt) if layers else rebuilt
 
 

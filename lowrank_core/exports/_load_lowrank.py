@@ -12,8 +12,15 @@ def load_lowrank(model: nn.Module, path: str) -> nn.Module:
     with safe_open(path, "pt") as file:
         about, state = json.loads(file.metadata()["lowrank"]), {key: file.get_tensor(key) for key in [*file.keys()]}
     for layer in {"lowrank-checkpoint/1": about["layers"]}[about["format"]]:  # KeyError for a format of later
-        old = model.get_submodule(layer["name"])
+        owner, _, leaf = layer["name"].rpartition(".")
         parts = [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
+        holder = model.get_submodule(owner)
+        if leaf in holder._parameters:  # a weight that functions are given: the module stays
+            like = holder._parameters.pop(leaf)
+            turned = layer.get("turned", False)
+            holder._modules[leaf] = nn.Module.to(PARTS["Product"](*parts, turned=turned), like)
+            continue
+        old = model.get_submodule(layer["name"])
         new = (PARTS["Sequential"](*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))
         for parent, name in [(p, n) for p in model.modules() for n, child in p._modules.items() if child is old]:
             setattr(parent, name, new)

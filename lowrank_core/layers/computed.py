@@ -15,6 +15,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_flatten
 
+from lowrank_core.layers.parts import Product
+
 kind_of = parametrize.type_before_parametrizations
 """The class of a module; of a parametrized one, the class it had before."""
 
@@ -81,6 +83,16 @@ def _uncopyable(model: nn.Module) -> Iterator[Any]:
                 copy.deepcopy(value)
             except Exception:
                 yield value
+
+
+def with_products(model: nn.Module, products: dict[str, Product]) -> nn.Module:
+    """The model, in place, with each of these in the place of the weight of that name."""
+    for place, product in products.items():
+        owner, _, leaf = place.rpartition(".")
+        holder = model.get_submodule(owner)
+        del holder._parameters[leaf]
+        holder._modules[leaf] = product
+    return model
 
 
 def with_memory(module: nn.Module, device: torch.device) -> nn.Module:

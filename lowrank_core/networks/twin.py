@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank_core.layers.attention import watched_attention, without_fused_paths
-from lowrank_core.layers.computed import sharing
+from lowrank_core.layers.computed import sharing, with_products
+from lowrank_core.layers.parts import Product
 from lowrank_core.layers.recurrent import watched
-from lowrank_core.networks.profile import Layer, module_at
+from lowrank_core.layers.spec import build_part
+from lowrank_core.networks.profile import Layer, module_at, place_of, weight_at
 
 
 def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
@@ -20,6 +22,8 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
     attentions.
     """
     memo: dict[int, Any] = {}
+    watch = list(watch)
+    products = {place_of(model, layer): _dense_product(model, layer) for layer in watch if layer.read}
     for name in {layer.module for layer in watch if layer.partial}:
         module = module_at(model, name)
         if isinstance(module, nn.MultiheadAttention):
@@ -27,7 +31,15 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
             continue
         assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = watched(module)
-    return without_fused_paths(sharing(model, memo))
+    return without_fused_paths(with_products(sharing(model, memo), products))
+
+
+def _dense_product(model: nn.Module, layer: Layer) -> Product:
+    """One layer with the weight of another in the same memory, for functions that are given the weight."""
+    spec = layer.spec
+    part = build_part(spec.op, spec.arguments, device="meta", dtype=weight_at(model, layer).dtype)
+    part.weight = nn.Parameter(weight_at(model, layer).detach(), requires_grad=False)
+    return Product(part, turned=layer.transposed_weight)
 
 
 def on_call(module: nn.Module, see: Callable[[Tensor, Tensor], Any]) -> Callable[[], None]:

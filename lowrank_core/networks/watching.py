@@ -1,4 +1,4 @@
-"""What one forward pass tells: operations counted, and who reads weights outside their own layer."""
+"""What one forward pass tells: which layers ran on what, and the operations counted."""
 
 from __future__ import annotations
 
@@ -12,47 +12,49 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
 from lowrank_core.errors import InvalidModel, LowRankError
-from lowrank_core.layers.computed import kind_of
-from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, generators_untouched, tensors
+from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, generators_untouched
 from lowrank_core.layers.recurrent import CELLS, KINDS
 from lowrank_core.layers.spec import Size
 from lowrank_core.networks.beside import watch_beside
 from lowrank_core.networks.profile import TRANSPOSED, is_map, spec_of
+from lowrank_core.networks.reads import Held, Read, Readers
 
 
 @dataclass(slots=True)
 class Watched:
     """What one forward pass of a batch told of the modules that hold weights.
 
-    calls: of each module that ran, in the order of the first call, the input extents of each call for one sample.
+    calls: of each module that ran and each weight that a function was given, in the order of the first call, the input
+    extents of each call for one sample.
     looks: of each attention and call, the tokens that ask and those that are looked at; rows: of each recurrent module
     and call, the rows at each step. resized: modules called with an output_size. readers: of modules whose weight
     something else computes with, who does; asked: those whose weight was only asked for its type or shape. changed: of
-    modules whose own hooks or replaced forward change what comes out, what does.
+    modules whose own hooks or replaced forward change what comes out, what does. reads, misused: as of `Readers`.
     multiplies: of the whole network for one sample.
     """
 
     samples: int
-    calls: dict[nn.Module, list[Size]] = field(default_factory=dict)
+    calls: dict[nn.Module | Held, list[Size]] = field(default_factory=dict)
     looks: dict[nn.Module, list[tuple[Size, Size]]] = field(default_factory=dict)
     rows: dict[nn.Module, list[list[int]]] = field(default_factory=dict)
     resized: set[nn.Module] = field(default_factory=set)
     readers: dict[nn.Module, str] = field(default_factory=dict)
     asked: set[nn.Module] = field(default_factory=set)
     changed: dict[nn.Module, str] = field(default_factory=dict)
+    reads: dict[Held, Read] = field(default_factory=dict)
+    misused: dict[Tensor, str] = field(default_factory=dict)
     multiplies: int = 0
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note a call of a module that is watched: a forward pre-hook."""
         named = [kwargs[name] for name in ("input", "query") if name in kwargs]
         given = (*args, *named, *kwargs.values())[0]
-        if kind_of(module) in TRANSPOSED and len(args) + len(kwargs) > 1:
+        if isinstance(module, TRANSPOSED) and len(args) + len(kwargs) > 1:
             self.resized.add(module)
         elif type(module) in (*KINDS, *CELLS):
             self.rows.setdefault(module, []).append(_rows_by_step(module, given))
@@ -76,6 +78,7 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: 
     watched = Watched(batch_size(inputs) if axes is None else axes.samples(inputs))
     counter = FlopCounter()
     readers = Readers(model, [module for module in modules if is_map(module)])
+    readers.begun = lambda held: watched.calls.setdefault(held, [])
     hooks = ExitStack()
     watched.changed = watch_beside(modules, hooks)
     for module in modules:
@@ -95,6 +98,9 @@ def watch(model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], axes: 
             f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."
         ) from error
     watched.readers, watched.asked = readers.readers, readers.asked
+    watched.reads, watched.misused = readers.reads, readers.misused
+    for held, read in watched.reads.items():
+        watched.calls[held] = [size for shape in read.shapes for size in _read_sizes(read, shape, watched.samples)]
     watched.multiplies = counter.total // 2 // watched.samples
     return watched
 
@@ -105,6 +111,19 @@ def _sizes(module: nn.Module, shape: torch.Size, samples: int) -> list[Size]:
     if not dimensions:
         rows = shape.numel() if isinstance(module, nn.Embedding) else shape[:-1].numel()
         return [_tokens(torch.Size((rows, 1)), samples)]
+    return _windows(dimensions, shape, samples)
+
+
+def _read_sizes(read: Read, shape: torch.Size, samples: int) -> list[Size]:
+    """Input extents of one product with a weight, for one sample."""
+    if not read.kind.startswith("conv"):
+        rows = shape.numel() if read.kind == "embedding" else shape[:-1].numel()
+        return [_tokens(torch.Size((rows, 1)), samples)]
+    return _windows(int(read.kind[-2]), shape, samples)
+
+
+def _windows(dimensions: int, shape: torch.Size, samples: int) -> list[Size]:
+    """Extents of a convolution's input; once for each part of a sample that it takes as a sample."""
     if len(shape) == dimensions + 1:
         return [tuple(shape[1:])]
     return [tuple(shape[2:])] * max(1, shape[0] // samples)
@@ -192,58 +211,3 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.total += 0 if self._weights_begun else count
             return out
         return func(*args, **kwargs)
-
-
-PARAMETRIZATIONS = ".parametrizations."
-"""In the names of modules that compute a weight: whoever asked for the weight is its reader, not they."""
-
-
-class Readers(TorchFunctionMode):
-    """Who computes with a layer's weight outside that layer's own forward; asking for its type or shape is free.
-
-    While a function mode is active, PyTorch's attention and encoder layers do not take their fused path, which no
-    counter sees.
-    """
-
-    def __init__(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.readers: dict[nn.Module, str] = {}
-        self.asked: set[nn.Module] = set()
-        self._names = {module: name for name, module in model.named_modules()}
-        self._open: list[nn.Module] = []
-        self._owners: dict[Tensor, list[nn.Module]] = {}
-        for layer in layers:
-            for parameter in layer.parameters():
-                self._owners.setdefault(parameter, []).append(layer)
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> Readers:
-        for module, name in self._names.items():
-            if not isinstance(module, torch.jit.ScriptModule) and PARAMETRIZATIONS not in f".{name}.":
-                before = module.register_forward_pre_hook(lambda m, _: self._open.append(m), prepend=True)
-                self._hooks.callback(before.remove)
-                self._hooks.callback(module.register_forward_hook(lambda *_: self._close()).remove)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._hooks.close()
-
-    def _close(self) -> None:
-        self._open.pop()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tensors((args, kwargs)):
-            owners = self._owners.get(tensor, [])
-            if not owners or any(owner in self._open for owner in owners):
-                continue
-            if not tensors(result) or (func in (Tensor.to, Tensor.type_as) and tensor is not args[0]):
-                self.asked.update(owners)
-                continue
-            reader = self._open[-1] if self._open else next(iter(self._names))
-            name = f"{type(reader).__name__} {self._names[reader]!r}".removesuffix(" ''")
-            reason = f"{name} also computes with its weight or bias directly, and factors have none to read"
-            self.readers |= dict.fromkeys(owners, reason)
-        return result
