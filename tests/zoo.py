@@ -115,10 +115,10 @@ class Standardised(nn.Conv2d):
 
 
 class Scaled(nn.Embedding):
-    """As the word embeddings of BART and Gemma."""
+    """As the word embeddings of BART and Gemma, whose scale is of the weight's type."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens) * self.embedding_dim**0.5
+        return super().forward(tokens) * torch.tensor(self.embedding_dim**0.5).to(self.weight.dtype)
 
 
 def scaled_and_tied() -> nn.Module:

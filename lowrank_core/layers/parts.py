@@ -359,7 +359,9 @@ class Chain(nn.Sequential):
                 shape = [parts[-1].out_channels, parts[0].in_channels][:: -1 if turned else 1]
                 shape = [shape[0], shape[1] // groups, *self.kernel_size]
             elif hasattr(parts[0], "num_embeddings"):
-                shape = [parts[0].num_embeddings, parts[-1].out_features]
+                shape = [parts[0].num_embeddings, parts[-1].weight.shape[0 if len(parts) > 1 else 1]]
+            elif isinstance(parts[0], TransposedLinear):
+                shape[1] = parts[0].in_features
             return parts[-1].weight.new_full((), torch.nan).expand(shape)
         return super().__getattr__(name)
 
