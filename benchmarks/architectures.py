@@ -99,7 +99,7 @@ OF_TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "BeitForImageClassification": (
         "BeitConfig",
-        {**_WIDE, "intermediate_size": 64, "image_size": 32, "patch_size": 8, "out_indices": [0, 0, 1, 1]},
+        {**_WIDE, "num_hidden_layers": 4, "intermediate_size": 64, "image_size": 32, "patch_size": 8},
         "images",
     ),
 }

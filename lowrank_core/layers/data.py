@@ -254,7 +254,9 @@ def samples_first(values: Tensor, axis: int, samples: int = 0) -> Tensor:
     [1, 2, 3, 10, 20, 30]
     """
     values = values.movedim(axis, 0)
-    return values.unflatten(0, (-1, samples)).transpose(0, 1).flatten(0, 1) if samples else values
+    if not samples:
+        return values
+    return values.reshape(-1, samples, *values.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
 _generators_turn = threading.RLock()

@@ -109,9 +109,9 @@ def _found(
         if axis is None or same is None:
             continue
         order, moved = torch.tensor(same, device=a.device), samples_first(a, axis)
-        together = moved.unflatten(0, (len(one), many))[order].flatten(0, 1)
+        together = moved.reshape(len(one), many, *moved.shape[1:])[order].flatten(0, 1)
         if not _alike(together.movedim(0, axis), b):
-            between = moved.unflatten(0, (many, len(one)))[:, order].flatten(0, 1)
+            between = moved.reshape(many, len(one), *moved.shape[1:])[:, order].flatten(0, 1)
             if many == 1 or not _alike(between.movedim(0, axis), b):
                 return None
             apart[-1] = True
