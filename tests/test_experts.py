@@ -202,6 +202,24 @@ def test_other_parameters_of_two_or_three_axes_stay_as_they_are() -> None:
     assert workspace.profile.rest.parameters == 2 * 5 * WIDTH + 20 * WIDTH
 
 
+def test_a_parameter_of_another_type_is_read_as_it_is_and_not_changed() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.many, self.one = nn.Parameter(torch.randn(3, WIDTH, 12)), nn.Parameter(torch.randn(12, WIDTH))
+            self.short, self.fc = nn.Parameter(torch.randn(12, WIDTH).half()), nn.Linear(WIDTH, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.linear(x, self.one.float()) + F.linear(x, self.short.float()) + F.linear(x, self.short.to(x.dtype))
+            return self.fc(y @ self.many.to(x.dtype)[0].mT)
+
+    model = Net().eval()
+    workspace = Workspace.of(model, X[:2], X)
+    assert model.short.dtype == torch.float16
+    assert [x.name for x in workspace.profile.layers] == ["one", "many.0", "many.1", "many.2", "fc"]
+    assert workspace.self_check.ok
+
+
 def test_correction_makes_some_experts_better_and_leaves_dense_ones() -> None:
     model, workspace = opened("grouped")
     choices = dict(ranks(workspace, 3).choices)

@@ -40,7 +40,8 @@ def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
     """
     index = index.to(x.device)
     if not spec.kernel:
-        return x.reshape(-1, spec.in_channels)[index].view(len(index), -1, spec.copies).movedim(2, 0)
+        rows = x.reshape(-1, spec.in_channels)[index]
+        return rows.view(len(rows), spec.in_channels // spec.copies, spec.copies).movedim(2, 0)
     dimensions = len(spec.kernel)
     x = x.reshape(-1, *x.shape[-dimensions - 1 :])
     padded = _dilate(spec, x) if spec.transposed else _padded(spec, x)
@@ -71,9 +72,9 @@ def as_weight(spec: LayerSpec, matrices: Tensor) -> Tensor:
 
 
 def row_chunks(spec: LayerSpec, index: Tensor) -> Iterator[Tensor]:
-    """The index in pieces whose unfolded float64 rows stay within CHUNK_BYTES."""
+    """The index in pieces whose unfolded float64 rows stay within CHUNK_BYTES; none of an index of no rows."""
     size = max(256, CHUNK_BYTES // (8 * spec.in_channels * prod(spec.kernel)))
-    yield from torch.split(index, size)
+    yield from torch.split(index, size) if len(index) else ()
 
 
 def _channels_last(spec: LayerSpec, tensor: Tensor, channels: int) -> Tensor:

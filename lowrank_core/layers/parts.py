@@ -4,9 +4,8 @@ This file needs torch alone: exports ship it whole, as part of the loader for ne
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -661,8 +660,7 @@ ASKED = ("shape", "dtype", "device", "layout", "ndim", "dim", "size", "numel", "
 """What may be asked of a weight that is kept as factors."""
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """A product of inputs with a weight, as a function was asked for it.
 
     turned: the weight is (in, out). about: how a convolution or a table reads it. back: how what comes out is arranged,

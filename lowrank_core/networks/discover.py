@@ -79,6 +79,12 @@ def discover(
     layers: list[Layer] = []
     skipped: list[Skipped] = []
     settled: set[nn.Module] = set()
+
+    def take(module: nn.Module) -> None:
+        found, reason = network.bare(module, read_otherwise.get(module, ""))
+        layers.extend(found)
+        skipped.extend([network.skipped(module, reason)] if reason else [])
+
     for module in names:
         if module in settled or not _holds_weights(module):
             continue
@@ -92,12 +98,15 @@ def discover(
             else:
                 skipped.append(network.skipped(module, reason))
         elif not is_map(module) and "weight" not in network.read(module):
-            found, reason = network.bare(module, read_otherwise.get(module, ""))
-            layers += found
-            skipped += [network.skipped(module, reason)] if reason else []
+            take(module)
         else:
             group = network.tied(module)
-            settled.update(*(set(member.modules()) for member in group))
+            for member in group:
+                if network.read(member):  # a function is given its weight, and perhaps others of it
+                    settled.add(member)
+                    take(member)
+                else:
+                    settled.update(member.modules())
             obstacles = network.obstacles(group)
             if obstacles:
                 skipped += map(network.skipped, group, obstacles)
@@ -186,17 +195,19 @@ class _Network:
     def bare(self, module: nn.Module, otherwise: str) -> tuple[list[Layer], str]:
         """(layers of parameters that functions are given, why the module's others stay); "" where none does.
 
-        otherwise: why they do where nothing is in the way of a product.
+        Without a `weight` that is read, which may be shared. otherwise: why parameters stay that nothing multiplies by.
         """
-        layers, reasons = [], []
-        for name in self.read(module):
+        layers, reasons, own = [], [], self.read(module)
+        for name in own:
+            if name == "weight":
+                continue
             if reason := self._read_obstacle(module, name, [module]):
                 reasons.append(f"{name!r}: {reason}")
             else:
                 layers.append(self._read_layer(module, name))
-        taken = {layer.parameter for layer in layers}
+        taken = {layer.parameter for layer in layers} | own.keys() & {"weight"}
         left = [name for name, p in module.named_parameters(recurse=False) if p.ndim > 1 and name not in taken]
-        if layers and not left:
+        if taken and not left:
             return layers, ""
         return layers, "; ".join(reasons) or otherwise or why_not_a_map(module, self._misused(module))
 

@@ -134,6 +134,20 @@ for _name in ("add", "sub", "mul", "truediv", "matmul", "pow", "neg", "lt", "gt"
     setattr(Trial, f"__{_name}__", _operator(f"__{_name}__"))
 
 
+def _converted(name: str) -> Callable[..., Any]:
+    """As that of a tensor, where that of a module would change the parameter itself."""
+
+    def converted(self: Trial, *args: Any, **kwargs: Any) -> Any:
+        moved = getattr(self.values, name)(*args, **kwargs)
+        return self if moved is self.values else self._whole(name, lambda w: moved)
+
+    return converted
+
+
+for _name in ("to", "type", "float", "double", "half", "bfloat16", "cpu", "cuda"):
+    setattr(Trial, _name, _converted(_name))
+
+
 def with_trials(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[nn.Module, str]]:
     """The network as it is looked at, a copy with trials where parameters are read as experts alone; and the reasons
     why other parameters of three axes are not, by the module that holds them.

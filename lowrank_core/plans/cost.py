@@ -220,7 +220,7 @@ def check_plan(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:
             f"{profile.fingerprint[:19]}...; open the model it was made for, or make a new plan for this one."
         )
     layers = {layer.name: layer for layer in profile.layers}
-    skipped = {s.name: s.reason for s in profile.skipped}
+    skipped = {s.name: s.reason for s in profile.skipped if s.name not in layers}
     for layer in profile.layers:
         skipped |= {
             other.name: f"it shares the weight of {layer.name!r}, which stands for both" for other in layer.tied
