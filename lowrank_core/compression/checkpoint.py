@@ -35,6 +35,8 @@ from lowrank_core.version import versions
 
 FORMAT = "lowrank-checkpoint/1"
 KEY = "lowrank"
+PRODUCT = "Product"
+"""What stands for a weight that functions are given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +54,14 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True):
     args: dict[str, Any]
 
 
+class _Product(msgspec.Struct, forbid_unknown_fields=True):
+    parts: list[_Part]
+    turned: bool
+
+
 class _Layer(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     parts: list[_Part]
-    turned: bool = False
 
 
 class _About(msgspec.Struct, forbid_unknown_fields=True):
@@ -98,8 +104,9 @@ def write_checkpoint(
             chain = modules.get(place := place.removeprefix("."))
             if isinstance(chain, Chain):
                 parts = [{"op": stage.op, "args": stage.arguments} for stage in sharing(stages, each.spec)]
-                turned = {"turned": True} if isinstance(chain, Product) and chain.turned else {}
-                layers.append({"name": place, "parts": parts, **turned})
+                if isinstance(chain, Product):
+                    parts = [{"op": PRODUCT, "args": {"parts": parts, "turned": chain.turned}}]
+                layers.append({"name": place, "parts": parts})
     for name, ranks in partial_ranks(profile, plan).items():
         module = module_at(model, name)
         if isinstance(module, Attention):
@@ -231,15 +238,12 @@ def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tenso
                 old = rebuilt.get_submodule(layer.name if weight is None else owner)
                 parts = [_part(part) for part in layer.parts]
                 own = next(old.parameters()).dtype if weight is None else weight.dtype
-                if weight is None and isinstance(parts[0], Experts):
-                    raise ValueError("there is no parameter of that name")
+                if isinstance(parts[0], Experts | Product) == (weight is None):
+                    raise ValueError(f"{layer.parts[0].op} cannot stand in its place")
             except Exception as error:
                 raise InvalidFile(f"{path}: layer {layer.name!r} cannot be rebuilt ({error}).") from error
-            new: nn.Module
-            if len(parts) == 1 and isinstance(parts[0], Recurrent | Attention | Experts):
-                new = parts[0]
-            else:
-                new = Chain(*parts) if weight is None else Product(*parts, turned=layer.turned)
+            whole = len(parts) == 1 and isinstance(parts[0], Recurrent | Attention | Experts | Product)
+            new = parts[0] if whole else Chain(*parts)
             first = next((name for name, _ in new.named_parameters()), "")
             if f"{layer.name}.{first}".removeprefix(".") not in state and layer not in inside:
                 raise InvalidFile(f"{path}: layer {layer.name!r} is listed, but the file holds no weights for it.")
@@ -277,6 +281,13 @@ def _part(part: _Part) -> nn.Module:
         if part.args != _PAD["args"]:
             raise ValueError(f"the arguments of {part.op} must be {_PAD['args']}, but got {part.args}")
         return nn.ConstantPad1d((0, 1), 1.0)
+    if part.op == PRODUCT:
+        given = msgspec.convert(part.args, type=_Product)
+        return Product(*map(_map, given.parts), turned=given.turned)
+    return _map(part)
+
+
+def _map(part: _Part) -> nn.Module:
     built = build_part(part.op, part.args, device="meta")
     if LayerSpec.of(built).arguments != part.args:
         raise ValueError(f"the arguments {part.args} are not those of {part.op}")

@@ -785,6 +785,11 @@ def _multiplied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     return func(*filled(args), **{name: filled(value) for name, value in kwargs.items()})
 
 
+def listed_product(parts: list[dict[str, Any]], turned: bool) -> Product:
+    """A Product of parts {"op", "args"}, as a checkpoint lists them."""
+    return Product(*(MAPS[part["op"]](**part["args"]) for part in parts), turned=turned)
+
+
 MAPS: dict[str, Callable[..., nn.Module]] = {
     "Linear": nn.Linear,
     "GroupedLinear": GroupedLinear,
@@ -809,6 +814,6 @@ PARTS: dict[str, Callable[..., nn.Module]] = {
     "Experts": Experts,
     "ConstantPad1d": nn.ConstantPad1d,
     "Sequential": Chain,
-    "Product": Product,
+    "Product": listed_product,
 }
 """Everything a checkpoint may list."""
