@@ -133,7 +133,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     path = Path(path)
     sets, metadata = _read(path)
     if metadata is None:
-        return Checkpoint(filled_by(copied(model), sets)[0])
+        return Checkpoint(filled_by(copied(model), sets, lambda tensor: tensor)[0])
     state = dict(sets.sets[""])
     about = _about(metadata, path)
     try:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def filled_by(
-    model: nn.Module, sets: WeightSets[T], part: str = "", read: Callable[[T], Tensor] = lambda tensor: tensor
+    model: nn.Module, sets: WeightSets[T], read: Callable[[T], Tensor], part: str = ""
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The model, in place, with the weights that fit it best of those in a file; and what there is to say of them.
 
@@ -26,7 +26,12 @@ def filled_by(
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     fit = fitted(sets, list(own), part)
     state = {name: read(value) for name, value in fit.state.items()}
-    state |= {name: value for name, value in own.items() if name.rpartition(".")[2] in OPTIONAL and name not in state}
+    same = {(value.data_ptr(), value.shape): state[name] for name, value in own.items() if name in state}
+    for name, value in own.items():
+        if name not in state and name.rpartition(".")[2] in OPTIONAL:
+            state[name] = value
+        elif name not in state and value.numel() and (value.data_ptr(), value.shape) in same:  # tied, and stored once
+            state[name] = same[value.data_ptr(), value.shape]
     return filled(model, state, sets.path, fit.tried), fit.notices
 
 

@@ -74,7 +74,7 @@ def filled_with(opened: Opened, weights: Weights, ref: str) -> Opened:
     """The same model with the weights of a file, in a copy of it. ref: the reference of both; raises InvalidFile."""
     assert weights.sets is not None
     _, part = file_and_part(weights.ref)
-    model, said = filled_by(copied(opened.model), weights.sets, part, lambda tensor: tensor.whole)
+    model, said = filled_by(copied(opened.model), weights.sets, lambda tensor: tensor.whole, part)
     return replace(opened, ref=ref, model=model, notices=(*opened.notices, *said))
 
 

@@ -28,7 +28,7 @@ MOST_NAMES = 10_000
 """Classes and functions that a pickle names, at most."""
 
 _OPCODES = re.compile(
-    "PROTO|FRAME|STOP|MARK|TUPLE[123]?|EMPTY_(TUPLE|LIST|DICT|SET)|NONE|NEWTRUE|NEWFALSE|BININT[12]?|BINFLOAT|"
+    "PROTO|FRAME|STOP|MARK|INT|LONG|TUPLE[123]?|EMPTY_(TUPLE|LIST|DICT|SET)|NONE|NEWTRUE|NEWFALSE|BININT[12]?|BINFLOAT|"
     "(SHORT_)?BINUNICODE|(SHORT_)?BIN(STRING|BYTES)|LONG[14]|BINPERSID|(LONG_)?BIN(GET|PUT)|MEMOIZE|(STACK_)?GLOBAL|"
     "REDUCE|BUILD|NEWOBJ(_EX)?|APPENDS?|SETITEMS?|ADDITEMS|FROZENSET|POP|POP_MARK|DUP"
 )
@@ -85,6 +85,8 @@ class Inert(dict[Any, Any]):
 
     __slots__ = ("given", "state")
     kind = ""
+    given: tuple[Any, ...]
+    state: object
 
     def __new__(cls, *args: object, **rest: object) -> Inert:
         made = super().__new__(cls)
@@ -157,9 +159,14 @@ def _zipped(path: Path) -> object:
     return content
 
 
+def _nothing() -> torch.UntypedStorage:
+    return torch.empty(0, dtype=torch.uint8).untyped_storage()
+
+
 def _mapped(path: Path) -> torch.UntypedStorage:
     """The bytes of a file, read where they are looked at; what is written to them stays in memory."""
-    return torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    whole: torch.UntypedStorage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)  # type: ignore[assignment]
+    return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +186,11 @@ class _Members:
         if elements * itemsize != size:
             raise InvalidFile(f"claims a storage of {elements} elements where {max(size, 0):,} bytes are held")
         if not size:
-            return torch.UntypedStorage(0)
+            return _nothing()
         begin = self.archive.get_record_offset(name)
         if begin + size > len(self.mapped):
             raise InvalidFile(f"claims a storage of {elements} elements beyond its end")
-        piece = self.mapped[begin : begin + size]
+        piece: torch.UntypedStorage = self.mapped[begin : begin + size]
         return piece if begin % itemsize == 0 else piece.clone()
 
 
@@ -201,7 +208,7 @@ def _legacy(path: Path) -> object:
             begins = file.tell()
             _skip(file)
             ends = file.tell()
-            keys = [str(argument) for opcode, argument, _ in pickletools.genops(file) if opcode.name == "BINUNICODE"]
+            keys = [str(argument) for opcode, argument, _ in pickletools.genops(file) if opcode.name in _TEXTS]
         except Exception as error:
             raise InvalidFile(
                 f"{path} is a plain pickle, which could run code; load it where you trust it and save the weights "
@@ -215,7 +222,8 @@ def _legacy(path: Path) -> object:
     with _named(path):
         if sorted(keys) != sorted(claims.claimed):
             raise InvalidFile("names other storages than it holds")
-        return _walked(path, raw, _Behind(path, claims.held(path, keys, at)))
+        places = claims.held(path, keys, at)
+    return _walked(path, raw, _Behind(path, places))
 
 
 class _Claims:
@@ -254,10 +262,14 @@ class _Behind:
         """The bytes of a storage, in memory: they lie anywhere, and numbers must not."""
         begin, size = self.places[key]
         if not size:
-            return torch.UntypedStorage(0)
+            return _nothing()
         with self.path.open("rb") as file:
             file.seek(begin)
             return torch.frombuffer(bytearray(file.read(size)), dtype=torch.uint8).untyped_storage()
+
+
+_TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING")
+"""What texts are in a pickle: the last two in one of Python 2."""
 
 
 def _only_number(file: IO[bytes]) -> int:
@@ -345,15 +357,10 @@ def _is_harm(name: str) -> bool:
 
 
 class _Ordered(dict[Any, Any]):
-    """Stands in for OrderedDict, in the only way torch.save uses it: empty at first."""
-
-    def __init__(self, *args: object) -> None:
-        if args and args != ([],):
-            raise InvalidFile("builds a dictionary in a way that torch.save does not")
-        super().__init__()
+    """Stands in for OrderedDict; its attributes, such as the _metadata of a state_dict, tell nothing of its tensors."""
 
     def __setstate__(self, state: object) -> None:
-        """Attributes of a state_dict, such as its _metadata, tell nothing of its tensors."""
+        pass
 
 
 Sizes = tuple[int, ...]
@@ -372,15 +379,18 @@ class _Walk(pickle.Unpickler):
     """Walks a pickle with stand-ins for everything it may name, and holds each claim against the file."""
 
     def __init__(self, raw: bytes, storage: Callable[[str, int, int], torch.UntypedStorage | None]) -> None:
-        super().__init__(io.BytesIO(raw))
+        super().__init__(io.BytesIO(raw), encoding="latin1")
         self._storage = storage
         self._storages: dict[str, _Storage] = {}
         self._kinds: dict[str, type[Inert]] = {}
+        self._pairs_left = len(raw)
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for what a pickle names: nothing is imported."""
         if module == "torch" and name in _STORAGES:
             return name
+        if (module, name) == ("collections", "OrderedDict"):
+            return self._ordered
         known = _KNOWN.get(f"{module}.{name}")
         if known is not None:
             return known
@@ -392,6 +402,17 @@ class _Walk(pickle.Unpickler):
         if full not in self._kinds:
             self._kinds[full] = type("Inert", (Inert,), {"kind": full, "__slots__": ()})
         return self._kinds[full]
+
+    def _ordered(self, pairs: object = ()) -> _Ordered:
+        """A dictionary, empty at first as a rule; under Python 2 it was made of pairs, which the pickle holds once."""
+        if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+            raise InvalidFile("builds a dictionary in a way that torch.save does not")
+        self._pairs_left -= len(pairs)
+        if self._pairs_left < 0:
+            raise InvalidFile("builds a dictionary in a way that torch.save does not")
+        made = _Ordered()
+        made.update(pairs)
+        return made
 
     def persistent_load(self, pid: Any) -> Any:
         """A storage: it must lie in the file with all the bytes it is said to have."""
@@ -448,7 +469,6 @@ def _first(first: object, *_: object) -> object:
 
 
 _KNOWN: dict[str, Any] = {
-    "collections.OrderedDict": _Ordered,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
