@@ -24,7 +24,8 @@ def filled_by(
     Raises InvalidFile.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    fit = fitted(sets, list(own), part)
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    fit = fitted(sets, list(own), trained, part)
     state = {name: read(value) for name, value in fit.state.items()}
     same = {(value.data_ptr(), value.shape): state[name] for name, value in own.items() if name in state}
     for name, value in own.items():

@@ -30,11 +30,19 @@ def made_plain(model: nn.Module) -> nn.Module:
     """The network, in place, without what compiles it, and with ordinary tensors for those of inference mode.
 
     Compiled, it would be compiled anew for every copy. Raises InvalidModel for a module that holds itself or lies too
-    deep, for names that cannot be used, and for sparse weights.
+    deep, for names that cannot be used, for sparse weights and for TorchScript.
     """
     model = unwrapped(model)
     check_tree(model)
     ordinary: dict[int, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"the module {name!r}" if name else "the network"
+            raise InvalidModel(
+                f"{where} is a program of TorchScript ({module.original_name}, of torch.jit.script or trace), in which "
+                "no layer can be replaced; return the network as it was before torch.jit. A file of torch.jit.save "
+                "gives its weights: --weights FILE, or weights=FILE from Python."
+            )
     for module in list(model.modules()):
         if module._compiled_call_impl is not None:
             module._compiled_call_impl = None

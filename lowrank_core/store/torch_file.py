@@ -191,7 +191,11 @@ class _Members:
         if begin + size > len(self.mapped):
             raise InvalidFile(f"claims a storage of {elements} elements beyond its end")
         piece: torch.UntypedStorage = self.mapped[begin : begin + size]
-        return piece if begin % itemsize == 0 else piece.clone()
+        return (
+            piece
+            if begin % itemsize == 0
+            else torch.tensor([], dtype=torch.uint8).set_(piece).clone().untyped_storage()
+        )
 
 
 LEGACY = (0x1950A86A20F9469CFC6C, 1001)
@@ -421,6 +425,8 @@ class _Walk(pickle.Unpickler):
         what, kind, key, _, elements, *view = pid
         if what != "storage" or type(elements) is not int or elements < 0 or view not in ([], [None]):
             raise InvalidFile("claims a storage in a way that torch.save does not")
+        if not isinstance(kind, str):  # of numbers that are no plain ones
+            return Inert()
         dtype, key = _STORAGES[kind], str(key)
         known = self._storages.get(key)
         if known is None or (known.elements, known.dtype) != (elements, dtype):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -36,6 +36,9 @@ OPTIONAL = {"num_batches_tracked", "total_ops", "total_params", "position_ids", 
 """Ends of names of what is no weight: one version of a network keeps it and another does not."""
 
 _AVERAGED = re.compile("(?<![a-zA-Z])(ema|EMA|swa|SWA|shadow|averaged)(?![a-z])")
+_TRAINED = re.compile("online|current")
+"""What those who average a network call the one that is trained."""
+
 _DEEPEST = 5
 _PROBES = 3
 
@@ -58,8 +61,9 @@ class WeightSets(Generic[T]):
             return self.sets
         if key in self.sets:
             return {key: self.sets[key]}
-        for names in self.sets.values():
-            inside = {name.removeprefix(f"{key}."): names[name] for name in names if name.startswith(f"{key}.")}
+        for under, names in self.sets.items():
+            prefix = f"{key.removeprefix(f'{under}.')}."
+            inside = {name.removeprefix(prefix): names[name] for name in names if name.startswith(prefix)}
             if inside:
                 return {key: inside}
         there = [*filter(None, self.sets), *_tops(self.sets.get("", ()))]
@@ -95,7 +99,7 @@ def is_averaged(key: str) -> bool:
     >>> [is_averaged(key) for key in ("state_dict_ema", "ema_model", "model", "schema")]
     [True, True, False, False]
     """
-    return _AVERAGED.search(key) is not None
+    return _AVERAGED.search(key) is not None and not _TRAINED.search(key.rpartition(".")[2])
 
 
 def read_sets(path: Path) -> WeightSets[Tensor]:
@@ -133,12 +137,13 @@ def alone(held: WeightSets[T], part: str = "") -> tuple[dict[str, T], tuple[str,
     return state, (*held.taken(key, [*held.sets, *([] if part else inside)]), *said)
 
 
-def fitted(held: WeightSets[T], ours: Collection[str], part: str = "") -> Fitted[T]:
+def fitted(held: WeightSets[T], ours: Collection[str], parameters: Collection[str] = (), part: str = "") -> Fitted[T]:
     """The set and prefix under which the fewest of a network's names are missing, by those names.
 
     ours: the names of the network's tensors; what else lies under the prefix is in the state as well, to be refused.
+    parameters: those that are trained, in their order: averages are often kept as a list.
     """
-    own = set(ours)
+    own, held = set(ours), _listed_by_name(held, ours, parameters)
     needed = {name for name in own if _leaf(name) not in OPTIONAL}
     readings = [
         reading
@@ -146,7 +151,7 @@ def fitted(held: WeightSets[T], ours: Collection[str], part: str = "") -> Fitted
         for prefix, added in _candidates(_plain(names)[0], ours)
         for reading in [_Reading.of(key, names, prefix, added, own)]
     ]
-    best = min(readings, key=lambda one: (one.faults(own, needed), is_averaged(one.label)))  # the first of equal ones
+    best = min(readings, key=lambda one: (one.faults(own, needed), is_averaged(one.label) != is_averaged(part)))
     rivals = [one.label for one in readings if one.state.keys() >= needed and one.state.keys() <= own]
     said = [*held.taken(best.key, rivals if best.label in rivals else (), best.label), *best.said]
     if best.prefix:
@@ -156,6 +161,20 @@ def fitted(held: WeightSets[T], ours: Collection[str], part: str = "") -> Fitted
         said.append(f"The prefix {best.added!r} of the network is put before every name.")
         return Fitted(best.state, f"prefix {best.added!r} put before every name", tuple(said))
     return Fitted(best.state, "", tuple(said))
+
+
+def _listed_by_name(held: WeightSets[T], ours: Collection[str], parameters: Collection[str]) -> WeightSets[T]:
+    """The sets, lists among them by the names of the parameters; what is no parameter is that of the usual weights."""
+    lists = [
+        key for key, names in held.sets.items() if len(names) == len(parameters) and all(map(str.isdecimal, names))
+    ]
+    others = {key: names for key, names in held.sets.items() if key not in lists}
+    if not lists:
+        return held
+    usual = fitted(WeightSets(held.path, others), ours).state if others else {}
+    rest = {name: value for name, value in usual.items() if name not in parameters}
+    named = {key: rest | dict(zip(parameters, held.sets[key].values(), strict=True)) for key in lists}
+    return replace(held, sets={key: named.get(key, names) for key, names in held.sets.items()})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,6 +216,8 @@ def _sets(content: object, key: str, path: Path, seen: set[int]) -> Iterator[tup
     seen.add(id(content))
     if isinstance(content, Inert) and (names := dict(_of_module(content))):
         yield key, names
+    if isinstance(content, list) and key.endswith("shadow_params") and all(isinstance(v, Tensor) for v in content):
+        yield key, {str(number): value for number, value in enumerate(content)}
     if not isinstance(content, dict) or "param_groups" in content:
         return
     own = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -204,11 +225,11 @@ def _sets(content: object, key: str, path: Path, seen: set[int]) -> Iterator[tup
         found
         for name, value in content.items()
         for found in _sets(value, f"{key}.{name}".removeprefix("."), path, seen)
-        if isinstance(value, dict)
+        if isinstance(value, dict | list)
     ]
     numbers = sum(value.numel() for value in own.values())
     if numbers > sum(value.numel() for _, names in inside for value in names.values()) and (
-        any(value.ndim for value in own.values()) or not inside
+        any(value.ndim for value in own.values()) or not key
     ):
         for name, value in content.items():
             if isinstance(value, Inert) and value.kind.startswith("torch.distributed"):
