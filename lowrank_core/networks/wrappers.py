@@ -30,19 +30,11 @@ def made_plain(model: nn.Module) -> nn.Module:
     """The network, in place, without what compiles it, and with ordinary tensors for those of inference mode.
 
     Compiled, it would be compiled anew for every copy. Raises InvalidModel for a module that holds itself or lies too
-    deep, for names that cannot be used, for sparse weights and for TorchScript.
+    deep, for names that cannot be used, for sparse weights and for TorchScript inside.
     """
     model = unwrapped(model)
     check_tree(model)
     ordinary: dict[int, Tensor] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            where = f"the module {name!r}" if name else "the network"
-            raise InvalidModel(
-                f"{where} is a program of TorchScript ({module.original_name}, of torch.jit.script or trace), in which "
-                "no layer can be replaced; return the network as it was before torch.jit. A file of torch.jit.save "
-                "gives its weights: --weights FILE, or weights=FILE from Python."
-            )
     for module in list(model.modules()):
         if module._compiled_call_impl is not None:
             module._compiled_call_impl = None
@@ -85,6 +77,11 @@ def check_tree(model: nn.Module) -> None:
             raise InvalidModel(
                 f"the module at {cut(name)!r} is one of those that hold it, so the network has no end; take it out of "
                 "itself."
+            )
+        elif isinstance(module, torch.jit.ScriptModule):
+            raise InvalidModel(
+                f"the module {cut(name)!r} is a program of TorchScript ({module.original_name}), in which no layer can "
+                "be replaced; build the network without torch.jit inside of it."
             )
         elif module not in done:
             if len(around) > DEEPEST:

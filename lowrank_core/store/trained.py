@@ -111,7 +111,9 @@ def read_sets(path: Path) -> WeightSets[Tensor]:
     if isinstance(content, Inert):
         scripted = content.kind.startswith("__torch__")
         what = "a program of TorchScript" if scripted else f"a whole network ({content.kind})"
-        return WeightSets(path, sets, (), (f"The file is {what}: its weights are read, its code is not run.",))
+        made = "torch.jit.load(FILE)" if scripted else "that network"
+        said = f"The file is {what}: its weights are read, its code is not run. To compress it, give a model file"
+        return WeightSets(path, sets, (), (f"{said} whose build_model() returns {made}.",))
     assert isinstance(content, dict)
     keys = tuple(str(key) for key in content if "" not in sets or str(key) not in sets[""])
     skipped = [f"{key} ({v.kind})" for key, v in content.items() if isinstance(v, Inert) and str(key) not in sets]
