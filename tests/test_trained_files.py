@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lowrank_core import Workspace, load_checkpoint
+from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
 from lowrank_core.errors import InvalidFile, InvalidModel, LowRankError, UnknownModel
 from lowrank_core.networks.profile import fingerprint
 from lowrank_core.sources import open_any
@@ -311,3 +311,52 @@ def test_every_cut_is_read_or_refused(kind: str, tmp_path: Path) -> None:
         (tmp_path / "cut.pt").write_bytes(whole[:length])
         with pytest.raises(LowRankError):
             open_any(str(tmp_path / "cut.pt"))
+
+
+# ---- TorchScript and compiled networks ----
+
+
+class Branching(nn.Module):
+    """Refuses other inputs by an `if`, which a traced program has no longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 3:
+            raise ValueError("three channels")
+        return self.head(self.body(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", ["script", "trace", "compile"])
+def test_a_network_of_torchscript_or_torch_compile_opens_with_its_layers(way: str) -> None:
+    net, images = Branching().eval(), torch.randn(2, 3, 8, 8)
+    made = {
+        "script": lambda: torch.jit.script(net),
+        "trace": lambda: torch.jit.trace(net, images),
+        "compile": lambda: torch.compile(net),
+    }[way]()
+    workspace = Workspace.of(made, images, torch.randn(5, 3, 8, 8))
+    assert [layer.name for layer in workspace.profile.layers] == ["body.0", "head"]
+    assert torch.allclose(workspace.model(images), net(images), atol=1e-6)
+    assert workspace.profile.fingerprint == fingerprint(net)
+    assert not workspace.self_check.refusal
+    plan = RankPlan(workspace.profile.fingerprint).with_choice("head", Choice("svd", (1,)))
+    assert workspace.compress(plan)(images).shape == (2, 4)
+
+
+def test_torchscript_that_cannot_be_opened_is_refused_in_one_line() -> None:
+    with pytest.raises(InvalidModel, match="the module '0' is a program of TorchScript"):
+        Workspace.of(nn.Sequential(torch.jit.script(nn.Linear(2, 2))), torch.ones(1, 2))
+
+    class Looping(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            while bool(x.sum() < 100):
+                x = x * 2
+            return x
+
+    with pytest.raises(InvalidModel, match=r"cannot be made one of plain layers.*--weights FILE") as told:
+        Workspace.of(torch.jit.script(Looping()), torch.ones(1, 2))
+    assert "\n" not in str(told.value)

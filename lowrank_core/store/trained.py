@@ -112,8 +112,8 @@ def read_sets(path: Path) -> WeightSets[Tensor]:
         scripted = content.kind.startswith("__torch__")
         what = "a program of TorchScript" if scripted else f"a whole network ({content.kind})"
         made = "torch.jit.load(FILE)" if scripted else "that network"
-        said = f"The file is {what}: its weights are read, its code is not run. To compress it, give a model file"
-        return WeightSets(path, sets, (), (f"{said} whose build_model() returns {made}.",))
+        told = f"The file is {what}: its weights are read, its code is not run. To compress it, give a model file"
+        return WeightSets(path, sets, (), (f"{told} whose build_model() returns {made}.",))
     assert isinstance(content, dict)
     keys = tuple(str(key) for key in content if "" not in sets or str(key) not in sets[""])
     skipped = [f"{key} ({v.kind})" for key, v in content.items() if isinstance(v, Inert) and str(key) not in sets]
