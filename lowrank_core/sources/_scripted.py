@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 from torch import nn
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Inputs, call
 from lowrank_core.sources._plain_layers import plain_layer
+
+CONVERTER = "torch._export.converter"
+"""Of PyTorch 2.5 and newer; a second and a thousand modules, which only who opens TorchScript waits for."""
 
 TOLERANCE = 1e-4
 """Largest distance of the answers of graph and program, relative to the largest answer."""
@@ -42,11 +47,10 @@ def _refusal(program: torch.jit.ScriptModule, why: str) -> str:
 
 
 def _graph(program: torch.jit.ScriptModule, inputs: Inputs) -> nn.Module:
-    from torch._export.converter import TS2EPConverter  # of PyTorch 2.5 and newer; loads much of torch.export
-
     args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
     named = inputs if isinstance(inputs, dict) else None
-    graph = TS2EPConverter(program, args, named).convert().module(check_guards=False)
+    converter = import_module(CONVERTER).TS2EPConverter
+    graph = converter(program, args, named).convert().module(check_guards=False)
     assert isinstance(graph, torch.fx.GraphModule)
     for node in list(graph.graph.nodes):
         weight = next(
