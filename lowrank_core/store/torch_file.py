@@ -35,28 +35,15 @@ _OPCODES = re.compile(
 """What pickles of protocol 2 to 4 are made of; none of it takes more memory than a few times its bytes."""
 
 _HARM = {
-    *("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "pty", "runpy", "ctypes", "webbrowser", "code"),
-    *("importlib", "multiprocessing", "asyncio", "pip", "commands", "platform", "timeit", "bdb", "pdb", "cffi"),
+    *("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "pty", "runpy", "ctypes", "webbrowser"),
+    *("importlib", "multiprocessing", "asyncio", "pip", "bdb", "pdb", "cffi"),
 }
 """Modules whose names no training leaves in a file: who writes them wants them called."""
 
 _BUILTINS = {
     *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object"),
     *("range", "set", "slice", "str", "tuple", "type", "print", "long", "unicode", "super", "property"),
-    *(
-        "Ellipsis",
-        "NotImplemented",
-        "max",
-        "min",
-        "sum",
-        "len",
-        "abs",
-        "round",
-        "sorted",
-        "Exception",
-        "KeyError",
-        "ValueError",
-    ),
+    *("Ellipsis", "NotImplemented", "max", "min", "sum", "len", "abs", "round", "sorted", "Exception", "ValueError"),
 }
 """What is named of Python's own functions by files that mean no harm."""
 
