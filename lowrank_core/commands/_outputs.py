@@ -16,6 +16,7 @@ from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.store.files import check_place, not_kept, try_place, whole_or_nothing, writing
 from lowrank_core.store.kinds import FileKind
 from lowrank_core.store.reads import same_file, was_read, watched
+from lowrank_core.store.reference import file_and_part, model_and_weights
 
 STANDARD_OUTPUT = Path("-")
 """What an output is that goes to standard output; all others are absolute."""
@@ -119,6 +120,11 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
         for param, value in given.items()
         if isinstance(param.type, Input) or param.name == "model"
     }
+    if "the model" in inputs:
+        ref, weights = model_and_weights(str(options["model"]))
+        inputs["the model"] = Path(ref).expanduser()
+        if weights is not None:
+            inputs["the file of --weights"] = file_and_part(weights)[0]
     if (model := inputs.get("the model")) is not None and model.suffix in (".onnx", ".pt2"):
         inputs["the data of the model"] = model.with_suffix(".npz")
     for number, output in enumerate(outputs.written):

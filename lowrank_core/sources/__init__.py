@@ -1,7 +1,8 @@
 """Where models come from: each file of this package opens one kind of reference.
 
 A source is a function `open(ref) -> Opened | Weights`, registered with a predicate that says whether a reference is its
-kind. Weights alone can be listed and their spectra shown; everything else needs a model.
+kind. Weights alone can be listed and their spectra shown; everything else needs a model, which may get its weights from
+such a file.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from lowrank_core.errors import InvalidModel, UnknownModel
 from lowrank_core.registry import register_all
-from lowrank_core.sources._opened import Opened
+from lowrank_core.sources._opened import Opened, filled_with
 from lowrank_core.sources._weights import Weights
+from lowrank_core.store.reference import WITH, model_and_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,20 @@ def open_source(ref: str) -> Opened:
 
 
 def open_any(ref: str) -> Opened | Weights:
-    """Open a reference: a model that can be run, or weights alone."""
+    """Open a reference: a model that can be run, with weights of a file where one is named, or weights alone."""
+    model, file = model_and_weights(ref)
+    if file is None:
+        return _open(ref)
+    weights = _open(file)
+    if not isinstance(weights, Weights):
+        raise InvalidModel(f"--weights {file} is a model of its own, no file of weights; open it as the model.")
+    opened = _open(model)
+    if isinstance(opened, Weights):
+        raise InvalidModel(weights_alone(opened))
+    return filled_with(opened, weights, f"{opened.ref}{WITH}{weights.ref}")
+
+
+def _open(ref: str) -> Opened | Weights:
     for source in SOURCES.values():
         if source.accepts(ref):
             return source.open(ref)
