@@ -34,8 +34,9 @@ SCAN_PAYS = {"LSTM": 270_000, "GRU": 220_000, "RNN": 30_000}
 """Multiplies that the factors must save in each step before a loop is faster than the node it replaces.
 
 `python -m benchmarks.recurrent_export --borders`: a step of `Scan` takes onnxruntime 15 to 20 microseconds for its
-nodes (an RNN 4, for four) beside its products, and one core does some 12 multiplies a nanosecond in the node. With 256 units
-an LSTM cannot save so much, and a loop is at best as fast; with 512 it takes half the time at a quarter of the ranks.
+nodes (an RNN 4, for four) beside its products, and one core does some 12 multiplies a nanosecond in the node. With 256
+units an LSTM cannot save so much, and a loop is at best as fast; with 512 it takes half the time at a quarter of the
+ranks.
 Batches move the border down; it is drawn for one sample.
 """
 
