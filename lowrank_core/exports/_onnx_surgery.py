@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.compression.apply import chain_at
-from lowrank_core.errors import InvalidFile, InvalidPlan
+from lowrank_core.errors import InvalidFile
 from lowrank_core.extras import extra
 from lowrank_core.graphs.onnx_network import GATES, OnnxGraph, Site, build, gates
 from lowrank_core.graphs.reading import read_onnx
+from lowrank_core.graphs.recurrent import Writer, write_layer
+from lowrank_core.layers.parts import Recurrent
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.plan import RankPlan
@@ -43,19 +45,12 @@ def compressed_onnx(
 
     model: as `workspace.compress(plan, ...)` or a training gives it. properties: added to the file's own.
 
-    Raises InvalidFile where the file has changed since it was opened, InvalidPlan for a plan that compresses weights
-    inside a recurrent node, which has no place for factors.
+    Raises InvalidFile where the file has changed since it was opened.
     """
     with extra("onnx", "ONNX"):
         import onnx
     dense = workspace.model
     assert isinstance(dense, OnnxGraph)
-    for name, _ in plan.choices:
-        if workspace.profile.layer(name).partial:
-            raise InvalidPlan(
-                f"layer {name!r} is inside a recurrent node of ONNX, which has no place for factors; leave it dense, "
-                "or export another format."
-            )
     path = Path(workspace.address)
     read = read_onnx(path)
     if fingerprint(build(read.model)) != workspace.profile.fingerprint:
@@ -98,6 +93,7 @@ class _Surgeon:
 
     def __init__(self, proto: Any, dense: OnnxGraph, model: nn.Module, chosen: set[str]) -> None:
         self.graph, self.dense, self.model, self.chosen = proto.graph, dense, model, chosen
+        self.opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
         self.nodes = {_key(node): node for node in self.graph.node}
         self.stored = {tensor.name: tensor for tensor in self.graph.initializer}
         self.uses = Counter(name for node in self.graph.node for name in node.input)
@@ -114,6 +110,8 @@ class _Surgeon:
         for site in self.dense.program.sites:
             if site.module in self.chosen:
                 new |= {key: [] for key in site.nodes} | {site.nodes[-1]: list(self._chain(site))}
+            elif isinstance(self.model.get_submodule(site.module), Recurrent):
+                new[site.nodes[-1]] = self._recurrent(site)
             else:
                 self._update(site)
         settled = set()  # weights that a node gave by turning one round, and that are stored from now on
@@ -167,6 +165,18 @@ class _Surgeon:
             name = self._name(f"{site.module}.{number}")
             yield from self._stage(site, stage, f"{site.module}.{number}", name, value, output)
             value = output
+
+    def _recurrent(self, site: Site) -> list[Any]:
+        """A recurrent node whose weights have factors, as `write_layer` writes it, between the same names."""
+
+        def stored(base: str, value: Tensor) -> str:
+            path, _, name = base.rpartition(".")
+            return self._stored(path, name, value)
+
+        node, to = self.nodes[site.nodes[0]], Writer(self._name, stored, self.opset)
+        states = [name for name in node.input[5:] if name]
+        write_layer(to, self.model.get_submodule(site.module), site.module, 0, node.input[0], states, node.output)
+        return to.nodes
 
     def _stage(self, site: Site, stage: nn.Module, path: str, name: str, x: str, y: str) -> Iterator[Any]:
         from onnx import helper
