@@ -30,6 +30,7 @@ class Layer:
     its own. rows: where the weight is a slice of the parameter. part: its name in the module, where that is another.
     transposed_weight: the module keeps it as (in, out), as the Conv1D of transformers does. tied: layers that share the
     weight and so the factors, each with its own bias. extra: numbers stored for a weight that is computed from others.
+    stored: bytes of the dense layer in its file, where they are kept in another type there.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Layer:
     tied: tuple[Layer, ...] = ()
     extra: int = 0
     asked: bool = False
+    stored: int | None = None
 
     @property
     def module(self) -> str:

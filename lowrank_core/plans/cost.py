@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -39,7 +39,8 @@ class Cost:
 
 def dense_cost(layer: Layer) -> Cost:
     """What the layer costs as it is, with what a parametrization stores besides."""
-    return chain_cost((layer.spec,), layer) + Cost(layer.extra, layer.extra * layer.itemsize)
+    cost = chain_cost((layer.spec,), layer) + Cost(layer.extra, layer.extra * layer.itemsize)
+    return cost if layer.stored is None else replace(cost, bytes=layer.stored)
 
 
 def chain_cost(stages: tuple[LayerSpec, ...], layer: Layer) -> Cost:

@@ -43,6 +43,7 @@ class StoredTensor:
 class Weights:
     """What a file of weights alone tells: no structure, so nothing can be run, compressed or exported.
 
+    wanting: what a network would need to be run, where the file holds one.
     Raises InvalidFile for more than MOST_TENSORS, and for names that cannot be shown or kept.
     """
 
@@ -51,6 +52,7 @@ class Weights:
     description: str
     tensors: tuple[StoredTensor, ...]
     notices: tuple[str, ...] = ()
+    wanting: str = ""
 
     def __post_init__(self) -> None:
         if len(self.tensors) > MOST_TENSORS:
