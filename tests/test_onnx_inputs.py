@@ -143,7 +143,7 @@ def test_samples_that_act_on_one_another_are_run_alone(tmp_path):
     assert "axis of their own in the data" in " ".join(workspace.opened.notices)
     (tmp_path / "m.npz").unlink()
     rows = Workspace.open(str(path))
-    assert "Its samples act on one another" in " ".join(rows.opened.notices)
+    assert "Several samples would act on one another" in " ".join(rows.opened.notices)
     with torch.no_grad():
         alone = rows.model(torch.tensor(x[0]))[0]
     np.testing.assert_allclose(alone, [in_runtime(path, x=row[None], h=zeros)[0][0] for row in x[0]], atol=1e-6)

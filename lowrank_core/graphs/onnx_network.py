@@ -269,12 +269,12 @@ class _Reader:
 
     def __init__(self, model: Any, packed: Mapping[str, Packed]) -> None:
         self.model, self.proto = model, model.graph
+        self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.known: dict[str, Value] = {i.name: _constant(i) for i in self.proto.initializer}
         self.sizes = {i.name: _stored_bytes(i) for i in self.proto.initializer}
         self.sizes |= {name: each.nbytes for name, each in packed.items()}
         self.origins: dict[str, frozenset[str]] = {name: frozenset({name}) for name in self.sizes}
         self.weights: dict[str, tuple[str, ...]] = {}  # of each module, the names of its tensors
-        self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-        self.known: dict[str, Value] = {i.name: _constant(i) for i in self.proto.initializer}
         self.stored = frozenset(self.known)  # in the file, as weights are
         self.roots: dict[str, tuple[str, bool]] = {}  # what a value is a copy of, and whether transposed
         self.inputs = tuple(i.name for i in self.proto.input if i.name not in self.known)

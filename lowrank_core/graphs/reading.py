@@ -87,17 +87,22 @@ def read_onnx(path: Path, held: Mapping[str, np.ndarray] | None = None) -> AsRea
 
 def _without_inputs(model: Any, held: Mapping[str, np.ndarray]) -> list[Any]:
     """Turn inputs into stored tensors; the inputs as they were, with where each stood."""
-    from onnx import numpy_helper
-
     given = [(number, value) for number, value in enumerate(model.graph.input) if value.name in held]
     copies = []
     for number, value in reversed(given):
         copy = type(value)()
         copy.CopyFrom(value)
         copies.append((number, copy))
-        model.graph.initializer.append(numpy_helper.from_array(held[value.name], value.name))
+        model.graph.initializer.append(_as_declared(held[value.name], value))
         del model.graph.input[number]
     return copies[::-1]
+
+
+def _as_declared(array: np.ndarray, value: Any) -> Any:
+    from onnx import helper, numpy_helper
+
+    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    return numpy_helper.from_array(array.astype(dtype), value.name)
 
 
 def _with_inputs(model: Any, given: list[Any], held: Mapping[str, np.ndarray]) -> None:
@@ -105,15 +110,13 @@ def _with_inputs(model: Any, given: list[Any], held: Mapping[str, np.ndarray]) -
 
     From version 4 of the format on.
     """
-    from onnx import numpy_helper
-
     if model is None:
         return
     stored = {tensor.name for tensor in model.graph.initializer}
     for number, value in given:
         model.graph.input.insert(number, value)
         if value.name not in stored:
-            model.graph.initializer.append(numpy_helper.from_array(held[value.name], value.name))
+            model.graph.initializer.append(_as_declared(held[value.name], value))
     model.ir_version = max(model.ir_version, 4)
 
 

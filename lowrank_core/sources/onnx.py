@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from lowrank_core.graphs.alone import Place, Places
 from lowrank_core.graphs.onnx_network import OnnxGraph, Program, build
 from lowrank_core.graphs.operators import Unhandled, dtype_of
 from lowrank_core.graphs.reading import read_onnx
-from lowrank_core.layers.data import BatchAxes, Dataset, Outputs, run, tensors
+from lowrank_core.layers.data import BatchAxes, Dataset, Outputs, call, run, tensors
 from lowrank_core.networks.profile import check_finite
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._contract import ModelContract, open_contract
@@ -73,6 +75,7 @@ def _open(ref: str) -> Opened | Weights:
     if held:
         read = read_onnx(path, held)
     graph = build(read.model, read.packed)
+    single = not any(output.type.tensor_type.shape.dim for output in read.model.graph.output)
     changes = read.changes
     del read
     check_finite(graph)
@@ -82,7 +85,7 @@ def _open(ref: str) -> Opened | Weights:
         return _alone(graph, path, wanting)
     data, more = random_data(graph, inputs, beside) if named is None else given_data(graph, inputs, named, beside)
     notices += more
-    axes, more = fitted(graph, inputs, data.eval, bool(held), path)
+    axes, more = fitted(graph, inputs, data.eval, bool(held) or single, path)
     notices += more
     examples = 1 if graph.program.loops else _examples(inputs)
 
@@ -116,10 +119,14 @@ def _open(ref: str) -> Opened | Weights:
     return replace(opened, notices=tuple(notices))
 
 
+def _rows(value: Tensor, rows: slice) -> Tensor:
+    return value[rows] if value.ndim else value
+
+
 def _alone(graph: OnnxGraph, path: Path, wanting: str) -> Weights:
     """The weights of a graph that cannot be run, because nobody has said how large its inputs are."""
     stored = tuple(
-        StoredTensor(name, tuple(value.shape), value.dtype, str(value.dtype), value.nbytes, value.__getitem__)
+        StoredTensor(name, tuple(value.shape), value.dtype, str(value.dtype), value.nbytes, partial(_rows, value))
         for name, value in graph.state_dict().items()
     )
     return Weights(str(path), path.stem, f"ONNX, opset {graph.program.opset}.", stored, (wanting,), wanting)
@@ -166,9 +173,7 @@ def _axis(value: Input, first: Input) -> int | None:
     return fitting[0] if fitting else None
 
 
-_STATE = re.compile(
-    r"(^|[_.\W])(h|c|hn|cn|hx|cx|h0|c0|h_?in|c_?in)$|state|hidden|cell|cache|past|memory", re.IGNORECASE
-)
+_STATE = re.compile(r"(^|[_.\W])(h|c|hn|cn|hx|cx|h0|c0|h_?in|c_?in)$|state|hidden|cell|cache|past", re.IGNORECASE)
 
 
 def _is_state(value: Input, first: Input, model: Any) -> bool:
@@ -205,13 +210,13 @@ def held_values(
             sizes = value.sizes
             if len(sizes) != given.ndim or any(n not in (None, m) for n, m in zip(sizes, given.shape, strict=True)):
                 raise InvalidData(f"{beside}: the network takes {value}, but got {tuple(given.shape)}.")
-            held[value.name] = given.to(value.dtype).numpy()
+            held[value.name] = _numpy(value, given)
             continue
         fixed = [n for n in value.sizes if n is not None]
         if len(fixed) < len(value.sizes):
             raise InvalidData(_remedy(value, beside))
         number: float = 0 if value.state else _compared(model, value.name)
-        held[value.name] = torch.full(fixed, number).to(value.dtype).numpy()
+        held[value.name] = _numpy(value, torch.full(fixed, number))
         said.append(f"{value.name} at {number:g}")
     if not said:
         return held, []
@@ -223,6 +228,12 @@ def held_values(
 
 _AS_IT_IS = {"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Gather", "Slice"}
 """Operators that leave a single number what it is."""
+
+
+def _numpy(value: Input, given: Tensor) -> np.ndarray:
+    if value.dtype is torch.bfloat16:
+        raise InvalidModel(f"the input {value} is the same for all samples, and bfloat16, which NumPy has none of.")
+    return np.asarray(given.to(value.dtype).numpy())
 
 
 def _compared(model: Any, name: str) -> float:
@@ -242,8 +253,10 @@ def _compared(model: Any, name: str) -> float:
                 aliases.update(node.output)
             if node.op_type == "Equal":
                 found += [name for name in node.input if aliases & set(node.input) and name not in aliases]
-    values = [numpy_helper.to_array(numbers[other]).reshape(-1) for other in found if other in numbers]
-    return next((float(value[0]) for value in values if value.size == 1), 1.0)
+    for other in found:
+        with suppress(Exception):  # whatever a damaged tensor makes NumPy raise; building the network says which
+            return float(numpy_helper.to_array(numbers[other]).reshape(()))
+    return 1.0
 
 
 def without_sizes(inputs: tuple[Input, ...], beside: Path) -> str:
@@ -399,7 +412,7 @@ def fitted(
             f"{path} is made for a batch of {batch} and gives something else for others; export it with a free batch "
             "(dynamic_shapes of torch.onnx.export)."
         )
-    why = "Its samples act on one another" if batch is None else "The file fixes its batch at 1"
+    why = "Several samples would act on one another" if batch is None else "The file fixes its batch at 1"
     notice = f"{why}: here each sample is run alone, one after the other, which is slow."
     return _one_by_one(graph, places, data, axes), [notice]
 
@@ -408,7 +421,8 @@ def _one_by_one(graph: OnnxGraph, places: tuple[Place, ...], data: Dataset, axes
     """Run so many samples at a time, from now on; those of an output are on its first axis of that extent."""
     apart = places[0].axis is None
     first = [place.taken(value, 0) for place, value in zip(places, tensors(data.inputs), strict=True)]
-    answers = run(graph, Dataset(tuple(first))).values()
+    with torch.no_grad():
+        answers = call(graph, tuple(first)).values()
     size = places[0].size
     outputs = tuple(next((i for i, n in enumerate(a.shape) if n == size and not apart), None) for a in answers)
     graph.program = replace(graph.program, places=Places(places, outputs), loops=True)
