@@ -94,7 +94,7 @@ def pack(proto: Any, packed: Mapping[str, Packed]) -> None:
         if each.scale.ndim:
             shape[each.axis] = -1
         parts = {"integers": each.integers, "scale": each.scale.reshape(shape)}
-        steps = [("Cast", [f"{name}.integers"], {"to": TensorProto.FLOAT})]
+        steps: list[Any] = [("Cast", [f"{name}.integers"], {"to": TensorProto.FLOAT})]
         if each.zero is not None and each.zero.any():
             parts["zero"] = each.zero.astype(np.float32).reshape(shape)
             steps.append(("Sub", [f"{name}.floats", f"{name}.zero"], {}))

@@ -265,7 +265,7 @@ def _integers(op: str) -> Callable[[_Floats, Any], Iterator[Any]]:
             raise InvalidModel(_as_they_come(node))
         reader.floats.add(y)
         axis = 0 if op == "Conv" else weight.ndim - 1
-        name = reader.unpacked(f"{y}.weight", weight, np.float32([1]), zero, axis)
+        name = reader.unpacked(f"{y}.weight", weight, np.ones(1, np.float32), zero, axis)
         made = helper.make_node(op, [node.input[0], name], [y], name=node.name or y)
         made.attribute.extend(node.attribute)
         yield made
