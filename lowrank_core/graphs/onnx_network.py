@@ -567,7 +567,8 @@ def _stored_bytes(proto: Any) -> int:
     from onnx import TensorProto, helper
 
     bits = 4 if TensorProto.DataType.Name(proto.data_type).endswith("INT4") else 0
-    return -(-prod(proto.dims) * (bits or 8 * int(helper.tensor_dtype_to_np_dtype(proto.data_type).itemsize)) // 8)
+    elements = int(prod(proto.dims))
+    return -(-elements * (bits or 8 * int(helper.tensor_dtype_to_np_dtype(proto.data_type).itemsize)) // 8)
 
 
 def _constant(proto: Any) -> Value:
