@@ -231,6 +231,7 @@ LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("lowrank_core/sources/_shards.py", "LARGEST_HEADER", "B"),
         ("lowrank_core/sources/onnx.py", "MOST_NUMBERS", ""),
         ("lowrank_core/graphs/operators.py", "LARGEST_FILL", ""),
+        ("lowrank_core/graphs/control.py", "MOST_TURNS", ""),
     ),
     "Data": (
         ("lowrank_core/sources/_opened.py", "MOST_SAMPLES", ""),

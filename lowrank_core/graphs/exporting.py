@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
 from lowrank_core.graphs import recurrent
+from lowrank_core.graphs.alone import Places, at_a_time
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.data import BatchAxes, Inputs, call, evaluating, first_axes, tensors
 from lowrank_core.running.own_process import nothing_printed
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 exporters_turn = threading.RLock()
 """Exporters set for a whole process what they need while they trace: within one, one at a time."""
+
+PLACES = "lowrank_samples"
+"""Key of a property of an ONNX file that takes so many samples at a time: their `Places`."""
 
 _NETWORK = "network"
 _TORCH = str(Path(torch.__file__).parent)
@@ -174,6 +178,8 @@ class OnnxNetwork(nn.Module):
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its classes are many, and none has a common parent
             raise InvalidFile(f"onnxruntime cannot open it: {_short(error)}.") from error
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self._places = Places.from_json(properties[PLACES]) if PLACES in properties else None
         graph = (output.name for output in self._session.get_outputs())
         self.output_names = tuple(graph if output_names is None else output_names)
 
@@ -185,7 +191,14 @@ class OnnxNetwork(nn.Module):
         """All outputs of the graph, in its order."""
         taken = [given.name for given in self._session.get_inputs()]
         named = kwargs or dict(zip(taken, args, strict=True))
-        feed = {name: named[name].detach().cpu().numpy() for name in taken}
+        inputs = [named[name].detach().cpu() for name in taken]
+        if self._places:
+            return at_a_time(self._answers, inputs, self._places)
+        return self._answers(inputs)
+
+    def _answers(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        taken = [given.name for given in self._session.get_inputs()]
+        feed = {name: value.numpy() for name, value in zip(taken, inputs, strict=True)}
         return tuple(map(torch.from_numpy, self._session.run(None, feed)))
 
 

@@ -35,6 +35,7 @@ class Layer:
     transposed_weight: the module keeps it as (in, out), as the Conv1D of transformers does. tied: layers that share the
     weight and so the factors, each with its own bias. expert: its number, where the parameter holds one matrix for each
     expert of a mixture. extra: numbers stored for a weight that is computed from others.
+    stored: bytes of the dense layer in its file, where they are kept in another type there.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Layer:
     asked: bool = False
     shares: tuple[Fraction, ...] = ()
     expert: int | None = None
+    stored: int | None = None
 
     @property
     def passes(self) -> Iterable[tuple[Size, Fraction | int]]:

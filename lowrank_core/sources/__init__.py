@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowrank_core.errors import InvalidModel, UnknownModel
+from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
 from lowrank_core.registry import register_all
 from lowrank_core.sources._opened import Opened, filled_with
 from lowrank_core.sources._weights import Weights
@@ -47,7 +47,7 @@ def open_source(ref: str) -> Opened:
     """
     opened = open_any(ref)
     if isinstance(opened, Weights):
-        raise InvalidModel(weights_alone(opened))
+        raise (InvalidData if opened.wanting else InvalidModel)(weights_alone(opened))
     return opened
 
 
@@ -77,6 +77,8 @@ def _open(ref: str) -> Opened | Weights:
 
 def weights_alone(weights: Weights) -> str:
     """What is missing where weights alone are given, in one line."""
+    if weights.wanting:
+        return f"{weights.ref}: {weights.wanting}"
     return (
         f"{weights.name} is weights without a model: sizes and spectra only. Give a Python model file to measure or "
         "compress; `python -m lowrank_core new FILE` writes one to fill in."

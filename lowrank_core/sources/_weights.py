@@ -53,6 +53,7 @@ class Weights:
     """What a file of weights alone tells: no structure, so nothing can be run, compressed or exported.
 
     tensors: those of the usual key, by the names that a network would have. sets: all that a network is filled from.
+    wanting: what a network would need to be run, where the file holds one.
     Raises InvalidFile for more than MOST_TENSORS, and for names that cannot be shown or kept.
     """
 
@@ -62,6 +63,7 @@ class Weights:
     tensors: tuple[StoredTensor, ...]
     notices: tuple[str, ...] = ()
     sets: WeightSets[StoredTensor] | None = None
+    wanting: str = ""
 
     def __post_init__(self) -> None:
         if len(self.tensors) > MOST_TENSORS:
