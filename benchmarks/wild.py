@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +27,7 @@ import platformdirs
 
 from benchmarks.page import PAGES, ROOT, benchmark_parser, commit, run_benchmark
 from benchmarks.wild_networks._files import FILES_HEAD, file_rows
-from benchmarks.wild_networks._packages import NotInstalled, installed
+from benchmarks.wild_networks._packages import NotInstalled, ended_by, installed, plain
 
 SCORES = "| network | metric, samples | dense | rule | 75 % | 50 % | 30 % | of |\n|---|---|---|---|---|---|---|---|"
 WORK = (
@@ -52,32 +50,13 @@ def measured(name: str, folder: Path, seconds: float) -> dict[str, Any]:
         return {"refused": f"not installed: {error}"}
     with tempfile.TemporaryDirectory() as work:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(packages)])}
-        command = [sys.executable, "-m", "benchmarks.wild_networks._measuring", name, work]
+        command = [sys.executable, "-m", "benchmarks.wild_networks._measuring", name, work, str(seconds)]
         ended = ended_by(command, environment, seconds)
         path = Path(work, "found.json")
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if ended:
         found["refused"] = " in ".join(filter(None, [ended, found.get("now")]))
     return found
-
-
-def ended_by(command: list[str], environment: dict[str, str], seconds: float) -> str:
-    """Run a command to its end; what ended it otherwise than well, in a few words."""
-    with tempfile.TemporaryFile("w+") as told:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=told, stderr=told, text=True, start_new_session=True
-        )
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return f"ended after {seconds:.0f} s"
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        told.seek(0)
-        last = ["", *told.read().strip().splitlines()][-1]
-    return "" if not code else last[:200] if code > 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def score_rows(name: str, found: dict[str, Any], of: str) -> list[list[str]]:
@@ -87,9 +66,11 @@ def score_rows(name: str, found: dict[str, Any], of: str) -> list[list[str]]:
     percent, scores = found["percent"], found["scores"]
 
     def cell(said: Any) -> str:
-        return "" if said is None else plain(said)[:60] if isinstance(said, str) else figure(said[0], percent)
+        if said is None or isinstance(said, str):
+            return plain(said or "")[:60]
+        return ", ".join([figure(said[0], percent), *said[2:]])
 
-    head = [name, f"{found['metric']}, {found['samples']}", figure(found["dense"], percent)]
+    head = [name, f"{found['metric']}, {found['samples']}", cell(found["dense"])]
     return [[*head, rule, *(cell(scores.get(f"{share} {rule}")) for share in SHARES), of] for rule in RULES]
 
 
@@ -121,24 +102,17 @@ def figure(value: float, percent: bool) -> str:
     return f"{100 * value:.1f} %" if percent else f"{value:.3f}"
 
 
-def plain(text: str) -> str:
-    """A message as it can stand in a table, without the folders of the machine it came about on."""
-    words = " ".join(str(text).split()).replace("|", "/").split(" ")
-    return " ".join(Path(word).name if word.startswith("/") and len(word) > 1 else word for word in words)
-
-
-def table(head: str, rows: Iterable[list[str]], page: str) -> str:
-    """A table with these rows, and those of the page's table of the same head whose first cells are not among them."""
-    new = [list(row) for row in rows]
-    names = {row[0] for row in new}
-    _, found, rest = page.partition(head)
+def table(head: str, new: list[list[str]], renew: bool) -> str:
+    """A table with these rows; renew: and with those of the page's same table whose first cells are not among them."""
+    path, names = PAGES / "wild.md", {row[0] for row in new}
+    _, found, rest = (path.read_text(encoding="utf-8") if renew and path.exists() else "").partition(head)
     kept = [] if not found else rest.split("\n\n")[0].strip("\n").splitlines()
     old = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in kept]
     everything = sorted([row for row in old if row[0] not in names] + new, key=lambda row: row[0].lower())
     return "\n".join([head, *(f"| {' | '.join(row)} |" for row in everything)])
 
 
-def networks(only: list[str], folder: Path, seconds: float, page: str) -> None:
+def networks(only: list[str], folder: Path, seconds: float, renew: bool) -> None:
     """Print the three tables of the networks."""
     of = stamp()
     found = {}
@@ -151,7 +125,7 @@ def networks(only: list[str], folder: Path, seconds: float, page: str) -> None:
         (RUNTIME, runtime_rows),
     )
     for head, rows in kinds:
-        print(table(head, [row for name, each in found.items() for row in rows(name, each, of)], page), end="\n\n")
+        print(table(head, [row for name, each in found.items() for row in rows(name, each, of)], renew), end="\n\n")
 
 
 def stamp() -> str:
@@ -164,14 +138,13 @@ def main() -> None:
     parser.add_argument("--part", choices=("networks", "files"), default="networks")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a network or package (repeatable)")
     parser.add_argument("--folder", type=Path, default=platformdirs.user_cache_path("rank-explorer") / "wild")
-    parser.add_argument("--seconds", type=float, default=1800, help="of one network, or of one file 180, at most")
+    parser.add_argument("--seconds", type=float, default=1800, help="of processor time for one network; for a file 120")
     options = parser.parse_args()
-    page = PAGES / "wild.md"
-    text = page.read_text(encoding="utf-8") if page.exists() and options.write else ""
     if options.part == "files":
-        print(table(FILES_HEAD, file_rows(options.only, options.folder, min(180, options.seconds), stamp()), text))
+        rows = list(file_rows(options.only, options.folder, min(120, options.seconds), stamp()))
+        print(table(FILES_HEAD, rows, options.write))
     else:
-        networks(options.only, options.folder, options.seconds, text)
+        networks(options.only, options.folder, options.seconds, options.write)
 
 
 if __name__ == "__main__":

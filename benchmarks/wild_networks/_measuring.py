@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from benchmarks.wild_networks._packages import place
+from benchmarks.wild_networks._packages import limit_to, place
 from lowrank_core.errors import LowRankError
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.layers.data import Dataset, run, tensors
+from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import dense_cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.plans.uniform import uniform_plan
@@ -86,6 +88,7 @@ def opened_as(name: str, work: Path) -> str:
 
 def measure(name: str, work: Path, steps: Steps) -> None:
     """Open, first plan, first figure, every rule at every share, export; the two ONNX files side by side."""
+    module = import_module(f"benchmarks.wild_networks.{name}")
     ref = opened_as(name, work)
     with steps("open"):
         workspace = Workspace.open(ref)
@@ -97,7 +100,7 @@ def measure(name: str, work: Path, steps: Steps) -> None:
         parameters=total.parameters,
         compressible=compressible / total.parameters,
         metric=workspace.metric.name,
-        percent=workspace.opened.evaluate is None and (workspace.metric.share or workspace.metric.name == name),
+        percent=workspace.metric.share or bool(getattr(module, "percent", False)),
     )
     with steps("first plan"):
         model = workspace.compress(uniform_plan(profile, 0.5), workspace.correction)
@@ -105,7 +108,8 @@ def measure(name: str, work: Path, steps: Steps) -> None:
         first = next(workspace.measure(model))
     steps.write(first_samples=first.samples)
     dense, samples = workspace.dense_score()
-    steps.write(dense=dense, samples=samples)
+    nothing = Candidate(RankPlan(profile.fingerprint))
+    steps.write(dense=[dense, 0.0, *_also(module, workspace, nothing)], samples=samples)
     plan = uniform_plan(profile, 0.5)
     for share in SHARES:
         for rule in RULES:
@@ -114,7 +118,7 @@ def measure(name: str, work: Path, steps: Steps) -> None:
                     problem = problem_of(workspace, multiplies=share, folder=work)
                     *_, answer = search(make(rule, {}), problem)
                     assert answer.score is not None
-                    said: Any = [answer.score.value, answer.score.drop]
+                    said: Any = [answer.score.value, answer.score.drop, *_also(module, workspace, answer.candidate)]
                     if (share, rule) == (0.5, "budget"):
                         plan = answer.candidate.plan
                 except LowRankError as error:
@@ -133,6 +137,14 @@ def measure(name: str, work: Path, steps: Steps) -> None:
     for what, path, network in (("original", original, workspace.model), ("exported", small, compressed)):
         distance, milliseconds = in_runtime(path, data, list(run(network, data).values()))
         steps.write(**{what: [distance, milliseconds, path.stat().st_size]})
+
+
+def _also(module: ModuleType, workspace: Workspace, candidate: Candidate) -> list[str]:
+    """What the network's file says besides of a plan's answers, in words."""
+    if not hasattr(module, "also"):
+        return []
+    model = workspace.compress(candidate.plan, candidate.correction)
+    return [module.also(next(iter(run(model, workspace.opened.eval_data()).values())))]
 
 
 def in_runtime(path: Path, data: Dataset, expected: list[Tensor]) -> tuple[float, float]:
@@ -165,8 +177,9 @@ def in_runtime(path: Path, data: Dataset, expected: list[Tensor]) -> tuple[float
 
 
 def main() -> None:
-    """NAME WORK: measure a network; a reason that the product gives is written, all else ends the process."""
+    """NAME WORK SECONDS: measure a network; a reason that the product gives is written, all else ends the process."""
     name, work = sys.argv[1], Path(sys.argv[2])
+    limit_to(float(sys.argv[3]))
     warnings.simplefilter("ignore")
     steps = Steps(work / "found.json")
     try:

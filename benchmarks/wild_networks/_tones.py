@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks.wild_networks._packages import alone, place
 
-PACKAGES = ("torchcrepe==0.0.24 --hash=sha256:ec054c23c9d45328f213f93a0131570a3f0e5903e9382792bed95f17a8c36d5a",)
+PACKAGES = ("torchcrepe",)
+
+percent = True
+"""The score is a share of the tones."""
 
 RATE, LENGTH, BINS = 16_000, 1024, 360
 LOWEST_CENTS = 1997.3794084376191

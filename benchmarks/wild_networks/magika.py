@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.wild_networks._packages import place
 
-PACKAGES = ("magika==1.0.3 --hash=sha256:3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529",)
+PACKAGES = ("magika",)
 FILE = "magika/models/standard_v3_3/model.onnx"
 
 KINDS = {

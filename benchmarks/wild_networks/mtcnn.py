@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from benchmarks.wild_networks._images import PACKAGE
 from benchmarks.wild_networks._packages import alone, place
 
 PACKAGES = (
-    "facenet-pytorch==2.6.0 --hash=sha256:ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca",
-    "scikit-image==0.26.0 --hash=sha256:74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
+    "facenet-pytorch",
+    PACKAGE,
 )
 outputs = (2,)
 """Whether it is a face; the others say where it is."""

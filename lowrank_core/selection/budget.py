@@ -11,7 +11,7 @@ import numpy as np
 
 from lowrank_core.algebra.knapsack import cheapest_loss
 from lowrank_core.compression.calibration import calibration_samples
-from lowrank_core.errors import InvalidSearch
+from lowrank_core.errors import Cancelled, InvalidSearch, LowRankError
 from lowrank_core.layers.data import Dataset, data_hash, joined, run
 from lowrank_core.layers.spec import Rank
 from lowrank_core.measure.ledger import score_key
@@ -147,7 +147,14 @@ class Budget:
     def _plans(self, problem: Problem, menus: list[list[Option]]) -> Iterator[tuple[str, RankPlan]]:
         """The plan of the curves, those of RIVALS, and some for losses that are off by a random factor per layer."""
         limits = dict(problem.budgets)
-        yield "the curves", best_plan(problem, menus, limits)
+        try:
+            yield "the curves", best_plan(problem, menus, limits)
+        except InvalidSearch:
+            rivals = list(self._rivals(problem))
+            if not rivals:
+                raise
+            yield from rivals
+            return
         yield from self._rivals(problem)
         generator = np.random.default_rng(0)
         for number in range(self.refine):
@@ -167,8 +174,10 @@ class Budget:
                 continue
             try:
                 *_, last = rule.search(asked)
-            except InvalidSearch:
-                continue  # it has no plan that keeps every budget
+            except Cancelled:
+                raise
+            except LowRankError:
+                continue  # it has no plan that keeps every budget, or needs more memory than there is
             if problem.fits(last.candidate.plan):
                 yield rule.label, last.candidate.plan
 
