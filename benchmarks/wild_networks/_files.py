@@ -55,13 +55,13 @@ def file_rows(only: list[str], folder: Path, seconds: float, of: str) -> Iterato
         paths = sorted(p for p in home.rglob("*") if p.name.endswith(ENDINGS) and p.stat().st_size >= SMALLEST)
         for path in paths:
             name, content = path.relative_to(home).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()
-            print(f"{name} ...", file=sys.stderr, flush=True)
             if content not in opened:
                 result = _result(path, name, seconds)
                 opened[content] = f"{name} of {shown}"
             else:
                 result = f"the same as {opened[content]}"
-            yield [f"{shown}", name, f"{path.stat().st_size:,}", result, of]
+            print(f"{name}: {result}", file=sys.stderr, flush=True)
+            yield [shown, name, f"{path.stat().st_size:,}", result, of]
 
 
 def _result(path: Path, name: str, seconds: float) -> str:

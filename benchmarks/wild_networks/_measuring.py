@@ -34,8 +34,9 @@ from lowrank_core.selection._problem import problem_of
 from lowrank_core.store.files import write_whole
 from lowrank_core.workspace import Workspace
 
-SHARES = (0.75, 0.5, 0.3)
-RULES = ("uniform", "balf", "budget")
+SHARES = (0.5, 0.75, 0.3)
+RULES = ("budget", "balf", "uniform")
+"""The first search is `budget` at half of the multiplies, so that nothing of it was measured before."""
 COMPARED = 32
 """Samples on which onnxruntime's answers are held against those of the network here."""
 TIMED = 7
