@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import re
+import shutil
 import sys
 import tempfile
 import warnings
@@ -24,7 +25,10 @@ FILES_HEAD = "| package | file | bytes | result | of |\n|---|---|---|---|---|"
 
 ENDINGS = (".onnx", ".pt", ".pth", ".ckpt", ".safetensors", ".pth.tar", ".jit")
 SMALLEST = 5_000
-"""Bytes of a file that holds a network: the package of onnx-asr has fourteen that resample sound."""
+"""Bytes of a file that holds a network."""
+
+NO_NETWORKS = "resample_"
+"""In the names of files of onnx-asr that change the rate of sound and hold no weights."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
 SAMPLES = 4
@@ -52,7 +56,8 @@ def file_rows(only: list[str], folder: Path, seconds: float, of: str) -> Iterato
         except NotInstalled as error:
             yield [shown, "", "", plain(f"not installed: {error}"), of]
             continue
-        paths = sorted(p for p in home.rglob("*") if p.name.endswith(ENDINGS) and p.stat().st_size >= SMALLEST)
+        paths = sorted(p for p in home.rglob("*") if p.name.endswith(ENDINGS) and NO_NETWORKS not in p.name)
+        paths = [path for path in paths if path.stat().st_size >= SMALLEST]
         for path in paths:
             name, content = path.relative_to(home).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()
             if content not in opened:
@@ -67,10 +72,10 @@ def file_rows(only: list[str], folder: Path, seconds: float, of: str) -> Iterato
 def _result(path: Path, name: str, seconds: float) -> str:
     """What opening the file gives, in words; from a process that has all that is needed imported when it begins."""
     with tempfile.TemporaryDirectory() as work:
-        link, found = Path(work, path.name), Path(work, "found")
-        link.symlink_to(path)
+        copy, found = Path(work, path.name), Path(work, "found")
+        shutil.copy(path, copy)  # no link: data are looked for beside the file that it leads to
         CONTEXT.set_forkserver_preload([__name__])
-        process = CONTEXT.Process(target=_look_alone, args=(link, name, seconds, found))
+        process = CONTEXT.Process(target=_look_alone, args=(copy, name, seconds, found))
         process.start()
         process.join(PATIENCE * seconds)
         if process.is_alive():
