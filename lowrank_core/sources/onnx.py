@@ -129,7 +129,7 @@ def _alone(graph: OnnxGraph, path: Path, wanting: str) -> Weights:
         StoredTensor(name, tuple(value.shape), value.dtype, str(value.dtype), value.nbytes, partial(_rows, value))
         for name, value in graph.state_dict().items()
     )
-    return Weights(str(path), path.stem, f"ONNX, opset {graph.program.opset}.", stored, (wanting,), wanting)
+    return Weights(str(path), path.stem, f"ONNX, opset {graph.program.opset}.", stored, (wanting,), wanting=wanting)
 
 
 def _input(value: Any, path: Path) -> Input:
