@@ -221,7 +221,9 @@ def begun(
     (folder / "out").mkdir(parents=True, exist_ok=True)
     (folder / "tmp").mkdir(exist_ok=True)
     names = {"plan": str(plan), "out": str(folder / "out" / "written")}
-    arguments = [*(part.format(**names) for part in kind.arguments), "--force"]  # over what an earlier run wrote
+    arguments = [part.format(**names) for part in kind.arguments]
+    if "{out}" in kind.arguments:
+        arguments.append("--force")  # over what an earlier run wrote
     process = processes().Process(target=inside, args=(folder, folder / journal, arguments, held))
     process.start()
     while process.is_alive() and not (folder / journal).exists():
@@ -321,7 +323,9 @@ def timeless(value: Any) -> Any:
 
 
 def said(path: Path) -> Any:
-    """The content of a file, of JSON without times."""
+    """The content of a file, of JSON without times; None where there is none."""
+    if not path.exists():
+        return None
     content = path.read_bytes()
     try:
         return timeless(json.loads(content))

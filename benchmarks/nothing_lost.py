@@ -11,8 +11,9 @@ was asked for; left behind is whatever is new but that file. A refusal must be o
 that does not depend on what a model file reads is refused before the model is opened.
 
 With `--part kills` SIGKILL comes at moments drawn uniformly over the time that an undisturbed run takes (as in
-benchmarks.kills), or the disk is full before. Then every file that was there must be there and whole: the older file at
-the final name or the new one, whole; files beside it; every entry and line of the cache.
+benchmarks.kills); a run that was over before, as on a disk that was full, is made again with a moment drawn over the
+time that it took. Then every file that was there must be there and whole: the older file at the final name or the new
+one, whole; files beside it; every entry and line of the cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -448,8 +450,13 @@ KILLED = (
     kills.Kind("apply", ("apply", kills.MODEL, "--plan", "{plan}", "--out", "{out}", "--json")),
     kills.Kind("export pt2", (*kills.EXPORT, "pt2")),
     kills.Kind("export onnx", (*kills.EXPORT, "onnx")),
+    kills.Kind("export bundle", (*kills.EXPORT, "bundle")),
     kills.Kind("fine-tune", ("finetune", kills.MODEL, "--plan", "{plan}", "--epochs", "2", "--out", "{out}", "--json")),
+    kills.Kind("evaluate", ("evaluate", kills.MODEL, "--plan", "{plan}", "--json")),
+    kills.Kind("spectra", ("spectra", kills.MODEL, "--json")),
 )
+"""Every command that writes a file, or keeps in the cache what takes time."""
+
 DISKS = ("with the cache", "without", "on a disk that fills")
 BYSTANDERS = {"notes.txt": b"mine\n" * 100, "written.bak": bytes(range(256)) * 16}
 
@@ -470,18 +477,20 @@ def disk_of(folder: Path, size: int | None) -> Iterator[Path]:
 
 def killed_once(
     folder: Path, kind: kills.Kind, plan: Path, whole: kills.Undisturbed, older: bytes, moment: float
-) -> tuple[list[str], bool]:
-    """Kill a run at a moment; what is wrong with the files then, and whether it was killed or over before."""
+) -> tuple[list[str], float | None]:
+    """Kill a run at a moment; what is wrong with the files then, and how long it took where it was over before."""
     out = folder / "out" / "written"
     out.parent.mkdir()
     out.write_bytes(older)
     for name, content in BYSTANDERS.items():
         (out.parent / name).write_bytes(content)
     process, _ = kills.begun(folder, kind, plan, "journal")
+    began = time.monotonic()
     process.join(moment)
-    over = not process.is_alive()
     process.kill()
     process.join()
+    over = process.exitcode != -signal.SIGKILL
+    seconds = time.monotonic() - began
     kills.wait_for_children(folder)
     wrong = list(kills.differences(kills.disk(folder / "cache"), whole.disk))
     if not out.exists():
@@ -495,7 +504,7 @@ def killed_once(
         wrong.append(f"it failed: {(folder / 'log').read_text(errors='replace')[-300:]}")
     if over and process.exitcode and "Traceback" in (folder / "log").read_text(errors="replace"):
         wrong.append(f"a traceback: {(folder / 'log').read_text(errors='replace')[-800:]}")
-    return wrong, not over
+    return wrong, seconds if over else None
 
 
 def is_whole(kind: kills.Kind, out: Path, whole: kills.Undisturbed) -> bool:
@@ -512,8 +521,8 @@ def kill_all(moments: int, seed: int) -> int:
     """Print a line for each command and disk; the number of what is wrong."""
     draws, total, bad = random.Random(seed), Counter[str](), 0
     modes = DISKS if os.geteuid() == 0 else DISKS[:2]
-    print("| command | disk | killed | disk full before | wrong |")
-    print("|---|---|---|---|---|", flush=True)
+    print("| command | disk | seconds undisturbed | killed | over before | wrong |")
+    print("|---|---|---|---|---|---|", flush=True)
     with kills.workplace() as place:
         plan = kills.plan_in(place)
         cases = [(kind, mode) for kind in KILLED for mode in modes]
@@ -523,20 +532,24 @@ def kill_all(moments: int, seed: int) -> int:
             if mode == DISKS[0]:
                 whole = kills.undisturbed(place / kind.name, one, plan)
                 used = sum(p.stat().st_size for p in (place / kind.name).rglob("*") if p.is_file()) // 1000
-                older = (place / kind.name / "out" / "written").read_bytes() + b"older"
+                out = place / kind.name / "out" / "written"
+                older = (out.read_bytes() if out.exists() else b"") + b"older"
             found = Counter[str]()
             for _ in range(moments // len(cases) + (number < moments % len(cases))):
                 size = int(draws.uniform(0.1, 1.0) * used) + 80 if mode == DISKS[2] else None
-                with disk_of(place / "one", size) as folder:
-                    moment = draws.uniform(0, 1.5 if size else kills.LATEST) * whole.seconds
-                    wrong, killed = killed_once(folder, one, plan, whole, older, moment)
-                found["killed" if killed else "over"] += 1
-                bad += len(wrong)
-                for text in wrong:
-                    print(f"{kind.name}, {mode}: {text}", file=sys.stderr, flush=True)
-                found["wrong"] += len(wrong)
+                seconds: float | None = whole.seconds
+                while seconds is not None:
+                    moment = draws.uniform(0, kills.LATEST) * seconds
+                    with disk_of(place / "one", size) as folder:
+                        wrong, seconds = killed_once(folder, one, plan, whole, older, moment)
+                    found["killed" if seconds is None else "over"] += 1
+                    found["wrong"] += len(wrong)
+                    for text in wrong:
+                        print(f"{kind.name}, {mode}: {text}", file=sys.stderr, flush=True)
             total += found
-            print(f"| {kind.name} | {mode} | {found['killed']} | {found['over']} | {found['wrong']} |", flush=True)
+            bad += found["wrong"]
+            figures = f"{whole.seconds:.1f} | {found['killed']} | {found['over']} | {found['wrong']}"
+            print(f"| {kind.name} | {mode} | {figures} |", flush=True)
     print(f"{total['killed']} kills and {total['over']} runs that were over before: {bad} lost or left behind")
     return bad
 
@@ -547,7 +560,7 @@ def main() -> None:
     options.add_argument("--part", choices=["outputs", "kills"], default="outputs")
     options.add_argument("--onto", choices=list(WORDS), action="append", help="only places of which this is right")
     options.add_argument("--of", choices=[name for name, _ in COMMANDS], action="append", help="only this command")
-    options.add_argument("--moments", type=int, default=63)
+    options.add_argument("--moments", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     if given.part == "kills":

@@ -327,8 +327,19 @@ def test_what_cannot_be_kept_is_said_once_until_it_can(tmp_path: Path) -> None:
     (line,) = not_kept()
     assert str(folder) in line
     assert "move away" in line
+    other = tmp_path / "elsewhere" / "state"
+    other.parent.mkdir()
+    other.write_text("another one")
+    try_to_keep(other)
+    (line,) = not_kept()  # for one reason
+    assert str(folder) in line
+    assert str(other) in line
     folder.unlink()
     keep_line(folder / "points" / "b", b"x")
+    (line,) = not_kept()
+    assert str(folder) not in line
+    other.unlink()
+    write_whole(other / "plan", b"x")  # as what a person would miss is written
     assert not_kept() == ()
     assert (folder / "points" / "b").read_bytes() == b"x"
 

@@ -91,6 +91,7 @@ def write_whole(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+    _can_be_kept(path.parent)
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -113,6 +114,7 @@ def append(path: Path, content: bytes) -> None:
     with path.open("ab", buffering=0) as file:
         if file.write(content) != len(content):
             raise OSError(ENOSPC, os.strerror(ENOSPC), str(path))
+    _can_be_kept(path.parent)
 
 
 class _Patient(io.RawIOBase):
@@ -346,12 +348,21 @@ def try_to_keep(folder: Path) -> None:
 
 
 def not_kept() -> tuple[str, ...]:
-    """For each folder of ours that could not be written of late: which, why, and what to do; as sentences."""
+    """Which folders of ours could not be written of late, why, and what to do: a sentence for each reason."""
+    folders: dict[str, list[str]] = {}
     with _noting:
-        return tuple(
-            f"What is found is kept in memory alone: {folder} could not be written: {why}."
-            for folder, why in _not_kept.items()
-        )
+        for folder, why in _not_kept.items():
+            folders.setdefault(why, []).append(str(folder))
+    return tuple(
+        f"What is found is kept in memory alone: {' and '.join(these)} could not be written: {why}."
+        for why, these in folders.items()
+    )
+
+
+def is_not_kept(folder: Path) -> bool:
+    """Whether `not_kept` already says so of a folder, or of one that it lies in."""
+    with _noting:
+        return any(folder.is_relative_to(noted) for noted in _not_kept)
 
 
 def forget_not_kept() -> None:
@@ -362,20 +373,26 @@ def forget_not_kept() -> None:
 
 def _kept(path: Path, write: Callable[[], None]) -> None:
     folder = path.parent
-    why = None
     try:
         write()
     except OSError as error:
         why = _why(error)
-    with _noting:
-        if why is None:
+        with _noting:
+            if not any(
+                folder.is_relative_to(noted) or (noted.parent == folder.parent and reason == why)
+                for noted, reason in _not_kept.items()
+            ):  # a disk that is full is said once
+                _not_kept[folder] = why
+    else:
+        _can_be_kept(folder)
+
+
+def _can_be_kept(folder: Path) -> None:
+    """Something was written there: what was said of it is true no more."""
+    if _not_kept:
+        with _noting:
             for noted in [noted for noted in _not_kept if folder.is_relative_to(noted)]:
                 del _not_kept[noted]
-        elif not any(
-            folder.is_relative_to(noted) or (noted.parent == folder.parent and reason == why)
-            for noted, reason in _not_kept.items()
-        ):  # a disk that is full is said once
-            _not_kept[folder] = why
 
 
 # ---- scratch --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from typing import Any
 import platformdirs
 import streamlit as st
 
+from lowrank_core.store.files import is_not_kept
+
 
 def session_id() -> str:
     """The name of this session's saved work: the one in the address (?w=...), or a new one."""
@@ -36,8 +38,8 @@ def say(line: str) -> None:
 
 
 def say_unwritable(file: Path, error: Exception) -> None:
-    """Tell the person, once in a session, that nothing can be kept on disk, and where."""
-    if not st.session_state.get("unwritable told"):
+    """Tell the person, once in a session, that nothing can be kept on disk, and where; not what every page says."""
+    if not st.session_state.get("unwritable told") and not is_not_kept(file.parent):
         st.session_state["unwritable told"] = True
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         say(
