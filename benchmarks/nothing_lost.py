@@ -458,7 +458,8 @@ KILLED = (
     kills.Kind("export onnx", (*EXPORT, "onnx")),
     kills.Kind("export bundle", (*EXPORT, "bundle")),
 )
-"""Every command that writes a file, or keeps in the cache what takes time; on the smallest network, for most of it is spent elsewhere."""
+"""Every command that writes a file, or keeps in the cache what takes time; on the smallest network, for what takes the
+time is not its size."""
 
 DISKS = ("with the cache", "without", "on a disk that fills")
 LEAST = 2
