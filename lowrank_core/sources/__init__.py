@@ -51,6 +51,9 @@ def open_source(ref: str) -> Opened:
 
 def open_any(ref: str) -> Opened | Weights:
     """Open a reference: a model that can be run, or weights alone."""
+    place = Path(ref).expanduser()
+    if place.exists() and not (place.is_file() or place.is_dir()):  # a pipe would be waited for, a device has no end
+        raise InvalidModel(f"{ref} is no file but a pipe or device; write it to a file first.")
     for source in SOURCES.values():
         if source.accepts(ref):
             return source.open(ref)

@@ -7,10 +7,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import streamlit as st
 
-from lowrank_core.store.files import is_not_kept
+from lowrank_core.store.files import is_not_kept, own_folder
 
 
 def session_id() -> str:
@@ -23,7 +22,7 @@ def session_id() -> str:
 
 def saved_file(fingerprint: str, ending: str) -> Path:
     """Where this session keeps something about a model; whoever writes it makes the folder."""
-    return platformdirs.user_state_path("rank-explorer") / f"{session_id()}-{fingerprint[7:19]}{ending}"
+    return own_folder("state") / f"{session_id()}-{fingerprint[7:19]}{ending}"
 
 
 MOST_NOTICES = 5
