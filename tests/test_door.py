@@ -541,7 +541,7 @@ def test_scratch_that_cannot_be_made_is_said_before_any_work(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with copy_of(template) as folder:
-        monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "missing"))
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
         words = ("apply", folder / "model.py", "--plan", folder / "plan.json", "--out", folder / "new")
         refused = ran(*words)
         assert refused.exit_code == 1
