@@ -478,7 +478,8 @@ def disk_of(folder: Path, size: int | None) -> Iterator[Path]:
         yield folder
     finally:
         if size is not None:
-            subprocess.run(["umount", str(folder)], check=True)
+            # lazily: a process that the killed one had started may be on its way out
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
