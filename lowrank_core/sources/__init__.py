@@ -15,7 +15,7 @@ from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
 from lowrank_core.registry import register_all
 from lowrank_core.sources._opened import Opened, filled_with
 from lowrank_core.sources._weights import Weights
-from lowrank_core.store.reference import WITH, model_and_weights
+from lowrank_core.store.reference import WITH, file_and_part, model_and_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,9 @@ def open_any(ref: str) -> Opened | Weights:
 
 
 def _open(ref: str) -> Opened | Weights:
+    place = file_and_part(ref)[0]
+    if place.exists() and not (place.is_file() or place.is_dir()):  # a pipe would be waited for, a device has no end
+        raise InvalidModel(f"{ref} is no file but a pipe or device; write it to a file first.")
     for source in SOURCES.values():
         if source.accepts(ref):
             return source.open(ref)

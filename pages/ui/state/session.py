@@ -7,8 +7,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import streamlit as st
+
+from lowrank_core.store.files import is_not_kept, own_folder
 
 
 def session_id() -> str:
@@ -21,7 +22,7 @@ def session_id() -> str:
 
 def saved_file(fingerprint: str, ending: str) -> Path:
     """Where this session keeps something about a model; whoever writes it makes the folder."""
-    return platformdirs.user_state_path("rank-explorer") / f"{session_id()}-{fingerprint[7:19]}{ending}"
+    return own_folder("state") / f"{session_id()}-{fingerprint[7:19]}{ending}"
 
 
 MOST_NOTICES = 5
@@ -36,8 +37,8 @@ def say(line: str) -> None:
 
 
 def say_unwritable(file: Path, error: Exception) -> None:
-    """Tell the person, once in a session, that nothing can be kept on disk, and where."""
-    if not st.session_state.get("unwritable told"):
+    """Tell the person, once in a session, that nothing can be kept on disk, and where; not what every page says."""
+    if not st.session_state.get("unwritable told") and not is_not_kept(file.parent):
         st.session_state["unwritable told"] = True
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         say(
