@@ -174,9 +174,13 @@ def test_a_layer_that_never_ran_is_skipped():
     assert reasons(model, torch.ones(1, 4)) == {"dead": "its forward never ran on the example inputs"}
 
 
-def test_a_weight_read_without_forward_is_skipped():
+def test_a_weight_that_is_read_without_its_forward_is_a_layer_where_the_read_is_a_product():
     model = Calls(lambda self, x: nn.functional.linear(x, self.read.weight), read=nn.Linear(4, 4))
-    assert reasons(model, torch.ones(1, 4)) == {"read": "its forward never ran on the example inputs"}
+    assert reasons(model, torch.ones(1, 4)) == {}
+    (layer,) = discover(model, torch.ones(1, 4)).layers
+    assert (layer.name, layer.read, layer.spec.bias, layer.plain) == ("read", True, False, False)
+    model = Calls(lambda self, x: x * self.read.weight.sum(), read=nn.Linear(4, 4))
+    assert reasons(model, torch.ones(1, 4)) == {"read": "Calls gives its weight to sum()"}
 
 
 def test_a_weight_read_beside_the_forward_is_skipped_and_sizes_are_free():
@@ -190,9 +194,9 @@ def test_a_weight_read_beside_the_forward_is_skipped_and_sizes_are_free():
     assert (layer.asked, layer.plain) == (True, False)
 
 
-def test_a_subclass_of_linear_is_skipped():
-    special = type("Special", (nn.Linear,), {})(4, 4)
-    assert "a special kind of Linear" in reasons(chain(m=special), torch.ones(1, 4))["m"]
+def test_a_subclass_that_answers_as_its_parent_is_replaced_as_a_whole():
+    (layer,) = discover(chain(m=type("Special", (nn.Linear,), {})(4, 4)), torch.ones(1, 4)).layers
+    assert (layer.name, layer.type, layer.read, layer.plain) == ("m", "Special", False, True)
 
 
 def test_the_users_model_is_as_it_was():

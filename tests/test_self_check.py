@@ -25,7 +25,7 @@ from lowrank_core.errors import InvalidData, InvalidModel, InvalidPlan, InvalidS
 from lowrank_core.exports._reload import _batch
 from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.layers.computed import copied
-from lowrank_core.layers.data import BatchAxes, Dataset
+from lowrank_core.layers.data import BatchAxes, Dataset, call
 from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.wrappers import made_plain
@@ -571,3 +571,38 @@ def test_an_exported_graph_has_its_free_axis_where_the_batch_is() -> None:
     with torch.no_grad():
         assert program.module()(rows(7, 3, 5)).shape == (7, 3, 4)
     assert _batch(rows(7, 2, 5), 5, axes).shape == (7, 5, 5)
+
+
+# ---- time comes first -----------------------------------------------------------------------------------------------
+
+
+class WordModel(nn.Module):
+    """As in PyTorch's examples: tokens (time, batch), and answers with time and batch in one axis, time first."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat, self.table, self.rnn, self.head = flat, nn.Embedding(11, 6), nn.LSTM(6, 8), nn.Linear(8, 11)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Any]:
+        y, state = self.rnn(self.table(tokens))
+        return torch.log_softmax(self.head(y.flatten(0, 1) if self.flat else y), -1), state
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_multiplies_are_of_one_sample_where_time_comes_first(flat: bool, samples: int) -> None:
+    steps = 9
+    tokens = torch.arange(steps * samples).reshape(steps, samples) * 7 % 11
+    workspace = Workspace.of(seeded(lambda: WordModel(flat)), tokens)
+    assert batch_axes(workspace.model, tokens).inputs == (1,)
+    assert plan_cost(workspace.profile).multiplies == steps * (4 * 8 * (6 + 8) + 8 * 11)
+    assert workspace.self_check.ok
+
+
+def test_answers_with_time_and_batch_in_one_axis_are_given_by_sample() -> None:
+    model = seeded(lambda: WordModel(True))
+    tokens = torch.arange(9 * 4).reshape(9, 4) * 7 % 11
+    axes = batch_axes(model, tokens)
+    by_sample = call(model, tokens, axes)["0"].reshape(4, 9, 11)
+    for number in range(4):
+        assert torch.allclose(by_sample[number], model(tokens[:, number : number + 1])[0], atol=1e-6)

@@ -73,6 +73,79 @@ class OwnForward(nn.Linear):
         return super().forward(x).tanh() + self.weight.sum()
 
 
+class Begins(nn.Conv3d):
+    """A subclass that only begins with other arguments."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, (1, 3, 3), padding=(0, 1, 1), bias=False)
+
+
+class SamePadding(nn.Conv2d):
+    """A convolution that pads by the size of its input, as TensorFlow's do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        amounts = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            amounts += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, amounts), self.weight, self.bias, self.stride, groups=self.groups)
+
+
+class TimesTransposed(nn.Linear):
+    """As Falcon's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
+
+
+class Casts(nn.Linear):
+    """As Whisper's, which also asks for the type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight.dtype == x.dtype
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that computes its weight anew at each call, as those of ResNetV2 do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(self.weight, (1, 2, 3), keepdim=True)
+        return F.conv2d(x, (self.weight - mean) / deviation, self.bias)
+
+
+class Scaled(nn.Embedding):
+    """As the word embeddings of BART and Gemma, whose scale is of the weight's type."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) * torch.tensor(self.embedding_dim**0.5).to(self.weight.dtype)
+
+
+def scaled_and_tied() -> nn.Module:
+    """Two scaled tables and a head of one weight, and a table that holds it too and never runs, as BART has them."""
+    shared, head = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
+    encoder, decoder = Scaled(11, 6), Scaled(11, 6)
+    for module in (encoder, decoder, head):
+        module.weight = shared.weight
+    return Calls(
+        lambda self, x, y: self.head(self.encoder(x).mean(1, keepdim=True) + self.decoder(y)),
+        **{"shared": shared, "encoder": encoder, "decoder": decoder, "head": head},
+    )
+
+
+def bare() -> nn.Module:
+    """Products with parameters of a module's own, one of them behind an nn.Linear of its own."""
+    shapes = {"up": (8, 9), "down": (6, 9), "mix": (7, 6), "shift": (2, 6), "table": (11, 6)}
+    parameters = {name: nn.Parameter(seeded(shape).float() / 3) for name, shape in shapes.items()}
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.fc(torch.tanh(x @ self.up))
+        x = torch.matmul(x, self.down.t()) + self.shift[0] + F.embedding(x.argmax(-1) % 11, self.table)
+        return torch.einsum("...i,oi->...o", x, self.mix)
+
+    return Calls(forward, fc=nn.Linear(9, 9), **parameters)
+
+
 class LowRankAdapter(nn.Module):
     """A Linear with an adapter beside it, as in LoRA."""
 
@@ -267,10 +340,29 @@ ZOO = (
     Specimen("nested-and-shared", nested, floats(6), ("parts.a", "parts.inner.c")),
     Specimen("bilinear", lambda: Calls(lambda self, x: self.pair(x, x), pair=nn.Bilinear(6, 6, 3)), floats(6), (),
              {"pair": "bare parameters"}),
+    Specimen("begins-otherwise", lambda: seq(Begins(3, 5), nn.Conv3d(5, 4, 1)), floats(3, 2, 5, 6), ("0", "1")),
+    Specimen("same-padding", lambda: seq(SamePadding(4, 6, (3, 5), stride=2), SamePadding(6, 6, 3, groups=2)),
+             floats(4, 7, 9), ("0", "1")),
+    Specimen("times-transposed", lambda: seq(TimesTransposed(8, 6), nn.Linear(6, 4)), floats(5, 8), ("0", "1")),
+    Specimen("casts", lambda: seq(Casts(8, 6), Casts(6, 6, bias=False), nn.Linear(6, 4)), floats(8), ("0", "1", "2")),
+    Specimen("standardised", lambda: seq(Standardised(4, 6, 3), nn.Conv2d(6, 4, 1)), floats(4, 7, 8), ("1",),
+             {"0": "a special kind of Conv2d, and Standardised '0' gives its weight to std_mean()"}),
+    Specimen("scaled-table", lambda: seq(Scaled(11, 6), nn.Linear(6, 4)), TOKENS, ("0", "1")),
+    Specimen("scaled-and-tied", scaled_and_tied, (TOKENS, TOKENS), ("encoder",)),
+    Specimen("bare-parameters", bare, floats(4, 8), ("up", "fc", "down", "table", "mix"), {"Calls": "bare parameters"}),
+    Specimen("bare-windows", lambda: Calls(
+        lambda self, x: F.conv_transpose1d(F.conv1d(x, self.there, None, 2, 1), self.back, self.bias, 2, 1),
+        there=nn.Parameter(floats(4, 5)), back=nn.Parameter(floats(6, 4)), bias=nn.Parameter(floats(2)[0, :].repeat(3)),
+    ), floats(4, 9), ("there", "back")),
+    Specimen("reads-a-child", lambda: Calls(
+        lambda self, x: self.fc(F.linear(x, self.qkv.weight, torch.cat([self.qkv.bias[:6], self.more]))),
+        qkv=nn.Linear(8, 9), fc=nn.Linear(9, 4), more=nn.Parameter(torch.ones(3))), floats(5, 8), ("qkv", "fc")),
+    Specimen("runs-and-is-read", lambda: Calls(
+        lambda self, x: self.fc(x) + F.linear(x.flip(-1), self.fc.weight), fc=nn.Linear(8, 6)), floats(8), ("fc",)),
     Specimen("own-forward", lambda: seq(OwnForward(8, 6), nn.Linear(6, 4)), floats(8), ("1",), {"0": "special kind"}),
     Specimen("adapter", lambda: seq(LowRankAdapter()), floats(8), ("0.base", "0.down", "0.up")),
     Specimen("bare-parameter", lambda: Calls(lambda self, x: F.linear(x, self.weight), weight=nn.Parameter(
-        floats(8))), floats(8), (), {"Calls": "bare parameters"}),
+        floats(8))), floats(8), ("Calls",)),
     Specimen("reads-the-dtype", lambda: reader(lambda self, x: self.wo(x.to(self.wo.weight.dtype)) * len(self.wo.bias),
              wo=nn.Linear(8, 6)), floats(8), ("wo",)),
     Specimen("reads-the-weight", lambda: reader(

@@ -10,13 +10,22 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.attention import factored_attention, without_fused_paths
-from lowrank_core.layers.computed import copied, with_memory
-from lowrank_core.layers.experts import factored_experts, put_in
-from lowrank_core.layers.parts import Chain
+from lowrank_core.layers.computed import copied, with_memory, with_stand_ins
+from lowrank_core.layers.experts import factored_experts
+from lowrank_core.layers.parts import Chain, Product
 from lowrank_core.layers.recurrent import factored
 from lowrank_core.layers.spec import LayerSpec, Rank, build_part, sharing
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, matrices, module_at, weight_at
+from lowrank_core.networks.profile import (
+    Layer,
+    ModelProfile,
+    bias_at,
+    is_whole,
+    matrices,
+    module_at,
+    place_of,
+    weight_at,
+)
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import RankPlan
 
@@ -53,12 +62,12 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
     check_plan(profile, plan)
     memo: dict[int, Any] = {}
     experts = {layer.place: layer for layer in profile.layers if layer.expert is not None}
-    mixtures: dict[str, nn.Module] = {}
+    stand_ins: dict[str, nn.Module] = {}
     for name, ranks in partial_ranks(profile, plan).items():
         if name in experts:
-            parameter = _parameter_of(model, experts[name])
-            values = matrices(parameter, experts[name])
-            mixtures[name] = factored_experts(values, experts[name].transposed_weight, ranks)
+            layer = experts[name]
+            parameter = module_at(model, layer.module).get_parameter(layer.parameter)
+            stand_ins[name] = factored_experts(matrices(parameter, layer), layer.transposed_weight, ranks)
             memo[id(parameter)] = parameter  # not copied: it is left out
             continue
         module = module_at(model, name)
@@ -67,37 +76,34 @@ def restructure(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.M
             continue
         assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = factored(module, ranks)
+
+    def built(layer: Layer, stages: tuple[LayerSpec, ...], like: Tensor) -> Chain:
+        """The modules of a chain, of the type and in the place of a weight, their own not yet set."""
+        old = module_at(model, layer.module)
+        parts = [build_part(stage.op, stage.arguments, device="meta", dtype=like.dtype) for stage in stages]
+        chain: Chain
+        if layer.read:
+            stand_ins[place_of(model, layer)] = chain = Product(*parts, turned=layer.transposed_weight)
+        else:
+            memo[id(old)] = chain = Chain(*parts)
+        with_memory(chain.train(old.training), like.device)
+        return chain
+
     for name, _ in plan.choices:
         layer = profile.layer(name)
         if layer.partial:
             continue
         stages, weight = replacement_stages(layer, plan), weight_at(model, layer)
-        old = module_at(model, name)
-        chain = memo[id(old)] = _built(stages, weight, old)
+        chain = built(layer, stages, weight)
         for other in layer.tied:
-            old, turned = module_at(model, other.name), sharing(stages, other.spec)
-            tied = memo[id(old)] = _built(turned, weight, old)
+            turned = sharing(stages, other.spec)
+            tied = built(other, turned, weight)
             for part, shared in zip(tied, reversed(chain) if turned[0].transposed else chain, strict=True):
                 part.register_parameter("weight", shared.get_parameter("weight"))
     if id(model) in memo:
         whole: nn.Module = memo[id(model)]
         return whole
-    compressed = without_fused_paths(copied(model, memo))
-    for name, mixture in mixtures.items():
-        put_in(module_at(compressed, experts[name].module), experts[name].parameter, mixture)
-    return compressed
-
-
-def _parameter_of(model: nn.Module, layer: Layer) -> Tensor:
-    return module_at(model, layer.module).get_parameter(layer.parameter)
-
-
-def _built(stages: tuple[LayerSpec, ...], like: Tensor, old: nn.Module) -> Chain:
-    """The modules of a chain, of the type and in the place of a weight, their own not yet set."""
-    parts = [build_part(stage.op, stage.arguments, device="meta", dtype=like.dtype) for stage in stages]
-    chain = Chain(*parts).train(old.training)
-    with_memory(chain, like.device)
-    return chain
+    return without_fused_paths(with_stand_ins(copied(model, memo), stand_ins))
 
 
 class Weighted(Protocol):
@@ -131,5 +137,6 @@ def apply(
 def chain_at(model: nn.Module, compressed: nn.Module, name: str) -> nn.Sequential:
     """The chain that replaces a layer in a compressed copy of the model."""
     chain = compressed if is_whole(model, name) else compressed.get_submodule(name)
-    assert isinstance(chain, nn.Sequential)
-    return chain
+    stands = chain if isinstance(chain, nn.Sequential) else chain._modules["weight"]
+    assert isinstance(stands, nn.Sequential)
+    return stands

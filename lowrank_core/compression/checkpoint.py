@@ -21,10 +21,10 @@ from lowrank_core.compression.apply import partial_ranks, replacement_stages
 from lowrank_core.compression.precision import BiasFolded
 from lowrank_core.errors import InvalidFile, InvalidModel, InvalidPlan
 from lowrank_core.layers.attention import KIND, attention_arguments, build_attention, without_fused_paths
-from lowrank_core.layers.computed import copied
+from lowrank_core.layers.computed import copied, with_stand_ins
 from lowrank_core.layers.experts import KIND as EXPERTS
-from lowrank_core.layers.experts import build_experts, expert_arguments, put_in
-from lowrank_core.layers.parts import Attention, Chain, Experts, Recurrent
+from lowrank_core.layers.experts import build_experts, expert_arguments
+from lowrank_core.layers.parts import Attention, Chain, Experts, Product, Recurrent
 from lowrank_core.layers.recurrent import OPS, arguments, build_recurrent, op_of
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
 from lowrank_core.networks.filling import filled, filled_by
@@ -56,6 +56,7 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True):
 class _Layer(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     parts: list[_Part]
+    turned: bool = False
 
 
 class _About(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,9 +95,12 @@ def write_checkpoint(
         stages = replacement_stages(layer, plan)
         for each in (layer, *layer.tied):
             place = each.name if each.name in modules else ""  # "": the network is that one layer
-            if isinstance(modules[place], Chain):
+            place = f"{each.module if each.module in modules else ''}.{each.parameter}" if each.read else place
+            chain = modules.get(place := place.removeprefix("."))
+            if isinstance(chain, Chain):
                 parts = [{"op": stage.op, "args": stage.arguments} for stage in sharing(stages, each.spec)]
-                layers.append({"name": place, "parts": parts})
+                turned = {"turned": True} if isinstance(chain, Product) and chain.turned else {}
+                layers.append({"name": place, "parts": parts, **turned})
     for name, ranks in partial_ranks(profile, plan).items():
         module = module_at(model, name)
         if isinstance(module, Attention):
@@ -222,30 +226,35 @@ def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tenso
     inside = [layer for layer in layers if layer.parts and layer.parts[0].op == _PAD["op"]]
     for listed in ([layer for layer in layers if layer not in inside], inside):
         memo: dict[int, Any] = {}
-        experts: list[tuple[str, str, nn.Module]] = []
+        stand_ins: dict[str, nn.Module] = {}
         for layer in listed:
             try:
+                owner, _, leaf = layer.name.rpartition(".")
+                weight = rebuilt.get_submodule(owner)._parameters.get(leaf)
+                old = rebuilt.get_submodule(layer.name if weight is None else owner)
                 parts = [_part(part) for part in layer.parts]
-                if isinstance(parts[0], Experts):
-                    host, _, leaf = layer.name.rpartition(".")
-                    parameter = rebuilt.get_submodule(host).get_parameter(leaf)
-                    experts.append((host, leaf, parts[0].to(parameter.dtype)))
-                    memo[id(parameter)] = parameter  # not copied: it is left out
-                    continue
-                old = rebuilt.get_submodule(layer.name)
-                own = next(old.parameters()).dtype
+                own = next(old.parameters()).dtype if weight is None else weight.dtype
+                if weight is None and any(isinstance(part, Experts) for part in parts):
+                    raise ValueError("there is no parameter of that name")
             except Exception as error:
                 raise InvalidFile(f"{path}: layer {layer.name!r} cannot be rebuilt ({error}).") from error
-            whole = len(parts) == 1 and isinstance(parts[0], Recurrent | Attention)
-            new = parts[0] if whole else Chain(*parts)
+            new: nn.Module
+            if len(parts) == 1 and isinstance(parts[0], Recurrent | Attention | Experts):
+                new = parts[0]
+            else:
+                new = Chain(*parts) if weight is None else Product(*parts, turned=layer.turned)
             first = next((name for name, _ in new.named_parameters()), "")
             if f"{layer.name}.{first}".removeprefix(".") not in state and layer not in inside:
                 raise InvalidFile(f"{path}: layer {layer.name!r} is listed, but the file holds no weights for it.")
-            memo[id(old)] = new.to(own).train(old.training)
-        if memo or rebuilt is model:
+            nn.Module.to(new, own).train(old.training)
+            if weight is None:
+                memo[id(old)] = new
+            else:
+                stand_ins[layer.name] = new
+                memo[id(weight)] = nn.Parameter(weight.detach().to("meta"), False)  # not copied: it is left out
+        if memo or stand_ins or rebuilt is model:
             rebuilt = memo[id(rebuilt)] if id(rebuilt) in memo else copied(rebuilt, memo)
-        for host, leaf, new in experts:
-            put_in(rebuilt.get_submodule(host), leaf, new)
+            with_stand_ins(rebuilt, stand_ins)
     return without_fused_paths(rebuilt) if layers else rebuilt
 
 

@@ -30,7 +30,7 @@ from lowrank_core.compression.least_squares import NormalEquations
 from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset, call, evaluating
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.networks.profile import ModelProfile, module_at
+from lowrank_core.networks.profile import ModelProfile, module_at, place_of
 from lowrank_core.networks.twin import twin
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
@@ -298,7 +298,7 @@ class Corrector:
         if not equations.rows:
             return {}
         chain = chain_at(self.model, compressed, name)
-        last = f"{name}.{len(chain) - 1}" if chain is not compressed else f"{len(chain) - 1}"
+        last = f"{place_of(self.model, self.profile.layer(name))}.{len(chain) - 1}".removeprefix(".")
         weight = compressed.get_parameter(f"{last}.weight")
         ridge = correction.ridge if correction.kind == "least_squares" else None
         biased = equations.spec.bias

@@ -13,7 +13,7 @@ from lowrank_core.errors import InvalidModel, InvalidSettings
 from lowrank_core.layers.attention import without_fused_paths
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.spec import LayerSpec, inputs_first
-from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, is_whole, module_at, weight_at
+from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, module_at, place_of, weight_at
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """What weights may be rounded to; they are widened again before they are used."""
@@ -108,8 +108,9 @@ def multiplied_out(model: nn.Module, dense: nn.Module, profile: ModelProfile) ->
         product.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
         for layer in profile.layers:
             for each in (layer, *layer.tied):
-                chain = _module(model, "" if is_whole(dense, each.name) else each.name)
-                if chain is None or type(chain) is type(_module(dense, each.name)):
+                place = place_of(dense, each)
+                chain = _module(model, place)
+                if chain is None or type(chain) is type(_module(dense, place)):
                     continue
                 _set(product, each, chain)
     return product

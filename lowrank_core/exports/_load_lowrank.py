@@ -14,8 +14,10 @@ def load_lowrank(model: nn.Module, path: str) -> nn.Module:
     for layer in {"lowrank-checkpoint/1": about["layers"]}[about["format"]]:  # KeyError for a format of later
         inside, _, leaf = layer["name"].rpartition(".")
         owner, parts = model.get_submodule(inside), [PARTS[part["op"]](**part["args"]) for part in layer["parts"]]
-        if leaf in owner._parameters:  # which holds the matrices of experts
-            owner._modules[leaf] = parts[0].to(owner._parameters.pop(leaf))
+        if leaf in owner._parameters:  # a weight that functions are given, or those of experts: the module stays
+            experts = layer["parts"][0]["op"] == "Experts"
+            new = parts[0] if experts else PARTS["Product"](*parts, turned=layer.get("turned", False))
+            owner._modules[leaf] = nn.Module.to(new, owner._parameters.pop(leaf))
             continue
         old = model.get_submodule(layer["name"])
         new = (PARTS["Sequential"](*parts) if len(parts) > 1 else parts[0]).to(next(old.parameters()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -81,6 +81,16 @@ def _uncopyable(model: nn.Module) -> Iterator[Any]:
                 copy.deepcopy(value)
             except Exception:
                 yield value
+
+
+def with_stand_ins(model: nn.Module, stand_ins: Mapping[str, nn.Module]) -> nn.Module:
+    """The model, in place, with each of these in the place of the parameter of that name."""
+    for place, module in stand_ins.items():
+        owner, _, leaf = place.rpartition(".")
+        holder = model.get_submodule(owner)
+        del holder._parameters[leaf]
+        holder._modules[leaf] = module
+    return model
 
 
 def with_memory(module: nn.Module, device: torch.device) -> nn.Module:

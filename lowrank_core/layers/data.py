@@ -33,7 +33,8 @@ class BatchAxes:
 
     Found by `networks.batch_axes`. targets: of the labels as a person gives them. proved: samples that were moved to
     another place and batch got the same answers; else the axes follow from shapes alone. rows: of each output, how many
-    of its rows belong to one sample.
+    of its rows belong to one sample. apart: whether these lie apart, as where time comes first and is put into one axis
+    with the batch: the first row of every sample, then the second.
 
     >>> BatchAxes((1,), (0,)).samples(torch.zeros(7, 3, 5))
     3
@@ -44,6 +45,7 @@ class BatchAxes:
     targets: int = 0
     proved: bool = True
     rows: tuple[int, ...] = ()
+    apart: tuple[bool, ...] = ()
 
     def samples(self, inputs: Inputs) -> int:
         """Samples in a batch of inputs."""
@@ -238,8 +240,23 @@ def call(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> Out
         outputs = dict(zip(own, outputs.values(), strict=True))
     if axes is None or len(axes.outputs) != len(outputs):
         return outputs
-    placed = zip(outputs.items(), axes.outputs, strict=True)
-    return {name: values.movedim(axis, 0) if axis else values for (name, values), axis in placed}
+    placed = zip(outputs.items(), axes.outputs, axes.apart or (False,) * len(outputs), strict=True)
+    return {
+        name: samples_first(values, axis or 0, axes.samples(inputs) if apart else 0)
+        for (name, values), axis, apart in placed
+    }
+
+
+def samples_first(values: Tensor, axis: int, samples: int = 0) -> Tensor:
+    """A tensor with its batch axis in front; samples: how many there are, where the rows of each lie apart.
+
+    >>> samples_first(torch.tensor([1, 10, 2, 20, 3, 30]), 0, 2).tolist()
+    [1, 2, 3, 10, 20, 30]
+    """
+    values = values.movedim(axis, 0)
+    if not samples:
+        return values
+    return values.reshape(-1, samples, *values.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
 _generators_turn = threading.RLock()

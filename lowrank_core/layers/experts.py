@@ -26,12 +26,6 @@ def build_experts(given: Mapping[str, Any], **factory: Any) -> Experts:
     return Experts(**given, **factory)
 
 
-def put_in(host: nn.Module, leaf: str, experts: nn.Module) -> None:
-    """Put experts, in place, where a module has a parameter of that name."""
-    host._parameters.pop(leaf)
-    host._modules[leaf] = experts
-
-
 def factored_experts(parameter: Tensor, turned: bool, ranks: Mapping[str, Any]) -> Experts:
     """Experts with chains as `Recurrent` takes them, their weights not yet set; the others are the parameter's."""
     built = with_memory(_empty(parameter, turned, dict(ranks), dtype=parameter.dtype), parameter.device)

@@ -4,6 +4,7 @@ This file needs torch alone: exports ship it whole, as part of the loader for ne
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -575,9 +576,215 @@ class Chain(nn.Sequential):
                 shape = [parts[-1].out_channels, parts[0].in_channels][:: -1 if turned else 1]
                 shape = [shape[0], shape[1] // groups, *self.kernel_size]
             elif hasattr(parts[0], "num_embeddings"):
-                shape = [parts[0].num_embeddings, parts[-1].out_features]
+                shape = [parts[0].num_embeddings, parts[-1].weight.shape[0 if len(parts) > 1 else 1]]
+            elif isinstance(parts[0], TransposedLinear):
+                shape[1] = parts[0].in_features
             return parts[-1].weight.new_full((), torch.nan).expand(shape)
         return super().__getattr__(name)
+
+
+class Product(Chain):
+    """A chain in the place of a weight that functions are given: their product with that weight is what it computes.
+
+    turned: the weight is (in, out), as in `x @ weight`; else (out, in), as `F.linear` takes it. Whatever a function
+    does with it but multiply, or ask for its type, place and shape, it does with numbers that are not there (NaN).
+    """
+
+    def __init__(self, *parts: nn.Module, turned: bool = False) -> None:
+        super().__init__(*parts)
+        self.turned = turned
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _multiplied(func, args, kwargs or {})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("T", "mT"):
+            return Turned(self)
+        return getattr(self.empty, name) if name in ASKED else super().__getattr__(name)
+
+    @property
+    def empty(self) -> Tensor:
+        """A weight of this type, place and shape without values, and without memory for them."""
+        weight: Tensor = self.weight
+        return weight.mT if self.turned else weight
+
+    def t(self) -> "Turned":
+        """As that of a tensor."""
+        return Turned(self)
+
+    def transpose(self, first: int, second: int) -> Any:
+        """As that of a tensor."""
+        return Turned(self) if first % 2 != second % 2 else self
+
+    def permute(self, *axes: Any) -> Any:
+        """As that of a tensor."""
+        return self.transpose(0, torch.Size(axes[0] if len(axes) == 1 else axes)[0])
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Itself where that is its type and place, as of a tensor; factors have no other."""
+        like = self.empty
+        if (moved := like.to(*args, **kwargs)).dtype != like.dtype or moved.device != like.device:
+            raise TypeError(f"a weight that is kept as factors of {like.dtype} cannot be read as {moved.dtype}")
+        return self
+
+    def type_as(self, other: Any) -> Any:
+        """As that of a tensor."""
+        return self.to(other.dtype)
+
+
+class Turned:
+    """The transpose of a Product."""
+
+    def __init__(self, product: Product) -> None:
+        self.product = product
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _multiplied(func, args, kwargs or {})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("T", "mT"):
+            return self.product
+        return getattr(self.product.empty.mT, name)
+
+    def t(self) -> Product:
+        """As that of a tensor."""
+        return self.product
+
+    def transpose(self, first: int, second: int) -> Any:
+        """As that of a tensor."""
+        return self.product if first % 2 != second % 2 else self
+
+
+ASKED = ("shape", "dtype", "device", "layout", "ndim", "dim", "size", "numel", "requires_grad", "is_cuda", "is_meta")
+"""What may be asked of a weight that is kept as factors."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A product of inputs with a weight, as a function was asked for it.
+
+    turned: the weight is (in, out). about: how a convolution or a table reads it. back: how what comes out is arranged,
+    where the inputs were rearranged for it.
+    """
+
+    x: Tensor
+    weight: Any
+    bias: Any = None
+    turned: bool = False
+    kind: str = "linear"
+    about: tuple[tuple[str, Any], ...] = ()
+    back: Callable[[Tensor], Tensor] | None = None
+
+
+_MATRICES = ("input", "weight")
+_LINEAR = ("input", "weight", "bias")
+_CONV = (*_LINEAR, "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = (*_LINEAR, "stride", "padding", "output_padding", "groups", "dilation")
+_TABLE = (*_MATRICES, "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+_GIVEN: dict[str, tuple[str, ...]] = {
+    "linear": _LINEAR,
+    "matmul": _MATRICES,
+    "mm": _MATRICES,
+    "addmm": ("bias", "input", "weight"),
+    "embedding": _TABLE,
+    **{f"conv{n}d": _CONV for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _CONV_TRANSPOSE for n in (1, 2, 3)},
+}
+"""Arguments of the functions that multiply by a weight, in their order."""
+
+
+def use_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: Callable[[Any], bool]) -> Use | None:
+    """What a function that is given a weight does with it, where that is a product of tensors with it; else None."""
+    name = getattr(func, "__name__", "")
+    if name == "einsum":
+        return _einsum(args, is_weight)
+    if name not in _GIVEN or len(args) > len(_GIVEN[name]):
+        return None
+    given = {
+        **dict(zip(_GIVEN[name], args, strict=False)),
+        **{"weight" if k in ("other", "mat2") else k: v for k, v in kwargs.items()},
+    }
+    x, weight, bias = given.pop("input", None), given.pop("weight", None), given.pop("bias", None)
+    if not isinstance(x, Tensor) or not is_weight(weight) or is_weight(x) or is_weight(bias):
+        return None
+    if name.startswith("conv"):
+        start = {"stride": 1, "padding": 0, "dilation": 1} | ({"output_padding": 0} if "transpose" in name else {})
+        return Use(x, weight, bias, kind=name, about=_settings(start | given, len(weight.shape) - 2))
+    if name == "embedding":
+        plain = given.get("max_norm") is None
+        return Use(x, weight, kind=name, about=(("padding_idx", given.get("padding_idx")),)) if plain else None
+    if given or len(weight.shape) != 2:
+        return None
+    return Use(x, weight, bias, turned=name != "linear")
+
+
+def _settings(given: dict[str, Any], axes: int) -> tuple[tuple[str, Any], ...]:
+    """How a convolution goes over its input, one number for each axis."""
+    groups = given.pop("groups", 1)
+    given["padding"] = 0 if given["padding"] == "valid" else given["padding"]
+    each = {}
+    for name, value in given.items():
+        many = (value,) * axes if isinstance(value, int) else value if isinstance(value, str) else tuple(value)
+        each[name] = many * axes if not isinstance(many, str) and len(many) < axes else many
+    return (*sorted(each.items()), ("groups", groups))
+
+
+def _einsum(args: tuple[Any, ...], is_weight: Callable[[Any], bool]) -> Use | None:
+    """Where one axis of the inputs is summed up with one of the weight, whose other takes its place."""
+    equation, *operands = args
+    operands = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    if not isinstance(equation, str) or len(operands) != 2 or is_weight(operands[0]) == is_weight(operands[1]):
+        return None
+    terms, arrow, out = equation.replace(" ", "").replace("...", "").partition("->")
+    ours = is_weight(operands[0])
+    (mine, theirs), (weight, x) = terms.split(",")[:: 1 if ours else -1], operands[:: 1 if ours else -1]
+    hidden = x.ndim - len(theirs)  # axes that stand for "...", in front
+    summed, new = [c for c in mine if c in theirs], [c for c in mine if c not in theirs]
+    letters = (*theirs, *mine, *out)
+    if not arrow or len(mine) != 2 or len(summed) != 1 or summed[0] in out or len(set(theirs)) < len(theirs):
+        return None
+    left = [c for c in theirs if c not in summed]
+    if sorted(out) != sorted([*left, *new]) or not all(c.isalpha() for c in letters):
+        return None
+    if hidden and not all(term.startswith("...") for term in _dotted(equation, ours)):
+        return None
+    came = [*left, *new]
+    order = [*range(hidden), *(hidden + came.index(c) for c in out)]
+    moved = x.movedim(hidden + theirs.index(summed[0]), -1)
+    return Use(moved, weight, turned=mine == summed[0] + new[0], back=lambda y: y.permute(order))
+
+
+def _dotted(equation: str, weight_first: bool) -> tuple[str, str]:
+    """The terms of an equation for the inputs and for what comes out."""
+    terms, _, out = equation.replace(" ", "").partition("->")
+    return terms.split(",")[1 if weight_first else 0], out
+
+
+def _multiplied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a function gives that was handed a Product in place of a weight."""
+
+    def kept(value: Any) -> bool:
+        return isinstance(value, Product | Turned)
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(filled, value))
+        if isinstance(value, Product):
+            return value.empty
+        return value.product.empty.mT if isinstance(value, Turned) else value
+
+    use = use_of(func, args, kwargs, kept)
+    if use is not None:
+        product: Product = getattr(use.weight, "product", use.weight)
+        turned = use.turned != isinstance(use.weight, Turned)
+        if use.kind != "linear" or product.turned == turned:
+            y: Tensor = product(use.x)
+            if use.bias is not None:
+                y = y + (use.bias if use.kind == "linear" else use.bias.view(-1, *[1] * (len(product.shape) - 2)))
+            return y if use.back is None else use.back(y)
+    return func(*filled(args), **{name: filled(value) for name, value in kwargs.items()})
 
 
 MAPS: dict[str, Callable[..., nn.Module]] = {
@@ -604,5 +811,6 @@ PARTS: dict[str, Callable[..., nn.Module]] = {
     "Experts": Experts,
     "ConstantPad1d": nn.ConstantPad1d,
     "Sequential": Chain,
+    "Product": Product,
 }
 """Everything a checkpoint may list."""

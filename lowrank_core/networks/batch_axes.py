@@ -17,6 +17,7 @@ from lowrank_core.layers.data import (
     evaluating,
     generators_untouched,
     named_outputs,
+    samples_first,
     tensors,
 )
 
@@ -92,27 +93,31 @@ def _found(
     """The axes under which two batches get outputs that differ by their samples alone; None where they do not.
 
     one, other: numbers of the samples in each batch; same: at which places of the first the samples of the other are,
-    None compares no values.
+    None compares no values. The rows of a sample may lie together or apart.
     """
     read = BatchAxes(axes, ())
     first = _answers(model, read.pick(inputs, torch.tensor(one)))
     second = None if first is None else _answers(model, read.pick(inputs, torch.tensor(other)))
     if first is None or second is None or len(first) != len(second):
         return None
-    found, rows = [], []
+    found, rows, apart = [], [], []
     for a, b in zip(first, second, strict=True):
         axis, many = _grows(a, b, len(one), len(other))
         found.append(axis)
         rows.append(many)
+        apart.append(False)
         if axis is None or same is None:
             continue
-        parts = a.reshape(*a.shape[:axis], len(one), many, *a.shape[axis + 1 :])
-        expected = parts.index_select(axis, torch.tensor(same, device=a.device)).flatten(axis, axis + 1)
-        if not _alike(expected, b):
-            return None
-    return (
-        BatchAxes(axes, tuple(found), 0, same is not None, tuple(rows)) if any(n is not None for n in found) else None
-    )
+        order, moved = torch.tensor(same, device=a.device), samples_first(a, axis)
+        together = moved.reshape(len(one), many, *moved.shape[1:])[order].flatten(0, 1)
+        if not _alike(together.movedim(0, axis), b):
+            between = moved.reshape(many, len(one), *moved.shape[1:])[:, order].flatten(0, 1)
+            if many == 1 or not _alike(between.movedim(0, axis), b):
+                return None
+            apart[-1] = True
+    if all(axis is None for axis in found):
+        return None
+    return BatchAxes(axes, tuple(found), 0, same is not None, tuple(rows), tuple(apart) if any(apart) else ())
 
 
 def _grows(a: Tensor, b: Tensor, samples: int, others: int) -> tuple[int | None, int]:

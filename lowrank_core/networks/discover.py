@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -42,6 +43,7 @@ from lowrank_core.networks.profile import (
     module_at,
     spec_of,
 )
+from lowrank_core.networks.reads import Held, Read
 from lowrank_core.networks.routing import add_unreached, watch_data
 from lowrank_core.networks.watching import Watched, watch
 
@@ -57,9 +59,9 @@ def discover(
     axes: where the batch is in the inputs; without them it comes first. data: batches of evaluation samples, asked for
     where values decide how many rows a layer gets, as in a mixture of experts: then rows are counted over all of them.
 
-    A layer is eligible only if its own `forward` ran: a layer whose weight is read by its parent instead would be
-    replaced in vain. Everything else with weights is listed as skipped, with the reason. Multiplies are per sample,
-    of all matrix products and convolutions that PyTorch's FLOP counter knows.
+    A layer is eligible where its own `forward` ran and nothing else reads its weight, or where functions are given the
+    weight and all they do is multiply by it, in one way. Everything else with weights is listed as skipped, with the
+    reason. Multiplies are per sample, of all matrix products and convolutions that PyTorch's FLOP counter knows.
 
     Raises InvalidModel for NaN or Inf weights or a forward pass that fails, InvalidData for unusable inputs.
     """
@@ -89,10 +91,12 @@ def discover(
                 settled.update({module.out_proj} if isinstance(module, nn.MultiheadAttention) else ())
             else:
                 skipped.append(network.skipped(module, reason))
-        elif not is_map(module):
-            skipped.append(network.skipped(module, read_otherwise.get(module) or why_not_a_map(module)))
+        elif not is_map(module) and "weight" not in network.read(module):
+            found, reason = network.bare(module, read_otherwise.get(module, ""))
+            layers += found
+            skipped += [network.skipped(module, reason)] if reason else []
         else:
-            group = _tied(module, network.owners, watched.calls)
+            group = network.tied(module)
             settled.update(*(set(member.modules()) for member in group))
             obstacles = network.obstacles(group)
             if obstacles:
@@ -100,13 +104,13 @@ def discover(
             else:
                 layers.append(network.layer(group))
     skipped += [Skipped(n, kind_of(m).__name__, UNOWNED) for m, n in strangers.items() if m in watched.calls]
-    order = {module: position for position, module in enumerate(watched.calls)}
+    order = {held: position for position, held in enumerate(watched.calls)}
     if len(layers) > MOST_LAYERS:
         raise InvalidModel(
             f"this network has {len(layers):,} layers that can be compressed, at most {MOST_LAYERS:,} are taken; open "
             "a part of it."
         )
-    layers.sort(key=lambda layer: order[module_at(model, layer.module)])
+    layers.sort(key=lambda layer: order[_held(model, layer) if layer.read else module_at(model, layer.module)])
     return ModelProfile(
         fingerprint=fingerprint(original),
         layers=tuple(layers),
@@ -138,16 +142,87 @@ class _Network:
         shared = f"its weight is shared with {self.names[at_fault][0]!r}, which stays as it is"
         return [reason or shared for reason in reasons]
 
+    def read(self, module: nn.Module) -> dict[str, Read]:
+        """The weights of a module that functions are given, who only multiply by them: a chain can take their place.
+
+        Of a layer that a chain can stand for as a whole there are none.
+        """
+        alone = module in self.watched.calls and module not in self.watched.readers
+        if is_map(module) and (alone or module in self.watched.resized):
+            return {}
+        own = {name: self.watched.reads.get((module, name)) for name, _ in module.named_parameters(recurse=False)}
+        return {
+            name: read
+            for name, read in own.items()
+            if read is not None and module.get_parameter(name) not in self.watched.misused
+        }
+
+    def tied(self, module: nn.Module) -> list[nn.Module]:
+        """The modules that hold this one's weight and can share its factors: tables first, then Linear layers.
+
+        The first stands for all. [module] where the weight is its own, or held by anything else.
+        """
+        weight = module._parameters.get("weight")
+        sharers = [] if weight is None else self.owners[weight]
+        tables = {member: self._table(member) for member in sharers}
+        if None in tables.values() or module not in sharers:
+            return [module]
+        return sorted(sharers, key=lambda m: (not tables[m], not self._ran(m)))
+
+    def _table(self, module: nn.Module) -> bool | None:
+        """Whether a module looks rows of its weight up, else multiplies by it as a Linear; None for any other."""
+        read = self.read(module).get("weight")
+        if read is not None:
+            return {"embedding": True, "linear": False}.get(read.kind) if not read.turned else None
+        kind = kind_of(module)
+        plain = is_map(module) and not is_conv1d(module) and "weight" in module._parameters
+        if not plain or not issubclass(kind, nn.Embedding | nn.Linear):
+            return None
+        return issubclass(kind, nn.Embedding)
+
+    def _ran(self, module: nn.Module) -> bool:
+        return module in self.watched.calls or (module, "weight") in self.watched.calls
+
+    def bare(self, module: nn.Module, otherwise: str) -> tuple[list[Layer], str]:
+        """(layers of parameters that functions are given, why the module's others stay); "" where none does.
+
+        otherwise: why they do where nothing is in the way of a product.
+        """
+        layers, reasons = [], []
+        for name in self.read(module):
+            if reason := self._read_obstacle(module, name, [module]):
+                reasons.append(f"{name!r}: {reason}")
+            else:
+                layers.append(self._read_layer(module, name))
+        taken = {layer.parameter for layer in layers}
+        left = [name for name, p in module.named_parameters(recurse=False) if p.ndim > 1 and name not in taken]
+        if layers and not left:
+            return layers, ""
+        return layers, "; ".join(reasons) or otherwise or why_not_a_map(module, self._misused(module))
+
+    def _misused(self, module: nn.Module) -> str:
+        own = module.parameters(recurse=False)
+        return next((self.watched.misused[p] for p in own if p in self.watched.misused), "")
+
     def _obstacle(self, module: nn.Module, group: list[nn.Module]) -> str | None:
+        if "weight" in self.read(module):
+            return self._read_obstacle(module, "weight", group)
         if module in self.watched.resized:
             return RESIZED
         own = computed_obstacle(module) or shared_obstacle(self.model, module, self.owners, group)
         if reason := own or weight_obstacle(module):
             return reason
         if module not in self.watched.calls and module is group[0]:
-            return NEVER_RAN
+            return self._misused(module) or NEVER_RAN
         beside = self.watched.changed.get(module) or self.parents.get(module) or self.watched.readers.get(module)
-        return beside or method_obstacle(module)
+        return beside or method_obstacle(spec_of(module))
+
+    def _read_obstacle(self, module: nn.Module, name: str, group: list[nn.Module]) -> str | None:
+        weight = module.get_parameter(name)
+        outside = [owner for owner in self.owners[weight] if owner not in group]
+        if outside:
+            return f"its weight is shared with {self.names[outside[0]][0]!r}; factorising one would untie them"
+        return weight_obstacle(module, name) or method_obstacle(_spec_of_read(weight, self.read(module)[name]))
 
     def layer(self, group: list[nn.Module]) -> Layer:
         """Modules that share one weight as one layer; nearly always a single one."""
@@ -155,7 +230,29 @@ class _Network:
         beside = f" with {', '.join(other.name for other in others)}" if others else ""
         return replace(first, type=first.type + beside, tied=tuple(others))
 
+    def _read_layer(self, module: nn.Module, parameter: str) -> Layer:
+        read, weight = self.read(module)[parameter], module.get_parameter(parameter)
+        names = self.names[module]
+        if parameter != "weight":
+            names = [f"{'' if name == type(self.model).__name__ else name}.{parameter}" for name in names]
+        name, *aliases = (name.removeprefix(".") for name in names)
+        in_sizes, shares = self.watched.sizes(module, parameter)
+        return Layer(
+            name=name,
+            type=kind_of(module).__name__,
+            spec=_spec_of_read(weight, read),
+            in_sizes=in_sizes,
+            shares=shares,
+            itemsize=weight.element_size(),
+            aliases=tuple(aliases),
+            parameter=parameter,
+            transposed_weight=read.turned,
+            read=True,
+        )
+
     def _layer(self, module: nn.Module) -> Layer:
+        if "weight" in self.read(module):
+            return self._read_layer(module, "weight")
         name, *aliases = self.names[module]
         spec = spec_of(module)
         in_sizes, shares = self.watched.sizes(module)
@@ -216,6 +313,8 @@ class _Network:
 def _own_parameters(model: nn.Module, layer: Layer) -> Iterator[Tensor]:
     """The parameters that a layer is or is part of."""
     module = module_at(model, layer.module)
+    if layer.read:
+        return iter([module.get_parameter(layer.parameter)])
     return (module if layer.expert is None else module.get_submodule(layer.parameter)).parameters()
 
 
@@ -281,16 +380,24 @@ def _weights(rnn: Dense, prefixes: list[str], watched: Watched) -> Iterator[Laye
         )
 
 
-def _tied(module: nn.Module, owners: dict[Tensor, list[nn.Module]], calls: Collection[nn.Module]) -> list[nn.Module]:
-    """The modules that hold this one's weight and can share its factors: embeddings first, then Linear layers.
+def _held(model: nn.Module, layer: Layer) -> Held:
+    """The parameter that a layer is of."""
+    return module_at(model, layer.module), layer.parameter
 
-    The first stands for all. [module] where the weight is its own, or held by anything else.
-    """
-    weight = module._parameters.get("weight")
-    sharers = [] if weight is None else owners[weight]
-    if not all(type(m) in (nn.Embedding, nn.Linear) for m in sharers) or module not in sharers:
-        return [module]
-    return sorted(sharers, key=lambda m: (type(m) is nn.Linear, m not in calls))
+
+def _spec_of_read(weight: Tensor, read: Read) -> LayerSpec:
+    """The map that functions ask for who are given a weight, without the bias, which they are given beside it."""
+    about: dict[str, Any] = dict(read.about)
+    rows, columns, *kernel = weight.shape
+    if read.kind == "embedding":
+        padding = about["padding_idx"]
+        padding = padding if padding is None or padding >= 0 else rows + padding
+        return LayerSpec(rows, columns, bias=False, table=True, padding_idx=padding)
+    if read.kind == "linear":
+        return LayerSpec(rows, columns, bias=False) if read.turned else LayerSpec(columns, rows, bias=False)
+    transposed, other = "transpose" in read.kind, columns * about["groups"]
+    inputs, outputs = (rows, other) if transposed else (other, rows)
+    return LayerSpec(inputs, outputs, bias=False, kernel=tuple(kernel), transposed=transposed, **about)
 
 
 def _holds_weights(module: nn.Module) -> bool:

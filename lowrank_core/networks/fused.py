@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lowrank_core.errors import Cancelled
-from lowrank_core.layers.computed import sharing
+from lowrank_core.layers.computed import sharing, with_stand_ins
 from lowrank_core.layers.data import Inputs, answer, evaluating, generators_untouched
-from lowrank_core.layers.experts import matrix, put_in
+from lowrank_core.layers.experts import matrix
 from lowrank_core.layers.parts import ExpertRead, Experts
 from lowrank_core.networks.profile import LINEAR_MAPS, is_conv1d
 
@@ -148,12 +148,10 @@ def with_trials(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[nn.Mo
     if not places:
         return model, {}
     looked = sharing(model)
-    trials: list[tuple[str, Trial]] = []
-    for name, leaf in places:
-        host = looked.get_submodule(name)
-        trial = Trial(host.get_parameter(leaf), host)
-        put_in(host, leaf, trial)
-        trials.append((leaf, trial))
+    hosts = [(looked.get_submodule(name), leaf) for name, leaf in places]
+    trials = [(leaf, Trial(host.get_parameter(leaf), host)) for host, leaf in hosts]
+    named = (f"{name}.{leaf}".removeprefix(".") for name, leaf in places)
+    with_stand_ins(looked, dict(zip(named, (trial for _, trial in trials), strict=True)))
     failed = ""
     try:
         with evaluating(looked), generators_untouched():

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from lowrank_core.layers.computed import effective, kind_of
 from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, weight_shapes
+from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS
-from lowrank_core.networks.profile import LINEAR_MAPS, spec_of
+from lowrank_core.networks.profile import LINEAR_MAPS
 
 RESIZED = "called with an output_size, which a chain cannot pass on; set output_padding instead"
 
 
 NEVER_RAN = "its forward never ran on the example inputs"
+
+NEVER_GIVEN = "no product with its weight was seen on the example inputs"
 
 
 def attention_obstacle(attention: nn.MultiheadAttention) -> str | None:
@@ -61,14 +64,15 @@ def is_quantised(module: nn.Module) -> bool:
     return hasattr(module, "_packed_params") or type(module).__module__.startswith("torch.ao.nn.quantized")
 
 
-def why_not_a_map(module: nn.Module) -> str:
-    parent = kind_of(module).__mro__[1].__name__
+def why_not_a_map(module: nn.Module, misused: str = "") -> str:
+    """Why a module is none of the layers that are factorised; misused: what is done with its weight, where known."""
+    parent = next((kind.__name__ for kind in kind_of(module).__mro__[1:] if kind.__module__.startswith("torch.")), "")
     if is_quantised(module):
         return "its weights are quantised integers; compress the network first, then quantise"
     if kind_of(module) is not type(module) or isinstance(module, nn.utils.parametrize.ParametrizationList):
         return "its weight is computed by a parametrization; remove it first (torch.nn.utils.parametrize)"
     if isinstance(module, (*LINEAR_MAPS, nn.MultiheadAttention)):
-        return f"a special kind of {parent}: its parent may read the weight directly"
+        return f"a special kind of {parent}, and {misused or NEVER_GIVEN}"
     if isinstance(module, (*KINDS, *CELLS)):
         return f"a special kind of {parent}: what it does with its weights is its own affair"
     if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
@@ -77,7 +81,8 @@ def why_not_a_map(module: nn.Module) -> str:
         return "weights that a graph computes with outside its layers"
     if type(module).__name__ in ("InterpreterModule", "Program"):
         return "a part of an exported graph that does more with its weights than one linear map"
-    return f"{type(module).__name__} holds bare parameters: it is none of the layers that are factorised"
+    beside = f"; {misused}" if misused else ""
+    return f"{type(module).__name__} holds bare parameters: it is none of the layers that are factorised{beside}"
 
 
 def computed_obstacle(module: nn.Module) -> str | None:
@@ -93,8 +98,9 @@ def computed_obstacle(module: nn.Module) -> str | None:
     return None
 
 
-def weight_obstacle(module: nn.Module) -> str | None:
-    weight = effective(module, "weight")
+def weight_obstacle(module: nn.Module, name: str = "weight") -> str | None:
+    """What of a weight itself is in the way of factorising it."""
+    weight = effective(module, name)
     assert weight is not None
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}: only real numbers are factorised"
@@ -118,9 +124,8 @@ def parent_obstacles(model: nn.Module) -> dict[nn.Module, str]:
     return obstacles
 
 
-def method_obstacle(module: nn.Module) -> str | None:
-    """Why no decomposition fits a module; None where one does."""
-    spec = spec_of(module)
+def method_obstacle(spec: LayerSpec) -> str | None:
+    """Why no decomposition fits a layer; None where one does."""
     reasons = {method.obstacle(spec) for method in METHODS.values()}
     if None in reasons:
         return None

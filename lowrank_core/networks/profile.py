@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from lowrank_core.errors import NO_TEXT, InvalidModel, few
 from lowrank_core.layers.computed import effective, kind_of
 from lowrank_core.layers.data import octets
+from lowrank_core.layers.parts import Product
 from lowrank_core.layers.spec import LayerSpec, Size
 from lowrank_core.methods import METHODS, Method
 
@@ -36,6 +37,8 @@ class Layer:
     weight and so the factors, each with its own bias. expert: its number, where the parameter holds one matrix for each
     expert of a mixture. extra: numbers stored for a weight that is computed from others.
     stored: bytes of the dense layer in its file, where they are kept in another type there.
+    read: functions are given the weight, so the module stays with all else that it does, its bias too, and the chain
+    takes the weight's place in it; the layer goes by the name of its module where the weight is called so.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Layer:
     shares: tuple[Fraction, ...] = ()
     expert: int | None = None
     stored: int | None = None
+    read: bool = False
 
     @property
     def passes(self) -> Iterable[tuple[Size, Fraction | int]]:
@@ -68,7 +72,7 @@ class Layer:
     @property
     def module(self) -> str:
         """The name of the module that holds the weight: the layer's own, or 'rnn' of 'rnn.weight_hh_l0'."""
-        if not self.partial:
+        if self.parameter == "weight" and self.expert is None:
             return self.name
         return self.name.removesuffix(self.part or self.parameter).removesuffix(".")
 
@@ -80,12 +84,12 @@ class Layer:
     @property
     def partial(self) -> bool:
         """Whether the layer is one of several weights of a recurrent module, an attention or a mixture of experts."""
-        return self.parameter != "weight" or self.expert is not None
+        return self.expert is not None or (self.parameter != "weight" and not self.read)
 
     @property
     def plain(self) -> bool:
         """Whether an nn.Sequential of layers of torch.nn can stand for it wherever the network is rebuilt."""
-        return not (self.partial or self.tied or self.spec.bag or self.asked)
+        return not (self.partial or self.tied or self.spec.bag or self.asked or self.read)
 
     @property
     def stepwise(self) -> bool:
@@ -138,8 +142,20 @@ class ModelProfile:
 
 
 def module_at(model: nn.Module, name: str) -> nn.Module:
-    """The module of that layer name; a network that is one layer goes by the name of its type."""
-    return model if is_whole(model, name) else model.get_submodule(name)
+    """The module of that layer name, or what stands there for its weight; a network that is one layer goes by the name
+    of its type."""
+    module = model if is_whole(model, name) else model.get_submodule(name)
+    stands = module._modules.get("weight")
+    return stands if isinstance(stands, Product) else module
+
+
+def place_of(model: nn.Module, layer: Layer) -> str:
+    """Where the chain of a layer is in a compressed copy: in the place of its module, "" of a whole network, or of its
+    weight."""
+    name = "" if is_whole(model, layer.module) else layer.module
+    if layer.read:
+        return f"{name}.{layer.parameter}".removeprefix(".")
+    return layer.name if layer.partial else name
 
 
 def is_whole(model: nn.Module, name: str) -> bool:
@@ -238,7 +254,15 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def is_map(module: nn.Module) -> bool:
-    return kind_of(module) in LINEAR_MAPS or is_conv1d(module)
+    """Whether a chain can stand for it: a layer of torch.nn, or one that only begins otherwise."""
+    kind = kind_of(module)
+    return is_conv1d(module) or any(issubclass(kind, known) and _forwards(kind, known) for known in LINEAR_MAPS)
+
+
+def _forwards(kind: type, known: type) -> bool:
+    """Whether a class of modules answers as the one that it is derived from."""
+    names = ("__call__", "forward", "_conv_forward", "_output_padding", "__getattr__")
+    return all(getattr(kind, name, None) is getattr(known, name, None) for name in names)
 
 
 def spec_of(module: nn.Module) -> LayerSpec:

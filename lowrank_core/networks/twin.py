@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank_core.layers.attention import watched_attention, without_fused_paths
-from lowrank_core.layers.computed import sharing
-from lowrank_core.layers.experts import put_in, watched_experts
+from lowrank_core.layers.computed import sharing, with_stand_ins
+from lowrank_core.layers.experts import watched_experts
+from lowrank_core.layers.parts import Product
 from lowrank_core.layers.recurrent import watched
-from lowrank_core.networks.profile import Layer, matrices, module_at
+from lowrank_core.layers.spec import build_part
+from lowrank_core.networks.profile import Layer, matrices, module_at, place_of, weight_at
 
 
 def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
@@ -22,7 +24,12 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     watch = list(watch)
-    experts = {layer.place: layer for layer in watch if layer.expert is not None}
+    stand_ins: dict[str, nn.Module] = {
+        place_of(model, layer): _dense_product(model, layer) for layer in watch if layer.read
+    }
+    for place, layer in {layer.place: layer for layer in watch if layer.expert is not None}.items():
+        values = matrices(module_at(model, layer.module).get_parameter(layer.parameter), layer)
+        stand_ins[place] = watched_experts(values, layer.transposed_weight)
     for name in {layer.module for layer in watch if layer.partial and layer.expert is None}:
         module = module_at(model, name)
         if isinstance(module, nn.MultiheadAttention):
@@ -30,12 +37,15 @@ def twin(model: nn.Module, watch: Iterable[Layer] = ()) -> nn.Module:
             continue
         assert isinstance(module, nn.RNNBase | nn.RNNCellBase)
         memo[id(module)] = watched(module)
-    copied = without_fused_paths(sharing(model, memo))
-    for layer in experts.values():
-        host = module_at(copied, layer.module)
-        values = matrices(host.get_parameter(layer.parameter), layer)
-        put_in(host, layer.parameter, watched_experts(values, layer.transposed_weight))
-    return copied
+    return without_fused_paths(with_stand_ins(sharing(model, memo), stand_ins))
+
+
+def _dense_product(model: nn.Module, layer: Layer) -> Product:
+    """One layer with the weight of another in the same memory, for functions that are given the weight."""
+    spec = layer.spec
+    part = build_part(spec.op, spec.arguments, device="meta", dtype=weight_at(model, layer).dtype)
+    part.weight = nn.Parameter(weight_at(model, layer).detach(), requires_grad=False)
+    return Product(part, turned=layer.transposed_weight)
 
 
 def on_call(module: nn.Module, see: Callable[[Tensor, Tensor], Any]) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""What forward passes tell: operations and rows counted, and who reads weights outside their own layer."""
+"""What forward passes tell: which layers ran on what, and the operations counted."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
 from lowrank_core.errors import InvalidModel, LowRankError
-from lowrank_core.layers.computed import kind_of
-from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, generators_untouched, tensors
+from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, generators_untouched
+from lowrank_core.layers.parts import Use
 from lowrank_core.layers.recurrent import CELLS, KINDS
 from lowrank_core.layers.spec import Size
 from lowrank_core.networks.beside import watch_beside
 from lowrank_core.networks.fused import Trial
 from lowrank_core.networks.profile import TRANSPOSED, is_map, spec_of
+from lowrank_core.networks.reads import Held, Read, Readers
 
 Passed = tuple[Size, int]
 """Inputs that went through a module in one call: the extent of each, () for a row of features, and how many."""
@@ -35,22 +35,25 @@ Passed = tuple[Size, int]
 class Watched:
     """What forward passes told of the modules that hold weights.
 
-    samples: of each batch. calls: the modules that ran, in the order of the first call. passed: by module and way in
-    ("" of most; "query" and "key" of an attention, "whole" and "step" of a recurrent module), of each batch what went
-    through. resized: modules called with an output_size. readers: of modules whose weight something else computes with,
-    who does; asked: those whose weight was only asked for its type or shape. changed: of modules whose own hooks or
-    replaced forward change what comes out, what does.
+    samples: of each batch. calls: the modules that ran and the weights that functions were given, in the order of the
+    first call. passed: by module and way in ("" of most; "query" and "key" of an attention, "whole" and "step" of a
+    recurrent module, its name of a weight that functions were given), of each batch what went through. resized: modules
+    called with an output_size. readers: of modules whose weight something else computes with, who does; asked: those
+    whose weight was only asked for its type or shape. changed: of modules whose own hooks or replaced forward change
+    what comes out, what does. reads, misused: as of `Readers`.
     products: multiplications of the whole network in all batches. shaped: whether an operation ran whose output has as
     many rows as the values say; valued: whether Python looked at values, by which it may decide what runs.
     """
 
     samples: list[int] = field(default_factory=list)
-    calls: dict[nn.Module, None] = field(default_factory=dict)
+    calls: dict[nn.Module | Held, None] = field(default_factory=dict)
     passed: dict[tuple[nn.Module, str], dict[int, list[Passed]]] = field(default_factory=dict)
     resized: set[nn.Module] = field(default_factory=set)
     readers: dict[nn.Module, str] = field(default_factory=dict)
     asked: set[nn.Module] = field(default_factory=set)
     changed: dict[nn.Module, str] = field(default_factory=dict)
+    reads: dict[Held, Read] = field(default_factory=dict)
+    misused: dict[Tensor, str] = field(default_factory=dict)
     products: int = 0
     shaped: bool = False
     valued: bool = False
@@ -65,7 +68,7 @@ class Watched:
         named = [kwargs[name] for name in ("input", "query") if name in kwargs]
         given = (*args, *named, *kwargs.values())[0]
         self.calls.setdefault(module)
-        if kind_of(module) in TRANSPOSED and len(args) + len(kwargs) > 1:
+        if isinstance(module, TRANSPOSED) and len(args) + len(kwargs) > 1:
             self.resized.add(module)
         elif type(module) in (*KINDS, *CELLS):
             rows = _rows_by_step(module, given)
@@ -81,17 +84,29 @@ class Watched:
             self.note(module, [((), bags)])
         elif isinstance(module, nn.Embedding):
             self.note(module, [((), given.numel())])
-        elif dimensions := len(spec_of(module).kernel):
-            alone = given.ndim == dimensions + 1
-            self.note(module, [(tuple(given.shape[-dimensions:]), self.samples[-1] if alone else len(given))])
         else:
-            self.note(module, [((), given.shape[:-1].numel())])
+            self.note(module, [self._passed(given, len(spec_of(module).kernel))])
+
+    def hear_read(self, held: Held, use: Use) -> None:
+        """Note a product with a weight that a function is given."""
+        module, name = held
+        self.calls.setdefault(held)
+        dimensions = use.weight.ndim - 2
+        passed = ((), use.x.numel()) if use.kind == "embedding" else self._passed(use.x, dimensions)
+        self.note(module, [passed], name)
 
     def hear_expert(self, trial: Trial, number: int, rows: int) -> None:
         """Note a product of one expert's matrix in a parameter of several."""
         self.calls.setdefault(trial)
         self.calls.setdefault(trial.host)
         self.note(trial, [((), rows)], str(number))
+
+    def _passed(self, given: Tensor, dimensions: int) -> Passed:
+        """What goes through a linear map or, of some dimensions, a convolution."""
+        if not dimensions:
+            return (), given.shape[:-1].numel()
+        alone = given.ndim == dimensions + 1
+        return tuple(given.shape[-dimensions:]), self.samples[-1] if alone else len(given)
 
     def note(self, module: nn.Module, passed: list[Passed], way: str = "") -> None:
         """Add what went through a module to what this batch has sent through it."""
@@ -127,6 +142,7 @@ def watch(
     watched = Watched()
     counter = FlopCounter()
     readers = Readers(model, [module for module in modules if is_map(module)])
+    readers.hear = watched.hear_read
     hooks = ExitStack()
     watched.changed = watch_beside(modules, hooks)
     for module in modules:
@@ -153,6 +169,7 @@ def watch(
             f"{' '.join(str(error).split())}; example_inputs() must return what the model is called with."
         ) from error
     watched.readers, watched.asked = readers.readers, readers.asked
+    watched.reads, watched.misused = readers.reads, readers.misused
     watched.products, watched.shaped = counter.total // 2, watched.shaped or counter.shaped
     watched.valued = counter.valued or readers.valued
     return watched
@@ -262,60 +279,3 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _by_truth(indices: Iterable[Tensor | None]) -> bool:
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-
-
-PARAMETRIZATIONS = ".parametrizations."
-"""In the names of modules that compute a weight: whoever asked for the weight is its reader, not they."""
-
-
-class Readers(TorchFunctionMode):
-    """Who computes with a layer's weight outside that layer's own forward; asking for its type or shape is free.
-
-    While a function mode is active, PyTorch's attention and encoder layers do not take their fused path, which no
-    counter sees.
-    """
-
-    def __init__(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.readers: dict[nn.Module, str] = {}
-        self.asked: set[nn.Module] = set()
-        self.valued = False
-        self._names = {module: name for name, module in model.named_modules()}
-        self._open: list[nn.Module] = []
-        self._owners: dict[Tensor, list[nn.Module]] = {}
-        for layer in layers:
-            for parameter in layer.parameters():
-                self._owners.setdefault(parameter, []).append(layer)
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> Readers:
-        for module, name in self._names.items():
-            if not isinstance(module, torch.jit.ScriptModule) and PARAMETRIZATIONS not in f".{name}.":
-                before = module.register_forward_pre_hook(lambda m, _: self._open.append(m), prepend=True)
-                self._hooks.callback(before.remove)
-                self._hooks.callback(module.register_forward_hook(lambda *_: self._close()).remove)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._hooks.close()
-
-    def _close(self) -> None:
-        self._open.pop()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.valued = self.valued or func in (Tensor.tolist, Tensor.numpy)
-        for tensor in tensors((args, kwargs)):
-            owners = self._owners.get(tensor, [])
-            if not owners or any(owner in self._open for owner in owners):
-                continue
-            if not tensors(result) or (func in (Tensor.to, Tensor.type_as) and tensor is not args[0]):
-                self.asked.update(owners)
-                continue
-            reader = self._open[-1] if self._open else next(iter(self._names))
-            name = f"{type(reader).__name__} {self._names[reader]!r}".removesuffix(" ''")
-            reason = f"{name} also computes with its weight or bias directly, and factors have none to read"
-            self.readers |= dict.fromkeys(owners, reason)
-        return result

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from operator import eq
 from typing import Any
 
@@ -170,6 +171,8 @@ class PrefixStore:
         if type(model) is not type(self.model) or len(layers) < 2:
             return ()
         counts = Counter(layer.module for layer in layers)
+        if len(counts) < len(list(groupby(layers, key=lambda layer: layer.module))):
+            return ()  # a module's weights are read with other layers in between, so it has no one place
         starts = [self.visits[name].enter if name in self.visits else -1 for name in counts]
         if starts[0] < 0 or starts != sorted(set(starts)):
             return ()  # not every layer runs, or they run in another order than on the example inputs

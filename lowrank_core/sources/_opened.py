@@ -147,6 +147,8 @@ def _placed(dataset: Dataset, axes: BatchAxes | None) -> Dataset:
     targets = dataset.targets
     placed = replace(dataset, axes=axes)
     axis = next((a for a in axes.outputs if a), 0)
+    if any(axes.apart):  # labels that are not put into one axis have the batch where the inputs have it
+        axis = next((a for a in axes.inputs if a is not None), 0)
     if targets is not None and axis < targets.ndim and len(targets) != len(placed) == targets.shape[axis]:
         return replace(placed, targets=targets.movedim(axis, 0), axes=replace(axes, targets=axis))
     return placed
