@@ -385,7 +385,7 @@ def torch_reader() -> Reader:
 
 
 def onnx_reader() -> Reader:
-    """A model as it is opened and run once on random inputs: convolution, LSTM, a table, a function."""
+    """A model as it is opened and run once on random inputs: layers, functions, and what files of others have."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -439,7 +439,96 @@ def onnx_reader() -> Reader:
         ],
         (twice,),
     )
-    return _opening("fuzzed.onnx", (picture, text), changed_onnx)
+    return _opening("fuzzed.onnx", (picture, text, *_as_found()), changed_onnx)
+
+
+def _as_found() -> Iterator[bytes]:
+    """Models with what files of others have: If, Loop and Scan, a state and a rate; QDQ and integer products."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator, info = np.random.default_rng(1), helper.make_tensor_value_info
+
+    def stored(**arrays: Any) -> list[Any]:
+        return [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()]
+
+    def floats(*shape: int) -> Any:
+        return generator.standard_normal(shape).astype(np.float32)
+
+    def model(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: list[Any]) -> bytes:
+        graph = helper.make_graph(nodes, "small", inputs, outputs, weights)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+    real, whole, truth = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+    loop = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["h", "inside"], ["m"]),
+            helper.make_node("Tanh", ["m"], ["out"]),
+            helper.make_node("ReduceMax", ["out"], ["top"], keepdims=0),
+            helper.make_node("Less", ["top", "limit"], ["go"]),
+            helper.make_node("Identity", ["out"], ["row"]),
+        ],
+        "loop",
+        [info("i", whole, ()), info("on", truth, ()), info("h", real, None)],
+        [info("go", truth, ()), info("out", real, None), info("row", real, None)],
+        stored(inside=floats(4, 4)),
+    )
+    scan = helper.make_graph(
+        [helper.make_node("Add", ["c", "r"], ["c_out"]), helper.make_node("Mul", ["c_out", "r"], ["made"])],
+        "scan",
+        [info("c", real, None), info("r", real, None)],
+        [info("c_out", real, None), info("made", real, None)],
+    )
+    ways = [
+        helper.make_graph([helper.make_node(op, ["a"], [f"{op}.y"])], op, [], [info(f"{op}.y", real, None)])
+        for op in ("Relu", "Neg")
+    ]
+    yield model(
+        [
+            helper.make_node("Equal", ["rate", "fast"], ["is"]),
+            helper.make_node("MatMul", ["x", "w"], ["a"]),
+            helper.make_node("If", ["is"], ["b"], then_branch=ways[0], else_branch=ways[1]),
+            helper.make_node("Loop", ["many", "", "b"], ["l", "rows"], body=loop),
+            helper.make_node("Squeeze", ["state", "first"], ["s"]),
+            helper.make_node("Scan", ["s", "rows"], ["n", "ys"], body=scan, num_scan_inputs=1),
+            helper.make_node("Unsqueeze", ["n", "first"], ["stateN"]),
+            helper.make_node("ReduceSum", ["ys", "first"], ["t"], keepdims=0),
+            helper.make_node("MatMul", ["t", "v"], ["y"]),
+        ],
+        [info("x", real, ["N", 6]), info("state", real, [1, None, 4]), info("rate", whole, [])],
+        [info("y", real, ["N", 3]), info("stateN", real, [1, None, 4])],
+        stored(w=floats(6, 4), v=floats(4, 3), many=3, limit=np.float32(9), fast=16_000, first=np.array([0], np.int64)),
+    )
+    integers = generator.integers(-100, 100, (6, 4)).astype(np.int8)
+    scales = {"s": np.float32(0.02), "z": np.int8(1), "t": np.float32([0.1, 0.2, 0.1, 0.3])}
+    yield model(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+            helper.make_node("DequantizeLinear", ["w", "t"], ["f"], axis=1),
+            helper.make_node("MatMul", ["d", "f"], ["a"]),
+            helper.make_node("Cast", ["w"], ["c"], to=1),
+            helper.make_node("Mul", ["c", "t"], ["g"]),
+            helper.make_node("MatMul", ["x", "g"], ["b"]),
+            helper.make_node("Add", ["a", "b"], ["y"]),
+        ],
+        [info("x", real, [1, 6])],
+        [info("y", real, [1, 4])],
+        stored(w=integers, **scales),
+    )
+    yield model(
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"]),
+            helper.make_node("MatMulInteger", ["q", "w", "qz", "z"], ["i"]),
+            helper.make_node("Cast", ["i"], ["c"], to=1),
+            helper.make_node("Mul", ["qs", "s"], ["scale"]),
+            helper.make_node("Mul", ["c", "scale"], ["y"]),
+        ],
+        [info("x", real, ["N", 6])],
+        [info("y", real, ["N", 4])],
+        stored(w=integers, s=scales["s"], z=scales["z"]),
+    )
 
 
 def npz_reader() -> Reader:

@@ -17,6 +17,10 @@ every kill it must hold that
 - at most one result was finished and not on disk yet: the one that was being saved;
 - temporary files of the killed run are gone once they are old.
 
+The kind `app` is killed while a handle of the board is held, some releases after the page was opened, and at a random
+moment after the last of them: every release that the page had come to rest after must be a step of the history on disk,
+in its order, the last one may be, nothing else; and the same address opens with the plan that the history ends with.
+
 Prints one line for each kind and exits with 1 where anything else was found. What was in progress at the moment of the
 kill (one point, one evaluation, one epoch, one file) is done again.
 """
@@ -47,7 +51,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
 
 from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.commands import _opening, cli
@@ -60,6 +64,7 @@ from lowrank_core.store.cache import Cache
 from lowrank_core.store.lines import read_lines
 from lowrank_core.training import finetune
 from lowrank_core.workspace import Workspace
+from pages.ui import history_file
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, is_ready
 
 COUNTED = ("point", "evaluation", "number", "epoch", "tensor")
@@ -72,6 +77,7 @@ IMPORTED = (
     "tests.conftest",
 )
 AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
+RUNNING = "[data-testid=stApp][data-test-script-state=running]"
 REPLACING = "replacing"
 LATEST = 0.97
 """Share of an undisturbed run up to which kills come: runs differ in length, and one that is over cannot be killed."""
@@ -221,7 +227,9 @@ def begun(
     (folder / "out").mkdir(parents=True, exist_ok=True)
     (folder / "tmp").mkdir(exist_ok=True)
     names = {"plan": str(plan), "out": str(folder / "out" / "written")}
-    arguments = [*(part.format(**names) for part in kind.arguments), "--force"]  # over what an earlier run wrote
+    arguments = [part.format(**names) for part in kind.arguments]
+    if "{out}" in kind.arguments:
+        arguments.append("--force")  # over what an earlier run wrote
     process = processes().Process(target=inside, args=(folder, folder / journal, arguments, held))
     process.start()
     while process.is_alive() and not (folder / journal).exists():
@@ -321,7 +329,9 @@ def timeless(value: Any) -> Any:
 
 
 def said(path: Path) -> Any:
-    """The content of a file, of JSON without times."""
+    """The content of a file, of JSON without times; None where there is none."""
+    if not path.exists():
+        return None
     content = path.read_bytes()
     try:
         return timeless(json.loads(content))
@@ -627,6 +637,103 @@ def killed_server(folder: Path, kind: PageKind, browser: Browser, kills: int, se
     return total, whole
 
 
+@dataclass(frozen=True)
+class DragKind:
+    """The board of ranks, killed with the server in the middle of a drag; what a person has released is what counts."""
+
+    name: str = "app"
+    layer: str = "fc1"
+    most_releases: int = 4
+    kills: int = 5
+
+
+APP = DragKind()
+
+
+def handle_of(page: Page, url: str, kind: DragKind) -> Locator:
+    """Open the board, and wait until it is at rest."""
+    page.goto(f"{url}/Ranks?w=0123456789abcdef", timeout=120_000)
+    handle = page.get_by_role("slider", name=f"{kind.layer} rank", exact=True)
+    expect(handle).to_be_visible(timeout=300_000)
+    page.wait_for_selector(AT_REST, timeout=300_000)
+    return handle
+
+
+def hold(page: Page, handle: Locator, rank: int) -> None:
+    """Drag a handle to a rank, and hold it there."""
+    box, top = handle.bounding_box(), int(handle.get_attribute("max") or 1)
+    assert box is not None
+
+    def at(rank: int) -> tuple[float, float]:
+        return box["x"] + 5 + (box["width"] - 10) * (rank - 1) / (top - 1), box["y"] + box["height"] / 2
+
+    page.mouse.move(*at(int(handle.input_value())))
+    page.mouse.down()
+    page.mouse.move(*at(rank), steps=8)
+
+
+def released(
+    folder: Path, kind: DragKind, browser: Browser, ranks: list[int], pause_seconds: float
+) -> tuple[list[int], int]:
+    """Release the handle at all ranks but the last, hold it there, and kill the server; (ranks released, at rest)."""
+    done, rested = [], 0
+    with server(folder, folder / "journal") as (process, url):
+        page = browser.new_page()
+        try:
+            handle = handle_of(page, url, kind)
+            for number, rank in enumerate(ranks, 1):
+                hold(page, handle, rank)
+                if number == len(ranks):
+                    page.wait_for_timeout(1000 * pause_seconds)
+                    process.kill()
+                    process.wait()
+                page.mouse.up()
+                if number < len(ranks):
+                    done.append(int(handle.input_value()))
+                if number < len(ranks) - 1:
+                    with suppress(TimeoutError):  # its run may have come and gone
+                        page.wait_for_selector(RUNNING, timeout=2_000)
+                    page.wait_for_selector(AT_REST, timeout=300_000)
+                    rested = len(done)
+        finally:
+            page.close()
+    return done, rested
+
+
+def killed_app(folder: Path, kind: DragKind, browser: Browser, kills: int, seed: int) -> Found:
+    """So many kills in the middle of a drag."""
+    total, draws, profile = Found(), random.Random(seed), Workspace.open(MODEL).profile
+    for attempt in range(kills):
+        own, pause_seconds = folder / str(attempt), draws.uniform(0, 1)
+        ranks = draws.sample(range(2, 60), draws.randint(1, kind.most_releases) + 1)
+        done, rested = released(own, kind, browser, ranks, pause_seconds)
+        states = own / "state" / "rank-explorer"
+        found = Found(kills=1, left=len(list(own.rglob("*.tmp"))))
+        loaded = [history_file.load(path, profile) for path in states.glob("0123456789abcdef-*.json")]
+        found.wrong += [each.said for each in loaded if each.said]
+        kept = [each.kept.history for each in loaded if each.kept is not None]
+        plans = [plan for history in kept for plan in (*history.past, history.plan)]
+        steps = [choice.rank[0] for plan in plans if (choice := plan.get(kind.layer)) is not None]
+        saved = [steps[-n:] == done[:n] for n in range(1, len(done) + 1)]
+        found.kept = max((n for n, whole in enumerate(saved, 1) if whole), default=0)
+        found.saving = len(done) - found.kept
+        if found.kept < rested:
+            found.wrong.append(f"released {done}, at rest after {rested} of them, and the history holds {steps}")
+        for path in own.rglob("*.tmp"):
+            os.utime(path, (time.time() - OLD_SECONDS,) * 2)
+        with server(own, own / "journal-again") as (_, url):
+            page = browser.new_page()
+            handle = handle_of(page, url, kind)
+            if steps and int(handle.input_value()) != steps[-1]:
+                found.wrong.append(f"the board shows {handle.input_value()}, the history ends with {steps[-1]}")
+            page.close()
+        found.wrong += [f"left for good: {path.name}" for path in states.rglob("*.tmp")]
+        found.wrong += [f"set aside: {path.name}" for path in states.glob("*.json.*")]
+        summed(total, found, f"{kind.name}, {len(done)} releases, {pause_seconds:.2f} s after the last")
+        shutil.rmtree(own, ignore_errors=True)
+    return total
+
+
 def summed(total: Found, found: Found, where: str) -> None:
     """Add one kill to the others."""
     for name in ("kills", "kept", "repeated", "saving", "left"):
@@ -639,7 +746,7 @@ def summed(total: Found, found: Found, where: str) -> None:
 def main() -> None:
     """Print the table."""
     options = benchmark_parser(__doc__)
-    options.add_argument("--kind", choices=[k.name for k in (*KINDS, *PAGES)], action="append", help="only this")
+    options.add_argument("--kind", choices=[k.name for k in (*KINDS, *PAGES, APP)], action="append", help="only this")
     options.add_argument("--kills", type=int, help="of each kind")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--serve", type=int, help=argparse.SUPPRESS)
@@ -650,18 +757,23 @@ def main() -> None:
     total: list[Found] = []
     print("| killed | seconds undisturbed | kills | wrong | kept | repeated | being saved | temporary files left |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    chosen = [kind for kind in (*KINDS, *PAGES) if not given.kind or kind.name in given.kind]
+    chosen = [kind for kind in (*KINDS, *PAGES, APP) if not given.kind or kind.name in given.kind]
     with workplace() as folder, sync_playwright() as playwright:
         plan, browser = plan_in(folder), playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         for kind in chosen:
             own, kills = folder / kind.name, given.kills or kind.kills
-            if isinstance(kind, Kind):
+            seconds = "-"  # a person has no time that is undisturbed
+            if isinstance(kind, DragKind):
+                found = killed_app(own, kind, browser, kills, given.seed)
+            elif isinstance(kind, Kind):
                 found, whole = killed(own, kind, plan, kills, given.seed)
+                seconds = f"{whole.seconds:.1f}"
             else:
                 found, whole = killed_server(own, kind, browser, kills, given.seed)
+                seconds = f"{whole.seconds:.1f}"
             total.append(found)
             figures = (found.kills, len(found.wrong), found.kept, found.repeated, found.saving, found.left)
-            print(f"| {kind.name} | {whole.seconds:.1f} | {' | '.join(map(str, figures))} |", flush=True)
+            print(f"| {kind.name} | {seconds} | {' | '.join(map(str, figures))} |", flush=True)
     wrong = sum(len(found.wrong) for found in total)
     print(f"{sum(found.kills for found in total)} kills, {wrong} violations")
     sys.exit(bool(wrong))

@@ -11,8 +11,9 @@ was asked for; left behind is whatever is new but that file. A refusal must be o
 that does not depend on what a model file reads is refused before the model is opened.
 
 With `--part kills` SIGKILL comes at moments drawn uniformly over the time that an undisturbed run takes (as in
-benchmarks.kills), or the disk is full before. Then every file that was there must be there and whole: the older file at
-the final name or the new one, whole; files beside it; every entry and line of the cache.
+benchmarks.kills); a run that was over before, as on a disk that was full, is made again with a moment drawn over the
+time that it took. Then every file that was there must be there and whole: the older file at the final name or the new
+one, whole; files beside it; every entry and line of the cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -31,6 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -441,16 +444,27 @@ WORDS = {
 
 # ---- kills ----------------------------------------------------------------------------------------------------------
 
+SMALL = "builtin:iris-mlp"
+EXPORT = ("export", SMALL, "--plan", "{plan}", "--out", "{out}", "--json", "--format")
 KILLED = (
-    kills.Kind("search", (*kills.SEARCH, "--method", "svd", "--multiplies", "0.5", "--set", "refine=4")),
-    kills.Kind("profile", ("profile", kills.MODEL, "--method", "svd", "--samples", "64", "--out", "{out}", "--json")),
-    kills.Kind("latency", ("latency", kills.MODEL, "--method", "svd", "--table", "{out}", "--json")),
-    kills.Kind("apply", ("apply", kills.MODEL, "--plan", "{plan}", "--out", "{out}", "--json")),
-    kills.Kind("export pt2", (*kills.EXPORT, "pt2")),
-    kills.Kind("export onnx", (*kills.EXPORT, "onnx")),
-    kills.Kind("fine-tune", ("finetune", kills.MODEL, "--plan", "{plan}", "--epochs", "2", "--out", "{out}", "--json")),
+    kills.Kind("spectra", ("spectra", SMALL, "--json")),
+    kills.Kind("evaluate", ("evaluate", SMALL, "--plan", "{plan}", "--json")),
+    kills.Kind("profile", ("profile", SMALL, "--out", "{out}", "--json")),
+    kills.Kind("search", ("search", SMALL, "--multiplies", "0.5", "--set", "refine=4", "--out", "{out}", "--json")),
+    kills.Kind("latency", ("latency", SMALL, "--method", "svd", "--table", "{out}", "--json")),
+    kills.Kind("fine-tune", ("finetune", SMALL, "--plan", "{plan}", "--epochs", "9", "--out", "{out}", "--json")),
+    kills.Kind("apply", ("apply", SMALL, "--plan", "{plan}", "--out", "{out}", "--json")),
+    kills.Kind("export pt2", (*EXPORT, "pt2")),
+    kills.Kind("export onnx", (*EXPORT, "onnx")),
+    kills.Kind("export bundle", (*EXPORT, "bundle")),
 )
+"""Every command that writes a file, or keeps in the cache what takes time; on the smallest network, for what takes the
+time is not its size."""
+
 DISKS = ("with the cache", "without", "on a disk that fills")
+LEAST = 2
+"""Kills of each command on each disk; of the rest the more go to one, the less time it takes."""
+
 BYSTANDERS = {"notes.txt": b"mine\n" * 100, "written.bak": bytes(range(256)) * 16}
 
 
@@ -464,24 +478,27 @@ def disk_of(folder: Path, size: int | None) -> Iterator[Path]:
         yield folder
     finally:
         if size is not None:
-            subprocess.run(["umount", str(folder)], check=True)
+            # lazily: a process that the killed one had started may be on its way out
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def killed_once(
     folder: Path, kind: kills.Kind, plan: Path, whole: kills.Undisturbed, older: bytes, moment: float
-) -> tuple[list[str], bool]:
-    """Kill a run at a moment; what is wrong with the files then, and whether it was killed or over before."""
+) -> tuple[list[str], float | None]:
+    """Kill a run at a moment; what is wrong with the files then, and how long it took where it was over before."""
     out = folder / "out" / "written"
     out.parent.mkdir()
     out.write_bytes(older)
     for name, content in BYSTANDERS.items():
         (out.parent / name).write_bytes(content)
     process, _ = kills.begun(folder, kind, plan, "journal")
+    began = time.monotonic()
     process.join(moment)
-    over = not process.is_alive()
     process.kill()
     process.join()
+    over = process.exitcode != -signal.SIGKILL
+    seconds = time.monotonic() - began
     kills.wait_for_children(folder)
     wrong = list(kills.differences(kills.disk(folder / "cache"), whole.disk))
     if not out.exists():
@@ -495,7 +512,7 @@ def killed_once(
         wrong.append(f"it failed: {(folder / 'log').read_text(errors='replace')[-300:]}")
     if over and process.exitcode and "Traceback" in (folder / "log").read_text(errors="replace"):
         wrong.append(f"a traceback: {(folder / 'log').read_text(errors='replace')[-800:]}")
-    return wrong, not over
+    return wrong, seconds if over else None
 
 
 def is_whole(kind: kills.Kind, out: Path, whole: kills.Undisturbed) -> bool:
@@ -508,35 +525,51 @@ def is_whole(kind: kills.Kind, out: Path, whole: kills.Undisturbed) -> bool:
     )
 
 
+def shares(seconds: list[float], moments: int) -> list[int]:
+    """How often each case is killed, so many times in all; it takes so many seconds undisturbed.
+
+    >>> shares([1.0, 9.0], 14)
+    [11, 3]
+    """
+    rest = moments - LEAST * len(seconds)
+    speeds = [1 / each for each in seconds]
+    ends = [round(rest * sum(speeds[:number]) / sum(speeds)) for number in range(len(speeds) + 1)]
+    return [max(0, LEAST + end - begin) for begin, end in pairwise(ends)]
+
+
 def kill_all(moments: int, seed: int) -> int:
     """Print a line for each command and disk; the number of what is wrong."""
     draws, total, bad = random.Random(seed), Counter[str](), 0
     modes = DISKS if os.geteuid() == 0 else DISKS[:2]
-    print("| command | disk | killed | disk full before | wrong |")
-    print("|---|---|---|---|---|", flush=True)
+    print("| command | disk | seconds undisturbed | killed | over before | wrong |")
+    print("|---|---|---|---|---|---|", flush=True)
     with kills.workplace() as place:
-        plan = kills.plan_in(place)
+        plan = kills.plan_in(place, SMALL, {name: Choice("svd", (2,)) for name in ("fc1", "fc2")})
+        wholes = {kind.name: kills.undisturbed(place / kind.name, kind, plan) for kind in KILLED}
         cases = [(kind, mode) for kind in KILLED for mode in modes]
-        for number, (kind, mode) in enumerate(cases):
+        numbers = shares([wholes[kind.name].seconds for kind, _ in cases], moments)
+        for (kind, mode), number in zip(cases, numbers, strict=True):
             arguments = kind.arguments if mode != "without" else (*kind.arguments, "--no-cache")
             one = kills.Kind(kind.name, arguments, kind.kept)
-            if mode == DISKS[0]:
-                whole = kills.undisturbed(place / kind.name, one, plan)
-                used = sum(p.stat().st_size for p in (place / kind.name).rglob("*") if p.is_file()) // 1000
-                older = (place / kind.name / "out" / "written").read_bytes() + b"older"
+            whole, out = wholes[kind.name], place / kind.name / "out" / "written"
+            used = sum(p.stat().st_size for p in (place / kind.name).rglob("*") if p.is_file()) // 1000
+            older = (out.read_bytes() if out.exists() else b"") + b"older"
             found = Counter[str]()
-            for _ in range(moments // len(cases) + (number < moments % len(cases))):
+            for _ in range(number):
                 size = int(draws.uniform(0.1, 1.0) * used) + 80 if mode == DISKS[2] else None
-                with disk_of(place / "one", size) as folder:
-                    moment = draws.uniform(0, 1.5 if size else kills.LATEST) * whole.seconds
-                    wrong, killed = killed_once(folder, one, plan, whole, older, moment)
-                found["killed" if killed else "over"] += 1
-                bad += len(wrong)
-                for text in wrong:
-                    print(f"{kind.name}, {mode}: {text}", file=sys.stderr, flush=True)
-                found["wrong"] += len(wrong)
+                seconds: float | None = whole.seconds
+                while seconds is not None:
+                    moment = draws.uniform(0, kills.LATEST) * seconds
+                    with disk_of(place / "one", size) as folder:
+                        wrong, seconds = killed_once(folder, one, plan, whole, older, moment)
+                    found["killed" if seconds is None else "over"] += 1
+                    found["wrong"] += len(wrong)
+                    for text in wrong:
+                        print(f"{kind.name}, {mode}: {text}", file=sys.stderr, flush=True)
             total += found
-            print(f"| {kind.name} | {mode} | {found['killed']} | {found['over']} | {found['wrong']} |", flush=True)
+            bad += found["wrong"]
+            figures = f"{whole.seconds:.1f} | {found['killed']} | {found['over']} | {found['wrong']}"
+            print(f"| {kind.name} | {mode} | {figures} |", flush=True)
     print(f"{total['killed']} kills and {total['over']} runs that were over before: {bad} lost or left behind")
     return bad
 
@@ -547,7 +580,7 @@ def main() -> None:
     options.add_argument("--part", choices=["outputs", "kills"], default="outputs")
     options.add_argument("--onto", choices=list(WORDS), action="append", help="only places of which this is right")
     options.add_argument("--of", choices=[name for name, _ in COMMANDS], action="append", help="only this command")
-    options.add_argument("--moments", type=int, default=63)
+    options.add_argument("--moments", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     if given.part == "kills":

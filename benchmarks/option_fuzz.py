@@ -5,17 +5,22 @@
 Which commands and options there are, and what each takes, is what click knows of them. A line is at fault if it ends in
 a traceback, in another status than 0, 1 or 2, in more or less than one line of refusal, in a refusal that names neither
 an option nor what was given for it, or in one after a model was opened that is not about that model or its data. First
-each value of each option alone, in a line that is right otherwise; then combinations. All of it runs in one process on
-builtin:iris-mlp, where writing an artefact is stood in for; the processes are real.
+each value of each option alone, in a line that is right otherwise; then combinations. Outputs are set onto files of
+other kinds, onto inputs of the line, and onto what is no file; whatever was there and is none of the files that the
+line was asked for must be there, unchanged, and nothing else be new. All of it runs in one process on builtin:iris-mlp,
+where writing an artefact is stood in for; the processes are real.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -36,6 +41,7 @@ from safetensors.torch import save_file
 
 from benchmarks.page import ROOT, benchmark_parser, run_benchmark
 from lowrank_core.commands import cli
+from lowrank_core.commands._outputs import Output, States
 from lowrank_core.errors import MESSAGE_LETTERS
 from lowrank_core.exports import EXPORTS, Compressed, Exported
 from lowrank_core.selection import RULES
@@ -71,8 +77,10 @@ GOOD: dict[str, tuple[str, ...]] = {
 FILES = ("plan.json", "weights.safetensors", "table.csv", "model.py", "empty", "text", "folder", "missing", "missing/x")
 MODELS = (*FILES, "builtin:nope", "builtin:", "package.module", "folder/", "weights.pth")
 
-WRITTEN = {"out", "csv_file"}
-"""Outputs: what is wrong with one of them is looked at by benchmarks.nothing_lost."""
+FULL = "/dev/full"
+SPECIAL = ("read-only", "link", "dangling", "ring", "pipe", "directory")
+OUTPUTS = (*FILES, *SPECIAL, "link-to-input", "-", os.devnull, FULL, "/dev/stdout", "x" * 300, "\u00e9" * 120)
+"""What outputs are set onto; of SPECIAL each is there with the endings of states and model files, too."""
 
 FRESH: dict[Path, bytes] = {}
 """The files of the workplace as they were made."""
@@ -110,13 +118,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a line ended: exit status, what it printed, whether a model was open by then; raised: the traceback."""
+    """How a line ended: exit status, what it printed, whether a model was open by then.
+
+    raised: the traceback. changed: what was lost of other files, or left behind.
+    """
 
     status: int
     out: str
     err: str
     opened: bool
     raised: str = ""
+    changed: str = ""
 
 
 # ---- lines ----------------------------------------------------------------------------------------------------------
@@ -134,21 +146,26 @@ def right(param: click.Parameter) -> list[str | None]:
     if isinstance(param, click.Option) and param.is_flag:
         return [None]
     if param.name in GOOD:
-        return list(GOOD[param.name])
+        return [*GOOD[param.name]]
     if isinstance(kind, click.Choice):
-        return list(kind.choices)
+        return [*kind.choices]
     if isinstance(kind, click.IntRange | click.FloatRange):
         most = FEW.get(param.name or "", kind.max)
         return [str(end) for end in (kind.min, most) if end is not None] or ["1"]
-    return {"drop": ["0.5", "1%", "0"], "float": ["0.5", "1e-300", "1e308", "40"]}.get(kind.name, ["1"])
+    numbers: dict[str, list[str | None]] = {"drop": ["0.5", "1%", "0"], "float": ["0.5", "1e-300", "1e308", "40"]}
+    return numbers.get(kind.name, ["1"])
 
 
 def values(param: click.Parameter) -> list[str | None]:
     """Values that the parameter takes, the ends of what it takes, and what nothing takes."""
     found: list[str | None] = right(param)
-    if (isinstance(param, click.Option) and param.is_flag) or param.name in WRITTEN:
+    if isinstance(param, click.Option) and param.is_flag:
         return found
     kind = param.type
+    if isinstance(kind, Output):
+        found += OUTPUTS
+    if param.name == "file":
+        found += [f"{name}.py" for name in OUTPUTS]
     if isinstance(kind, click.IntRange | click.FloatRange):
         ends = [end for end in (kind.min, kind.max) if end is not None]
         found += [str(end + step) for end in ends for step in (-1, 1)]
@@ -229,7 +246,78 @@ def workplace() -> Iterator[Path]:
         Path("text").write_text("words\n")
         Path("folder").mkdir()
         FRESH.update({path: path.read_bytes() for path in Path().iterdir() if path.is_file()})
-        yield here
+        with draining(stand(here)):
+            yield here
+
+
+def stand(folder: Path) -> list[Path]:
+    """Let everything stand in a folder as a line finds it, and nothing else; the pipes among it."""
+    pipes = [folder / f"pipe{ending}" for ending in ("", ".0", ".py")]
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path not in pipes:  # somebody reads them
+            path.unlink()
+    for name, content in FRESH.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder").mkdir()
+    (folder / "link-to-input").symlink_to("plan.json")
+    for ending in ("", ".0", ".py"):
+        (folder / f"read-only{ending}").touch(0o444)
+        (folder / f"link{ending}").symlink_to("text")
+        (folder / f"dangling{ending}").symlink_to(f"new{ending}")
+        (folder / f"ring{ending}").symlink_to(f"ring{ending}")
+        (folder / f"directory{ending}").mkdir()
+        if not (folder / f"pipe{ending}").exists():
+            os.mkfifo(folder / f"pipe{ending}")
+    return pipes
+
+
+@contextmanager
+def draining(pipes: list[Path]) -> Iterator[None]:
+    """Read whatever is written to pipes, so that nobody waits for a reader."""
+    over = threading.Event()
+
+    def drain(end: int) -> None:
+        while not over.is_set():
+            os.read(end, 2**16)
+        os.close(end)
+
+    ends = [os.open(path, os.O_RDWR) for path in pipes]
+    for end in ends:
+        threading.Thread(target=drain, args=(end,), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        for end in ends:
+            os.write(end, b"over")
+
+
+def seen(folder: Path) -> dict[str, tuple[object, ...]]:
+    """What lies in a folder: type, mode, and what a file holds or a link points to; not what Python compiled."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in folder.rglob("*"):
+        if "__pycache__" in path.parts:
+            continue
+        mode = path.lstat().st_mode
+        inside = path.read_bytes() if stat.S_ISREG(mode) else os.readlink(path) if stat.S_ISLNK(mode) else b""
+        found[str(path.relative_to(folder))] = (mode, inside)
+    return found
+
+
+def changed(line: Line, ended: Ended, folder: Path, before: dict[str, tuple[object, ...]]) -> str:
+    """What a line has lost or left behind of files that it was not asked for, of any where it refused; "" for none."""
+    after, asked = seen(folder), set()
+    for param, value in line.given:
+        if value and (isinstance(param.type, Output) or param.name == "file") and ended.status == 0:
+            endings = [f".{seed}" for seed in range(100)] if isinstance(param.type, States) else [""]
+            asked |= {os.path.relpath(os.path.realpath(folder / f"{value}{end}"), folder.resolve()) for end in endings}
+    lost = [name for name, old in before.items() if after.get(name) != old and name not in asked]
+    left = [name for name in after if name not in before and name not in asked]
+    return "; ".join(
+        f"{what} {', '.join(map(ascii, names))}" for what, names in (("lost", lost), ("left behind", left)) if names
+    )
 
 
 @contextmanager
@@ -255,14 +343,15 @@ def stood_in() -> Iterator[list[int]]:
 
 def invoked(line: Line, opened: list[int]) -> Ended:
     """Run a line in this process."""
-    opened[0], argv = 0, sys.argv
-    for path, content in FRESH.items():  # an earlier line may have written there
-        path.write_bytes(content)
+    opened[0], argv, here = 0, sys.argv, Path.cwd()
+    stand(here)
+    before = seen(here)
     arguments = [*line.arguments[:1], *(["--no-cache"] * _caches(line)), *line.arguments[1:]]
     result = CliRunner().invoke(cli, arguments)
     sys.argv = argv
     raised = "" if result.exception is None or isinstance(result.exception, SystemExit) else repr(result.exception)
-    return Ended(result.exit_code, result.stdout, result.stderr, bool(opened[0]), raised)
+    ended = Ended(result.exit_code, result.stdout, result.stderr, bool(opened[0]), raised)
+    return replace(ended, changed=changed(line, ended, here, before))
 
 
 def _caches(line: Line) -> bool:
@@ -272,10 +361,10 @@ def _caches(line: Line) -> bool:
 def processed(line: Line) -> Ended:
     """Run a line as a process of its own, in a copy of the workplace."""
     with tempfile.TemporaryDirectory(prefix="option-fuzz-") as folder:
-        (Path(folder) / "folder").mkdir()
-        for path, content in FRESH.items():
-            (Path(folder) / path).write_bytes(content)
-        return _processed(line, Path(folder))
+        with draining(stand(Path(folder))):
+            before = seen(Path(folder))
+            ended = _processed(line, Path(folder))
+        return replace(ended, changed=changed(line, ended, Path(folder), before))
 
 
 def _processed(line: Line, folder: Path) -> Ended:
@@ -294,6 +383,8 @@ def fault(line: Line, ended: Ended) -> str | None:
         return f"traceback: {ended.raised[:200]}"
     if ended.status not in (0, 1, 2):
         return f"status {ended.status}"
+    if ended.changed:
+        return ended.changed
     as_json = "--json" in line.arguments
     if ended.status == 0:
         return None if not as_json or _is_object(ended.out) else "no JSON object"
@@ -331,7 +422,7 @@ def _names(line: Line, refusal: str) -> bool:
 
 def late(param: click.Parameter, ended: Ended) -> str | None:
     """Whether one wrong value was refused only after a model was opened, though it is not about a model."""
-    if ended.status and ended.opened and param.name not in ABOUT_MODEL:
+    if ended.status and ended.opened and param.name not in ABOUT_MODEL and FULL not in ended.err:  # only writing tells
         return f"{param.opts[0]} refused after a model was opened"
     return None
 

@@ -57,8 +57,12 @@ def benchmark_parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def run_benchmark(main: Callable[[], None]) -> None:
-    """Run a benchmark's `main`; with --write what it printed becomes a part of its page, once it has ended well."""
+def run_benchmark(main: Callable[[], None], *, apart: tuple[str, ...] = ()) -> None:
+    """Run a benchmark's `main`; with --write what it printed becomes a part of its page, once it has ended well.
+
+    apart: options with a value that make no part of their own, such as one that chooses rows of tables: then `main`
+    prints the others as they stand on the page.
+    """
     words = sys.argv[1:]
     if "--write" not in words or {"-h", "--help"} & set(words):
         main()
@@ -75,7 +79,10 @@ def run_benchmark(main: Callable[[], None]) -> None:
             if ended.code:
                 raise
     command = f"{f'OMP_NUM_THREADS={THREADS} ' if THREADS else ''}python -m benchmarks.{name}"
-    command = " ".join([command, *(shlex.quote(_from_here(word)) for word in words if word != "--write")])
+    left_out = {at for at, word in enumerate(words) if word == "--write"}
+    left_out |= {at + offset for at, word in enumerate(words) if word in apart for offset in (0, 1)}
+    shown = [word for at, word in enumerate(words) if at not in left_out]
+    command = " ".join([command, *(shlex.quote(_from_here(word)) for word in shown)])
     taken = f"{time.monotonic() - began:.0f} s"
     path = PAGES / f"{name}.md"
     write_whole(path, page(path, doc, part(command, f"{where} · {taken}", both.told.getvalue())).encode())
@@ -86,19 +93,23 @@ def surroundings() -> str:
     """Date, commit, kind of machine, versions, and whether the machine had other work."""
     from lowrank_core.measure.latency import cpu_name
 
-    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
-    changed = " with changes" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs") else ""
     load = os.getloadavg()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return " · ".join(
         [
             f"{datetime.now(UTC):%Y-%m-%d}",
-            f"commit {commit}{changed}",
+            f"commit {commit()}",
             f"{cores} cores, {cpu_name()}, {platform.system()}",
             f"Python {platform.python_version()}, torch {version('torch')}",
             f"shared machine, load {load:.1f} at the start" if load > BUSY else "quiet machine",
         ]
     )
+
+
+def commit() -> str:
+    """The commit that runs, and whether what is committed has been changed since."""
+    changed = " with changes" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs") else ""
+    return f"{_git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"
 
 
 def part(command: str, where: str, printed: str) -> str:

@@ -228,9 +228,10 @@ LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("lowrank_core/networks/profile.py", "LONGEST_NAME", ""),
         ("lowrank_core/networks/wrappers.py", "DEEPEST", ""),
         ("lowrank_core/sources/_weights.py", "MOST_TENSORS", ""),
-        ("lowrank_core/sources/safetensors.py", "LARGEST_HEADER", "B"),
+        ("lowrank_core/sources/_shards.py", "LARGEST_HEADER", "B"),
         ("lowrank_core/sources/onnx.py", "MOST_NUMBERS", ""),
         ("lowrank_core/graphs/operators.py", "LARGEST_FILL", ""),
+        ("lowrank_core/graphs/control.py", "MOST_TURNS", ""),
     ),
     "Data": (
         ("lowrank_core/sources/_opened.py", "MOST_SAMPLES", ""),

@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from math import isfinite, isnan
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ from lowrank_core.sources._opened import COMPARED, Opened, more_notice, not_fini
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.key import NetworkKey, named
+from lowrank_core.store.reference import with_weights
 from lowrank_core.store.room import Recent, Room
 
 BATCH = 64
@@ -98,12 +100,14 @@ class Workspace:
         cache: Cache | None = None,
         outputs: Sequence[str | int] = (),
         key: NetworkKey | None = None,
+        weights: str | Path | None = None,
     ) -> Workspace:
         """Open a reference; raises a LowRankError that says what is wrong. key: as in `Workspace`.
 
         outputs: those that are judged, by name or place; without any those that the model file names, or `judge` finds.
+        weights: a file with the weights that the network gets, 'run.ckpt', or 'run.ckpt#ema' for those under a key.
         """
-        opened = open_source(ref)
+        opened = open_source(with_weights(ref, weights))
         if not outputs:
             return cls(opened, cache, key=key)
         workspace = cls(replace(opened, outputs=tuple(outputs)), cache, key=key)

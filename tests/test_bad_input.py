@@ -13,11 +13,13 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from torch import nn
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint
 from lowrank_core.commands import cli
@@ -490,10 +492,26 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(workspace: Workspace, tm
     assert not marker.exists()
 
 
-def test_a_pickled_module_names_what_it_would_need(workspace: Workspace, tmp_path: Path) -> None:
-    torch.save(workspace.model, tmp_path / "whole.pt")
-    with pytest.raises(InvalidFile, match=r"torch\.nn\.modules.*save the weights alone"):
-        load_checkpoint(workspace.model, tmp_path / "whole.pt")
+class Telling(nn.Linear):
+    """A layer that tells when it is made again from a pickle."""
+
+    made: ClassVar[list[object]] = []
+
+    def __setstate__(self, state: object) -> None:
+        self.made.append(state)
+        super().__setstate__(state)
+
+
+def test_of_a_pickled_module_the_weights_are_read_and_nothing_is_run(tmp_path: Path) -> None:
+    network = nn.Sequential(Telling(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch.save(network, tmp_path / "whole.pt")
+    torch.load(tmp_path / "whole.pt", weights_only=False)
+    assert Telling.made, "the layer must tell where it is trusted, or this test proves nothing"
+    Telling.made.clear()
+    empty = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    loaded = load_checkpoint(empty, tmp_path / "whole.pt").model
+    assert not Telling.made
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
 def zipped(path: Path, *, member: str, content: bytes, kind: int = zipfile.ZIP_STORED) -> None:

@@ -54,6 +54,15 @@ def test_older_versions_and_those_of_before_are_read():
     assert unsealed(Kind("letter", bare=True), CONTENT) == CONTENT
 
 
+def test_what_is_about_something_else_is_not_believed_and_what_says_nothing_is():
+    document = sealed(KIND, CONTENT, "this network")
+    assert unsealed(KIND, document, "this network") == CONTENT
+    for about in ("", "that network"):
+        with pytest.raises(Unfit):
+            unsealed(KIND, document, about)
+    assert unsealed(KIND, sealed(KIND, CONTENT), "this network") == CONTENT
+
+
 def test_a_file_that_is_set_aside_takes_no_other_ones_place(tmp_path):
     path = tmp_path / "kept.json"
     asides = []

@@ -3,11 +3,15 @@
 import errno
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +20,11 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from benchmarks.nothing_lost import COMMANDS, PLACES, Place, copy_of, may, options_that_write, tried, workplace_in
-from lowrank_core.commands import _opening, cli
+from lowrank_core.__main__ import main, stand_in_for_closed
+from lowrank_core.commands import Refused, _opening, cli
+from lowrank_core.commands._outputs import beside
 from lowrank_core.errors import InvalidFile
+from lowrank_core.exports import EXPORTS, Exported
 from lowrank_core.store import files
 from lowrank_core.store.files import (
     SCRATCH_SECONDS,
@@ -327,8 +334,19 @@ def test_what_cannot_be_kept_is_said_once_until_it_can(tmp_path: Path) -> None:
     (line,) = not_kept()
     assert str(folder) in line
     assert "move away" in line
+    other = tmp_path / "elsewhere" / "state"
+    other.parent.mkdir()
+    other.write_text("another one")
+    try_to_keep(other)
+    (line,) = not_kept()  # for one reason
+    assert str(folder) in line
+    assert str(other) in line
     folder.unlink()
     keep_line(folder / "points" / "b", b"x")
+    (line,) = not_kept()
+    assert str(folder) not in line
+    other.unlink()
+    write_whole(other / "plan", b"x")  # as what a person would miss is written
     assert not_kept() == ()
     assert (folder / "points" / "b").read_bytes() == b"x"
 
@@ -378,3 +396,154 @@ def test_a_training_goes_on_where_its_state_can_be_written_no_more(
     assert "No space left on device; make room there" in result.stderr
     assert (tmp_path / "tuned").is_file()
     assert len(read_state(tmp_path / "state.0")["history"]) > 0
+
+
+# ---- where and how a command runs ------------------------------------------------------------------------------------
+
+
+def test_who_has_no_home_has_folders_that_are_tried_as_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never one that is called `~` where the person stands."""
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", str)
+    for kind in ("cache", "state"):
+        folder = files.own_folder(kind)
+        assert folder.is_absolute()
+        assert folder.parts[-2:] == (f".{kind}", "rank-explorer")
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    refused = ran("search", IRIS, "--multiplies", "0.7", "--out", "new")
+    assert refused.exit_code == 2
+    assert "'--out': 'new' lies in the current folder, which has been removed" in refused.stderr
+
+
+def test_standard_output_that_is_full_is_a_refusal(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(text: str, *, err: bool = False, nl: bool = True, file: object = None) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lowrank_core.commands.click.echo", full)
+    with pytest.raises(Refused, match=r"standard output could not be written: No space left"):
+        cli.main(["cost", str(template / "model.py"), "--plan", str(template / "plan.json")], standalone_mode=False)
+
+
+def test_a_plan_comes_through_a_pipe(template: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes((template / "plan.json").read_bytes()))
+    writer.start()
+    through = ran("cost", template / "model.py", "--plan", tmp_path / "pipe", "--json")
+    writer.join()
+    assert through.exit_code == 0, through.output
+    assert through.stdout == ran("cost", template / "model.py", "--plan", template / "plan.json", "--json").stdout
+
+
+def test_a_table_without_end(tmp_path: Path) -> None:
+    words = ("search", IRIS, "--microseconds", "1", "--latency-table", "/dev/zero", "--out", tmp_path / "new")
+    refused = ran(*words)
+    assert refused.exit_code == 1
+    assert "/dev/zero: it is larger than" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["m.py", "m.safetensors", "m.onnx", "m.pt", "m.pt2"])
+def test_a_model_that_is_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    refused = ran("layers", tmp_path / name)
+    assert refused.exit_code == 1
+    assert "is no file but a pipe or device" in refused.stderr
+
+
+def test_the_weights_beside_a_large_export_are_watched_too(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go to NAME.data, which may be what the model file reads."""
+    read: list[bool] = []
+
+    def write(workspace: object, compressed: object, out: Path) -> Exported:
+        read.extend(map(was_read, (out, beside(out), out.with_name("other.data"))))
+        return Exported(str(out), 0, 0.0, None)
+
+    monkeypatch.setitem(EXPORTS, "onnx", replace(EXPORTS["onnx"], write=write))
+    with copy_of(template) as folder:
+        for name in ("new.data", "other.data"):
+            (folder / name).write_bytes(b"mine")
+        model = folder / "model.py"
+        model.write_text(model.read_text() + '\n(HERE / "new.data").read_bytes()\n')
+        assert ran("export", model, "--dense", "--format", "onnx", "--out", folder / "new").exit_code == 0
+    assert read == [False, True, False]
+
+
+def test_closed_standard_files_are_stood_in_for() -> None:
+    """Else the next file that is opened is what libraries print to."""
+    child = os.fork()
+    if child == 0:
+        for number in (0, 1, 2):
+            os.close(number)
+        stand_in_for_closed()
+        null = os.stat(os.devnull)
+        os._exit(0 if all(os.path.samestat(os.fstat(number), null) for number in (0, 1, 2)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_leaves_nothing_behind(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Command:
+        def load(self, name: str | None) -> None: ...
+
+        def __call__(self) -> None:
+            with whole_or_nothing(tmp_path / "out") as temporary:
+                temporary.write_bytes(b"half")
+                signal.raise_signal(number)
+
+    monkeypatch.setattr("lowrank_core.commands.cli", Command())
+    monkeypatch.setattr("lowrank_core.running.own_process.ending_with_its_work", nullcontext)
+    monkeypatch.setattr("lowrank_core.running.own_process.hush_libraries", lambda **how: None)
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert end.value.code == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_umask_forbids_a_file_is_written_and_then_forbidden(tmp_path: Path) -> None:
+    """Users who are not root could not write to what they have just made."""
+    old = os.umask(0o777)
+    try:
+        with files.scratch() as folder, whole_or_nothing(tmp_path / "out") as temporary:
+            modes = [stat.S_IMODE(each.stat().st_mode) for each in (folder, folder.parent, temporary)]
+            temporary.write_bytes(b"whole")
+    finally:
+        os.umask(old)
+    assert modes == [0o700, 0o700, 0o600]
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0
+
+
+def test_a_file_that_is_mounted_by_itself_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a file").touch()
+    (tmp_path / "other").touch()
+    place = str(tmp_path / "a file").replace(" ", "\\040")
+    (tmp_path / "mounts").write_text(f"36 35 98:0 /mnt {place} rw,noatime master:1 - ext3 /dev/root rw\n")
+    monkeypatch.setattr(files, "MOUNTS", tmp_path / "mounts")
+    with pytest.raises(InvalidFile, match="is mounted by itself"):
+        files.try_place(tmp_path / "a file")
+    files.try_place(tmp_path / "other")
+
+
+def test_scratch_that_cannot_be_made_is_said_before_any_work(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with copy_of(template) as folder:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+        words = ("apply", folder / "model.py", "--plan", folder / "plan.json", "--out", folder / "new")
+        refused = ran(*words)
+        assert refused.exit_code == 1
+        assert "set TMPDIR" in refused.stderr
+        assert not (folder / "opened").exists()

@@ -110,6 +110,7 @@ LIBRARIES = {"torch.save", "torch.export.save", "onnx.save", "save_file", "safet
 """What writes by a path itself; it is given one that the door handed out."""
 
 BY_LIBRARY = {
+    "__main__": {"os.open"},  # of the null device
     "compression.checkpoint": {"save_file"},  # to, of `whole_or_nothing` in exports.safetensors
     "exports._reload": {"torch.save"},  # into `writing`
     "exports.bundle": {"zipfile.ZipFile"},

@@ -10,13 +10,17 @@ import torch
 from torch import nn
 
 from lowrank_core.errors import InvalidFile
-from lowrank_core.store.torch_file import read_checkpoint
+from lowrank_core.store.trained import alone, read_sets
 
 
 def saved(content: object, path: Path) -> Path:
     torch.save(content, path, _use_new_zipfile_serialization=False)
     assert path.read_bytes()[:2] == b"\x80\x02"
     return path
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    return alone(read_sets(path))
 
 
 def network() -> dict[str, torch.Tensor]:
@@ -61,7 +65,15 @@ def test_every_cut_and_every_claim_is_held_against_the_bytes(tmp_path):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, nn.Linear(2, 2)], ids=["list", "numbers", "module"])
+def test_a_network_saved_whole_gives_its_weights(tmp_path):
+    whole = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    read, said = read_checkpoint(saved(whole, tmp_path / "old.pt"))
+    assert read.keys() == whole.state_dict().keys()
+    assert all(torch.equal(read[name], value) for name, value in whole.state_dict().items())
+    assert "torch.nn.modules.container.Sequential" in said[0]
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}], ids=["list", "numbers"])
 def test_what_is_no_state_dict_is_refused(content, tmp_path):
     with pytest.raises(InvalidFile, match=r"state_dict|more than tensors"):
         read_checkpoint(saved(content, tmp_path / "old.pt"))

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import zlib
 
 import pytest
 
@@ -54,6 +55,19 @@ def test_any_flipped_bit_is_found(tmp_path):
         assert list(read_lines(path, Point)) == []
         if bit >= 8 * start + 8:  # else it hangs on the line before
             assert list(read_lines(path, str)) == ["before", "after"]
+
+
+def test_under_another_name_no_line_is_believed_but_those_of_before_there_was_a_binding(tmp_path):
+    path, other = tmp_path / "points-a.jsonl", tmp_path / "points-b.jsonl"
+    append_line(path, "mine")
+    path.rename(other)
+    assert list(read_lines(other, str)) == []
+    append_line(other, "other")
+    assert list(read_lines(other, str)) == ["other"]
+    text = b'"older"'
+    other.write_bytes(b"\n%08x %b" % (zlib.crc32(text), text))
+    append_line(other, "newer")
+    assert list(read_lines(other, str)) == ["older", "newer"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n\n", b"\x00" * 100, b"\n00000000 ", b"\xff\xfe", b'\n"bare"'])

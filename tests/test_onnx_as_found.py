@@ -209,11 +209,18 @@ def test_a_branch_of_a_constant_condition_is_taken(tmp_path):
     np.testing.assert_allclose(opened(path, x), run(path, x), atol=1e-6)
 
 
-def test_what_is_in_the_way_is_listed_at_once(tmp_path):
+def test_a_branch_that_the_data_decide_is_taken_when_it_is_run(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(branches("data").SerializeToString())
-    with pytest.raises(InvalidModel, match=r"control flow that depends on the data \(If\)"):
-        read_onnx(path)
+    low, high = numbers(5, 6, seed=4) * 0.1, numbers(5, 6, seed=4) + 2
+    for x in (low, high):
+        np.testing.assert_allclose(opened(path, x), run(path, x), atol=1e-5)
+    assert (opened(path, high) >= 0).all()
+    assert (opened(path, low) < 0).any()
+
+
+def test_what_is_in_the_way_is_listed_at_once(tmp_path):
+    path = tmp_path / "m.onnx"
     nodes = [helper.make_node(op, ["x", "w"], [op], domain="com.microsoft") for op in ("FusedMatMul", "Gelu", "Gelu")]
     product = helper.make_node("MatMul", ["x", "w"], ["y"])
     proto = graph([*nodes, product], {"w": numbers(6, 4)}, ("n", 6), answer=("n", 4))

@@ -188,9 +188,8 @@ def test_functions_are_written_out(tmp_path):
         (helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft"), "com.microsoft.FusedMatMul"),
         (helper.make_node("QuantizeLinear", ["x", "s"], ["y"]), "takes its 2nd input from the data"),
         (helper.make_node("MatMulInteger", ["x", "z"], ["y"]), "takes its 2nd input from the data"),
-        (helper.make_node("Loop", ["", "", "x"], ["y"]), "has control flow"),
     ],
-    ids=["domain", "quantised", "integers", "loop"],
+    ids=["domain", "quantised", "integers"],
 )
 def test_what_cannot_be_compressed_is_named(node, told, tmp_path):
     proto = made()

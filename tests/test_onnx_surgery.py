@@ -1,6 +1,7 @@
 """Compressed graphs of ONNX: what the compressed network computes, and nothing else changed."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -11,8 +12,9 @@ from onnx import helper, numpy_helper
 
 from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.commands import cli
-from lowrank_core.errors import InvalidFile, InvalidPlan
+from lowrank_core.errors import InvalidFile
 from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
+from lowrank_core.graphs import recurrent
 from tests.onnx_networks import exported, graph, largest_difference, network, numbers, saved, written
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -175,12 +177,25 @@ def test_names_that_are_taken_are_not_used_again(tmp_path):
     assert largest_difference(compressed_onnx(workspace, model, plan), model, numbers(3, 6)) < TOLERANCE
 
 
-def test_weights_inside_a_recurrent_node_have_no_place_for_factors(tmp_path):
+@pytest.mark.parametrize("loops", [False, True], ids=["nodes", "loops"])
+def test_weights_inside_recurrent_nodes_are_factorised_in_their_place(tmp_path, monkeypatch, loops):
+    """One way of the LSTM, both sides of the GRU; at lengths other than the one that the file was written with."""
     workspace = Workspace.open(str(written(tmp_path, "recurrent")))
-    layer = workspace.profile.layer("lstm.weight_hh_l0")
-    plan = RankPlan.of(workspace.profile.fingerprint, {layer.name: Choice("svd", (2,))})
-    with pytest.raises(InvalidPlan, match=r"layer 'lstm.weight_hh_l0' is inside a recurrent node"):
-        compressed_onnx(workspace, workspace.compress(plan), plan)
+    if loops:
+        monkeypatch.setattr(recurrent, "SCAN_PAYS", dict.fromkeys(recurrent.SCAN_PAYS, 0))
+    choices = {
+        "lstm.weight_ih_l0": Choice("svd", (2,)),
+        "lstm.weight_hh_l0_reverse": Choice("gate_tucker", (2, 3)),
+        "gru.weight_ih_l0": Choice("svd", (3,)),
+        "gru.weight_hh_l0": Choice("svd", (2,)),
+    }
+    plan = RankPlan.of(workspace.profile.fingerprint, choices)
+    model = workspace.compress(plan)
+    small = compressed_onnx(workspace, model, plan)
+    names = Counter(node.op_type for node in small.graph.node)
+    assert (names["LSTM"], names["GRU"], names["Scan"]) == ((0, 0, 3) if loops else (2, 1, 0))
+    for batch in (1, 3):
+        assert largest_difference(small, model, numbers(batch, 6, 5)) < TOLERANCE
 
 
 def test_a_file_that_has_changed_is_refused(tmp_path):

@@ -589,9 +589,10 @@ def test_the_command_hands_on_what_it_was_told(monkeypatch: pytest.MonkeyPatch, 
 def test_a_folder_that_cannot_be_written_is_said_and_the_pages_work(
     opened: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The state folder is a file: plans and what was asked are kept in memory, and one line says which folder."""
-    (tmp_path / "state").write_text("mine")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    """State and cache folder are files: all is kept in memory, and one line says which folders, nothing it again."""
+    for name in ("state", "cache"):
+        (tmp_path / name).write_text("mine")
+        monkeypatch.setenv(f"XDG_{name.upper()}_HOME", str(tmp_path / name))
     server.start.clear()
     forget_not_kept()
     try:
@@ -599,8 +600,9 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_pages_work(
         next(button for button in page.button if button.label == "Start search").click().run()
         for shown in (page, opened("Ranks"), opened("Export")):
             assert not shown.error
-            (line,) = (warning.value for warning in shown.warning if "memory alone" in warning.value)
+            (line,) = (warning.value for warning in shown.warning if "memory" in warning.value)
             assert "move away" in line
+            assert all(f"{tmp_path}/{name}" in line.replace("\\", "") for name in ("state", "cache"))
     finally:
         forget_not_kept()
         server.start.clear()

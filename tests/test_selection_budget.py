@@ -1,5 +1,6 @@
 """The budget rule: the least divergence within every budget, by any method; and the frame that all rules share."""
 
+import re
 from dataclasses import replace
 from itertools import product
 
@@ -15,10 +16,10 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import scope
-from lowrank_core.scoring.metrics import AGREEMENT, TOP1, Metric
+from lowrank_core.scoring.metrics import AGREEMENT, RESEMBLANCE, TOP1, Metric
 from lowrank_core.selection import RULES, make, search
 from lowrank_core.selection._problem import problem_of
-from lowrank_core.selection.budget import SHARES, asks, best_plan
+from lowrank_core.selection.budget import SHARES, _judge, asks, best_plan, held_out
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 
@@ -173,7 +174,7 @@ def test_a_network_of_one_layer():
 def test_refinement_never_ends_with_a_larger_divergence(small):
     problem = problem_of(small, multiplies=0.4, methods=("svd",))
     trials = list(make("budget", {"refine": "6"}).search(problem))
-    seen = [float(t.note.split()[1]) for t in trials]
+    seen = [float(re.search(r"divergence ([\d.]+)", trial.note)[1]) for trial in trials]
     assert seen[-1] == min(seen)
 
 
@@ -248,3 +249,47 @@ def test_wide_layers_are_not_slowed_down_by_their_moments():
     assert problem.methods_of(workspace.profile.layer("fc2")) == ("svd", "svd_aware")
     only = problem_of(workspace, methods=("svd_aware",))
     assert only.methods_of(workspace.profile.layer("fc1")) == ("svd_aware",)
+
+
+class Cancelling(nn.Module):
+    """Two large maps that take each other away: cut alike they go on doing so, and alone either does great harm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (nn.Linear(24, 24) for _ in range(3))
+        self.second.load_state_dict(self.first.state_dict())
+
+    def forward(self, x):
+        return self.last(x) + 10 * (self.first(x) - self.second(x))
+
+
+def test_another_rules_plan_is_the_answer_where_it_loses_less_as_a_whole():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, data = Cancelling().eval(), Dataset(torch.randn(400, 24))
+    opened = Opened("net", "net", "", model, (data.inputs[:2],), lambda: data, None, lambda _: RESEMBLANCE)
+    problem = problem_of(Workspace(opened), multiplies=0.5, methods=("svd",), corrected=False)
+    *_, uniform = search(make("uniform", {}), problem)
+    *_, found = search(make("budget", {}), problem)
+    alone = best_plan(problem, make("budget", {}).menus(problem), dict(problem.budgets))
+    assert found.candidate.plan == uniform.candidate.plan
+    assert problem.measure(alone).drop > 2 * found.score.drop
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.3])
+def test_the_answer_diverges_no_more_than_those_of_uniform_and_balf(small, share):
+    problem = problem_of(small, multiplies=share)
+    judged = _judge(problem)
+    losses = {}
+    for name in ("budget", "uniform", "balf"):
+        *_, last = search(make(name, {}), problem)
+        losses[name] = judged(last.candidate.plan)
+    assert losses["budget"] == min(losses.values())
+
+
+def test_plans_are_judged_on_samples_that_no_factor_was_fitted_to():
+    many, few = net(1500), net(100)
+    fitted, others = many.calibration.inputs, held_out(many).inputs
+    assert len(others) == 256
+    assert not (fitted[:, None] == others[None]).all(2).any()
+    assert held_out(few).inputs.equal(few.calibration.inputs)

@@ -8,9 +8,10 @@ import pytest
 from lowrank_core.builtin import POINTS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.uniform import uniform_plan
-from lowrank_core.predict.prediction import Point
+from lowrank_core.predict.context import VERSION
+from lowrank_core.predict.prediction import Context, Point
 from lowrank_core.predict.sensitivity import PointFile, asked
-from lowrank_core.predict.survey import Finding, Learnt, survey
+from lowrank_core.predict.survey import Finding, Learnt, read_context, survey, write_context
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.workspace import Workspace
@@ -90,6 +91,18 @@ def test_cancelled_half_way_what_it_measured_is_on_disk(workspace: Workspace, tm
     assert Learnt.of(end).points
     file = PointFile(tmp_path, workspace, workspace.correction)
     assert points(end) <= {(point.layer, point.method, point.rank) for point in file.load()}
+
+
+def test_the_context_and_points_of_another_network_are_not_believed_under_this_ones_names(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    mine, other = PointFile(tmp_path, workspace, workspace.correction), PointFile(tmp_path, workspace, None)
+    write_context(other, Context(("fc1",), (), 1.5))
+    other.add(Point("fc1", "svd", (1,), 0.5, 0.5, 0.5))
+    assert read_context(other) is not None
+    for there, here in ((other.path, mine.path), (other.beside("context", VERSION), mine.beside("context", VERSION))):
+        there.rename(here)
+    assert (read_context(mine), mine.load()) == (None, ())
 
 
 def test_it_ends_also_where_it_fails_and_says_why(

@@ -127,9 +127,14 @@ def command(function: Callable[..., Answer]) -> click.Command:
         finally:
             say_not_kept()
         text = json_text(document) if as_json else printable(text)
-        for printed in outputs.printed:
-            click.echo(printed, nl=False)
-        click.echo(text, err=bool(outputs.printed))
+        try:
+            for printed in outputs.printed:
+                click.echo(printed, nl=False)
+            click.echo(text, err=bool(outputs.printed))
+        except BrokenPipeError:  # as of `| head`, of which click ends without a word
+            raise
+        except OSError as error:
+            raise Refused(f"standard output could not be written: {error.strerror}; what was kept stays.") from error
         if document.get("refused"):
             raise Refused("; ".join(document["refused"]))
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import platformdirs
 from torch import nn
 
 from lowrank_core.commands import Answer
@@ -26,7 +25,7 @@ from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
-from lowrank_core.store.files import try_to_keep
+from lowrank_core.store.files import own_folder, try_to_keep
 from lowrank_core.workspace import Workspace, open_to_look
 
 COUNTED = (
@@ -35,7 +34,7 @@ COUNTED = (
     "the evaluation samples counts."
 )
 
-CACHE = platformdirs.user_cache_path("rank-explorer")
+CACHE = own_folder("cache")
 """Where factors, measured points and scores are kept, the app's among them."""
 
 
@@ -90,7 +89,18 @@ def points_of(workspace: Workspace) -> Path | None:
 
 
 def read_plan_file(path: Path) -> PlanFile:
-    """The plan in a file, whatever model it is for; raises InvalidPlan that names the file."""
+    """The plan in a file, whatever model it is for; raises InvalidPlan that names the file.
+
+    A command reads it once: a pipe has it once, and it may be edited while a model is opened.
+    """
+    context = click.get_current_context(silent=True)
+    read: dict[Path, PlanFile] = {} if context is None else context.meta.setdefault(f"{__name__}, plans", {})
+    if path not in read:
+        read[path] = _read_plan_file(path)
+    return read[path]
+
+
+def _read_plan_file(path: Path) -> PlanFile:
     try:
         with path.open("rb") as given:
             file = read_plan(given.read(LARGEST_BYTES + 1))  # one byte more is refused, however many follow

@@ -15,6 +15,7 @@ from lowrank_core.errors import InvalidSearch, cut
 from lowrank_core.running.parallel import MOST_WORKERS
 from lowrank_core.selection._problem import read_drop
 from lowrank_core.store.kinds import FileKind
+from lowrank_core.store.reference import with_weights
 
 
 def existing(*names: str, **options: Any) -> Callable[..., Any]:
@@ -68,7 +69,33 @@ def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     return value
 
 
-MODEL = click.argument("model", callback=_not_empty)
+def _model(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    return with_weights(_not_empty(ctx, param, value), ctx.meta.get(_WEIGHTS))
+
+
+def _weights(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Kept for the model, of which it becomes a part."""
+    if value is not None:
+        ctx.meta[_WEIGHTS] = _not_empty(ctx, param, value)
+
+
+_WEIGHTS = "lowrank_core weights"
+
+WEIGHTS = click.option(
+    "--weights",
+    metavar="FILE",
+    callback=_weights,
+    is_eager=True,  # known before the model is
+    expose_value=False,
+    help="Weights that MODEL gets: a state_dict, training checkpoint or shards; FILE#KEY: those under this key.",
+)
+
+
+def MODEL(function: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802
+    """The model of a command, with the file of its weights if one is given."""
+    return click.argument("model", callback=_model)(WEIGHTS(function))
+
+
 PLAN = existing("--plan", required=True, help="Rank plan, a JSON file.")
 CORRECT = click.option(
     "--correct/--no-correct", "corrected", default=True, help="Teach the factors the dense answers first; default on."

@@ -13,9 +13,10 @@ from typing import Any
 import click
 
 from lowrank_core.errors import InvalidFile, LowRankError
-from lowrank_core.store.files import check_place, not_kept, try_place, whole_or_nothing, writing
+from lowrank_core.store.files import check_place, not_kept, scratch, try_place, whole_or_nothing, writing
 from lowrank_core.store.kinds import FileKind
 from lowrank_core.store.reads import same_file, was_read, watched
+from lowrank_core.store.reference import file_and_part, model_and_weights
 
 STANDARD_OUTPUT = Path("-")
 """What an output is that goes to standard output; all others are absolute."""
@@ -33,7 +34,15 @@ class Input(click.Path):
         super().__init__(exists=True, dir_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return Path(os.path.abspath(os.fsdecode(super().convert(value, param, ctx))))
+        return absolute(self, os.fsdecode(super().convert(value, param, ctx)), param, ctx)
+
+
+def absolute(kind: click.ParamType[Any], name: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    """A path from where the person stands, whatever folder a model file changes to later."""
+    try:
+        return Path(os.path.abspath(name))
+    except FileNotFoundError:
+        kind.fail(f"{name!r} lies in the current folder, which has been removed; cd to another one.", param, ctx)
 
 
 class Output(click.ParamType[Path]):
@@ -57,7 +66,7 @@ class Output(click.ParamType[Path]):
             self.fail("it must name a file, but is empty.", param, ctx)
         if str(value) == "-" or _is_standard_output(value):
             return STANDARD_OUTPUT
-        return Path(os.path.abspath(value))
+        return absolute(self, value, param, ctx)
 
 
 class States(Output):
@@ -119,6 +128,11 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
         for param, value in given.items()
         if isinstance(param.type, Input) or param.name == "model"
     }
+    if "the model" in inputs:
+        ref, weights = model_and_weights(str(options["model"]))
+        inputs["the model"] = Path(ref).expanduser()
+        if weights is not None:
+            inputs["the file of --weights"] = file_and_part(weights)[0]
     if (model := inputs.get("the model")) is not None and model.suffix in (".onnx", ".pt2"):
         inputs["the data of the model"] = model.with_suffix(".npz")
     for number, output in enumerate(outputs.written):
@@ -134,7 +148,10 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
             raise InvalidFile(f"{output.option}: {error}") from error
         if there is not None:
             _may_replace(output, there, force=force)
-    with watched(output.path for output in outputs.written):
+    if any(not output.kind.text for output in outputs.written):
+        with scratch():  # where what was written is read back
+            pass
+    with watched(path for output in outputs.written for path in (output.path, beside(output.path))):
         ctx.meta[_KEY] = outputs
         yield outputs
 
@@ -201,6 +218,11 @@ def _may_replace(output: _Written, there: os.stat_result, *, force: bool) -> Non
         raise InvalidFile(_refused(output, f"is there and {what}", "--force replaces it, or give another name"))
     if output.path.suffix.lower() in UNHEARD:
         raise InvalidFile(_refused(output, f"{what}, and may be data that the model reads", "remove it first"))
+
+
+def beside(path: Path) -> Path:
+    """Where an export that is too large for one file puts its weights."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _refused(output: _Written, why: str, what_to_do: str = "give another name") -> str:

@@ -103,5 +103,6 @@ def exported(
         f"{file.path}: {count(file.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
         f"{file.max_abs_diff or 0:.3g}{VERDICT_WORDS[file.verdict]}.\n{score_line(file.score or score, alone=False)}"
     )
+    text += "".join(f"\n{note}." for note in file.notes)
     document = {**asdict(file), "judged": judged_in(workspace), "correction": compressed.correction}
     return compared(workspace, compressed, None, document, text) if compare else (document, text)

@@ -41,7 +41,7 @@ from lowrank_core.selection import RULES, check_answer, check_wishes
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._problem import QUANTITIES, Trial, check_methods, problem_of
-from lowrank_core.store.kinds import PLAN
+from lowrank_core.store.kinds import MOST_BYTES, PLAN
 
 
 @command
@@ -141,7 +141,11 @@ def _note(trial: Trial) -> str:
 
 def _table(path: Path) -> LatencyTable:
     try:
-        return LatencyTable.from_csv(path.read_bytes())
+        with path.open("rb") as given:
+            content = given.read(MOST_BYTES + 1)  # of a device, that has no end, no more
+        if len(content) > MOST_BYTES:
+            raise InvalidFile(f"it is larger than {MOST_BYTES // 10**6} MB, and no latency table.")
+        return LatencyTable.from_csv(content)
     except LowRankError as error:
         raise InvalidFile(f"{path}: {error}") from error
 

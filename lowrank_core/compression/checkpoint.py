@@ -27,10 +27,11 @@ from lowrank_core.layers.experts import build_experts, expert_arguments
 from lowrank_core.layers.parts import Attention, Chain, Experts, Product, Recurrent
 from lowrank_core.layers.recurrent import OPS, arguments, build_recurrent, op_of
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
-from lowrank_core.networks.profile import ModelProfile, check_finite, fingerprint, module_at
+from lowrank_core.networks.filling import filled, filled_by
+from lowrank_core.networks.profile import ModelProfile, fingerprint, module_at
 from lowrank_core.plans.plan import RankPlan, read_plan
 from lowrank_core.store.as_json import whole_characters
-from lowrank_core.store.torch_file import read_state_dict
+from lowrank_core.store.trained import WeightSets, read_sets
 from lowrank_core.version import versions
 
 FORMAT = "lowrank-checkpoint/1"
@@ -145,9 +146,10 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     Raises InvalidFile where it is damaged, unsafe, of another model, or where a weight is missing or does not fit.
     """
     path = Path(path)
-    state, metadata = _read(path)
+    sets, metadata = _read(path)
     if metadata is None:
-        return Checkpoint(_filled(copied(model), state, path))
+        return Checkpoint(filled_by(copied(model), sets, lambda tensor: tensor)[0])
+    state = dict(sets.sets[""])
     about = _about(metadata, path)
     try:
         plan = read_plan(bytes(about.plan))
@@ -163,7 +165,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
         if name not in state or alias in state:
             raise InvalidFile(f"{path} ties {alias!r} to {name!r}, which does not fit its tensors; export it again.")
     state |= {alias: state[name] for alias, name in about.ties.items()}
-    compressed = _filled(_restructured(model, about.layers, state, path), state, path)
+    compressed = filled(_restructured(model, about.layers, state, path), state, path)
     for alias, name in about.ties.items():
         owner, _, leaf = alias.rpartition(".")
         if leaf in compressed.get_submodule(owner)._parameters:
@@ -191,7 +193,7 @@ def _untied(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tens
     return state, ties
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def _read(path: Path) -> tuple[WeightSets[Tensor], str | None]:
     """Tensors by name and our metadata, None where there is none; the kind of file is told by its first bytes."""
     if not path.is_file():
         raise InvalidFile(f"there is no file {path}.")
@@ -200,11 +202,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if head[8:] == b"{":
         try:
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(KEY)  # noqa: SIM118
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return WeightSets(path, {"": state}), (file.metadata() or {}).get(KEY)
         except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
             raise InvalidFile(f"{path} is cut short or damaged ({error}); copy or export it again.") from error
     if head.startswith((b"PK", b"\x80")):
-        return read_state_dict(path), None
+        return read_sets(path), None
     raise InvalidFile(f"{path} is neither safetensors nor a file of torch.save; give a checkpoint or a state_dict.")
 
 
@@ -238,8 +241,9 @@ def _restructured(model: nn.Module, layers: list[_Layer], state: dict[str, Tenso
                 old = rebuilt.get_submodule(layer.name if weight is None else owner)
                 parts = [_part(part) for part in layer.parts]
                 own = next(old.parameters()).dtype if weight is None else weight.dtype
-                if isinstance(parts[0], Experts | Product) == (weight is None):
-                    raise ValueError(f"{layer.parts[0].op} cannot stand in its place")
+                stands = [isinstance(part, Experts | Product) for part in parts]
+                if any(stands) if weight is None else stands != [True]:
+                    raise ValueError(f"{' and '.join(part.op for part in layer.parts)} cannot stand in its place")
             except Exception as error:
                 raise InvalidFile(f"{path}: layer {layer.name!r} cannot be rebuilt ({error}).") from error
             whole = len(parts) == 1 and isinstance(parts[0], Recurrent | Attention | Experts | Product)
@@ -310,46 +314,3 @@ def _check_chains(module: Recurrent | Experts, ranks: dict[str, Any]) -> None:
         listed = [{"op": spec.op, "args": spec.arguments} for spec in chain]
         if ends != starts or [spec.bias for spec in chain] != biases or listed != parts:
             raise ValueError(f"the chain of {name} does not fit")
-
-
-def _filled(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
-    """The model with the weights of a file; every name and shape must fit."""
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    common = [name for name in own if name in state]
-    faults = [
-        _few("missing", [name for name in own if name not in state]),
-        _few("unexpected", [name for name in state if name not in own]),
-        _few("of another shape or kind", [_unlike(name, own[name], state[name]) for name in common]),
-    ]
-    if any(faults):
-        raise InvalidFile(
-            f"{path} does not fit the model: {'; '.join(filter(None, faults))}. "
-            "Give the weights of this architecture, or the model they belong to."
-        )
-    for module in model.modules():
-        if any(p.is_meta for p in module.parameters(recurse=False)):
-            module.to_empty(device="cpu", recurse=False)
-        for name, buffer in module.named_buffers(recurse=False):
-            if any(n > 1 and step == 0 for n, step in zip(buffer.shape, buffer.stride(), strict=True)):
-                setattr(module, name, buffer.clone())  # an expanded buffer has one element for several places
-    try:
-        model.load_state_dict(state)
-        check_finite(model)
-    except (RuntimeError, InvalidModel) as error:
-        raise InvalidFile(f"{path}: {' '.join(str(error).split())}") from error
-    return model
-
-
-def _unlike(name: str, own: Tensor, got: Tensor) -> str:
-    """How a tensor of a file differs from the model's own in shape or kind; empty where it does not."""
-    if own.shape != got.shape:
-        return f"{name} {tuple(got.shape)} for {tuple(own.shape)}"
-    same_kind = own.is_floating_point() == got.is_floating_point() and own.is_complex() == got.is_complex()
-    return "" if same_kind else f"{name} {got.dtype} for {own.dtype}"
-
-
-def _few(what: str, names: list[str]) -> str:
-    names = [name for name in names if name]
-    if not names:
-        return ""
-    return f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")

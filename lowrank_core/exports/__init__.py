@@ -73,6 +73,7 @@ class Exported:
 
     max_abs_diff: largest distance of any output; None where the file computes nothing.
     verdict: "same", "rounding" where two runtimes round otherwise, or "accepted" where somebody took more than that.
+    notes: what the file computes otherwise than the plan counts, a sentence each.
     """
 
     path: str
@@ -80,6 +81,7 @@ class Exported:
     max_abs_diff: float | None
     score: Score | None
     verdict: Verdict = "same"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

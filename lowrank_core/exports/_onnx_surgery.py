@@ -11,14 +11,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lowrank_core.compression.apply import chain_at
-from lowrank_core.errors import InvalidFile, InvalidPlan
+from lowrank_core.errors import InvalidFile
 from lowrank_core.extras import extra
+from lowrank_core.graphs.as_found import Packed
+from lowrank_core.graphs.exporting import PLACES
 from lowrank_core.graphs.onnx_network import GATES, OnnxGraph, Site, build, gates
 from lowrank_core.graphs.reading import read_onnx
+from lowrank_core.graphs.recurrent import Writer, write_layer
+from lowrank_core.layers.parts import Recurrent
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.plan import RankPlan
@@ -43,32 +48,60 @@ def compressed_onnx(
 
     model: as `workspace.compress(plan, ...)` or a training gives it. properties: added to the file's own.
 
-    Raises InvalidFile where the file has changed since it was opened, InvalidPlan for a plan that compresses weights
-    inside a recurrent node, which has no place for factors.
+    Raises InvalidFile where the file has changed since it was opened.
     """
     with extra("onnx", "ONNX"):
         import onnx
     dense = workspace.model
     assert isinstance(dense, OnnxGraph)
-    for name, _ in plan.choices:
-        if workspace.profile.layer(name).partial:
-            raise InvalidPlan(
-                f"layer {name!r} is inside a recurrent node of ONNX, which has no place for factors; leave it dense, "
-                "or export another format."
-            )
     path = Path(workspace.address)
-    read = read_onnx(path)
+    read = read_onnx(path, dense.program.held)
     if fingerprint(build(read.model)) != workspace.profile.fingerprint:
         raise InvalidFile(f"{path} has changed since it was opened; open it again.")
-    proto = read.own if read.own is not None and _stands_in(read.own, dense, model) else read.model
+    own = read.own is not None and not read.packed and _stands_in(read.own, dense, model)
+    proto = read.own if own else read.model
     chosen = [workspace.profile.layer(name) for name, _ in plan.choices]
     _Surgeon(proto, dense, model, {each.name for layer in chosen for each in (layer, *layer.tied)}).operate()
+    pack(proto, read.packed)
     proto.ir_version = max(proto.ir_version, INITIALIZERS_ALONE)
     properties_there = {entry.key: entry.value for entry in proto.metadata_props}
-    onnx.helper.set_model_props(proto, properties_there | dict(properties or {}))
+    places = dense.program.places
+    fixed = {PLACES: places.to_json()} if places else {}
+    onnx.helper.set_model_props(proto, properties_there | fixed | dict(properties or {}))
     if proto.ByteSize() < 2**31:
         onnx.checker.check_model(proto)
     return proto
+
+
+def pack(proto: Any, packed: Mapping[str, Packed]) -> None:
+    """Write tensors that are still what integers of a quantised file give as these: (integers - zero) times scale.
+
+    In plain operators, which runtimes compute once: behind a DequantizeLinear some round the other factor too.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = []
+    for tensor in [t for t in proto.graph.initializer if t.name in packed]:
+        name, each = tensor.name, packed[tensor.name]
+        if not np.array_equal(numpy_helper.to_array(tensor), each.floats()):
+            continue
+        shape = [1] * each.integers.ndim
+        if each.scale.ndim:
+            shape[each.axis] = -1
+        parts = {"integers": each.integers, "scale": each.scale.reshape(shape)}
+        steps: list[Any] = [("Cast", [f"{name}.integers"], {"to": TensorProto.FLOAT})]
+        if each.zero is not None and each.zero.any():
+            parts["zero"] = each.zero.astype(np.float32).reshape(shape)
+            steps.append(("Sub", [f"{name}.floats", f"{name}.zero"], {}))
+        steps.append(("Mul", [f"{name}.{'shifted' if 'zero' in parts else 'floats'}", f"{name}.scale"], {}))
+        names = [*(f"{name}.floats", f"{name}.shifted")[: len(steps) - 1], name]
+        nodes += [helper.make_node(op, x, [y], name=y, **more) for (op, x, more), y in zip(steps, names, strict=True)]
+        proto.graph.initializer.remove(tensor)
+        proto.graph.initializer.extend(numpy_helper.from_array(v, f"{name}.{part}") for part, v in parts.items())
+    if nodes:
+        copies = [*nodes, *map(_copied, proto.graph.node)]
+        del proto.graph.node[:]
+        proto.graph.node.extend(copies)
 
 
 def _stands_in(own: Any, dense: OnnxGraph, model: nn.Module) -> bool:
@@ -98,10 +131,11 @@ class _Surgeon:
 
     def __init__(self, proto: Any, dense: OnnxGraph, model: nn.Module, chosen: set[str]) -> None:
         self.graph, self.dense, self.model, self.chosen = proto.graph, dense, model, chosen
+        self.opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
         self.nodes = {_key(node): node for node in self.graph.node}
         self.stored = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.uses = Counter(name for node in self.graph.node for name in node.input)
-        self.taken = {name for node in self.graph.node for name in (*node.input, *node.output, node.name)}
+        self.uses = Counter(name for node in self.graph.node for name in _read_by(node))
+        self.taken = {name for node in self.graph.node for name in (*_read_by(node), *node.output, node.name)}
         self.taken |= {value.name for value in (*self.graph.initializer, *self.graph.input, *self.graph.output)}
         self.written: dict[tuple[str, str], str] = {}  # (module, tensor in it) -> name of what holds it
         self.homes: dict[int, str] = {}  # of a tensor that several modules share: where it is stored
@@ -114,6 +148,8 @@ class _Surgeon:
         for site in self.dense.program.sites:
             if site.module in self.chosen:
                 new |= {key: [] for key in site.nodes} | {site.nodes[-1]: list(self._chain(site))}
+            elif isinstance(self.model.get_submodule(site.module), Recurrent):
+                new[site.nodes[-1]] = self._recurrent(site)
             else:
                 self._update(site)
         settled = set()  # weights that a node gave by turning one round, and that are stored from now on
@@ -132,12 +168,12 @@ class _Surgeon:
         outputs = {output.name for output in self.graph.output}
         gone: set[str] = set()
         while idle:
-            used = outputs | {name for node in nodes for name in node.input}
+            used = outputs | {name for node in nodes for name in _read_by(node)}
             idle -= used
             gone |= idle
             ended = [node for node in nodes if idle & set(node.output) and not used & set(node.output)]
             nodes = [node for node in nodes if not any(node is other for other in ended)]
-            idle = {name for node in ended for name in node.input}
+            idle = {name for node in ended for name in _read_by(node)}
         given = {name for node in nodes for name in node.output}
         copies = [_copied(node) for node in nodes]
         del self.graph.node[:]
@@ -167,6 +203,18 @@ class _Surgeon:
             name = self._name(f"{site.module}.{number}")
             yield from self._stage(site, stage, f"{site.module}.{number}", name, value, output)
             value = output
+
+    def _recurrent(self, site: Site) -> list[Any]:
+        """A recurrent node whose weights have factors, as `write_layer` writes it, between the same names."""
+
+        def stored(base: str, value: Tensor) -> str:
+            path, _, name = base.rpartition(".")
+            return self._stored(path, name, value)
+
+        node, to = self.nodes[site.nodes[0]], Writer(self._name, stored, self.opset)
+        states = [name for name in node.input[5:] if name]
+        write_layer(to, self.model.get_submodule(site.module), site.module, 0, node.input[0], states, node.output)
+        return to.nodes
 
     def _stage(self, site: Site, stage: nn.Module, path: str, name: str, x: str, y: str) -> Iterator[Any]:
         from onnx import helper
@@ -266,6 +314,16 @@ class _Surgeon:
 def _key(node: Any) -> str:
     """What a node is known by: its first output."""
     return next(filter(None, node.output), "")
+
+
+def _read_by(node: Any) -> Iterator[str]:
+    """All that a node reads, and every name in the graphs inside it, some of which are read from outside."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield from (output.name for output in attribute.g.output)
+            for inner in attribute.g.node:
+                yield from _read_by(inner)
 
 
 def _copied(message: Any) -> Any:

@@ -11,6 +11,7 @@ from lowrank_core.layers.data import data_hash
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.store.as_json import plain
+from lowrank_core.store.reference import file_and_part, in_its_folder, model_and_weights
 from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
 
@@ -57,7 +58,15 @@ def _source(workspace: Workspace) -> dict[str, str]:
     if ref is None:
         kind = type(workspace.model)
         return {"class": f"{kind.__module__}.{kind.__qualname__}"}
-    path = Path(ref)
-    if not path.is_file():
-        return {"ref": ref}
-    return {"ref": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    model, weights = model_and_weights(ref)
+    source = {"ref": in_its_folder(ref)}
+    if Path(model).is_file():
+        source["sha256"] = _hash(Path(model))
+    if weights is not None and (file := file_and_part(weights)[0]).is_file():
+        source["weights_sha256"] = _hash(file)
+    return source
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -53,7 +53,8 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         size = temporary.stat().st_size
     largest = max(one.max_abs_diff or 0.0 for one in written.values())
     verdict = max((one.verdict for one in written.values()), key=VERDICTS.index)
-    return Exported(str(path), size, largest, compressed.score, verdict)
+    notes = dict.fromkeys(f"{name}: {note}" for name, one in written.items() for note in one.notes)
+    return Exported(str(path), size, largest, compressed.score, verdict, tuple(notes))
 
 
 def _loads(fitting: list[Snippet]) -> Snippet:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_core.compression.apply import partial_ranks
 from lowrank_core.compression.precision import DTYPES
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
+from lowrank_core.exports._recurrent import forms_of
 from lowrank_core.extras import extra
 from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
 from lowrank_core.layers.data import Dataset, Inputs, run, tensors
@@ -54,15 +54,14 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     report(Progress("tracing"))
     narrow = DTYPES.get(compressed.storage.dtype or "")
     stored, profile = compressed.storage, workspace.profile
-    own = came_from_onnx(workspace) and not (
-        stored.fold_bias or stored.dense or partial_ranks(profile, compressed.plan)
-    )
+    own = came_from_onnx(workspace) and not (stored.fold_bias or stored.dense)
     if own:  # nothing of its graph changes but the compressed layers
         proto = compressed_onnx(workspace, compressed.model, compressed.plan)
     else:
         proto = onnx_program(
             compressed.model, workspace.opened.example_inputs, workspace.opened.axes, optimize=narrow is None
         )
+    forms = forms_of(workspace, compressed)
     output_names = tuple(run(compressed.model, Dataset(workspace.opened.example_inputs)))
     if narrow is not None:
         _narrow(proto, narrow)
@@ -77,7 +76,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     carried = {prop.key: prop.value for prop in proto.metadata_props}
 
     def put_plan(compressed: Compressed) -> None:
-        onnx.helper.set_model_props(proto, {**carried, PLAN: plan_document(workspace, compressed)})
+        onnx.helper.set_model_props(proto, {**carried, PLAN: plan_document(workspace, compressed, **forms.provenance)})
 
     def save_dense(to: Path) -> None:
         empty = RankPlan(profile.fingerprint)
@@ -97,7 +96,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             put_plan(replace(compressed, accepted=largest))
             _save(proto, temporary, data_path(path).name)
         written = sum(file.stat().st_size for file in (temporary, data_path(temporary)) if file.is_file())
-    return Exported(str(path), written, largest, compressed.score, verdict)
+    return Exported(str(path), written, largest, compressed.score, verdict, forms.notes)
 
 
 def data_path(path: Path) -> Path:
@@ -168,7 +167,7 @@ def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    names = [given.name for given in proto.graph.input]
+    names, constant = [given.name for given in proto.graph.input], _constant_nodes(proto)
 
     class Samples(quantization.CalibrationDataReader):  # type: ignore[misc]
         """Calibration samples in batches, each named as the graph names its inputs."""
@@ -187,9 +186,14 @@ def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
         given, prepared, done = (folder / f"{name}.onnx" for name in ("given", "prepared", "quantised"))
         try:
             onnx.save(proto, given)
-            quant_pre_process(given, prepared, skip_symbolic_shape=True)
+            quant_pre_process(given, prepared, skip_symbolic_shape=True, skip_optimization=bool(constant))
             quantization.quantize_static(
-                prepared, done, Samples(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
+                prepared,
+                done,
+                Samples(),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                nodes_to_exclude=constant,
             )
             return onnx.load(done)
         except OSError:
@@ -199,6 +203,16 @@ def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
                 f"onnxruntime cannot quantise this network: {type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]}; float16 halves the bytes too."
             ) from error
+
+
+def _constant_nodes(proto: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that multiply factors out: optimised, the file would hold the products."""
+    known, names = {weight.name for weight in proto.graph.initializer}, []
+    for node in proto.graph.node:
+        if node.input and set(node.input) <= known:
+            known |= set(node.output)
+            names.append(node.name)
+    return names
 
 
 _BATCH = 32

@@ -11,6 +11,7 @@ from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.store.files import whole_or_nothing, writing
+from lowrank_core.store.reference import in_its_folder
 from lowrank_core.workspace import Workspace
 
 
@@ -37,7 +38,7 @@ found = workspace.candidate_in(read_plan(open({file!r}, "rb").read()))
 model = workspace.compress(found.plan, found.correction)
 """
         return (Snippet("with lowrank_core", code),)
-    name = Path(ref).name if Path(ref).is_file() else ref
+    name = in_its_folder(ref)
     code = f"""from lowrank_core import Workspace, read_plan
 
 workspace = Workspace.open({name!r})

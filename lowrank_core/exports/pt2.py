@@ -10,6 +10,7 @@ import torch
 from lowrank_core.compression.precision import DTYPES, Widened
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._provenance import plan_document
+from lowrank_core.exports._recurrent import forms_of
 from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
@@ -32,10 +33,13 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     narrow = DTYPES.get(compressed.storage.dtype or "")
     network = compressed.model if narrow is None else Widened(compressed.model, narrow)
     program = exported_program(network, workspace.opened.example_inputs, workspace.opened.axes)
+    forms = forms_of(workspace, compressed, called=True)
 
     def save(program: torch.export.ExportedProgram, compressed: Compressed, to: Path) -> None:
         with writing(to) as file:
-            torch.export.save(program, file, extra_files={PLAN: plan_document(workspace, compressed)})
+            torch.export.save(
+                program, file, extra_files={PLAN: plan_document(workspace, compressed, **forms.provenance)}
+            )
 
     def save_dense(to: Path) -> None:
         dense = exported_program(workspace.model, workspace.opened.example_inputs, workspace.opened.axes)
@@ -50,7 +54,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         if verdict == "accepted":
             save(program, replace(compressed, accepted=largest), temporary)
         size = temporary.stat().st_size
-    return Exported(str(path), size, largest, compressed.score, verdict)
+    return Exported(str(path), size, largest, compressed.score, verdict, forms.notes)
 
 
 def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:

@@ -18,6 +18,7 @@ from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report, scope
 from lowrank_core.scoring.scores import Score
 from lowrank_core.store.files import whole_or_nothing
+from lowrank_core.store.reference import in_its_folder, model_and_weights
 from lowrank_core.workspace import Workspace
 
 TOLERANCE = 1e-5
@@ -93,12 +94,13 @@ def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     """Two lines with this package, or a function that needs only torch and safetensors."""
     if ref is None:
         return _of_live(file)
-    name = Path(ref).name if Path(ref).is_file() else ref
+    name, (ref, _) = in_its_folder(ref), model_and_weights(ref)
+    alone = in_its_folder(ref)  # a network of any weights, which the file replaces
     short = f"""from lowrank_core import load_checkpoint, open_source
 
 model = load_checkpoint(open_source({name!r}).model, {file!r}).model
 """
-    if name.endswith(".onnx"):  # there is no build_model() to call
+    if alone.endswith(".onnx"):  # there is no build_model() to call
         return (Snippet("with lowrank_core", short),)
     module = Path(ref).stem if Path(ref).is_file() else ref
     if ref.startswith("builtin:"):
@@ -107,10 +109,10 @@ model = load_checkpoint(open_source({name!r}).model, {file!r}).model
 
 model = load_lowrank(build_model(), {file!r})
 """
-    if name.endswith(".pt2"):
+    if alone.endswith(".pt2"):
         use = f"""import torch
 
-model = load_lowrank(torch.export.unflatten(torch.export.load({name!r})), {file!r})
+model = load_lowrank(torch.export.unflatten(torch.export.load({alone!r})), {file!r})
 """
     return (
         Snippet("with lowrank_core", short),

@@ -59,8 +59,31 @@ def is_quantised(node: Any) -> bool:
     )
 
 
-def as_float(model: Any) -> Any:
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A stored tensor as (integers - zero) times scale, as DequantizeLinear takes them along an axis."""
+
+    integers: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None
+    axis: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all three."""
+        return sum(part.nbytes for part in (self.integers, self.scale, self.zero) if part is not None)
+
+    def floats(self) -> np.ndarray:
+        """What they stand for."""
+        zero = np.zeros(()) if self.zero is None else self.zero
+        shifted = self.integers.astype(np.float32) - _along(zero, self.integers, self.axis)
+        return np.asarray(shifted * _along(self.scale, self.integers, self.axis))
+
+
+def as_float(model: Any, packed: dict[str, Packed]) -> Any:
     """The network that a quantised graph approximates: weights times their scales, answers between their bounds.
+
+    packed: is given the integers that each stored tensor comes from.
 
     Where an activation was rounded to integers it is only held within what they can express, which a quantiser may
     have used in place of a ReLU. Raises InvalidModel for weights or scales that are computed from the inputs.
@@ -78,6 +101,7 @@ def as_float(model: Any) -> Any:
         del part[:]
         part.extend(copies)
     del graph.value_info[:]
+    packed.update((name, each) for name, each in reader.packed.items() if name in used)
     for output in graph.output:
         if output.name in reader.floats:
             output.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -97,6 +121,7 @@ class _Floats:
     known: dict[str, np.ndarray]
     made: dict[str, np.ndarray] = field(default_factory=dict)
     floats: set[str] = field(default_factory=set)
+    packed: dict[str, Packed] = field(default_factory=dict)
 
     def read(self, node: Any) -> Iterator[Any]:
         """The nodes that a node becomes."""
@@ -129,11 +154,26 @@ class _Floats:
             )
         return self.known[name]
 
-    def scaled(self, node: Any, at: tuple[int, int, int], axis: int = -1) -> np.ndarray:
-        """Integers of a constant as floats: (q - zero point) times scale. axis: of one scale for each channel."""
+    def scaled(self, node: Any, at: tuple[int, int, int], name: str, axis: int = -1) -> str:
+        """Integers of a constant as floats under that name: (q - zero point) times scale. axis: of one scale for each
+        channel.
+        """
         q, scale = self.constant(node, at[0]), self.constant(node, at[1])
         zero = self.constant(node, at[2], 0)
-        return np.asarray((q.astype(np.float32) - _along(zero, q, axis)) * _along(scale, q, axis))
+        return self.unpacked(name, q, scale, zero, axis)
+
+    def unpacked(self, name: str, q: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> str:
+        """The same of arrays; what DequantizeLinear of opset 13 can write again is remembered."""
+        value = np.asarray((q.astype(np.float32) - _along(zero, q, axis)) * _along(scale, q, axis))
+        flat = scale.size == 1 or scale.ndim == 1
+        plain = q.dtype in (np.int8, np.uint8) or (q.dtype == np.int32 and not zero.any())
+        if flat and plain and scale.dtype == np.float32:
+            channels = max(scale.size, zero.size)
+            shape = () if channels == 1 else (channels,)
+            each, zeros = (np.broadcast_to(v.reshape(-1), (channels,)).reshape(shape) for v in (scale, zero))
+            kept = None if q.dtype == np.int32 else zeros.astype(q.dtype)
+            self.packed[name] = Packed(q, each, kept, axis % max(q.ndim, 1))
+        return self.make(name, value)
 
     def bounded(self, x: str, y: str, scale: np.ndarray, zero: np.ndarray) -> Iterator[Any]:
         """x held within what the integers of `y` can express."""
@@ -188,7 +228,7 @@ def _dequantise(reader: _Floats, node: Any) -> Iterator[Any]:
 
     x, y, axis = node.input[0], node.output[0], _attribute(node, "axis", 1)
     if x in reader.known:
-        reader.make(y, reader.scaled(node, (0, 1, 2), axis))
+        reader.scaled(node, (0, 1, 2), y, axis)
     elif x in reader.floats:
         yield helper.make_node("Identity", [x], [y], name=f"{y}.as_float")
     else:  # integers that the network is given
@@ -221,11 +261,11 @@ def _integers(op: str) -> Callable[[_Floats, Any], Iterator[Any]]:
 
         weight, y = reader.constant(node, 1), node.output[0]
         zero = reader.constant(node, 3, 0)
-        value = weight.astype(np.float32) - _along(zero, weight, 0 if op == "Conv" else -1)
         if node.input[0] not in reader.floats and reader.constant(node, 2, 0).any():
             raise InvalidModel(_as_they_come(node))
         reader.floats.add(y)
-        name = reader.make(f"{y}.weight", value)
+        axis = 0 if op == "Conv" else weight.ndim - 1
+        name = reader.unpacked(f"{y}.weight", weight, np.ones(1, np.float32), zero, axis)
         made = helper.make_node(op, [node.input[0], name], [y], name=node.name or y)
         made.attribute.extend(node.attribute)
         yield made
@@ -257,7 +297,7 @@ def _operand(reader: _Floats, node: Any, at: tuple[int, int, int], axis: int) ->
     """The name of an operand as floats."""
     name: str = node.input[at[0]]
     if name in reader.known:
-        return reader.make(f"{node.output[0]}.{at[0]}", reader.scaled(node, at, axis))
+        return reader.scaled(node, at, f"{node.output[0]}.{at[0]}", axis)
     if name not in reader.floats:
         raise InvalidModel(_as_they_come(node))
     return name

@@ -6,6 +6,7 @@ import re
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
+from lowrank_core.graphs import recurrent
+from lowrank_core.graphs.alone import Places, at_a_time
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.data import BatchAxes, Inputs, call, evaluating, first_axes, tensors
 from lowrank_core.running.own_process import nothing_printed
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 exporters_turn = threading.RLock()
 """Exporters set for a whole process what they need while they trace: within one, one at a time."""
+
+PLACES = "lowrank_samples"
+"""Key of a property of an ONNX file that takes so many samples at a time: their `Places`."""
 
 _NETWORK = "network"
 _TORCH = str(Path(torch.__file__).parent)
@@ -45,25 +51,39 @@ def exported_program(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = 
     """The graph of a network in eval mode, called as `inputs` are, with a free batch axis; the model is not changed.
 
     axes: where the batch is; without them it comes first. A batch of one is repeated to two: PyTorch would take the 1
-    for a constant.
+    for a constant. Recurrent layers are calls of PyTorch's own, at the length of the inputs.
     Raises InvalidModel with the layer and the line of code where the network cannot be traced.
     """
-    axes = axes or first_axes(inputs)
+    own = sharing(model)
+    recurrent.call(own)
+    return _traced(own, inputs, axes or first_axes(inputs))
+
+
+def _traced(own: nn.Module, inputs: Inputs, axes: BatchAxes) -> ExportedProgram:
+    """The graph of a copy."""
     inputs = _two_or_more(inputs, axes)
     kwargs = inputs if isinstance(inputs, dict) else {}
     args = () if kwargs else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    free: Any = ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor, axis in zip(tensors(inputs), axes.inputs, strict=True):
-        free[tensor] = {} if axis is None else {axis: Dim.DYNAMIC}
-    own = sharing(model)
-    try:
-        with exporters_turn, evaluating(own), _AsItsOperators(), nothing_printed():
-            traced = torch.export.export(own, args, kwargs, dynamic_shapes=free)
-    except Exception as error:
-        raise InvalidModel(
-            f"the network cannot be exported as a graph: {_place(own, error)}{_short(error)}; a checkpoint "
-            "(safetensors) holds it all the same."
-        ) from error
+
+    def free(lengths: bool) -> Any:
+        shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
+        for tensor, axis in zip(tensors(inputs), axes.inputs, strict=True):
+            others = dict.fromkeys(range(tensor.ndim), Dim.AUTO) if lengths else {}
+            shapes[tensor] = others if axis is None else {**others, axis: Dim.DYNAMIC}
+        return shapes
+
+    with exporters_turn, evaluating(own), _AsItsOperators(), nothing_printed():
+        traced = None
+        if recurrent.is_placed(own):
+            with suppress(Exception):  # then its code takes one length, and says so of anything but the batch
+                traced = torch.export.export(own, args, kwargs, dynamic_shapes=free(lengths=True))
+        try:
+            traced = traced or torch.export.export(own, args, kwargs, dynamic_shapes=free(lengths=False))
+        except Exception as error:
+            raise InvalidModel(
+                f"the network cannot be exported as a graph: {_place(own, error)}{_short(error)}; a checkpoint "
+                "(safetensors) holds it all the same."
+            ) from error
     traced.example_inputs = None  # nobody's samples are written
     for part in traced.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
@@ -75,6 +95,9 @@ def onnx_program(
     model: nn.Module, inputs: Inputs, axes: BatchAxes | None = None, *, optimize: bool = True
 ) -> onnx.ModelProto:
     """The network as ONNX, in memory, with a free batch axis; weights keep their names.
+
+    Recurrent layers are nodes of ONNX (`graphs.recurrent`), and their sequences may have any length that the code of
+    the network allows.
 
     Inputs are called "input" (a tensor), "input_0", "input_1" ... (a tuple) or by the keys of a dict; outputs as
     `data.call` names them, with "_out" behind it where an input has that name. axes: as for `exported_program`.
@@ -91,7 +114,9 @@ def onnx_program(
     wrapped = _Tensors(model)
     with evaluating(wrapped):
         answers = [name + "_out" * (name in names) for name in call(model, inputs)]
-    traced = exported_program(wrapped, (inputs,), axes)
+    own = sharing(wrapped)
+    placed = [(_own_name(path), module) for path, module in recurrent.place(own)]
+    traced = _traced(own, (inputs,), axes or first_axes(inputs))
     try:
         with exporters_turn:
             made = torch.onnx.export(
@@ -113,11 +138,27 @@ def onnx_program(
     for name in list(graph.initializers):
         graph.initializers[name].name = name.removeprefix(f"{_NETWORK}.")
     proto: onnx.ModelProto = made.model_proto
-    for value in (*proto.graph.input, *proto.graph.output):
-        free = next((size for size in value.type.tensor_type.shape.dim if size.dim_param), None)
-        if free is not None:
-            free.dim_param = "batch"
+    recurrent.expand(proto, placed)
+    _name_axes(proto.graph, axes or first_axes(inputs))
     return proto
+
+
+def _name_axes(graph: Any, axes: BatchAxes) -> None:
+    """Call the free sizes of a graph "batch" and "length", or "length_1" ..., wherever they are."""
+    names: dict[str, str] = {}
+    for value, axis in zip(graph.input, axes.inputs, strict=False):
+        for number, size in enumerate(value.type.tensor_type.shape.dim):
+            if size.dim_param and number == axis:
+                names.setdefault(size.dim_param, "batch")
+    for value in graph.input:
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                lengths = len(set(names.values()) - {"batch"})
+                names.setdefault(size.dim_param, f"length_{lengths}" if lengths else "length")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), size.dim_param)
 
 
 class OnnxNetwork(nn.Module):
@@ -137,6 +178,8 @@ class OnnxNetwork(nn.Module):
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its classes are many, and none has a common parent
             raise InvalidFile(f"onnxruntime cannot open it: {_short(error)}.") from error
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self._places = Places.from_json(properties[PLACES]) if PLACES in properties else None
         graph = (output.name for output in self._session.get_outputs())
         self.output_names = tuple(graph if output_names is None else output_names)
 
@@ -148,7 +191,14 @@ class OnnxNetwork(nn.Module):
         """All outputs of the graph, in its order."""
         taken = [given.name for given in self._session.get_inputs()]
         named = kwargs or dict(zip(taken, args, strict=True))
-        feed = {name: named[name].detach().cpu().numpy() for name in taken}
+        inputs = [named[name].detach().cpu() for name in taken]
+        if self._places:
+            return at_a_time(self._answers, inputs, self._places)
+        return self._answers(inputs)
+
+    def _answers(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        taken = [given.name for given in self._session.get_inputs()]
+        feed = {name: value.numpy() for name, value in zip(taken, inputs, strict=True)}
         return tuple(map(torch.from_numpy, self._session.run(None, feed)))
 
 
@@ -214,6 +264,8 @@ def _own_name(name: str) -> str:
 def _short(error: Exception) -> str:
     """The innermost cause of an exporter's failure, in one line."""
     *_, last = _causes(error)
+    if isinstance(last, InvalidModel):
+        return str(last).rstrip(".")
     kind = type(last).__name__
     if kind in _REASONS:
         return _REASONS[kind]

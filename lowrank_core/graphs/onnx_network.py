@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
+from lowrank_core.graphs.alone import Places, at_a_time
+from lowrank_core.graphs.as_found import Packed
+from lowrank_core.graphs.control import CONTROL, Lifted, Running, computed
 from lowrank_core.graphs.operators import (
     OPERATORS,
     Unhandled,
@@ -25,8 +29,6 @@ from lowrank_core.graphs.operators import (
     dtype_of,
     integers,
     padded,
-    reference,
-    run,
     tensor,
     window_pads,
 )
@@ -89,7 +91,9 @@ class Program:
     """What the graph says, apart from its numbers; copies of the network share it.
 
     buffers: {name of a value: its buffer in `constants`}; sizes: values that are plain numbers; slow: operators that
-    ONNX's reference computes; aside: weights that did not become layers, with the reason.
+    ONNX's reference computes; aside: weights that did not become layers, with the reason. held: inputs of the file that
+    are constants here. places: where the samples are if the file fixes their number; loops: whether so
+    many are run at a time here too.
     """
 
     inputs: tuple[str, ...]
@@ -100,6 +104,9 @@ class Program:
     opset: int
     slow: set[str] = field(default_factory=set)
     aside: tuple[str, ...] = ()
+    held: dict[str, np.ndarray] = field(default_factory=dict)
+    places: Places | None = None
+    loops: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self
@@ -113,9 +120,17 @@ class Program:
 class OnnxGraph(nn.Module):
     """The network. Inputs in the order of the graph's, outputs a Tensor, or a tuple where the graph has several."""
 
-    def __init__(self, program: Program, modules: dict[str, nn.Module], constants: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        modules: dict[str, nn.Module],
+        constants: dict[str, Tensor],
+        stored_bytes: dict[str, int] | None = None,
+    ) -> None:
+        """stored_bytes: what the file needs for the weights of a module, where these are kept in another type there."""
         super().__init__()
         self.program = program
+        self.stored_bytes = dict(stored_bytes or {})
         self.constants = nn.Module()
         for name, value in constants.items():
             if isinstance(value, nn.Parameter):
@@ -153,29 +168,27 @@ class OnnxGraph(nn.Module):
         if len(inputs) != len(program.inputs):
             names = ", ".join(program.inputs)
             raise ValueError(f"the graph takes {len(program.inputs)} inputs ({names}), but got {len(inputs)}")
+        looped = program.places if program.loops else None
+        answers = at_a_time(self._answers, inputs, looped) if looped else self._answers(inputs)
+        return answers[0] if len(answers) == 1 else answers
+
+    def _answers(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        program = self.program
         values: dict[str, Value] = {**program.sizes, **dict(zip(program.inputs, inputs, strict=True)), "": None}
         for name, buffer in program.buffers.items():
             values[name] = getattr(self.constants, buffer)
+        running = Running(program.opset, program.slow)
         for step in program.steps:
             given = [values[name] for name in step.inputs]
             if step.site is not None:
                 module = self.get_submodule(step.site.module)
                 outputs = CALLS[step.op](module, given, step)
             else:
-                outputs = _computed(step, given, program.opset, program.slow)
+                outputs = computed(step, given, running)
             values.update((name, value) for name, value in zip(step.outputs, outputs, strict=False) if name)
             for name in step.dead:
                 values.pop(name, None)
-        answers = tuple(_answer(values[name]) for name in program.outputs)
-        return answers[0] if len(answers) == 1 else answers
-
-
-def _computed(step: Step, given: list[Value], opset: int, slow: set[str]) -> tuple[Value, ...]:
-    try:
-        return run(step.op, given, step.attributes, sum(map(bool, step.outputs)))
-    except Unhandled:
-        slow.add(step.op)
-        return reference(step.node, opset, given)
+        return tuple(_answer(values[name]) for name in program.outputs)
 
 
 def _answer(value: Value) -> Value:
@@ -232,9 +245,12 @@ CALLS: dict[str, Callable[[nn.Module, list[Value], Step], tuple[Value, ...]]] = 
 # ---- reading a graph -------------------------------------------------------------------------------------------------
 
 
-def build(model: Any) -> OnnxGraph:
-    """The network of a checked `onnx.ModelProto`; raises InvalidModel for tensors of a kind that PyTorch lacks."""
-    return _Reader(model).graph()
+def build(model: Any, packed: Mapping[str, Packed] | None = None) -> OnnxGraph:
+    """The network of a checked `onnx.ModelProto`; raises InvalidModel for tensors of a kind that PyTorch lacks.
+
+    packed: how the file keeps tensors of it that are floats here.
+    """
+    return _Reader(model, packed or {}).graph()
 
 
 @dataclass(slots=True)
@@ -251,25 +267,46 @@ class _Node:
 class _Reader:
     """Goes through the nodes once, in order."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, packed: Mapping[str, Packed]) -> None:
         self.model, self.proto = model, model.graph
         self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.known: dict[str, Value] = {i.name: _constant(i) for i in self.proto.initializer}
+        self.sizes = {i.name: _stored_bytes(i) for i in self.proto.initializer}
+        self.sizes |= {name: each.nbytes for name, each in packed.items()}
+        self.origins: dict[str, frozenset[str]] = {name: frozenset({name}) for name in self.sizes}
+        self.weights: dict[str, tuple[str, ...]] = {}  # of each module, the names of its tensors
         self.stored = frozenset(self.known)  # in the file, as weights are
         self.roots: dict[str, tuple[str, bool]] = {}  # what a value is a copy of, and whether transposed
         self.inputs = tuple(i.name for i in self.proto.input if i.name not in self.known)
         self.outputs = tuple(o.name for o in self.proto.output)
-        self.nodes = [_node(n) for n in self.proto.node]
+        self.modules: dict[str, nn.Module] = {}
+        self.aside: list[str] = []
+        self.inside: dict[str, Any] = {}  # operators of the graphs inside nodes
+        self.nodes = [self._with_graphs(_node(n)) for n in self.proto.node]
         self.users: dict[str, list[int]] = {}
         for number, node in enumerate(self.nodes):
             for name in node.inputs:
                 self.users.setdefault(name, []).append(number)
-        self.modules: dict[str, nn.Module] = {}
         self.paths: dict[Any, str] = {}  # the same weights used in the same way are one module
         self.parameters: dict[tuple[str, bool], nn.Parameter] = {}
         self.steps: list[Step] = []
-        self.aside: list[str] = []
         self.taken: set[int] = set()
+
+    def _with_graphs(self, node: _Node) -> _Node:
+        """A node with what the graphs inside it take from outside among its inputs."""
+        if node.op not in CONTROL:
+            return node
+        reader = Lifted(
+            _named(node), self.known, lambda proto: _node(proto).attributes, _constant, lambda p: _literal(_node(p))
+        )
+        attributes = dict(node.attributes)
+        taken = reader.nested(node.proto, attributes)
+        self.inside |= reader.operators
+        self.known |= reader.constants
+        self.stored |= reader.constants.keys()
+        if any(self._is_weight(name) for name in reader.constants):
+            self.aside.append(f"those inside {_named(node)} ({node.op}), which are read at each of its turns")
+        return replace(node, inputs=(*node.inputs, *taken), attributes=attributes)
 
     def graph(self) -> OnnxGraph:
         """Every node as a module, a constant or a step."""
@@ -278,12 +315,14 @@ class _Reader:
                 continue
             step = self._layer(number, node)
             if step is None:
-                if node.op not in OPERATORS and not computable(node.proto.SerializeToString(), self.opset):
-                    self._refuse()
+                if node.op not in CONTROL:
+                    self._check_computable(node.op, node.proto)
                 if node.op in WEIGHTS and any(map(self._is_weight, node.inputs)):
                     self.aside.append(f"{_named(node)} ({node.op}) is used in a way that is not factorised")
-                step = Step(node.op, node.inputs, node.outputs, node.attributes, node.proto.SerializeToString())
+                step = Step(node.op, node.inputs, node.outputs, node.attributes, _serialised(node))
             self.steps.append(step)
+        for op, proto in self.inside.items():
+            self._check_computable(op, proto)
         steps = _with_ends(self.steps, self.outputs)
         needed = {*self.outputs, *(name for step in steps for name in step.inputs)} & self.known.keys()
         sizes = {name: self.known[name] for name in needed if isinstance(self.known[name], np.ndarray)}
@@ -292,12 +331,31 @@ class _Reader:
         program = Program(
             self.inputs, self.outputs, steps, buffers, sizes, self.opset, aside=tuple(dict.fromkeys(self.aside))
         )
-        return OnnxGraph(program, self.modules, constants).eval()
+        stored = {path: self._stored(names) for path, names in self.weights.items()}
+        if constants:
+            stored["constants"] = self._stored(tuple(n for n in buffers if constants[buffers[n]].requires_grad))
+        graph = OnnxGraph(program, self.modules, constants).eval()
+        for path, size in stored.items():
+            if size != sum(p.numel() * p.element_size() for p in graph.get_submodule(path).parameters()):
+                graph.stored_bytes[path] = size
+        return graph
 
-    def _refuse(self) -> None:
+    def _stored(self, names: Iterable[str]) -> int:
+        """Bytes of the tensors of the file that these values come from; of those from elsewhere, their own."""
+        origins = frozenset[str]().union(*(self.origins.get(name, frozenset()) for name in names))
+        others = (self.known[name] for name in names if name in self.known and name not in self.origins)
+        return sum(self.sizes[name] for name in origins) + sum(v.nbytes for v in others if isinstance(v, Tensor))
+
+    def _check_computable(self, op: str, proto: Any) -> None:
         """Name every operator of the graph that cannot be computed."""
-        others = {n.op: n for n in self.nodes if n.op not in OPERATORS and n.op != "Constant"}
-        missing = sorted(op for op, n in others.items() if not computable(n.proto.SerializeToString(), self.opset))
+        if op in OPERATORS or computable(proto.SerializeToString(), self.opset):
+            return
+        others = {n.op: n.proto for n in self.nodes if n.op not in CONTROL} | self.inside
+        missing = sorted(
+            op
+            for op, proto in others.items()
+            if op not in OPERATORS and op != "Constant" and not computable(proto.SerializeToString(), self.opset)
+        )
         raise InvalidModel(f"nothing here can compute {', '.join(missing)}; give the network as a Python file.")
 
     def _layer(self, number: int, node: _Node) -> Step | None:
@@ -314,20 +372,22 @@ class _Reader:
         if node.op == "Constant":
             self.known[node.outputs[0]] = _literal(node)
             return True
-        if not node.inputs or any(name not in self.known for name in node.inputs if name):
+        if not node.inputs or node.op in CONTROL or any(name not in self.known for name in node.inputs if name):
             return False
         if node.op == "Gather" and self._is_weight(node.inputs[0]):
             return False
         given = [self.known[name] if name else None for name in node.inputs]
         step = Step(node.op, node.inputs, node.outputs, node.attributes, node.proto.SerializeToString())
         try:
-            outputs = _computed(step, given, self.opset, set())
+            outputs = computed(step, given, Running(self.opset))
         except Exception as error:
             raise InvalidModel(f"node {_named(node)!r} ({node.op}) cannot be computed: {_told(error)}") from error
         elements = sum(v.numel() for v in given if isinstance(v, Tensor))
         if sum(v.numel() for v in outputs if isinstance(v, Tensor)) > elements + FOLD:
             return False
         self.known.update((name, value) for name, value in zip(node.outputs, outputs, strict=False) if name)
+        origins = frozenset[str]().union(*(self.origins.get(name, frozenset()) for name in node.inputs))
+        self.origins.update((name, origins) for name in node.outputs if origins)
         flat = self.tensor(node.inputs[0], 2) is not None
         if node.op == "Identity" or (flat and node.op == "Transpose" and node.attributes.get("perm", [1, 0]) == [1, 0]):
             root, flipped = self._root(node.inputs[0])
@@ -382,6 +442,8 @@ class _Reader:
         key = (node.op, self._root(weight), bias, repr(kind))
         if key not in self.paths:
             self.paths[key] = self._path(node, weight, bias)
+            names = node.inputs[1:] if node.op in ("BatchNormalization", "LSTM", "GRU", "RNN") else (weight, bias)
+            self.weights[self.paths[key]] = tuple(name for name in names if name in self.known)
             self.modules[self.paths[key]] = make()
         return self.paths[key]
 
@@ -440,6 +502,10 @@ def _with_ends(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
     return tuple(reversed(steps_needed))
 
 
+def _serialised(node: _Node) -> bytes:
+    return b"" if node.op in CONTROL else bytes(node.proto.SerializeToString())
+
+
 def _free(name: str, taken: Any) -> str:
     name = f"_{name}" if name[:1].isdigit() or hasattr(nn.Module(), name) else name
     free, number = name, 1
@@ -494,6 +560,15 @@ def _literal(node: _Node) -> Value:
     if key in ("value_float", "value_floats"):
         return torch.tensor(value, dtype=torch.float32)
     raise InvalidModel(f"node {_named(node)!r} holds a {key}, which PyTorch has no tensor for.")
+
+
+def _stored_bytes(proto: Any) -> int:
+    """Bytes of a stored tensor in its own type."""
+    from onnx import TensorProto, helper
+
+    bits = 4 if TensorProto.DataType.Name(proto.data_type).endswith("INT4") else 0
+    elements = int(prod(proto.dims))
+    return -(-elements * (bits or 8 * int(helper.tensor_dtype_to_np_dtype(proto.data_type).itemsize)) // 8)
 
 
 def _constant(proto: Any) -> Value:

@@ -484,6 +484,7 @@ def _unsqueeze(x: Tensor, axes: Value) -> Tensor:
 
 @_op("Concat")
 def _concat(*values: Tensor, axis: int) -> Tensor:
+    _bounded([sum(value.numel() for value in values)])
     return torch.cat(values, axis)
 
 
@@ -529,6 +530,17 @@ def _gather(x: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
     rows = x.shape[axis]
     flat = torch.where(index < 0, index + rows, index).reshape(-1)
     return x.index_select(axis, flat).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+
+
+@_op("OneHot", takes=(1,))
+def _one_hot(index: Tensor, depth: Value, values: Tensor, *, axis: int = -1) -> Tensor:
+    many = int(ints(depth)[0])
+    _bounded([index.numel(), many])
+    place = axis % (index.ndim + 1)
+    low, high = values[0], values[1]
+    hit = index.remainder(many).unsqueeze(place) == torch.arange(many).reshape(-1, *[1] * (index.ndim - place))
+    inside = ((index >= -many) & (index < many)).unsqueeze(place)
+    return torch.where(hit & inside, high, low)
 
 
 @_op("GatherElements")
@@ -589,9 +601,24 @@ def _pad(
     while flat and flat[-2:] == [0, 0]:
         flat = flat[:-2]
     names = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-    if len(flat) // 2 > min(3, x.ndim - 2) or mode not in names:
-        raise Unhandled(f"Pad of {len(flat) // 2} axes, {mode}")
-    return F.pad(x, flat + [0] * (2 * (x.ndim - 2) - len(flat)), mode=names[mode])
+    if len(flat) // 2 <= min(3, x.ndim - 2) and mode in names and min(flat, default=0) >= 0:
+        return F.pad(x, flat + [0] * (2 * (x.ndim - 2) - len(flat)), mode=names[mode])
+    for axis, (low, high) in enumerate(both):
+        if low or high:
+            x = x.index_select(axis, _places_beyond(x.shape[axis], low, high, mode))
+    return x
+
+
+def _places_beyond(size: int, low: int, high: int, mode: str) -> Tensor:
+    """Which place of an axis stands at each place of the padded one; fewer than none are cut off."""
+    places = torch.arange(-low, size + high)
+    if mode == "edge":
+        return places.clamp(0, size - 1)
+    if mode == "wrap":
+        return places.remainder(size)
+    if mode == "reflect" and size > 1:
+        return (size - 1) - ((size - 1) - places.remainder(2 * (size - 1))).abs()
+    raise Unhandled(f"Pad, {mode}")
 
 
 @_op("DepthToSpace")
@@ -865,6 +892,104 @@ def _attention(
     return F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=bool(is_causal), scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+# ---- spectra ---------------------------------------------------------------------------------------------------------
+
+
+@_op("STFT", takes=(1, 3))
+def _stft(
+    signal: Tensor, step: Value, window: Tensor | None = None, length: Value | None = None, *, onesided: int = 1
+) -> Tensor:
+    """signal (N, samples[, 1 or 2]) -> (N, frames, frequencies, 2)."""
+    if window is None and length is None:
+        raise Unhandled("STFT without a length")
+    size = ints(length)[0] if length is not None else len(window if window is not None else ())
+    whole = signal if signal.ndim == 2 else _complex(signal)
+    frames = whole.unfold(1, size, ints(step)[0])
+    if window is not None:
+        if len(window) != size:
+            raise Unhandled("STFT with a window of another length")
+        frames = frames * window
+    half = onesided and not frames.is_complex()
+    return torch.view_as_real(torch.fft.rfft(frames) if half else torch.fft.fft(frames))
+
+
+@_op("DFT", takes=(1, 2))
+def _dft(
+    x: Tensor,
+    length: Value | None = None,
+    along: Value | None = None,
+    *,
+    axis: int = 1,
+    inverse: int = 0,
+    onesided: int = 0,
+) -> Tensor:
+    """x (..., 1 or 2) -> (..., 2), along an axis other than the last."""
+    place = ints(along)[0] if along is not None else axis
+    place = place % x.ndim
+    size = ints(length)[0] if length is not None else None
+    given = _complex(x)
+    if onesided and inverse:
+        raise Unhandled("DFT back to real numbers")
+    if onesided:
+        return torch.view_as_real(torch.fft.rfft(given.real if given.is_complex() else given, size, place))
+    return torch.view_as_real((torch.fft.ifft if inverse else torch.fft.fft)(given, size, place))
+
+
+def _complex(x: Tensor) -> Tensor:
+    """Numbers whose last axis holds a real part, or both parts."""
+    return x[..., 0] if x.shape[-1] == 1 else torch.view_as_complex(x.contiguous())
+
+
+# ---- sequences -------------------------------------------------------------------------------------------------------
+
+
+@_op("SequenceEmpty")
+def _sequence_empty(*, dtype: int = 1) -> list[Tensor]:
+    return []
+
+
+@_op("SequenceConstruct")
+def _sequence_construct(*values: Tensor) -> list[Tensor]:
+    return list(values)
+
+
+@_op("SequenceInsert", takes=(2,))
+def _sequence_insert(values: list[Tensor], value: Tensor, place: Value | None = None) -> list[Tensor]:
+    at = len(values) if place is None else ints(place)[0]
+    _bounded([sum(part.numel() for part in (*values, value))])
+    return [*values[:at], value, *values[at:]]
+
+
+@_op("SequenceErase", takes=(1,))
+def _sequence_erase(values: list[Tensor], place: Value | None = None) -> list[Tensor]:
+    at = (len(values) - 1 if place is None else ints(place)[0]) % len(values)
+    return [*values[:at], *values[at + 1 :]]
+
+
+@_op("SequenceAt", takes=(1,))
+def _sequence_at(values: list[Tensor], place: Value) -> Tensor:
+    return values[ints(place)[0]]
+
+
+@_op("SequenceLength")
+def _sequence_length(values: list[Tensor]) -> np.ndarray:
+    return integers(len(values))
+
+
+@_op("ConcatFromSequence")
+def _concat_from_sequence(values: list[Tensor], *, axis: int, new_axis: int = 0) -> Tensor:
+    _bounded([sum(value.numel() for value in values)])
+    return torch.stack(values, axis) if new_axis else torch.cat(values, axis)
+
+
+@_op("SplitToSequence", takes=(1,))
+def _split_to_sequence(x: Tensor, split: Value | None = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
+    if split is None:
+        return [part if keepdims else part.squeeze(axis) for part in torch.split(x, 1, axis)]
+    sizes = ints(split)
+    return list(torch.split(x, sizes if tensor(split).ndim else sizes[0], axis))
 
 
 # ---- integers ------------------------------------------------------------------------------------------------------

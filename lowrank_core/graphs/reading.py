@@ -7,15 +7,18 @@ they are unpacked, and functions that call each other until there are billions o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
-from lowrank_core.graphs.as_found import LOWEST_OPSET, READ_OPSET, as_float, converted, decided, is_quantised
+from lowrank_core.graphs.as_found import LOWEST_OPSET, READ_OPSET, Packed, as_float, converted, decided, is_quantised
 
 OPSETS = (READ_OPSET, 23)
 """The versions of the standard operators whose meaning is known here; older ones are converted."""
@@ -29,24 +32,27 @@ MESSAGES = 1_000_000
 NODES = 100_000
 """More nodes than any network has, once its functions are written out."""
 
-CONTROL = {"If", "Loop", "Scan"}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AsRead:
-    """A graph in the form that is read here. own: as the file has it, where that is another; changes: in words."""
+    """A graph in the form that is read here. own: as the file has it, where that is another; changes: in words.
+
+    packed: the integers that tensors of a quantised file come from, by the names that these have here.
+    """
 
     model: Any
     own: Any = None
     changes: tuple[str, ...] = ()
+    packed: dict[str, Packed] = field(default_factory=dict)
 
 
-def read_onnx(path: Path) -> AsRead:
+def read_onnx(path: Path, held: Mapping[str, np.ndarray] | None = None) -> AsRead:
     """The graph of a file, weights inside, functions written out, and nothing in it that is not known.
 
-    Older operators are converted, quantised graphs opened as the float network that they approximate, branches of
-    constant conditions decided. Raises InvalidFile where the file is damaged or was made to do harm, InvalidModel
-    where it is sound but holds what cannot be compressed: loops, operators that are not ONNX's own.
+    held: values of inputs that are the same for all samples; they become constants, which a runtime may still be given
+    others for. Older operators are converted, quantised graphs opened as the float network that they approximate,
+    branches of constant conditions decided. Raises InvalidFile where the file is damaged or was made to do harm,
+    InvalidModel where it is sound but holds operators that are not ONNX's own.
     """
     onnx = _onnx(path)
     size = path.stat().st_size
@@ -69,16 +75,55 @@ def read_onnx(path: Path) -> AsRead:
     if model.functions:
         _check_functions(model, path)
         model = _known(path, lambda: onnx.inliner.inline_local_functions(model))
+    given = _without_inputs(model, held or {})
     read = _brought_up(model, path)
+    for graph in (read.model, read.own) if given else ():
+        _with_inputs(graph, given, held or {})
     _check_operators(read.model, path)
     if read.model.ByteSize() < LARGEST:
         _known(path, lambda: onnx.checker.check_model(read.model))
     return read
 
 
+def _without_inputs(model: Any, held: Mapping[str, np.ndarray]) -> list[Any]:
+    """Turn inputs into stored tensors; the inputs as they were, with where each stood."""
+    given = [(number, value) for number, value in enumerate(model.graph.input) if value.name in held]
+    copies = []
+    for number, value in reversed(given):
+        copy = type(value)()
+        copy.CopyFrom(value)
+        copies.append((number, copy))
+        model.graph.initializer.append(_as_declared(held[value.name], value))
+        del model.graph.input[number]
+    return copies[::-1]
+
+
+def _as_declared(array: np.ndarray, value: Any) -> Any:
+    from onnx import helper, numpy_helper
+
+    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    return numpy_helper.from_array(array.astype(dtype), value.name)
+
+
+def _with_inputs(model: Any, given: list[Any], held: Mapping[str, np.ndarray]) -> None:
+    """List them among the inputs again: what is stored under the name of an input is what it has where none is given.
+
+    From version 4 of the format on.
+    """
+    if model is None:
+        return
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for number, value in given:
+        model.graph.input.insert(number, value)
+        if value.name not in stored:
+            model.graph.initializer.append(_as_declared(held[value.name], value))
+    model.ir_version = max(model.ir_version, 4)
+
+
 def _brought_up(model: Any, path: Path) -> AsRead:
     """The same network with operators that are read here."""
     own, changes = None, []
+    packed: dict[str, Packed] = {}
 
     def changed(work: Callable[[Any], Any], words: str) -> None:
         nonlocal model, own
@@ -99,10 +144,21 @@ def _brought_up(model: Any, path: Path) -> AsRead:
     if opset < READ_OPSET:
         changed(converted, f"converting it from opset {opset} to {READ_OPSET}")
     if any(map(is_quantised, model.graph.node)):
-        changed(as_float, "opening its quantised weights as floats, with their scales applied")
-    if any(node.op_type == "If" for node in model.graph.node):
-        changed(decided, "deciding the branches whose conditions are constants")
-    return AsRead(model, own, tuple(changes))
+        changed(
+            lambda graph: as_float(graph, packed), "opening its quantised weights as floats, with their scales applied"
+        )
+    branches = _branches(model)
+    if branches:
+        with suppress(Exception):  # whatever ONNX IR raises: then each is decided when it is run
+            folded = decided(model)
+            if _branches(folded) < branches:
+                changed(lambda _: folded, "deciding the branches whose conditions are constants")
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return AsRead(model, own, tuple(changes), {name: packed[name] for name in packed.keys() & stored})
+
+
+def _branches(model: Any) -> int:
+    return sum(node.op_type == "If" for graph in _graphs(model) for node in graph.node)
 
 
 def _opset(model: Any) -> int:
@@ -309,17 +365,12 @@ def _check_functions(model: Any, path: Path) -> None:
 
 def _check_operators(model: Any, path: Path) -> None:
     """All that is in the way, at once."""
-    foreign = Counter(f"{n.domain}.{n.op_type}" for n in model.graph.node if n.domain not in ("", "ai.onnx"))
-    control = Counter(n.op_type for n in model.graph.node if n.op_type in CONTROL and n.domain in ("", "ai.onnx"))
+    nodes = [node for graph in _graphs(model) for node in graph.node]
+    foreign = Counter(f"{n.domain}.{n.op_type}" for n in nodes if n.domain not in ("", "ai.onnx"))
     if foreign:
         raise InvalidModel(
             f"{path} uses operators that are not ONNX's own ({_counted(foreign)}); export it without optimisation "
             "for one runtime."
-        )
-    if control:
-        raise InvalidModel(
-            f"{path} has control flow that depends on the data ({_counted(control)}), which is not followed; export "
-            "the network without it, or give it as a Python file."
         )
 
 

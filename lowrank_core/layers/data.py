@@ -161,8 +161,8 @@ def cloned(value: Any) -> Any:
 def octets(tensor: Tensor) -> Any:
     """The bytes of a tensor row by row, of any type, as a buffer for hashes and files."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    if flat.numel() == 1:
-        flat = flat.as_strided((1,), (1,))  # one number may lie at stride 0, which is no stride of bytes
+    if flat.numel() < 2:
+        flat = flat.as_strided((flat.numel(),), (1,))  # one number may lie at stride 0, which is no stride of bytes
     return flat.view(torch.uint8).numpy().data
 
 

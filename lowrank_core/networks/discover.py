@@ -278,6 +278,7 @@ class _Network:
             transposed_weight=is_conv1d(module),
             asked=module in self.watched.asked,
             extra=sum(p.numel() for p in module.parameters()) - spec.parameters,
+            stored=stored_bytes(self.model).get(name),
         )
 
     def experts(self, trial: Trial) -> Iterator[Layer]:
@@ -416,6 +417,12 @@ def _holds_weights(module: nn.Module) -> bool:
     return own or hasattr(module, "parametrizations") or is_quantised(module)
 
 
+def stored_bytes(model: nn.Module) -> dict[str, int]:
+    """Bytes of the parameters of a module in its file, where that keeps them in another type, as a quantised one."""
+    said: dict[str, int] = getattr(model, "stored_bytes", {})
+    return said if isinstance(said, dict) else {}
+
+
 def _rest(model: nn.Module, layers: list[Layer], multiplies: Fraction) -> Rest:
     each = [one for layer in layers for one in (layer, *layer.tied)]
     taken = {p for layer in each for p in _own_parameters(model, layer)}
@@ -423,7 +430,18 @@ def _rest(model: nn.Module, layers: list[Layer], multiplies: Fraction) -> Rest:
     counted = sum(share * layer.spec.multiplies(size) for layer in each for size, share in layer.passes)
     return Rest(
         parameters=sum(p.numel() for p in outside),
-        bytes=sum(p.numel() * p.element_size() for p in outside),
+        bytes=_bytes_outside(model, outside),
         multiplies=max(0, half_up(multiplies) - half_up(counted)),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
     )
+
+
+def _bytes_outside(model: nn.Module, outside: list[nn.Parameter]) -> int:
+    """Bytes of these parameters as they are stored; those of a module that its file keeps otherwise are as there."""
+    left = {id(p) for p in outside}
+    size = sum(p.numel() * p.element_size() for p in outside)
+    for path, stored in stored_bytes(model).items():
+        own = list(model.get_submodule(path).parameters())
+        if own and all(id(p) in left for p in own):
+            size += stored - sum(p.numel() * p.element_size() for p in own)
+    return size

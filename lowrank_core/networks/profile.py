@@ -36,6 +36,7 @@ class Layer:
     transposed_weight: the module keeps it as (in, out), as the Conv1D of transformers does. tied: layers that share the
     weight and so the factors, each with its own bias. expert: its number, where the parameter holds one matrix for each
     expert of a mixture. extra: numbers stored for a weight that is computed from others.
+    stored: bytes of the dense layer in its file, where they are kept in another type there.
     read: functions are given the weight, so the module stays with all else that it does, its bias too, and the chain
     takes the weight's place in it; the layer goes by the name of its module where the weight is called so.
     """
@@ -55,6 +56,7 @@ class Layer:
     asked: bool = False
     shares: tuple[Fraction, ...] = ()
     expert: int | None = None
+    stored: int | None = None
     read: bool = False
 
     @property

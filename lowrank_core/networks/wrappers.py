@@ -30,7 +30,7 @@ def made_plain(model: nn.Module) -> nn.Module:
     """The network, in place, without what compiles it, and with ordinary tensors for those of inference mode.
 
     Compiled, it would be compiled anew for every copy. Raises InvalidModel for a module that holds itself or lies too
-    deep, for names that cannot be used, and for sparse weights.
+    deep, for names that cannot be used, for sparse weights and for TorchScript inside.
     """
     model = unwrapped(model)
     check_tree(model)
@@ -77,6 +77,11 @@ def check_tree(model: nn.Module) -> None:
             raise InvalidModel(
                 f"the module at {cut(name)!r} is one of those that hold it, so the network has no end; take it out of "
                 "itself."
+            )
+        elif isinstance(module, torch.jit.ScriptModule):
+            raise InvalidModel(
+                f"the module {cut(name)!r} is a program of TorchScript ({module.original_name}), in which no layer can "
+                "be replaced; build the network without torch.jit inside of it."
             )
         elif module not in done:
             if len(around) > DEEPEST:

@@ -40,7 +40,8 @@ class Cost:
 
 def dense_cost(layer: Layer) -> Cost:
     """What the layer costs as it is, with what a parametrization stores besides."""
-    return chain_cost((layer.spec,), layer) + Cost(layer.extra, layer.extra * layer.itemsize)
+    cost = chain_cost((layer.spec,), layer) + Cost(layer.extra, layer.extra * layer.itemsize)
+    return cost if layer.stored is None else replace(cost, bytes=layer.stored)
 
 
 def chain_cost(stages: tuple[LayerSpec, ...], layer: Layer) -> Cost:

@@ -110,17 +110,21 @@ CONTEXT = Kind("context")
 
 
 def read_context(file: PointFile) -> Context | None:
-    """The context stored beside the points, to the last bit; one that is not as it was written counts as missing."""
+    """The context stored beside the points, to the last bit; one that is not as it was written counts as missing.
+
+    So does another network's that was given this one's name.
+    """
+    path = file.beside("context", learning.VERSION)
     try:
-        document = file.beside("context", learning.VERSION).read_bytes()
-        return msgspec.json.decode(unsealed(CONTEXT, document), type=Context)
+        return msgspec.json.decode(unsealed(CONTEXT, path.read_bytes(), path.name), type=Context)
     except (OSError, Unfit, msgspec.DecodeError):
         return None
 
 
 def write_context(file: PointFile, context: Context) -> None:
     """Store a context beside the points, whole or not at all."""
-    keep_whole(file.beside("context", learning.VERSION), sealed(CONTEXT, msgspec.json.encode(context)))
+    path = file.beside("context", learning.VERSION)
+    keep_whole(path, sealed(CONTEXT, msgspec.json.encode(context), path.name))
 
 
 def uniform_reference(workspace: Workspace, ledger: Ledger, *, corrected: bool) -> Iterator[Uniform]:

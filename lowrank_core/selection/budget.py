@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from math import inf, log
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from math import inf, isnan, log
 from typing import ClassVar
 
 import numpy as np
 
 from lowrank_core.algebra.knapsack import cheapest_loss
-from lowrank_core.errors import InvalidSearch
-from lowrank_core.layers.data import data_hash, run
+from lowrank_core.compression.calibration import calibration_samples
+from lowrank_core.errors import Cancelled, InvalidSearch, LowRankError
+from lowrank_core.layers.data import Dataset, data_hash, joined, run
 from lowrank_core.layers.spec import Rank
 from lowrank_core.measure.ledger import score_key
-from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point, change, closed_form_error
-from lowrank_core.predict.sensitivity import Ask, divergence, profile
+from lowrank_core.predict.sensitivity import BATCH, OUTPUT_BYTES, Ask, divergence, profile
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report
 from lowrank_core.scoring.scores import Score
 from lowrank_core.scoring.verdict import is_within
-from lowrank_core.selection import register
+from lowrank_core.selection import make, register
 from lowrank_core.selection._problem import Problem, Quantity, Trial, Wish
 from lowrank_core.selection._settings import check_settings
+from lowrank_core.workspace import Workspace
 
 STEPS = 7
 """Of the bisection over the share that is kept: it ends within 1 % of the dense network."""
 
 SHARES = (0.08, 0.3, 0.8)
 """Of the largest paying rank; the lowest is where the curve is steepest, and no rank below it is ever chosen."""
+
+RIVALS: dict[str, tuple[str, ...]] = {"uniform": (), "balf": ("spatial_svd", "svd")}
+"""Rules whose plans are tried, too; with the methods for layers that are too wide for those of the rule."""
+
+FEWEST_HELD_OUT = 32
+"""Samples that nothing was fitted to, below which plans are judged by those that factors were fitted to."""
 
 Option = tuple[Choice | None, float]
 """A choice for one layer and what it loses."""
@@ -44,6 +51,7 @@ class Budget:
 
     The loss of each layer at three ranks per method is measured as the divergence of the network's outputs on a few
     calibration samples; between them it follows the closed-form error, log against log. An exact knapsack then chooses.
+    Its plan is tried as a whole beside those of `uniform` and `balf`, and the one that diverges least is the answer.
     """
 
     name: ClassVar[str] = "budget"
@@ -87,10 +95,10 @@ class Budget:
         check_settings(self)
 
     def search(self, problem: Problem) -> Iterator[Trial]:
-        """Under budgets one plan, and those tried to refine it; under a largest drop the plans that were judged."""
+        """Under budgets each plan that is better than those before; under a largest drop the plans that were judged."""
         menus = self.menus(problem)
         if problem.max_drop is None:
-            yield from self._refined(problem, menus)
+            yield from self._whole(problem, menus)
         else:
             yield from self._smallest(problem, menus)
 
@@ -120,38 +128,58 @@ class Budget:
             menus.append(menu)
         return menus
 
-    def _refined(self, problem: Problem, menus: list[list[Option]]) -> Iterator[Trial]:
-        """Plans for losses that are off by a random factor per layer, judged as a whole by their divergence."""
-        if not self.refine:
-            yield problem.trial(best_plan(problem, menus, dict(problem.budgets)))
-            return
-        data = problem.workspace.calibration
-        names = problem.workspace.judged.names
-        dense = run(problem.workspace.model, data, names)
-        generator, pace = np.random.default_rng(0), Pace(self.refine + 1)
-        best, least, seen = problem.plan({}), inf, set[RankPlan]()
-        for number in range(self.refine + 1):
-            factors = generator.lognormal(0.0, 0.5 if number else 0.0, len(menus))
-            shifted = [[(c, loss * factor) for c, loss in menu] for menu, factor in zip(menus, factors, strict=True)]
-            plan = best_plan(problem, shifted, dict(problem.budgets))
-            if plan in seen:
+    def _whole(self, problem: Problem, menus: list[list[Option]]) -> Iterator[Trial]:
+        """Plans judged as a whole by how far the network diverges."""
+        losses, best, judged = dict[RankPlan, float](), problem.plan({}), _judge(problem)
+        pace = Pace(1 + len(RIVALS) + self.refine)
+        for number, (name, plan) in enumerate(self._plans(problem, menus)):
+            if plan in losses:
                 continue
-            seen.add(plan)
-            candidate = problem.candidate(plan)
             give_way()
-
-            def measured(candidate: Candidate = candidate) -> float:
-                outputs = run(problem.workspace.compress(candidate.plan, candidate.correction), data, names)
-                return divergence(problem.workspace.metric, outputs, dense)
-
-            key = f"divergence {data_hash(data.inputs)} {score_key(candidate, len(data))}"
-            loss = problem.ledger.remembered(key, measured)
-            words = f"refining: {number} of {self.refine}, divergence {min(loss, least):.4f}"
+            losses[plan] = judged(plan)
+            words = f"{name}: divergence {losses[plan]:.4f}"
             report(Progress(words, pace(number + 1)))
-            if loss < least:
-                best, least = plan, loss
-                yield problem.trial(plan, f"divergence {loss:.4f}")
-        yield problem.trial(best, f"divergence {least:.4f}")
+            if len(losses) == 1 or losses[plan] < losses[best]:
+                best = plan
+                yield problem.trial(plan, words)
+        yield problem.trial(best, f"divergence {losses[best]:.4f}, the least of {len(losses)} plans")
+
+    def _plans(self, problem: Problem, menus: list[list[Option]]) -> Iterator[tuple[str, RankPlan]]:
+        """The plan of the curves, those of RIVALS, and some for losses that are off by a random factor per layer."""
+        limits = dict(problem.budgets)
+        try:
+            yield "the curves", best_plan(problem, menus, limits)
+        except InvalidSearch:
+            rivals = list(self._rivals(problem))
+            if not rivals:
+                raise
+            yield from rivals
+            return
+        yield from self._rivals(problem)
+        generator = np.random.default_rng(0)
+        for number in range(self.refine):
+            factors = generator.lognormal(0.0, 0.5, len(menus))
+            shifted = [[(c, loss * factor) for c, loss in menu] for menu, factor in zip(menus, factors, strict=True)]
+            yield f"refining, {number + 1} of {self.refine}", best_plan(problem, shifted, limits)
+
+    def _rivals(self, problem: Problem) -> Iterator[tuple[str, RankPlan]]:
+        """What RIVALS answer, with the methods that were asked for where some were."""
+        for name, plain in RIVALS.items():
+            rule = make(name, {})
+            methods = rule.methods + plain
+            if problem.methods != self.methods:
+                methods = tuple(m for m in methods if m in problem.methods) if methods else problem.methods
+            asked = replace(problem, methods=methods)
+            if not asked.layers or (not methods and rule.methods):
+                continue
+            try:
+                *_, last = rule.search(asked)
+            except Cancelled:
+                raise
+            except LowRankError:
+                continue  # it has no plan that keeps every budget, or needs more memory than there is
+            if problem.fits(last.candidate.plan):
+                yield rule.label, last.candidate.plan
 
     def _smallest(self, problem: Problem, menus: list[list[Option]]) -> Iterator[Trial]:
         """Bisection over the share that is kept; a plan counts only where the drop is shown to be small enough."""
@@ -179,6 +207,35 @@ class Budget:
                 f"no plan was shown to lose at most {problem.max_drop:g}; allow a larger drop or bring more samples."
             )
         yield best
+
+
+def held_out(workspace: Workspace) -> Dataset:
+    """Unlabelled samples that no factor is fitted to; the calibration samples where there are not enough of others."""
+    fitted = len(workspace.calibration)
+    others = calibration_samples(workspace.calibration_pool, 2 * fitted).pick(slice(fitted, None))
+    data = others if len(others) >= FEWEST_HELD_OUT else workspace.calibration
+    return data.pick(slice(0, max(1, OUTPUT_BYTES // max(1, workspace.reference.output_bytes))))
+
+
+def _judge(problem: Problem) -> Callable[[RankPlan], float]:
+    """How far the network diverges under a plan, on `held_out`; remembered as scores are. inf for what is no number."""
+    workspace = problem.workspace
+    data, names = held_out(workspace), workspace.judged.names
+    parts = [data.pick(slice(at, at + BATCH)) for at in range(0, len(data), BATCH)]
+    dense = joined(run(workspace.model, part, names) for part in parts)
+
+    def diverges(plan: RankPlan) -> float:
+        candidate = problem.candidate(plan)
+
+        def measured() -> float:
+            model = workspace.compress(candidate.plan, candidate.correction)
+            loss = divergence(workspace.metric, joined(run(model, part, names) for part in parts), dense)
+            return inf if isnan(loss) else loss
+
+        key = f"divergence {data_hash(data.inputs)} {score_key(candidate, len(data))}"
+        return problem.ledger.remembered(key, measured)
+
+    return diverges
 
 
 def best_plan(problem: Problem, menus: list[list[Option]], limits: dict[Quantity, float]) -> RankPlan:

@@ -1,7 +1,8 @@
 """Where models come from: each file of this package opens one kind of reference.
 
 A source is a function `open(ref) -> Opened | Weights`, registered with a predicate that says whether a reference is its
-kind. Weights alone can be listed and their spectra shown; everything else needs a model.
+kind. Weights alone can be listed and their spectra shown; everything else needs a model, which may get its weights from
+such a file.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowrank_core.errors import InvalidModel, UnknownModel
+from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
 from lowrank_core.registry import register_all
-from lowrank_core.sources._opened import Opened
+from lowrank_core.sources._opened import Opened, filled_with
 from lowrank_core.sources._weights import Weights
+from lowrank_core.store.reference import WITH, file_and_part, model_and_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,28 @@ def open_source(ref: str) -> Opened:
     """
     opened = open_any(ref)
     if isinstance(opened, Weights):
-        raise InvalidModel(weights_alone(opened))
+        raise (InvalidData if opened.wanting else InvalidModel)(weights_alone(opened))
     return opened
 
 
 def open_any(ref: str) -> Opened | Weights:
-    """Open a reference: a model that can be run, or weights alone."""
+    """Open a reference: a model that can be run, with weights of a file where one is named, or weights alone."""
+    model, file = model_and_weights(ref)
+    if file is None:
+        return _open(ref)
+    weights = _open(file)
+    if not isinstance(weights, Weights):
+        raise InvalidModel(f"--weights {file} is a model of its own, no file of weights; open it as the model.")
+    opened = _open(model)
+    if isinstance(opened, Weights):
+        raise InvalidModel(weights_alone(opened))
+    return filled_with(opened, weights, f"{opened.ref}{WITH}{weights.ref}")
+
+
+def _open(ref: str) -> Opened | Weights:
+    place = file_and_part(ref)[0]
+    if place.exists() and not (place.is_file() or place.is_dir()):  # a pipe would be waited for, a device has no end
+        raise InvalidModel(f"{ref} is no file but a pipe or device; write it to a file first.")
     for source in SOURCES.values():
         if source.accepts(ref):
             return source.open(ref)
@@ -62,6 +80,8 @@ def open_any(ref: str) -> Opened | Weights:
 
 def weights_alone(weights: Weights) -> str:
     """What is missing where weights alone are given, in one line."""
+    if weights.wanting:
+        return f"{weights.ref}: {weights.wanting}"
     return (
         f"{weights.name} is weights without a model: sizes and spectra only. Give a Python model file to measure or "
         "compress; `python -m lowrank_core new FILE` writes one to fill in."

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
@@ -17,6 +18,7 @@ from lowrank_core.networks.profile import check_finite
 from lowrank_core.networks.wrappers import made_plain
 from lowrank_core.scoring.metrics import METRICS, Metric, answers_twice
 from lowrank_core.sources._opened import COMPARED, Opened, as_dataset
+from lowrank_core.sources._scripted import from_script
 
 FUNCTIONS = ("build_model", "example_inputs", "eval_data", "train_data", "metric", "evaluate")
 
@@ -133,6 +135,8 @@ def _built(contract: ModelContract) -> nn.Module:
             f"{contract.part('build_model')} {contract.must} an nn.Module, but got {type(model).__name__}."
         )
     try:
+        if isinstance(model, torch.jit.ScriptModule):
+            model = from_script(model.eval(), _example_inputs(contract))
         model = made_plain(model)
     except InvalidModel as error:
         raise InvalidModel(f"{contract.begins}{error}") from error

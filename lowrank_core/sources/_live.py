@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
@@ -79,8 +80,8 @@ def _read(contract: ModelContract, argument: str, value: Any, axes: BatchAxes | 
 
 def _copy(model: Any) -> Any:
     """A copy of a module; what is none is given back, to be refused."""
-    if not isinstance(model, nn.Module):
-        return model
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        return model  # the one is refused, of the other a new network is made
     check_tree(model)
     try:
         return copied(model)

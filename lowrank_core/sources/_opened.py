@@ -14,8 +14,12 @@ from torch.utils import data
 from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidData
+from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, samples_named, tensors
+from lowrank_core.networks.filling import filled_by
 from lowrank_core.scoring.metrics import Metric
+from lowrank_core.sources._weights import Weights
+from lowrank_core.store.reference import file_and_part
 
 COMPARED = "how outputs compare with the dense ones"
 """What the score is of a network without labels, in a notice, until it is known what its outputs are."""
@@ -64,6 +68,14 @@ class Opened:
     def batch(self) -> int:
         """Samples in the example inputs."""
         return len(Dataset(self.example_inputs, axes=self.axes))
+
+
+def filled_with(opened: Opened, weights: Weights, ref: str) -> Opened:
+    """The same model with the weights of a file, in a copy of it. ref: the reference of both; raises InvalidFile."""
+    assert weights.sets is not None
+    _, part = file_and_part(weights.ref)
+    model, said = filled_by(copied(opened.model), weights.sets, lambda tensor: tensor.whole, part)
+    return replace(opened, ref=ref, model=model, notices=(*opened.notices, *said))
 
 
 def as_dataset(

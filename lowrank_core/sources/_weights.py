@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lowrank_core.algebra.gram import row_blocks
-from lowrank_core.errors import InvalidFile, cut
+from lowrank_core.errors import InvalidFile, cut, few
 from lowrank_core.layers.data import octets
 from lowrank_core.networks.profile import name_fault
+from lowrank_core.store.trained import WeightSets, alone
 
 MOST_TENSORS = 100_000
 """Tensors in the weights of a model, at most."""
@@ -23,7 +25,8 @@ MOST_TENSORS = 100_000
 class StoredTensor:
     """A tensor in a file. read(rows) gives those of its first axis, in its own dtype; of a scalar itself.
 
-    dtype: None for a kind of number that is not read, such as 8-bit floats, whose name `kind` is.
+    dtype: None for a kind of number that is not read, such as 8-bit floats, whose name `kind` is. identity: the same
+    for tensors that share their memory; () where that is not known.
     """
 
     name: str
@@ -32,17 +35,25 @@ class StoredTensor:
     kind: str
     bytes: int
     read: Callable[[slice], Tensor]
+    identity: tuple[object, ...] = ()
 
     @property
     def elements(self) -> int:
         """How many numbers the tensor holds."""
         return prod(self.shape)
 
+    @property
+    def whole(self) -> Tensor:
+        """All of it."""
+        return self.read(slice(0, self.shape[0] if self.shape else 1))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
     """What a file of weights alone tells: no structure, so nothing can be run, compressed or exported.
 
+    tensors: those of the usual key, by the names that a network would have. sets: all that a network is filled from.
+    wanting: what a network would need to be run, where the file holds one.
     Raises InvalidFile for more than MOST_TENSORS, and for names that cannot be shown or kept.
     """
 
@@ -51,6 +62,8 @@ class Weights:
     description: str
     tensors: tuple[StoredTensor, ...]
     notices: tuple[str, ...] = ()
+    sets: WeightSets[StoredTensor] | None = None
+    wanting: str = ""
 
     def __post_init__(self) -> None:
         if len(self.tensors) > MOST_TENSORS:
@@ -66,6 +79,32 @@ class Weights:
     def bytes(self) -> int:
         """Bytes of all tensors as they are stored."""
         return sum(tensor.bytes for tensor in self.tensors)
+
+
+def weights_of(
+    path: Path,
+    name: str,
+    description: str,
+    sets: Mapping[str, StoredTensor] | WeightSets[StoredTensor],
+    part: str,
+) -> Weights:
+    """The weights of a file as they are shown without a network. part: the key that a person chose; '' the usual one.
+
+    sets: tensors by name, or several such sets. Raises InvalidFile.
+    """
+    held = sets if isinstance(sets, WeightSets) else WeightSets(path, {"": sets})
+    state, notices = alone(held, part)
+    first: dict[tuple[object, ...], str] = {}
+    tensors, tied = [], []
+    for title, tensor in state.items():
+        if tensor.identity and tensor.identity in first:
+            tied.append(f"{title} is {first[tensor.identity]}")
+            continue
+        first[tensor.identity] = title
+        tensors.append(replace(tensor, name=title))
+    if tied:
+        notices += (f"Tied tensors are listed once: {few(tied)}.",)
+    return Weights(f"{path}#{part}" if part else str(path), name, description, tuple(tensors), notices, held)
 
 
 def fingerprint(weights: Weights) -> str:

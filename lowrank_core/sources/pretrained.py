@@ -19,7 +19,21 @@ SAMPLES, TOKENS = 8, 16
 
 
 def _accepts(ref: str) -> bool:
-    return (Path(ref).expanduser() / "config.json").is_file()
+    folder = Path(ref).expanduser()
+    return (folder / "config.json").is_file() and not _is_of_another_library(folder)
+
+
+def _is_of_another_library(folder: Path) -> bool:
+    """Whether diffusers or timm has written the folder: there its weights can be looked at."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (ValueError, OSError, RecursionError):
+        return False
+    return (
+        isinstance(config, dict)
+        and "architectures" not in config
+        and bool({"_class_name", "architecture"} & set(config))
+    )
 
 
 def _open(ref: str) -> Opened:

@@ -6,9 +6,7 @@ without gaps (github.com/huggingface/safetensors). It is read here and not by th
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -20,11 +18,11 @@ from torch import Tensor
 
 from lowrank_core.errors import InvalidFile, UnknownModel
 from lowrank_core.sources import Source, register
-from lowrank_core.sources._weights import StoredTensor, Weights
+from lowrank_core.sources._shards import LARGEST_HEADER, index_in, of_index, read_object
+from lowrank_core.sources._weights import StoredTensor, Weights, weights_of
+from lowrank_core.store.reference import file_and_part
 
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
-LARGEST_HEADER = 16 * 2**20
-"""Bytes of the header of a safetensors file, or of an index, at most: those of a hundred thousand tensors."""
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -47,58 +45,34 @@ DTYPES = {
 
 
 def _accepts(ref: str) -> bool:
-    path = Path(ref).expanduser()
-    return ref.endswith((SUFFIX, INDEX)) or (path.is_dir() and any(path.glob(f"*{SUFFIX}")))
+    path, _ = file_and_part(ref)
+    return path.name.endswith((SUFFIX, INDEX)) or (path.is_dir() and any(path.glob(f"*{SUFFIX}")))
 
 
 def _open(ref: str) -> Weights:
     """Weights of a file, of an index with its shards, or of a folder of shards; raises InvalidFile."""
-    path = Path(ref).expanduser().resolve()
+    named, part = file_and_part(ref)
+    path = named.resolve()
     if not path.exists():
         raise UnknownModel(f"there is no file {ref}.")
     if path.is_dir():
-        indices = sorted(path.glob(f"*{INDEX}"))
-        if len(indices) > 1:
-            raise InvalidFile(f"{ref} has several indices; name one of {', '.join(i.name for i in indices)}.")
-        tensors = _of_index(indices[0]) if indices else _of_shards(sorted(path.glob(f"*{SUFFIX}")))
-        return Weights(str(path), path.name, f"Weights in a folder of {SUFFIX}.", _in_order(tensors))
+        index = index_in(path, INDEX)
+        tensors = of_index(index, _of_file) if index else _of_shards(sorted(path.glob(f"*{SUFFIX}")))
+        return weights_of(path, path.name, f"Weights in a folder of {SUFFIX}.", _in_order(tensors), part)
     if path.name.endswith(INDEX):
-        name = path.name.removesuffix(INDEX)
-        return Weights(str(path), name, "Weights in several files.", _in_order(_of_index(path)))
-    return Weights(str(path), path.name.removesuffix(SUFFIX), "Weights in a file.", _in_order(_of_file(path)))
+        tensors, name = of_index(path, _of_file), path.name.removesuffix(INDEX)
+        return weights_of(path, name, "Weights in several files.", _in_order(tensors), part)
+    name = path.name.removesuffix(SUFFIX)
+    return weights_of(path, name, "Weights in a file.", _in_order(_of_file(path)), part)
 
 
-def _in_order(tensors: Iterable[StoredTensor]) -> tuple[StoredTensor, ...]:
-    """By name, numbers as numbers: writers sort 'layers.10' before 'layers.2'."""
+def _in_order(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+    """By their names, in order, numbers as numbers: writers sort 'layers.10' before 'layers.2'."""
 
     def key(tensor: StoredTensor) -> list[tuple[int, str]]:
         return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", tensor.name)]
 
-    return tuple(sorted(tensors, key=key))
-
-
-def _of_index(path: Path) -> list[StoredTensor]:
-    """The tensors an index lists, each in the shard that it names; a shard lies beside the index."""
-    if path.stat().st_size > LARGEST_HEADER:
-        raise InvalidFile(f"{path} is no index: it is larger than {LARGEST_HEADER:,} bytes.")
-    listed = _json(path.read_bytes(), path).get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
-        raise InvalidFile(f"{path} is no index: it must have a weight_map of tensor names and file names.")
-    tensors: list[StoredTensor] = []
-    names_in: dict[str, list[str]] = {}
-    for name, file in listed.items():
-        names_in.setdefault(file, []).append(name)
-    for file, names in sorted(names_in.items()):
-        if file in ("", ".", "..") or not re.fullmatch(r"[^/\\\0:]+", file):
-            raise InvalidFile(f"{path} names a shard {file[:80]!r} that is not beside it; no other place is looked at.")
-        shard = path.with_name(file)
-        if not shard.is_file():
-            raise InvalidFile(f"{path} names a shard {file!r}, which is missing; download it, or all again.")
-        in_shard = {tensor.name: tensor for tensor in _of_file(shard)}
-        if absent := [name for name in names if name not in in_shard]:
-            raise InvalidFile(f"{shard} holds no {absent[0]!r}, though {path.name} says so; download both again.")
-        tensors += [in_shard[name] for name in names]
-    return tensors
+    return {tensor.name: tensor for tensor in sorted(tensors, key=key)}
 
 
 def _of_shards(paths: list[Path]) -> list[StoredTensor]:
@@ -149,7 +123,7 @@ def _of_file(path: Path) -> list[StoredTensor]:
                 f"{path} is no safetensors file, or cut short: its header claims {length:,} bytes of {file_size:,}, "
                 f"at most {LARGEST_HEADER:,} are read."
             )
-        header = _json(file.read(length), path)
+        header = read_object(file.read(length), path)
     header.pop("__metadata__", None)
     places = {name: _entry(name, entry, path) for name, entry in header.items()}
     at = 0
@@ -192,25 +166,6 @@ def _numbers(value: Any) -> tuple[int, ...] | None:
 
 def _lies(path: Path, name: str, why: str) -> InvalidFile:
     return InvalidFile(f"{path} is damaged or was made to do harm: of tensor {name[:80]!r}, {why}.")
-
-
-def _json(raw: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object that says everything once."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        members = dict(pairs)
-        if len(members) < len(pairs):
-            twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-            raise InvalidFile(f"{path} is damaged or was made to do harm: it lists {twice[:80]!r} twice.")
-        return members
-
-    try:
-        header = json.loads(raw, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise InvalidFile(f"{path} is cut short or damaged: its header is no JSON ({str(error)[:80]}).") from error
-    if not isinstance(header, dict):
-        raise InvalidFile(f"{path} is damaged: its header must be a JSON object.")
-    return header
 
 
 register(Source("safetensors", _accepts, _open, "weights alone (.safetensors, an index of shards, a folder of shards)"))

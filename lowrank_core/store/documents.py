@@ -41,19 +41,22 @@ class Kind:
     bare: bool = False
 
 
-def sealed(kind: Kind, content: bytes) -> bytes:
+def sealed(kind: Kind, content: bytes, about: str = "") -> bytes:
     """A document of that content, as it is written to a file.
+
+    about: the name of all that the content depends on, for what is found by it alone; `unsealed` then asks for it.
 
     >>> unsealed(Kind("note"), sealed(Kind("note"), b"content"))
     b'content'
     """
-    checksum = _checksum(kind.name, kind.version, content)
+    checksum = _checksum(kind.name, kind.version, content, about)
     return f'{{"kind": "{kind.name}", "version": {kind.version}, "sha256": "{checksum}"}}\n'.encode() + content
 
 
-def unsealed(kind: Kind, document: bytes) -> bytes:
-    """The content of a document, as it was sealed to the last bit; raises Unfit.
+def unsealed(kind: Kind, document: bytes, about: str = "") -> bytes:
+    """The content of a document, as it was sealed to the last bit; raises Unfit, for one about something else too.
 
+    One that was sealed about nothing, as all were before they could be, is taken whatever it is asked about.
     A flipped bit in the first line leaves one that is none: a bare document is then taken for what it is not, so its
     reader must refuse what follows such a line, as every reader of one JSON value does.
     """
@@ -65,7 +68,7 @@ def unsealed(kind: Kind, document: bytes) -> bytes:
     name, version, content = match[1].decode(), int(match[2]), document[match.end() :]
     if name != kind.name:
         raise Unfit(f"of another kind: {name}, not {kind.name}", "other")
-    if match[3].decode() != _checksum(name, version, content):
+    if match[3].decode() not in [_checksum(name, version, content, each) for each in {about, ""}]:
         raise Unfit("damaged: not as written")
     if version > kind.version:
         raise Unfit(f"of version {version}, written by a newer Rank Explorer; this one knows {kind.version}", "newer")
@@ -77,7 +80,7 @@ def set_aside(path: Path, fault: Fault) -> Path:
     return move_aside(path, fault)
 
 
-def _checksum(name: str, version: int, content: bytes) -> str:
-    digest = hashlib.sha256(f"{name} {version}\n".encode())
+def _checksum(name: str, version: int, content: bytes, about: str) -> str:
+    digest = hashlib.sha256(f"{name} {version}{about and ' '}{about}\n".encode())
     digest.update(content)
     return digest.hexdigest()

@@ -24,8 +24,9 @@ from errno import EACCES, EDQUOT, EEXIST, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS
 from glob import escape
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
+import platformdirs
 from safetensors import SafetensorError
 
 from lowrank_core.errors import InvalidFile
@@ -48,6 +49,9 @@ TRIED_BYTES = 4096
 
 _NAME_BYTES = 200
 """Of a file's own name in that of its temporary one: with what is added it stays below the 255 of file systems."""
+
+MOUNTS = Path("/proc/self/mountinfo")
+"""Where Linux tells what is mounted where; elsewhere there is no such file, and no file is mounted by itself."""
 
 _REMEDY = {
     ENOSPC: "make room there, or give another folder",
@@ -91,6 +95,7 @@ def write_whole(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+    _can_be_kept(path.parent)
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -113,6 +118,7 @@ def append(path: Path, content: bytes) -> None:
     with path.open("ab", buffering=0) as file:
         if file.write(content) != len(content):
             raise OSError(ENOSPC, os.strerror(ENOSPC), str(path))
+    _can_be_kept(path.parent)
 
 
 class _Patient(io.RawIOBase):
@@ -189,6 +195,7 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         try:
             temporary.touch(exist_ok=False)
             mode = temporary.stat().st_mode if there is None else there.st_mode
+            temporary.chmod(0o600)  # whatever umask forbids is forbidden at the end
             yield temporary
             if was_read(target):
                 raise InvalidFile(f"{path} was not saved: this run has read the file of that name; give another name.")
@@ -277,12 +284,24 @@ def check_place(path: Path) -> tuple[Path, os.stat_result | None]:
     if stat.S_ISSOCK(there.st_mode) or stat.S_ISBLK(there.st_mode):
         kind = "socket" if stat.S_ISSOCK(there.st_mode) else "disk"
         raise InvalidFile(f"{shown} is a {kind}, which is never written to; give the name of a file.")
+    if stat.S_ISREG(there.st_mode) and _is_mounted(target):
+        raise InvalidFile(f"{shown} is mounted by itself and cannot be replaced whole; mount its folder instead.")
     if not there.st_mode & 0o222 or not os.access(target, os.W_OK):
         raise InvalidFile(
             f"{shown} is read-only (mode {stat.S_IMODE(there.st_mode):o}), so it is not replaced; "
             "chmod u+w it, or give another name."
         )
     return target, there
+
+
+def _is_mounted(file: Path) -> bool:
+    """Whether something is mounted at just this file, as containers are given single ones."""
+    try:
+        places = [line.split(b" ")[4] for line in MOUNTS.read_bytes().splitlines()]
+    except (OSError, IndexError):
+        return False
+    octal = re.compile(rb"\\(\d{3})")
+    return os.fsencode(file) in {octal.sub(lambda found: bytes([int(found[1], 8)]), place) for place in places}
 
 
 def try_place(path: Path) -> os.stat_result | None:
@@ -313,6 +332,16 @@ def _short(path: Path) -> str:
 
 
 # ---- what is kept, where it can be ----------------------------------------------------------------------------------
+
+
+def own_folder(kind: Literal["cache", "state"]) -> Path:
+    """Where what is ours of this user is kept; for one without a home at the root, where few may write."""
+    find = platformdirs.user_cache_path if kind == "cache" else platformdirs.user_state_path
+    try:
+        return find("rank-explorer")
+    except RuntimeError:  # neither HOME nor an account says where home is
+        return Path(os.path.abspath(os.sep), f".{kind}", "rank-explorer")
+
 
 _not_kept: dict[Path, str] = {}
 _noting = threading.Lock()
@@ -346,12 +375,21 @@ def try_to_keep(folder: Path) -> None:
 
 
 def not_kept() -> tuple[str, ...]:
-    """For each folder of ours that could not be written of late: which, why, and what to do; as sentences."""
+    """Which folders of ours could not be written of late, why, and what to do: a sentence for each reason."""
+    folders: dict[str, list[str]] = {}
     with _noting:
-        return tuple(
-            f"What is found is kept in memory alone: {folder} could not be written: {why}."
-            for folder, why in _not_kept.items()
-        )
+        for folder, why in _not_kept.items():
+            folders.setdefault(why, []).append(str(folder))
+    return tuple(
+        f"What is found is kept in memory alone: {' and '.join(these)} could not be written: {why}."
+        for why, these in folders.items()
+    )
+
+
+def is_not_kept(folder: Path) -> bool:
+    """Whether `not_kept` already says so of a folder, or of one that it lies in."""
+    with _noting:
+        return any(folder.is_relative_to(noted) for noted in _not_kept)
 
 
 def forget_not_kept() -> None:
@@ -362,20 +400,26 @@ def forget_not_kept() -> None:
 
 def _kept(path: Path, write: Callable[[], None]) -> None:
     folder = path.parent
-    why = None
     try:
         write()
     except OSError as error:
         why = _why(error)
-    with _noting:
-        if why is None:
+        with _noting:
+            if not any(
+                folder.is_relative_to(noted) or (noted.parent == folder.parent and reason == why)
+                for noted, reason in _not_kept.items()
+            ):  # a disk that is full is said once
+                _not_kept[folder] = why
+    else:
+        _can_be_kept(folder)
+
+
+def _can_be_kept(folder: Path) -> None:
+    """Something was written there: what was said of it is true no more."""
+    if _not_kept:
+        with _noting:
             for noted in [noted for noted in _not_kept if folder.is_relative_to(noted)]:
                 del _not_kept[noted]
-        elif not any(
-            folder.is_relative_to(noted) or (noted.parent == folder.parent and reason == why)
-            for noted, reason in _not_kept.items()
-        ):  # a disk that is full is said once
-            _not_kept[folder] = why
 
 
 # ---- scratch --------------------------------------------------------------------------------------------------------
@@ -390,12 +434,14 @@ def scratch() -> Iterator[Path]:
     with _as_scratch():
         remove_old_scratch()
         own = Path(tempfile.mkdtemp(prefix=SCRATCH))
+        own.chmod(0o700)  # whatever umask says
     try:
         with _as_scratch(own):
             about = {"format": FORMAT, "process": os.getpid(), "host": platform.node()}
             (own / MARKER).write_text(json.dumps(about), encoding="utf-8")
             folder = own / "files"
             folder.mkdir()
+            folder.chmod(0o700)
             yield folder
     finally:
         shutil.rmtree(own, ignore_errors=True)

@@ -242,6 +242,7 @@ def report(
         rows.append(("Batch sizes", "1, 2, 7 and all samples at once"))
     if written.score is not None:
         rows.append(("Score", words.plain(words.verdict(workspace, written.score))))
+    rows += [("Recurrent layers", words.plain(note)) for note in written.notes]
     st.markdown("| Verified | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows))
     if in_folder or written.bytes > LARGEST_DOWNLOAD:
         st.success(words.plain(f"Written to {written.path}"), icon=":material/folder:")

@@ -11,9 +11,8 @@ from importlib.util import source_from_cache
 from itertools import islice
 from pathlib import Path
 
-import platformdirs
-
 import lowrank_core
+from lowrank_core.store.files import own_folder
 
 MOST = 256
 """Files of one model that are watched; of a folder of images the first ones."""
@@ -94,8 +93,8 @@ def _hear(event: str, args: tuple[object, ...]) -> None:
 
 def _not_watched() -> Iterable[Path]:
     yield from (Path(sys.prefix), Path(sys.base_prefix), Path("/proc"), Path("/sys"), Path("/dev"))
-    yield platformdirs.user_cache_path("rank-explorer")
-    yield platformdirs.user_state_path("rank-explorer")
+    yield own_folder("cache")
+    yield own_folder("state")
     yield from OURS
 
 

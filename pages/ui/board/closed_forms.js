@@ -16,12 +16,12 @@ function totals(model, choices) {
   const sum = { bytes: model.rest.bytes, multiplies: model.rest.multiplies };
   for (const layer of model.layers)
     for (const q of QUANTITIES) sum[q] += cost(layer, choices[layer.name] || null, q);
-  sum.multiplies = whole(sum.multiplies);
+  sum.multiplies = halfUp(sum.multiplies);
   return sum;
 }
 
 /* The whole number next to a sum of means, of two as near the larger one; a half stays one however it was added up. */
-function whole(value) { return Math.floor(Math.round(value * 2 ** 20) / 2 ** 20 + 0.5); }
+function halfUp(value) { return Math.floor(Math.round(value * 2 ** 20) / 2 ** 20 + 0.5); }
 
 function savesNothing(layer, choice) { return QUANTITIES.every(q => cost(layer, choice, q) >= layer.dense[q]); }
 

@@ -16,7 +16,7 @@ from pages.ui.asked import ASKED, Wish, to_json
 from pages.ui.note_file import change_notes, read_notes
 from pages.ui.question import Question
 from pages.ui.shared_jobs import SharedJobs, Started
-from pages.ui.state import session
+from pages.ui.state import on_disk, session
 from pages.ui.state.session import session_id
 from pages.ui.tuning import Sweep, Training
 
@@ -92,7 +92,7 @@ def note_asked(workspace: Workspace, wish: Wish) -> None:
     try:
         noted = change_notes(file, ASKED, with_it, to_json)
     except (OSError, LowRankError) as error:
-        session.say_unwritable(file, error)
+        on_disk.say_unwritable(file, error)
         return
     if noted.said:
         session.say(noted.said)
@@ -104,7 +104,7 @@ def noted(workspace: Workspace) -> tuple[Wish, ...]:
     try:
         noted = read_notes(file, ASKED)
     except (OSError, LowRankError) as error:
-        session.say_unwritable(file, error)
+        on_disk.say_unwritable(file, error)
         return ()
     if noted.said:
         session.say(noted.said)
@@ -112,4 +112,4 @@ def noted(workspace: Workspace) -> tuple[Wish, ...]:
 
 
 def _asked_file(workspace: Workspace) -> Path:
-    return session.saved_file(workspace.profile.fingerprint, "-asked.json")
+    return on_disk.file_of(workspace.profile.fingerprint, "-asked.json")

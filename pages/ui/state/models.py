@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import streamlit as st
 
 from lowrank_core.builtin import BUILTIN
@@ -19,6 +18,7 @@ from lowrank_core.predict.prediction import NoiseTable, noise_table
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
+from lowrank_core.store.files import own_folder
 from lowrank_core.store.room import Recent, Room
 from lowrank_core.workspace import Workspace, open_to_look
 from pages.ui.at_start import at_start
@@ -183,7 +183,7 @@ def room() -> Room:
 
 def cache() -> Cache:
     """What is kept on disk for all sessions, and for the command line."""
-    return Cache(platformdirs.user_cache_path("rank-explorer"))
+    return Cache(own_folder("cache"))
 
 
 def stamp(address: str) -> str:

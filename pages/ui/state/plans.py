@@ -17,7 +17,7 @@ from pages.ui import history_file
 from pages.ui.history import History, and_so_on
 from pages.ui.history_file import Kept
 from pages.ui.merging import Merged, merge
-from pages.ui.state import models, session
+from pages.ui.state import models, on_disk, session
 from pages.ui.waiting import Steps
 
 
@@ -53,7 +53,7 @@ def set_history(workspace: Workspace, history: History) -> None:
     try:
         saved = history_file.save(file, _kept()[fingerprint], history, workspace.profile)
     except (OSError, LowRankError) as error:
-        session.say_unwritable(file, error)
+        on_disk.say_unwritable(file, error)
         return
     _begin(workspace, saved.kept)
     for line in (saved.said, _about(saved.merged, history.plan)):
@@ -72,7 +72,7 @@ def look_again(workspace: Workspace) -> None:
             return
         found = history_file.load(file, workspace.profile)
     except (OSError, LowRankError) as error:
-        session.say_unwritable(file, error)
+        on_disk.say_unwritable(file, error)
         return
     if found.said:
         session.say(found.said)
@@ -105,7 +105,7 @@ def _loaded(workspace: Workspace) -> History | None:
     try:
         found = history_file.load(file, workspace.profile)
     except OSError as error:
-        session.say_unwritable(file, error)
+        on_disk.say_unwritable(file, error)
         return None
     if found.said:
         session.say(found.said)
@@ -127,7 +127,7 @@ def _kept() -> dict[str, Kept]:
 
 
 def _file(workspace: Workspace) -> Path:
-    return session.saved_file(workspace.profile.fingerprint, ".json")
+    return on_disk.file_of(workspace.profile.fingerprint, ".json")
 
 
 def candidate(workspace: Workspace, plan: RankPlan | None = None) -> Candidate:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 
-import platformdirs
 import streamlit as st
 import torch
 
 from lowrank_core.running.own_process import hush_libraries
-from lowrank_core.store.files import try_to_keep
+from lowrank_core.store.files import own_folder, try_to_keep
 from pages.ui import heap
 
 
@@ -20,5 +19,5 @@ def start() -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
     heap.keep_small()
     hush_libraries()
-    for folder in (platformdirs.user_cache_path("rank-explorer"), platformdirs.user_state_path("rank-explorer")):
+    for folder in (own_folder("cache"), own_folder("state")):
         try_to_keep(folder)

@@ -1,13 +1,11 @@
-"""The session: its id in the address, its files on disk, and the small values it keeps from run to run."""
+"""The session: its id in the address, and the small values it keeps from run to run."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from pathlib import Path
 from typing import Any
 
-import platformdirs
 import streamlit as st
 
 
@@ -19,11 +17,6 @@ def session_id() -> str:
     return str(st.session_state["session"])
 
 
-def saved_file(fingerprint: str, ending: str) -> Path:
-    """Where this session keeps something about a model; whoever writes it makes the folder."""
-    return platformdirs.user_state_path("rank-explorer") / f"{session_id()}-{fingerprint[7:19]}{ending}"
-
-
 MOST_NOTICES = 5
 """Lines above a page; the latest ones stay."""
 
@@ -33,17 +26,6 @@ def say(line: str) -> None:
     lines: list[str] = st.session_state.setdefault("notices", [])
     if line not in lines:
         lines.append(line)
-
-
-def say_unwritable(file: Path, error: Exception) -> None:
-    """Tell the person, once in a session, that nothing can be kept on disk, and where."""
-    if not st.session_state.get("unwritable told"):
-        st.session_state["unwritable told"] = True
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        say(
-            f"{file.parent} cannot be written ({why}): plans and what was asked for stay in memory, as long as this "
-            "tab is open. Make room there, or make it writable; the next change is then kept."
-        )
 
 
 def notices() -> list[str]:

@@ -18,7 +18,7 @@ from lowrank_core.training.sweep import Swept
 from lowrank_core.workspace import Workspace
 from pages.ui import tuning
 from pages.ui.note_file import Noted, change_notes, read_notes
-from pages.ui.state import jobs, models, session
+from pages.ui.state import jobs, models, on_disk, session
 from pages.ui.state.plans import history, set_history
 from pages.ui.state.session import session_id
 from pages.ui.tuning import Result, Sweep, Training, Tuned
@@ -115,7 +115,7 @@ def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, 
     try:
         noted = change_notes(file, tuning.NOTES, with_them, msgspec.json.encode)
     except (OSError, LowRankError) as error:
-        session.say_unwritable(file, error)
+        on_disk.say_unwritable(file, error)
         noted = Noted(with_them(()))
     if noted.said:
         session.say(noted.said)
@@ -128,7 +128,7 @@ def _noted(workspace: Workspace) -> tuple[Tuned, ...]:
     try:
         noted = read_notes(file, tuning.NOTES)
     except (OSError, LowRankError) as error:
-        session.say_unwritable(file, error)
+        on_disk.say_unwritable(file, error)
         return ()
     if noted.said:
         session.say(noted.said)
@@ -136,4 +136,4 @@ def _noted(workspace: Workspace) -> tuple[Tuned, ...]:
 
 
 def _notes(workspace: Workspace) -> Path:
-    return session.saved_file(workspace.profile.fingerprint, f"-{models.key(workspace)}-tuned.json")
+    return on_disk.file_of(workspace.profile.fingerprint, f"-{models.key(workspace)}-tuned.json")

