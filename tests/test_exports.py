@@ -228,7 +228,7 @@ def test_the_standalone_loader_is_a_file_that_works(digits: Workspace, tmp_path:
 
 
 def test_standalone_loader_is_short() -> None:
-    assert len([line for line in exporter.LOADER.splitlines() if line.strip()]) <= 25
+    assert len([line for line in exporter.LOADER.splitlines() if line.strip()]) <= 20
 
 
 def test_data_that_factors_were_learnt_from_is_named(digits: Workspace) -> None:

@@ -115,12 +115,13 @@ def _check_metric(problem: Problem) -> None:
 
 def check_wishes(rule: Rule, asked: Iterable[str]) -> None:
     """Refuse what a rule cannot be asked for: names of quantities, and "max_drop"; raises InvalidSearch."""
-    wishes: set[Wish] = {"max_drop" if name == "max_drop" else "budget" for name in asked} or {"nothing"}
+    names = sorted(asked)
+    wishes: set[Wish] = {"max_drop" if name == "max_drop" else "budget" for name in names} or {"nothing"}
     if not wishes <= rule.serves:
         words = {"budget": "a budget", "max_drop": "a largest drop", "nothing": "its own settings alone"}
         raise InvalidSearch(
             f"{rule.label} works from {' or '.join(words[w] for w in sorted(rule.serves))}, but was asked with "
-            f"{' and '.join(words[w] for w in sorted(wishes))}."
+            f"{' and '.join(names) or words['nothing']}."
         )
 
 
