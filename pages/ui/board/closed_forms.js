@@ -21,7 +21,7 @@ function totals(model, choices) {
 }
 
 /* The whole number next to a sum of means, of two as near the larger one; a half stays one however it was added up. */
-function halfUp(value) { return Math.floor(Math.round(value * 2 ** 20) / 2 ** 20 + 0.5); }
+function halfUp(value) { return Math.floor(rounded(value * 2 ** 20) / 2 ** 20 + 0.5); }
 
 function savesNothing(layer, choice) { return QUANTITIES.every(q => cost(layer, choice, q) >= layer.dense[q]); }
 
