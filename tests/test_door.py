@@ -541,6 +541,7 @@ def test_scratch_that_cannot_be_made_is_said_before_any_work(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with copy_of(template) as folder:
+        (folder / "opened").unlink(missing_ok=True)  # another test may have opened what is copied
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
         words = ("apply", folder / "model.py", "--plan", folder / "plan.json", "--out", folder / "new")
         refused = ran(*words)
