@@ -39,6 +39,11 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     r"rec(_infer|_small)?\.onnx": {"x": (3, 48, 320)},
     r"_cls_": {"x": (3, 48, 192)},
     r"onnx_asr": {"waveforms": (16_000,), "waveforms_lens": ()},
+    r"silero_vad_openvino": {},
+    r"silero_vad_(v6|16k_sequence)": {"input": (5, 576)},
+    r"silero_vad": {"input": (512,)},
+    r"aecmos": {"input": (3, 20, 160)},
+    r"swift_f0": {"audio": (16_000,)},
     r"plcmos": {"degraded_audio": (1, 100, 257), "rater_embed": (64,)},
 }
 """Of inputs that a file leaves free, what its package gives it, without the batch; as a person would write the data."""
@@ -99,7 +104,7 @@ def _look_alone(path: Path, name: str, seconds: float, found: Path) -> None:
 
 def look(path: Path, name: str) -> str:
     """Open a file and say what it is; a refusal is an answer, too."""
-    given = _data(path, name) if path.suffix == ".onnx" else {}
+    given: dict[str, Any] = _data(name) if path.suffix == ".onnx" else {}
     if given:
         np.savez(path.with_suffix(".npz"), **given)
     try:
@@ -108,7 +113,7 @@ def look(path: Path, name: str) -> str:
         profile: Any = opened.profile if isinstance(opened, Workspace) else opened
         weights = sum(dense_cost(layer).parameters for layer in profile.layers)
         total = weights + profile.rest.parameters
-        sizes = f", {' and '.join(sorted(given))} of a stated size" if given and _free(name) else ""
+        sizes = f", {' and '.join(sorted(given))} of a stated size" if given else ""
         return f"{kind}: {len(profile.layers)} layers, {weights / max(1, total):.0%} of {total:,}{sizes}"
     except LowRankError as error:
         text = str(error).removeprefix(str(path)).removeprefix(":").strip()
@@ -119,24 +124,11 @@ def _free(name: str) -> dict[str, tuple[int, ...]]:
     return next((sizes for pattern, sizes in SIZES.items() if re.search(pattern, name)), {})
 
 
-def _data(path: Path, name: str) -> dict[str, np.ndarray]:
-    """A few random samples in the sizes of the file, or of SIZES; nothing where an input is no such sample."""
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
-    weights, made, draw = {tensor.name for tensor in graph.initializer}, {}, np.random.default_rng(0)
-    for value in graph.input:
-        if value.name in weights:
-            continue
-        kind = value.type.tensor_type
-        sizes = [dim.dim_value or None for dim in kind.shape.dim]
-        shape = _free(name).get(value.name, tuple(sizes[1:]))
-        if not sizes or None in shape:
-            return {}
-        if kind.elem_type == onnx.TensorProto.FLOAT:
-            made[value.name] = draw.standard_normal((SAMPLES, *shape), dtype=np.float32)
-        elif value.name == "waveforms_lens":
-            made[value.name] = np.full(SAMPLES, 16_000)
-        else:
-            return {}
+def _data(name: str) -> dict[str, np.ndarray]:
+    """A few random samples of the inputs in SIZES; all others the product finds by itself."""
+    draw = np.random.default_rng(0)
+    made = {}
+    for value, shape in _free(name).items():
+        lengths = value.endswith("_lens")
+        made[value] = np.full(SAMPLES, 16_000) if lengths else draw.standard_normal((SAMPLES, *shape), dtype=np.float32)
     return made
