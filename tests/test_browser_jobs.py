@@ -48,13 +48,26 @@ def search_all_samples(page: Page) -> None:
     press("Start search")(page)
 
 
+def train_for_long(page: Page) -> None:
+    for name in ("Epochs", "Patience"):
+        expect(page.get_by_role("button", name="Start training")).to_be_enabled()
+        rest(page)
+        box = page.get_by_role("spinbutton", name=name)
+        if not box.is_visible():
+            page.get_by_text("More settings").click()
+        box.fill("200")
+        box.press("Enter")
+        rest(page)
+    press("Start training")(page)
+
+
 KINDS = {
     "search": Kind(
         *("Search", search_all_samples, "Search: Uniform", "measuring the answer · 1 plan"),
         "Cancelled after 1 plan; what was measured is kept",
     ),
     "comparison": Kind("Compare", lambda page: None, "Comparing plans", "samples|correcting| s$"),
-    "training": Kind("Fine-tune", press("Start training"), "Fine-tuning", "epoch|measuring the plan"),
+    "training": Kind("Fine-tune", train_for_long, "Fine-tuning", "epoch|measuring the plan"),
     "spectra": Kind("Spectra", press("Compute them all"), "Spectra of large", f"of {LAYERS} layers"),
 }
 
