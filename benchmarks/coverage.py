@@ -464,6 +464,8 @@ def _without(pairs: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
 
 
 def _told(ends: list[tuple[float, float]], truth: float) -> str:
+    if not ends:
+        return "none given"
     held = [low <= truth <= high for low, high in ends]
     return f"{100 * np.mean(held):.1f} ({np.mean([high - low for low, high in ends]):.3f})"
 

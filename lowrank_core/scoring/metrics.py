@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowrank_core.errors import InvalidData
+from lowrank_core.scoring.intervals import FEWEST
 
 ROUNDING = 1e-13
 """Share of the squares of numbers that their spread is, where they are the same but for rounding in float32."""
@@ -36,6 +37,7 @@ class Metric:
     unbounded: bool = False  # per_sample is a number of any size, not 0 for wrong to 1 for right
     bounded: bool = False  # value or totals: a share, from 0 to 1, of which n samples hold about 1 / n each
     weighs: bool = False  # value takes a third argument, the weight of each sample (N,)
+    fewest: int = FEWEST  # samples from which on it has an interval
 
     def score(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> float:
         """The metric's value on some samples taken together; weights (N,): how much each of them counts.
@@ -457,7 +459,9 @@ METRICS: dict[str, Metric] = {
     "auc": Metric("macro AUC", value=_auc, class_axis=1, bounded=True, weighs=True),
     "multilabel-micro-f1": Metric("multi-label micro F1", totals=_label_hits, of=_micro_f1, bounded=True),
     "multilabel-macro-f1": Metric("multi-label macro F1", totals=_label_hits, of=_class_f1, bounded=True),
-    "average-precision": Metric("mean average precision", value=_average_precision, bounded=True, weighs=True),
+    "average-precision": Metric(
+        "mean average precision", value=_average_precision, bounded=True, weighs=True, fewest=5 * FEWEST
+    ),
     "perplexity": Metric("perplexity", False, totals=_surprise, of=_perplexity, class_axis=-1),
     "token-error": Metric("token error rate", False, totals=_edits, of=_error_rate, class_axis=-1, bounded=True),
     "iou": Metric("mean IoU", totals=_overlap, of=_iou, class_axis=1, bounded=True),

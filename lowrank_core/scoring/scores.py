@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lowrank_core.errors import Cancelled, InvalidData, LowRankError
 from lowrank_core.layers.data import Dataset, Outputs, data_hash, run
 from lowrank_core.running.scope import give_way
-from lowrank_core.scoring.intervals import FEWEST, GROUPS, jackknife_interval, paired_interval, wilson_interval
+from lowrank_core.scoring.intervals import GROUPS, jackknife_interval, paired_interval, wilson_interval
 from lowrank_core.scoring.judging import Names, judge
 from lowrank_core.scoring.metrics import Metric, weighted
 from lowrank_core.scoring.verdict import is_within
@@ -482,7 +482,7 @@ def _whole(metric: Metric, ours: Tensor, dense: Tensor, targets: Tensor, weights
             return _of_nothing(metric, n)
         return replace(_whole(metric, ours[some], dense[some], targets[some], weights[some]), samples=n)
     group = torch.arange(n) % GROUPS
-    groups = min(n, GROUPS) if n >= FEWEST else 0
+    groups = min(n, GROUPS) if n >= metric.fewest else 0
     parts = [torch.ones(n, dtype=torch.bool), *(group != number for number in range(groups))]
 
     def judge(outputs: Tensor) -> Tensor:
@@ -504,7 +504,7 @@ def _jackknifed(
     drops = (dense - ours) * (1 if metric.higher_is_better else -1)
 
     def interval(figures: Tensor, least: float) -> tuple[float | None, float | None]:
-        if effective < FEWEST:
+        if effective < metric.fewest:
             return None, None
         ends = jackknife_interval(figures[0], figures[1:], sizes, effective, bounded=bounded)
         if any(map(isnan, ends)):
