@@ -262,7 +262,7 @@ LOWER = ("perplexity", "token-error", "mse", "mae")
 
 def example(name: str) -> tuple[Tensor, Tensor | None]:
     """Outputs and the targets that they meet."""
-    outputs = torch.eye(8).repeat(9, 1) * torch.linspace(1, 2, 72)[:, None]
+    outputs = torch.eye(8).repeat(20, 1) * torch.linspace(1, 2, 160)[:, None]
     if name == "binary":
         return outputs[:, :1] - 0.5, (outputs[:, 0] > 0).long()
     if name.startswith("multilabel") or name == "average-precision":
@@ -285,13 +285,16 @@ def test_a_drop_is_positive_when_worse(name):
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_fewer_than_thirty_samples_have_no_interval_but_by_counting(name):
+def test_few_samples_have_no_interval_but_by_counting(name):
     outputs, targets = example(name)
-    for samples in (29, 30):
+    fewest = METRICS[name].fewest
+    assert fewest == (150 if name == "average-precision" else 30)
+    for samples in (fewest - 1, fewest):
         data = Dataset(outputs[:samples], None if targets is None else targets[:samples])
         score = final_score(evaluate(Times(WORSE.get(name, -1.0)), Reference(Times(1.0), data, METRICS[name])))
         counted = METRICS[name].share
-        assert (score.drop_low is not None, score.too_few) == (counted or samples == 30, not counted and samples < 30)
+        enough = samples == fewest
+        assert (score.drop_low is not None, score.too_few) == (counted or enough, not counted and not enough)
 
 
 def nothing(outputs: Tensor, targets: Tensor) -> float:
