@@ -23,7 +23,7 @@ from lowrank_core.training.recipe import Objective, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SAMPLES = 320
+SAMPLES = 360
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
