@@ -39,7 +39,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     r"rec(_infer|_small)?\.onnx": {"x": (3, 48, 320)},
     r"_cls_": {"x": (3, 48, 192)},
     r"onnx_asr": {"waveforms": (16_000,), "waveforms_lens": ()},
-    r"silero_vad_openvino": {},
+    r"silero_vad_openvino|ddddocr/common_det": {},
     r"silero_vad_(v6|16k_sequence)": {"input": (5, 576)},
     r"silero_vad": {"input": (512,)},
     r"aecmos": {"input": (3, 20, 160)},
