@@ -30,7 +30,7 @@ class Kind:
 
 def press(name: str) -> Callable[[Page], None]:
     def start(page: Page) -> None:
-        button = page.get_by_role("button", name=re.compile(name))
+        button = page.get_by_role("button", name=re.compile(name)).last  # the old one is there for a moment, too
         expect(button).to_be_enabled()
         rest(page)
         button.click()
@@ -41,7 +41,7 @@ def press(name: str) -> Callable[[Page], None]:
 def search_all_samples(page: Page) -> None:
     choose(page, "Uniform")
     page.get_by_text("Layers, methods, measurement").click()
-    samples = page.get_by_role("spinbutton", name="Samples per trial")
+    samples = page.get_by_role("spinbutton", name="Samples per trial").last
     samples.fill(str(SAMPLES))
     samples.press("Enter")
     rest(page)
@@ -50,9 +50,9 @@ def search_all_samples(page: Page) -> None:
 
 def train_for_long(page: Page) -> None:
     for name in ("Epochs", "Patience"):
-        expect(page.get_by_role("button", name="Start training")).to_be_enabled()
+        expect(page.get_by_role("button", name="Start training").last).to_be_enabled()
         rest(page)
-        box = page.get_by_role("spinbutton", name=name)
+        box = page.get_by_role("spinbutton", name=name).last
         if not box.is_visible():
             page.get_by_text("More settings").click()
         box.fill("200")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.plans.plan import read_plan
@@ -20,14 +20,17 @@ MODEL = "builtin:digits-cnn"
 
 def at_rest(page: Page) -> None:
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-    start = page.get_by_role("button", name=re.compile("Start training"))
-    expect(start).to_have_count(1)  # while the page is built anew there are two for a moment
-    expect(start).to_be_enabled()
+    expect(start(page)).to_be_enabled()
+
+
+def start(page: Page) -> Locator:
+    """The button; while the page is built anew there are two for a moment, the old one first."""
+    return page.get_by_role("button", name=re.compile("Start training")).last
 
 
 def fill(page: Page, label: str, value: str) -> None:
     at_rest(page)
-    box = page.get_by_role("spinbutton", name=label)
+    box = page.get_by_role("spinbutton", name=label).last
     if not box.is_visible():
         page.get_by_text("More settings").click()
     box.fill(value)
@@ -47,7 +50,7 @@ def test_a_newcomer_trains_and_exports_the_tuned_weights(page: Page, serve: Call
     page.goto(f"{serve()}/Fine_tune")
     fill(page, "Epochs", "2")
     fill(page, "Learning rate", "0.01")
-    page.get_by_role("button", name="Start training").click()
+    start(page).click()
     expect(page.get_by_role("button", name="Send to Export")).to_be_visible()
     at_rest(page)
     expect(page.get_by_label("Top-1 accuracy and loss after each epoch")).to_be_visible()
@@ -86,7 +89,7 @@ def test_it_goes_on_elsewhere_and_after_the_server_ended(page: Page, tmp_path: P
         page.goto(f"{url}/Fine_tune")
         fill(page, "Epochs", "200")
         fill(page, "Patience", "200")
-        page.get_by_role("button", name="Start training").click()
+        start(page).click()
         expect(page.get_by_text(re.compile(r"epoch ([3-9]|\d\d+) of 200 .* left"))).to_be_visible()
         page.get_by_role("link", name="Model", exact=True).click()
         expect(page.get_by_role("heading", name="Model", exact=True)).to_be_visible()
@@ -97,7 +100,7 @@ def test_it_goes_on_elsewhere_and_after_the_server_ended(page: Page, tmp_path: P
         page.goto(address.replace(url, again))
         fill(page, "Epochs", "200")
         fill(page, "Patience", "200")
-        page.get_by_role("button", name="Start training").click()
+        start(page).click()
         gone_on = "n => Number((document.body.innerText.match(/epoch (\\d+) of 200/) || [0, 0])[1]) >= n"
         page.wait_for_function(gone_on, arg=reached)  # what the state holds is told first, epoch by epoch
         page.get_by_role("button", name="Cancel").click()
