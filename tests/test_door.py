@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from benchmarks.nothing_lost import COMMANDS, PLACES, Place, copy_of, may, options_that_write, tried, workplace_in
 from lowrank_core.__main__ import main, stand_in_for_closed
 from lowrank_core.commands import Refused, _opening, cli
-from lowrank_core.commands._outputs import beside
 from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import EXPORTS, Exported
 from lowrank_core.store import files
@@ -33,6 +32,7 @@ from lowrank_core.store.files import (
     keep_whole,
     not_kept,
     try_to_keep,
+    weights_beside,
     whole_or_nothing,
     write_whole,
     writing,
@@ -460,7 +460,7 @@ def test_the_weights_beside_a_large_export_are_watched_too(template: Path, monke
     read: list[bool] = []
 
     def write(workspace: object, compressed: object, out: Path) -> Exported:
-        read.extend(map(was_read, (out, beside(out), out.with_name("other.data"))))
+        read.extend(map(was_read, (out, weights_beside(out), out.with_name("other.data"))))
         return Exported(str(out), 0, 0.0, None)
 
     monkeypatch.setitem(EXPORTS, "onnx", replace(EXPORTS["onnx"], write=write))

@@ -13,7 +13,15 @@ from typing import Any
 import click
 
 from lowrank_core.errors import InvalidFile, LowRankError
-from lowrank_core.store.files import check_place, not_kept, scratch, try_place, whole_or_nothing, writing
+from lowrank_core.store.files import (
+    check_place,
+    not_kept,
+    scratch,
+    try_place,
+    weights_beside,
+    whole_or_nothing,
+    writing,
+)
 from lowrank_core.store.kinds import FileKind
 from lowrank_core.store.reads import same_file, was_read, watched
 from lowrank_core.store.reference import file_and_part, model_and_weights
@@ -151,7 +159,7 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
     if any(not output.kind.text for output in outputs.written):
         with scratch():  # where what was written is read back
             pass
-    with watched(path for output in outputs.written for path in (output.path, beside(output.path))):
+    with watched(path for output in outputs.written for path in (output.path, weights_beside(output.path))):
         ctx.meta[_KEY] = outputs
         yield outputs
 
@@ -218,11 +226,6 @@ def _may_replace(output: _Written, there: os.stat_result, *, force: bool) -> Non
         raise InvalidFile(_refused(output, f"is there and {what}", "--force replaces it, or give another name"))
     if output.path.suffix.lower() in UNHEARD:
         raise InvalidFile(_refused(output, f"{what}, and may be data that the model reads", "remove it first"))
-
-
-def beside(path: Path) -> Path:
-    """Where an export that is too large for one file puts its weights."""
-    return path.with_name(f"{path.name}.data")
 
 
 def _refused(output: _Written, why: str, what_to_do: str = "give another name") -> str:

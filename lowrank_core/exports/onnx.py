@@ -24,7 +24,7 @@ from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.store.files import folder_beside, move, scratch, whole_or_nothing, writing
+from lowrank_core.store.files import folder_beside, move, scratch, weights_beside, whole_or_nothing, writing
 from lowrank_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -94,20 +94,15 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         )
         if verdict == "accepted":
             put_plan(replace(compressed, accepted=largest))
-            _save(proto, temporary, data_path(path).name)
-        written = sum(file.stat().st_size for file in (temporary, data_path(temporary)) if file.is_file())
+            _save(proto, temporary, weights_beside(path).name)
+        written = sum(file.stat().st_size for file in (temporary, weights_beside(temporary)) if file.is_file())
     return Exported(str(path), written, largest, compressed.score, verdict, forms.notes)
-
-
-def data_path(path: Path) -> Path:
-    """Where the weights of a large model lie."""
-    return path.with_name(f"{path.name}.data")
 
 
 @contextmanager
 def _files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
     """The model under a temporary name, its weights beside it where they are large; both are moved at the end."""
-    data = data_path(path)
+    data = weights_beside(path)
     if not _is_large(proto):
         with whole_or_nothing(path) as temporary:
             _save(proto, temporary, "")
@@ -121,7 +116,7 @@ def _files(path: Path, proto: onnx.ModelProto) -> Iterator[Path]:
         inside = folder / path.name
         _save(proto, inside, data.name)
         yield inside
-        move(data_path(inside), weights)
+        move(weights_beside(inside), weights)
         move(inside, temporary)
 
 

@@ -76,8 +76,7 @@ class Packed:
     def floats(self) -> np.ndarray:
         """What they stand for."""
         zero = np.zeros(()) if self.zero is None else self.zero
-        shifted = self.integers.astype(np.float32) - _along(zero, self.integers, self.axis)
-        return np.asarray(shifted * _along(self.scale, self.integers, self.axis))
+        return _scaled(self.integers, self.scale, zero, self.axis)
 
 
 def as_float(model: Any, packed: dict[str, Packed]) -> Any:
@@ -164,7 +163,7 @@ class _Floats:
 
     def unpacked(self, name: str, q: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> str:
         """The same of arrays; what DequantizeLinear of opset 13 can write again is remembered."""
-        value = np.asarray((q.astype(np.float32) - _along(zero, q, axis)) * _along(scale, q, axis))
+        value = _scaled(q, scale, zero, axis)
         flat = scale.size == 1 or scale.ndim == 1
         plain = q.dtype in (np.int8, np.uint8) or (q.dtype == np.int32 and not zero.any())
         if flat and plain and scale.dtype == np.float32:
@@ -191,6 +190,11 @@ class _Floats:
 
 def _th(number: int) -> str:
     return f"{number + 1}{ {0: 'st', 1: 'nd', 2: 'rd'}.get(number, 'th') }"
+
+
+def _scaled(q: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> np.ndarray:
+    """(q - zero) times scale, each along the axis."""
+    return np.asarray((q.astype(np.float32) - _along(zero, q, axis)) * _along(scale, q, axis))
 
 
 def _along(scale: np.ndarray, q: np.ndarray, axis: int) -> np.ndarray:

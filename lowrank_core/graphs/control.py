@@ -22,7 +22,7 @@ MOST_TURNS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Inner:
-    """A node inside another one's graph. node: serialised, for ONNX's own reference."""
+    """A node, of the network or of a graph inside another node. node: serialised, for ONNX's own reference."""
 
     op: str
     inputs: tuple[str, ...]
@@ -83,7 +83,7 @@ def _numbers(values: Sequence[Value]) -> int:
     return sum(v.numel() for v in values if isinstance(v, Tensor))
 
 
-def computed(step: Any, given: Sequence[Value], running: Running) -> tuple[Value, ...]:
+def computed(step: Inner, given: Sequence[Value], running: Running) -> tuple[Value, ...]:
     """The outputs of a node, given its inputs, and what the graphs inside it take from outside."""
     if step.op in CONTROL:
         names = dict(zip(step.inputs, given, strict=True))

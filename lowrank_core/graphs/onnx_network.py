@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.alone import Places, at_a_time
 from lowrank_core.graphs.as_found import Packed
-from lowrank_core.graphs.control import CONTROL, Lifted, Running, computed
+from lowrank_core.graphs.control import CONTROL, Inner, Lifted, Running, computed
 from lowrank_core.graphs.operators import (
     OPERATORS,
     Unhandled,
@@ -74,14 +74,9 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One node, or a module's, as it is run. node: the serialised node, for ONNX's own reference; dead: done with."""
+class Step(Inner):
+    """One node, or a module's, as it is run in the network itself. dead: values that nothing needs after it."""
 
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
-    node: bytes = b""
     site: Site | None = None
     dead: tuple[str, ...] = ()
 

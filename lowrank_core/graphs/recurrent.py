@@ -8,6 +8,7 @@ that pays. Programs of `torch.export` call PyTorch's own layers in the same way,
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -61,7 +62,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Product:
+class Factors:
     """A weight (gates * hidden, in) as factors, from left to right, its gates in the order that is asked for.
 
     (W), or (U, V), or with gates that share factors (H, one matrix for each gate, A): H (hidden, out), the middle one
@@ -117,7 +118,7 @@ class Product:
         return made.flatten(0, 1) if len(self.factors) == 3 else made
 
 
-def product_of(rnn: Any, name: str, order: Sequence[int]) -> Product:
+def factors_of(rnn: Any, name: str, order: Sequence[int]) -> Factors:
     """A weight of a recurrent layer as it is stored, rows of gates in an order (numbers of PyTorch's)."""
     gates, turn = len(order), list(order)
     stages = _stages(rnn, name)
@@ -127,7 +128,7 @@ def product_of(rnn: Any, name: str, order: Sequence[int]) -> Product:
 
     if not stages:
         bias = getattr(rnn, name.replace("weight", "bias"), None)
-        return Product((turned(getattr(rnn, name)),), None if bias is None else turned(bias))
+        return Factors((turned(getattr(rnn, name)),), None if bias is None else turned(bias))
     *others, last = stages
     weight, bias = _unfolded(last)
     turned_bias = None if bias is None else turned(bias)
@@ -136,8 +137,8 @@ def product_of(rnn: Any, name: str, order: Sequence[int]) -> Product:
         outer, middle = others
         by_gate = middle.weight.reshape(-1, gates, middle.weight.shape[1]).transpose(0, 1)[turn]
         diagonal = isinstance(middle, GroupedLinear)
-        return Product((weight, by_gate.mT if diagonal else by_gate, outer.weight), turned_bias, diagonal)
-    return Product((turned(weight), *first), turned_bias)
+        return Factors((weight, by_gate.mT if diagonal else by_gate, outer.weight), turned_bias, diagonal)
+    return Factors((turned(weight), *first), turned_bias)
 
 
 def _unfolded(last: Any) -> tuple[Tensor, Tensor | None]:
@@ -222,14 +223,14 @@ class _Side:
         self.rnn, self.path, self.suffix, self.number = rnn, path, suffix, number
         self.base = f"{path}.{suffix.removeprefix('_')}".removeprefix(".")
         order = ORDER[rnn.kind]
-        self.inputs, self.hidden = (product_of(rnn, f"weight_{side}{suffix}", order) for side in ("ih", "hh"))
+        self.inputs, self.hidden = (factors_of(rnn, f"weight_{side}{suffix}", order) for side in ("ih", "hh"))
         saved = self.hidden.dense - self.hidden.multiplies
         exotic = bool(rnn.proj_size) or self.hidden.factors[0].dtype is not torch.float32
         self.loops = exotic or saved >= SCAN_PAYS[rnn.kind] if loops is None else loops
         self.thin = self.inputs.is_thin
         if self.loops:
             order = STEP_ORDER[rnn.kind]
-            self.inputs, self.hidden = (product_of(rnn, f"weight_{side}{suffix}", order) for side in ("ih", "hh"))
+            self.inputs, self.hidden = (factors_of(rnn, f"weight_{side}{suffix}", order) for side in ("ih", "hh"))
 
     @property
     def plain(self) -> bool:
@@ -302,7 +303,7 @@ def _node(to: Writer, sides: list[_Side], x: str, states: Sequence[str], outputs
     to.nodes.append(helper.make_node(rnn.kind, inputs, list(outputs), name=name, **attributes))
 
 
-def _multiplied(to: Writer, name: str, weight: Product, *, apart: bool) -> str:
+def _multiplied(to: Writer, name: str, weight: Factors, *, apart: bool) -> str:
     """The name of (1, gates * hidden, in), the product of all factors or, apart, of all but the last.
 
     Written as nodes: runtimes that fold constants compute them once, when they open the file.
@@ -321,7 +322,7 @@ def _multiplied(to: Writer, name: str, weight: Product, *, apart: bool) -> str:
     return to.node("Reshape", [made, shape], f"{name}.product")
 
 
-def _applied(to: Writer, name: str, weight: Product, x: str, lead: int, plus: str = "") -> str:
+def _applied(to: Writer, name: str, weight: Factors, x: str, lead: int, plus: str = "") -> str:
     """(..., in) -> (..., gates * hidden), factor after factor; lead: axes that stand before; plus: what is added."""
     three = len(weight.factors) == 3
     factors = weight.factors[2:] if three else weight.factors[::-1]
@@ -457,8 +458,9 @@ class _InGraph(nn.Module):
             x = x.transpose(0, 1)
         return x, tuple(last) if kind == "LSTM" else last[0]
 
+    @abstractmethod
     def _run(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        raise NotImplementedError
+        """(steps, batch, in) and the first states -> the outputs at each step, and the last states."""
 
 
 class _Placed(_InGraph):
@@ -511,7 +513,7 @@ class _Called(_InGraph):
     def _way(self, x: Tensor, states: list[Tensor], suffix: str) -> tuple[Tensor, ...]:
         rnn: Any = self
         order = range(Recurrent.GATES[rnn.kind])
-        inputs, hidden = (product_of(rnn, f"weight_{side}{suffix}", order) for side in ("ih", "hh"))
+        inputs, hidden = (factors_of(rnn, f"weight_{side}{suffix}", order) for side in ("ih", "hh"))
         thin = inputs.is_thin
         x = F.linear(x, inputs.factors[-1]) if thin else x
         weights = [inputs.value(apart=thin), hidden.value()]

@@ -160,6 +160,15 @@ class _Patient(io.RawIOBase):
             return 0
 
 
+def weights_beside(path: Path) -> Path:
+    """Where an export that is too large for one file has its weights.
+
+    >>> weights_beside(Path("net.onnx")).name
+    'net.onnx.data'
+    """
+    return path.with_name(f"{path.name}.data")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, at a path that `whole_or_nothing` or `scratch` gave; raises at the end if a write failed."""
