@@ -207,6 +207,8 @@ def test_weights_of_a_graph_with_free_sizes_are_there_to_look_at(tmp_path):
     wanted = r"x \(n, 3, height, width\) has free sizes .*'m\.npz', x=array\), an array of shape \(N, 3, height, w"
     with pytest.raises(InvalidData, match=wanted):
         Workspace.open(str(path))
+    with pytest.raises(InvalidModel, match="is a model of its own"):
+        Workspace.open("builtin:iris-mlp", weights=path)
 
 
 # ---- graphs inside nodes ---------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def open_any(ref: str) -> Opened | Weights:
     if file is None:
         return _open(ref)
     weights = _open(file)
-    if not isinstance(weights, Weights):
+    if not isinstance(weights, Weights) or weights.wanting:
         raise InvalidModel(f"--weights {file} is a model of its own, no file of weights; open it as the model.")
     opened = _open(model)
     if isinstance(opened, Weights):
