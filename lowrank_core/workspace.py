@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from math import isfinite, isnan
+from math import inf, isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ from lowrank_core.store.room import Recent, Room
 
 BATCH = 64
 """Samples that go through a network at once where the rows of routed layers are counted."""
+
+TIMED, SLOW_SECONDS = (1, 16, 16), 0.25
+"""Batches of so many samples tell how long one takes; after a sample that takes so long no more are timed."""
 
 MOST_SCORES = 500
 """Finished scores that are remembered with their plans: 2 MB for 20 layers, 100 MB for 1,000."""
@@ -456,6 +460,26 @@ class Workspace:
         if key not in self._dense_scores:
             self._dense_scores[key] = self.reference.dense_score(key)
         return self._dense_scores[key], key
+
+    @cached_property
+    def sample_seconds(self) -> float:
+        """Seconds that the dense network takes here for one sample, or for its whole score where it scores itself.
+
+        Timed when first asked for, on a few samples.
+        """
+        if self.opened.evaluate is not None:
+            began = time.perf_counter()
+            self._own_score(self.model)
+            return time.perf_counter() - began
+        data, seconds = self.reference.dataset, inf
+        for size in TIMED:
+            batch = data.pick(slice(0, size))
+            began = time.perf_counter()
+            run(self.model, batch)
+            seconds = min(seconds, (time.perf_counter() - began) / len(batch))
+            if seconds > SLOW_SECONDS:
+                break
+        return seconds
 
     @cached_property
     def _own_dense(self) -> float:
