@@ -61,8 +61,8 @@ skipped_browser_tests: list[str] = []
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: one more than there are cores, at most 4; much of the time goes to waiting for pages and processes."""
-    return min(4, 1 + (os.cpu_count() or 1))
+    """`-n auto`: two more than there are cores, at most 4; much of the time goes to waiting for pages and processes."""
+    return min(4, 2 + (os.cpu_count() or 1))
 
 
 def pytest_configure() -> None:
