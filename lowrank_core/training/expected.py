@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lowrank_core.measure.effort import Effort, Measurements, Work, effort
 from lowrank_core.training.finetune import training_data
 from lowrank_core.training.recipe import Settings
@@ -17,4 +19,4 @@ def training_effort(workspace: Workspace, settings: Settings, runs: int) -> Effo
     dense = 0 if not samples or workspace.reference.complete else samples
     trained = runs * settings.epochs * len(training_data(workspace))
     work = Work((Measurements(runs, samples),), corrected=False, dense=dense, trained=trained)
-    return effort(workspace, work)
+    return replace(effort(workspace, work), measurements=0)

@@ -198,7 +198,7 @@ def takes(workspace: Workspace, wish: Training | Sweep) -> None:
     except LowRankError:  # there is nothing to learn from: starting it says why
         return
     found = isinstance(wish, Sweep) or wish.candidate is None
-    st.caption(f"At most {effort.text} on this machine{', without the search for ranks' if found else ''}.")
+    st.caption(f"Takes {effort.text} on this machine at most{', without the search for ranks' if found else ''}.")
 
 
 def show(workspace: Workspace) -> None:
