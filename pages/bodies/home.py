@@ -10,41 +10,46 @@ from pages.ui import frame, open_network, opening, words
 from pages.ui.button import button
 from pages.ui.commands import as_here
 
+STEPS = """
+**In three steps**
+
+1. **Look**: where the cost is (*Model*), and how fast each layer's singular values fall (*Spectra*).
+2. **Tune**: drag the rank of each layer; bytes, multiplies and accuracy move with it (*Ranks*); or say how small it
+   must be and let a rule choose (*Search*). Then train the factors (*Fine-tune*).
+3. **Ship**: download the plan and the compressed weights, checked in a fresh process (*Export*).
+"""
+
 
 def show_weights(stock: Inventory) -> None:
     """Weights without a model: what they are, and where to look at them."""
     open_network.take_plan(stock)
-    place = st.empty()
-    open_network.last_said()
-    opening.pick_model()
-    with st.container(horizontal=True, gap="medium"):
-        st.metric("Parameters", words.count(stock.parameters), width="content")
-        st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
-        st.metric("Layers", len(stock.layers), width="content")
-    st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
-    frame.link("Model", says="See what is in the file")
-    frame.link("Spectra", says="See the spectra")
-    open_network.show()
-    open_network.follow(place)
+    left, right = st.columns([1, 1], gap="large")
+    with left:
+        opening.pick_model()
+        with st.container(horizontal=True, gap="medium"):
+            st.metric("Parameters", words.count(stock.parameters), width="content")
+            st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
+            st.metric("Layers", len(stock.layers), width="content")
+        st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
+        frame.link("Model", says="See what is in the file")
+        frame.link("Spectra", says="See the spectra")
+    open_network.show(right)
 
 
 def show_nothing() -> None:
     """The chosen network cannot be looked at: another one can be opened."""
-    place = st.empty()
-    open_network.last_said()
-    st.markdown("Choose another model to go on:")
-    opening.pick_model()
-    open_network.show()
-    open_network.follow(place)
+    left, right = st.columns([1, 1], gap="large")
+    with left:
+        st.markdown("Choose another model to go on:")
+        opening.pick_model()
+    open_network.show(right)
 
 
 def show(workspace: Workspace) -> None:
     """What the model is, what to do with it, and how to open another one."""
     open_network.take_plan(workspace)
     cost, rest = plan_cost(workspace.profile), workspace.profile.rest
-    place = st.empty()
-    open_network.last_said()
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns([1, 1], gap="large")
     with left:
         opening.pick_model()
         with st.container(horizontal=True, gap="medium"):
@@ -55,13 +60,5 @@ def show(workspace: Workspace) -> None:
             st.metric("Compressible", words.share(compressible), help=words.COMPRESSIBLE, width="content")
         if button("Tune the ranks", type="primary", icon=":material/tune:"):
             st.switch_page("pages/3_Ranks.py")
-    with right:
-        st.markdown(
-            "**In three steps**\n\n"
-            "1. **Look**: where the cost is (*Model*), and how fast each layer's singular values fall (*Spectra*).\n"
-            "2. **Tune**: drag the rank of each layer; bytes, multiplies and accuracy move with it (*Ranks*); or say "
-            "how small it must be and let a rule choose (*Search*). Then train the factors (*Fine-tune*).\n"
-            "3. **Ship**: download the plan and the compressed weights, checked in a fresh process (*Export*)."
-        )
-    open_network.show()
-    open_network.follow(place)
+    st.markdown(STEPS)
+    open_network.show(right)

@@ -18,8 +18,8 @@ from lowrank_core.plans.plan import LARGEST_BYTES as LARGEST_PLAN
 from lowrank_core.store.files import own_folder, write_whole
 from lowrank_core.store.reference import model_and_weights, with_weights
 
-LARGEST_MB = 512
-"""Megabytes of 2^20 bytes of one file, as `server.maxUploadSize` has it."""
+LARGEST_MB = 500
+"""Megabytes of one file, below `server.maxUploadSize`; browsers count 10^6 or 2^20 bytes for one, this server 2^20."""
 
 MOST_FILES = 40
 """Of one drop: a network, its data, and the shards of its weights."""

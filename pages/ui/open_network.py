@@ -22,18 +22,22 @@ from pages.ui.state import jobs, models, openings, recent, runs, session
 LOOK_AGAIN_SECONDS = 5
 """What lies in the start folder is looked at again after so long."""
 
+HEARD_SECONDS = 0.5
+"""A step is drawn at least this often."""
+
 NO_CODE = "This server answers other machines, too, so Python files and other code are opened only when it is started."
 
 
-def show() -> None:
-    """Three ways to a network; what may be opened in each is said there."""
-    st.header("Open your own network", anchor=False)
-    left, right = st.columns(2, gap="large")
-    with left:
+def show(place: DeltaGenerator) -> None:
+    """Three ways to a network, what may be opened in each, and what becomes of it: the run streams while one opens."""
+    with place:
+        st.markdown("**Open your own network**")
+        _drop()
+        status = st.empty()
+        _last_said(status)
         _here()
         _by_path()
-    with right:
-        _drop()
+    _follow(status)
 
 
 # ---- what lies here -------------------------------------------------------------------------------------------------
@@ -102,7 +106,9 @@ def _by_path() -> None:
             placeholder="run.safetensors",
             help="A file of weights for the network; run.ckpt#ema: those under this key.",
         )
-        st.form_submit_button("Open the network", icon=":material/folder_open:", on_click=_named, key="open by path button")
+        st.form_submit_button(
+            "Open the network", icon=":material/folder_open:", on_click=_named, key="open by path button"
+        )
     if may_open.at_home():
         st.caption(f"`{core_command('new', 'my_model.py')}` writes a commented Python file to fill in.")
     else:
@@ -119,18 +125,17 @@ def _named() -> None:
 def _drop() -> None:
     number = session.widget("drop number") or 0
     st.file_uploader(
-        "Drop a network, or a plan for the one above",
+        "Drop a network, or a plan for the one you look at",
         accept_multiple_files=True,
         max_upload_size=dropped.LARGEST_MB,
+        help="`.onnx` with its data in a `.npz` and weights beside it in a `.onnx.data`; `.safetensors` for sizes and "
+        "spectra; a plan in a `.json`. They are read as data, and kept for a week where only you can name them. Code "
+        "is never uploaded: `.py`, `.pt2` and `.pt` open by their path.",
         key=f"drop {number}",
         on_change=_dropped,
         args=(number,),
     )
-    st.caption(
-        "`.onnx`, together with its data (`.npz`) and weights beside it (`.onnx.data`); `.safetensors`, for sizes and "
-        "spectra; a plan (`.json`). They are read as data, and kept for a week where only you can name them. Code is "
-        "never uploaded: Python files, `.pt2` and `.pt` open by their path."
-    )
+    st.caption("`.onnx` with its `.npz`, `.safetensors`, or a plan (`.json`); never code.")
 
 
 def _dropped(number: int) -> None:
@@ -165,17 +170,18 @@ def take_plan(workspace: Workspace | Inventory) -> None:
 # ---- under way ------------------------------------------------------------------------------------------------------
 
 
-def last_said() -> None:
+def _last_said(place: DeltaGenerator) -> None:
     """What became of the last attempt."""
-    line, well = openings.said()
-    if line and well:
-        st.success(words.plain(line), icon=":material/check:")
+    line, how = openings.said()
+    text = words.plain(as_here(dropped.without_folders(line)))
+    if line and how == "error":
+        place.error(text, icon=":material/error:")
     elif line:
-        st.error(words.plain(as_here(dropped.without_folders(line))), icon=":material/error:")
+        (place.success if how == "success" else place.info)(text, icon=":material/check:")
 
 
-def follow(place: DeltaGenerator) -> None:
-    """Show the steps of what is being opened until it is over or a newer run waits; the run itself streams."""
+def _follow(place: DeltaGenerator) -> None:
+    """Show the steps of what is being opened until it is over or a newer run waits."""
     job = openings.awaited()
     if job is None:
         return
@@ -192,7 +198,7 @@ def follow(place: DeltaGenerator) -> None:
         if snapshot.over:
             st.rerun()
         jobs.still_here()
-        again = time.monotonic() + 0.5
+        again = time.monotonic() + HEARD_SECONDS
         while time.monotonic() < again and not snapshot.over:
             snapshot = job.changed(snapshot, seconds=0.1)
             if runs.newer_run_waits():

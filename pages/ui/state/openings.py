@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import streamlit as st
 
@@ -17,6 +18,8 @@ from lowrank_core.store.reference import model_and_weights
 from pages.ui import dropped, may_open
 from pages.ui.state import jobs, models, session
 from pages.ui.state.session import session_id
+
+How = Literal["success", "info", "error"]
 
 
 def name_of(address: str) -> str:
@@ -66,7 +69,7 @@ def call_off() -> None:
     if job is not None:
         jobs.cancel(job)
         st.session_state.pop("opening", None)
-        say(f"Called off: {name_of(address)} was not opened.")
+        say(f"Called off: {name_of(address)} was not opened.", "info")
 
 
 def _wanted() -> tuple[str, Job[str] | None]:
@@ -127,10 +130,11 @@ def take_over(page: str) -> None:
     if job.snapshot.error is not None:
         say(dropped.without_folders(" ".join(job.snapshot.error.split())))
     elif job.snapshot.cancelled or job.cancelled():
-        say(f"Called off: {name_of(address)} was not opened.")
+        say(f"Called off: {name_of(address)} was not opened.", "info")
     else:
         models.choose(address)
         st.session_state["plan dropped"] = plan
+        say(f"{name_of(address)} is open.", "success")
 
 
 def plan_dropped() -> Path | None:
@@ -139,14 +143,14 @@ def plan_dropped() -> Path | None:
     return plan
 
 
-def say(line: str, *, well: bool = False) -> None:
-    """Say what became of the last attempt, on Home until the next one; well: it is good news."""
-    session.set_widget("opening said", (line, well))
+def say(line: str, how: How = "error") -> None:
+    """Say what became of the last attempt, on Home until the next one."""
+    session.set_widget("opening said", (line, how))
 
 
-def said() -> tuple[str, bool]:
-    """What is to be said of the last attempt, and whether it went well."""
-    line: tuple[str, bool] = session.widget("opening said") or ("", True)
+def said() -> tuple[str, How]:
+    """What is to be said of the last attempt, and how it is meant; "" for nothing."""
+    line: tuple[str, How] = session.widget("opening said") or ("", "info")
     return line
 
 
