@@ -79,7 +79,8 @@ def safe_name(name: str) -> tuple[str, str]:
             else "is no file that can be dropped here: .onnx with its .npz or .onnx.data, .safetensors, a plan (.json)"
         )
         raise InvalidFile(f"{_in_a_line(last)!r} {why}.")
-    stem = re.sub(r"[^\w .()+=@,\[\]-]|-{2,}", "-", last[: -len(ending)]).lstrip(" .")  # no option of a reference
+    stem = re.sub(r"[^\w .()+=@,\[\]-]", "-", last[: -len(ending)])
+    stem = re.sub("-{2,}", "-", stem).lstrip(" .")  # never an option of a reference
     stem = os.fsencode(stem)[:STEM_BYTES].decode(errors="ignore").rstrip(" .")
     return stem or "network", ending
 

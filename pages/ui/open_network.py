@@ -163,7 +163,7 @@ def take_plan(workspace: Workspace | Inventory) -> None:
         return
     more = " ".join([taken.correction, *taken.warnings]).strip()
     openings.say(
-        f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back. {more}", well=True
+        f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back. {more}", "success"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -76,11 +77,14 @@ def _needs_a_model(stock: Inventory) -> None:
 
 def _choose_another() -> None:
     st.markdown("Choose another model to go on:")
-    pick_model()
+    pick_model(models.choose)
 
 
-def pick_model() -> None:
-    """Choose which model to look at: one given at the start, a built-in one, or one that this session has opened."""
+def pick_model(begin: Callable[[str], None] = openings.begin) -> None:
+    """Choose which model to look at: one given at the start, a built-in one, or one that this session has opened.
+
+    begin: what is done for one of those that has to be opened anew.
+    """
     addresses, current = (*models.offered(), *models.also_opened()), models.chosen()
     session.set_widget("model choice", current if current in addresses else None)
     st.radio(
@@ -90,11 +94,11 @@ def pick_model() -> None:
         captions=[model_description(address) for address in addresses],
         key="model choice",
         on_change=_picked,
+        args=(begin,),
     )
 
 
-def _picked() -> None:
-    """A network that has to be opened anew is, while the one before is looked at."""
+def _picked(begin: Callable[[str], None]) -> None:
     choice = session.widget("model choice")
     if choice is None or choice == models.chosen():
         return
@@ -103,7 +107,7 @@ def _picked() -> None:
         openings.forget()
         models.choose(choice)
     else:
-        openings.begin(choice)
+        begin(choice)
 
 
 def model_description(address: str) -> str:
