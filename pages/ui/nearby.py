@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -24,8 +25,8 @@ MOST_NETWORKS = 100
 MOST_READ = 200
 """Python files that are read, at most."""
 
-LARGEST_SOURCE = 2**18
-"""Bytes of a Python file that is read."""
+LARGEST_SOURCE = 2**16
+"""Bytes of a Python file that is read, at most."""
 
 SECONDS = 1.0
 """After which no further entry is looked at: a folder may lie on a slow disk."""
@@ -117,10 +118,22 @@ def _is_environment(folder: Path) -> bool:
 def builds_a_model(path: Path) -> bool:
     """Whether a Python file has a `build_model` of its own at its top level, by its text alone."""
     try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_SOURCE).decode(errors="replace")
+        about = path.stat()
+        return about.st_size <= LARGEST_SOURCE and _builds_a_model(path, about.st_mtime_ns, about.st_size)
+    except OSError:
+        return False
+
+
+@lru_cache(MOST_READ)
+def _builds_a_model(path: Path, changed_ns: int, size: int) -> bool:
+    """Parsed once for as long as the file is as it was."""
+    source = path.read_bytes()
+    if b"build_model" not in source:
+        return False
+    text = source.decode(errors="replace")
+    try:
         return bool(_BUILDS.search(text)) and any(map(_names_it, ast.parse(text).body))
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
 

@@ -19,9 +19,6 @@ from pages.ui.at_start import STARTED_IN
 from pages.ui.commands import as_here, core_command
 from pages.ui.state import jobs, models, openings, recent, runs, session
 
-LOOK_AGAIN_SECONDS = 5
-"""What lies in the start folder is looked at again after so long."""
-
 HEARD_SECONDS = 0.5
 """A step is drawn at least this often."""
 
@@ -43,14 +40,9 @@ def show(place: DeltaGenerator) -> None:
 # ---- what lies here -------------------------------------------------------------------------------------------------
 
 
-@st.cache_data(ttl=LOOK_AGAIN_SECONDS, show_spinner=False, max_entries=1)
-def _lying_here() -> nearby.Found:
-    return nearby.networks_in(STARTED_IN)
-
-
 def _here() -> None:
     """Networks in the start folder and those opened last, each with one click."""
-    found = _lying_here()
+    found = recent.lying_here()
     kinds = {str(STARTED_IN / one.path): f"{one.path} · {one.kind}" for one in found.networks}
     last = [*dropped.networks_of(session.session_id()), *recent.addresses()]
     labels = {address: f"{_shown(address)} · opened last" for address in last} | {

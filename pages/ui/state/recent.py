@@ -1,4 +1,7 @@
-"""The networks that were opened last on this machine, in a file of the user's: paths, which no visitor's drops are."""
+"""Networks that are opened with one click: those in the start folder, and those that were opened last.
+
+The latter are kept in a file of the user's: paths, which no visitor's drops are.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import os
 from pathlib import Path
 
 import msgspec
+import streamlit as st
 
 from lowrank_core.errors import LowRankError
 from lowrank_core.store.documents import Kind
 from lowrank_core.store.files import own_folder
 from lowrank_core.store.reference import model_and_weights, with_weights
-from pages.ui import dropped
+from pages.ui import dropped, nearby
 from pages.ui.at_start import STARTED_IN
 from pages.ui.note_file import Notes, change_notes, read_notes
 
@@ -21,6 +25,15 @@ MOST = 20
 RECENT: Notes[str] = Notes(
     Kind("opened last"), "the networks that were opened last", lambda one: one if isinstance(one, str) else None
 )
+
+LOOK_AGAIN_SECONDS = 5
+"""What lies in the start folder is looked at again after so long."""
+
+
+@st.cache_data(ttl=LOOK_AGAIN_SECONDS, show_spinner=False, max_entries=1)
+def lying_here() -> nearby.Found:
+    """The networks in the folder where the server was started."""
+    return nearby.networks_in(STARTED_IN)
 
 
 def note(address: str) -> None:
