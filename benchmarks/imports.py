@@ -37,6 +37,7 @@ ORDER = (
     "compression",
     "graphs",
     "builtin",
+    "samples",
     "sources",
     "workspace",
     "measure",

@@ -17,6 +17,7 @@ from lowrank_core.errors import InvalidData
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, samples_named, tensors
 from lowrank_core.networks.filling import filled_by
+from lowrank_core.samples.preparation import Preparation
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.reference import file_and_part
@@ -44,6 +45,7 @@ class Opened:
     outputs: those that are judged, by name or place; () where they are found.
     refused: what a refusal of the data or outputs begins with; own_metric: what to do where no known metric fits.
     axes: where the batch is in what the network takes and gives; None where it could not be run on the example inputs.
+    preparation: how raw samples, images say, become its inputs; what it leaves open follows from the example inputs.
     """
 
     ref: str | None
@@ -63,6 +65,7 @@ class Opened:
     refused: str = ""
     own_metric: str = "give metric, a function (outputs, targets) -> float"
     axes: BatchAxes | None = None
+    preparation: Preparation = field(default_factory=Preparation)
 
     @property
     def batch(self) -> int:
