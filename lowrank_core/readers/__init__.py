@@ -44,25 +44,25 @@ def read(path: Path, takes: Sequence[Taken], preparation: Preparation) -> Sample
     A folder with parts (train beside val or test) is read part by part. Raises InvalidData in one line for what is
     missing, of no known kind, or does not fit.
     """
-    parts = split_of(path)
-    if parts is None:
-        return _read(path, takes, preparation)
-    evaluated, trained = parts
-    samples = _read(evaluated, takes, preparation)
-    return samples if trained is None else replace(samples, train=_read(trained, takes, preparation))
-
-
-def _read(path: Path, takes: Sequence[Taken], preparation: Preparation) -> Samples:
     try:
-        there = path.is_file() or path.is_dir()
-        for reader in READERS.values():
-            if there and reader.accepts(path):
-                return reader.read(path, takes, preparation)
-        if there and path.is_dir() and is_empty(path):
-            raise InvalidData(f"{path} is empty; it must hold samples.")
+        parts = split_of(path)
+        if parts is None:
+            return _read(path, takes, preparation)
+        evaluated, trained = parts
+        samples = _read(evaluated, takes, preparation)
+        return samples if trained is None else replace(samples, train=_read(trained, takes, preparation))
     except (OSError, RuntimeError) as error:  # pathlib says RuntimeError of links that lead to themselves
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InvalidData(f"{getattr(error, 'filename', None) or path} cannot be read: {cut(reason, 200)}.") from error
+
+
+def _read(path: Path, takes: Sequence[Taken], preparation: Preparation) -> Samples:
+    there = path.is_file() or path.is_dir()
+    for reader in READERS.values():
+        if there and reader.accepts(path):
+            return reader.read(path, takes, preparation)
+    if there and path.is_dir() and is_empty(path):
+        raise InvalidData(f"{path} is empty; it must hold samples.")
     kinds = "; ".join(reader.example for reader in READERS.values())
     if there:
         raise InvalidData(f"{path} is no data of a known kind; give one of: {kinds}.")

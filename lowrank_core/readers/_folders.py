@@ -6,6 +6,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -67,7 +68,7 @@ def labelled_files(folder: Path, suffixes: Collection[str], preparation: Prepara
     The names are those of the network's classes, in their order, where all of them are; raises InvalidData for a folder
     with one class alone, or files both in it and in its folders.
     """
-    by_class = {name: sorted(_below(folder / name, suffixes, what)) for name in sorted(_folders(folder))}
+    by_class = {name: sorted(_below(folder, name, suffixes, what)) for name in sorted(_folders(folder))}
     named = {name: files for name, files in by_class.items() if files}
     alone = sorted(folder / entry.name for entry in os.scandir(folder) if _fits(entry, suffixes))
     if named and alone:
@@ -130,16 +131,17 @@ def targets_of(found: Labelled, samples: int) -> Tensor | None:
 
 def _folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        return [entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")]
 
 
-def _below(folder: Path, suffixes: Collection[str], what: str) -> list[Path]:
-    return [Path(name) for name in counted(_files(folder), f"the names of {what}") if _suffix(name) in suffixes]
+def _below(folder: Path, name: str, suffixes: Collection[str], what: str) -> list[Path]:
+    files = counted(_files(folder / name, folder), f"the names of {what}")
+    return [Path(file) for file in files if _suffix(file) in suffixes]
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Files in a folder and below, links followed, each folder once; hidden ones left out."""
-    seen: set[tuple[int, int]] = set()
+def _files(folder: Path, *apart: Path) -> Iterator[str]:
+    """Files in a folder and below, links followed, each folder once; hidden ones left out, and folders `apart`."""
+    seen = {(about.st_dev, about.st_ino) for about in map(os.stat, apart)}
     for place, folders, names in os.walk(folder, followlinks=True):
         about = os.stat(place)
         if (about.st_dev, about.st_ino) in seen:
@@ -151,7 +153,14 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _fits(entry: os.DirEntry[str], suffixes: Collection[str]) -> bool:
-    return _suffix(entry.name) in suffixes and not entry.name.startswith(".") and not entry.is_dir()
+    return _suffix(entry.name) in suffixes and not entry.name.startswith(".") and not _is_folder(entry)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether a name is of a folder; one that leads to itself is of a file that cannot be read."""
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
 
 
 def _suffix(name: str) -> str:

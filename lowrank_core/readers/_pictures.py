@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_core.errors import InvalidData, InvalidSettings
+from lowrank_core.errors import InvalidData, InvalidSettings, LowRankError
 from lowrank_core.extras import extra
 from lowrank_core.samples.limits import counted, most_of
 from lowrank_core.samples.preparation import Arrays, Preparation
@@ -172,6 +172,8 @@ def _by_processor(
     while batch := list(islice(images, AT_ONCE)):
         try:
             batches.append(dict(processor(batch)))
+        except LowRankError:
+            raise
         except Exception as error:  # a processor of whatever kind
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InvalidData(f"{where}: the network's image processor failed ({said}).") from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowrank_core.errors import InvalidData
+from lowrank_core.errors import InvalidData, LowRankError
 from lowrank_core.samples.limits import counted, most_of
 from lowrank_core.samples.preparation import Preparation
 from lowrank_core.samples.samples import Samples, Taken
@@ -86,6 +86,8 @@ def _rows(documents: Sequence[str], preparation: Preparation, length: int) -> It
     for document in counted(documents, "documents", len(documents)):
         try:
             found = preparation.ids(document).reshape(-1).long()
+        except LowRankError:
+            raise
         except Exception as error:  # a tokenizer of whatever kind
             raise InvalidData(f"the network's tokenizer failed ({' '.join(str(error).split())[:200]}).") from error
         for start in range(0, len(found) - 1, length):

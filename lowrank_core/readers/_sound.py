@@ -166,6 +166,8 @@ def _by_processor(
     while batch := [samples.numpy() for samples in islice(waves, AT_ONCE)]:
         try:
             batches.append(dict(processor(batch, rate)))
+        except LowRankError:
+            raise
         except Exception as error:  # a processor of whatever kind
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InvalidData(f"{where}: the network's audio processor failed ({said}).") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lowrank_core.errors import InvalidData, cut
+from lowrank_core.errors import InvalidData, LowRankError, cut
 from lowrank_core.readers._sound import joined
 from lowrank_core.samples.limits import counted, most_of
 from lowrank_core.samples.preparation import Arrays, Preparation
@@ -29,6 +29,8 @@ def tokens(
         part = slice(start, start + AT_ONCE)
         try:
             batches.append(dict(tokenizer(texts[part], None if seconds is None else seconds[part])))
+        except LowRankError:
+            raise
         except Exception as error:  # a tokenizer of whatever kind
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InvalidData(f"{where}: the network's tokenizer failed ({said}).") from error

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lowrank_core.errors import InvalidData
+from lowrank_core.errors import InvalidData, cut, few
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,17 @@ class Samples:
     more: bool = False
     train: Samples | None = None
     as_taken: bool = False
+
+
+def classes_said(samples: Samples, where: str) -> tuple[str, ...]:
+    """Which number each class has, as a notice, where files have names of them and no numbers; else nothing."""
+    if not samples.classes:
+        return ()
+    numbers = [f"{cut(name)} is {number}" for number, name in enumerate(samples.classes)]
+    return (
+        f"Classes of {where}: {few(numbers)}; --preprocess labels=FILE names those of the network, one a line, "
+        "where it has others.",
+    )
 
 
 def only_taker(takes: Sequence[Taken], fits: Callable[[Taken], bool], what: str, where: object) -> Taken:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from lowrank_core.readers import read
 from lowrank_core.readers._running_text import read_text
 from lowrank_core.samples.preparation import Preparation
 from lowrank_core.samples.preprocess import prepared
-from lowrank_core.samples.samples import Samples, Taken
+from lowrank_core.samples.samples import Samples, Taken, classes_said
 from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.sources._opened import Opened, as_dataset, turned
 from lowrank_core.store.reference import Address
@@ -86,21 +87,29 @@ def opened_on(opened: Opened, given: GivenData, ref: str) -> Opened:
         axes = batch_axes(opened.model, inputs)
         data = replace(data, axes=axes)
     run(opened.model, replace(data, axes=axes or first_axes(inputs)).pick(slice(0, 1)), source=str(given.path))
-    train = None if samples.train is None else _dataset(samples.train, opened, takes, given.train or given.path)
+    name = given.path.name
+    train, said = opened.train_data, classes_said(samples, name)
+    if samples.train is not None:
+        train = partial(_dataset, samples.train, opened, takes, given.train or given.path)
+    elif train is None or inputs is not opened.example_inputs:
+        train = None
+        said += (f"{name} holds no samples for training: calibration uses its inputs, without their targets.",)
     metric = opened.metric if samples.metric is None else lambda dataset: METRICS[samples.metric or ""]
-    lacks = () if train else (f"There are no samples for training: calibration uses those of {given.path.name}.",)
     return replace(
         opened,
         ref=ref,
         example_inputs=inputs,
         axes=axes,
         eval_data=lambda: data,
-        train_data=None if train is None else lambda: train,
+        train_data=train,
         metric=metric,
         evaluate=None,
         provides=opened.provides - {"evaluate"} | {"eval_data"},
         outputs=samples.outputs or opened.outputs,
-        notices=(*(notice for notice in opened.notices if notice not in opened.of_own_data), *lacks),
+        notices=(
+            *(notice for notice in opened.notices if notice not in opened.of_own_data),
+            *said,
+        ),
         of_own_data=(),
     )
 

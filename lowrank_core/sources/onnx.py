@@ -23,7 +23,7 @@ from lowrank_core.layers.data import BatchAxes, Dataset, Outputs, call, run, ten
 from lowrank_core.networks.profile import check_finite
 from lowrank_core.readers._npz import Named, read_named
 from lowrank_core.samples.preparation import Preparation
-from lowrank_core.samples.samples import Samples, Taken
+from lowrank_core.samples.samples import Samples, Taken, classes_said
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._contract import ModelContract, open_contract
 from lowrank_core.sources._given import GivenData
@@ -76,9 +76,10 @@ def _open(ref: str, given: GivenData | None = None) -> Opened | Weights:
     inputs, beside = declared(read.model, path), path.with_suffix(".npz")
     if given is None:
         named = read_named(beside, [value.name for value in inputs]) if beside.is_file() else None
-        more = False
+        more, classes = False, tuple[str, ...]()
     else:
-        beside, named, more = given.path, *_named(given, inputs)
+        beside = given.path
+        named, more, classes = _named(given, inputs)
     held, notices = held_values(read.model, inputs, named, beside)
     if held:
         read = read_onnx(path, held)
@@ -125,11 +126,11 @@ def _open(ref: str, given: GivenData | None = None) -> Opened | Weights:
     if data.train is None and named is not None:
         lacks = "has no train_inputs" if given is None else "holds no samples for training"
         notices.append(f"{beside.name} {lacks}: calibration uses its inputs, without their targets.")
-    return replace(opened, notices=tuple(notices))
+    return replace(opened, notices=(*notices, *classes))
 
 
-def _named(given: GivenData, inputs: tuple[Input, ...]) -> tuple[Named, bool]:
-    """(data that a person names, as arrays for these inputs, whether there were more)."""
+def _named(given: GivenData, inputs: tuple[Input, ...]) -> tuple[Named, bool, tuple[str, ...]]:
+    """(data that a person names, as arrays for these inputs, whether there were more, what is said of its classes)."""
     takes = []
     for value in inputs:
         sizes = tuple(size for axis, size in enumerate(value.sizes) if axis != value.axis)
@@ -154,7 +155,7 @@ def _named(given: GivenData, inputs: tuple[Input, ...]) -> tuple[Named, bool]:
         samples.metric,
         samples.outputs,
     )
-    return named, samples.more
+    return named, samples.more, classes_said(samples, given.path.name)
 
 
 def _rows(value: Tensor, rows: slice) -> Tensor:
