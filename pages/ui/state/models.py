@@ -7,7 +7,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -19,6 +18,7 @@ from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.files import own_folder
+from lowrank_core.store.reference import address_of
 from lowrank_core.store.room import Recent, Room
 from lowrank_core.workspace import Workspace, open_to_look
 from pages.ui import dropped
@@ -133,10 +133,9 @@ def open_model(address: str, stamp: str, say: Callable[[str], None] = lambda ste
 
 
 def _look(address: str, stamp: str, say: Callable[[str], None]) -> Workspace | Inventory:
-    files, path = FilesRead(), Path(address).expanduser()
-    if path.exists():
-        files.add(path.absolute())
-        files.add_unheard(path.absolute() if path.is_dir() else path.absolute().parent)
+    files = FilesRead()
+    for path in address_of(address).files.values():
+        files.add_named(path.absolute())
     try:
         with listening(files):
             model = open_to_look(address, cache(), room(), say)
