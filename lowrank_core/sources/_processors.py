@@ -1,0 +1,138 @@
+"""How raw samples become what a network of transformers takes: by the tokenizer and processors in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_core.errors import InvalidData
+from lowrank_core.samples.preparation import Arrays, Preparation
+from lowrank_core.sources._contract import told
+from lowrank_core.sources._transformers_inputs import Folder, decoder_begin
+
+MOST_TOKENS = 512
+"""Of a text, where neither the network nor its tokenizer says how many it takes."""
+
+CONTEXT = 1024
+"""Tokens of a chunk of a long text, at most, where the network takes more."""
+
+
+KINDS = {"input_ids": "texts", "pixel_values": "images", "input_values": "sound", "input_features": "sound"}
+"""What a network is given of each kind of samples."""
+
+
+def preparation(folder: Folder) -> Preparation:
+    """What prepares samples for the network of a folder: nothing is opened until samples are there.
+
+    A tokenizer or processor that is missing, that needs code of its own, or that is another network's raises
+    InvalidData then.
+    """
+    names = folder.names
+    kinds = {kind: name for name, kind in KINDS.items() if name in names}
+    tokenizer = cache(lambda: _opened(folder, "AutoTokenizer", "tokenizer"))
+    processor = cache(lambda: _opened(folder, "AutoImageProcessor", "image processor"))
+    extractor = cache(lambda: _opened(folder, "AutoFeatureExtractor", "feature extractor"))
+    labels = getattr(folder.config, "id2label", None) or {}
+    named = [str(labels[number]) for number in sorted(labels)]
+    return Preparation(
+        size=folder.size if "pixel_values" in names else None,
+        rate=folder.rate if "sound" in kinds else None,
+        labels=() if all(name.startswith("LABEL_") for name in named) else tuple(named),
+        tokens=(lambda texts, second: _tokens(folder, tokenizer(), texts, second)) if "texts" in kinds else None,
+        images=(lambda images: _images(folder, processor(), images)) if "images" in kinds else None,
+        waves=(lambda waves, rate: _waves(folder, extractor(), waves, rate)) if "sound" in kinds else None,
+        ids=(lambda text: _ids(folder, tokenizer(), text)) if "texts" in kinds else None,
+        context=min(folder.longest() or CONTEXT, CONTEXT) if folder.predicts_tokens else None,
+    )
+
+
+def _opened(folder: Folder, kind: str, what: str) -> Any:
+    """A tokenizer or processor of the folder, offline, without code of the folder."""
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of one of many classes and their files
+        cause = told(error, None)[:200]
+        raise InvalidData(
+            f"{folder.path}: its {what} cannot be opened ({cause}); save it there with save_pretrained, or give data "
+            "that are prepared, in a .npz."
+        ) from error
+
+
+def _check_alone(folder: Folder) -> None:
+    """Raise InvalidData where a sample is of two kinds at once, which no file of one of them tells."""
+    kinds = [kind for name, kind in KINDS.items() if name in folder.names]
+    if len(kinds) > 1:
+        raise InvalidData(
+            f"{folder.path}: {type(folder.model).__name__} takes {' and '.join(kinds)} together; give them prepared, "
+            f"as {', '.join(folder.names)} in a .npz."
+        )
+
+
+def _tokens(folder: Folder, tokenizer: Any, texts: Sequence[str], second: Sequence[str] | None) -> Arrays:
+    _check_alone(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    length = min(folder.longest() or MOST_TOKENS, tokenizer.model_max_length, MOST_TOKENS)
+    pairs = None if second is None else list(second)
+    found = tokenizer(list(texts), pairs, truncation=True, max_length=length, padding=True, return_tensors="pt")
+    ids = _known(folder, found["input_ids"])
+    mask = found.get("attention_mask", torch.ones_like(ids))
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": found.get("token_type_ids", 0 * ids)}
+    return _in_order(folder, {name: value for name, value in given.items() if name in folder.names}, ids)
+
+
+def _in_order(folder: Folder, given: Arrays, rows: Tensor) -> Arrays:
+    """What the network is given, in its order, and with the begin of an answer where it has a decoder."""
+    if "decoder_input_ids" in folder.names:
+        given["decoder_input_ids"] = torch.full((len(rows), 1), decoder_begin(folder))
+    return {name: given[name] for name in folder.names if name in given}
+
+
+def _ids(folder: Folder, tokenizer: Any, text: str) -> Tensor:
+    if not folder.predicts_tokens:
+        raise InvalidData(
+            f"{folder.path}: {type(folder.model).__name__} is no causal language model, which tells each next token of "
+            "a text, so it has no perplexity; give lines of text as samples instead: agreement with the dense network "
+            "needs no labels."
+        )
+    found = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]
+    return _known(folder, found.reshape(-1))
+
+
+def _known(folder: Folder, ids: Tensor) -> Tensor:
+    """The tokens, which must be rows of the network's table."""
+    words, largest = folder.of_text("vocab_size"), int(ids.max()) if ids.numel() else 0
+    if words is not None and largest >= words:
+        raise InvalidData(
+            f"{folder.path}: its tokenizer gives token {largest:,}, but the network knows {words:,}; it is another "
+            "network's."
+        )
+    return ids
+
+
+def _images(folder: Folder, processor: Any, images: Sequence[Any]) -> Arrays:
+    _check_alone(folder)
+    height, width = folder.size
+    alike = {} if _is_fixed(processor) else {"size": {"height": height, "width": width}}
+    found = processor([image.convert("RGB") for image in images], return_tensors="pt", **alike)
+    return _in_order(folder, {"pixel_values": found["pixel_values"]}, found["pixel_values"])
+
+
+def _is_fixed(processor: Any) -> bool:
+    """Whether images of any proportions come out at one size."""
+    size = getattr(processor, "size", None) or {}
+    return bool(getattr(processor, "do_center_crop", False)) or "height" in size
+
+
+def _waves(folder: Folder, extractor: Any, waves: Sequence[Any], rate: int) -> Arrays:
+    if rate != folder.rate:
+        raise InvalidData(f"{folder.path}: it takes sound of {folder.rate:,} Hz, but got {rate:,} Hz.")
+    found = extractor(list(waves), sampling_rate=rate, padding=True, return_tensors="pt")
+    kept = {name: value for name, value in found.items() if name in folder.names}
+    return _in_order(folder, kept, next(iter(kept.values())))
