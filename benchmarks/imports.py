@@ -38,6 +38,7 @@ ORDER = (
     "graphs",
     "builtin",
     "samples",
+    "readers",
     "sources",
     "workspace",
     "measure",

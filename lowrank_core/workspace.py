@@ -30,6 +30,7 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import dense_cost
 from lowrank_core.plans.plan import PlanFile, RankPlan
+from lowrank_core.running.scope import scope
 from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.judgement import judgement
 from lowrank_core.scoring.judging import Judged, judge
@@ -44,7 +45,7 @@ from lowrank_core.sources._opened import COMPARED, Opened, more_notice, not_fini
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.key import NetworkKey, named
-from lowrank_core.store.reference import with_weights
+from lowrank_core.store.reference import with_parts
 from lowrank_core.store.room import Recent, Room
 
 BATCH = 64
@@ -101,13 +102,22 @@ class Workspace:
         outputs: Sequence[str | int] = (),
         key: NetworkKey | None = None,
         weights: str | Path | None = None,
+        *,
+        data: str | Path | None = None,
+        train_data: str | Path | None = None,
+        preprocess: str | None = None,
+        text: str | Path | None = None,
     ) -> Workspace:
         """Open a reference; raises a LowRankError that says what is wrong. key: as in `Workspace`.
 
         outputs: those that are judged, by name or place; without any those that the model file names, or `judge` finds.
         weights: a file with the weights that the network gets, 'run.ckpt', or 'run.ckpt#ema' for those under a key.
+        data, train_data: files or folders of samples; preprocess: how they become inputs, as `--preprocess` says it;
+        text: a file that a causal language model is judged on.
         """
-        opened = open_source(with_weights(ref, weights))
+        opened = open_source(
+            with_parts(ref, weights=weights, data=data, train_data=train_data, preprocess=preprocess, text=text)
+        )
         if not outputs:
             return cls(opened, cache, key=key)
         workspace = cls(replace(opened, outputs=tuple(outputs)), cache, key=key)
@@ -499,7 +509,8 @@ def open_to_look(
 
     report: called with a line once it is open, before its layers are looked at.
     """
-    opened = open_any(ref)
+    with scope(report=lambda progress: report(progress.words[:1].upper() + progress.words[1:])):
+        opened = open_any(ref)
     if isinstance(opened, Weights):
         report(f"Looking at {len(opened.tensors)} tensors")
         return take_stock(opened, cache)

@@ -1,1 +1,1 @@
-"""Data as people have it: each file of this package reads one kind of file or folder as samples of a network."""
+"""How raw samples become what a network takes: what it asks for, what is done to them, what is made of them"""

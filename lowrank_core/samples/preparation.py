@@ -20,6 +20,8 @@ class Preparation:
     side is brought to `shorter` pixels (to what `size` needs without it), and the middle of `size`, (height, width), is
     cut out; with `stretch` the image is brought to `size` whatever its proportions.
     Waves: `rate` samples per second, cut or filled with zeros to `length` samples.
+    Tables: `target` is the column that holds what is right, "none" for none; `header` says whether the first row holds
+    names.
     labels: names of the classes in the order of their numbers; () where nobody says.
 
     tokens(texts, second texts or None): a batch of tokens, padded to one length, with all else that the network takes.
@@ -41,6 +43,8 @@ class Preparation:
     rate: int | None = None
     length: int | None = None
     labels: tuple[str, ...] = ()
+    target: str | None = None
+    header: bool | None = None
     tokens: Callable[[Sequence[str], Sequence[str] | None], Arrays] | None = None
     images: Callable[[Sequence[Any]], Arrays] | None = None
     waves: Callable[[Sequence[Any], int], Arrays] | None = None

@@ -81,7 +81,7 @@ def open_contract(contract: ModelContract) -> Opened:
     Raises InvalidModel or InvalidData with what is missing, what came and what to do.
     """
     model = _built(contract)
-    notices = []
+    notices, of_own_data = [], []
     if any(m.training for m in model.modules()):
         model.eval()
         notices.append(
@@ -105,10 +105,10 @@ def open_contract(contract: ModelContract) -> Opened:
     axes = contract.axes or batch_axes(model, inputs)
     if contract.eval_data is None and contract.evaluate is None:
         named = given.name if isinstance(given, Metric) and given.label_free else COMPARED
-        notices.append(f"There is no {contract.called('eval_data')}: the score is {named}.")
+        of_own_data.append(f"There is no {contract.called('eval_data')}: the score is {named}.")
     if train is None:
         missing = contract.called("train_data")
-        notices.append(f"There is no {missing}: calibration uses evaluation inputs, without their labels.")
+        of_own_data.append(f"There is no {missing}: calibration uses evaluation inputs, without their labels.")
     return Opened(
         ref=contract.ref,
         name=contract.name,
@@ -121,7 +121,8 @@ def open_contract(contract: ModelContract) -> Opened:
         metric=lambda dataset: _metric(contract, dataset),
         evaluate=contract.evaluate,
         higher_is_better=contract.higher_is_better,
-        notices=tuple(notices),
+        notices=(*notices, *of_own_data),
+        of_own_data=tuple(of_own_data),
         code=contract.code,
         provides=frozenset(name for name in FUNCTIONS if getattr(contract, name) is not None),
         outputs=_outputs(contract),
