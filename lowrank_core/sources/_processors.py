@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -33,7 +34,7 @@ def preparation(folder: Folder) -> Preparation:
     """
     names = folder.names
     kinds = {kind: name for name, kind in KINDS.items() if name in names}
-    tokenizer = cache(lambda: _opened(folder, "AutoTokenizer", "tokenizer"))
+    tokenizer = cache(lambda: _tokenizer(folder))
     processor = cache(lambda: _opened(folder, "AutoImageProcessor", "image processor"))
     extractor = cache(lambda: _opened(folder, "AutoFeatureExtractor", "feature extractor"))
     labels = getattr(folder.config, "id2label", None) or {}
@@ -64,6 +65,18 @@ def _opened(folder: Folder, kind: str, what: str) -> Any:
         ) from error
 
 
+def _tokenizer(folder: Folder) -> Any:
+    """The tokenizer of the folder: without files of its own transformers would make one that knows no word."""
+    tokenizer = _opened(folder, "AutoTokenizer", "tokenizer")
+    files = sorted(set(getattr(tokenizer, "vocab_files_names", {}).values()))
+    if files and not any((folder.path / file).is_file() for file in files):
+        raise InvalidData(
+            f"{folder.path} holds no tokenizer ({' or '.join(files)}); save it there with save_pretrained, or give "
+            "data that are prepared, in a .npz."
+        )
+    return tokenizer
+
+
 def _check_alone(folder: Folder) -> None:
     """Raise InvalidData where a sample is of two kinds at once, which no file of one of them tells."""
     kinds = [kind for name, kind in KINDS.items() if name in folder.names]
@@ -80,18 +93,25 @@ def _tokens(folder: Folder, tokenizer: Any, texts: Sequence[str], second: Sequen
         tokenizer.pad_token = tokenizer.eos_token
     length = min(folder.longest() or MOST_TOKENS, tokenizer.model_max_length, MOST_TOKENS)
     pairs = None if second is None else list(second)
-    found = tokenizer(list(texts), pairs, truncation=True, max_length=length, padding=True, return_tensors="pt")
-    ids = _known(folder, found["input_ids"])
-    mask = found.get("attention_mask", torch.ones_like(ids))
-    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": found.get("token_type_ids", 0 * ids)}
-    return _in_order(folder, {name: value for name, value in given.items() if name in folder.names}, ids)
+    found = tokenizer(
+        list(texts),
+        pairs,
+        truncation=True,
+        max_length=length,
+        padding=True,
+        return_tensors="pt",
+        return_attention_mask=True,
+        return_token_type_ids="token_type_ids" in folder.names,
+    )
+    _known(folder, found["input_ids"])
+    return _in_order(folder, dict(found))
 
 
-def _in_order(folder: Folder, given: Arrays, rows: Tensor) -> Arrays:
+def _in_order(folder: Folder, found: Mapping[str, Tensor]) -> Arrays:
     """What the network is given, in its order, and with the begin of an answer where it has a decoder."""
-    if "decoder_input_ids" in folder.names:
-        given["decoder_input_ids"] = torch.full((len(rows), 1), decoder_begin(folder))
-    return {name: given[name] for name in folder.names if name in given}
+    samples = len(next(iter(found.values())))
+    begin = {"decoder_input_ids": torch.full((samples, 1), decoder_begin(folder))}
+    return {name: {**begin, **found}[name] for name in folder.names if name in {**begin, **found}}
 
 
 def _ids(folder: Folder, tokenizer: Any, text: str) -> Tensor:
@@ -121,7 +141,7 @@ def _images(folder: Folder, processor: Any, images: Sequence[Any]) -> Arrays:
     height, width = folder.size
     alike = {} if _is_fixed(processor) else {"size": {"height": height, "width": width}}
     found = processor([image.convert("RGB") for image in images], return_tensors="pt", **alike)
-    return _in_order(folder, {"pixel_values": found["pixel_values"]}, found["pixel_values"])
+    return _in_order(folder, found)
 
 
 def _is_fixed(processor: Any) -> bool:
@@ -133,6 +153,8 @@ def _is_fixed(processor: Any) -> bool:
 def _waves(folder: Folder, extractor: Any, waves: Sequence[Any], rate: int) -> Arrays:
     if rate != folder.rate:
         raise InvalidData(f"{folder.path}: it takes sound of {folder.rate:,} Hz, but got {rate:,} Hz.")
-    found = extractor(list(waves), sampling_rate=rate, padding=True, return_tensors="pt")
-    kept = {name: value for name, value in found.items() if name in folder.names}
-    return _in_order(folder, kept, next(iter(kept.values())))
+    own = inspect.signature(extractor.__call__).parameters.get("padding")
+    whole = own is not None and own.default not in (False, None, own.empty)  # it has a length that it fills
+    padding = {} if whole else {"padding": True}
+    found = extractor(list(waves), sampling_rate=rate, return_tensors="pt", **padding)
+    return _in_order(folder, found)

@@ -182,38 +182,37 @@ def _pair(given: Any) -> tuple[int, int] | None:
 # ---- random ones ----------------------------------------------------------------------------------------------------
 
 
-def random_inputs(folder: Folder) -> dict[str, Tensor]:
+def random_inputs(folder: Folder, seed: int = 0) -> dict[str, Tensor]:
     """A batch of random inputs by name, the same in every process; no token of it is padding or has a meaning of its
     own but the first and last ones that the network looks for.
 
     Raises InvalidModel where the network takes what is none of tokens, images and sound, or too much of it.
     """
     names = folder.names
-    if not names or not _all_required(folder, names):
-        wanted = ", ".join(_required(folder) - set(names)) or str(getattr(folder.model, "main_input_name", "nothing"))
+    if missing := sorted(_needed(folder) - set(names)):
         raise InvalidModel(
-            f"{folder.path}: {type(folder.model).__name__} takes {wanted}, which is none of tokens, images and sound; "
-            "write a model file with example_inputs()."
+            f"{folder.path}: {type(folder.model).__name__} takes {', '.join(missing)}, which is none of tokens, images "
+            "and sound; write a model file with example_inputs()."
         )
     shapes = {name: _shape(folder, name) for name in names}
-    if huge := {name: shape for name, shape in shapes.items() if prod(shape) > MOST_NUMBERS}:
-        name, shape = next(iter(huge.items()))
-        raise InvalidModel(f"{folder.path}: its configuration asks for {name} of {' x '.join(map(str, shape))}.")
+    for name, shape in shapes.items():
+        if prod(shape) > MOST_NUMBERS:
+            raise InvalidModel(
+                f"{folder.path}: by its config.json and processor files a sample has {name} of "
+                f"{' x '.join(map(str, shape))}; correct them, or write a model file with example_inputs()."
+            )
     largest = max(map(prod, shapes.values()))
     samples = max(FEWEST, min(SAMPLES, 2**22 // largest))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     return {name: _drawn(folder, name, (samples, *shape), generator) for name, shape in shapes.items()}
 
 
-def _required(folder: Folder) -> set[str]:
-    """What forward cannot do without."""
+def _needed(folder: Folder) -> set[str]:
+    """What forward cannot do without: arguments without a default, and its main input."""
     given = inspect.signature(folder.model.forward).parameters.values()
     named = [p for p in given if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return {p.name for p in named if p.default is p.empty}
-
-
-def _all_required(folder: Folder, names: tuple[str, ...]) -> bool:
-    return _required(folder) <= set(names)
+    main = getattr(folder.model, "main_input_name", None)
+    return {p.name for p in named if p.default is p.empty or p.name == main}
 
 
 def _shape(folder: Folder, name: str) -> tuple[int, ...]:
@@ -251,7 +250,8 @@ def _drawn(folder: Folder, name: str, shape: tuple[int, ...], generator: torch.G
         return torch.randn(shape, generator=generator)
     answered = name.startswith("decoder")
     words = folder.of_text("vocab_size", answered=answered) or folder.read("vocab_size")
-    left = torch.tensor([word for word in range(words) if word not in _own_meaning(folder)] or [0])
+    meant = _own_meaning(folder)
+    left = torch.tensor([word for word in range(words) if word not in meant] or [0])
     tokens = left[torch.randint(len(left), shape, generator=generator)]
     begin = decoder_begin(folder) if answered else None
     end = _whole(folder.of_text("eos_token_id")) if not answered and _is_pooled_at_end(folder) else None
@@ -273,15 +273,10 @@ def _is_pooled_at_end(folder: Folder) -> bool:
 
 def _own_meaning(folder: Folder) -> set[int]:
     """Tokens that are no words: padding, begin, end, and whatever else the configuration gives a number of its own."""
-    found = set()
-    for part in (folder.config, *(getattr(folder.config, part, None) for part in PARTS)):
-        for name in dir(part) if part is not None else ():
-            if (
-                name.endswith(("_token_id", "_token_index"))
-                and (number := _whole(getattr(part, name, None))) is not None
-            ):
-                found.add(number)
-    return found
+    parts = (folder.config, *(getattr(folder.config, part, None) for part in PARTS))
+    said = [item for part in parts if hasattr(part, "__dict__") for item in vars(part).items()]
+    numbers = [_whole(value) for name, value in said if name.endswith(("_token_id", "_token_index"))]
+    return {number for number in numbers if number is not None}
 
 
 def _whole(value: Any) -> int | None:
