@@ -131,7 +131,7 @@ def onnx_program(
     own = sharing(wrapped)
     placed = [(_own_name(path), module) for path, module in recurrent.place(own)]
     traced = _traced(own, (inputs,), axes or first_axes(inputs))
-    _reshape(traced)
+    _lay_out(traced)
     try:
         with exporters_turn:
             made = torch.onnx.export(
@@ -158,14 +158,22 @@ def onnx_program(
     return proto
 
 
-def _reshape(traced: ExportedProgram) -> None:
-    """Views as reshapes, which ONNX has alone: where attention is taken apart its numbers lie in another order than
-    where it was traced, and PyTorch refuses a view of them.
+def _lay_out(traced: ExportedProgram) -> None:
+    """A copy between each transposition and the view of what it gives, which ONNX does not see: once attention is taken
+    apart its numbers lie in another order than where it was traced, and PyTorch refuses to view them as they are.
     """
+    aten = torch.ops.aten
+    turned, viewed = (aten.transpose.int, aten.permute.default), (aten.view.default, aten.reshape.default)
     for part in traced.graph_module.modules():
-        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
-            if node.target is torch.ops.aten.view.default:
-                node.target = torch.ops.aten.reshape.default
+        for node in list(part.graph.nodes) if isinstance(part, GraphModule) else ():
+            if node.target not in viewed or getattr(node.args[0], "target", None) not in turned:
+                continue
+            with part.graph.inserting_before(node):
+                copied = part.graph.call_function(
+                    aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+                )
+            copied.meta = dict(node.args[0].meta)
+            node.replace_input_with(node.args[0], copied)
         if isinstance(part, GraphModule):
             part.recompile()
 
