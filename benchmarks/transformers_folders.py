@@ -6,7 +6,8 @@ Each configuration is written with `save_pretrained`, tiny, with the processor f
 opened by its path. Shown are parameters, multiplies of one sample beside what PyTorch's own FLOP counter says, how many
 layers can be compressed, how far the network with every such layer as a chain of full rank answers from the dense one
 (of the largest output), which outputs are judged and by what. With --commands each command is run on the folder, at
-half of the multiplies: its seconds, or why it is refused. ONNX files are compared as they are exported, all others too.
+half of the multiplies: its seconds and what it says of the plan or the file, or why it is refused. Every file is read
+back in a fresh process and compared. Fine-tuning and evaluating are given other random samples, in a .npz.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from click.testing import CliRunner
 from torch import nn
@@ -31,6 +33,8 @@ from lowrank_core.compression.self_check import _answers, _apart, _chained
 from lowrank_core.layers.data import evaluating
 from lowrank_core.plans.cost import dense_cost, plan_cost
 from lowrank_core.running.own_process import hush_libraries
+from lowrank_core.sources import open_source
+from lowrank_core.sources._transformers_inputs import Folder, random_inputs
 from lowrank_core.workspace import Workspace
 
 WORDS = 90
@@ -295,6 +299,7 @@ def row(name: str, folder: Path) -> list[str]:
     return [name, given, *counts, f"{apart:.0e}", judged, found]
 
 
+DATA = ("--data", "{folder}/data.npz")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "layers": (),
     "check": (),
@@ -302,9 +307,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "profile": ("--samples", "4", "--no-cache"),
     "search uniform": ("--rule", "uniform", "--multiplies", "0.5", "--out", "{folder}/plan.json"),
     "search budget": ("--rule", "budget", "--multiplies", "0.5", "--out", "{folder}/budget.json"),
-    "evaluate": ("--plan", "{folder}/plan.json", "--no-cache"),
-    "finetune": ("--plan", "{folder}/plan.json", "--epochs", "1", "--out", "{folder}/tuned.safetensors"),
-    "latency": ("--plan", "{folder}/plan.json"),
+    "evaluate": ("--plan", "{folder}/plan.json", *DATA, "--no-cache"),
+    "finetune": ("--plan", "{folder}/plan.json", *DATA, "--epochs", "1", "--out", "{folder}/tuned.safetensors"),
     **{
         f"export {kind}": ("--format", kind, "--plan", "{folder}/plan.json", "--out", f"{{folder}}/small.{ending}")
         for kind, ending in (("safetensors", "safetensors"), ("pt2", "pt2"), ("onnx", "onnx"), ("bundle", "zip"))
@@ -312,10 +316,26 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 
 
+BUNDLED = (
+    *("BertForMaskedLM", "GPT2LMHeadModel", "T5ForConditionalGeneration", "ViTForImageClassification", "CLIPModel"),
+    *("Wav2Vec2ForCTC", "WhisperForConditionalGeneration"),
+)
+"""Of which a bundle is written, too: it holds the same files as the other exports."""
+
+
 def commands(name: str, model: Path, folder: Path) -> list[str]:
     """What each command ends with, and how many seconds it takes."""
+    about = Folder.of(model, open_source(str(model)).model)
+    samples = random_inputs(about, 1), random_inputs(about, 2)
+    arrays = {
+        f"{kind}{key}": t.numpy() for kind, part in zip(("", "train_"), samples, strict=True) for key, t in part.items()
+    }
+    np.savez(folder / "data.npz", **arrays)
     cells = [name]
     for command, words in COMMANDS.items():
+        if command == "export bundle" and name not in BUNDLED:
+            cells.append("")
+            continue
         began = time.perf_counter()
         given = [command.split()[0], str(model), *(word.format(folder=folder) for word in words), "--json"]
         done = CliRunner().invoke(cli, given)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
-from lowrank_core.graphs.exporting import exported_program, onnx_program
+from lowrank_core.graphs.exporting import OnnxNetwork, exported_program, onnx_program
 from lowrank_core.running import own_process
 
 
