@@ -178,6 +178,9 @@ def test_what_is_missing_beside_a_network_is_said_when_it_is_needed(
     with pytest.raises(InvalidData, match="takes texts and images together"):
         clip.tokens(["w7"], None)
 
+    half = changed(folders["YolosForObjectDetection"], tmp_path / "half", dtype="bfloat16")
+    assert open_source(half).example_inputs["pixel_values"].dtype == torch.bfloat16
+
     monkeypatch.setattr(inputs_of, "MOST_NUMBERS", 1000)
     with pytest.raises(InvalidModel, match="a sample has pixel_values of 3 x 32 x 32"):
         open_source(str(folders["YolosForObjectDetection"]))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lowrank_core.errors import InvalidData
+from lowrank_core.layers.data import Dataset, distance, run
 from lowrank_core.samples.preparation import Arrays, Preparation
 from lowrank_core.sources._contract import told
-from lowrank_core.sources._transformers_inputs import Folder, decoder_begin
+from lowrank_core.sources._transformers_inputs import Folder, decoder_begin, random_inputs
 
 MOST_TOKENS = 512
 """Of a text, where neither the network nor its tokenizer says how many it takes."""
@@ -25,6 +26,9 @@ CONTEXT = 1024
 KINDS = {"input_ids": "texts", "pixel_values": "images", "input_values": "sound", "input_features": "sound"}
 """What a network is given of each kind of samples."""
 
+ROUNDING = 8.0
+"""Units of precision, of the largest number, within which what is said of the same tokens is the same."""
+
 
 def preparation(folder: Folder) -> Preparation:
     """What prepares samples for the network of a folder: nothing is opened until samples are there.
@@ -35,6 +39,7 @@ def preparation(folder: Folder) -> Preparation:
     names = folder.names
     kinds = {kind: name for name, kind in KINDS.items() if name in names}
     tokenizer = cache(lambda: _tokenizer(folder))
+    reader = cache(lambda: _check_foretelling(folder, tokenizer()))
     processor = cache(lambda: _opened(folder, "AutoImageProcessor", "image processor"))
     extractor = cache(lambda: _opened(folder, "AutoFeatureExtractor", "feature extractor"))
     labels = getattr(folder.config, "id2label", None) or {}
@@ -46,8 +51,8 @@ def preparation(folder: Folder) -> Preparation:
         tokens=(lambda texts, second: _tokens(folder, tokenizer(), texts, second)) if "texts" in kinds else None,
         images=(lambda images: _images(folder, processor(), images)) if "images" in kinds else None,
         waves=(lambda waves, rate: _waves(folder, extractor(), waves, rate)) if "sound" in kinds else None,
-        ids=(lambda text: _ids(folder, tokenizer(), text)) if "texts" in kinds else None,
-        context=min(folder.longest() or CONTEXT, CONTEXT) if folder.predicts_tokens else None,
+        ids=(lambda text: _ids(folder, reader(), text)) if "texts" in kinds else None,
+        context=min(folder.longest() or CONTEXT, CONTEXT) if "texts" in kinds else None,
     )
 
 
@@ -111,16 +116,35 @@ def _in_order(folder: Folder, found: Mapping[str, Tensor]) -> Arrays:
     """What the network is given, in its order, and with the begin of an answer where it has a decoder."""
     samples = len(next(iter(found.values())))
     begin = {"decoder_input_ids": torch.full((samples, 1), decoder_begin(folder))}
-    return {name: {**begin, **found}[name] for name in folder.names if name in {**begin, **found}}
+    given = {
+        name: value.to(folder.dtype) if value.is_floating_point() else value
+        for name, value in {**begin, **found}.items()
+        if name in folder.names
+    }
+    return {name: given[name] for name in folder.names if name in given}
+
+
+def _check_foretelling(folder: Folder, tokenizer: Any) -> Any:
+    """The tokenizer, where the network tells each next token and looks at none of those that come: then a text has a
+    perplexity. Raises InvalidData of any other.
+    """
+    able = set(folder.names) <= {"input_ids", "attention_mask", "token_type_ids"}
+    if able:
+        tokens = random_inputs(folder)["input_ids"][:2]
+        tokens[1, :-1] = tokens[0, :-1]
+        said = run(folder.model, Dataset({"input_ids": tokens})).get("logits", torch.zeros(2))
+        able = said.ndim == 3 and said.shape[1] == tokens.shape[1] and said.shape[2] >= folder.of_text("vocab_size")
+        able = able and distance(said[0, :-1], said[1, :-1])[1] <= ROUNDING * torch.finfo(said.dtype).eps
+    if not able:
+        raise InvalidData(
+            f"{folder.path}: {type(folder.model).__name__} is no causal language model, which tells each next token of "
+            "a text without looking at it, so the text has no perplexity; give lines as samples (--data): agreement "
+            "with the dense network, or R2, needs no labels."
+        )
+    return tokenizer
 
 
 def _ids(folder: Folder, tokenizer: Any, text: str) -> Tensor:
-    if not folder.predicts_tokens:
-        raise InvalidData(
-            f"{folder.path}: {type(folder.model).__name__} is no causal language model, which tells each next token of "
-            "a text, so it has no perplexity; give lines of text as samples instead: agreement with the dense network "
-            "needs no labels."
-        )
     found = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]
     return _known(folder, found.reshape(-1))
 

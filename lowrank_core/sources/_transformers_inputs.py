@@ -61,6 +61,11 @@ class Folder:
         return self.model.config
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights, in which it takes images and sound."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
     def takes(self) -> frozenset[str]:
         """The names that forward has for what it is given."""
         return frozenset(inspect.signature(self.model.forward).parameters)
@@ -92,12 +97,6 @@ class Folder:
     def has_decoder(self) -> bool:
         """Whether a decoder answers to what an encoder has read."""
         return bool(getattr(self.config, "is_encoder_decoder", False))
-
-    @property
-    def predicts_tokens(self) -> bool:
-        """Whether it is a causal language model: each answer is the next token's."""
-        able = getattr(self.model, "can_generate", lambda: False)()
-        return bool(able) and not self.has_decoder and self.names[:1] == ("input_ids",)
 
     @property
     def _images_are_tokens(self) -> bool:
@@ -247,7 +246,7 @@ def _drawn(folder: Folder, name: str, shape: tuple[int, ...], generator: torch.G
     if name == "token_type_ids":
         return (torch.arange(shape[1]) >= shape[1] // 2).long().repeat(shape[0], 1)
     if not name.endswith("input_ids"):
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator).to(folder.dtype)
     answered = name.startswith("decoder")
     words = folder.of_text("vocab_size", answered=answered) or folder.read("vocab_size")
     meant = _own_meaning(folder)
