@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidModel
-from lowrank_core.graphs.exporting import exported_program, onnx_program
+from lowrank_core.graphs.exporting import OnnxNetwork, exported_program, onnx_program
 from lowrank_core.running import own_process
 
 
@@ -110,3 +110,19 @@ def test_a_network_that_is_no_graph(
 def test_an_operator_that_onnx_lacks() -> None:
     with pytest.raises(InvalidModel, match=r"written as ONNX: layer '0' calls bessel_j1: .*\.pt2"):
         onnx_program(nn.Sequential(Bessel()), seeded(2, 8))
+
+
+def test_attention_with_a_bias_is_written_though_its_numbers_lie_otherwise_once_taken_apart() -> None:
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.bias = nn.Linear(8, 8), nn.Parameter(torch.randn(1, 2, 5, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.q(x).reshape(len(x), 5, 2, 4).transpose(1, 2)
+            mixed = nn.functional.scaled_dot_product_attention(h, h, h, attn_mask=self.bias)
+            return mixed.transpose(1, 2).contiguous().view(len(x), 5, 8)
+
+    model, x = Biased().eval(), torch.randn(3, 5, 8)
+    (answered,) = OnnxNetwork(onnx_program(model, x).SerializeToString())(x)
+    assert torch.allclose(answered, model(x), atol=1e-5)

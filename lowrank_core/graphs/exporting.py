@@ -21,7 +21,7 @@ from lowrank_core.extras import extra
 from lowrank_core.graphs import recurrent
 from lowrank_core.graphs.alone import Places, at_a_time
 from lowrank_core.layers.computed import sharing
-from lowrank_core.layers.data import BatchAxes, Inputs, call, evaluating, first_axes, tensors
+from lowrank_core.layers.data import BatchAxes, Inputs, call, evaluating, first_axes, named_outputs, tensors
 from lowrank_core.running.own_process import nothing_printed
 
 if TYPE_CHECKING:
@@ -52,11 +52,25 @@ def exported_program(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = 
 
     axes: where the batch is; without them it comes first. A batch of one is repeated to two: PyTorch would take the 1
     for a constant. Recurrent layers are calls of PyTorch's own, at the length of the inputs.
+    What it answers is of tensors, tuples, lists and dicts; anything else becomes a dict of the tensors in it, by name:
+    who reads the file may not have the package that its class is of.
     Raises InvalidModel with the layer and the line of code where the network cannot be traced.
     """
     own = sharing(model)
     recurrent.call(own)
+    own.register_forward_hook(lambda module, args, answered: _plain(answered))
     return _traced(own, inputs, axes or first_axes(inputs))
+
+
+def _plain(answered: Any) -> Any:
+    """An answer as PyTorch alone knows it."""
+    return answered if _is_plain(answered) else dict(named_outputs(answered))
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (tuple, list, dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, Tensor | int | float | str)
 
 
 def _traced(own: nn.Module, inputs: Inputs, axes: BatchAxes) -> ExportedProgram:
@@ -117,6 +131,7 @@ def onnx_program(
     own = sharing(wrapped)
     placed = [(_own_name(path), module) for path, module in recurrent.place(own)]
     traced = _traced(own, (inputs,), axes or first_axes(inputs))
+    _lay_out(traced)
     try:
         with exporters_turn:
             made = torch.onnx.export(
@@ -141,6 +156,26 @@ def onnx_program(
     recurrent.expand(proto, placed)
     _name_axes(proto.graph, axes or first_axes(inputs))
     return proto
+
+
+def _lay_out(traced: ExportedProgram) -> None:
+    """A copy between each transposition and the view of what it gives, which ONNX does not see: once attention is taken
+    apart its numbers lie in another order than where it was traced, and PyTorch refuses to view them as they are.
+    """
+    aten = torch.ops.aten
+    turned, viewed = (aten.transpose.int, aten.permute.default), (aten.view.default, aten.reshape.default)
+    for part in traced.graph_module.modules():
+        for node in list(part.graph.nodes) if isinstance(part, GraphModule) else ():
+            if node.target not in viewed or getattr(node.args[0], "target", None) not in turned:
+                continue
+            with part.graph.inserting_before(node):
+                copied = part.graph.call_function(
+                    aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+                )
+            copied.meta = dict(node.args[0].meta)
+            node.replace_input_with(node.args[0], copied)
+        if isinstance(part, GraphModule):
+            part.recompile()
 
 
 def _name_axes(graph: Any, axes: BatchAxes) -> None:

@@ -23,10 +23,17 @@ DISTURBANCE = 0.1
 
 UNREACHED = "reached by no weight"
 NO_BATCH = "without a batch axis"
+STATE = "a state of the network, no answer"
 
 Names = tuple[str, ...]
 
 _STATES = ("past_key_values", "hidden_states", "hidden_state", "attentions", "mems", "cache", "cache_params")
+_TOWERS = ("text_model_output", "vision_model_output", "audio_model_output")
+"""Of transformers: what the parts of a network answered, of which its embeddings were made."""
+
+_ENCODED = ("last_hidden_state", "pooler_output")
+"""The answers of an encoder; a state of the network where there are others."""
+
 _SCORES = ("logit", "logits", "probs", "probabilities", "softmax")
 _NUMBERS = {"embed", "embeds", "embedding", "embeddings", "hidden", "state", "states", "feature", "features"}
 _NUMBERS |= {"pooler", "pooled", "box", "boxes", "bbox", "landmark", "landmarks", "coords"}
@@ -91,7 +98,7 @@ def judge(
     """
     part = data.pick(torch.arange(SAMPLES) % len(data))
     found = run(model, part)
-    outputs = tuple(_looked_at(name, value) for name, value in found.items())
+    outputs = _looked_at(found)
     if len(found) > 1:
         reached = _reached(model, part, found)
         outputs = tuple(o if o.left or o.name in reached else replace(o, left=UNREACHED) for o in outputs)
@@ -122,15 +129,27 @@ def judge(
     return Judged(names, given, why, outputs)
 
 
-def _looked_at(name: str, value: Tensor) -> Output:
-    left = ""
+def _looked_at(found: Outputs) -> tuple[Output, ...]:
+    """Every output with what its form and its name say against it."""
+    left = {name: _left(name, value) for name, value in found.items()}
+    answers = [name for name in found if not left[name] and name not in _ENCODED]
+    for name in found:
+        if name == "last_hidden_state" and answers:
+            left[name] = left[name] or STATE
+    return tuple(
+        Output(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."), left[name])
+        for name, value in found.items()
+    )
+
+
+def _left(name: str, value: Tensor) -> str:
+    words = name.split(".")
     if not value.is_floating_point():
-        left = "not of floating point"
-    elif value.ndim == 0 or len(value) != SAMPLES:
-        left = NO_BATCH
-    elif any(word.endswith(_STATES) and word != "last_hidden_state" for word in name.split(".")):
-        left = "a state of the network, no answer"
-    return Output(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."), left)
+        return "not of floating point"
+    if value.ndim == 0 or len(value) != SAMPLES:
+        return NO_BATCH
+    state = any(word.endswith(_STATES) and word != "last_hidden_state" for word in words)
+    return STATE if state or any(word in _TOWERS for word in words) else ""
 
 
 def _named(choice: str | int, names: Names) -> str:

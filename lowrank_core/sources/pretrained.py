@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidModel, few
 from lowrank_core.extras import extra
+from lowrank_core.running.own_process import nothing_printed
 from lowrank_core.sources import Source, register
-from lowrank_core.sources._contract import ModelContract, open_contract
+from lowrank_core.sources._contract import ModelContract, open_contract, told
 from lowrank_core.sources._opened import Opened
+from lowrank_core.sources._processors import preparation
+from lowrank_core.sources._transformers_inputs import Folder, random_inputs
 
-SAMPLES, TOKENS = 8, 16
+LAYERS = (
+    *("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+    *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
+)
+"""What configurations call how deep a network is; each layer holds a tensor at least."""
+
+TIES = 8
+"""Numbers that a configuration may describe for each that the files hold: tied tables are described several times."""
 
 
 def _accepts(ref: str) -> bool:
@@ -40,22 +52,25 @@ def _open(ref: str) -> Opened:
     """Offline, no code of the folder is run and nothing is unpickled; there are no data but random ones."""
     folder = Path(ref).expanduser().resolve()
     config = _config(folder)
+    model = cache(lambda: _model(folder, config))
+    about = cache(lambda: Folder.of(folder, model()))
     contract = ModelContract(
         name=folder.name,
-        build_model=lambda: _model(folder, config),
-        example_inputs=lambda: _inputs(folder, config),
+        build_model=model,
+        example_inputs=lambda: random_inputs(about()),
         description=f"{config['architectures'][0]} from a folder, with random inputs.",
         ref=str(folder),
         path=folder,
+        preparation=preparation(about()),
     )
     return open_contract(contract)
 
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         named = isinstance(config["architectures"][0], str)
-    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OSError, RecursionError) as error:
         raise InvalidModel(f"{folder}: config.json must name its architectures, but has none ({error}).") from error
     if not named or "auto_map" in config:
         raise InvalidModel(f"{folder} needs code of its own, which is not run; write a model file that builds it.")
@@ -71,30 +86,68 @@ def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise InvalidModel(f"{folder}: transformers {transformers.__version__} has no model {name!r}; update it.")
-    loaded: Any = kind.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-    )
+    try:
+        with nothing_printed():
+            _check_size(folder, kind, config)
+            loaded: Any = kind.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below, in one line
+            )
+    except InvalidModel:
+        raise
+    except Exception as error:  # whatever the code of one of some hundred architectures says
+        raise InvalidModel(f"{folder}: {name} cannot be built from its files ({told(error, None)}).") from error
     model: nn.Module = loaded[0]
     about: dict[str, Any] = loaded[1]
-    if absent := sorted(map(str, (*about["missing_keys"], *about["mismatched_keys"]))):
-        few = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-        raise InvalidModel(f"{folder}: its weights do not fit {name}: {few} would be random.")
+    mismatched = [each if isinstance(each, str) else each[0] for each in about["mismatched_keys"]]
+    if absent := sorted({*map(str, about["missing_keys"]), *map(str, mismatched)}):
+        raise InvalidModel(
+            f"{folder}: its weights do not fit {name}: {few(absent)} would be random; take config.json and weights of "
+            "one model."
+        )
+    for part in _with_parts(model.config):
+        part.return_dict = True  # outputs have names
+        if hasattr(part, "use_cache"):
+            part.use_cache = False  # what was computed of earlier tokens is no answer
     return model.eval()
 
 
-def _inputs(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Random tokens, or random images, the same in every process."""
-    generator = torch.Generator().manual_seed(0)
-    if "vocab_size" in config:
-        longest = min(config.get(key, TOKENS) for key in ("max_position_embeddings", "n_positions"))
-        shape = (SAMPLES, min(TOKENS, longest))
-        names = ["input_ids"] + ["decoder_input_ids"] * bool(config.get("is_encoder_decoder"))
-        return {name: torch.randint(config["vocab_size"], shape, generator=generator) for name in names}
-    if "image_size" in config:
-        side = config["image_size"]
-        shape = (SAMPLES, config.get("num_channels", 3), *([side, side] if isinstance(side, int) else side))
-        return {"pixel_values": torch.randn(shape, generator=generator)}
-    raise InvalidModel(f"{folder}: its inputs are neither tokens nor images; write a model file with example_inputs().")
+def _with_parts(config: Any) -> Iterator[Any]:
+    """A configuration and those inside it, as composite models have one for each part."""
+    yield config
+    for name in getattr(config, "sub_configs", {}):
+        if (part := getattr(config, name, None)) is not None:
+            yield from _with_parts(part)
+
+
+def _check_size(folder: Path, kind: Any, config: dict[str, Any]) -> None:
+    """Refuse a configuration that describes far more than the files hold, before memory is taken for it."""
+    from safetensors import safe_open
+
+    tensors = numbers = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        tensors += len(shapes)
+        numbers += sum(torch.Size(shape).numel() for shape in shapes)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in LAYERS:
+            if isinstance(part.get(key), int) and part[key] > tensors:
+                raise InvalidModel(
+                    f"{folder}: config.json asks for {part[key]:,} layers ({key}), but its files hold {tensors:,} "
+                    "tensors; take config.json and weights of one model."
+                )
+    with torch.device("meta"):
+        described = sum(p.numel() for p in kind(kind.config_class.from_pretrained(folder)).parameters())
+    if described > TIES * numbers:
+        raise InvalidModel(
+            f"{folder}: config.json describes {described:,} numbers, but its files hold {numbers:,}; take config.json "
+            "and weights of one model."
+        )
 
 
 register(Source("pretrained", _accepts, _open, "a folder of save_pretrained (transformers)"))
