@@ -13,7 +13,7 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.files import not_kept
-from lowrank_core.store.reference import model_and_weights
+from lowrank_core.store.reference import address_of
 from pages.ui import dense_line, dropped, running, words
 from pages.ui.at_start import STARTED_IN
 from pages.ui.commands import as_here
@@ -119,6 +119,6 @@ def model_description(address: str) -> str:
 
 def place_of(address: str) -> str:
     """The folder of a network, from the start folder on where it lies there."""
-    folder = Path(model_and_weights(address)[0]).parent
+    folder = Path(address_of(address).model).parent
     inside = folder.is_relative_to(STARTED_IN)
     return "this folder" if folder == STARTED_IN else str(folder.relative_to(STARTED_IN) if inside else folder)
