@@ -114,11 +114,11 @@ def model_description(address: str) -> str:
     """What a built-in model does, or where another one came from."""
     if address in models.offered():
         return words.model_description(address)
-    return "Dropped here." if dropped.is_dropped(address) else f"Opened from {words.plain(place_of(address))}."
+    return "Dropped here." if dropped.is_dropped(address) else f"Lies in {words.plain(place_of(address))}."
 
 
 def place_of(address: str) -> str:
     """The folder of a network, from the start folder on where it lies there."""
     folder = Path(address_of(address).model).parent
     inside = folder.is_relative_to(STARTED_IN)
-    return "this folder" if folder == STARTED_IN else str(folder.relative_to(STARTED_IN) if inside else folder)
+    return "this folder" if folder == STARTED_IN else f"{folder.relative_to(STARTED_IN) if inside else folder}"
