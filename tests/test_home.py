@@ -59,15 +59,24 @@ def start(tmp_path: Path) -> Path:
 # ---- rules ----------------------------------------------------------------------------------------------------------
 
 
+def allowed(start: Path, path: str, weights: str = "", data: str = "", preprocess: str = "") -> str:
+    return may_open.named(path, weights=weights, data=data, preprocess=preprocess, start=start, home=True)
+
+
 def test_a_path_under_the_start_folder_is_opened_with_the_weights_it_is_given(start: Path) -> None:
     def address(*named: str) -> str:
-        return may_open.address_of(*named, start=start, home=True)
+        return allowed(start, *named)
 
     assert address("model.py") == address(f" {start}/deep/../model.py ") == str(start / "model.py")
     whole = f"{start}/model.py --weights {start}/deep/weights.safetensors"
     assert address("model.py", "deep/weights.safetensors") == whole
     assert address("model.py --weights deep/weights.safetensors") == whole
     assert address("model.py", "deep/weights.safetensors#ema") == f"{whole}#ema"
+    (start / "samples.csv").touch()
+    judged = f"{start}/net.onnx --data {start}/samples.csv --preprocess target=y"
+    assert address("net.onnx", "", "samples.csv", "target=y") == judged
+    assert address(judged) == judged
+    assert may_open.may_open(judged, start=start, home=False)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +88,9 @@ def test_a_path_under_the_start_folder_is_opened_with_the_weights_it_is_given(st
         (("folder/outside.py",), "leads outside"),
         (("model.py", "../outside.py"), "lies outside"),
         (("model.py --weights ../outside.py",), "lies outside"),
+        (("net.onnx", "", "../outside.py"), "lies outside"),
+        (("net.onnx", "", "deep", "labels=/etc/passwd"), "lies outside"),
+        (("net.onnx --text /etc/passwd",), "lies outside"),
         (("nothing.onnx",), "there is no file 'nothing.onnx'"),
         (("package.module",), "there is no file"),
         (("builtin:iris-mlp",), "there is no file"),
@@ -94,14 +106,14 @@ def test_what_is_not_there_or_lies_elsewhere_is_refused_in_a_line(
     (start / "link.py").symlink_to(start.parent / "outside.py")
     (start / "folder").symlink_to(start.parent)
     with pytest.raises(InvalidFile, match=says) as refused:
-        may_open.address_of(*named, start=start, home=True)
+        allowed(start, *named)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 500
 
 
 def test_a_link_that_stays_inside_is_followed(start: Path) -> None:
     (start / "same.py").symlink_to(start / "model.py")
-    assert may_open.address_of("same.py", start=start, home=True) == str(start / "same.py")
+    assert may_open.named("same.py", start=start, home=True) == str(start / "same.py")
 
 
 def test_code_is_opened_only_where_nobody_else_can_ask_for_it(start: Path) -> None:
@@ -111,13 +123,13 @@ def test_code_is_opened_only_where_nobody_else_can_ask_for_it(start: Path) -> No
     (start / "code").mkdir()
     (start / "code" / "modeling.py").touch()
     for name in ("model.py", "a.pt2", "b.pt", "c.ckpt", "d.bin", "e", "code", "safe.onnx"):
-        assert may_open.address_of(name, start=start, home=True)
+        assert may_open.named(name, start=start, home=True)
         with pytest.raises(InvalidFile, match=r"is code or may run some.*127\.0\.0\.1"):
-            may_open.address_of(name, start=start, home=False)
+            may_open.named(name, start=start, home=False)
     for name in ("net.onnx", "deep/weights.safetensors", "deep"):
-        assert may_open.address_of(name, start=start, home=False)
+        assert may_open.named(name, start=start, home=False)
     with pytest.raises(InvalidFile, match=r"b\.pt"):
-        may_open.address_of("net.onnx", "b.pt", start=start, home=False)
+        may_open.named("net.onnx", weights="b.pt", start=start, home=False)
 
 
 def test_what_the_server_keeps_for_itself_is_not_opened_by_its_path(start: Path) -> None:
@@ -125,7 +137,7 @@ def test_what_the_server_keeps_for_itself_is_not_opened_by_its_path(start: Path)
     kept.parent.mkdir(parents=True)
     kept.touch()
     with pytest.raises(InvalidFile, match="keeps for itself"):
-        may_open.address_of(str(kept), start=Path("/"), home=True)
+        may_open.named(str(kept), start=Path("/"), home=True)
 
 
 @pytest.mark.parametrize(

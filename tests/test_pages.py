@@ -209,7 +209,7 @@ def test_a_page_runs_once_more_where_a_run_before_it_wrote_to_the_session(
 
 def test_home_says_how_to_open_a_model_of_ones_own(opened: Open) -> None:
     page = opened("Rank Explorer")
-    assert [button.label for button in page.button] == ["Tune the ranks"]
+    assert [button.label for button in page.button] == ["Tune the ranks", "Open the network"]
     commands = [code.value for code in page.code]
     assert commands == [core_command("new", "my_model.py"), app_command("path/to/model.py")]
 

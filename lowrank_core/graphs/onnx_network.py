@@ -32,6 +32,7 @@ from lowrank_core.graphs.operators import (
     tensor,
     window_pads,
 )
+from lowrank_core.running.scope import raise_if_cancelled
 
 SMALL = 16
 """Integers of at most so many elements are sizes and axes, not data."""
@@ -174,6 +175,7 @@ class OnnxGraph(nn.Module):
             values[name] = getattr(self.constants, buffer)
         running = Running(program.opset, program.slow)
         for step in program.steps:
+            raise_if_cancelled()
             given = [values[name] for name in step.inputs]
             if step.site is not None:
                 module = self.get_submodule(step.site.module)
@@ -306,6 +308,7 @@ class _Reader:
     def graph(self) -> OnnxGraph:
         """Every node as a module, a constant or a step."""
         for number, node in enumerate(self.nodes):
+            raise_if_cancelled()
             if number in self.taken or self._constant(node):
                 continue
             step = self._layer(number, node)

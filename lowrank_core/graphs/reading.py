@@ -19,6 +19,7 @@ import numpy as np
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
 from lowrank_core.graphs.as_found import LOWEST_OPSET, READ_OPSET, Packed, as_float, converted, decided, is_quantised
+from lowrank_core.running.scope import raise_if_cancelled
 
 OPSETS = (READ_OPSET, 23)
 """The versions of the standard operators whose meaning is known here; older ones are converted."""
@@ -70,6 +71,7 @@ def read_onnx(path: Path, held: Mapping[str, np.ndarray] | None = None) -> AsRea
     del content
     if not model.graph.node:
         raise InvalidFile(f"{path} holds no graph; it is no model of ONNX.")
+    raise_if_cancelled()
     _load_external(model, path)
     _check_meaning(model, path)
     if model.functions:
@@ -130,6 +132,7 @@ def _brought_up(model: Any, path: Path) -> AsRead:
         if own is None:
             own = type(model)()
             own.CopyFrom(model)
+        raise_if_cancelled()
         try:
             model = work(model)
         except InvalidModel as error:

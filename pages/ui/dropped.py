@@ -16,7 +16,7 @@ from pathlib import Path
 from lowrank_core.errors import InvalidFile, cut, few
 from lowrank_core.plans.plan import LARGEST_BYTES as LARGEST_PLAN
 from lowrank_core.store.files import own_folder, write_whole
-from lowrank_core.store.reference import model_and_weights, with_weights
+from lowrank_core.store.reference import address_of, with_weights
 
 LARGEST_MB = 500
 """Megabytes of one file, below `server.maxUploadSize`; browsers count 10^6 or 2^20 bytes for one, this server 2^20."""
@@ -175,7 +175,7 @@ def _what(folder: Path, earlier: list[Path], names: list[str]) -> Dropped:
 
 def _parts(address: str) -> list[Path]:
     """The files of an earlier drop of a network of ONNX, its data left out where new ones may come."""
-    network = Path(model_and_weights(address)[0])
+    network = Path(address_of(address).model)
     if network.suffix != ".onnx" or not network.is_file():
         return []
     return [path for path in sorted(network.parent.iterdir()) if path.name.endswith((".onnx", ".onnx.data", ".npz"))]
@@ -206,7 +206,7 @@ def networks_of(session: str) -> list[str]:
 def use(address: str) -> None:
     """Note that a drop was opened: it is kept for longer."""
     with suppress(OSError, ValueError):
-        relative = Path(model_and_weights(address)[0]).relative_to(folder_of_all())
+        relative = Path(address_of(address).model).relative_to(folder_of_all())
         os.utime(folder_of_all().joinpath(*relative.parts[:2]))
 
 
@@ -251,7 +251,7 @@ def _files(folder: Path) -> list[Path]:
 
 def is_dropped(address: str) -> bool:
     """Whether a reference is of files that somebody has dropped."""
-    return Path(model_and_weights(address)[0]).is_relative_to(folder_of_all())
+    return Path(address_of(address).model).is_relative_to(folder_of_all())
 
 
 def short(address: str) -> str:

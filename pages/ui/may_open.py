@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ import streamlit as st
 
 from lowrank_core.errors import InvalidFile
 from lowrank_core.store.files import own_folder
-from lowrank_core.store.reference import file_and_part, model_and_weights, with_weights
+from lowrank_core.store.reference import address_of, with_parts
 from pages.ui.at_start import STARTED_IN, shown
 
 DATA = (".onnx", ".safetensors", ".safetensors.index.json")
@@ -51,22 +52,38 @@ def is_loopback(address: str | None) -> bool:
         return False
 
 
-def address_of(path: str, weights: str = "", *, start: Path = STARTED_IN, home: bool | None = None) -> str:
-    """The reference of a network that a person has named on a page, and of the file that its weights come from.
+FILES = ("weights", "data", "train_data", "text")
+"""The parts of a reference that are files or folders, besides the model."""
 
-    path: from the start folder on, or whole; `MODEL --weights FILE` is taken, too. home: as `at_home` says. Raises
-    InvalidFile, in one line, for what is not there or may not be opened.
+
+def named(
+    path: str,
+    *,
+    weights: str = "",
+    data: str = "",
+    preprocess: str = "",
+    start: Path = STARTED_IN,
+    home: bool | None = None,
+) -> str:
+    """The reference of a network that a person has named on a page, and of what it gets from other files.
+
+    path: from the start folder on, or whole; options of a command may follow it, as in `MODEL --weights FILE`. home: as
+    `at_home` says. Raises InvalidFile, in one line, for what is not there or may not be opened.
     """
-    model, named = model_and_weights(path.strip())
-    weights = weights.strip() or named or ""
-    home = at_home() if home is None else home
-    if not model:
+    home, given = at_home() if home is None else home, address_of(path.strip())
+    fields = {"weights": weights.strip(), "data": data.strip(), "preprocess": preprocess.strip()}
+    given = replace(given, **{name: value for name, value in fields.items() if value})
+    if not given.model:
         raise InvalidFile("give the path of a network, such as net.onnx or model.py.")
-    whole = str(_allowed(model, start, home))
-    if not weights:
-        return whole
-    file, part = file_and_part(str(start / Path(weights).expanduser()))
-    return with_weights(whole, str(_allowed(str(file), start, home)) + (f"#{part}" if part else ""))
+    files = {name: str(start / Path(value).expanduser()) for name in FILES if (value := getattr(given, name))}
+    try:
+        whole = address_of(with_parts("", **files, preprocess=given.preprocess))
+    except (RuntimeError, ValueError) as error:
+        raise InvalidFile(f"{shown(str(given))!r} cannot be the names of files: {error}.") from error
+    for option, file in whole.files.items():
+        if option:
+            _allowed(str(file), start, home or option != "--weights")
+    return str(replace(whole, model=str(_allowed(given.model, start, home))))
 
 
 def _allowed(name: str, start: Path, home: bool) -> Path:
@@ -113,8 +130,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 def may_open(address: str, *, start: Path = STARTED_IN, home: bool | None = None) -> bool:
     """Whether a page may open a reference of files now, which it once did."""
-    model, weights = model_and_weights(address)
     try:
-        return address_of(model, weights or "", start=start, home=home) == address
+        return named(address, start=start, home=home) == address
     except InvalidFile:
         return False

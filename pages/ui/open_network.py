@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from html import escape
 from pathlib import Path
@@ -12,11 +13,11 @@ from streamlit.delta_generator import DeltaGenerator
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.plan import LARGEST_BYTES
 from lowrank_core.sources._inventory import Inventory
-from lowrank_core.store.reference import model_and_weights
+from lowrank_core.store.reference import address_of
 from lowrank_core.workspace import Workspace
 from pages.ui import dropped, may_open, nearby, plan_from_file, words
 from pages.ui.at_start import STARTED_IN
-from pages.ui.commands import as_here, core_command
+from pages.ui.commands import app_command, as_here, core_command
 from pages.ui.state import jobs, models, openings, recent, runs, session
 
 HEARD_SECONDS = 0.5
@@ -66,13 +67,11 @@ def _here() -> None:
 
 
 def _shown(address: str) -> str:
-    model, weights = model_and_weights(address)
-    path = Path(model)
+    """A reference with its files from the start folder on; of what was dropped the name alone."""
+    parts = address_of(address)
     if dropped.is_dropped(address):
-        name = f"{path.name} · dropped here"
-    else:
-        name = path.relative_to(STARTED_IN).as_posix() if path.is_relative_to(STARTED_IN) else model
-    return name if weights is None else f"{name} with {Path(weights).name}"
+        return f"{Path(parts.model).name} · dropped here"
+    return address.replace(f"{STARTED_IN}{os.sep}", "")
 
 
 def _chosen() -> None:
@@ -84,31 +83,53 @@ def _chosen() -> None:
 # ---- by its path ----------------------------------------------------------------------------------------------------
 
 
+FIELDS = (
+    ("open path", "Path of a network", "net.onnx or model.py", "A file or folder in {folder} or below."),
+    (
+        "open weights",
+        "Weights that it gets",
+        "run.safetensors",
+        "A file of weights for the network; run.ckpt#ema: those under this key.",
+    ),
+    (
+        "open data",
+        "Data that it is judged on",
+        "images, samples.csv or samples.npz",
+        "A folder of images or recordings by class, a table, arrays, lines of text; as --data of every command.",
+    ),
+    (
+        "open preprocess",
+        "How the data are prepared",
+        "imagenet",
+        "As --preprocess of every command, such as imagenet, 0.5/0.5/224 or target=label.",
+    ),
+)
+"""Key, label, example and help of what a network is opened by."""
+
+
 def _by_path() -> None:
     with st.form("open by path", border=False):
-        st.text_input(
-            "Path of a network",
-            key="open path",
-            placeholder="net.onnx or model.py",
-            help=f"A file or folder in {STARTED_IN}, where the server was started, or below.",
-        )
-        st.text_input(
-            "Weights that it gets (optional)",
-            key="open weights",
-            placeholder="run.safetensors",
-            help="A file of weights for the network; run.ckpt#ema: those under this key.",
-        )
-        st.form_submit_button(
-            "Open the network", icon=":material/folder_open:", on_click=_named, key="open by path button"
-        )
-    if may_open.at_home():
-        st.caption(f"`{core_command('new', 'my_model.py')}` writes a commented Python file to fill in.")
-    else:
+        _field(*FIELDS[0])
+        with st.expander("With weights or data of other files"):
+            for field in FIELDS[1:]:
+                _field(*field)
+        st.form_submit_button("Open the network", icon=":material/folder_open:", on_click=_named, key="open named")
+    if not may_open.at_home():
         st.caption(NO_CODE)
+    with st.expander("From the command line"):
+        st.markdown("This writes a commented Python file to fill in,")
+        st.code(core_command("new", "my_model.py"), language="bash", wrap_lines=True)
+        st.markdown("and this opens any network, wherever it lies:")
+        st.code(app_command("path/to/model.py"), language="bash", wrap_lines=True)
+
+
+def _field(key: str, label: str, example: str, tip: str) -> None:
+    about = tip.format(folder=f"{STARTED_IN}, where the server was started,")
+    st.text_input(label, key=key, placeholder=example, help=about)
 
 
 def _named() -> None:
-    openings.begin_named(session.widget("open path") or "", session.widget("open weights") or "")
+    openings.begin_named(*(session.widget(key) or "" for key, *_ in FIELDS))
 
 
 # ---- dropped --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.files import not_kept
-from lowrank_core.store.reference import model_and_weights
+from lowrank_core.store.reference import address_of
 from pages.ui import dense_line, dropped, running, words
 from pages.ui.at_start import STARTED_IN
 from pages.ui.commands import as_here
@@ -114,11 +114,11 @@ def model_description(address: str) -> str:
     """What a built-in model does, or where another one came from."""
     if address in models.offered():
         return words.model_description(address)
-    return "Dropped here." if dropped.is_dropped(address) else f"Opened from {words.plain(place_of(address))}."
+    return "Dropped here." if dropped.is_dropped(address) else f"Lies in {words.plain(place_of(address))}."
 
 
 def place_of(address: str) -> str:
     """The folder of a network, from the start folder on where it lies there."""
-    folder = Path(model_and_weights(address)[0]).parent
+    folder = Path(address_of(address).model).parent
     inside = folder.is_relative_to(STARTED_IN)
-    return "this folder" if folder == STARTED_IN else str(folder.relative_to(STARTED_IN) if inside else folder)
+    return "this folder" if folder == STARTED_IN else f"{folder.relative_to(STARTED_IN) if inside else folder}"

@@ -14,7 +14,7 @@ from lowrank_core.running.jobs import Job
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import raise_if_cancelled, report, somebody_waits
 from lowrank_core.sources._inventory import Inventory
-from lowrank_core.store.reference import model_and_weights
+from lowrank_core.store.reference import address_of
 from pages.ui import dropped, may_open
 from pages.ui.state import jobs, models, session
 from pages.ui.state.session import session_id
@@ -24,7 +24,7 @@ How = Literal["success", "info", "error"]
 
 def name_of(address: str) -> str:
     """A network as its file is called."""
-    return Path(model_and_weights(address)[0]).name
+    return Path(address_of(address).model).name
 
 
 # ---- asked for ------------------------------------------------------------------------------------------------------
@@ -40,10 +40,10 @@ def begin(address: str, plan: Path | None = None) -> None:
     st.session_state["opening"] = (address, plan)
 
 
-def begin_named(path: str, weights: str) -> None:
+def begin_named(path: str, weights: str, data: str, preprocess: str) -> None:
     """Open what a person has named by its path; what may not be opened is said."""
     try:
-        begin(may_open.address_of(path, weights))
+        begin(may_open.named(path, weights=weights, data=data, preprocess=preprocess))
     except InvalidFile as error:
         say(str(error))
 

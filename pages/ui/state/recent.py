@@ -6,6 +6,7 @@ The latter are kept in a file of the user's: paths, which no visitor's drops are
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.store.documents import Kind
 from lowrank_core.store.files import own_folder
-from lowrank_core.store.reference import model_and_weights, with_weights
+from lowrank_core.store.reference import address_of
 from pages.ui import dropped, nearby
 from pages.ui.at_start import STARTED_IN
 from pages.ui.note_file import Notes, change_notes, read_notes
@@ -41,11 +42,11 @@ def note(address: str) -> None:
     if dropped.is_dropped(address):
         dropped.use(address)
         return
-    model, weights = model_and_weights(address)
-    path = STARTED_IN / Path(model).expanduser()
+    parts = address_of(address)
+    path = STARTED_IN / Path(parts.model).expanduser()
     if not path.exists():  # the name of a module
         return
-    whole = with_weights(os.path.abspath(path), weights)
+    whole = str(replace(parts, model=os.path.abspath(path)))
     try:
         if whole != next(iter(addresses()), None):
             change_notes(_file(), RECENT, lambda others: _first(whole, others), msgspec.json.encode)
@@ -66,8 +67,7 @@ def addresses() -> tuple[str, ...]:
 
 
 def _is_there(address: str) -> bool:
-    model, weights = model_and_weights(address)
-    return os.path.exists(model) and (weights is None or os.path.exists(weights.partition("#")[0]))
+    return all(file.exists() for file in address_of(address).files.values())
 
 
 def _file() -> Path:
