@@ -27,6 +27,7 @@ from lowrank_core.compression.calibration import calibration_samples, named_not_
 from lowrank_core.compression.dense_pass import DensePass, observe, stored_norms
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.compression.least_squares import NormalEquations
+from lowrank_core.compression.unfold import rows_of
 from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset, call, evaluating
 from lowrank_core.layers.spec import LayerSpec
@@ -38,7 +39,7 @@ from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report
 from lowrank_core.store.room import Room
 
-VERSION = 1
+VERSION = 2
 """Of the way factors are corrected: figures of plans that another version corrected are not used."""
 
 MEMORY_BYTES = 2**30
@@ -253,31 +254,28 @@ class Corrector:
         seen: dict[str, int] = {}
         sums: dict[str, NormalEquations] = {}
 
-        def learn(name: str, spec: LayerSpec, last: nn.Module, z: Tensor, output: Tensor) -> Tensor | None:
+        def learn(name: str, spec: LayerSpec, z: Tensor) -> None:
+            """Before a last factor answers, so that it answers once, and as it will from then on."""
             if not todo or name != todo[0][0]:
-                return None
+                return
             call_number = seen[name] = seen.get(name, 0) + 1
             equations = sums.setdefault(name, NormalEquations(spec))
             index, targets = dense.index[name], dense.targets[name]
-            if output.numel() // spec.out_channels != dense.rows[name][call_number - 1]:  # other rows than there
+            if rows_of(spec, z) != dense.rows[name][call_number - 1]:  # other rows than there
                 settle({})
-                return None
+                return
             equations.add(z, index[call_number - 1], targets[call_number - 1])
             if call_number < len(index):
-                return None
+                return
             settle(self._solved(compressed, name, equations, correction, dense.followers.get(name, ())))
             if call_number > 1 or not todo or todo[0][0] in dense.states:
                 raise _Enough
-            fresh: Tensor = last.forward(z)
-            return fresh
 
         with ExitStack() as hooks, evaluating(compressed), suppress(_Enough):
             for name, _ in todo:
                 spec = replacement_stages(self.profile.layer(name), plan)[-1]
                 last = chain_at(self.model, compressed, name)[-1]
-                hook = last.register_forward_hook(
-                    lambda m, args, output, to=(name, spec): learn(to[0], to[1], m, args[0], output)
-                )
+                hook = last.register_forward_pre_hook(lambda _, args, to=(name, spec): learn(*to, args[0]))
                 hooks.callback(hook.remove)
             call(compressed, dense.inputs)
             if todo:
