@@ -35,6 +35,7 @@ from lowrank_core.networks.profile import ModelProfile, module_at, place_of
 from lowrank_core.networks.twin import twin
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.heap import LARGE_BYTES, give_back
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report
 from lowrank_core.store.room import Room
@@ -81,11 +82,14 @@ class Corrector:
         factors: FactorStore,
         pool: Callable[[], Dataset],
         *,
+        drawn: Callable[[int, int], Dataset] | None = None,
         memory_bytes: int = MEMORY_BYTES,
         room: Room | None = None,
     ) -> None:
+        """drawn(samples, seed): as `calibration_samples` of the pool, for who has them already."""
         self.model, self.profile, self.factors = model, profile, factors
         self._pool, self._memory_bytes = pool, memory_bytes
+        self._drawn = drawn or (lambda samples, seed: calibration_samples(pool(), samples, seed))
         self._lock = threading.Lock()
         room = room or Room()
         self._dense, self._inputs, self._memo = room.part(), room.part(INPUT_BYTES), room.part(MEMO_BYTES)
@@ -172,7 +176,7 @@ class Corrector:
         with self._lock:
             dense: DensePass | None = self._dense.get(key)
             if dense is None:
-                data = calibration_samples(self._pool(), correction.samples, correction.seed)
+                data = self._drawn(correction.samples, correction.seed)
                 dense = observe(self.model, self.profile, data, correction.seed, self._memory_bytes)
                 self._dense.clear()
                 self._dense.put(key, dense, dense.bytes)
@@ -271,11 +275,13 @@ class Corrector:
             if call_number > 1 or not todo or todo[0][0] in dense.states:
                 raise _Enough
 
+        if dense.bytes > LARGE_BYTES:
+            give_back()
         with ExitStack() as hooks, evaluating(compressed), suppress(_Enough):
             for name, _ in todo:
                 spec = replacement_stages(self.profile.layer(name), plan)[-1]
                 last = chain_at(self.model, compressed, name)[-1]
-                hook = last.register_forward_pre_hook(lambda _, args, to=(name, spec): learn(*to, args[0]))
+                hook = last.register_forward_pre_hook(lambda _, args, to=(name, spec): learn(to[0], to[1], args[0]))
                 hooks.callback(hook.remove)
             call(compressed, dense.inputs)
             if todo:

@@ -18,6 +18,7 @@ from lowrank_core.layers.data import Dataset, Inputs, call, evaluating, tensors
 from lowrank_core.networks.footprint import with_pass_bytes
 from lowrank_core.networks.profile import Layer, ModelProfile, module_at
 from lowrank_core.networks.twin import on_call, twin
+from lowrank_core.running.heap import LARGE_BYTES, give_back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +58,8 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
         _, each = with_pass_bytes(copied, lambda: call(copied, data.pick(slice(0, 1)).inputs))
     samples = min(len(data), max(1, memory_bytes // 2 // each))
     data = data.pick(slice(0, samples))
+    if samples * each > LARGE_BYTES:
+        give_back()
     width = 0
     for layer in profile.layers:
         channels = layer.spec.out_channels + (layer.spec.in_channels if layer.stepwise else 0)

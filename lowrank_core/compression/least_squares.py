@@ -40,7 +40,7 @@ class NormalEquations:
         """One call's input at the drawn positions, and the dense layer's outputs there."""
         start = 0
         for chunk in row_chunks(self.spec, index):
-            for part in chunk.split(SUMMED_ROWS):
+            for part in torch.split(chunk, SUMMED_ROWS):
                 z = _working(input_rows(self.spec, x, part))
                 t = _working(targets[start : start + len(part)]).reshape(len(part), len(z), -1).transpose(0, 1)
                 self._pivots = self._pivots or [z.mean(1, keepdim=True), t.mean(1, keepdim=True)]
