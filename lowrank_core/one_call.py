@@ -21,7 +21,7 @@ from lowrank_core.running.scope import report as tell
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.scores import Score, final_score
-from lowrank_core.selection import Rule, check_answer, make, search
+from lowrank_core.selection import Rule, check_answer, make, of_all_samples, search
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.store.cache import Cache
 from lowrank_core.workspace import Workspace
@@ -155,8 +155,10 @@ def compress(
         *_, answer = search(make(rule, {}) if isinstance(rule, str) else rule, problem)
         plan, correction = answer.candidate.plan, answer.candidate.correction
         compressed = workspace.compress(plan, correction)
-        tell(Progress("measuring the answer"))
-        score = final_score(workspace.measure(compressed))
+        score = of_all_samples(problem, answer)
+        if score is None:
+            tell(Progress("measuring the answer"))
+            score = final_score(workspace.measure(compressed))
         check_answer(score)
     dense = plan_cost(workspace.profile)
     return Compression(compressed, plan, answer.cost, dense, score, correction, workspace)

@@ -28,8 +28,8 @@ from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.discover import discover
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import dense_cost
+from lowrank_core.plans.correction import SAMPLES, Correction
+from lowrank_core.plans.cost import check_plan, dense_cost
 from lowrank_core.plans.plan import PlanFile, RankPlan
 from lowrank_core.running.scope import scope
 from lowrank_core.running.threads import one_thread
@@ -384,7 +384,20 @@ class Workspace:
     @cached_property
     def corrector(self) -> Corrector:
         """Corrects copies of the model, and remembers what it learnt for the leading layers of each plan."""
-        return Corrector(self.model, self._discovered, self.factors, lambda: self.calibration_pool, room=self._room)
+        return Corrector(
+            self.model,
+            self._discovered,
+            self.factors,
+            lambda: self.calibration_pool,
+            drawn=self._drawn,
+            room=self._room,
+        )
+
+    def _drawn(self, samples: int, seed: int) -> Dataset:
+        """As `calibration_samples`, in the memory of `calibration` where that holds them."""
+        if seed == 0 and samples <= SAMPLES:
+            return self.calibration.pick(slice(0, samples))
+        return calibration_samples(self.calibration_pool, samples, seed)
 
     @cached_property
     def prefixes(self) -> PrefixStore:
@@ -404,10 +417,9 @@ class Workspace:
         Raises InvalidPlan where the plan has a layer that `self_check` leaves alone.
         """
         _ = self.self_check
-        compressed = apply(self.model, self.profile, plan, self.factors)
-        if correction is None:
-            return compressed
-        return load_overlay(compressed, self.corrector(plan, correction, each=each))
+        check_plan(self.profile, plan)
+        overlay = {} if correction is None else self.corrector(plan, correction, each=each)
+        return load_overlay(apply(self.model, self.profile, plan, self.factors), overlay)
 
     def candidate(self, plan: RankPlan, *, corrected: bool = True) -> Candidate:
         """A plan with this workspace's correction, or without; a plan that keeps everything dense needs none."""

@@ -10,15 +10,28 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
-from lowrank_core.commands._opening import check_compare, compared, compressed_by, judged_in, measured, opened
+from lowrank_core.commands._opening import (
+    check_compare,
+    compared,
+    compressed_by,
+    judged_in,
+    measured,
+    opened,
+    points_of,
+)
 from lowrank_core.commands._options import ACCEPT, CACHED, COMPARE, CORRECT, MODEL, OUTPUTS, PLAN, existing, writing
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import OtherAnswers
-from lowrank_core.exports import EXPORTS, VERDICT_WORDS, check_answers
+from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, check_answers
 from lowrank_core.figures import count
+from lowrank_core.measure.ledger import Ledger, score_key
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.correction import Correction
 from lowrank_core.running.scope import scope
+from lowrank_core.scoring.scores import Score
 from lowrank_core.store.kinds import EXPORTED
+from lowrank_core.workspace import Workspace
 
 DTYPE_NAMES = sorted({dtype for export in EXPORTS.values() for dtype in export.dtypes})
 FORMATS = [name for name in EXPORTS if name != "plan"]  # a plan is what these commands start from
@@ -91,7 +104,7 @@ def exported(
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
     if storage.told:
         made = made.stored(workspace, storage)
-    score = measured(workspace, made.model)
+    score = _score_of(workspace, made, named=checkpoint is None and not storage.told)
     check_answers(score, out)
     compressed = replace(made, score=score, accept_difference=accepting)
     try:
@@ -106,3 +119,10 @@ def exported(
     text += "".join(f"\n{note}." for note in file.notes)
     document = {**asdict(file), "judged": judged_in(workspace), "correction": compressed.correction}
     return compared(workspace, compressed, None, document, text) if compare else (document, text)
+
+
+def _score_of(workspace: Workspace, made: Compressed, *, named: bool) -> Score:
+    """The score on all samples. named: the plan and its correction say what was measured: that is done once."""
+    ledger = Ledger.of(workspace, points_of(workspace)) if named and made.plan.choices else Ledger()
+    candidate = Candidate(made.plan, Correction.from_dict(made.correction) if made.correction else None)
+    return ledger.remembered(score_key(candidate, None), lambda: measured(workspace, made.model))

@@ -37,7 +37,7 @@ from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
 from lowrank_core.running.scope import scope
-from lowrank_core.selection import RULES, at_once, check_answer, check_wishes, search_effort
+from lowrank_core.selection import RULES, at_once, check_answer, check_wishes, of_all_samples, search_effort
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._compact import COMPACT, TUNE, compact, needs_tuning
@@ -106,7 +106,11 @@ def search(
             say(f"trial {len(trials)}: {note}{share_text(workspace, trial.cost)}{scored}")
     answer = trials[-1].candidate
     score = problem.ledger.remembered(
-        score_key(answer, None), lambda: measured(workspace, workspace.compress(answer.plan, answer.correction))
+        score_key(answer, None),
+        lambda: (
+            of_all_samples(problem, trials[-1])
+            or measured(workspace, workspace.compress(answer.plan, answer.correction))
+        ),
     )
     check_answer(score)
     correction = None if answer.correction is None else answer.correction.to_dict()

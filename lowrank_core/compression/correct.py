@@ -27,6 +27,7 @@ from lowrank_core.compression.calibration import calibration_samples, named_not_
 from lowrank_core.compression.dense_pass import DensePass, observe, stored_norms
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.compression.least_squares import NormalEquations
+from lowrank_core.compression.unfold import rows_of
 from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset, call, evaluating
 from lowrank_core.layers.spec import LayerSpec
@@ -34,11 +35,12 @@ from lowrank_core.networks.profile import ModelProfile, module_at, place_of
 from lowrank_core.networks.twin import twin
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.running.heap import LARGE_BYTES, give_back
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report
 from lowrank_core.store.room import Room
 
-VERSION = 1
+VERSION = 2
 """Of the way factors are corrected: figures of plans that another version corrected are not used."""
 
 MEMORY_BYTES = 2**30
@@ -80,11 +82,14 @@ class Corrector:
         factors: FactorStore,
         pool: Callable[[], Dataset],
         *,
+        drawn: Callable[[int, int], Dataset] | None = None,
         memory_bytes: int = MEMORY_BYTES,
         room: Room | None = None,
     ) -> None:
+        """drawn(samples, seed): as `calibration_samples` of the pool, for who has them already."""
         self.model, self.profile, self.factors = model, profile, factors
         self._pool, self._memory_bytes = pool, memory_bytes
+        self._drawn = drawn or (lambda samples, seed: calibration_samples(pool(), samples, seed))
         self._lock = threading.Lock()
         room = room or Room()
         self._dense, self._inputs, self._memo = room.part(), room.part(INPUT_BYTES), room.part(MEMO_BYTES)
@@ -171,7 +176,7 @@ class Corrector:
         with self._lock:
             dense: DensePass | None = self._dense.get(key)
             if dense is None:
-                data = calibration_samples(self._pool(), correction.samples, correction.seed)
+                data = self._drawn(correction.samples, correction.seed)
                 dense = observe(self.model, self.profile, data, correction.seed, self._memory_bytes)
                 self._dense.clear()
                 self._dense.put(key, dense, dense.bytes)
@@ -253,31 +258,30 @@ class Corrector:
         seen: dict[str, int] = {}
         sums: dict[str, NormalEquations] = {}
 
-        def learn(name: str, spec: LayerSpec, last: nn.Module, z: Tensor, output: Tensor) -> Tensor | None:
+        def learn(name: str, spec: LayerSpec, z: Tensor) -> None:
+            """Before a last factor answers, so that it answers once, and as it will from then on."""
             if not todo or name != todo[0][0]:
-                return None
+                return
             call_number = seen[name] = seen.get(name, 0) + 1
             equations = sums.setdefault(name, NormalEquations(spec))
             index, targets = dense.index[name], dense.targets[name]
-            if output.numel() // spec.out_channels != dense.rows[name][call_number - 1]:  # other rows than there
+            if rows_of(spec, z) != dense.rows[name][call_number - 1]:  # other rows than there
                 settle({})
-                return None
+                return
             equations.add(z, index[call_number - 1], targets[call_number - 1])
             if call_number < len(index):
-                return None
+                return
             settle(self._solved(compressed, name, equations, correction, dense.followers.get(name, ())))
             if call_number > 1 or not todo or todo[0][0] in dense.states:
                 raise _Enough
-            fresh: Tensor = last.forward(z)
-            return fresh
 
+        if dense.bytes > LARGE_BYTES:
+            give_back()
         with ExitStack() as hooks, evaluating(compressed), suppress(_Enough):
             for name, _ in todo:
                 spec = replacement_stages(self.profile.layer(name), plan)[-1]
                 last = chain_at(self.model, compressed, name)[-1]
-                hook = last.register_forward_hook(
-                    lambda m, args, output, to=(name, spec): learn(to[0], to[1], m, args[0], output)
-                )
+                hook = last.register_forward_pre_hook(lambda _, args, to=(name, spec): learn(to[0], to[1], args[0]))
                 hooks.callback(hook.remove)
             call(compressed, dense.inputs)
             if todo:

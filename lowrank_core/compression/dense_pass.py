@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -16,8 +15,10 @@ from torch.overrides import TorchFunctionMode
 from lowrank_core.compression.calibration import POSITIONS
 from lowrank_core.compression.unfold import draw_positions, input_rows, output_rows
 from lowrank_core.layers.data import Dataset, Inputs, call, evaluating, tensors
+from lowrank_core.networks.footprint import with_pass_bytes
 from lowrank_core.networks.profile import Layer, ModelProfile, module_at
 from lowrank_core.networks.twin import on_call, twin
+from lowrank_core.running.heap import LARGE_BYTES, give_back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,8 +54,12 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
     half, fewer samples are used.
     """
     copied = twin(model, profile.layers)
-    samples = min(len(data), max(1, memory_bytes // 2 // pass_bytes(copied, data)))
+    with evaluating(copied):
+        _, each = with_pass_bytes(copied, lambda: call(copied, data.pick(slice(0, 1)).inputs))
+    samples = min(len(data), max(1, memory_bytes // 2 // each))
     data = data.pick(slice(0, samples))
+    if samples * each > LARGE_BYTES:
+        give_back()
     width = 0
     for layer in profile.layers:
         channels = layer.spec.out_channels + (layer.spec.in_channels if layer.stepwise else 0)
@@ -96,22 +101,6 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
 def stored_norms(model: nn.Module) -> dict[str, nn.Module]:
     """The BatchNorms that use stored statistics."""
     return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
-
-
-def pass_bytes(model: nn.Module, data: Dataset) -> int:
-    """Memory of a forward pass per sample: twice what the largest module takes in and gives out."""
-    largest = 1
-
-    def see(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        nonlocal largest
-        largest = max(largest, sum(t.numel() * t.element_size() for t in tensors((args, output))))
-
-    with ExitStack() as hooks, evaluating(model):
-        for module in model.modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # those take no hooks
-                hooks.callback(module.register_forward_hook(see).remove)
-        call(model, data.pick(slice(0, 1)).inputs)
-    return 2 * largest
 
 
 class _Watch(TorchFunctionMode):

@@ -16,29 +16,39 @@ CUT_OFF = 1e-6
 
 SMALL = 512
 
+SUMMED_ROWS = 4096
+"""Rows whose products are added up in the precision of the data; sums of these are added up in float64."""
+
 
 class NormalEquations:
     """Sums over rows of one layer's last factor: features z (P, n) and targets t (P, out).
 
     A weight that several copies share is fitted to all of them, the offset to each.
 
-    Both are added up in float64 by chunks, so that neither memory nor precision depends on the number of rows.
+    Products are those of deviations from the means of the first rows, in the precision of the data, float32 at least:
+    what is lost of them is small beside the variances, however far the means are from zero. By chunks they are added
+    up in float64, so that neither memory nor precision depends on the number of rows.
     """
 
     def __init__(self, spec: LayerSpec) -> None:
         self.spec = spec
-        self.sums: list[Tensor] = []  # of z z^T, z, t z^T and t
+        self.sums: list[Tensor] = []  # of z z^T, z, t z^T and t, as deviations
         self.rows = 0
+        self._pivots: list[Tensor] = []  # of z (groups, 1, n) and of t (groups, 1, out / groups)
 
     def add(self, x: Tensor, index: Tensor, targets: Tensor) -> None:
         """One call's input at the drawn positions, and the dense layer's outputs there."""
         start = 0
-        for part in row_chunks(self.spec, index):
-            z = input_rows(self.spec, x, part).double()
-            t = targets[start : start + len(part)].double().reshape(len(part), len(z), -1).transpose(0, 1)
-            added = [z.mT @ z, z.sum(1)[:, None, :], t.mT @ z, t.sum(1)[:, :, None]]
-            self.sums = [a + b for a, b in zip(self.sums, added, strict=True)] if self.sums else added
-            start += len(part)
+        for chunk in row_chunks(self.spec, index):
+            for part in torch.split(chunk, SUMMED_ROWS):
+                z = _working(input_rows(self.spec, x, part))
+                t = _working(targets[start : start + len(part)]).reshape(len(part), len(z), -1).transpose(0, 1)
+                self._pivots = self._pivots or [z.mean(1, keepdim=True), t.mean(1, keepdim=True)]
+                z, t = (rows - pivot for rows, pivot in zip((z, t), self._pivots, strict=True))
+                added = [z.mT @ z, z.sum(1, keepdim=True), t.mT @ z, t.sum(1, keepdim=True).mT]
+                added = [total.double() for total in added]
+                self.sums = [a.add_(b) for a, b in zip(self.sums, added, strict=True)] if self.sums else added
+                start += len(part)
         self.rows += len(index)
 
     def solve(self, weight: Tensor, ridge: float | None, *, intercept: bool) -> tuple[Tensor, Tensor]:
@@ -48,9 +58,12 @@ class NormalEquations:
         constant, and directions below CUT_OFF of the strongest, keep their current weights.
         """
         moment, mean, relation, target_mean = (total / self.rows for total in self.sums)
+        pivot, target_pivot = (each.double() for each in self._pivots)
         old = as_matrices(self.spec, weight.detach().double())
-        if intercept:
-            moment, relation = moment - mean.mT @ mean, relation - target_mean @ mean
+        moment, relation = moment - mean.mT @ mean, relation - target_mean @ mean
+        mean, target_mean = mean + pivot, target_mean + target_pivot.mT
+        if not intercept:
+            moment, relation = moment + mean.mT @ mean, relation + target_mean @ mean
         if self.spec.copies > 1:
             moment, relation = moment.mean(0, keepdim=True), relation.mean(0, keepdim=True)
         new = old
@@ -61,13 +74,37 @@ class NormalEquations:
         return as_weight(self.spec, new), offset.reshape(-1)
 
 
+def _working(rows: Tensor) -> Tensor:
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
 def ridge_step(moment: Tensor, relation: Tensor, ridge: float) -> Tensor:
-    """(g, m, n) the D that minimises E|t - D z|^2 + ridge |D|^2 over standardised z, by `eigh` with a cut-off."""
+    """(g, m, n) the D that minimises E|t - D z|^2 + ridge |D|^2 over standardised z, with a cut-off.
+
+    Directions below the cut-off are left out by `eigh`; where Cholesky's factorisation shows that there are none, it
+    gives the same in a tenth of the time.
+    """
     variance = moment.diagonal(dim1=-2, dim2=-1).clamp_min(0)
     alive = variance > CUT_OFF**2 * variance.amax(-1, keepdim=True)
     inverse = torch.where(alive, variance, 1.0).rsqrt() * alive
-    values, vectors = torch.linalg.eigh(moment * inverse[:, :, None] * inverse[:, None, :])
+    moment, relation = moment * inverse[:, :, None] * inverse[:, None, :], relation * inverse[:, None, :]
+    if _all_strong(moment, alive):
+        root = torch.linalg.cholesky(_with_diagonal(moment, ridge + (~alive).double()))
+        return torch.cholesky_solve(relation.mT, root).mT * inverse[:, None, :]
+    values, vectors = torch.linalg.eigh(moment)
     strong = values > CUT_OFF * values[:, -1:]
     shrunk = torch.where(strong, 1 / (values + ridge).clamp_min(torch.finfo(values.dtype).tiny), 0.0)
-    step: Tensor = (relation * inverse[:, None, :]) @ (vectors * shrunk[:, None, :]) @ vectors.mT * inverse[:, None, :]
+    step: Tensor = relation @ (vectors * shrunk[:, None, :]) @ vectors.mT * inverse[:, None, :]
     return step
+
+
+def _all_strong(moment: Tensor, alive: Tensor) -> bool:
+    """Whether no eigenvalue of features that move is below the cut-off: less as much, all matrices are definite."""
+    largest = torch.linalg.matrix_norm(moment)[:, None]  # at least the largest eigenvalue
+    return not bool(torch.linalg.cholesky_ex(_with_diagonal(moment, ~alive * 1.0 - CUT_OFF * largest)).info.any())
+
+
+def _with_diagonal(matrices: Tensor, added: Tensor) -> Tensor:
+    changed = matrices.clone()
+    changed.diagonal(dim1=-2, dim2=-1).add_(added)
+    return changed

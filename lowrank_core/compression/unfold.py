@@ -9,7 +9,6 @@ from math import prod
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lowrank_core.layers.spec import LayerSpec, inputs_first
 
@@ -24,10 +23,24 @@ def draw_positions(total: int, count: int, seed: int) -> Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
+def rows_of(spec: LayerSpec, x: Tensor) -> int:
+    """How many rows the output for an input has: samples times positions."""
+    if not spec.kernel:
+        return x.numel() // spec.in_channels
+    samples, *size = _channels_last(spec, x).shape[:-1]
+    return samples * prod(spec.out_size(tuple(size)))
+
+
 def output_rows(spec: LayerSpec, output: Tensor, index: Tensor | None = None) -> Tensor:
     """(P, out) of a layer's output, one row per sample and position; `index` picks rows. Always a copy or a view."""
-    last = _channels_last(spec, output, spec.out_channels)
-    return last if index is None else last[index.to(last.device)]
+    if not spec.kernel:
+        rows = output.reshape(-1, spec.out_channels)
+        return rows if index is None else rows[index.to(rows.device)]
+    last = _channels_last(spec, output)
+    if index is None:
+        return last.reshape(-1, spec.out_channels)
+    *places, sample = _unravel(index.to(last.device), tuple(last.shape[:-1]))
+    return last[sample, *places]
 
 
 def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
@@ -36,27 +49,51 @@ def input_rows(spec: LayerSpec, x: Tensor, index: Tensor) -> Tensor:
     Of a shared weight (copies, P, in / copies), what it is applied to.
 
     Columns are in the order of `weight.flatten(1)`. Strides, dilation, padding and its modes are those of the layer.
-    A transposed convolution is one of stride 1 over its inputs with zeros put between them, its window mirrored.
+    Only what these positions see is read: the input is neither padded nor laid out anew.
     """
     index = index.to(x.device)
     if not spec.kernel:
         rows = x.reshape(-1, spec.in_channels)[index]
         return rows.view(len(rows), spec.in_channels // spec.copies, spec.copies).movedim(2, 0)
-    dimensions = len(spec.kernel)
-    x = x.reshape(-1, *x.shape[-dimensions - 1 :])
-    padded = _dilate(spec, x) if spec.transposed else _padded(spec, x)
-    strides = (1,) * dimensions if spec.transposed else spec.stride
-    out_size, size = spec.out_size(tuple(x.shape[2:])), padded.shape[2:]
-    flat = padded.movedim(1, -1).reshape(-1, spec.in_channels)
-    *starts, sample = _unravel(index, (len(x), *out_size))
-    columns = []
-    for offset in product(*(range(k)[::-1] if spec.transposed else range(k) for k in spec.kernel)):
-        row = sample
-        for start, o, s, d, n in zip(starts, offset, strides, spec.dilation, size, strict=True):
-            row = row * n + start * s + o * d
-        columns.append(flat[row])
-    rows = torch.stack(columns, dim=-1)
+    last = _channels_last(spec, x)
+    size = tuple(last.shape[1:-1])
+    *places, sample = _unravel(index, (len(last), *spec.out_size(size)))
+    seen = [
+        [_seen(spec, axis, place, tap, size[axis]) for tap in range(spec.kernel[axis])]
+        for axis, place in enumerate(places)
+    ]
+    rows = last.new_empty(len(index), spec.in_channels, prod(spec.kernel))
+    for number, taps in enumerate(product(*seen)):
+        rows[:, :, number] = last[sample, *(at for at, _ in taps)]
+        outside = [padding for _, padding in taps if padding is not None]
+        if outside:
+            rows[:, :, number].masked_fill_(torch.stack(outside).any(0)[:, None], 0)
     return rows.reshape(len(index), spec.groups, -1).transpose(0, 1)
+
+
+def _seen(spec: LayerSpec, axis: int, place: Tensor, tap: int, extent: int) -> tuple[Tensor, Tensor | None]:
+    """What one tap of the window sees from each place along an axis: (coordinate, where that is a zero of padding).
+
+    A transposed convolution is one of stride 1 over its inputs with zeros put between them, its window mirrored.
+    """
+    stride, dilation, padding = spec.stride[axis], spec.dilation[axis], spec.padding
+    reach = dilation * (spec.kernel[axis] - 1)
+    before = reach // 2 if isinstance(padding, str) else int(padding[axis])
+    if spec.transposed:
+        at = place + before - tap * dilation
+        between = at % stride != 0
+        at = at.div(stride, rounding_mode="floor")
+    else:
+        at, between = place * stride + tap * dilation - before, None
+    if spec.padding_mode == "circular":
+        return at % extent, None
+    if spec.padding_mode == "reflect":
+        return extent - 1 - (extent - 1 - at.abs()).abs(), None
+    inside = at.clamp(0, extent - 1)
+    if spec.padding_mode == "replicate":
+        return inside, None
+    outside = (inside != at) if between is None else (inside != at) | between
+    return inside, outside if bool(outside.any()) else None
 
 
 def as_matrices(spec: LayerSpec, weight: Tensor) -> Tensor:
@@ -77,12 +114,9 @@ def row_chunks(spec: LayerSpec, index: Tensor) -> Iterator[Tensor]:
     yield from torch.split(index, size) if len(index) else ()
 
 
-def _channels_last(spec: LayerSpec, tensor: Tensor, channels: int) -> Tensor:
-    return (
-        tensor.reshape(-1, channels)
-        if not spec.kernel
-        else (tensor.reshape(-1, *tensor.shape[-len(spec.kernel) - 1 :]).movedim(1, -1).reshape(-1, channels))
-    )
+def _channels_last(spec: LayerSpec, tensor: Tensor) -> Tensor:
+    """(samples, *size, channels) of what goes into a convolution or comes out of it, in the same memory."""
+    return tensor.reshape(-1, *tensor.shape[-len(spec.kernel) - 1 :]).movedim(1, -1)
 
 
 def _unravel(index: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
@@ -92,25 +126,3 @@ def _unravel(index: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
         coordinates.insert(0, index % extent)
         index = index // extent
     return [*coordinates, index]
-
-
-def _padded(spec: LayerSpec, x: Tensor) -> Tensor:
-    if spec.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
-        sides = [(total // 2, total - total // 2) for total in totals]
-    else:
-        sides = [(int(p), int(p)) for p in spec.padding]
-    flat = [n for side in reversed(sides) for n in side]
-    if not any(flat):
-        return x
-    return F.pad(x, flat, mode="constant" if spec.padding_mode == "zeros" else spec.padding_mode)
-
-
-def _dilate(spec: LayerSpec, x: Tensor) -> Tensor:
-    """Inputs with stride - 1 zeros in between, and around them as far as a transposed convolution's window reaches."""
-    extents = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], spec.stride, strict=True)]
-    wide = x.new_zeros(*x.shape[:2], *extents)
-    wide[:, :, *(slice(None, None, s) for s in spec.stride)] = x
-    reach = [d * (k - 1) - p for d, k, p in zip(spec.dilation, spec.kernel, map(int, spec.padding), strict=True)]
-    sides = [(n, n + o) for n, o in zip(reach, spec.output_padding, strict=True)]
-    return F.pad(wide, [n for side in reversed(sides) for n in side])

@@ -116,7 +116,8 @@ class Export:
 
 
 EXPORTS: dict[str, Export] = {}
-REFERENCE_SAMPLES = 64
+REFERENCE_SAMPLES, FEWEST = 64, 8
+"""Samples that both networks answer, at most, and those that they answer however much memory that takes."""
 
 
 def register(export: Export) -> Export:
@@ -194,9 +195,10 @@ def check_answers(score: Score | None, path: Path) -> None:
 
 
 def reference_inputs(workspace: Workspace) -> Inputs:
-    """The first evaluation samples, or the example inputs where there is no usable evaluation set."""
+    """The first evaluation samples, as many as are scored at once; the example inputs where there are none to use."""
     try:
-        return workspace.reference.dataset.pick(slice(0, REFERENCE_SAMPLES)).inputs
+        reference = workspace.reference
+        return reference.dataset.pick(slice(0, max(FEWEST, min(REFERENCE_SAMPLES, reference.batch)))).inputs
     except LowRankError:
         return workspace.opened.example_inputs
 

@@ -105,7 +105,7 @@ class PrefixStore:
         record: numbers of the layers before which outputs are kept; by default the first one that differs from copies
         run lately, and those near two thirds and one third of the network, as far as memory goes.
         """
-        prefixes = self._prefixes(model)
+        prefixes = self._prefixes(model) if record is None or record or self._kept.shelves() else ()
         if not prefixes:
             return Runner(self, model, [], [])
         usable = [before for before, digest in self._kept.shelves() if prefixes[before] == digest]

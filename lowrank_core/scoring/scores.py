@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import Cancelled, InvalidData, LowRankError
 from lowrank_core.layers.data import Dataset, Outputs, data_hash, run
+from lowrank_core.networks.footprint import with_pass_bytes
+from lowrank_core.networks.twin import twin
 from lowrank_core.running.scope import give_way
 from lowrank_core.scoring.intervals import GROUPS, jackknife_interval, paired_interval, wilson_interval
 from lowrank_core.scoring.judging import Names, judge
@@ -70,6 +72,9 @@ BATCH = 64
 OUTPUT_BYTES = 2**26
 """What the outputs of samples that are run at once may take: a language model gives 26 MB for 128 tokens."""
 
+PASS_BYTES = 2**28
+"""What a forward pass of samples that are run at once may take, beside the network and what they are scored by."""
+
 
 class Reference:
     """The evaluation samples in a seeded order, and the dense network's outputs on them, computed when first needed.
@@ -90,7 +95,8 @@ class Reference:
     ) -> None:
         """outputs: names of those that are judged; without any the only one, or those that `judge` finds.
 
-        batch: samples that are run at once; without it at most BATCH, and so few that their outputs fit OUTPUT_BYTES.
+        batch: samples that are run at once; without it at most BATCH, and so few that their outputs fit OUTPUT_BYTES,
+        and a pass PASS_BYTES.
         room: where dense outputs are kept, in a quarter of it; those of later samples that do not fit are computed anew
         whenever they are needed.
         """
@@ -122,10 +128,15 @@ class Reference:
                 self._named = tuple(first) if len(first) == 1 else judge(self.model, self.dataset, self.metric).names
         return self._named
 
-    @cached_property
+    @property
     def _first(self) -> Outputs:
-        """Of two samples: some networks squeeze the batch away where there is one."""
-        return run(self.model, self.dataset.pick(slice(0, 2)))
+        return self._looked[0]
+
+    @cached_property
+    def _looked(self) -> tuple[Outputs, int]:
+        """(outputs, bytes of the pass) of two samples: some networks squeeze the batch away where there is one."""
+        copied = twin(self.model)
+        return with_pass_bytes(copied, lambda: run(copied, self.dataset.pick(slice(0, 2))))
 
     @cached_property
     def output_bytes(self) -> int:
@@ -135,7 +146,8 @@ class Reference:
     @cached_property
     def batch(self) -> int:
         """Samples that are run at once."""
-        return max(1, min(BATCH, OUTPUT_BYTES // max(1, self.output_bytes)))
+        each = max(1, self._looked[1] // min(2, len(self)))
+        return max(1, min(BATCH, OUTPUT_BYTES // max(1, self.output_bytes), PASS_BYTES // each))
 
     def batches(self, samples: int | None = None) -> Iterator[tuple[Dataset, Outputs]]:
         """(samples, dense outputs that are judged) batch by batch, up to `samples`."""

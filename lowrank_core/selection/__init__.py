@@ -135,6 +135,14 @@ def check_answer(score: Score | None) -> None:
         )
 
 
+def of_all_samples(problem: Problem, trial: Trial) -> Score | None:
+    """The score of a trial where it is already that on all samples; None where it was measured on some, or not."""
+    score, opened = trial.score, problem.workspace.opened
+    if score is None or score.within is not None:
+        return None
+    return score if score.samples == (0 if opened.evaluate else len(problem.workspace.reference)) else None
+
+
 LOOKED_AT = 1024
 """Samples on which a metric must have a value before anything is tried."""
 

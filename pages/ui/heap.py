@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import threading
 import time
-from collections.abc import Callable
+
+from lowrank_core.running.heap import give_back
 
 SECONDS = 5.0
 
@@ -21,23 +21,13 @@ def keep_small(seconds: float = SECONDS) -> threading.Thread:
     """
     gc.collect()
     gc.freeze()
-    trim = _trim()
 
     def work() -> None:
         while True:
             time.sleep(seconds)
             gc.collect()
-            trim(0)
+            give_back()
 
     thread = threading.Thread(target=work, name="heap", daemon=True)
     thread.start()
     return thread
-
-
-def _trim() -> Callable[[int], object]:
-    """What gives freed memory back; nothing where the C library is not glibc."""
-    try:
-        trim: Callable[[int], object] = ctypes.CDLL("libc.so.6").malloc_trim
-    except (OSError, AttributeError):
-        return lambda pad: None
-    return trim

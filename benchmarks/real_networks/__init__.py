@@ -1,0 +1,1 @@
+"""Networks of the sizes that people bring, at random weights; SAMPLES (environment variable) of data for each."""
