@@ -222,6 +222,14 @@ def folder_beside(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+def same_file(path: Path, target: Path) -> None:
+    """The same file under another name, for what nobody writes to any more; a copy where there are no links."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
 def move(source: Path, temporary: Path) -> None:
     """Move a file to a path that `whole_or_nothing` gave."""
     os.replace(source, temporary)

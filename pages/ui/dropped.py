@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lowrank_core.errors import InvalidFile, cut, few
 from lowrank_core.plans.plan import LARGEST_BYTES as LARGEST_PLAN
-from lowrank_core.store.files import own_folder, write_whole
+from lowrank_core.store.files import own_folder, same_file, write_whole
 from lowrank_core.store.reference import address_of, with_weights
 
 LARGEST_MB = 500
@@ -108,7 +108,7 @@ def take(session: str, files: Sequence[tuple[str, bytes]], before: str | None = 
     try:
         folder.mkdir(parents=True, mode=0o700)
         for path in earlier:
-            _same(path, folder / path.name)
+            same_file(path, folder / path.name)
         for name, content in named.items():
             write_whole(folder / name, content)
         return _what(folder, earlier, list(named))
@@ -179,14 +179,6 @@ def _parts(address: str) -> list[Path]:
     if network.suffix != ".onnx" or not network.is_file():
         return []
     return [path for path in sorted(network.parent.iterdir()) if path.name.endswith((".onnx", ".onnx.data", ".npz"))]
-
-
-def _same(path: Path, target: Path) -> None:
-    """The same file under another name: nobody writes to what was dropped."""
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
 
 
 # ---- what is kept ---------------------------------------------------------------------------------------------------
