@@ -262,6 +262,12 @@ LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("pages/ui/history.py", "NAME_LETTERS", ""),
         ("pages/ui/history_file.py", "LARGEST_BYTES", "B"),
         ("pages/ui/shared_jobs.py", "GONE_SECONDS", ""),
+        ("pages/ui/dropped.py", "LARGEST_MB", ""),
+        ("pages/ui/dropped.py", "MOST_FILES", ""),
+        ("pages/ui/dropped.py", "MOST_BYTES_EACH", "B"),
+        ("pages/ui/dropped.py", "MOST_BYTES", "B"),
+        ("pages/ui/dropped.py", "KEPT_SECONDS", ""),
+        ("pages/ui/nearby.py", "MOST_ENTRIES", ""),
     ),
 }
 """(file, constant, unit) of everything that has an end, by what it is about; a constant says what it limits."""

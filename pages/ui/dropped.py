@@ -19,16 +19,19 @@ from lowrank_core.store.files import own_folder, same_file, write_whole
 from lowrank_core.store.reference import address_of, with_weights
 
 LARGEST_MB = 500
-"""Megabytes of one file, below `server.maxUploadSize`; browsers count 10^6 or 2^20 bytes for one, this server 2^20."""
+"""Megabytes of a file that is dropped on Home; browsers count 10^6 or 2^20 bytes for one, this server 2^20."""
 
 MOST_FILES = 40
-"""Of one drop: a network, its data, and the shards of its weights."""
+"""Files of one drop: a network, its data, and the shards of its weights."""
 
-MOST_BYTES_EACH, MOST_BYTES = 4 * 10**9, 16 * 10**9
-"""Of a visitor, and of all together; the drops that are oldest go first, the newest stays."""
+MOST_BYTES_EACH = 4 * 10**9
+"""Bytes of what a visitor has dropped; the oldest drops go first, the newest stays."""
+
+MOST_BYTES = 16 * 10**9
+"""Bytes of what all visitors have dropped; the oldest drops go first, the newest stays."""
 
 KEPT_SECONDS = 7 * 86400.0
-"""Since a drop was last used."""
+"""Seconds that a drop is kept for, since it was last opened."""
 
 INDEX = ".safetensors.index.json"
 KINDS = (".onnx.data", ".onnx", ".npz", INDEX, ".safetensors", ".json")

@@ -17,7 +17,7 @@ LEVELS = 2
 """Folders below the one that is looked through, and those below these."""
 
 MOST_ENTRIES = 2_000
-"""Files and folders that are looked at, in all; of a folder of 50,000 images the first ones."""
+"""Entries of the start folder, and two levels below, that are looked at for networks; of many the first ones."""
 
 MOST_NETWORKS = 100
 """Listed at most."""
