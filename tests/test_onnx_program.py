@@ -119,9 +119,9 @@ def test_attention_with_a_bias_is_written_though_its_numbers_lie_otherwise_once_
             self.q, self.bias = nn.Linear(8, 8), nn.Parameter(torch.randn(1, 2, 5, 5))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            h = self.q(x).reshape(len(x), 5, 2, 4).transpose(1, 2)
+            h = self.q(x).reshape(-1, 5, 2, 4).transpose(1, 2)
             mixed = nn.functional.scaled_dot_product_attention(h, h, h, attn_mask=self.bias)
-            return mixed.transpose(1, 2).contiguous().view(len(x), 5, 8)
+            return mixed.transpose(1, 2).contiguous().view(-1, 5, 8)
 
     model, x = Biased().eval(), torch.randn(3, 5, 8)
     (answered,) = OnnxNetwork(onnx_program(model, x).SerializeToString())(x)

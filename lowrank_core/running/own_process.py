@@ -16,10 +16,6 @@ EXPORTERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "on
 """Loggers of what writes and reads graphs."""
 
 
-OF_TRANSFORMERS = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-"""What it reads from the environment: a folder is opened in silence."""
-
-
 _alone = False
 
 
@@ -27,12 +23,10 @@ def hush_libraries(*, alone: bool = False) -> None:
     """Hear nothing but errors of exporters and decompositions: they give dozens of lines that no user can act on.
 
     alone: nobody else in this process writes to stderr, as in a command. A host program that imports the library keeps
-    what it hears as it is. transformers reads what it may say when it is imported.
+    what it hears as it is.
     """
     global _alone
     _alone = alone
-    for name, value in OF_TRANSFORMERS.items():
-        os.environ.setdefault(name, value)
     for name in EXPORTERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|onnx|onnxscript|onnx_ir|onnxruntime|tensorly|copyreg)(\.|$)")

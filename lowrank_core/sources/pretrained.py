@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from lowrank_core.errors import InvalidModel, few
@@ -80,7 +81,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
-    with extra("hf", str(folder)):
+    with extra("hf", str(folder)), nothing_printed():  # its loggers keep to the stderr that is there at first
         import transformers
     name = config["architectures"][0]
     kind = getattr(transformers, name, None)
@@ -126,8 +127,6 @@ def _with_parts(config: Any) -> Iterator[Any]:
 
 def _check_size(folder: Path, kind: Any, config: dict[str, Any]) -> None:
     """Refuse a configuration that describes far more than the files hold, before memory is taken for it."""
-    from safetensors import safe_open
-
     tensors = numbers = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
