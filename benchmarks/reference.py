@@ -31,6 +31,7 @@ from lowrank_core.exports import EXPORTS, Export
 from lowrank_core.figures import count
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.methods import METHODS, Method
+from lowrank_core.readers import READERS
 from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.selection import RULES, Rule
 from lowrank_core.sources import SOURCES
@@ -204,6 +205,15 @@ def sources() -> str:
     return "| source | as in | |\n|---|---|---|\n" + "\n".join(rows)
 
 
+def readers() -> str:
+    """Every kind of data, with how its module says what it is."""
+    rows = [
+        f"| {reader.name} | {reader.example} | {first_line(import_module(reader.read.__module__).__doc__)} |"
+        for reader in READERS.values()
+    ]
+    return "| kind | as in | |\n|---|---|---|\n" + "\n".join(rows)
+
+
 def metrics() -> str:
     """Every metric that has a name, with what it computes from which outputs and targets."""
     rows = []
@@ -237,6 +247,9 @@ LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("lowrank_core/samples/limits.py", "MOST_SAMPLES", ""),
         ("lowrank_core/samples/limits.py", "MOST_BYTES", "B"),
         ("lowrank_core/readers/_npz.py", "GROWTH", ""),
+        ("lowrank_core/readers/_pictures.py", "MOST_PIXELS", ""),
+        ("lowrank_core/readers/_sound.py", "MOST_SECONDS", ""),
+        ("lowrank_core/readers/_running_text.py", "MOST_TEXT", "B"),
     ),
     "Plans": (
         ("lowrank_core/plans/plan.py", "LARGEST_BYTES", "B"),
@@ -323,6 +336,7 @@ PLACES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/methods.md", "methods", methods),
     ("docs/exports.md", "exports", exports),
     ("docs/models.md", "sources", sources),
+    ("docs/models.md", "readers", readers),
     ("docs/models.md", "metrics", metrics),
     ("docs/library.md", "names", names),
     ("docs/architecture.md", "imports", section),

@@ -19,7 +19,7 @@ from lowrank_core.samples.preparation import Arrays, Preparation
 from lowrank_core.samples.samples import Taken, only_taker
 
 MOST_PIXELS = 90_000_000
-"""Of one image, at most: a small file can claim any number."""
+"""Pixels of one image, at most: a small file can claim any number."""
 
 AT_ONCE = 32
 """Images that the processor of a network is given together."""

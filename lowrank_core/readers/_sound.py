@@ -22,7 +22,7 @@ from lowrank_core.samples.preparation import Arrays, Preparation
 from lowrank_core.samples.samples import Taken, only_taker
 
 MOST_SECONDS = 3_600
-"""Of one recording that are read, at most."""
+"""Seconds of one recording that are read, at most."""
 
 LOOKED_AT = 64
 """Recordings whose longest says how long all are, where nobody does."""
