@@ -488,8 +488,8 @@ def training_data(workspace: Workspace) -> Dataset:
     """The training samples of a workspace; raises InvalidData where the model file has none."""
     if workspace.train_data is None:
         raise InvalidData(
-            "fine-tuning needs train_data(): training on the evaluation samples would make their score worthless. "
-            "Define train_data() in the model file; it may come without labels."
+            "fine-tuning needs training samples: on the evaluation samples it would make their score worthless. "
+            "Give --train-data, or define train_data() in the model file; they may come without labels."
         )
     return workspace.train_data
 
