@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,7 @@ class Counted(nn.Module):
 
 
 @pytest.fixture
-def passes() -> Iterator[Callable[[Callable[[], object]], float]]:
+def passes() -> Callable[[Callable[[], object]], float]:
     """How many passes over the samples something takes."""
 
     def taken(work: Callable[[], object]) -> float:
@@ -47,7 +47,7 @@ def passes() -> Iterator[Callable[[Callable[[], object]], float]]:
         work()
         return Counted.samples / SAMPLES
 
-    yield taken
+    return taken
 
 
 def data() -> Tensor:
