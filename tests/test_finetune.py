@@ -479,7 +479,7 @@ BAD: dict[str, tuple[list[tuple[str, str]], dict[str, Any], type[LowRankError], 
         InvalidData,
         "one integer for each answer",
     ),
-    "no train_data": ([("def train_data", "def trained_data")], {}, InvalidData, "needs train_data"),
+    "no train_data": ([("def train_data", "def trained_data")], {}, InvalidData, "needs training samples"),
     "no images": ([], {"augment": "flip"}, InvalidData, "only images can be varied"),
     "another number of inputs": (
         [("return data(300, 1)", "x, y = data(300, 1); return x[:, :7], y")],
