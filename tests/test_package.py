@@ -32,6 +32,8 @@ IN_EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "hf": ("transformers",),
     "cluster": ("dask", "distributed"),
+    "data": ("PIL", "pyarrow"),
+    "audio": ("soundfile",),
 }
 HIDING = """
 import sys
