@@ -8,6 +8,8 @@ Packages are pinned by version and sha256, and installed without what they depen
 of its own, with its own evaluation data. Score kept: at shares of the whole network's multiplies, without labels and
 without training, with the correction that the board uses, on samples that nothing was fitted to. Seconds are those of
 the processor, memory is the peak of the step; the search is the first one, `budget` at half of the multiplies.
+`budget` chooses among its own plan and those of the other two by their scores on these samples, so that of plans which
+differ by chance its figure is a little too good; factors, correction and curves see none of the labels.
 Distances are from the answers of the network here, for the largest of them; a call is of one sample. A run of some
 (`--only`) renews their rows of the page and leaves those of others; every row says of which commit it is.
 """
@@ -39,6 +41,7 @@ RUNTIME = "| network | original, distance | exported, distance | ms a call | byt
 HERE = Path(__file__).parent / "wild_networks"
 NETWORKS = sorted(path.stem for path in HERE.glob("[a-z]*.py"))
 SHARES, RULES = ("0.75", "0.5", "0.3"), ("uniform", "balf", "budget")
+NOT_MEASURED = "not measured"
 STEPS = ("open", "first plan", "first figure", "search", "export")
 
 
@@ -68,7 +71,7 @@ def score_rows(name: str, found: dict[str, Any], of: str) -> list[list[str]]:
 
     def cell(said: Any) -> str:
         if said is None or isinstance(said, str):
-            return plain(said or "")[:60]
+            return plain(said or "")
         return ", ".join([figure(said[0], percent), *said[2:]])
 
     head = [name, f"{found['metric']}, {found['samples']}", cell(found["dense"])]
@@ -110,6 +113,10 @@ def table(head: str, new: list[list[str]], renew: bool) -> str:
     kept = [] if not found else rest.split("\n\n")[0].strip("\n").splitlines()
     old = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in kept]
     everything = sorted([row for row in old if row[0] not in names] + new, key=lambda row: row[0].lower())
+    if renew and head == SCORES:
+        there = {row[0] for row in everything if row[1] != NOT_MEASURED}
+        everything = [row for row in everything if row[0] in there]
+        everything += [[name, NOT_MEASURED, *[""] * 6] for name in NETWORKS if name not in there]
     return "\n".join([head, *(f"| {' | '.join(row)} |" for row in everything)])
 
 
