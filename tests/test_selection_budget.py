@@ -314,7 +314,7 @@ class Faint(nn.Module):
 def test_another_rules_plan_is_the_answer_where_it_scores_better_and_diverges_more():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, data = Faint().eval(), Dataset(torch.randn(600, 16))
+        model, data = Faint().eval(), Dataset(torch.randn(GLANCE, 16))
     opened = Opened("net", "net", "", model, (data.inputs[:2],), lambda: data, None, lambda _: AGREEMENT)
     problem = problem_of(Workspace(opened), multiplies=0.6, methods=("svd",), corrected=False)
     *_, uniform = search(make("uniform", {}), problem)
@@ -324,7 +324,7 @@ def test_another_rules_plan_is_the_answer_where_it_scores_better_and_diverges_mo
     assert problem.measure(alone).drop > uniform.score.drop + 0.1
     assert found.candidate.plan != alone
     assert found.score.drop == uniform.score.drop
-    assert "by the score on 600 evaluation samples" in found.note
+    assert "by the score on 128 evaluation samples" in found.note
 
 
 def test_a_plan_that_is_clearly_worse_is_not_measured_on_all_samples():
