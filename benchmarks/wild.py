@@ -21,14 +21,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from benchmarks.page import PAGES, ROOT, benchmark_parser, commit, run_benchmark
+from benchmarks.page import PAGES, ROOT, benchmark_parser, renewed, run_benchmark, stamp, table_of
 from benchmarks.wild_networks._files import FILES_HEAD, file_rows
 from benchmarks.wild_networks._packages import NotInstalled, ended_by, installed, plain
 
@@ -107,17 +106,15 @@ def figure(value: float, percent: bool) -> str:
 
 
 def table(head: str, new: list[list[str]], renew: bool) -> str:
-    """A table with these rows; renew: and with those of the page's same table whose first cells are not among them."""
-    path, names = PAGES / "wild.md", {row[0] for row in new}
-    _, found, rest = (path.read_text(encoding="utf-8") if renew and path.exists() else "").partition(head)
-    kept = [] if not found else rest.split("\n\n")[0].strip("\n").splitlines()
-    old = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in kept]
-    everything = sorted([row for row in old if row[0] not in names] + new, key=lambda row: row[0].lower())
+    """A table with these rows; renew: and with those of the page's same table whose first cells are not among them.
+
+    That of scores names the networks that were never measured, too.
+    """
+    rows = renewed(PAGES / "wild.md" if renew else None, head, new)
     if renew and head == SCORES:
-        there = {row[0] for row in everything if row[1] != NOT_MEASURED}
-        everything = [row for row in everything if row[0] in there]
-        everything += [[name, NOT_MEASURED, *[""] * 6] for name in NETWORKS if name not in there]
-    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in everything)])
+        rows = [row for row in rows if row[1] != NOT_MEASURED]
+        rows += [[name, NOT_MEASURED, *[""] * 6] for name in NETWORKS if name not in {row[0] for row in rows}]
+    return table_of(head, sorted(rows, key=lambda row: row[0].lower()))
 
 
 def networks(only: list[str], folder: Path, seconds: float, renew: bool) -> None:
@@ -134,11 +131,6 @@ def networks(only: list[str], folder: Path, seconds: float, renew: bool) -> None
     )
     for head, rows in kinds:
         print(table(head, [row for name, each in found.items() for row in rows(name, each, of)], renew), end="\n\n")
-
-
-def stamp() -> str:
-    """The commit and the date of a row."""
-    return f"{commit()}, {datetime.now(UTC):%Y-%m-%d}"
 
 
 def main() -> None:
