@@ -16,7 +16,7 @@ here. Then a run of some (--only) renews their rows, and networks that no run ha
 from __future__ import annotations
 
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from click.testing import CliRunner
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.opening_check import TRANSFORMERS
 from benchmarks.page import PAGES, ROOT, benchmark_parser, renewed, run_benchmark, stamp, table_of
 from benchmarks.wild_networks._packages import ending, limit_to, plain
+from lowrank_core.commands import cli
 from lowrank_core.compression.self_check import _answers, _apart, _chained
 from lowrank_core.layers.data import batch_size, evaluating
 from lowrank_core.plans.cost import dense_cost, plan_cost
@@ -248,25 +250,40 @@ def commands(name: str, packages: str, folder: Path, seconds: float) -> list[str
         ("export", "--format", "onnx", "--plan", str(plan), "--out", str(folder / "half.onnx")),
     ):
         cached = ("--no-cache",) if words[0] in ("profile", "evaluate") else ()
-        asked = [sys.executable, "-m", "lowrank_core", words[0], str(model), *words[1:], *cached, "--json"]
         print(f"{name}: {words[0]}", file=sys.stderr, flush=True)
-        before = _children_seconds()
-        done = subprocess.run(
-            asked, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=partial(limit_to, seconds)
-        )
-        if done.returncode:
-            cells.append(plain(ending(done.returncode, seconds) if done.returncode < 0 else done.stderr[-200:]))
+        said = folder / "said.json"
+        code, used = in_a_copy(partial(_command, [words[0], str(model), *words[1:], *cached, "--json"], said), seconds)
+        if code:
+            cells.append(ending(code, seconds))
             continue
-        far = json.loads(done.stdout).get("max_abs_diff")
-        taken = f"{_children_seconds() - before:.0f} s"
-        cells.append(taken if far is None else f"{taken}, {far:.0e} apart")
+        done, told = json.loads(said.read_text())
+        far = json.loads(told).get("max_abs_diff") if done else None
+        cells.append(f"{used:.0f} s{'' if far is None else f', {far:.0e} apart'}" if done else plain(told)[-200:])
     return [*cells, stamp()]
 
 
-def _children_seconds() -> float:
-    """Processor time that processes started from here have taken, once they have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _command(words: list[str], said: Path) -> None:
+    """Run a command here, and write whether it ended well and what it said."""
+    done = CliRunner().invoke(cli, words)
+    well = not done.exit_code
+    said.write_text(json.dumps([well, done.stdout if well else f"{done.stderr} {done.exception or ''}"]))
+
+
+def in_a_copy(work: Callable[[], None], seconds: float) -> tuple[int, float]:
+    """Work in a copy of this process that ends after so much processor time: (exit code, seconds it took).
+
+    All that was imported is there, so that only the work counts.
+    """
+    child = os.fork()
+    if not child:
+        try:
+            limit_to(seconds)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status, used = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
 
 def installed(packages: str | None, folder: Path) -> str:
