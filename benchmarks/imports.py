@@ -37,6 +37,8 @@ ORDER = (
     "compression",
     "graphs",
     "builtin",
+    "samples",
+    "readers",
     "sources",
     "workspace",
     "measure",

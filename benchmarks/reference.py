@@ -234,9 +234,9 @@ LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("lowrank_core/graphs/control.py", "MOST_TURNS", ""),
     ),
     "Data": (
-        ("lowrank_core/sources/_opened.py", "MOST_SAMPLES", ""),
-        ("lowrank_core/sources/_opened.py", "MOST_BYTES", "B"),
-        ("lowrank_core/sources/_npz_data.py", "GROWTH", ""),
+        ("lowrank_core/samples/limits.py", "MOST_SAMPLES", ""),
+        ("lowrank_core/samples/limits.py", "MOST_BYTES", "B"),
+        ("lowrank_core/readers/_npz.py", "GROWTH", ""),
     ),
     "Plans": (
         ("lowrank_core/plans/plan.py", "LARGEST_BYTES", "B"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from math import isfinite, isnan
+from math import inf, isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import dense_cost
 from lowrank_core.plans.plan import PlanFile, RankPlan
+from lowrank_core.running.scope import scope
 from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.judgement import judgement
 from lowrank_core.scoring.judging import Judged, judge
@@ -44,11 +46,14 @@ from lowrank_core.sources._opened import COMPARED, Opened, more_notice, not_fini
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.key import NetworkKey, named
-from lowrank_core.store.reference import with_weights
+from lowrank_core.store.reference import with_parts
 from lowrank_core.store.room import Recent, Room
 
 BATCH = 64
 """Samples that go through a network at once where the rows of routed layers are counted."""
+
+TIMED, SLOW_SECONDS = (1, 16, 16), 0.25
+"""Batches of so many samples tell how long one takes; after a sample that takes so long no more are timed."""
 
 MOST_SCORES = 500
 """Finished scores that are remembered with their plans: 2 MB for 20 layers, 100 MB for 1,000."""
@@ -101,13 +106,22 @@ class Workspace:
         outputs: Sequence[str | int] = (),
         key: NetworkKey | None = None,
         weights: str | Path | None = None,
+        *,
+        data: str | Path | None = None,
+        train_data: str | Path | None = None,
+        preprocess: str | None = None,
+        text: str | Path | None = None,
     ) -> Workspace:
         """Open a reference; raises a LowRankError that says what is wrong. key: as in `Workspace`.
 
         outputs: those that are judged, by name or place; without any those that the model file names, or `judge` finds.
         weights: a file with the weights that the network gets, 'run.ckpt', or 'run.ckpt#ema' for those under a key.
+        data, train_data: files or folders of samples; preprocess: how they become inputs, as `--preprocess` says it;
+        text: a file that a causal language model is judged on.
         """
-        opened = open_source(with_weights(ref, weights))
+        opened = open_source(
+            with_parts(ref, weights=weights, data=data, train_data=train_data, preprocess=preprocess, text=text)
+        )
         if not outputs:
             return cls(opened, cache, key=key)
         workspace = cls(replace(opened, outputs=tuple(outputs)), cache, key=key)
@@ -458,6 +472,26 @@ class Workspace:
         return self._dense_scores[key], key
 
     @cached_property
+    def sample_seconds(self) -> float:
+        """Seconds that the dense network takes here for one sample, or for its whole score where it scores itself.
+
+        Timed when first asked for, on a few samples.
+        """
+        if self.opened.evaluate is not None:
+            began = time.perf_counter()
+            self._own_score(self.model)
+            return time.perf_counter() - began
+        data, seconds = self.reference.dataset, inf
+        for size in TIMED:
+            batch = data.pick(slice(0, size))
+            began = time.perf_counter()
+            run(self.model, batch)
+            seconds = min(seconds, (time.perf_counter() - began) / len(batch))
+            if seconds > SLOW_SECONDS:
+                break
+        return seconds
+
+    @cached_property
     def _own_dense(self) -> float:
         return self._own_score(self.model)
 
@@ -499,7 +533,8 @@ def open_to_look(
 
     report: called with a line once it is open, before its layers are looked at.
     """
-    opened = open_any(ref)
+    with scope(report=lambda progress: report(progress.words[:1].upper() + progress.words[1:])):
+        opened = open_any(ref)
     if isinstance(opened, Weights):
         report(f"Looking at {len(opened.tensors)} tensors")
         return take_stock(opened, cache)

@@ -61,8 +61,8 @@ skipped_browser_tests: list[str] = []
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: one more than there are cores, at most 4; much of the time goes to waiting for pages and processes."""
-    return min(4, 1 + (os.cpu_count() or 1))
+    """`-n auto`: two more than there are cores, at most 4; much of the time goes to waiting for pages and processes."""
+    return min(4, 2 + (os.cpu_count() or 1))
 
 
 def pytest_configure() -> None:
@@ -204,22 +204,24 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def running_app(log: Path, *model: str | Path) -> Iterator[str]:
-    """The app in a process of its own; gives its base URL and always ends the process."""
-    with running_server(log, *model) as (url, _):
+def running_app(log: Path, *model: str | Path, folder: Path = ROOT) -> Iterator[str]:
+    """The app in a process of its own, started in a folder; gives its base URL and always ends the process."""
+    with running_server(log, *model, folder=folder) as (url, _):
         yield url
 
 
 @contextmanager
-def running_server(log: Path, *model: str | Path) -> Iterator[tuple[str, int]]:
+def running_server(log: Path, *model: str | Path, folder: Path = ROOT) -> Iterator[tuple[str, int]]:
     """The same, with the process's id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py"), "--server.port", str(port)]
     command += ["--server.headless", "true", *(["--", *map(str, model)] if model else [])]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
     try:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not is_ready(port):

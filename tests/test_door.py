@@ -24,6 +24,8 @@ from lowrank_core.__main__ import main, stand_in_for_closed
 from lowrank_core.commands import Refused, _opening, cli
 from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import EXPORTS, Exported
+from lowrank_core.exports import _reload as reload
+from lowrank_core.layers.data import Inputs, Outputs
 from lowrank_core.store import files
 from lowrank_core.store.files import (
     SCRATCH_SECONDS,
@@ -140,8 +142,16 @@ def test_two_outputs_of_one_command_that_are_one_file(template: Path) -> None:
 KINDS: dict[str, FileKind] = {**EXPORTED, "profile": PROFILE, "table": TABLE}
 
 
-def test_each_kind_knows_its_own_files_and_no_others(template: Path, tmp_path: Path) -> None:
+def read_here(kind: str, ref: str, written: Path, batches: list[Inputs], own_seconds: float) -> list[Outputs]:
+    """What a fresh process does, of which test_exports.py starts real ones."""
+    return [reload.READERS[kind](ref, str(written))(inputs) for inputs in batches]
+
+
+def test_each_kind_knows_its_own_files_and_no_others(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = template / "plan.json"
+    monkeypatch.setattr(reload, "outputs_in_fresh_process", read_here)
     for name in ("pt2", "onnx", "bundle"):
         words = ("export", template / "model.py", "--plan", plan, "--no-correct", "--format", name)
         assert ran(*words, "--out", tmp_path / name).exit_code == 0

@@ -145,9 +145,8 @@ def test_no_path_of_this_machine_is_written(
         return [reload.READERS[kind](ref, str(written))(inputs) for inputs in batches]
 
     model = awkward.compress(awkward_plan(awkward))
-    for name, export in sorted(EXPORTS.items(), key=lambda item: item[0] == "bundle"):
-        if name == "bundle":  # of the files that fresh processes have read by then
-            monkeypatch.setattr(reload, "outputs_in_fresh_process", here)
+    monkeypatch.setattr(reload, "outputs_in_fresh_process", here)
+    for name, export in EXPORTS.items():
         target = tmp_path / f"out-{name}"
         export.write(awkward, Compressed(model, awkward_plan(awkward)), target)
         assert str(tmp_path).encode() not in target.read_bytes()

@@ -12,14 +12,17 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = trees()
 
 SUPERSEDED = {"onnx_surgery"}  # paths that people were told of; each warns
-ONE_FILE_EACH = ("methods", "selection", "sources", "exports", "commands")
+ONE_FILE_EACH = ("methods", "selection", "readers", "sources", "exports", "commands")
 OPTIONAL = {
     "dask",
+    "PIL",
     "joblib",
     "onnx",
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
+    "pyarrow",
+    "soundfile",
     "tensorly",
     "transformers",
 }  # imported where used

@@ -297,6 +297,18 @@ def test_few_samples_have_no_interval_but_by_counting(name):
         assert (score.drop_low is not None, score.too_few) == (counted or enough, not counted and not enough)
 
 
+def test_weighted_average_precision_needs_twice_as_many():
+    outputs, targets = example("average-precision")
+    for samples, given in ((300, False), (500, True)):
+        at = torch.arange(samples) % len(outputs)
+        weights = 1.0 + (at % 5)
+        data = Dataset(outputs[at] + 1e-3 * at.view(-1, *[1] * (outputs.ndim - 1)), targets[at], weights)
+        worth = float(weights.sum().square() / weights.square().sum())
+        assert worth > (300 if given else 150)
+        reference = Reference(Times(1.0), data, METRICS["average-precision"])
+        assert (final_score(evaluate(Times(-1.0), reference)).drop_low is not None) == given
+
+
 def nothing(outputs: Tensor, targets: Tensor) -> float:
     return float("nan")
 

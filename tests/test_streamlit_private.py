@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import streamlit
 from conftest import ROOT
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.scriptrunner_utils.script_requests import RerunData, ScriptRequests
+from streamlit.runtime.uploaded_file_manager import UploadedFileRec
 from streamlit.testing.v1 import AppTest
 
 RUNS = ROOT / "pages" / "ui" / "state" / "runs.py"
@@ -66,6 +68,15 @@ def test_a_run_tells_its_fragment_and_what_is_asked_of_it() -> None:
     why = "script_run_context.ThreadState.fragment_id, or ScriptRunContext.script_requests"
     assert not page.exception, missing(why, page.exception[0].message)
     assert len(page.session_state["patient"]) == 1, missing(why, "a badge does not interrupt a board (let_wait)")
+
+
+def test_the_memory_of_an_upload_can_be_freed() -> None:
+    manager = MemoryUploadedFileManager("")
+    manager.add_file("session", UploadedFileRec("file", "net.onnx", "", b"1"))
+    why = "files that were taken to disk would stay in memory as long as a tab is open (forget_uploads)"
+    assert hasattr(manager, "remove_file"), missing("memory_uploaded_file_manager...remove_file", why)
+    manager.remove_file(session_id="session", file_id="file")
+    assert manager.get_files("session", ["file"]) == []
 
 
 def inside(path: Path) -> set[str]:

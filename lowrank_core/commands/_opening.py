@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from lowrank_core.commands import Answer
 from lowrank_core.commands._outputs import check_unread, say_not_kept
-from lowrank_core.commands._terminal import say, score_line, score_value
+from lowrank_core.commands._terminal import ProgressLine, say, score_line, score_value
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.correct import CorrectedLayer, load_overlay
 from lowrank_core.errors import InvalidPlan, LowRankError
@@ -22,6 +23,7 @@ from lowrank_core.exports import Compressed
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
+from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
@@ -52,7 +54,8 @@ def opened(
     """
     if plan is not None:
         read_plan_file(plan)
-    workspace = Workspace.open(ref, _cache() if cached else None, outputs)
+    with reading():
+        workspace = Workspace.open(ref, _cache() if cached else None, outputs)
     for notice in workspace.notices if with_data else workspace.opened.notices:
         say(notice)
     if with_data:
@@ -61,6 +64,17 @@ def opened(
             say(f"Judged by {workspace.metric.name}: {workspace.judged}")
     check_unread(workspace.opened.eval_data, workspace.opened.train_data)
     return workspace
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """While samples are read, a line of progress: in a terminal it is wiped at the end."""
+    line = ProgressLine()
+    with scope(report=line):
+        try:
+            yield
+        finally:
+            line.wipe()
 
 
 def _cache() -> Cache:
@@ -77,7 +91,8 @@ def judged_in(workspace: Workspace) -> dict[str, Any] | None:
 
 def looked_at(ref: str, *, cached: bool = False) -> Workspace | Inventory:
     """Open a model or weights alone, and say what a person should know about it."""
-    opened_or_stock = open_to_look(ref, _cache() if cached else None)
+    with reading():
+        opened_or_stock = open_to_look(ref, _cache() if cached else None)
     for notice in opened_or_stock.notices if isinstance(opened_or_stock, Inventory) else opened_or_stock.opened.notices:
         say(notice)
     return opened_or_stock

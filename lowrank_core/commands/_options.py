@@ -11,11 +11,11 @@ import click
 
 from lowrank_core.commands import Refused
 from lowrank_core.commands._outputs import Input, Output
+from lowrank_core.commands._reference import MODEL as MODEL
 from lowrank_core.errors import InvalidSearch, cut
 from lowrank_core.running.parallel import MOST_WORKERS
 from lowrank_core.selection._problem import read_drop
 from lowrank_core.store.kinds import FileKind
-from lowrank_core.store.reference import with_weights
 
 
 def existing(*names: str, **options: Any) -> Callable[..., Any]:
@@ -57,43 +57,10 @@ class Drop(click.ParamType[str]):
         return str(value)
 
 
-def _not_empty(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    if not str(value).strip("\x00 "):
-        raise click.BadParameter("it is empty; name a model or a file.", ctx, param)
-    return value
-
-
 def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is not None and not re.fullmatch(r"(\w+://)?[^/\s]+:\d+\S*|inproc://\S+", value):
         raise click.BadParameter(f"{cut(value)!r} is no address such as tcp://host:8786.", ctx, param)
     return value
-
-
-def _model(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    return with_weights(_not_empty(ctx, param, value), ctx.meta.get(_WEIGHTS))
-
-
-def _weights(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """Kept for the model, of which it becomes a part."""
-    if value is not None:
-        ctx.meta[_WEIGHTS] = _not_empty(ctx, param, value)
-
-
-_WEIGHTS = "lowrank_core weights"
-
-WEIGHTS = click.option(
-    "--weights",
-    metavar="FILE",
-    callback=_weights,
-    is_eager=True,  # known before the model is
-    expose_value=False,
-    help="Weights that MODEL gets: a state_dict, training checkpoint or shards; FILE#KEY: those under this key.",
-)
-
-
-def MODEL(function: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802
-    """The model of a command, with the file of its weights if one is given."""
-    return click.argument("model", callback=_model)(WEIGHTS(function))
 
 
 PLAN = existing("--plan", required=True, help="Rank plan, a JSON file.")

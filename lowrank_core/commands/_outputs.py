@@ -24,7 +24,7 @@ from lowrank_core.store.files import (
 )
 from lowrank_core.store.kinds import FileKind
 from lowrank_core.store.reads import same_file, was_read, watched
-from lowrank_core.store.reference import file_and_part, model_and_weights
+from lowrank_core.store.reference import address_of
 
 STANDARD_OUTPUT = Path("-")
 """What an output is that goes to standard output; all others are absolute."""
@@ -137,10 +137,10 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
         if isinstance(param.type, Input) or param.name == "model"
     }
     if "the model" in inputs:
-        ref, weights = model_and_weights(str(options["model"]))
-        inputs["the model"] = Path(ref).expanduser()
-        if weights is not None:
-            inputs["the file of --weights"] = file_and_part(weights)[0]
+        files = address_of(str(options["model"])).files
+        inputs["the model"] = files.pop("")
+        for option, path in files.items():
+            inputs[f"the {'folder' if path.is_dir() else 'file'} of {option}"] = path
     if (model := inputs.get("the model")) is not None and model.suffix in (".onnx", ".pt2"):
         inputs["the data of the model"] = model.with_suffix(".npz")
     for number, output in enumerate(outputs.written):

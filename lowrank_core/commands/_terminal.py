@@ -35,6 +35,11 @@ class ProgressLine:
             self._last = time.monotonic()
             say(f"\r{text:<78}" if live else text, newline=not live)
 
+    def wipe(self) -> None:
+        """Leave nothing of a line that was written over itself."""
+        if self._last > 0 and sys.stderr.isatty():
+            say(f"\r{'':<78}\r", newline=False)
+
 
 def say_step(progress: Progress) -> None:
     """Hears reports: each step on a line of its own."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import runpy
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from lowrank_core.commands import Refused, cli
+from lowrank_core.commands._reference import MODEL
 from lowrank_core.errors import MissingExtra
 from lowrank_core.extras import extra
-from lowrank_core.store.reference import with_weights
 
 CORE = Path(__file__).parents[1]
 
 
 @cli.command()
-@click.argument("model", required=False)
-@click.option("--weights", metavar="FILE", help="Weights that MODEL gets; FILE#KEY: those under this key.")
+@partial(MODEL, required=False)
 @click.option("--port", type=click.IntRange(1, 65535), help="Default 8501, or the next one that is free.")
 @click.option(
     "--export-folder",
@@ -29,7 +29,7 @@ CORE = Path(__file__).parents[1]
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Pages may write files there and below, as in the folder where the command is given; may be repeated.",
 )
-def app(model: str | None, weights: str | None, port: int | None, export_folders: tuple[Path, ...]) -> None:
+def app(model: str | None, port: int | None, export_folders: tuple[Path, ...]) -> None:
     """Open the dashboard in a browser, on MODEL or a built-in one; Ctrl-C ends it.
 
     It answers this machine alone, at 127.0.0.1, and no page but its own.
@@ -41,11 +41,8 @@ def app(model: str | None, weights: str | None, port: int | None, export_folders
                     raise ModuleNotFoundError(package)
     except MissingExtra as error:
         raise Refused(error) from error
-    if weights is not None and not model:
-        raise click.UsageError("--weights needs a MODEL that gets them.")
     options = [] if port is None else ["--server.port", str(port)]
-    named = [with_weights(model, weights)] if model else []
-    told = [*named, *(f"--export-folder={folder}" for folder in export_folders)]
+    told = [*([model] if model else []), *(f"--export-folder={folder}" for folder in export_folders)]
     sys.argv = ["streamlit", "run", *options, str(script()), "--", *told]
     runpy.run_module("streamlit", run_name="__main__", alter_sys=True)
 

@@ -37,6 +37,7 @@ from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._problem import Problem, problem_of
 from lowrank_core.store.kinds import EXPORTED, STATE
+from lowrank_core.training.expected import training_effort
 from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.finetune import provenance as tuning_of
 from lowrank_core.training.recipe import Loss, Settings
@@ -146,6 +147,9 @@ def finetune(
     step, last, folder = None, -5.0, None if workspace.cache is None else workspace.cache.tuning
     if folder is not None:
         tidy(folder)
+    expected = training_effort(workspace, settings, seeds)
+    if expected.long:
+        say(f"Training takes {expected.text} here at most; it can be stopped, and goes on where it was.")
     every = range(settings.seed, settings.seed + seeds)
     for step in runs(workspace, candidate, settings, every, state=state, folder=folder, watch=watch):
         if step.epoch.notice:

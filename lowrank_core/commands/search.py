@@ -37,10 +37,11 @@ from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
 from lowrank_core.running.scope import scope
-from lowrank_core.selection import RULES, check_answer, check_wishes
+from lowrank_core.selection import RULES, at_once, check_answer, check_wishes, search_effort
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
-from lowrank_core.selection._problem import QUANTITIES, Trial, check_methods, problem_of
+from lowrank_core.selection._compact import COMPACT, TUNE, compact, needs_tuning
+from lowrank_core.selection._problem import QUANTITIES, Problem, Trial, check_methods, problem_of
 from lowrank_core.store.kinds import MOST_BYTES, PLAN
 
 
@@ -89,6 +90,13 @@ def search(
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     folder, where = points_of(workspace), Workers(workers, dask)
     problem = problem_of(workspace, latency=table, folder=folder, workers=where, **wishes)
+    expected = search_effort(chosen, problem)
+    if expected.long:
+        quick = at_once(problem)
+        instead = "" if quick in (None, type(chosen)) else f" --rule {quick.name} measures nothing and answers at once."
+        say(f"This takes at most {expected.text} here.{instead}")
+    if compact(workspace.profile) and min((share for _, share in _shares(problem)), default=1.0) <= 0.5:
+        say(f"Note: {COMPACT}")
     trials = []
     with scope(report=ProgressLine()):
         for trial in run_search(chosen, problem):
@@ -122,6 +130,8 @@ def search(
         "score": score,
         "judged": judged_in(workspace),
         "note": trials[-1].note,
+        "expected": asdict(expected),
+        "needs_tuning": needs_tuning(score),
         "trials": [{"note": _note(t), **asdict(t.cost), "score": t.score} for t in trials],
         "seconds": time.monotonic() - started,
     }
@@ -130,7 +140,13 @@ def search(
         f"{out}: {len(answer.plan.choices)} of {len(workspace.profile.layers)} layers compressed, "
         f"{share_text(workspace, compressed_cost)}.{note}\n{score_line(score, alone=False)}"
     )
+    if needs_tuning(score):
+        text += f"\n{TUNE} `python -m lowrank_core finetune --help` says how."
     return document, text
+
+
+def _shares(problem: Problem) -> list[tuple[str, float]]:
+    return [(quantity, limit / (problem.amount(quantity) or 1)) for quantity, limit in problem.budgets]
 
 
 def _note(trial: Trial) -> str:

@@ -27,6 +27,7 @@ from lowrank_core.layers.parts import Recurrent
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.store.reference import address_of
 from lowrank_core.workspace import Workspace
 
 INITIALIZERS_ALONE = 4
@@ -54,7 +55,7 @@ def compressed_onnx(
         import onnx
     dense = workspace.model
     assert isinstance(dense, OnnxGraph)
-    path = Path(workspace.address)
+    path = Path(address_of(workspace.address).model)
     read = read_onnx(path, dense.program.held)
     if fingerprint(build(read.model)) != workspace.profile.fingerprint:
         raise InvalidFile(f"{path} has changed since it was opened; open it again.")

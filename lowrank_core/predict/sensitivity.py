@@ -15,6 +15,7 @@ from lowrank_core.compression.apply import apply
 from lowrank_core.compression.correct import load_overlay
 from lowrank_core.errors import InvalidData
 from lowrank_core.layers.data import Dataset, Outputs, data_hash, joined, run
+from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.correction import Correction
@@ -160,7 +161,7 @@ def profile(
     """
     asks = tuple(asks)
     file = None if folder is None else PointFile(folder, workspace, correction, data=data)
-    points = {(p.layer, p.method, p.rank): p for p in (() if file is None else file.load())}
+    points = _kept(file)
     todo = [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in points]
     with scope(report=under("measuring layers")):
         for point in _measured(workspace, correction, todo, data, workers):
@@ -168,6 +169,18 @@ def profile(
             if file is not None:
                 file.add(point)
     return tuple(points[name, choice.method, choice.rank] for name, choice in asks)
+
+
+def unknown(
+    workspace: Workspace, correction: Correction | None, asks: Iterable[Ask], data: Dataset, folder: Path | None
+) -> list[Ask]:
+    """Of the points asked for those that `profile` would have to measure."""
+    points = _kept(None if folder is None else PointFile(folder, workspace, correction, data=data))
+    return [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in points]
+
+
+def _kept(file: PointFile | None) -> dict[tuple[str, str, Rank], Point]:
+    return {(p.layer, p.method, p.rank): p for p in (() if file is None else file.load())}
 
 
 def _measured(

@@ -38,6 +38,7 @@ class Metric:
     bounded: bool = False  # value or totals: a share, from 0 to 1, of which n samples hold about 1 / n each
     weighs: bool = False  # value takes a third argument, the weight of each sample (N,)
     fewest: int = FEWEST  # samples from which on it has an interval
+    fewest_weighted: int = FEWEST  # the same where samples count differently, as many as they are worth together
 
     def score(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> float:
         """The metric's value on some samples taken together; weights (N,): how much each of them counts.
@@ -469,7 +470,12 @@ METRICS: dict[str, Metric] = {
     "multilabel-micro-f1": Metric("multi-label micro F1", totals=_label_hits, of=_micro_f1, bounded=True),
     "multilabel-macro-f1": Metric("multi-label macro F1", totals=_label_hits, of=_class_f1, bounded=True),
     "average-precision": Metric(
-        "mean average precision", value=_average_precision, bounded=True, weighs=True, fewest=5 * FEWEST
+        "mean average precision",
+        value=_average_precision,
+        bounded=True,
+        weighs=True,
+        fewest=5 * FEWEST,
+        fewest_weighted=10 * FEWEST,
     ),
     "perplexity": Metric("perplexity", False, totals=_surprise, of=_perplexity, class_axis=-1),
     "token-error": Metric("token error rate", False, totals=_edits, of=_error_rate, class_axis=-1, bounded=True),

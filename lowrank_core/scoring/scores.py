@@ -504,7 +504,7 @@ def _jackknifed(
     drops = (dense - ours) * (1 if metric.higher_is_better else -1)
 
     def interval(figures: Tensor, least: float) -> tuple[float | None, float | None]:
-        if effective < metric.fewest:
+        if effective < (metric.fewest if effective == samples else metric.fewest_weighted):
             return None, None
         ends = jackknife_interval(figures[0], figures[1:], sizes, effective, bounded=bounded)
         if any(map(isnan, ends)):

@@ -12,6 +12,7 @@ from math import isfinite
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from lowrank_core.errors import InvalidData, InvalidSearch
+from lowrank_core.measure.effort import Effort, Measurements, Work, effort
 from lowrank_core.registry import register_all
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
@@ -30,12 +31,19 @@ class Rule(Protocol):
     serves: ClassVar[frozenset[Wish]]  # what it can be asked for; "nothing": its own settings decide
     methods: ClassVar[tuple[str, ...]]  # decompositions as published; () = those the network's layers use first
 
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """What it measures at most before it answers; nothing where closed forms decide."""
+
     def search(self, problem: Problem) -> Iterator[Trial]:
         """Yield plans as they are tried; the last one is the answer, within the budgets."""
 
 
 RULES: dict[str, type[Any]] = {}
 """Name -> class; its instances are rules, its fields their settings."""
+
+
+CLOSED_FORMS = ("balf", "lc", "energy")
+"""Rules that measure nothing, those that lose least first (docs/benchmarks/selection.md)."""
 
 
 def register(rule: type[Any]) -> type[Any]:
@@ -70,14 +78,32 @@ def make(name: str, settings: dict[str, str]) -> Rule:
         raise InvalidSearch(f"rule {name!r}: {error}") from error
 
 
+def search_effort(rule: Rule, problem: Problem) -> Effort:
+    """What a search takes here at most, before it starts; what earlier searches have measured is left out where known.
+
+    Its answer is measured on all evaluation samples at last. Raises InvalidSearch for what cannot be asked.
+    """
+    problem = _made(rule, problem)
+    workspace, measured = problem.workspace, tuple(rule.measurements(problem))
+    samples = 0 if workspace.opened.evaluate else len(workspace.reference)
+    dense = 0 if not samples or workspace.reference.complete else samples
+    factorised = frozenset((layer.name, problem.method_of(layer)) for layer in problem.layers)
+    return effort(workspace, Work((*measured, Measurements(1, samples)), factorised, problem.corrected, dense))
+
+
+def at_once(problem: Problem) -> type[Any] | None:
+    """The best rule that answers the same question in closed form, without measuring anything; None where none does."""
+    asked = [quantity for quantity, _ in problem.budgets] + ["max_drop"] * (problem.max_drop is not None)
+    serving = (RULES[name] for name in CLOSED_FORMS if _serves(RULES[name], asked))
+    return next(serving, None)
+
+
 def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
     """Ask a rule; the last trial is the answer, measured and within every budget.
 
     Raises InvalidSearch where nothing can be found, InvalidData where the metric has no value, Cancelled.
     """
-    if not problem.methods:
-        problem = replace(problem, methods=rule.methods)
-    _check(rule, problem)
+    problem = _made(rule, problem)
     _check_metric(problem)
     last = None
     for last in rule.search(problem):
@@ -90,6 +116,14 @@ def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
         check_answer(last.score)
         yield last
     check_answer(last.score)
+
+
+def _made(rule: Rule, problem: Problem) -> Problem:
+    """The problem with the rule's own methods where none were named; raises InvalidSearch where it cannot be asked."""
+    if not problem.methods:
+        problem = replace(problem, methods=rule.methods)
+    _check(rule, problem)
+    return problem
 
 
 def check_answer(score: Score | None) -> None:
@@ -116,13 +150,17 @@ def _check_metric(problem: Problem) -> None:
 def check_wishes(rule: Rule, asked: Iterable[str]) -> None:
     """Refuse what a rule cannot be asked for: names of quantities, and "max_drop"; raises InvalidSearch."""
     names = sorted(asked)
-    wishes: set[Wish] = {"max_drop" if name == "max_drop" else "budget" for name in names} or {"nothing"}
-    if not wishes <= rule.serves:
+    if not _serves(rule, names):
         words = {"budget": "a budget", "max_drop": "a largest drop", "nothing": "its own settings alone"}
         raise InvalidSearch(
             f"{rule.label} works from {' or '.join(words[w] for w in sorted(rule.serves))}, but was asked with "
             f"{' and '.join(names) or words['nothing']}."
         )
+
+
+def _serves(rule: Rule | type[Any], asked: Iterable[str]) -> bool:
+    wishes: set[Wish] = {"max_drop" if name == "max_drop" else "budget" for name in asked} or {"nothing"}
+    return wishes <= rule.serves
 
 
 def _check(rule: Rule, problem: Problem) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.progress import Pace, Progress
@@ -102,6 +103,18 @@ class Tally:
         left = self._pace(self._done) if self._done < self._total else None
         self._done += 1
         report(Progress(f"{what}: measurement {self._done} of at most {max(self._done, self._total)}", left))
+
+
+def most_measurements(problem: Problem, order: str, most: Callable[[int], int]) -> Iterator[Measurements]:
+    """How many plans `lowest` measures at most; under a budget the drop is halved, which seldom asks for new ones."""
+    counts = {layer: len(problem.ranks(layer, problem.method_of(layer))) for layer in problem.layers}
+    if order == "together":
+        yield Measurements(most(max(counts.values())), problem.samples)
+    else:
+        for layer, count in counts.items():
+            alone = (layer.name, problem.method_of(layer)) if order == "alone" else ("", "")
+            yield Measurements(most(count), problem.samples, *alone)
+    yield Measurements(1, problem.samples)
 
 
 def lowest(problem: Problem, order: str, find: Find, most: Callable[[int], int]) -> Iterator[Trial]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from scipy.optimize import isotonic_regression
 
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import register
@@ -47,6 +48,14 @@ class AimetGreedy:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """Every candidate of every layer, then the answer."""
+        quantity = problem.budgets[0][0]
+        for layer in problem.layers:
+            count = len(self._candidates(problem, layer, quantity))
+            yield Measurements(count, problem.samples, layer.name, problem.method_of(layer))
+        yield Measurements(1, problem.samples)
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; single layers are measured on the way."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from lowrank_core.algebra.linalg import MatrixFactorization
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.progress import Pace, Progress
@@ -39,6 +40,10 @@ class Alds:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """None: closed forms decide."""
+        return iter(())
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

@@ -11,6 +11,7 @@ import numpy as np
 from lowrank_core.algebra.knapsack import cheapest_loss
 from lowrank_core.compression.calibration import MOMENT_BYTES, moment_bytes
 from lowrank_core.errors import InvalidSearch, few
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
 from lowrank_core.selection import register
@@ -32,6 +33,10 @@ class Balf:
     source: ClassVar[str] = "Gonzalez-Martinez, BALF: budgeted activation-aware low-rank factorization, 2025"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget"})
     methods: ClassVar[tuple[str, ...]] = ("spatial_svd_aware", "svd_aware")
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """None: closed forms decide."""
+        return iter(())
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

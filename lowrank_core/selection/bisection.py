@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.selection import register
-from lowrank_core.selection._ladders import ORDER_FORM, Ladder, lowest
+from lowrank_core.selection._ladders import ORDER_FORM, Ladder, lowest, most_measurements
 from lowrank_core.selection._problem import Problem, Trial, Wish
 from lowrank_core.selection._settings import check_settings
 
@@ -32,6 +33,10 @@ class Bisection:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """At most so many ranks of each layer, then the answer."""
+        return most_measurements(problem, self.order, int.bit_length)
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One trial for each layer, then the whole."""

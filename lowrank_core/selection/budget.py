@@ -14,10 +14,11 @@ from lowrank_core.compression.calibration import calibration_samples
 from lowrank_core.errors import Cancelled, InvalidSearch, LowRankError
 from lowrank_core.layers.data import Dataset, data_hash, joined, run
 from lowrank_core.layers.spec import Rank
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point, change, closed_form_error
-from lowrank_core.predict.sensitivity import BATCH, OUTPUT_BYTES, Ask, divergence, profile
+from lowrank_core.predict.sensitivity import BATCH, OUTPUT_BYTES, Ask, divergence, profile, unknown
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report
 from lowrank_core.scoring.scores import Score
@@ -97,6 +98,18 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """Points of single layers that are not kept from an earlier search, then whole plans."""
+        workspace, data = problem.workspace, held_out(problem.workspace).pick(slice(0, self.samples))
+        correction = workspace.correction if problem.corrected else None
+        for name, choice in unknown(workspace, correction, asks(problem), data, problem.folder):
+            yield Measurements(1, len(data), name, choice.method)
+        if problem.max_drop is not None:
+            yield Measurements(STEPS, len(workspace.reference))
+        else:
+            yield Measurements(1 + len(RIVALS) + self.refine, len(held_out(workspace)))
+            yield Measurements(1 + len(RIVALS), min(problem.samples, len(workspace.reference)))
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """Under budgets each plan that is better than those before; under a largest drop the plans that were judged."""

@@ -18,6 +18,7 @@ from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.layers.data import Dataset, data_hash
 from lowrank_core.layers.spec import Rank
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
@@ -65,6 +66,14 @@ class CrossValidation:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """Every rank of the grid in every fold, then the answer."""
+        for layer in problem.layers:
+            method = problem.method_of(layer)
+            count = self.folds * len(_grid(problem.ranks(layer, method)))
+            yield Measurements(count, problem.samples // self.folds, layer.name, method)
+        yield Measurements(1, problem.samples)
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; single layers are measured on the way."""

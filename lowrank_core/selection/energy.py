@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lowrank_core.algebra.spectra import rank_for_energy
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.selection import register
 from lowrank_core.selection._problem import Problem, Trial, Wish, largest
@@ -34,6 +35,10 @@ class Energy:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """None: closed forms decide."""
+        return iter(())
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

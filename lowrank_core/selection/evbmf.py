@@ -9,6 +9,7 @@ from typing import ClassVar
 from lowrank_core.algebra.vbmf import evbmf_of
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.layers.spec import Rank
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import RankPlan
@@ -47,6 +48,10 @@ class VariationalBayes:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """None: closed forms decide."""
+        return iter(())
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

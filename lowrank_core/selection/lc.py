@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.selection import register
 from lowrank_core.selection._problem import Problem, Trial, Wish, largest
@@ -40,6 +41,10 @@ class LearningCompression:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """None: closed forms decide."""
+        return iter(())
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import ClassVar
 
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import register
@@ -42,6 +43,13 @@ class NaiveSensitivity:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """Each layer alone; under a largest drop at most every step of the way up, too."""
+        for layer in problem.layers:
+            yield Measurements(1, problem.samples, layer.name, problem.method_of(layer))
+        if problem.max_drop is not None:
+            yield Measurements(ceil(((1 - self.start) / SLOWEST + self.step) / self.step), problem.samples)
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """Under a largest drop every plan on the way up; under a budget one plan."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
@@ -37,6 +38,10 @@ class RelativeError:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        """None: closed forms decide."""
+        return iter(())
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

@@ -8,24 +8,29 @@ such a file.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
 from lowrank_core.registry import register_all
+from lowrank_core.sources._given import GivenData, given_by, opened_on
 from lowrank_core.sources._opened import Opened, filled_with
 from lowrank_core.sources._weights import Weights
-from lowrank_core.store.reference import WITH, file_and_part, model_and_weights
+from lowrank_core.store.reference import DATA, address_of, file_and_part, with_parts
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One kind of reference by which a model is named: who accepts it, and how it is opened."""
+    """One kind of reference by which a model is named: who accepts it, and how it is opened.
+
+    open_on: opens it with data that a person names, where these decide how; else they are given to what was opened.
+    """
 
     name: str
     accepts: Callable[[str], bool]
     open: Callable[[str], Opened | Weights]
     example: str
+    open_on: Callable[[str, GivenData], Opened | Weights] | None = None
 
 
 SOURCES: dict[str, Source] = {}
@@ -52,26 +57,43 @@ def open_source(ref: str) -> Opened:
 
 
 def open_any(ref: str) -> Opened | Weights:
-    """Open a reference: a model that can be run, with weights of a file where one is named, or weights alone."""
-    model, file = model_and_weights(ref)
-    if file is None:
+    """Open a reference: a model that can be run, with weights and data of files if it names some, or weights alone."""
+    address = address_of(ref)
+    given, file = given_by(address), address.weights
+    if given is None and file is None:
         return _open(ref)
-    weights = _open(file)
-    if not isinstance(weights, Weights) or weights.wanting:
+    weights = None if file is None else _open(file)
+    if weights is not None and (not isinstance(weights, Weights) or weights.wanting):
         raise InvalidModel(f"--weights {file} is a model of its own, no file of weights; open it as the model.")
-    opened = _open(model)
+    opened = _open(address.model, given)
     if isinstance(opened, Weights):
-        raise InvalidModel(weights_alone(opened))
-    return filled_with(opened, weights, f"{opened.ref}{WITH}{weights.ref}")
+        raise (InvalidData if opened.wanting else InvalidModel)(weights_alone(opened))
+    parts = replace(address, model=str(opened.ref), weights=None if weights is None else weights.ref)
+    if isinstance(weights, Weights):
+        opened = filled_with(
+            opened, weights, str(replace(parts, data=None, train_data=None, preprocess=None, text=None))
+        )
+    if given is None:
+        return opened
+    whole = with_parts(str(parts), **{name: getattr(address, name) for name in DATA})
+    if _source(address.model).open_on is not None:
+        return replace(opened, ref=whole)
+    return opened_on(opened, given, whole)
 
 
-def _open(ref: str) -> Opened | Weights:
+def _open(ref: str, given: GivenData | None = None) -> Opened | Weights:
+    """Open a model alone, or with data that decide how it is opened."""
+    source = _source(ref)
+    return source.open(ref) if given is None or source.open_on is None else source.open_on(ref, given)
+
+
+def _source(ref: str) -> Source:
     place = file_and_part(ref)[0]
     if place.exists() and not (place.is_file() or place.is_dir()):  # a pipe would be waited for, a device has no end
         raise InvalidModel(f"{ref} is no file but a pipe or device; write it to a file first.")
     for source in SOURCES.values():
         if source.accepts(ref):
-            return source.open(ref)
+            return source
     examples = ", ".join(source.example for source in SOURCES.values())
     if Path(ref).expanduser().exists():
         raise InvalidModel(f"{ref} is no model file; give one of: {examples}.")

@@ -16,6 +16,7 @@ from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, batch_size, ten
 from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.profile import check_finite
 from lowrank_core.networks.wrappers import made_plain
+from lowrank_core.samples.preparation import Preparation
 from lowrank_core.scoring.metrics import METRICS, Metric, answers_twice
 from lowrank_core.sources._opened import COMPARED, Opened, as_dataset
 from lowrank_core.sources._scripted import from_script
@@ -30,7 +31,7 @@ class ModelContract:
     name: for people. ref: the reference that opens it again, None for a network that came from Python.
     path: the file or folder it is in, which messages name; None where messages name arguments of `Workspace.of`.
     code: the hash of each source file that was run for it, as it was then; it may grow with what is imported later.
-    axes: where the batch is, if that is known already.
+    axes: where the batch is, if that is known already. preparation: how a person's raw samples become its inputs.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelContract:
     path: Path | None = None
     code: dict[Path, str] = field(default_factory=dict)
     axes: BatchAxes | None = None
+    preparation: Preparation = field(default_factory=Preparation)
 
     def called(self, function: str) -> str:
         """How notices call a part of it: 'eval_data()' of a file, 'eval_data' as an argument."""
@@ -79,7 +81,7 @@ def open_contract(contract: ModelContract) -> Opened:
     Raises InvalidModel or InvalidData with what is missing, what came and what to do.
     """
     model = _built(contract)
-    notices = []
+    notices, of_own_data = [], []
     if any(m.training for m in model.modules()):
         model.eval()
         notices.append(
@@ -103,10 +105,10 @@ def open_contract(contract: ModelContract) -> Opened:
     axes = contract.axes or batch_axes(model, inputs)
     if contract.eval_data is None and contract.evaluate is None:
         named = given.name if isinstance(given, Metric) and given.label_free else COMPARED
-        notices.append(f"There is no {contract.called('eval_data')}: the score is {named}.")
+        of_own_data.append(f"There is no {contract.called('eval_data')}: the score is {named}.")
     if train is None:
         missing = contract.called("train_data")
-        notices.append(f"There is no {missing}: calibration uses evaluation inputs, without their labels.")
+        of_own_data.append(f"There is no {missing}: calibration uses evaluation inputs, without their labels.")
     return Opened(
         ref=contract.ref,
         name=contract.name,
@@ -119,12 +121,14 @@ def open_contract(contract: ModelContract) -> Opened:
         metric=lambda dataset: _metric(contract, dataset),
         evaluate=contract.evaluate,
         higher_is_better=contract.higher_is_better,
-        notices=tuple(notices),
+        notices=(*notices, *of_own_data),
+        of_own_data=tuple(of_own_data),
         code=contract.code,
         provides=frozenset(name for name in FUNCTIONS if getattr(contract, name) is not None),
         outputs=_outputs(contract),
         refused=contract.begins,
         own_metric=contract.own_metric + (" in the model file" if contract.path else ""),
+        preparation=contract.preparation,
     )
 
 

@@ -17,18 +17,14 @@ from lowrank_core.errors import InvalidData
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, samples_named, tensors
 from lowrank_core.networks.filling import filled_by
+from lowrank_core.samples.limits import MOST_BYTES, MOST_SAMPLES
+from lowrank_core.samples.preparation import Preparation
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.reference import file_and_part
 
 COMPARED = "how outputs compare with the dense ones"
 """What the score is of a network without labels, in a notice, until it is known what its outputs are."""
-
-MOST_SAMPLES = 1_000_000
-"""Samples of `eval_data` or `train_data` that are read from batches, at most; some give batches for ever."""
-
-MOST_BYTES = 2 * 10**9
-"""Bytes of such samples, at most; the batch that reaches either is the last."""
 
 BATCH = 256
 """Samples of a `Dataset` of PyTorch that are put together at once."""
@@ -44,6 +40,8 @@ class Opened:
     outputs: those that are judged, by name or place; () where they are found.
     refused: what a refusal of the data or outputs begins with; own_metric: what to do where no known metric fits.
     axes: where the batch is in what the network takes and gives; None where it could not be run on the example inputs.
+    preparation: how raw samples, images say, become its inputs; what it leaves open follows from the example inputs.
+    of_own_data: those of the notices that are about its own data, and go where a person names others.
     """
 
     ref: str | None
@@ -63,6 +61,8 @@ class Opened:
     refused: str = ""
     own_metric: str = "give metric, a function (outputs, targets) -> float"
     axes: BatchAxes | None = None
+    preparation: Preparation = field(default_factory=Preparation)
+    of_own_data: tuple[str, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -96,7 +96,7 @@ def _read(value: object, where: str, inputs: Callable[[], int], axes: BatchAxes 
         dataset = value
     elif _is_by_sample(value):
         loader = data.DataLoader(cast(data.Dataset[Any], value), batch_size=BATCH, generator=torch.Generator())
-        dataset = _turned(_concatenate(loader, where, inputs, None), axes)
+        dataset = turned(_concatenate(loader, where, inputs, None), axes)
     elif isinstance(value, tuple | list) and len(value) == 2 and _is_targets(value[1]):
         dataset = Dataset(_as_tensors(value[0]), _as_targets(value[1]))
     elif isinstance(value, tuple | list) and _is_row(value, inputs):
@@ -120,7 +120,7 @@ def _read(value: object, where: str, inputs: Callable[[], int], axes: BatchAxes 
     return dataset
 
 
-def _turned(dataset: Dataset, axes: BatchAxes | None) -> Dataset:
+def turned(dataset: Dataset, axes: BatchAxes | None) -> Dataset:
     """Samples that were put together one by one, and so have the batch first, as the network takes them."""
     if axes is None or not _fit(axes, dataset.inputs):
         return dataset

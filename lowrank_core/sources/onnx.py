@@ -21,9 +21,13 @@ from lowrank_core.graphs.operators import Unhandled, dtype_of
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.layers.data import BatchAxes, Dataset, Outputs, call, run, tensors
 from lowrank_core.networks.profile import check_finite
+from lowrank_core.readers._npz import Named, read_named
+from lowrank_core.samples.preparation import Preparation
+from lowrank_core.samples.samples import Samples, Taken, classes_said
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._contract import ModelContract, open_contract
-from lowrank_core.sources._npz_data import Named, NpzData, read_named
+from lowrank_core.sources._given import GivenData
+from lowrank_core.sources._npz_data import NpzData
 from lowrank_core.sources._opened import COMPARED, Opened
 from lowrank_core.sources._weights import StoredTensor, Weights
 
@@ -63,14 +67,19 @@ class Input:
         return f"{self.name} ({', '.join(self.shown)})"
 
 
-def _open(ref: str) -> Opened | Weights:
+def _open(ref: str, given: GivenData | None = None) -> Opened | Weights:
     path = Path(ref).expanduser()
     if not path.is_file():
         raise UnknownModel(f"there is no file {ref}.")
     path = path.resolve()
     read = read_onnx(path)
     inputs, beside = declared(read.model, path), path.with_suffix(".npz")
-    named = read_named(beside, [value.name for value in inputs]) if beside.is_file() else None
+    if given is None:
+        named = read_named(beside, [value.name for value in inputs]) if beside.is_file() else None
+        more, classes = False, tuple[str, ...]()
+    else:
+        beside = given.path
+        named, more, classes = _named(given, inputs)
     held, notices = held_values(read.model, inputs, named, beside)
     if held:
         read = read_onnx(path, held)
@@ -83,10 +92,10 @@ def _open(ref: str) -> Opened | Weights:
     inputs = tuple(value for value in inputs if value.name not in held)
     if named is None and (wanting := without_sizes(inputs, beside)):
         return _alone(graph, path, wanting)
-    data, more = random_data(graph, inputs, beside) if named is None else given_data(graph, inputs, named, beside)
-    notices += more
-    axes, more = fitted(graph, inputs, data.eval, bool(held) or single, path)
-    notices += more
+    data, said = random_data(graph, inputs, beside) if named is None else given_data(graph, inputs, named, beside)
+    notices += said
+    axes, said = fitted(graph, inputs, data.eval, bool(held) or single, path)
+    notices += said
     examples = 1 if graph.program.loops else _examples(inputs)
 
     def some() -> Dataset:
@@ -96,7 +105,7 @@ def _open(ref: str) -> Opened | Weights:
         name=path.stem,
         build_model=lambda: graph,
         example_inputs=lambda: some().inputs,
-        eval_data=lambda: data.eval,
+        eval_data=lambda: replace(data.eval, more=more),
         train_data=None if data.train is None else lambda: data.train,
         metric=data.metric,
         outputs=data.outputs,
@@ -114,9 +123,39 @@ def _open(ref: str) -> Opened | Weights:
         notices.append(f"{slow}: computed by ONNX's own reference, which is right and slow.")
     if graph.program.aside:
         notices.append(f"Weights that are left as they are: {'; '.join(graph.program.aside[:5])}.")
-    if data.train is None and beside.is_file():
-        notices.append(f"{beside.name} has no train_inputs: calibration uses its inputs, without their targets.")
-    return replace(opened, notices=tuple(notices))
+    if data.train is None and named is not None:
+        lacks = "has no train_inputs" if given is None else "holds no samples for training"
+        notices.append(f"{beside.name} {lacks}: calibration uses its inputs, without their targets.")
+    return replace(opened, notices=(*notices, *classes))
+
+
+def _named(given: GivenData, inputs: tuple[Input, ...]) -> tuple[Named, bool, tuple[str, ...]]:
+    """(data that a person names, as arrays for these inputs, whether there were more, what is said of its classes)."""
+    takes = []
+    for value in inputs:
+        sizes = tuple(size for axis, size in enumerate(value.sizes) if axis != value.axis)
+        takes.append(Taken(value.name, sizes, value.dtype, exact=True))
+    sampled = [taken for taken, value in zip(takes, inputs, strict=True) if value.axis is not None and not value.state]
+    samples = given.read(takes, sampled, Preparation())
+
+    def placed(part: Samples | None) -> dict[str, Tensor]:
+        if part is None or part.as_taken:
+            return {} if part is None else dict(part.inputs)
+        axes = {value.name: value.axis or 0 for value in inputs}
+        return {name: array.movedim(0, axes.get(name, 0)) for name, array in part.inputs.items()}
+
+    train = samples.train
+    labels = (None, None) if train is None else (train.targets, train.weights)
+    named = Named(
+        placed(samples),
+        placed(train),
+        (samples.targets, samples.weights),
+        labels,
+        samples.held,
+        samples.metric,
+        samples.outputs,
+    )
+    return named, samples.more, classes_said(samples, given.path.name)
 
 
 def _rows(value: Tensor, rows: slice) -> Tensor:
@@ -499,4 +538,4 @@ def _any_batch(program: Program, batch: int, places: tuple[int, ...]) -> Program
     return replace(program, sizes=sizes)
 
 
-register(Source("onnx", lambda ref: ref.lower().endswith(".onnx"), _open, "path/to/model.onnx"))
+register(Source("onnx", lambda ref: ref.lower().endswith(".onnx"), _open, "path/to/model.onnx", open_on=_open))

@@ -62,7 +62,9 @@ def _open(ref: str) -> Opened:
         return open_contract(contract)
     opened = open_contract(replace(contract, eval_data=lambda: _random(inputs)))
     notice = f"There is no {beside.name} with inputs and targets: the score is {COMPARED}, on random inputs."
-    return replace(opened, notices=(notice, *opened.notices), provides=opened.provides - {"eval_data"})
+    about_data = (notice, *opened.of_own_data)
+    provides = opened.provides - {"eval_data"}
+    return replace(opened, notices=(notice, *opened.notices), of_own_data=about_data, provides=provides)
 
 
 class _Payload(msgspec.Struct):

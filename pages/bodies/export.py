@@ -13,12 +13,12 @@ from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, Export, Exp
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.measure.measurement import is_final
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.plans.cost import check_plan, plan_cost
-from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan, read_plan
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
-from pages.ui import at_start, frame, tuning, words
+from pages.ui import at_start, frame, plan_from_file, tuning, words
 from pages.ui.button import button
 from pages.ui.state import downloads, measurements, plans, runs, trainings
 from pages.ui.tuning import Tuned
@@ -275,31 +275,19 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
     file = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES // 10**6)
     if file is None:
         return
-    try:
-        read = read_plan(file.getvalue())
-        warnings = check_plan(workspace.profile, read.plan)
-    except LowRankError as error:
-        st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
-        return
     before = plans.history(workspace)
     try:
-        plans.open_file(workspace, read)
-        own = plans.correction_of(workspace, read)
+        taken = plan_from_file.take(workspace, file.getvalue())
     except LowRankError as error:
         st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
         return
     if plans.history(workspace) is not before:
         st.rerun()
-    if read.correction is None:
-        st.info("The file says that its factors are not corrected, so the correction is off now.")
-    elif own is not None:
-        st.info(
-            f"The file asks for a correction of its own, with which plans are measured now: {words.plain(own.kind)} on "
-            f"{own.samples:,} samples, seed {own.seed}, ridge {own.ridge:g}."
-        )
+    if taken.correction:
+        st.info(words.plain(taken.correction))
     st.success(words.plain(f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back."))
-    for warning in warnings:
-        st.warning(words.plain(f"{warning}."))
+    for warning in taken.warnings:
+        st.warning(words.plain(warning))
     frame.link("Ranks", says="See it on Ranks")
 
 

@@ -3,8 +3,10 @@
 import pandas as pd
 import streamlit as st
 
+from lowrank_core.errors import LowRankError
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job
+from lowrank_core.training.expected import training_effort
 from lowrank_core.training.sweep import Swept
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, running, tables, tuning, tuning_form, words
@@ -188,6 +190,17 @@ def show_sweep(workspace: Workspace, trained: Trained) -> None:
         st.switch_page("pages/7_Export.py")
 
 
+def takes(workspace: Workspace, wish: Training | Sweep) -> None:
+    """What the training will take, before it starts; what its ranks take to be found is not counted."""
+    runs = len(wish.shares) if isinstance(wish, Sweep) else len(wish.runs)
+    try:
+        effort = training_effort(workspace, wish.settings, runs)
+    except LowRankError:  # there is nothing to learn from: starting it says why
+        return
+    found = isinstance(wish, Sweep) or wish.candidate is None
+    st.caption(f"Takes {effort.text} on this machine at most{', without the search for ranks' if found else ''}.")
+
+
 def show(workspace: Workspace) -> None:
     """Ask for a training in a form, and show what the trainings of this session came to."""
     plans.history(workspace)  # the first plan is found before columns are laid out
@@ -203,6 +216,8 @@ def show(workspace: Workspace) -> None:
         if pressed and wish is not None:
             trainings.start(workspace, wish)
             st.rerun()
+        if wish is not None and at_work is None:
+            takes(workspace, wish)
         before = trainings.asked_before(workspace)
         titles = [tuning.title(workspace, wish) for wish in before]
         running.earlier(before, titles, lambda wish: trainings.start(workspace, wish))

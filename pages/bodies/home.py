@@ -6,27 +6,50 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import frame, opening, words
+from pages.ui import frame, open_network, opening, words
 from pages.ui.button import button
-from pages.ui.commands import app_command, as_here, core_command
+from pages.ui.commands import as_here
+
+STEPS = """
+**In three steps**
+
+1. **Look**: where the cost is (*Model*), and how fast each layer's singular values fall (*Spectra*).
+2. **Tune**: drag the rank of each layer; bytes, multiplies and accuracy move with it (*Ranks*); or say how small it
+   must be and let a rule choose (*Search*). Then train the factors (*Fine-tune*).
+3. **Ship**: download the plan and the compressed weights, checked in a fresh process (*Export*).
+"""
 
 
 def show_weights(stock: Inventory) -> None:
     """Weights without a model: what they are, and where to look at them."""
-    opening.pick_model()
-    with st.container(horizontal=True, gap="medium"):
-        st.metric("Parameters", words.count(stock.parameters), width="content")
-        st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
-        st.metric("Layers", len(stock.layers), width="content")
-    st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
-    frame.link("Model", says="See what is in the file")
-    frame.link("Spectra", says="See the spectra")
+    open_network.take_plan(stock)
+    left, right = st.columns([1, 1], gap="large")
+    with left:
+        opening.pick_model()
+        with st.container(horizontal=True, gap="medium"):
+            st.metric("Parameters", words.count(stock.parameters), width="content")
+            st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
+            st.metric("Layers", len(stock.layers), width="content")
+        st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
+        frame.link("Model", says="See what is in the file")
+        frame.link("Spectra", says="See the spectra")
+    open_network.show(right)
+
+
+def show_nothing() -> None:
+    """The chosen network cannot be looked at: another one can be opened."""
+    left, right = st.columns([1, 1], gap="large")
+    with left:
+        st.markdown("Choose another model to go on:")
+        opening.pick_model()
+    open_network.show(right)
 
 
 def show(workspace: Workspace) -> None:
     """What the model is, what to do with it, and how to open another one."""
+    open_network.take_plan(workspace)
     cost, rest = plan_cost(workspace.profile), workspace.profile.rest
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns([1, 1], gap="large")
     with left:
         opening.pick_model()
         with st.container(horizontal=True, gap="medium"):
@@ -37,19 +60,5 @@ def show(workspace: Workspace) -> None:
             st.metric("Compressible", words.share(compressible), help=words.COMPRESSIBLE, width="content")
         if button("Tune the ranks", type="primary", icon=":material/tune:"):
             st.switch_page("pages/3_Ranks.py")
-    with right:
-        st.markdown(
-            "**In three steps**\n\n"
-            "1. **Look**: where the cost is (*Model*), and how fast each layer's singular values fall (*Spectra*).\n"
-            "2. **Tune**: drag the rank of each layer; bytes, multiplies and accuracy move with it (*Ranks*); or say "
-            "how small it must be and let a rule choose (*Search*). Then train the factors (*Fine-tune*).\n"
-            "3. **Ship**: download the plan and the compressed weights, checked in a fresh process (*Export*)."
-        )
-        st.markdown("**Your own network**: this writes a commented file to fill in,")
-        st.code(core_command("new", "my_model.py"), language="bash", wrap_lines=True)
-        st.markdown("and this opens it here:")
-        st.code(app_command("path/to/model.py"), language="bash", wrap_lines=True)
-        st.caption(
-            "A model file is Python code, and a program of torch.export (.pt2) may run some, so they are opened only "
-            "from the command line, never from an upload. Weights alone (.safetensors, .pt): sizes and spectra."
-        )
+    st.markdown(STEPS)
+    open_network.show(right)

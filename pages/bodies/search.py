@@ -9,6 +9,7 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job
+from lowrank_core.selection._compact import COMPACT, TUNE, compact, needs_tuning
 from lowrank_core.selection._problem import Trial
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, question, question_form, running, tables, words
@@ -90,6 +91,8 @@ def result(workspace: Workspace, quantity: str, search: Search, others: list[Sea
         ):
             change = f"{100 * (now / before - 1):+.1f} % against dense" if before else None
             st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
+    if needs_tuning(trial.score):
+        st.info(f"{words.plain(TUNE)} Adopt the plan, then *Fine-tune* it.", icon=":material/model_training:")
     adopt(workspace, trial, search.question.corrected)
     plan = pd.DataFrame(tables.plan_rows(workspace.profile, trial.candidate.plan))
     share_column: dict[str, Any] = {"format": "percent", "min_value": 0, "max_value": 1}
@@ -191,6 +194,20 @@ def comparison(workspace: Workspace, over: list[Search]) -> None:
     )
 
 
+def takes(workspace: Workspace, wish: Question) -> None:
+    """What the search will take, before it starts, and the rule that answers at once where that is long."""
+    try:
+        effort, quick = searches.expected(workspace, wish)
+    except LowRankError:  # there is no answer: starting it says why
+        return
+    line = f"At most {effort.text} on this machine."
+    if effort.long and quick:
+        line += f" The rule {quick} answers the same at once: it measures nothing on the way."
+    st.caption(words.plain(line))
+    if compact(workspace.profile) and any(share <= 0.5 for _, share in wish.budgets):
+        st.caption(words.plain(f"{COMPACT[:1].upper()}{COMPACT[1:]}"))
+
+
 def show(workspace: Workspace) -> None:
     """Ask for a search in a form, and show what the searches of this session have found."""
     plans.history(workspace)  # the first plan is found before columns are laid out
@@ -211,6 +228,8 @@ def show(workspace: Workspace) -> None:
         if pressed and wish is not None:
             searches.start(workspace, wish)
             st.rerun()
+        if wish is not None and at_work is None:
+            takes(workspace, wish)
         before = searches.asked_before(workspace)
         titles = [question.title(workspace, wish) for wish in before]
         running.earlier(before, titles, lambda wish: searches.start(workspace, wish))

@@ -1,4 +1,4 @@
-"""What was said when the server was started: `streamlit run app.py -- [MODEL] [--weights FILE] [--export-folder D]`."""
+"""What was said when the server was started: `streamlit run app.py -- [MODEL] [--data PATH] [--export-folder D]`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_core.errors import InvalidFile, InvalidSettings
-from lowrank_core.store.reference import with_weights
+from lowrank_core.store.reference import OPTIONS, with_parts
 
 STARTED_IN = Path.cwd()
 """The folder in which the server was started, whatever folder a model file changes to later."""
 
-OPTION, WEIGHTS = "--export-folder", "--weights"
+OPTION, PREPROCESS = "--export-folder", "--preprocess"
 
 SHOWN_LETTERS = 100
 """Of a name in a message."""
@@ -40,17 +40,21 @@ def at_start(words: Sequence[str] | None = None) -> AtStart:
     AtStart(model='my_model.py', export_folders=(PosixPath('/tmp'),))
     """
     left = list(sys.argv[1:] if words is None else words)
-    model, weights, folders = None, None, []
+    model, folders = None, []
+    parts: dict[str, str] = {}
     while left:
         name, equals, value = left.pop(0).partition("=")
         if name == OPTION:
             folders.append(value if equals else left.pop(0) if left else "")
-        elif name == WEIGHTS:
-            weights = value if equals else left.pop(0) if left else None
+        elif name in OPTIONS:
+            value = value if equals else left.pop(0) if left else ""
+            if value:
+                file = value if name == PREPROCESS else str(STARTED_IN / Path(value).expanduser())
+                parts[name.removeprefix("--").replace("-", "_")] = file
         elif model is None:
             model = f"{name}{equals}{value}"
-    if model is not None and weights:
-        model = with_weights(model, STARTED_IN / weights)
+    if model is not None:
+        model = with_parts(model, **parts)
     return AtStart(model, tuple(STARTED_IN / folder for folder in folders))
 
 

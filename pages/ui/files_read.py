@@ -42,6 +42,21 @@ class FilesRead:
         if path not in self._looks and len(self._looks) < MOST:
             self._looks[path] = _look(path)
 
+    def add_named(self, path: Path) -> None:
+        """Add a file or folder that a reference names, with what lies there and is read unheard.
+
+        A folder looks otherwise when a file joins it or goes, and so do those in it, as of images by class.
+        """
+        if not path.exists():
+            return
+        self.add(path)
+        self.add_unheard(path if path.is_dir() else path.parent)
+        if path.is_dir():
+            with suppress(OSError), os.scandir(path) as entries:
+                for entry in islice(entries, LOOKED_AT):
+                    if entry.is_dir():
+                        self.add(path / entry.name)
+
     def add_unheard(self, folder: Path) -> None:
         """Add the files in a folder that are read unheard, if they are; one of 50,000 files is not looked through."""
         with suppress(OSError), os.scandir(folder) as entries:

@@ -6,7 +6,11 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from lowrank_core.running.scope import raise_if_cancelled
 from lowrank_core.store.room import Recent
+
+LOOK_SECONDS = 0.2
+"""Between two looks whether who waits for another one's work has been called off."""
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -31,12 +35,19 @@ class Once(Generic[K, V]):
         return key in self._made
 
     def __call__(self, key: K, make: Callable[[], V]) -> V:
-        """The value of a key, made if it is not there; what goes wrong is raised, and made anew the next time."""
+        """The value of a key, made if it is not there; what goes wrong is raised, and made anew the next time.
+
+        Raises Cancelled where the work of this thread was cancelled while another one makes the value.
+        """
         with self._guard:
             lock = self._locks.get(key)
             if lock is None:
                 lock = self._locks[key] = threading.Lock()
-        with lock:
+        while not lock.acquire(timeout=LOOK_SECONDS):
+            raise_if_cancelled()
+        try:
             value = self._made[key] if key in self._made else make()
             self._made[key] = value
             return value
+        finally:
+            lock.release()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import streamlit as st
@@ -11,10 +13,12 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.files import not_kept
-from pages.ui import dense_line, running, words
+from lowrank_core.store.reference import model_and_weights
+from pages.ui import dense_line, dropped, running, words
+from pages.ui.at_start import STARTED_IN
 from pages.ui.commands import as_here
 from pages.ui.frame import Frame, link
-from pages.ui.state import models, plans, runs, server, session
+from pages.ui.state import models, openings, plans, runs, server, session
 from pages.ui.waiting import Steps
 
 
@@ -26,6 +30,7 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
     with frame.jobs:
         running.badge(frame.title)
     opened = False
+    openings.take_over(frame.title)
     try:
         with say:
             workspace = models.opened(say)
@@ -58,10 +63,9 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
         text = f"This page failed with {type(error).__name__}; the terminal that runs the app shows where."
     if not opened:
         frame.advice.empty()
-    st.error(words.plain(as_here(text)), icon=":material/error:")
+    st.error(words.plain(as_here(dropped.without_folders(text))), icon=":material/error:")
     if not opened:
-        st.markdown("Choose another model to go on:")
-        pick_model()
+        getattr(body, "show_nothing", _choose_another)()
 
 
 def _needs_a_model(stock: Inventory) -> None:
@@ -71,16 +75,50 @@ def _needs_a_model(stock: Inventory) -> None:
     link("Spectra", says="See the spectra")
 
 
-def pick_model() -> None:
-    """Choose which model to look at: the one given when the app was started, or a built-in one."""
-    addresses, current = models.offered(), models.chosen()
-    choice = st.radio(
+def _choose_another() -> None:
+    st.markdown("Choose another model to go on:")
+    pick_model(models.choose)
+
+
+def pick_model(begin: Callable[[str], None] = openings.begin) -> None:
+    """Choose which model to look at: one given at the start, a built-in one, or one that this session has opened.
+
+    begin: what is done for one of those that has to be opened anew.
+    """
+    addresses, current = (*models.offered(), *models.also_opened()), models.chosen()
+    session.set_widget("model choice", current if current in addresses else None)
+    st.radio(
         "Model",
         addresses,
-        index=addresses.index(current) if current in addresses else None,
         format_func=words.model_name,
-        captions=[words.model_description(address) for address in addresses],
+        captions=[model_description(address) for address in addresses],
+        key="model choice",
+        on_change=_picked,
+        args=(begin,),
     )
-    if choice is not None and choice != current:
+
+
+def _picked(begin: Callable[[str], None]) -> None:
+    choice = session.widget("model choice")
+    if choice is None or choice == models.chosen():
+        return
+    if choice in models.offered() or models.is_open(choice):
+        openings.call_off()
+        openings.forget()
         models.choose(choice)
-        st.rerun()
+    else:
+        begin(choice)
+
+
+def model_description(address: str) -> str:
+    """What a built-in model does, or where another one came from."""
+    if address in models.offered():
+        return words.model_description(address)
+    return "Dropped here." if dropped.is_dropped(address) else f"Opened from {words.plain(place_of(address))}."
+
+
+def place_of(address: str) -> str:
+    """The folder of a network, from the start folder on where it lies there."""
+    folder = Path(model_and_weights(address)[0]).parent
+    inside = folder.is_relative_to(STARTED_IN)
+    return "this folder" if folder == STARTED_IN else str(folder.relative_to(STARTED_IN) if inside else folder)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.errors import InvalidFile
+from lowrank_core.measure.effort import Effort
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Snapshot
-from lowrank_core.selection import Rule, search
-from lowrank_core.selection._problem import Quantity, Trial, problem_of
+from lowrank_core.selection import Rule, at_once, search, search_effort
+from lowrank_core.selection._problem import Problem, Quantity, Trial, problem_of
 from lowrank_core.workspace import Workspace
 from pages.ui import words
 
@@ -53,8 +54,24 @@ class Search:
 
 def ask(workspace: Workspace, question: Question, folder: Path) -> Iterator[Trial]:
     """The trials of a search. Raises what `search` raises."""
+    yield from search(question.rule, problem(workspace, question, folder))
+
+
+def expected(workspace: Workspace, question: Question, folder: Path) -> tuple[Effort, str]:
+    """What a search takes here at most, and the rule that answers the same at once, "" where this one or none does.
+
+    Raises what `search` raises for a question that has no answer.
+    """
+    asked = problem(workspace, question, folder)
+    quick = at_once(asked)
+    instead = "" if quick is None or isinstance(question.rule, quick) else quick.label
+    return search_effort(question.rule, asked), instead
+
+
+def problem(workspace: Workspace, question: Question, folder: Path) -> Problem:
+    """The question as rules take it. Raises InvalidSearch, InvalidFile."""
     budgets: dict[str, Any] = dict(question.budgets)
-    problem = problem_of(
+    return problem_of(
         workspace,
         **budgets,
         max_drop=question.max_drop,
@@ -66,7 +83,6 @@ def ask(workspace: Workspace, question: Question, folder: Path) -> Iterator[Tria
         latency=latency_table(question.latency),
         folder=folder,
     )
-    yield from search(question.rule, problem)
 
 
 def latency_table(text: str, workspace: Workspace | None = None) -> LatencyTable:

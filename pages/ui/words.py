@@ -13,7 +13,7 @@ from lowrank_core.figures import drop_text, score_text
 from lowrank_core.figures import duration as duration
 from lowrank_core.figures import share as share
 from lowrank_core.scoring.scores import Score
-from lowrank_core.store.reference import model_and_weights
+from lowrank_core.store.reference import address_of
 from lowrank_core.workspace import Workspace
 
 RANK = "The width of the thin middle of a factorised layer: a smaller rank is cheaper and less exact."
@@ -78,9 +78,11 @@ def plain(text: str) -> str:
 
 def model_name(address: str) -> str:
     """A reference as people call it; a file by its name alone."""
-    model, weights = model_and_weights(address)
+    named = address_of(address)
+    model, weights, data = named.model, named.weights, named.data or named.text
     name = model.removeprefix("builtin:") if model.startswith("builtin:") else Path(model).name
-    return plain(name if weights is None else f"{name} with {Path(weights).name}")
+    name = name if weights is None else f"{name} with {Path(weights).name}"
+    return plain(name if data is None else f"{name} on {Path(data).name}")
 
 
 def model_description(address: str) -> str:

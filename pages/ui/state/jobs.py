@@ -33,6 +33,13 @@ MOST_COMPARISONS = 100
 """Kept in memory for all sessions, as figures; the oldest that are over are forgotten first."""
 
 
+HOME = "Rank Explorer"
+"""The title of Home, where networks are opened."""
+
+MOST_OPENINGS = 50
+"""Kept in memory for all sessions, as names; the oldest that are over are forgotten first."""
+
+
 @st.cache_resource
 def searches() -> SharedJobs[Question, Trial]:
     """The searches of all sessions, shared between them."""
@@ -57,6 +64,12 @@ def spectra() -> SharedJobs[str, str]:
     return SharedJobs("Spectra", 20)
 
 
+@st.cache_resource
+def openings() -> SharedJobs[str, str]:
+    """The networks that are being opened for all sessions, by their references, shared between them."""
+    return SharedJobs(HOME, MOST_OPENINGS)
+
+
 def elsewhere(page: str) -> list[Started]:
     """Jobs of this session, of any model, that other pages show: running, or over since it last looked there."""
     looked: set[str] = st.session_state.setdefault("looked", set())
@@ -79,7 +92,7 @@ def still_here() -> None:
 
 
 def _kinds() -> tuple[SharedJobs[Any, Any], ...]:
-    return searches(), trainings(), comparisons(), spectra()
+    return searches(), trainings(), comparisons(), spectra(), openings()
 
 
 def note_asked(workspace: Workspace, wish: Wish) -> None:

@@ -7,7 +7,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -19,17 +18,23 @@ from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.files import own_folder
+from lowrank_core.store.reference import address_of
 from lowrank_core.store.room import Recent, Room
 from lowrank_core.workspace import Workspace, open_to_look
-from pages.ui.at_start import at_start
+from pages.ui import dropped
+from pages.ui.at_start import at_start, shown
 from pages.ui.files_read import FilesRead, listening
 from pages.ui.once import Once
+from pages.ui.state import recent, session
 from pages.ui.state.session import session_id
 
 DENSE_SAMPLES = 1024
 
 MOST_MODELS = 2 * (len(BUILTIN) + 1)
 """Of which small things are kept: every built-in one and the given one, with the correction and without."""
+
+MOST_REMEMBERED = 6
+"""Models beside those that are offered which a session goes back to with one click."""
 
 SAY_SECONDS = 0.1
 """A count of layers is shown anew at most this often."""
@@ -44,24 +49,43 @@ def named_at_start() -> str | None:
 
 
 def offered() -> tuple[str, ...]:
-    """What can be opened here: the model given at the start, then the built-in ones. Never an upload: it is code."""
+    """What everybody may look at here: the model given at the start, then the built-in ones."""
     at_start = named_at_start()
     builtin = tuple(f"builtin:{name}" for name in BUILTIN)
     return (at_start, *builtin) if at_start and at_start not in builtin else builtin
 
 
 def chosen() -> str:
-    """The model this session looks at; the address may name one (?model=...)."""
+    """The model this session looks at; the address may name one (?model=...) that this server has opened before."""
     if "model" not in st.session_state:
-        named = st.query_params.get("model")
-        st.session_state["model"] = named if named in offered() else named_at_start() or offered()[0]
+        named = dropped.whole(st.query_params.get("model", ""))
+        known = named in offered() or named in _opened_before()
+        st.session_state["model"] = named if known else named_at_start() or offered()[0]
+        if known and named not in offered():
+            _remember(named)
+        elif named and not known:
+            said = dropped.without_folders(shown(named))
+            session.say(f"The address names {said!r}, which this server has not opened so far; open it on Home.")
     return str(st.session_state["model"])
 
 
 def choose(address: str) -> None:
     """Look at another model; the plans of the others are kept."""
     st.session_state["model"] = address
-    st.query_params["model"] = address
+    st.query_params["model"] = dropped.short(address)
+    if address not in offered():
+        _remember(address)
+
+
+def also_opened() -> tuple[str, ...]:
+    """The models beside those that are offered which this session has looked at, the latest last."""
+    remembered: tuple[str, ...] = st.session_state.get("also opened", ())
+    return remembered
+
+
+def _remember(address: str) -> None:
+    others = tuple(other for other in also_opened() if other != address)
+    st.session_state["also opened"] = (*others, address)[-MOST_REMEMBERED:]
 
 
 def opened(say: Callable[[str], None]) -> Workspace | Inventory:
@@ -72,7 +96,7 @@ def opened(say: Callable[[str], None]) -> Workspace | Inventory:
     address = chosen()
     st.query_params["w"] = session_id()
     if address != offered()[0] or "model" in st.query_params:
-        st.query_params["model"] = address
+        st.query_params["model"] = dropped.short(address)
     model = open_model(address, stamp(address), say)
     names = outputs_chosen()
     if not names or not isinstance(model, Workspace):
@@ -95,6 +119,11 @@ def choose_outputs(names: tuple[str, ...]) -> None:
     st.session_state["outputs"] = {**st.session_state.get("outputs", {}), chosen(): names}
 
 
+def is_open(address: str) -> bool:
+    """Whether a model can be looked at without opening it anew."""
+    return (address, stamp(address)) in _given()
+
+
 def open_model(address: str, stamp: str, say: Callable[[str], None] = lambda step: None) -> Workspace | Inventory:
     """Built-in models are few and small, so all of them stay open; of the given one also what it was before an edit."""
     models, key = _builtin() if address.startswith("builtin:") else _given(), (address, stamp)
@@ -104,10 +133,9 @@ def open_model(address: str, stamp: str, say: Callable[[str], None] = lambda ste
 
 
 def _look(address: str, stamp: str, say: Callable[[str], None]) -> Workspace | Inventory:
-    files, path = FilesRead(), Path(address).expanduser()
-    if path.exists():
-        files.add(path.absolute())
-        files.add_unheard(path.absolute() if path.is_dir() else path.absolute().parent)
+    files = FilesRead()
+    for path in address_of(address).files.values():
+        files.add_named(path.absolute())
     try:
         with listening(files):
             model = open_to_look(address, cache(), room(), say)
@@ -121,6 +149,9 @@ def _look(address: str, stamp: str, say: Callable[[str], None]) -> Workspace | I
                     files.add(source)
     finally:
         _files_read().settle(address, stamp, files)
+    if not address.startswith("builtin:"):
+        _opened_before().add(address)
+        recent.note(address)
     return model
 
 
@@ -159,7 +190,18 @@ def _builtin() -> Once[tuple[str, str], Workspace | Inventory]:
 
 @st.cache_resource
 def _given() -> Once[tuple[str, str], Workspace | Inventory]:
-    return Once(2)
+    return Once(3)
+
+
+@st.cache_resource
+def _opened_before() -> set[str]:
+    """What this server has opened since it was started, beside the built-in ones: an address may name it."""
+    return set()
+
+
+def make_ready() -> None:
+    """Make what opening a model shares, in a run of a page: threads of their own only find it."""
+    _given(), _opened_before(), _files_read(), room()
 
 
 @st.cache_resource

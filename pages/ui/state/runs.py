@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 from streamlit.runtime.scriptrunner_utils.exceptions import StopException
 from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequests, ScriptRequestType
 from streamlit.runtime.scriptrunner_utils.script_run_context import ThreadState, get_script_run_ctx
+from streamlit.typing import UploadedFile
 
 
 def newer_run_waits() -> bool:
@@ -64,3 +67,12 @@ def let_wait() -> None:
     fragment = ThreadState.get().fragment_id
     if fragment is not None:
         st.session_state.setdefault("patient", set()).add(fragment)
+
+
+def forget_uploads(files: Sequence[UploadedFile]) -> None:
+    """Free the memory of files that were taken: Streamlit (1.67) keeps them until the session ends."""
+    context = get_script_run_ctx()
+    remove = getattr(context and context.uploaded_file_mgr, "remove_file", None)
+    if context is not None and remove is not None:
+        for file in files:
+            remove(session_id=context.session_id, file_id=file.file_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from lowrank_core.measure.effort import Effort
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.selection._problem import Trial
 from lowrank_core.workspace import Workspace
 from pages.ui.question import Question, ask
+from pages.ui.question import expected as question_expected
 from pages.ui.state import jobs, models
 from pages.ui.state.session import session_id
 
@@ -13,6 +15,11 @@ from pages.ui.state.session import session_id
 def begun(workspace: Workspace) -> dict[Question, Job[Trial]]:
     """What this session has asked about this model, the latest last; the same question of two sessions is one job."""
     return jobs.searches().asked_by(session_id(), models.key(workspace))
+
+
+def expected(workspace: Workspace, question: Question) -> tuple[Effort, str]:
+    """What a search takes here at most, and the rule that answers the same at once, "" where there is none."""
+    return question_expected(workspace, question, models.cache().points)
 
 
 def start(workspace: Workspace, question: Question) -> None:

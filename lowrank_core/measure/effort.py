@@ -1,0 +1,130 @@
+"""Effort: what work will take on this machine, said before it starts.
+
+Work is counted exactly: plans that are measured, samples that run through the network, layers that are factorised.
+Seconds follow from how long the dense network takes here for one sample, and from operations at that speed; they are
+rough (`benchmarks.effort` holds them against what the same work took).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+
+from lowrank_core.figures import duration
+from lowrank_core.methods import METHODS
+from lowrank_core.networks.profile import Layer
+from lowrank_core.plans.cost import layer_cost
+from lowrank_core.workspace import Workspace
+
+SOON_SECONDS = 20.0
+"""Work of so long is begun without a word."""
+
+CORRECTION = 3
+"""Passes over the calibration samples that correcting a plan takes: dense, compressed, and as much for algebra."""
+
+PLAN_SECONDS = 0.02
+"""What a plan takes beside the network's work: a compressed copy, its place in the files, its figures."""
+
+TRAINING = 3
+"""Passes that learning from a sample takes: forward, and backward twice that."""
+
+SVD_OPERATIONS = 22
+"""Of a singular value decomposition with both bases, times m n min(m, n) (Golub & Van Loan, 4th edition, 8.6)."""
+
+SWEEPS = 150
+"""Of the alternating least squares of a CP fit; how many one takes is known only afterwards."""
+
+OPERATIONS_A_SECOND = 4e9
+"""Of small matrices in double precision on one thread of a usual processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """So many plans measured, each on so many samples. layer, method: the one each changes; "" where they differ."""
+
+    plans: int
+    samples: int
+    layer: str = ""
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done. factorised: (layer, method) beside those of the measurements; corrected: every plan, too.
+
+    dense: samples that the dense network has yet to run on; trained: those that a compressed one learns from, over all
+    epochs.
+    """
+
+    measured: tuple[Measurements, ...] = ()
+    factorised: frozenset[tuple[str, str]] = frozenset()
+    corrected: bool = True
+    dense: int = 0
+    trained: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What work takes: plans that are measured, and seconds on this machine while nothing else runs, roughly.
+
+    >>> Effort(286, 1716.0).text
+    '286 measurements, about 29 min'
+    """
+
+    measurements: int
+    seconds: float
+
+    @property
+    def long(self) -> bool:
+        """Whether a person should know before it starts."""
+        return self.seconds > SOON_SECONDS
+
+    @property
+    def text(self) -> str:
+        """Both in a few words, more than a minute and a half in whole minutes."""
+        whole = 60 * round(self.seconds / 60) if self.seconds >= 90 else max(1, round(self.seconds))
+        many = (
+            f"{self.measurements:,} measurement{'' if self.measurements == 1 else 's'}, " if self.measurements else ""
+        )
+        return f"{many}about {duration(whole).removesuffix(' 0 s').removesuffix(' 0 min')}"
+
+
+def effort(workspace: Workspace, work: Work) -> Effort:
+    """What work takes here; the dense network is timed once per workspace, on a few samples."""
+    seconds, profile = workspace.sample_seconds, workspace.profile
+    own_score = workspace.opened.evaluate is not None
+    calibration = len(workspace.calibration) if work.corrected else 0
+    passes = CORRECTION / 2 * calibration  # what a layer alone is corrected from is gathered once
+    for measured in work.measured:
+        share = _share_from(workspace, measured.layer) if measured.layer else 1.0
+        samples = 1 if own_score else measured.samples
+        passes += measured.plans * (samples * share + (0 if measured.layer else CORRECTION * calibration))
+    passes += work.dense + TRAINING * work.trained
+    ranks = Counter[tuple[str, str]]()
+    for measured in work.measured:
+        if measured.layer:
+            ranks[measured.layer, measured.method] += measured.plans
+    algebra = sum(
+        _operations(profile.layer(name), method, ranks[name, method]) for name, method in {*ranks, *work.factorised}
+    )
+    plans = sum(measured.plans for measured in work.measured)
+    return Effort(plans, passes * seconds + plans * PLAN_SECONDS + algebra / OPERATIONS_A_SECOND)
+
+
+def _share_from(workspace: Workspace, name: str) -> float:
+    """The share of the layers' multiplies from one on: what runs before it is kept between its ranks."""
+    layers = workspace.profile.layers
+    multiplies = [layer_cost(layer, None).multiplies for layer in layers]
+    at = [layer.name for layer in layers].index(name)
+    return sum(multiplies[at:]) / (sum(multiplies) or 1)
+
+
+def _operations(layer: Layer, method: str, ranks: int) -> float:
+    """Of a factorisation: singular values of its unfolding, and where ranks are not nested sweeps for each of them."""
+    rows, columns = layer.spec.weight_shape[0], prod(layer.spec.weight_shape[1:])
+    decomposed = SVD_OPERATIONS * rows * columns * min(rows, columns)
+    if METHODS[method].nested:
+        return float(decomposed)
+    usual = max(METHODS[method].max_rank(layer.spec)) / 3
+    return decomposed + ranks * SWEEPS * 6 * rows * columns * usual

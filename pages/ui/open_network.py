@@ -1,0 +1,197 @@
+"""Home's part that opens a person's own network: those that lie here, a path, or files that are dropped."""
+
+from __future__ import annotations
+
+import time
+from html import escape
+from pathlib import Path
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from lowrank_core.errors import LowRankError
+from lowrank_core.plans.plan import LARGEST_BYTES
+from lowrank_core.sources._inventory import Inventory
+from lowrank_core.store.reference import model_and_weights
+from lowrank_core.workspace import Workspace
+from pages.ui import dropped, may_open, nearby, plan_from_file, words
+from pages.ui.at_start import STARTED_IN
+from pages.ui.commands import as_here, core_command
+from pages.ui.state import jobs, models, openings, recent, runs, session
+
+HEARD_SECONDS = 0.5
+"""A step is drawn at least this often."""
+
+NO_CODE = "This server answers other machines, too, so Python files and other code are opened only when it is started."
+
+
+def show(place: DeltaGenerator) -> None:
+    """Three ways to a network, what may be opened in each, and what becomes of it: the run streams while one opens."""
+    with place:
+        st.markdown("**Open your own network**")
+        _drop()
+        status = st.empty()
+        _last_said(status)
+        _here()
+        _by_path()
+    _follow(status)
+
+
+# ---- what lies here -------------------------------------------------------------------------------------------------
+
+
+def _here() -> None:
+    """Networks in the start folder and those opened last, each with one click."""
+    found = recent.lying_here()
+    kinds = {str(STARTED_IN / one.path): f"{one.path} · {one.kind}" for one in found.networks}
+    last = [*dropped.networks_of(session.session_id()), *recent.addresses()]
+    labels = {address: f"{_shown(address)} · opened last" for address in last} | {
+        address: label for address, label in kinds.items() if address not in last
+    }
+    offered = [a for a in labels if a != models.chosen() and (dropped.is_dropped(a) or may_open.may_open(a))]
+    session.set_widget("network here", None)
+    st.selectbox(
+        "Networks in this folder, and those opened last",
+        offered,
+        index=None,
+        format_func=labels.__getitem__,
+        placeholder="Choose one to open it" if offered else "None so far",
+        disabled=not offered,
+        help=f"Looked for in {STARTED_IN}, where the server was started, and {nearby.LEVELS} levels below.",
+        key="network here",
+        on_change=_chosen,
+    )
+    if not found.whole:
+        st.caption("There is more in this folder than is looked through; what is missing here opens by its path.")
+
+
+def _shown(address: str) -> str:
+    model, weights = model_and_weights(address)
+    path = Path(model)
+    if dropped.is_dropped(address):
+        name = f"{path.name} · dropped here"
+    else:
+        name = path.relative_to(STARTED_IN).as_posix() if path.is_relative_to(STARTED_IN) else model
+    return name if weights is None else f"{name} with {Path(weights).name}"
+
+
+def _chosen() -> None:
+    address = session.widget("network here")
+    if address is not None:
+        openings.begin(address)
+
+
+# ---- by its path ----------------------------------------------------------------------------------------------------
+
+
+def _by_path() -> None:
+    with st.form("open by path", border=False):
+        st.text_input(
+            "Path of a network",
+            key="open path",
+            placeholder="net.onnx or model.py",
+            help=f"A file or folder in {STARTED_IN}, where the server was started, or below.",
+        )
+        st.text_input(
+            "Weights that it gets (optional)",
+            key="open weights",
+            placeholder="run.safetensors",
+            help="A file of weights for the network; run.ckpt#ema: those under this key.",
+        )
+        st.form_submit_button(
+            "Open the network", icon=":material/folder_open:", on_click=_named, key="open by path button"
+        )
+    if may_open.at_home():
+        st.caption(f"`{core_command('new', 'my_model.py')}` writes a commented Python file to fill in.")
+    else:
+        st.caption(NO_CODE)
+
+
+def _named() -> None:
+    openings.begin_named(session.widget("open path") or "", session.widget("open weights") or "")
+
+
+# ---- dropped --------------------------------------------------------------------------------------------------------
+
+
+def _drop() -> None:
+    number = session.widget("drop number") or 0
+    st.file_uploader(
+        "Drop a network, or a plan for the one you look at",
+        accept_multiple_files=True,
+        max_upload_size=dropped.LARGEST_MB,
+        help="`.onnx` with its data in a `.npz` and weights beside it in a `.onnx.data`; `.safetensors` for sizes and "
+        "spectra; a plan in a `.json`. They are read as data, and kept for a week where only you can name them. Code "
+        "is never uploaded: `.py`, `.pt2` and `.pt` open by their path.",
+        key=f"drop {number}",
+        on_change=_dropped,
+        args=(number,),
+    )
+    st.caption("`.onnx` with its `.npz`, `.safetensors`, or a plan (`.json`); never code.")
+
+
+def _dropped(number: int) -> None:
+    files = session.widget(f"drop {number}") or []
+    if not files:
+        return
+    openings.begin_dropped([(file.name, file.getvalue()) for file in files])
+    runs.forget_uploads(files)
+    session.set_widget("drop number", number + 1)
+
+
+def take_plan(workspace: Workspace | Inventory) -> None:
+    """Make a plan that was dropped this session's own, or say why it is not."""
+    file = openings.plan_dropped()
+    if file is None:
+        return
+    try:
+        if isinstance(workspace, Inventory):
+            raise LowRankError("these are weights without a model, which no plan is for")
+        if file.stat().st_size > LARGEST_BYTES:
+            raise LowRankError("it is larger than any plan")
+        taken = plan_from_file.take(workspace, file.read_bytes())
+    except (LowRankError, OSError) as error:
+        openings.say(f"{file.name} is not used: {error}")
+        return
+    more = " ".join([taken.correction, *taken.warnings]).strip()
+    openings.say(
+        f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back. {more}", "success"
+    )
+
+
+# ---- under way ------------------------------------------------------------------------------------------------------
+
+
+def _last_said(place: DeltaGenerator) -> None:
+    """What became of the last attempt."""
+    line, how = openings.said()
+    text = words.plain(as_here(dropped.without_folders(line)))
+    if line and how == "error":
+        place.error(text, icon=":material/error:")
+    elif line:
+        (place.success if how == "success" else place.info)(text, icon=":material/check:")
+
+
+def _follow(place: DeltaGenerator) -> None:
+    """Show the steps of what is being opened until it is over or a newer run waits."""
+    job = openings.awaited()
+    if job is None:
+        return
+    if job.snapshot.over:
+        st.rerun()
+    with place.container(horizontal=True, vertical_alignment="center", key="opening"):
+        st.button("Call off", icon=":material/stop_circle:", on_click=openings.call_off, key="call off")
+        line = st.empty()
+    snapshot = job.snapshot
+    while True:
+        step = snapshot.progress.words or "Opening the model"
+        says = f"{job.label}: {step[:1].lower()}{step[1:]}"
+        line.html(f'<p class="waiting" role="status" data-testid="opening-step">{escape(says)}…</p>')
+        if snapshot.over:
+            st.rerun()
+        jobs.still_here()
+        again = time.monotonic() + HEARD_SECONDS
+        while time.monotonic() < again and not snapshot.over:
+            snapshot = job.changed(snapshot, seconds=0.1)
+            if runs.newer_run_waits():
+                return

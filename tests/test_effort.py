@@ -1,0 +1,118 @@
+"""What work is said to take before it starts: counted as it is then done, and told where a person should know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_core.measure.effort import Effort, Measurements, Work, effort
+from lowrank_core.measure.ledger import Ledger
+from lowrank_core.predict import sensitivity
+from lowrank_core.scoring.scores import Score
+from lowrank_core.selection import RULES, at_once, make, search, search_effort
+from lowrank_core.selection._compact import compact, needs_tuning
+from lowrank_core.selection._problem import problem_of
+from lowrank_core.training.expected import training_effort
+from lowrank_core.training.recipe import Settings
+from lowrank_core.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def workspace() -> Workspace:
+    """Two small layers and a hundred samples, to be had in a moment."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
+    data = torch.randn(100, 12), torch.arange(100) % 3
+    return Workspace.of(network, data[0][:2], data, train_data=data)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_measures_no_more_than_it_said(name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = make(name, {})
+    wish = {"multiplies": 0.5} if "budget" in rule.serves else {"max_drop": 0.2}
+    problem = problem_of(workspace, **wish)
+    said = search_effort(rule, problem).measurements
+    made = 0
+    remembered, points = Ledger.remembered, sensitivity.measured
+
+    def counted(self: Ledger, key: str, measure: Callable[[], Any]) -> Any:
+        def once() -> Any:
+            nonlocal made
+            made += 1
+            return measure()
+
+        return remembered(self, key, once)
+
+    def counted_points(*args: Any, **more: Any) -> Iterator[Any]:
+        nonlocal made
+        for point in points(*args, **more):
+            made += 1
+            yield point
+
+    monkeypatch.setattr(Ledger, "remembered", counted)
+    monkeypatch.setattr(sensitivity, "measured", counted_points)
+    list(search(rule, problem))
+    assert made <= said
+    closed = tuple(rule.measurements(replace(problem, methods=rule.methods))) == ()
+    assert closed == (made <= 1)
+
+
+def test_points_that_are_kept_are_not_counted_again(workspace: Workspace, tmp_path: Path) -> None:
+    rule, problem = make("budget", {}), problem_of(workspace, multiplies=0.5, folder=tmp_path)
+    before = search_effort(rule, problem).measurements
+    list(search(rule, problem))
+    assert search_effort(rule, problem).measurements < before / 2
+
+
+def test_seconds_follow_from_what_is_counted(workspace: Workspace) -> None:
+    once = effort(workspace, Work((Measurements(1, 100),), corrected=False)).seconds
+    ten = effort(workspace, Work((Measurements(10, 100),), corrected=False)).seconds
+    last = effort(workspace, Work((Measurements(10, 100, "2", "svd"),), corrected=False)).seconds
+    assert ten == pytest.approx(10 * once)
+    assert ten > last > once > 0
+
+
+def test_a_training_counts_its_epochs_and_runs(workspace: Workspace) -> None:
+    short, long = (training_effort(workspace, Settings(epochs=n), 1).seconds for n in (1, 1000))
+    assert long > 10 * short
+    assert training_effort(workspace, Settings(epochs=1000), 3).seconds > 2 * long
+
+
+def test_a_quick_rule_is_offered_only_where_it_can_answer(workspace: Workspace) -> None:
+    quick = at_once(problem_of(workspace, multiplies=0.5))
+    assert quick is RULES["balf"]
+    assert at_once(problem_of(workspace, max_drop=0.2)) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "about 1 s"), (75, "about 1 min 15 s"), (1716, "about 29 min"), (7300, "about 2 h 2 min")],
+)
+def test_effort_reads_as_people_say_it(seconds: float, text: str) -> None:
+    assert Effort(3, seconds).text == f"3 measurements, {text}"
+    assert Effort(0, seconds).text == text
+
+
+def test_compact_is_a_network_between_depthwise_convolutions() -> None:
+    def block(inputs: int, outputs: int, groups: int) -> nn.Module:
+        wide = 4 * inputs
+        return nn.Sequential(
+            nn.Conv2d(inputs, wide, 1), nn.Conv2d(wide, wide, 3, padding=1, groups=groups), nn.Conv2d(wide, outputs, 1)
+        )
+
+    image = torch.randn(2, 8, 8, 8)
+    built_small, usual = (Workspace.of(block(8, 8, groups), image, image) for groups in (32, 1))
+    assert compact(built_small.profile)
+    assert not compact(usual.profile)
+
+
+@pytest.mark.parametrize(("low", "expected"), [(0.05, True), (0.01, False), (None, False)])
+def test_tuning_is_advised_where_a_loss_is_shown(low: float | None, expected: bool) -> None:
+    score = Score("top-1 accuracy", 0.8, 0.9, 500, True, 0.76, 0.84, 0.1, low, 0.15)
+    assert needs_tuning(score) is expected
