@@ -1,19 +1,22 @@
 """Networks of torchvision, timm and transformers at random weights: what of each can be compressed, and whether it is
 right.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.architectures [--only WORD] [--commands] [--packages FOLDER]
+    OMP_NUM_THREADS=1 python -m benchmarks.architectures [--only WORD] [--commands [--seconds S]] [--packages FOLDER]
 
 The packages are no requirement: they are installed, pinned, into a folder that is removed again, or FOLDER is one into
 which `pip install --target` has put them. Shown are the parameters and how many of them are in layers that can be
 compressed, how many of these layers are weights that functions are given, multiplies of one sample beside what
 PyTorch's own FLOP counter says, and how far the network with every such layer as a chain of full rank answers from the
-dense one, of the largest output. With --commands, `layers`, `spectra`, `profile` (of 2 samples), `evaluate`, `apply`
-and `export --format onnx` are run too, at half of the multiplies.
+dense one, of the largest output. With --commands, `layers`, `spectra`, `profile` (SVD, 2 samples, not corrected),
+`evaluate`, `apply` and `export --format onnx` are run instead, at half of the multiplies, each in a process of its own
+that ends after so many seconds of processor time; shown are these, and how far what is written answers from the network
+here. Then a run of some (--only) renews their rows, and networks that no run has reached yet are named.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,7 +34,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.opening_check import TRANSFORMERS
-from benchmarks.page import ROOT, benchmark_parser, run_benchmark
+from benchmarks.page import PAGES, ROOT, benchmark_parser, renewed, run_benchmark, stamp, table_of
+from benchmarks.wild_networks._packages import ending, limit_to, plain
 from lowrank_core.commands import cli
 from lowrank_core.compression.self_check import _answers, _apart, _chained
 from lowrank_core.layers.data import batch_size, evaluating
@@ -223,8 +227,14 @@ def eval_data():
 """
 
 
-def commands(name: str, packages: str, folder: Path) -> str:
-    """Whether each command ends well on a network, with its seconds."""
+COMMANDS = (
+    "| network | layers | spectra | profile | evaluate | apply | export onnx | of |\n|---|---|---|---|---|---|---|---|"
+)
+NOT_MEASURED = "not measured"
+
+
+def commands(name: str, packages: str, folder: Path, seconds: float) -> list[str]:
+    """Whether each command ends well on a network, with its seconds of processor time."""
     model = folder / "model.py"
     model.write_text(MODEL.format(paths=[str(ROOT), packages], name=name))
     workspace = Workspace.open(str(model))
@@ -234,21 +244,46 @@ def commands(name: str, packages: str, folder: Path) -> str:
     for words in (
         ("layers",),
         ("spectra",),
-        ("profile", "--samples", "2"),
+        ("profile", "--samples", "2", "--method", "svd", "--no-correct"),
         ("evaluate", "--plan", str(plan), "--no-correct"),
         ("apply", "--plan", str(plan), "--no-correct", "--out", str(folder / "half.safetensors")),
         ("export", "--format", "onnx", "--plan", str(plan), "--out", str(folder / "half.onnx")),
     ):
-        began = time.perf_counter()
         cached = ("--no-cache",) if words[0] in ("profile", "evaluate") else ()
-        done = CliRunner().invoke(cli, [words[0], str(model), *words[1:], *cached, "--json"])
-        seconds = time.perf_counter() - began
-        if done.exit_code:
-            cells.append(f"{' '.join(done.stderr.split())[-200:]} {done.exception or ''}".replace("|", "\\|"))
+        print(f"{name}: {words[0]}", file=sys.stderr, flush=True)
+        said = folder / "said.json"
+        code, used = in_a_copy(partial(_command, [words[0], str(model), *words[1:], *cached, "--json"], said), seconds)
+        if code:
+            cells.append(ending(code, seconds))
             continue
-        far = json.loads(done.stdout).get("max_abs_diff")
-        cells.append(f"{seconds:.0f} s" if far is None else f"{seconds:.0f} s, {far:.0e} apart")
-    return f"| {' | '.join(cells)} |"
+        done, told = json.loads(said.read_text())
+        far = json.loads(told).get("max_abs_diff") if done else None
+        cells.append(f"{used:.0f} s{'' if far is None else f', {far:.0e} apart'}" if done else plain(told)[-200:])
+    return [*cells, stamp()]
+
+
+def _command(words: list[str], said: Path) -> None:
+    """Run a command here, and write whether it ended well and what it said."""
+    done = CliRunner().invoke(cli, words)
+    well = not done.exit_code
+    said.write_text(json.dumps([well, done.stdout if well else f"{done.stderr} {done.exception or ''}"]))
+
+
+def in_a_copy(work: Callable[[], None], seconds: float) -> tuple[int, float]:
+    """Work in a copy of this process that ends after so much processor time: (exit code, seconds it took).
+
+    All that was imported is there, so that only the work counts.
+    """
+    child = os.fork()
+    if not child:
+        try:
+            limit_to(seconds)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status, used = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
 
 def installed(packages: str | None, folder: Path) -> str:
@@ -265,29 +300,40 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="WORD", help="networks whose names hold it, or one of several,")
     parser.add_argument("--packages", metavar="FOLDER", help="where the packages are")
     parser.add_argument("--commands", action="store_true", help="run the commands instead")
+    parser.add_argument("--seconds", type=float, default=600, help="of processor time for one command")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as kept:
         packages = installed(options.packages, Path(kept))
         sys.path.append(packages)
+        chosen = [name for name in networks() if any(word in name for word in options.only.split(","))]
         if options.commands:
-            print("| network | layers | spectra | profile | evaluate | apply | export onnx |")
-            print("|---|---|---|---|---|---|---|")
-        else:
-            print(
-                "| network | parameters | compressible | layers | of them read | multiplies | by PyTorch's counter | "
-                "full rank | findings | seconds |\n|---|---|---|---|---|---|---|---|---|---|"
-            )
-        for name in networks():
-            if not any(word in name for word in options.only.split(",")):
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    print(commands(name, packages, Path(folder)) if options.commands else row(name), flush=True)
-                except Exception as error:  # of a network that cannot be opened at all
-                    print(f"| {name} | {type(error).__name__}: {' '.join(str(error).split())[:200]} |", flush=True)
+            rows = [_tried(name, packages, options.seconds) for name in chosen]
+            rows = renewed(PAGES / "architectures.md" if options.write else None, COMMANDS, rows)
+            there = {row[0]: row for row in rows}
+            missing = [NOT_MEASURED, *[""] * 6] if options.write else []
+            found = [there.get(name, [name, *missing]) for name in networks() if missing or name in there]
+            print(table_of(COMMANDS, found))
+            return
+        print(
+            "| network | parameters | compressible | layers | of them read | multiplies | by PyTorch's counter | "
+            "full rank | findings | seconds |\n|---|---|---|---|---|---|---|---|---|---|"
+        )
+        for name in chosen:
+            try:
+                print(row(name), flush=True)
+            except Exception as error:  # of a network that cannot be opened at all
+                print(f"| {name} | {type(error).__name__}: {' '.join(str(error).split())[:200]} |", flush=True)
+
+
+def _tried(name: str, packages: str, seconds: float) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return commands(name, packages, Path(folder), seconds)
+        except Exception as error:  # of a network that cannot be opened at all
+            return [name, plain(f"{type(error).__name__}: {error}")[:200], *[""] * 5, stamp()]
 
 
 if __name__ == "__main__":
-    run_benchmark(main)
+    run_benchmark(main, apart=("--only", "--packages", "--seconds") if "--commands" in sys.argv else ())

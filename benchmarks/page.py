@@ -112,6 +112,11 @@ def commit() -> str:
     return f"{_git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"
 
 
+def stamp() -> str:
+    """The commit and the date, for a row that stays while others are renewed."""
+    return f"{commit()}, {datetime.now(UTC):%Y-%m-%d}"
+
+
 def part(command: str, where: str, printed: str) -> str:
     """The part of one run: its command, where it ran, and what it printed.
 
@@ -155,6 +160,29 @@ def page(path: Path, doc: str, new: str) -> str:
         parts.append(new)
     parts.sort(key=lambda each: not each.startswith(RUN))
     return "\n\n".join([f"# {path.stem}", doc.strip(), *parts]) + "\n"
+
+
+def renewed(path: Path | None, head: str, new: list[list[str]]) -> list[list[str]]:
+    """Rows of a table: these, and those of the same table on a page whose first cells are not among them.
+
+    head: the first two lines of the table.
+    """
+    names = {row[0] for row in new}
+    _, found, rest = (path.read_text(encoding="utf-8") if path is not None and path.exists() else "").partition(head)
+    kept = [] if not found else rest.split("\n\n")[0].strip("\n").splitlines()
+    old = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in kept]
+    return [row for row in old if row[0] not in names] + new
+
+
+def table_of(head: str, rows: list[list[str]]) -> str:
+    """A table of Markdown.
+
+    >>> print(table_of("| a | b |\\n|---|---|", [["1", "2"]]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def between(path: Path, name: str, text: str, whole: str | None = None) -> str:

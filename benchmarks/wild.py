@@ -8,6 +8,8 @@ Packages are pinned by version and sha256, and installed without what they depen
 of its own, with its own evaluation data. Score kept: at shares of the whole network's multiplies, without labels and
 without training, with the correction that the board uses, on samples that nothing was fitted to. Seconds are those of
 the processor, memory is the peak of the step; the search is the first one, `budget` at half of the multiplies.
+`budget` chooses among its own plan and those of the other two by their scores on these samples, so that of plans which
+differ by chance its figure is a little too good; factors, correction and curves see none of the labels.
 Distances are from the answers of the network here, for the largest of them; a call is of one sample. A run of some
 (`--only`) renews their rows of the page and leaves those of others; every row says of which commit it is.
 """
@@ -19,14 +21,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from benchmarks.page import PAGES, ROOT, benchmark_parser, commit, run_benchmark
+from benchmarks.page import PAGES, ROOT, benchmark_parser, renewed, run_benchmark, stamp, table_of
 from benchmarks.wild_networks._files import FILES_HEAD, file_rows
 from benchmarks.wild_networks._packages import NotInstalled, ended_by, installed, plain
 
@@ -39,6 +40,7 @@ RUNTIME = "| network | original, distance | exported, distance | ms a call | byt
 HERE = Path(__file__).parent / "wild_networks"
 NETWORKS = sorted(path.stem for path in HERE.glob("[a-z]*.py"))
 SHARES, RULES = ("0.75", "0.5", "0.3"), ("uniform", "balf", "budget")
+NOT_MEASURED = "not measured"
 STEPS = ("open", "first plan", "first figure", "search", "export")
 
 
@@ -68,7 +70,7 @@ def score_rows(name: str, found: dict[str, Any], of: str) -> list[list[str]]:
 
     def cell(said: Any) -> str:
         if said is None or isinstance(said, str):
-            return plain(said or "")[:60]
+            return plain(said or "")
         return ", ".join([figure(said[0], percent), *said[2:]])
 
     head = [name, f"{found['metric']}, {found['samples']}", cell(found["dense"])]
@@ -104,13 +106,15 @@ def figure(value: float, percent: bool) -> str:
 
 
 def table(head: str, new: list[list[str]], renew: bool) -> str:
-    """A table with these rows; renew: and with those of the page's same table whose first cells are not among them."""
-    path, names = PAGES / "wild.md", {row[0] for row in new}
-    _, found, rest = (path.read_text(encoding="utf-8") if renew and path.exists() else "").partition(head)
-    kept = [] if not found else rest.split("\n\n")[0].strip("\n").splitlines()
-    old = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in kept]
-    everything = sorted([row for row in old if row[0] not in names] + new, key=lambda row: row[0].lower())
-    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in everything)])
+    """A table with these rows; renew: and with those of the page's same table whose first cells are not among them.
+
+    That of scores names the networks that were never measured, too.
+    """
+    rows = renewed(PAGES / "wild.md" if renew else None, head, new)
+    if renew and head == SCORES:
+        rows = [row for row in rows if row[1] != NOT_MEASURED]
+        rows += [[name, NOT_MEASURED, *[""] * 6] for name in NETWORKS if name not in {row[0] for row in rows}]
+    return table_of(head, sorted(rows, key=lambda row: row[0].lower()))
 
 
 def networks(only: list[str], folder: Path, seconds: float, renew: bool) -> None:
@@ -127,11 +131,6 @@ def networks(only: list[str], folder: Path, seconds: float, renew: bool) -> None
     )
     for head, rows in kinds:
         print(table(head, [row for name, each in found.items() for row in rows(name, each, of)], renew), end="\n\n")
-
-
-def stamp() -> str:
-    """The commit and the date of a row."""
-    return f"{commit()}, {datetime.now(UTC):%Y-%m-%d}"
 
 
 def main() -> None:

@@ -14,12 +14,13 @@ from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice
+from lowrank_core.predict.sensitivity import divergence
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import AGREEMENT, RESEMBLANCE, TOP1, Metric
 from lowrank_core.selection import RULES, make, search
 from lowrank_core.selection._problem import problem_of
-from lowrank_core.selection.budget import SHARES, _judge, asks, best_plan, held_out
+from lowrank_core.selection.budget import GLANCE, SHARES, _judge, _scores, asks, best_plan, held_out
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 
@@ -277,19 +278,69 @@ def test_another_rules_plan_is_the_answer_where_it_loses_less_as_a_whole():
 
 
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.3])
-def test_the_answer_diverges_no_more_than_those_of_uniform_and_balf(small, share):
+def test_the_answer_is_never_behind_those_of_uniform_and_balf(small, share):
     problem = problem_of(small, multiplies=share)
     judged = _judge(problem)
-    losses = {}
+    behind = {}
     for name in ("budget", "uniform", "balf"):
         *_, last = search(make(name, {}), problem)
-        losses[name] = judged(last.candidate.plan)
-    assert losses["budget"] == min(losses.values())
+        behind[name] = last.score.drop, judged(last.candidate.plan)
+    assert behind["budget"] == min(behind.values())
 
 
 def test_plans_are_judged_on_samples_that_no_factor_was_fitted_to():
-    many, few = net(1500), net(100)
+    many, few, other = net(1500), net(100), net(100, seed=1)
     fitted, others = many.calibration.inputs, held_out(many).inputs
     assert len(others) == 256
     assert not (fitted[:, None] == others[None]).all(2).any()
-    assert held_out(few).inputs.equal(few.calibration.inputs)
+    judged, taught = few.reference.dataset, Workspace(replace(few.opened, train_data=lambda: other.reference.dataset))
+    assert held_out(taught).inputs.equal(judged.inputs)
+    assert held_out(taught).targets is None
+    alone = Workspace(replace(few.opened, train_data=None))
+    assert held_out(alone).inputs.equal(alone.calibration.inputs)
+
+
+class Faint(nn.Module):
+    """32 classes: `faint` decides, by margins that no distribution shows; `loud` moves it, and decides nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faint, self.loud = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return torch.cat([0.05 * self.faint(x), 2 * self.loud(4 * x).tanh() - 3], dim=1)
+
+
+def test_another_rules_plan_is_the_answer_where_it_scores_better_and_diverges_more():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, data = Faint().eval(), Dataset(torch.randn(GLANCE, 16))
+    opened = Opened("net", "net", "", model, (data.inputs[:2],), lambda: data, None, lambda _: AGREEMENT)
+    problem = problem_of(Workspace(opened), multiplies=0.6, methods=("svd",), corrected=False)
+    *_, uniform = search(make("uniform", {}), problem)
+    *_, found = search(make("budget", {}), problem)
+    alone, judged = best_plan(problem, make("budget", {}).menus(problem), dict(problem.budgets)), _judge(problem)
+    assert judged(alone) < min(judged(uniform.candidate.plan), judged(found.candidate.plan))
+    assert problem.measure(alone).drop > uniform.score.drop + 0.1
+    assert found.candidate.plan != alone
+    assert found.score.drop == uniform.score.drop
+    assert "by the score on 128 evaluation samples" in found.note
+
+
+def test_a_plan_that_is_clearly_worse_is_not_measured_on_all_samples():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, data = Faint().eval(), Dataset(torch.randn(200, 16))
+    opened = Opened("net", "net", "", model, (data.inputs[:2],), lambda: data, None, lambda _: AGREEMENT)
+    problem = problem_of(Workspace(opened), multiplies=0.6, methods=("svd",), corrected=False)
+    plans = [problem.plan({"faint": Choice("svd", (rank,))}) for rank in (1, 6, 7)]
+    scores = _scores(problem, plans)
+    assert list(scores) == plans[1:]
+    assert {score.samples for score in scores.values()} == {200}
+    assert list(_scores(replace(problem, samples=GLANCE), plans)) == plans  # there is nothing to be saved
+
+
+def test_probabilities_diverge_as_their_logarithms_do():
+    dense, other = torch.randn(2, 50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    said = divergence(TOP1, {"y": other.softmax(1)}, {"y": dense.softmax(1)})
+    assert said == pytest.approx(divergence(TOP1, {"y": other}, {"y": dense}), rel=1e-3)

@@ -11,13 +11,14 @@ from awkward_layers import seeded
 from torch import Tensor, nn
 
 from lowrank_core.algebra.vbmf import evbmf, evbmf_of
+from lowrank_core.compression.calibration import moment_bytes
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.layers.data import Dataset
 from lowrank_core.plans.cost import plan_cost, useful_rank
 from lowrank_core.plans.plan import Choice
 from lowrank_core.predict.sensitivity import asked
 from lowrank_core.scoring.metrics import AGREEMENT
-from lowrank_core.selection import RULES, make
+from lowrank_core.selection import RULES, balf, make
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
@@ -296,6 +297,19 @@ def test_balf_keeps_most_energy_of_all_plans(share, trained):
     plan, problem = plan_of("balf", trained, multiplies=share, bytes=0.9)
     found = {p: sum(losses) for p, losses in every_plan(problem) if problem.fits(p)}
     assert found[plan] <= min(found.values()) * (1 + 1e-9)
+
+
+def test_balf_goes_on_without_a_moment_that_does_not_fit_in_memory(planted, monkeypatch):
+    widths = {layer.name: moment_bytes(layer.spec) for layer in planted.profile.layers}
+    monkeypatch.setattr(balf, "MOMENT_BYTES", widths["b"] - 1)
+    problem = problem_of(planted, multiplies=0.5, methods=make("balf", {}).methods)
+    *_, last = make("balf", {}).search(problem)
+    assert {name: choice.method.endswith("_aware") for name, choice in last.candidate.plan.choices} == {
+        name: wide < widths["b"] for name, wide in widths.items()
+    }
+    assert last.note == "without the second moment of b, which would not fit in memory"
+    *_, asked = make("balf", {}).search(replace(problem, methods=("svd_aware",)))
+    assert {choice.method for _, choice in asked.candidate.plan.choices} == {"svd_aware"}
 
 
 @pytest.mark.parametrize("relative", [True, False])

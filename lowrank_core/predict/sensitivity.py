@@ -25,7 +25,7 @@ from lowrank_core.predict.prediction import DROWNED, Point, closed_form_error
 from lowrank_core.running.parallel import HERE, Workers, map_elsewhere
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report, scope, under
-from lowrank_core.scoring.metrics import Metric
+from lowrank_core.scoring.metrics import Metric, are_shares
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import no_number, not_finite, output_scores, worst
 from lowrank_core.store.cache import Cache
@@ -260,8 +260,9 @@ def change_of(outputs: Outputs, dense: Outputs) -> float:
 def divergence(metric: Metric, outputs: Outputs, dense: Outputs) -> float:
     """How far the output that is farthest is from the dense network's, without labels.
 
-    Of class scores the mean Kullback-Leibler divergence of the predicted distributions, in nats; of other outputs the
-    mean squared difference over the variance of the dense ones. Never below 0.
+    Of class scores the mean Kullback-Leibler divergence of the predicted distributions, in nats, whether the network
+    answers with these themselves or with their unnormalised logarithms; of other outputs the mean squared difference
+    over the variance of the dense ones. Never below 0.
     """
     return max(_divergence(metric, outputs[name].double(), theirs.double()) for name, theirs in dense.items())
 
@@ -271,6 +272,8 @@ def _divergence(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
     if axis is None:
         variance = float(dense.var(correction=0))
         return float((outputs - dense).square().mean()) / (variance or 1.0)
+    if are_shares(dense, axis):
+        dense, outputs = (values.clamp_min(torch.finfo(torch.float32).eps).log() for values in (dense, outputs))
     log_p, log_q = (values.log_softmax(axis) for values in (dense, outputs))
     return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(axis).mean()))
 
@@ -334,7 +337,15 @@ class PointFile:
 
 def _measured_on(workspace: Workspace, correction: Correction | None, data: Dataset | None) -> dict[str, object]:
     data = _samples(workspace, SAMPLES) if data is None else data
-    return {
+    about: dict[str, object] = {
         "data": data_hash((data.inputs, data.targets, data.weights)),
         "correction": None if correction is None else correction.to_dict(),
     }
+    return {**about, "shares": True} if _answers_shares(workspace) else about  # once taken for logarithms
+
+
+def _answers_shares(workspace: Workspace) -> bool:
+    """Whether an output that is judged holds probabilities."""
+    _, dense = next(workspace.reference.batches(2))
+    axes = [(values, workspace.metric.axis_of(values)) for values in dense.values()]
+    return any(axis is not None and are_shares(values, axis) for values, axis in axes)

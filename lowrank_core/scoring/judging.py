@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank_core.errors import InvalidData, LowRankError
 from lowrank_core.layers.data import Dataset, Outputs, call, evaluating, run
 from lowrank_core.networks.twin import twin
-from lowrank_core.scoring.metrics import AGREEMENT, METRICS, RESEMBLANCE, TOP1, Metric, class_axis_of
+from lowrank_core.scoring.metrics import AGREEMENT, METRICS, RESEMBLANCE, TOP1, Metric, are_shares, class_axis_of
 
 SAMPLES, FEWER = 3, 2
 """On which the outputs are looked at, and once more: an output of so many samples has the form of each of them."""
@@ -314,8 +314,7 @@ def _distributions(values: Tensor, axis: int) -> bool:
     """Whether numbers along the axis are probabilities, or their logarithms."""
     if not bool(values.isfinite().all()):
         return False
-    sums = values.sum(axis) if bool((values >= 0).all()) else values.exp().sum(axis)
-    return bool((sums - 1).abs().max() < 1e-3)
+    return are_shares(values, axis) or are_shares(values.exp(), axis)
 
 
 def _check_columns(metric: Metric, names: Iterable[str], outputs: Outputs) -> None:

@@ -166,6 +166,15 @@ def class_axis_of(outputs: Tensor) -> int | None:
     return None if outputs.ndim < 2 else -1 if outputs.ndim == 3 else 1
 
 
+def are_shares(values: Tensor, axis: int) -> bool:
+    """Whether numbers along the axis are probabilities: none below 0, and each row adds up to one.
+
+    >>> are_shares(torch.tensor([[0.2, 0.8]]), 1), are_shares(torch.tensor([[2.0, -1.0]]), 1)
+    (True, False)
+    """
+    return bool((values >= 0).all()) and bool((values.double().sum(axis) - 1).abs().max() < 1e-3)
+
+
 def _agreement(outputs: Tensor, dense: Tensor) -> Tensor:
     """Whether the largest output is that of the dense network; of tokens or pixels the share of them; no targets."""
     axis = class_axis_of(outputs)

@@ -38,7 +38,10 @@ RIVALS: dict[str, tuple[str, ...]] = {"uniform": (), "balf": ("spatial_svd", "sv
 """Rules whose plans are tried, too; with the methods for layers that are too wide for those of the rule."""
 
 FEWEST_HELD_OUT = 32
-"""Samples that nothing was fitted to, below which plans are judged by those that factors were fitted to."""
+"""Samples that nothing was fitted to, below which those that factors were fitted to take their place."""
+
+GLANCE = 128
+"""Evaluation samples after which a plan whose drop is clearly larger than another's is left out."""
 
 Option = tuple[Choice | None, float]
 """A choice for one layer and what it loses."""
@@ -51,8 +54,9 @@ class Budget:
     within a largest drop. Needs no labels.
 
     The loss of each layer at three ranks per method is measured as the divergence of the network's outputs on a few
-    calibration samples; between them it follows the closed-form error, log against log. An exact knapsack then chooses.
-    Its plan is tried as a whole beside those of `uniform` and `balf`, and the one that diverges least is the answer.
+    samples that no factor was fitted to; between them it follows the closed-form error, log against log. An exact
+    knapsack then chooses. Its plan is tried as a whole beside those of `uniform` and `balf`, and the answer is the one
+    that scores best on the evaluation samples of a trial; of equals the one that diverges least.
     """
 
     name: ClassVar[str] = "budget"
@@ -72,7 +76,7 @@ class Budget:
 
     samples: int = field(
         default=64,
-        metadata={"min": 8, "max": 4096, "label": "Samples", "help": "Unlabelled calibration samples for the curves."},
+        metadata={"min": 8, "max": 4096, "label": "Samples", "help": "Unlabelled samples for the curves."},
     )
     refine: int = field(
         default=0,
@@ -97,7 +101,7 @@ class Budget:
 
     def measurements(self, problem: Problem) -> Iterator[Measurements]:
         """Points of single layers that are not kept from an earlier search, then whole plans."""
-        workspace, data = problem.workspace, problem.workspace.calibration.pick(slice(0, self.samples))
+        workspace, data = problem.workspace, held_out(problem.workspace).pick(slice(0, self.samples))
         correction = workspace.correction if problem.corrected else None
         for name, choice in unknown(workspace, correction, asks(problem), data, problem.folder):
             yield Measurements(1, len(data), name, choice.method)
@@ -105,6 +109,7 @@ class Budget:
             yield Measurements(STEPS, len(workspace.reference))
         else:
             yield Measurements(1 + len(RIVALS) + self.refine, len(held_out(workspace)))
+            yield Measurements(1 + len(RIVALS), min(problem.samples, len(workspace.reference)))
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """Under budgets each plan that is better than those before; under a largest drop the plans that were judged."""
@@ -121,7 +126,7 @@ class Budget:
             workspace,
             workspace.correction if problem.corrected else None,
             asks(problem),
-            workspace.calibration.pick(slice(0, self.samples)),
+            held_out(workspace).pick(slice(0, self.samples)),
             folder=problem.folder,
             workers=problem.workers,
         ):
@@ -141,26 +146,43 @@ class Budget:
         return menus
 
     def _whole(self, problem: Problem, menus: list[list[Option]]) -> Iterator[Trial]:
-        """Plans judged as a whole by how far the network diverges."""
-        losses, best, judged = dict[RankPlan, float](), problem.plan({}), _judge(problem)
+        """Plans tried as a whole: by how far the network diverges, then the best of ours and RIVALS by their score."""
+        losses, judged, ours = dict[RankPlan, float](), _judge(problem), dict[RankPlan, str]()
+        finalists: dict[RankPlan, str] = {}
         pace = Pace(1 + len(RIVALS) + self.refine)
-        for number, (name, plan) in enumerate(self._plans(problem, menus)):
+        for number, (name, plan, rival) in enumerate(self._plans(problem, menus)):
             if plan in losses:
                 continue
             give_way()
             losses[plan] = judged(plan)
             words = f"{name}: divergence {losses[plan]:.4f}"
             report(Progress(words, pace(number + 1)))
-            if len(losses) == 1 or losses[plan] < losses[best]:
-                best = plan
+            (finalists if rival else ours)[plan] = words
+            if losses[plan] == min(losses.values()):
                 yield problem.trial(plan, words)
-        yield problem.trial(best, f"divergence {losses[best]:.4f}, the least of {len(losses)} plans")
+        if ours:
+            best = min(ours, key=losses.__getitem__)
+            finalists = {best: ours[best], **finalists}
+        scores = _scores(problem, list(finalists))
+        for plan, score in scores.items():
+            yield problem.trial(plan, finalists[plan], score)
+        best = min(scores, key=lambda plan: (*_drop(scores[plan]), losses[plan]))
+        told = f"divergence {losses[best]:.4f}"
+        if len(losses) > 1:
+            alike = sum(_drop(score) == _drop(scores[best]) for score in scores.values()) > 1
+            samples = f" on {scores[best].samples:,} evaluation samples" if scores[best].samples else ""
+            by = f"the score{samples}{', then by the divergence' if alike else ''}"
+            told = f"{finalists[best]}; the best of {len(losses)} plans by {by}"
+        yield problem.trial(best, told, scores[best])
 
-    def _plans(self, problem: Problem, menus: list[list[Option]]) -> Iterator[tuple[str, RankPlan]]:
-        """The plan of the curves, those of RIVALS, and some for losses that are off by a random factor per layer."""
+    def _plans(self, problem: Problem, menus: list[list[Option]]) -> Iterator[tuple[str, RankPlan, bool]]:
+        """The plan of the curves, those of RIVALS, and some for losses that are off by a random factor per layer.
+
+        With a name for each, and whether it is another rule's.
+        """
         limits = dict(problem.budgets)
         try:
-            yield "the curves", best_plan(problem, menus, limits)
+            yield "the curves", best_plan(problem, menus, limits), False
         except InvalidSearch:
             rivals = list(self._rivals(problem))
             if not rivals:
@@ -172,9 +194,9 @@ class Budget:
         for number in range(self.refine):
             factors = generator.lognormal(0.0, 0.5, len(menus))
             shifted = [[(c, loss * factor) for c, loss in menu] for menu, factor in zip(menus, factors, strict=True)]
-            yield f"refining, {number + 1} of {self.refine}", best_plan(problem, shifted, limits)
+            yield f"refining, {number + 1} of {self.refine}", best_plan(problem, shifted, limits), False
 
-    def _rivals(self, problem: Problem) -> Iterator[tuple[str, RankPlan]]:
+    def _rivals(self, problem: Problem) -> Iterator[tuple[str, RankPlan, bool]]:
         """What RIVALS answer, with the methods that were asked for where some were."""
         for name, plain in RIVALS.items():
             rule = make(name, {})
@@ -191,7 +213,7 @@ class Budget:
             except LowRankError:
                 continue  # it has no plan that keeps every budget, or needs more memory than there is
             if problem.fits(last.candidate.plan):
-                yield rule.label, last.candidate.plan
+                yield rule.label, last.candidate.plan, True
 
     def _smallest(self, problem: Problem, menus: list[list[Option]]) -> Iterator[Trial]:
         """Bisection over the share that is kept; a plan counts only where the drop is shown to be small enough."""
@@ -222,11 +244,32 @@ class Budget:
 
 
 def held_out(workspace: Workspace) -> Dataset:
-    """Unlabelled samples that no factor is fitted to; the calibration samples where there are not enough of others."""
+    """Unlabelled samples that no factor is fitted to: of training, else of evaluation; where there are too few of both
+    the calibration samples, to which a correction may have fitted a plan so well that they tell nothing.
+    """
     fitted = len(workspace.calibration)
-    others = calibration_samples(workspace.calibration_pool, 2 * fitted).pick(slice(fitted, None))
-    data = others if len(others) >= FEWEST_HELD_OUT else workspace.calibration
+    data = calibration_samples(workspace.calibration_pool, 2 * fitted).pick(slice(fitted, None))
+    if len(data) < FEWEST_HELD_OUT:
+        judged = workspace.reference.dataset.unlabelled()
+        unseen = workspace.train_data is not None and len(judged) >= min(FEWEST_HELD_OUT, fitted)
+        data = judged.pick(slice(0, fitted)) if unseen else workspace.calibration
     return data.pick(slice(0, max(1, OUTPUT_BYTES // max(1, workspace.reference.output_bytes))))
+
+
+def _scores(problem: Problem, plans: list[RankPlan]) -> dict[RankPlan, Score]:
+    """The scores of plans on the samples of a trial, without those that are clearly worse after GLANCE of them."""
+    workspace = problem.workspace
+    many = workspace.opened.evaluate is None and min(problem.samples, len(workspace.reference)) > GLANCE
+    if many and len(plans) > 1:
+        first = {plan: problem.measure(plan, samples=GLANCE) for plan in plans}
+        least = min((score.drop_high for score in first.values() if score.drop_high is not None), default=inf)
+        plans = [plan for plan, score in first.items() if score.drop_low is None or score.drop_low <= least]
+    return {plan: problem.measure(plan) for plan in plans}
+
+
+def _drop(score: Score) -> tuple[bool, float]:
+    """A drop to compare by: what is no number is more than any."""
+    return isnan(score.drop), score.drop
 
 
 def _judge(problem: Problem) -> Callable[[RankPlan], float]:
