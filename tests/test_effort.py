@@ -25,10 +25,10 @@ from lowrank_core.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def workspace() -> Workspace:
-    """Two small layers and a hundred samples, to be had in a moment."""
+    """Two small layers and a few samples, to be had in a moment; more than `budget` glances at."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
-    data = torch.randn(100, 12), torch.arange(100) % 3
+    data = torch.randn(150, 12), torch.arange(150) % 3
     return Workspace.of(network, data[0][:2], data, train_data=data)
 
 

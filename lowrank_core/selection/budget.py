@@ -109,7 +109,8 @@ class Budget:
             yield Measurements(STEPS, len(workspace.reference))
         else:
             yield Measurements(1 + len(RIVALS) + self.refine, len(held_out(workspace)))
-            yield Measurements(1 + len(RIVALS), min(problem.samples, len(workspace.reference)))
+            for samples in (GLANCE, problem.samples):
+                yield Measurements(1 + len(RIVALS), min(samples, len(workspace.reference)))
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """Under budgets each plan that is better than those before; under a largest drop the plans that were judged."""
