@@ -344,3 +344,13 @@ def test_probabilities_diverge_as_their_logarithms_do():
     dense, other = torch.randn(2, 50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     said = divergence(TOP1, {"y": other.softmax(1)}, {"y": dense.softmax(1)})
     assert said == pytest.approx(divergence(TOP1, {"y": other}, {"y": dense}), rel=1e-3)
+
+
+def test_where_all_of_training_calibrates_there_are_curves_of_other_samples_too(small):
+    few = net(100)
+    taught = Workspace(replace(few.opened, train_data=lambda: net(100, seed=1).reference.dataset))
+    for workspace, hashes in ((small, 1), (taught, 2), (Workspace(replace(few.opened, train_data=None)), 1)):
+        assert len(make("budget", {})._samples(problem_of(workspace, multiplies=0.5))) == hashes
+    fitted, other = make("budget", {})._samples(problem_of(taught, multiplies=0.5))
+    assert fitted.inputs.equal(taught.calibration.inputs[:64])
+    assert other.inputs.equal(held_out(taught).inputs[:64])

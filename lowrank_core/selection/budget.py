@@ -54,9 +54,10 @@ class Budget:
     within a largest drop. Needs no labels.
 
     The loss of each layer at three ranks per method is measured as the divergence of the network's outputs on a few
-    samples that no factor was fitted to; between them it follows the closed-form error, log against log. An exact
-    knapsack then chooses. Its plan is tried as a whole beside those of `uniform` and `balf`, and the answer is the one
-    that scores best on the evaluation samples of a trial; of equals the one that diverges least.
+    calibration samples, and on as many others where all of training calibrate; between them it follows the closed-form
+    error, log against log. An exact knapsack then chooses. Its plan is tried as a whole beside those of `uniform` and
+    `balf`, and the answer is the one that scores best on the evaluation samples of a trial; of equals the one that
+    diverges least.
     """
 
     name: ClassVar[str] = "budget"
@@ -101,33 +102,49 @@ class Budget:
 
     def measurements(self, problem: Problem) -> Iterator[Measurements]:
         """Points of single layers that are not kept from an earlier search, then whole plans."""
-        workspace, data = problem.workspace, held_out(problem.workspace).pick(slice(0, self.samples))
+        workspace = problem.workspace
         correction = workspace.correction if problem.corrected else None
-        for name, choice in unknown(workspace, correction, asks(problem), data, problem.folder):
-            yield Measurements(1, len(data), name, choice.method)
+        for data in self._samples(problem):
+            for name, choice in unknown(workspace, correction, asks(problem), data, problem.folder):
+                yield Measurements(1, len(data), name, choice.method)
         if problem.max_drop is not None:
             yield Measurements(STEPS, len(workspace.reference))
         else:
-            yield Measurements(1 + len(RIVALS) + self.refine, len(held_out(workspace)))
+            plans = len(self._samples(problem)) + len(RIVALS)
+            yield Measurements(plans + self.refine, len(held_out(workspace)))
             for samples in (GLANCE, problem.samples):
-                yield Measurements(1 + len(RIVALS), min(samples, len(workspace.reference)))
+                yield Measurements(plans, min(samples, len(workspace.reference)))
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """Under budgets each plan that is better than those before; under a largest drop the plans that were judged."""
-        menus = self.menus(problem)
         if problem.max_drop is None:
-            yield from self._whole(problem, menus)
+            yield from self._whole(problem, [self.menus(problem, data) for data in self._samples(problem)])
         else:
-            yield from self._smallest(problem, menus)
+            yield from self._smallest(problem, self.menus(problem))
 
-    def menus(self, problem: Problem) -> list[list[Option]]:
-        """What each layer of the problem may become and what that loses; dense, which loses nothing, comes first."""
+    def _samples(self, problem: Problem) -> list[Dataset]:
+        """What curves are measured on: samples that factors were fitted to, and where all of training are, others."""
+        workspace = problem.workspace
+        few = len(workspace.calibration_pool) - len(workspace.calibration) < FEWEST_HELD_OUT
+        both = (
+            [workspace.calibration, held_out(workspace)]
+            if few and problem.max_drop is None
+            else [workspace.calibration]
+        )
+        picked = [data.pick(slice(0, self.samples)) for data in both]
+        return list({data_hash(data.inputs): data for data in picked}.values())
+
+    def menus(self, problem: Problem, data: Dataset | None = None) -> list[list[Option]]:
+        """What each layer of the problem may become and what that loses; dense, which loses nothing, comes first.
+
+        data: the samples on which the loss is measured, without it calibration samples.
+        """
         workspace, points = problem.workspace, dict[tuple[str, str], list[Point]]()
         for point in profile(
             workspace,
             workspace.correction if problem.corrected else None,
             asks(problem),
-            held_out(workspace).pick(slice(0, self.samples)),
+            workspace.calibration.pick(slice(0, self.samples)) if data is None else data,
             folder=problem.folder,
             workers=problem.workers,
         ):
@@ -146,11 +163,11 @@ class Budget:
             menus.append(menu)
         return menus
 
-    def _whole(self, problem: Problem, menus: list[list[Option]]) -> Iterator[Trial]:
+    def _whole(self, problem: Problem, menus: list[list[list[Option]]]) -> Iterator[Trial]:
         """Plans tried as a whole: by how far the network diverges, then the best of ours and RIVALS by their score."""
         losses, judged, ours = dict[RankPlan, float](), _judge(problem), dict[RankPlan, str]()
         finalists: dict[RankPlan, str] = {}
-        pace = Pace(1 + len(RIVALS) + self.refine)
+        pace = Pace(len(menus) + len(RIVALS) + self.refine)
         for number, (name, plan, rival) in enumerate(self._plans(problem, menus)):
             if plan in losses:
                 continue
@@ -162,8 +179,7 @@ class Budget:
             if losses[plan] == min(losses.values()):
                 yield problem.trial(plan, words)
         if ours:
-            best = min(ours, key=losses.__getitem__)
-            finalists = {best: ours[best], **finalists}
+            finalists = {plan: ours[plan] for plan in sorted(ours, key=losses.__getitem__)[: len(menus)]} | finalists
         scores = _scores(problem, list(finalists))
         for plan, score in scores.items():
             yield problem.trial(plan, finalists[plan], score)
@@ -176,14 +192,15 @@ class Budget:
             told = f"{finalists[best]}; the best of {len(losses)} plans by {by}"
         yield problem.trial(best, told, scores[best])
 
-    def _plans(self, problem: Problem, menus: list[list[Option]]) -> Iterator[tuple[str, RankPlan, bool]]:
+    def _plans(self, problem: Problem, menus: list[list[list[Option]]]) -> Iterator[tuple[str, RankPlan, bool]]:
         """The plan of the curves, those of RIVALS, and some for losses that are off by a random factor per layer.
 
         With a name for each, and whether it is another rule's.
         """
         limits = dict(problem.budgets)
         try:
-            yield "the curves", best_plan(problem, menus, limits), False
+            for number, menu in enumerate(menus):
+                yield "the curves of other samples" if number else "the curves", best_plan(problem, menu, limits), False
         except InvalidSearch:
             rivals = list(self._rivals(problem))
             if not rivals:
@@ -193,8 +210,8 @@ class Budget:
         yield from self._rivals(problem)
         generator = np.random.default_rng(0)
         for number in range(self.refine):
-            factors = generator.lognormal(0.0, 0.5, len(menus))
-            shifted = [[(c, loss * factor) for c, loss in menu] for menu, factor in zip(menus, factors, strict=True)]
+            factors = generator.lognormal(0.0, 0.5, len(menus[-1]))
+            shifted = [[(c, loss * f) for c, loss in menu] for menu, f in zip(menus[-1], factors, strict=True)]
             yield f"refining, {number + 1} of {self.refine}", best_plan(problem, shifted, limits), False
 
     def _rivals(self, problem: Problem) -> Iterator[tuple[str, RankPlan, bool]]:
