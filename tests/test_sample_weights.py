@@ -111,7 +111,7 @@ def test_r2_of_numbers_far_from_nought_is_added_up_without_loss(weighted: bool) 
 @pytest.mark.parametrize("name", ["r2", "auc", "average-precision"])
 def test_batches_add_up_and_too_few_that_count_have_no_interval(name: str) -> None:
     outputs, targets = answers(name)
-    weights = integers(3, SAMPLES, seed=7).double()
+    weights = 1.0 + integers(3, SAMPLES, seed=7).double()
     reference = Reference(Passing(), Dataset(outputs, targets, weights), METRICS[name], batch=16)
     score = final_score(evaluate(nn.Hardtanh(-1, 1), reference))
     assert score.value == pytest.approx(METRICS[name].score(outputs.clamp(-1, 1), targets, weights), rel=1e-12)

@@ -20,6 +20,7 @@ from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.jobs import Job
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.scoring.scores import Score
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Problem, Trial
 from lowrank_core.training.recipe import Settings
@@ -57,6 +58,9 @@ class Planted:
     quick: bool = False
     order: str = field(default="up", metadata={"choices": ("up", "down"), "label": "Order"})
     note: str = field(default="hello", metadata={"label": "Remark"})
+
+    def measurements(self, problem: Problem) -> Iterator[Measurements]:
+        return iter(())
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         self.asked.append((self, problem))

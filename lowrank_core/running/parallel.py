@@ -146,6 +146,20 @@ def _keep_what_is_freed() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
+def _client(address: str) -> Any:
+    """Somebody who asks the scheduler at that address; raises WorkersLost where none answers."""
+    with extra("cluster", "a dask cluster, here and on its workers,"):
+        from dask.distributed import Client
+    for _ in range(ATTEMPTS):
+        try:
+            return Client(address, timeout=10, set_as_default=False)
+        except (OSError, ValueError, TypeError) as error:
+            raise WorkersLost(f"no dask scheduler answers at {address!r} ({error}); check the address.") from error
+        except AssertionError:  # its thread has not begun within ten seconds
+            continue
+    raise WorkersLost("this machine is too busy to begin a thread for dask; try again later.")
+
+
 @contextmanager
 def _pool(workers: Workers) -> Iterator[Callable[[], joblib.Parallel]]:
     """A function that begins a Parallel anew at each call: one whose processes died may still send out its old asks."""
@@ -155,12 +169,7 @@ def _pool(workers: Workers) -> Iterator[Callable[[], joblib.Parallel]]:
     if workers.dask is None:
         yield lambda: joblib.Parallel(n_jobs=workers.count, backend="loky", **options)
         return
-    with extra("cluster", "a dask cluster, here and on its workers,"):
-        from dask.distributed import Client
-    try:
-        client = Client(workers.dask, timeout=10, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise WorkersLost(f"no dask scheduler answers at {workers.dask!r} ({error}); check the address.") from error
+    client = _client(workers.dask)
     try:
         client.wait_for_workers(1, timeout=30)
     except TimeoutError as error:
