@@ -13,6 +13,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from lowrank_core.errors import Cancelled, InvalidFile
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
@@ -20,7 +21,6 @@ from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.jobs import Job
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.scoring.scores import Score
-from lowrank_core.measure.effort import Measurements
 from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Problem, Trial
 from lowrank_core.training.recipe import Settings
