@@ -29,6 +29,9 @@ PLAN_SECONDS = 0.02
 TRAINING = 3
 """Passes that learning from a sample takes: forward, and backward twice that."""
 
+LAYER_SECONDS = 0.1
+"""What a layer takes beside operations where it is factorised, and corrected for the first time."""
+
 SVD_OPERATIONS = 22
 """Of a singular value decomposition with both bases, times m n min(m, n) (Golub & Van Loan, 4th edition, 8.6)."""
 
@@ -101,15 +104,16 @@ def effort(workspace: Workspace, work: Work) -> Effort:
         samples = 1 if own_score else measured.samples
         passes += measured.plans * (samples * share + (0 if measured.layer else CORRECTION * calibration))
     passes += work.dense + TRAINING * work.trained
+    plans = sum(measured.plans for measured in work.measured)
     ranks = Counter[tuple[str, str]]()
     for measured in work.measured:
         if measured.layer:
             ranks[measured.layer, measured.method] += measured.plans
+    fixed = plans * PLAN_SECONDS + len(factorised) * LAYER_SECONDS
     algebra = sum(
         _operations(profile.layer(name), method, ranks[name, method]) for name, method in {*ranks, *work.factorised}
     )
-    plans = sum(measured.plans for measured in work.measured)
-    return Effort(plans, passes * seconds + plans * PLAN_SECONDS + algebra / OPERATIONS_A_SECOND)
+    return Effort(plans, passes * seconds + fixed + algebra / OPERATIONS_A_SECOND)
 
 
 def _share_from(workspace: Workspace, name: str) -> float:
