@@ -95,25 +95,21 @@ class Effort:
 
 def effort(workspace: Workspace, work: Work) -> Effort:
     """What work takes here; the dense network is timed once per workspace, on a few samples."""
-    seconds, profile = workspace.sample_seconds, workspace.profile
-    own_score = workspace.opened.evaluate is not None
-    calibration = len(workspace.calibration) if work.corrected else 0
-    passes = CORRECTION / 2 * calibration  # what a layer alone is corrected from is gathered once
-    for measured in work.measured:
-        share = _share_from(workspace, measured.layer) if measured.layer else 1.0
-        samples = 1 if own_score else measured.samples
-        passes += measured.plans * (samples * share + (0 if measured.layer else CORRECTION * calibration))
-    passes += work.dense + TRAINING * work.trained
-    plans = sum(measured.plans for measured in work.measured)
+    profile, own_score = workspace.profile, workspace.opened.evaluate is not None
+    calibration = CORRECTION * len(workspace.calibration) if work.corrected else 0
+    passes = calibration / 2 + work.dense + TRAINING * work.trained  # half: what layers alone are corrected from
     ranks = Counter[tuple[str, str]]()
     for measured in work.measured:
+        share = _share_from(workspace, measured.layer) if measured.layer else 1.0
+        passes += measured.plans * (0 if own_score else measured.samples * share)
+        passes += measured.plans * (0 if measured.layer else calibration)
         if measured.layer:
             ranks[measured.layer, measured.method] += measured.plans
-    fixed = plans * PLAN_SECONDS + len(factorised) * LAYER_SECONDS
-    algebra = sum(
-        _operations(profile.layer(name), method, ranks[name, method]) for name, method in {*ranks, *work.factorised}
-    )
-    return Effort(plans, passes * seconds + fixed + algebra / OPERATIONS_A_SECOND)
+    plans, factorised = sum(measured.plans for measured in work.measured), {*ranks, *work.factorised}
+    algebra = sum(_operations(profile.layer(name), method, ranks[name, method]) for name, method in factorised)
+    seconds = passes * workspace.sample_seconds + plans * PLAN_SECONDS + len(factorised) * LAYER_SECONDS
+    scored = plans * workspace.own_score_seconds if own_score else 0.0
+    return Effort(plans, seconds + scored + algebra / OPERATIONS_A_SECOND)
 
 
 def _share_from(workspace: Workspace, name: str) -> float:
