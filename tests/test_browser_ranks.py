@@ -448,6 +448,31 @@ def test_a_click_on_the_spectrum_sets_the_rank(ranks: Page) -> None:
     ranks.wait_for_function("([e, v]) => Number(e.value) > v", arg=[handle, int(before)])
 
 
+WIDTHS = (1920, 1440, 1280, 1100, 1024, 960, 821, 820, 600, 390)
+FITS = f"""() => {{
+    const b = {BOARD}, tracks = [...document.querySelectorAll(".rb-track")].filter(t => t.offsetParent);
+    if (b.root.scrollWidth > b.root.clientWidth + 1 || tracks.some(t => t.clientWidth < 120)) return false;
+    const at = box => box.getBoundingClientRect().left + box.getBoundingClientRect().width / 2;
+    const ticks = [...b.detailChart.querySelectorAll(".xaxislayer-above .xtick text")]
+        .map(t => [Number(t.textContent), at(t)]);
+    const [first, last] = [ticks[0], ticks[ticks.length - 1]];
+    const row = b.rows.get(b.selected), scale = (last[1] - first[1]) / (last[0] - first[0]);
+    const mark = b.detailChart.querySelector(".rb-mark-chosen").getBoundingClientRect().left + 1;
+    return Math.abs(first[1] + scale * (row.rank[0] - first[0]) - mark) <= 1.5;
+}}"""
+"""No track is too narrow for a thumb, nothing sticks out, and the mark is where the chart's own axis has its rank."""
+
+
+def test_tracks_and_marks_fit_every_window(ranks: Page) -> None:
+    before = ranks.viewport_size
+    assert before is not None
+    ranks.evaluate(f"{BOARD}.select('fc1')")
+    for width in WIDTHS:
+        ranks.set_viewport_size({"width": width, "height": 900})
+        ranks.wait_for_function(FITS, timeout=30_000)
+    ranks.set_viewport_size(before)
+
+
 def test_reload_keeps_the_plan_and_the_history(ranks: Page) -> None:
     start = slider(ranks, "fc1").input_value()
     drag(ranks, slider(ranks, "fc1"), 20)

@@ -3,6 +3,16 @@
 
 const MOST_BARS = 240;                                           // of a chart: beyond it neighbours share a bar
 
+/* A chart stays as wide as its place, whatever changes that: the window, the sidebar, a column that moves. */
+function fitted(chart) {
+  let width = chart.offsetWidth;
+  new ResizeObserver(() => {
+    if (!chart.offsetWidth || chart.offsetWidth === width) return;
+    width = chart.offsetWidth;
+    window.Plotly.Plots.resize(chart);
+  }).observe(chart);
+}
+
 Object.assign(Board.prototype, {
   schedule() {
     if (!this.frame) this.frame = requestAnimationFrame(() => { this.frame = 0; this.draw(false); });
@@ -141,8 +151,9 @@ Object.assign(Board.prototype, {
           autorange: false, range: [0, ceiling ? 1.05 * Math.max(...ceiling, 1) : this.lossRange(values)], tickformat: kind !== "accuracy" ? ".2s" : this.model.metric.share ? ".1%" : ".3~g" },
         shapes: [{ type: "rect", xref: "x", yref: "y", x0: 0, x1: 1, y0: -0.45, y1: 0.45, line: { width: 0 },
           fillcolor: colours.faint, layer: "below" }],
-      }, { displayModeBar: false, responsive: true });
+      }, { displayModeBar: false });
       chart.drawn = true;
+      fitted(chart);
       if (kind !== "accuracy") chart.on("plotly_click", event => {
         const { customdata, x } = event.points[0];
         if (customdata) this.select(layers[x * this.group].name);

@@ -63,7 +63,7 @@ Object.assign(Board.prototype, {
       xaxis: { ...axis, anchor: "y2", title: { text: "rank", standoff: 4 }, range: [0, longest * 1.02] },
       yaxis: { ...axis, type: "log", domain: [0.5, 1], title: { text: "σ (log)" }, exponentformat: "power", nticks: 4 },
       yaxis2: { ...axis, domain: [0, 0.44], title: { text: "energy %" }, range: [0, 104], nticks: 4 },
-    }, { displayModeBar: false, responsive: true });
+    }, { displayModeBar: false });
     if (!this.detailChart.bound) {
       this.detailChart.bound = true;
       this.detailChart.style.position = "relative";
@@ -80,7 +80,11 @@ Object.assign(Board.prototype, {
         this.commit();
         this.draw(true);
       });
-      new ResizeObserver(() => requestAnimationFrame(() => this.drawDetail())).observe(this.detailChart);
+      this.detailChart.on("plotly_afterplot", () => {
+        const shown = this.rows.get(this.selected);
+        if (shown) this.placeMarks(shown, shown.layer.methods[shown.method]);
+      });
+      fitted(this.detailChart);
     }
   },
 

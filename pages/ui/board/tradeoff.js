@@ -29,7 +29,7 @@ Object.assign(Board.prototype, {
       xaxis: { ...grid, title: { text: `${axis}, % of dense`, standoff: 4 }, range: [0, 104] },
       yaxis: { ...grid, title: { text: model.metric.share ? "score %" : model.metric.higher ? "score" : "lower is better" },
         range: values.length ? [low - room, high + room] : undefined },
-    }, { displayModeBar: false, responsive: true });
+    }, { displayModeBar: false });
     if (!this.tradeoffChart.bound) {
       this.tradeoffChart.bound = true;
       this.tradeoffChart.style.position = "relative";
@@ -37,7 +37,8 @@ Object.assign(Board.prototype, {
         const name = event.points[0].customdata;
         if (name) this.act("restore", { name });
       });
-      new ResizeObserver(() => requestAnimationFrame(() => this.moveTradeoff(totals(model, this.choices())))).observe(this.tradeoffChart);
+      this.tradeoffChart.on("plotly_afterplot", () => this.moveTradeoff(totals(this.model, this.choices())));
+      fitted(this.tradeoffChart);
     }
     this.moveTradeoff(totals(model, choices), predicted);
   },
