@@ -132,14 +132,14 @@ def network(name: str) -> Network:
 
 
 def _of_torchvision(name: str, shape: tuple[int, ...], settings: dict[str, Any]) -> Network:
-    _import_torchvision()
+    import_torchvision()
     from torchvision import models
 
     return models.get_model(name, weights=None, **settings), torch.randn(2, *shape)
 
 
 def _of_timm(name: str, shape: tuple[int, ...], settings: dict[str, Any]) -> Network:
-    _import_torchvision()
+    import_torchvision()
     import timm
 
     return timm.create_model(name, pretrained=False, **settings), torch.randn(2, *shape)
@@ -152,7 +152,7 @@ def _of_efficientnet() -> Network:
 
 
 def _of_transformers(name: str, config: str, settings: dict[str, Any], kind: str) -> Network:
-    _import_torchvision()  # which transformers does by itself
+    import_torchvision()  # which transformers does by itself
     import transformers
 
     model = getattr(transformers, name)(getattr(transformers, config)(**settings))
@@ -166,7 +166,7 @@ def _of_transformers(name: str, config: str, settings: dict[str, Any], kind: str
     return model, inputs
 
 
-def _import_torchvision() -> None:
+def import_torchvision() -> None:
     """Import it also where its compiled operators are of another build of PyTorch: no network here uses any."""
     kept = torch.library.register_fake
 

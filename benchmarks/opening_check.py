@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.architectures import import_torchvision
 from benchmarks.page import ROOT, benchmark_parser, run_benchmark
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.compression.self_check import SelfCheck
@@ -99,6 +100,7 @@ def networks() -> Iterator[tuple[str, Callable[[], Network]]]:
 
 
 def _image_network(name: str) -> Network:
+    import_torchvision()
     from torchvision import models
 
     return seeded(lambda: getattr(models, name)(weights=None)), rows(2, 3, 64, 64)
@@ -107,6 +109,8 @@ def _image_network(name: str) -> Network:
 def _transformer(name: str, config: str, settings: dict[str, Any], kind: str) -> Network:
     import transformers
 
+    if find_spec("torchvision") is not None:
+        import_torchvision()  # which transformers does by itself
     model = seeded(lambda: getattr(transformers, name)(getattr(transformers, config)(**settings)))
     tokens = torch.arange(24).reshape(2, 12) * 7 % 90 + 1
     inputs = {
