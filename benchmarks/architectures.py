@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.opening_check import TRANSFORMERS
+from benchmarks.opening_check import TRANSFORMERS, import_torchvision
 from benchmarks.page import PAGES, ROOT, benchmark_parser, renewed, run_benchmark, stamp, table_of
 from benchmarks.wild_networks._packages import ending, limit_to, plain
 from lowrank_core.commands import cli
@@ -164,20 +164,6 @@ def _of_transformers(name: str, config: str, settings: dict[str, Any], kind: str
         "spectrogram": {"input_features": torch.randn(2, 8, 64), "decoder_input_ids": tokens[:, :6]},
     }[kind]
     return model, inputs
-
-
-def import_torchvision() -> None:
-    """Import it also where its compiled operators are of another build of PyTorch: no network here uses any."""
-    kept = torch.library.register_fake
-
-    def register(op: Any, *args: Any, **kwargs: Any) -> Any:
-        return (lambda function: function) if str(op).startswith("torchvision::") else kept(op, *args, **kwargs)
-
-    torch.library.register_fake = register
-    try:
-        import torchvision  # noqa: F401
-    finally:
-        torch.library.register_fake = kept
 
 
 def counted(model: nn.Module, inputs: Any) -> int:
