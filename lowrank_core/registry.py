@@ -5,6 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any, TypeVar
+
+V = TypeVar("V")
+
+
+def enter(table: dict[str, Any], variant: V, kind: str) -> V:
+    """Enter a variant under its name and give it back; raises ValueError, which calls it by its kind, where it is taken.
+
+    >>> from types import SimpleNamespace
+    >>> enter({}, SimpleNamespace(name="svd"), "method").name
+    'svd'
+    """
+    name = variant.name  # type: ignore[attr-defined]
+    if name in table:
+        raise ValueError(f"{kind} {name!r} is registered twice")
+    table[name] = variant
+    return variant
 
 
 def register_all(package: str, path: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ from lowrank_core.exports._rounding import (
 )
 from lowrank_core.layers.data import Dataset, Inputs, run
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.registry import register_all
+from lowrank_core.registry import enter, register_all
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score
@@ -122,10 +122,7 @@ REFERENCE_SAMPLES, FEWEST = 64, 8
 
 def register(export: Export) -> Export:
     """Make a kind of artefact known."""
-    if export.name in EXPORTS:
-        raise ValueError(f"export {export.name!r} is registered twice")
-    EXPORTS[export.name] = export
-    return export
+    return enter(EXPORTS, export, "export")
 
 
 def loading(export: Export, workspace: Workspace, plan: RankPlan, file: str) -> list[Snippet]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank_core.algebra.aware import SecondMoment
 from lowrank_core.layers.spec import LayerSpec, Rank
-from lowrank_core.registry import register_all
+from lowrank_core.registry import enter, register_all
 
 
 @runtime_checkable
@@ -93,10 +93,7 @@ METHODS: dict[str, Method] = {}
 
 def register(method: Method) -> Method:
     """Make a method known by its name."""
-    if method.name in METHODS:
-        raise ValueError(f"method {method.name!r} is registered twice")
-    METHODS[method.name] = method
-    return method
+    return enter(METHODS, method, "method")
 
 
 register_all(__name__, __path__)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lowrank_core.errors import InvalidData, cut
 from lowrank_core.readers._folders import is_empty, split_of
-from lowrank_core.registry import register_all
+from lowrank_core.registry import enter, register_all
 from lowrank_core.samples.preparation import Preparation
 from lowrank_core.samples.samples import Samples, Taken
 
@@ -32,10 +32,7 @@ READERS: dict[str, Reader] = {}
 
 def register(reader: Reader) -> Reader:
     """Make a kind of data known."""
-    if reader.name in READERS:
-        raise ValueError(f"reader {reader.name!r} is registered twice")
-    READERS[reader.name] = reader
-    return reader
+    return enter(READERS, reader, "reader")
 
 
 def read(path: Path, takes: Sequence[Taken], preparation: Preparation) -> Samples:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_core.errors import InvalidData, InvalidSettings, LowRankError
+from lowrank_core.errors import InvalidData, InvalidSettings
 from lowrank_core.extras import extra
+from lowrank_core.readers._processed import processed
 from lowrank_core.samples.limits import counted, most_of
 from lowrank_core.samples.preparation import Arrays, Preparation
 from lowrank_core.samples.samples import Taken, only_taker
@@ -166,19 +167,7 @@ def _opened(picture: Picture, mode: str) -> Any:
 def _by_processor(
     given: Sequence[Picture], processor: Callable[[Sequence[Any]], Arrays], where: object
 ) -> tuple[Arrays, bool]:
-    """What the network's own processor makes of the images, some at a time."""
-    batches: list[Arrays] = []
-    images, most = iter(_decoded(given, 3, where)), len(given)
-    while batch := list(islice(images, AT_ONCE)):
-        try:
-            batches.append(dict(processor(batch)))
-        except LowRankError:
-            raise
-        except Exception as error:  # a processor of whatever kind
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise InvalidData(f"{where}: the network's image processor failed ({said}).") from error
-        most = most_of(sum(value[0].nbytes for value in batches[0].values()))
-        if len(batches) * AT_ONCE >= most:
-            break
-    read = min(most, len(batches) * AT_ONCE)
-    return {name: torch.cat([b[name] for b in batches])[:most] for name in batches[0]}, read < len(given)
+    """What the network's own processor makes of the images."""
+    images = _decoded(given, 3, where)
+    parts = iter(lambda: list(islice(images, AT_ONCE)), [])
+    return processed(parts, processor, "image processor", len(given), where)

@@ -17,6 +17,7 @@ from torch.nn.functional import conv1d, pad
 
 from lowrank_core.errors import InvalidData, InvalidSettings, LowRankError, cut
 from lowrank_core.extras import extra
+from lowrank_core.readers._processed import processed
 from lowrank_core.samples.limits import counted, most_of
 from lowrank_core.samples.preparation import Arrays, Preparation
 from lowrank_core.samples.samples import Taken, only_taker
@@ -159,35 +160,8 @@ def resampled(samples: Tensor, rate: int, wanted: int) -> Tensor:
 def _by_processor(
     given: Sequence[Sound], preparation: Preparation, processor: Callable[[Sequence[Any], int], Arrays], where: object
 ) -> tuple[Arrays, bool]:
-    """What the network's own processor makes of the recordings, some at a time, at the rate that it takes."""
-    batches: list[Arrays] = []
+    """What the network's own processor makes of the recordings, at the rate that it takes."""
     rate = preparation.rate or 16_000
-    waves, most = _waves(given, rate, where), len(given)
-    while batch := [samples.numpy() for samples in islice(waves, AT_ONCE)]:
-        try:
-            batches.append(dict(processor(batch, rate)))
-        except LowRankError:
-            raise
-        except Exception as error:  # a processor of whatever kind
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise InvalidData(f"{where}: the network's audio processor failed ({said}).") from error
-        most = most_of(sum(value[0].nbytes for value in batches[0].values()))
-        if len(batches) * AT_ONCE >= most:
-            break
-    inputs = joined(batches, where)
-    return {name: value[:most] for name, value in inputs.items()}, min(most, len(batches) * AT_ONCE) < len(given)
-
-
-def joined(batches: Sequence[Arrays], where: object) -> Arrays:
-    """Batches of one form as one, shorter ones filled with zeros on their second axis."""
-    found = {}
-    for name in batches[0]:
-        parts = [batch[name] for batch in batches]
-        if len({tuple(part.shape[2:]) for part in parts}) > 1 or len({part.ndim for part in parts}) > 1:
-            shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(part.shape for part in parts))
-            raise InvalidData(f"{where}: samples have different shapes, {shapes}; bring them to one.")
-        if parts[0].ndim > 1:
-            longest = max(part.shape[1] for part in parts)
-            parts = [pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1])) for part in parts]
-        found[name] = torch.cat(parts)
-    return found
+    waves = _waves(given, rate, where)
+    parts = iter(lambda: [samples.numpy() for samples in islice(waves, AT_ONCE)], [])
+    return processed(parts, lambda part: processor(part, rate), "audio processor", len(given), where)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lowrank_core.errors import InvalidData, LowRankError, cut
-from lowrank_core.readers._sound import joined
-from lowrank_core.samples.limits import counted, most_of
+from lowrank_core.errors import InvalidData, cut
+from lowrank_core.readers._processed import processed
+from lowrank_core.samples.limits import counted
 from lowrank_core.samples.preparation import Arrays, Preparation
 
 AT_ONCE = 256
@@ -23,23 +23,14 @@ def tokens(
             f"{where} holds texts, and no tokenizer is known for the network; give it as a folder of save_pretrained "
             "with its tokenizer, or its tokens in a .npz."
         )
-    batches: list[Arrays] = []
-    most = len(texts)
-    for start in counted(range(0, len(texts), AT_ONCE), "texts, in parts of 256", -(-len(texts) // AT_ONCE)):
-        part = slice(start, start + AT_ONCE)
-        try:
-            batches.append(dict(tokenizer(texts[part], None if seconds is None else seconds[part])))
-        except LowRankError:
-            raise
-        except Exception as error:  # a tokenizer of whatever kind
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise InvalidData(f"{where}: the network's tokenizer failed ({said}).") from error
-        most = most_of(sum(value[0].nbytes for value in batches[0].values()))
-        if len(batches) * AT_ONCE >= most:
-            break
-    inputs = joined(batches, where)
-    read = min(len(texts), len(batches) * AT_ONCE, most)
-    return {name: value[:read] for name, value in inputs.items()}, read < len(texts)
+    starts = counted(range(0, len(texts), AT_ONCE), "texts, in parts of 256", -(-len(texts) // AT_ONCE))
+    parts = (range(at, min(at + AT_ONCE, len(texts))) for at in starts)
+
+    def tokenized(part: range) -> Arrays:
+        rows = slice(part.start, part.stop)
+        return tokenizer(texts[rows], None if seconds is None else seconds[rows])
+
+    return processed(parts, tokenized, "tokenizer", len(texts), where)
 
 
 def pair_of(places: Sequence[int], names: Sequence[str], where: object) -> list[int]:

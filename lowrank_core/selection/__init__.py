@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from lowrank_core.errors import InvalidData, InvalidSearch
 from lowrank_core.measure.effort import Effort, Measurements, Work, effort
-from lowrank_core.registry import register_all
+from lowrank_core.registry import enter, register_all
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score
@@ -48,10 +48,7 @@ CLOSED_FORMS = ("balf", "lc", "energy")
 
 def register(rule: type[Any]) -> type[Any]:
     """Enter a rule in `RULES` under its name; raises ValueError where the name is taken."""
-    if rule.name in RULES:
-        raise ValueError(f"rule {rule.name!r} is registered twice")
-    RULES[rule.name] = rule
-    return rule
+    return enter(RULES, rule, "rule")
 
 
 def make(name: str, settings: dict[str, str]) -> Rule:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
-from lowrank_core.registry import register_all
+from lowrank_core.registry import enter, register_all
 from lowrank_core.sources._given import GivenData, given_by, opened_on
 from lowrank_core.sources._opened import Opened, filled_with
 from lowrank_core.sources._weights import Weights
@@ -38,10 +38,7 @@ SOURCES: dict[str, Source] = {}
 
 def register(source: Source) -> Source:
     """Make a kind of reference known."""
-    if source.name in SOURCES:
-        raise ValueError(f"source {source.name!r} is registered twice")
-    SOURCES[source.name] = source
-    return source
+    return enter(SOURCES, source, "source")
 
 
 def open_source(ref: str) -> Opened:
