@@ -7,20 +7,19 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-V = TypeVar("V")
+V = TypeVar("V", bound=Any)
 
 
 def enter(table: dict[str, Any], variant: V, kind: str) -> V:
-    """Enter a variant under its name and give it back; raises ValueError, which calls it by its kind, where it is taken.
+    """Enter a variant under its name and give it back; raises ValueError, which names its kind, where that is taken.
 
     >>> from types import SimpleNamespace
     >>> enter({}, SimpleNamespace(name="svd"), "method").name
     'svd'
     """
-    name = variant.name  # type: ignore[attr-defined]
-    if name in table:
-        raise ValueError(f"{kind} {name!r} is registered twice")
-    table[name] = variant
+    if variant.name in table:
+        raise ValueError(f"{kind} {variant.name!r} is registered twice")
+    table[variant.name] = variant
     return variant
 
 

@@ -97,9 +97,10 @@ def test_a_training_counts_its_epochs_and_runs(workspace: Workspace) -> None:
 
 
 def test_a_quick_rule_is_offered_only_where_it_can_answer(workspace: Workspace) -> None:
-    quick = at_once(problem_of(workspace, multiplies=0.5))
-    assert quick is RULES["balf"]
-    assert at_once(problem_of(workspace, max_drop=0.2)) is None
+    problem = problem_of(workspace, multiplies=0.5)
+    assert at_once(make("budget", {}), problem) is RULES["balf"]
+    assert at_once(make("balf", {}), problem) is None
+    assert at_once(make("budget", {}), problem_of(workspace, max_drop=0.2)) is None
 
 
 @pytest.mark.parametrize(

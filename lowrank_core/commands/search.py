@@ -40,8 +40,8 @@ from lowrank_core.running.scope import scope
 from lowrank_core.selection import RULES, at_once, check_answer, check_wishes, of_all_samples, search_effort
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
-from lowrank_core.selection._compact import COMPACT, TUNE, compact, needs_tuning
-from lowrank_core.selection._problem import QUANTITIES, Problem, Trial, check_methods, problem_of
+from lowrank_core.selection._compact import TUNE, compact_note, needs_tuning
+from lowrank_core.selection._problem import QUANTITIES, Trial, check_methods, problem_of
 from lowrank_core.store.kinds import MOST_BYTES, PLAN
 
 
@@ -92,11 +92,11 @@ def search(
     problem = problem_of(workspace, latency=table, folder=folder, workers=where, **wishes)
     expected = search_effort(chosen, problem)
     if expected.long:
-        quick = at_once(problem)
-        instead = "" if quick in (None, type(chosen)) else f" --rule {quick.name} measures nothing and answers at once."
+        quick = at_once(chosen, problem)
+        instead = "" if quick is None else f" --rule {quick.name} measures nothing and answers at once."
         say(f"This takes at most {expected.text} here.{instead}")
-    if compact(workspace.profile) and min((share for _, share in _shares(problem)), default=1.0) <= 0.5:
-        say(f"Note: {COMPACT}")
+    if note := compact_note(problem):
+        say(f"Note: {note}")
     trials = []
     with scope(report=ProgressLine()):
         for trial in run_search(chosen, problem):
@@ -147,10 +147,6 @@ def search(
     if needs_tuning(score):
         text += f"\n{TUNE} `python -m lowrank_core finetune --help` says how."
     return document, text
-
-
-def _shares(problem: Problem) -> list[tuple[str, float]]:
-    return [(quantity, limit / (problem.amount(quantity) or 1)) for quantity, limit in problem.budgets]
 
 
 def _note(trial: Trial) -> str:

@@ -56,14 +56,14 @@ class Measurements:
 class Work:
     """What is to be done. factorised: (layer, method) beside those of the measurements; corrected: every plan, too.
 
-    dense: samples that the dense network has yet to run on; trained: those that a compressed one learns from, over all
-    epochs.
+    answers: plans that are measured on all evaluation samples in the end; trained: samples that a compressed network
+    learns from, over all epochs.
     """
 
     measured: tuple[Measurements, ...] = ()
     factorised: frozenset[tuple[str, str]] = frozenset()
+    answers: int = 0
     corrected: bool = True
-    dense: int = 0
     trained: int = 0
 
 
@@ -96,28 +96,34 @@ class Effort:
 def effort(workspace: Workspace, work: Work) -> Effort:
     """What work takes here; the dense network is timed once per workspace, on a few samples."""
     profile, own_score = workspace.profile, workspace.opened.evaluate is not None
+    samples = 0 if own_score else len(workspace.reference)
+    dense = 0 if own_score or workspace.reference.complete or not work.answers else samples
     calibration = CORRECTION * len(workspace.calibration) if work.corrected else 0
-    passes = calibration / 2 + work.dense + TRAINING * work.trained  # half: what layers alone are corrected from
-    ranks = Counter[tuple[str, str]]()
-    for measured in work.measured:
-        share = _share_from(workspace, measured.layer) if measured.layer else 1.0
-        passes += measured.plans * (0 if own_score else measured.samples * share)
-        passes += measured.plans * (0 if measured.layer else calibration)
-        if measured.layer:
-            ranks[measured.layer, measured.method] += measured.plans
-    plans, factorised = sum(measured.plans for measured in work.measured), {*ranks, *work.factorised}
+    passes = calibration / 2 + dense + TRAINING * work.trained  # half: what layers alone are corrected from
+    ranks, shares = Counter[tuple[str, str]](), _shares_from(workspace)
+    measured = (*work.measured, Measurements(work.answers, samples))
+    for each in measured:
+        passes += each.plans * (0 if own_score else each.samples * shares[each.layer])
+        passes += each.plans * (0 if each.layer else calibration)
+        if each.layer:
+            ranks[each.layer, each.method] += each.plans
+    plans, factorised = sum(each.plans for each in measured), {*ranks, *work.factorised}
     algebra = sum(_operations(profile.layer(name), method, ranks[name, method]) for name, method in factorised)
     seconds = passes * workspace.sample_seconds + plans * PLAN_SECONDS + len(factorised) * LAYER_SECONDS
     scored = plans * workspace.own_score_seconds if own_score else 0.0
     return Effort(plans, seconds + scored + algebra / OPERATIONS_A_SECOND)
 
 
-def _share_from(workspace: Workspace, name: str) -> float:
-    """The share of the layers' multiplies from one on: what runs before it is kept between its ranks."""
+def _shares_from(workspace: Workspace) -> dict[str, float]:
+    """Of each layer the share of all multiplies from it on: what runs before it is kept between its ranks. "" is 1."""
     layers = workspace.profile.layers
     multiplies = [layer_cost(layer, None).multiplies for layer in layers]
-    at = [layer.name for layer in layers].index(name)
-    return sum(multiplies[at:]) / (sum(multiplies) or 1)
+    left = total = sum(multiplies) or 1
+    shares = {"": 1.0}
+    for layer, own in zip(layers, multiplies, strict=True):
+        shares[layer.name] = left / total
+        left -= own
+    return shares
 
 
 def _operations(layer: Layer, method: str, ranks: int) -> float:

@@ -81,18 +81,18 @@ def search_effort(rule: Rule, problem: Problem) -> Effort:
     Its answer is measured on all evaluation samples at last. Raises InvalidSearch for what cannot be asked.
     """
     problem = _made(rule, problem)
-    workspace, measured = problem.workspace, tuple(rule.measurements(problem))
-    samples = 0 if workspace.opened.evaluate else len(workspace.reference)
-    dense = 0 if not samples or workspace.reference.complete else samples
     factorised = frozenset((layer.name, problem.method_of(layer)) for layer in problem.layers)
-    return effort(workspace, Work((*measured, Measurements(1, samples)), factorised, problem.corrected, dense))
+    work = Work(tuple(rule.measurements(problem)), factorised, answers=1, corrected=problem.corrected)
+    return effort(problem.workspace, work)
 
 
-def at_once(problem: Problem) -> type[Any] | None:
-    """The best rule that answers the same question in closed form, without measuring anything; None where none does."""
-    asked = [quantity for quantity, _ in problem.budgets] + ["max_drop"] * (problem.max_drop is not None)
-    serving = (RULES[name] for name in CLOSED_FORMS if _serves(RULES[name], asked))
-    return next(serving, None)
+def at_once(rule: Rule, problem: Problem) -> type[Any] | None:
+    """The best rule that answers the same question in closed form, without measuring anything; None where none does, or
+    it is this one.
+    """
+    serving = (RULES[name] for name in CLOSED_FORMS if _serves(RULES[name], _asked(problem)))
+    best = next(serving, None)
+    return None if best is None or isinstance(rule, best) else best
 
 
 def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
@@ -163,6 +163,10 @@ def check_wishes(rule: Rule, asked: Iterable[str]) -> None:
         )
 
 
+def _asked(problem: Problem) -> list[str]:
+    return [quantity for quantity, _ in problem.budgets] + ["max_drop"] * (problem.max_drop is not None)
+
+
 def _serves(rule: Rule | type[Any], asked: Iterable[str]) -> bool:
     wishes: set[Wish] = {"max_drop" if name == "max_drop" else "budget" for name in asked} or {"nothing"}
     return wishes <= rule.serves
@@ -170,8 +174,7 @@ def _serves(rule: Rule | type[Any], asked: Iterable[str]) -> bool:
 
 def _check(rule: Rule, problem: Problem) -> None:
     """Refuse a problem that a rule cannot answer, before anything is measured; raises InvalidSearch."""
-    wished = [quantity for quantity, _ in problem.budgets]
-    check_wishes(rule, wished if problem.max_drop is None else [*wished, "max_drop"])
+    check_wishes(rule, _asked(problem))
     if not problem.layers:
         locked = " that is not locked" if problem.locked else ""
         raise InvalidSearch(

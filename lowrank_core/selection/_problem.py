@@ -15,6 +15,7 @@ from torch import nn
 from lowrank_core.compression.correct import load_overlay
 from lowrank_core.errors import InvalidSearch, cut, few
 from lowrank_core.layers.spec import Rank
+from lowrank_core.measure.effort import Measurements
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.methods import METHODS
@@ -192,6 +193,11 @@ class Problem:
             return self.workspace.compress(plan, correction)
         model = self.workspace.compress(plan)
         return load_overlay(model, self.workspace.corrector.alone(model, plan, correction))
+
+
+def in_closed_form(rule: object, problem: Problem) -> Iterator[Measurements]:
+    """What a rule measures that decides in closed form: nothing."""
+    return iter(())
 
 
 @lru_cache(maxsize=10_000)

@@ -9,13 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from lowrank_core.algebra.linalg import MatrixFactorization
-from lowrank_core.measure.effort import Measurements
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
 from lowrank_core.selection import register
-from lowrank_core.selection._problem import Problem, Trial, Wish, largest
+from lowrank_core.selection._problem import Problem, Trial, Wish, in_closed_form, largest
 from lowrank_core.selection._settings import check_settings
 
 
@@ -41,9 +40,7 @@ class Alds:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def measurements(self, problem: Problem) -> Iterator[Measurements]:
-        """None: closed forms decide."""
-        return iter(())
+    measurements = in_closed_form
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

@@ -11,11 +11,10 @@ import numpy as np
 from lowrank_core.algebra.knapsack import cheapest_loss
 from lowrank_core.compression.calibration import MOMENT_BYTES, moment_bytes
 from lowrank_core.errors import InvalidSearch, few
-from lowrank_core.measure.effort import Measurements
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
 from lowrank_core.selection import register
-from lowrank_core.selection._problem import Problem, Trial, Wish
+from lowrank_core.selection._problem import Problem, Trial, Wish, in_closed_form
 
 
 @register
@@ -34,9 +33,7 @@ class Balf:
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget"})
     methods: ClassVar[tuple[str, ...]] = ("spatial_svd_aware", "svd_aware")
 
-    def measurements(self, problem: Problem) -> Iterator[Measurements]:
-        """None: closed forms decide."""
-        return iter(())
+    measurements = in_closed_form
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

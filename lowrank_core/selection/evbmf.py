@@ -9,14 +9,13 @@ from typing import ClassVar
 from lowrank_core.algebra.vbmf import evbmf_of
 from lowrank_core.errors import InvalidSearch
 from lowrank_core.layers.spec import Rank
-from lowrank_core.measure.effort import Measurements
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
 from lowrank_core.selection import register
-from lowrank_core.selection._problem import Problem, Trial, Wish, largest
+from lowrank_core.selection._problem import Problem, Trial, Wish, in_closed_form, largest
 from lowrank_core.selection._settings import check_settings
 
 MATRICES = ("tucker2", "svd", "spatial_svd")
@@ -49,9 +48,7 @@ class VariationalBayes:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def measurements(self, problem: Problem) -> Iterator[Measurements]:
-        """None: closed forms decide."""
-        return iter(())
+    measurements = in_closed_form
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lowrank_core.measure.effort import Measurements
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import register
-from lowrank_core.selection._problem import Problem, Trial, Wish, largest
+from lowrank_core.selection._problem import Problem, Trial, Wish, in_closed_form, largest
 from lowrank_core.selection._settings import check_settings
 
 
@@ -39,9 +38,7 @@ class RelativeError:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def measurements(self, problem: Problem) -> Iterator[Measurements]:
-        """None: closed forms decide."""
-        return iter(())
+    measurements = in_closed_form
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """One plan; nothing is measured on the way."""

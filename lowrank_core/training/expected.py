@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lowrank_core.measure.effort import Effort, Measurements, Work, effort
+from lowrank_core.measure.effort import Effort, Work, effort
 from lowrank_core.training.finetune import training_data
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
@@ -15,8 +15,5 @@ def training_effort(workspace: Workspace, settings: Settings, runs: int) -> Effo
 
     Raises InvalidData where there is nothing to learn from.
     """
-    samples = 0 if workspace.opened.evaluate else len(workspace.reference)
-    dense = 0 if not samples or workspace.reference.complete else samples
     trained = runs * settings.epochs * len(training_data(workspace))
-    work = Work((Measurements(runs, samples),), corrected=False, dense=dense, trained=trained)
-    return replace(effort(workspace, work), measurements=0)
+    return replace(effort(workspace, Work(answers=runs, corrected=False, trained=trained)), measurements=0)

@@ -1,6 +1,7 @@
 """Search: ask a rule for ranks, watch the plans it tries, compare rules, and adopt a plan to drag further."""
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job
-from lowrank_core.selection._compact import COMPACT, TUNE, compact, needs_tuning
+from lowrank_core.selection._compact import TUNE, needs_tuning
 from lowrank_core.selection._problem import Trial
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, frame, question, question_form, running, tables, words
@@ -195,17 +196,10 @@ def comparison(workspace: Workspace, over: list[Search]) -> None:
 
 
 def takes(workspace: Workspace, wish: Question) -> None:
-    """What the search will take, before it starts, and the rule that answers at once where that is long."""
-    try:
-        effort, quick = searches.expected(workspace, wish)
-    except LowRankError:  # there is no answer: starting it says why
-        return
-    line = f"At most {effort.text} on this machine."
-    if effort.long and quick:
-        line += f" The rule {quick} answers the same at once: it measures nothing on the way."
-    st.caption(words.plain(line))
-    if compact(workspace.profile) and any(share <= 0.5 for _, share in wish.budgets):
-        st.caption(words.plain(f"{COMPACT[:1].upper()}{COMPACT[1:]}"))
+    """What the search will take, before it starts."""
+    with suppress(LowRankError):  # there is no answer: starting it says why
+        for line in searches.before_it_starts(workspace, wish):
+            st.caption(words.plain(line))
 
 
 def show(workspace: Workspace) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.errors import InvalidFile
-from lowrank_core.measure.effort import Effort
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Snapshot
 from lowrank_core.selection import Rule, at_once, search, search_effort
+from lowrank_core.selection._compact import compact_note
 from lowrank_core.selection._problem import Problem, Quantity, Trial, problem_of
 from lowrank_core.workspace import Workspace
 from pages.ui import words
@@ -57,15 +57,17 @@ def ask(workspace: Workspace, question: Question, folder: Path) -> Iterator[Tria
     yield from search(question.rule, problem(workspace, question, folder))
 
 
-def expected(workspace: Workspace, question: Question, folder: Path) -> tuple[Effort, str]:
-    """What a search takes here at most, and the rule that answers the same at once, "" where this one or none does.
+def before_it_starts(workspace: Workspace, question: Question, folder: Path) -> tuple[str, ...]:
+    """What a person should know of a search: what it takes at most, which rule answers at once, what will be needed.
 
     Raises what `search` raises for a question that has no answer.
     """
     asked = problem(workspace, question, folder)
-    quick = at_once(asked)
-    instead = "" if quick is None or isinstance(question.rule, quick) else quick.label
-    return search_effort(question.rule, asked), instead
+    effort, quick = search_effort(question.rule, asked), at_once(question.rule, asked)
+    takes = f"At most {effort.text} on this machine."
+    if effort.long and quick is not None:
+        takes += f" The rule {quick.label} answers the same at once: it measures nothing on the way."
+    return tuple(filter(None, (takes, compact_note(asked))))
 
 
 def problem(workspace: Workspace, question: Question, folder: Path) -> Problem:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from lowrank_core.measure.effort import Effort
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.selection._problem import Trial
 from lowrank_core.workspace import Workspace
+from pages.ui import question as asking
 from pages.ui.question import Question, ask
-from pages.ui.question import expected as question_expected
 from pages.ui.state import jobs, models
 from pages.ui.state.session import session_id
 
@@ -17,9 +16,9 @@ def begun(workspace: Workspace) -> dict[Question, Job[Trial]]:
     return jobs.searches().asked_by(session_id(), models.key(workspace))
 
 
-def expected(workspace: Workspace, question: Question) -> tuple[Effort, str]:
-    """What a search takes here at most, and the rule that answers the same at once, "" where there is none."""
-    return question_expected(workspace, question, models.cache().points)
+def before_it_starts(workspace: Workspace, question: Question) -> tuple[str, ...]:
+    """What a person should know of a search before it starts, in sentences."""
+    return asking.before_it_starts(workspace, question, models.cache().points)
 
 
 def start(workspace: Workspace, question: Question) -> None:
