@@ -20,7 +20,7 @@ from lowrank_core.networks.profile import fingerprint
 from lowrank_core.sources import open_any
 from lowrank_core.sources._inventory import Inventory, take_stock
 from lowrank_core.sources._weights import Weights
-from lowrank_core.store.reference import with_weights
+from lowrank_core.store.reference import with_parts
 from tests.test_bad_input import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,7 +238,7 @@ def test_shards_are_read_by_their_index_and_in_their_folder(ending: str, model: 
     (folder / "config.json").write_text(json.dumps({"_class_name": "UNet"}))
     torch.save(optimizer(), folder / "optimizer.bin")
     for given in (folder, folder / f"diffusion_pytorch_model{ending}.index.json"):
-        workspace = Workspace.open(with_weights(model, given))
+        workspace = Workspace.open(with_parts(model, weights=given))
         assert all(torch.equal(value, state()[name]) for name, value in workspace.model.state_dict().items())
 
 

@@ -7,22 +7,11 @@ import os
 import torch
 from torch import Tensor, nn
 
+from benchmarks.wild_networks._sentences import Sentence
+
 SAMPLES = int(os.environ.get("SAMPLES", "64"))
 TOKENS, VOCABULARY = 128, 30_522
 metric = "cosine"
-
-
-class Sentence(nn.Module):
-    """The mean of the tokens' vectors."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        vectors = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        there = attention_mask.unsqueeze(2).to(vectors.dtype)
-        return (vectors * there).sum(1) / there.sum(1)
 
 
 def build_model() -> nn.Module:

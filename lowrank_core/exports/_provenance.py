@@ -11,7 +11,7 @@ from lowrank_core.layers.data import data_hash
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.store.as_json import plain
-from lowrank_core.store.reference import file_and_part, in_its_folder, model_and_weights
+from lowrank_core.store.reference import address_of, file_and_part, in_its_folder
 from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
 
@@ -58,7 +58,8 @@ def _source(workspace: Workspace) -> dict[str, str]:
     if ref is None:
         kind = type(workspace.model)
         return {"class": f"{kind.__module__}.{kind.__qualname__}"}
-    model, weights = model_and_weights(ref)
+    address = address_of(ref)
+    model, weights = address.model, address.weights
     source = {"ref": in_its_folder(ref)}
     if Path(model).is_file():
         source["sha256"] = _hash(Path(model))

@@ -18,7 +18,7 @@ from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report, scope
 from lowrank_core.scoring.scores import Score
 from lowrank_core.store.files import whole_or_nothing
-from lowrank_core.store.reference import in_its_folder, model_and_weights
+from lowrank_core.store.reference import address_of, in_its_folder
 from lowrank_core.workspace import Workspace
 
 TOLERANCE = 1e-5
@@ -94,7 +94,7 @@ def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     """Two lines with this package, or a function that needs only torch and safetensors."""
     if ref is None:
         return _of_live(file)
-    name, (ref, _) = in_its_folder(ref), model_and_weights(ref)
+    name, ref = in_its_folder(ref), address_of(ref).model
     alone = in_its_folder(ref)  # a network of any weights, which the file replaces
     short = f"""from lowrank_core import load_checkpoint, open_source
 

@@ -93,25 +93,6 @@ def with_parts(
     return str(replace(address_of(ref), **given)) if given else ref
 
 
-def with_weights(ref: str, file: str | Path | None) -> str:
-    """The reference of a model that gets its weights from a file, which is found whatever folder is changed to later.
-
-    >>> with_weights("net.py", None)
-    'net.py'
-    """
-    return with_parts(ref, weights=file)
-
-
-def model_and_weights(ref: str) -> tuple[str, str | None]:
-    """The model of a reference, and the file that its weights are in, None where it brings them.
-
-    >>> model_and_weights("net.py --weights run.ckpt#ema --data d.csv")
-    ('net.py', 'run.ckpt#ema')
-    """
-    address = address_of(ref)
-    return address.model, address.weights
-
-
 def file_and_part(ref: str) -> tuple[Path, str]:
     """The file that is named, and the key of the weights in it, behind a # where no file has the whole name.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from lowrank_core.errors import InvalidFile, cut, few
 from lowrank_core.plans.plan import LARGEST_BYTES as LARGEST_PLAN
 from lowrank_core.store.files import own_folder, same_file, write_whole
-from lowrank_core.store.reference import address_of, with_weights
+from lowrank_core.store.reference import address_of, with_parts
 
 LARGEST_MB = 500
 """Megabytes of a file that is dropped on Home; browsers count 10^6 or 2^20 bytes for one, this server 2^20."""
@@ -173,7 +173,7 @@ def _what(folder: Path, earlier: list[Path], names: list[str]) -> Dropped:
         (folder / data[0]).replace(folder / f"{network.removesuffix('.onnx')}.npz")
     if network is None:
         return Dropped(None if weights is None else str(folder / weights), plan)
-    return Dropped(with_weights(str(folder / network), folder / weights if weights else None), plan)
+    return Dropped(with_parts(str(folder / network), weights=folder / weights if weights else None), plan)
 
 
 def _parts(address: str) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from html import escape
 from pathlib import Path
 
@@ -15,10 +14,10 @@ from lowrank_core.plans.plan import LARGEST_BYTES
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.reference import address_of
 from lowrank_core.workspace import Workspace
-from pages.ui import dropped, may_open, nearby, plan_from_file, words
+from pages.ui import dropped, may_open, nearby, plan_from_file, running, words
 from pages.ui.at_start import STARTED_IN
 from pages.ui.commands import app_command, as_here, core_command
-from pages.ui.state import jobs, models, openings, recent, runs, session
+from pages.ui.state import models, openings, recent, runs, session
 
 HEARD_SECONDS = 0.5
 """A step is drawn at least this often."""
@@ -210,9 +209,7 @@ def _follow(place: DeltaGenerator) -> None:
         line.html(f'<p class="waiting" role="status" data-testid="opening-step">{escape(says)}…</p>')
         if snapshot.over:
             st.rerun()
-        jobs.still_here()
-        again = time.monotonic() + HEARD_SECONDS
-        while time.monotonic() < again and not snapshot.over:
-            snapshot = job.changed(snapshot, seconds=0.1)
-            if runs.newer_run_waits():
-                return
+        later = running.look_again(job, snapshot, HEARD_SECONDS)
+        if later is None:
+            return
+        snapshot = later

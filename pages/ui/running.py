@@ -39,12 +39,21 @@ def follow(job: Job[T], say: Callable[[Snapshot[T]], str], draw: Callable[[Snaps
             drawn, serial = len(snapshot.found), serial + 1
         if snapshot.over:
             st.rerun()
-        jobs.still_here()
-        again = time.monotonic() + DRAW_SECONDS
-        while time.monotonic() < again and not snapshot.over:
-            snapshot = job.changed(snapshot, seconds=0.1)
-            if runs.newer_run_waits():
-                return
+        later = look_again(job, snapshot, DRAW_SECONDS)
+        if later is None:
+            return
+        snapshot = later
+
+
+def look_again(job: Job[T], snapshot: Snapshot[T], seconds: float) -> Snapshot[T] | None:
+    """What a job has come to after so long, or sooner where it is over; None where a newer run of the page waits."""
+    jobs.still_here()
+    again = time.monotonic() + seconds
+    while time.monotonic() < again and not snapshot.over:
+        snapshot = job.changed(snapshot, seconds=0.1)
+        if runs.newer_run_waits():
+            return None
+    return snapshot
 
 
 def time_left(job: Job[Any]) -> str:
