@@ -126,11 +126,9 @@ class Budget:
         """What curves are measured on: samples that factors were fitted to, and where all of training are, others."""
         workspace = problem.workspace
         few = len(workspace.calibration_pool) - len(workspace.calibration) < FEWEST_HELD_OUT
-        both = (
-            [workspace.calibration, held_out(workspace)]
-            if few and problem.max_drop is None
-            else [workspace.calibration]
-        )
+        both = [workspace.calibration]
+        if few and problem.max_drop is None:
+            both.append(held_out(workspace))
         picked = [data.pick(slice(0, self.samples)) for data in both]
         return list({data_hash(data.inputs): data for data in picked}.values())
 
