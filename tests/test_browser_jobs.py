@@ -48,13 +48,20 @@ def search_all_samples(page: Page) -> None:
     press("Start search")(page)
 
 
+MORE_IS_OPEN = """() => {
+    const more = [...document.querySelectorAll("details")].filter(d => d.textContent.includes("More settings")).pop();
+    if (more && !more.open) more.querySelector("summary").click();
+    return Boolean(more && more.open);
+}"""
+
+
 def train_for_long(page: Page) -> None:
     for name in ("Epochs", "Patience"):
         expect(page.get_by_role("button", name="Start training").last).to_be_enabled()
         rest(page)
         box = page.get_by_role("spinbutton", name=name).last
-        if not box.is_visible():
-            page.get_by_text("More settings").click()
+        if name == "Patience":
+            page.wait_for_function(MORE_IS_OPEN, polling=500)  # a click is lost where the page is built anew just then
         box.fill("200")
         box.press("Enter")
         rest(page)
