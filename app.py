@@ -15,6 +15,6 @@ if __name__ == "__main__":
 else:
     import streamlit as st
 
-    from pages.ui.serving import MIDDLEWARE, lifespan
+    from pages.ui.serving import MIDDLEWARE, ROUTES, lifespan
 
-    app = st.App(__file__, middleware=MIDDLEWARE, lifespan=lifespan)
+    app = st.App(__file__, routes=ROUTES, middleware=MIDDLEWARE, lifespan=lifespan)

@@ -18,7 +18,7 @@ from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.compression.calibration import calibration_samples
 from lowrank_core.compression.correct import Corrector
 from lowrank_core.layers.data import call, evaluating
-from lowrank_core.plans.correction import Correction
+from lowrank_core.plans.correction import Correction, Kind
 from lowrank_core.plans.cost import rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py", help="model file or builtin:NAME")
     parser.add_argument("--methods", default="svd,spatial_svd,tucker2,cp3,cp4", help="comma-separated")
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--correction", choices=("quick", "thorough"), default="quick")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -44,7 +45,8 @@ def main() -> None:
     workspace = Workspace.open(options.model)
     profile, layers = workspace.profile, workspace.profile.layers[1:-1]
     pool = calibration_samples(workspace.calibration_pool, options.samples)
-    correction = Correction(samples=options.samples)
+    kind: Kind = "thorough" if options.correction == "thorough" else "least_squares"
+    correction = Correction(kind, options.samples)
     print("| method | dense s | compressed s | correction s | ratio | after one move s | ratio |")
     print("|---|---|---|---|---|---|---|")
     for method in options.methods.split(","):

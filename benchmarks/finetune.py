@@ -1,7 +1,8 @@
 """What fine-tuning wins back. `python -m benchmarks.finetune --part resnet|digits|fft`.
 
 --part resnet: ResNet-20 at 30 % of the multiplies of its blocks (or --plan FILE): points lost before and after
---epochs passes over the training images, with and without labels, several seeds, paired 95 % intervals.
+--epochs passes over the training images, mixed in pairs or not (--inputs), with and without labels (--losses), several
+seeds, paired 95 % intervals, and what each pass won on the samples held back. With --folder it goes on where it was.
 --part digits: the digits CNN at 10 % of its parameters: the score after each epoch, from the plan and from scratch.
 --part fft: the spectrum network with rank 8 in its first layer: from scratch (direct), by the weights alone (indirect),
 indirect then tuned, and dense from scratch on equal terms; with the time of an epoch.
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -61,31 +64,43 @@ def resnet(options: argparse.Namespace) -> None:
     plan = uniform(workspace, workspace.profile.layers[1:-1], options.method or "cp3", "multiplies", share)
     candidate = workspace.candidate(plan)
     if options.plan:
-        candidate = workspace.candidate_in(read_plan(options.plan.read_bytes()))
+        file = read_plan(options.plan.read_bytes())
+        if options.kind:
+            file = replace(
+                file, correction={**(file.correction or {}), "kind": options.kind, "samples": options.samples}
+            )
+        candidate = workspace.candidate_in(file)
     cost, dense = plan_cost(workspace.profile, candidate.plan), plan_cost(workspace.profile)
     before = start(workspace, candidate)
     print(
         f"{cost.multiplies:,} of {dense.multiplies:,} multiplies, {cost.parameters:,} of {dense.parameters:,} "
         f"parameters. Dense {before.dense:.2%}; before: {before.value:.2%}, {lost(before)} points lost.\n"
     )
-    print("| learns from | seed | best epoch | after, % | points lost | s per epoch |\n|---|---|---|---|---|---|")
-    for loss in options.losses.split(","):
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    columns = ["learns from", "inputs", "seed", "best epoch", "after, %", "points lost", "s per epoch"]
+    print(f"| {' | '.join(columns)} | points each pass won, held back |\n|{'---|' * (len(columns) + 1)}")
+    for loss, inputs in product(options.losses.split(","), options.inputs.split(",")):
         settings = Settings(
-            epochs=options.epochs or 3,
+            epochs=options.epochs or Settings().epochs,
             loss=loss,
-            augment="flip",
+            mix=inputs == "mixed",
+            augment=options.augment,
             train=options.train,
             learning_rate=options.learning_rate,
+            optimizer=options.optimizer,
             batch=options.batch,
         )
         found = []
-        for step in runs(workspace, candidate, settings, range(options.seeds or 3)):
+        for step in runs(workspace, candidate, settings, range(options.seeds or 3), folder=options.folder):
             if step.epoch.model is not None:
                 run = step.finished[-1]
                 found.append(run)
-                row = [loss, run.seed, step.epoch.best, f"{100 * run.score.value:.2f}", lost(run.score)]
-                print(f"| {' | '.join(map(str, row))} | {epoch_seconds([run]):.0f} |", flush=True)
-        print(f"| {loss} | all | | {percent(run.score.value for run in found)} | | {epoch_seconds(found):.0f} |")
+                row = [loss, inputs, run.seed, step.epoch.best, f"{100 * run.score.value:.2f}", lost(run.score)]
+                won = ", ".join(f"{100 * (epoch.won or 0):+.1f}" for epoch in run.epochs[1:])
+                print(f"| {' | '.join(map(str, row))} | {epoch_seconds([run]):.0f} | {won} |", flush=True)
+        scores = percent(run.score.value for run in found)
+        print(f"| {loss} | {inputs} | all | | {scores} | | {epoch_seconds(found):.0f} | |")
 
 
 def digits(options: argparse.Namespace) -> None:
@@ -100,6 +115,7 @@ def digits(options: argparse.Namespace) -> None:
     epochs, seeds = options.epochs or 20, options.seeds or 5
     arms = {
         "from the plan, no labels": Settings(epochs=epochs, patience=epochs),
+        "the same, not mixed": Settings(epochs=epochs, patience=epochs, mix=False),
         "from the plan, labels": Settings(epochs=epochs, patience=epochs, loss="labels"),
         "from the plan, both": Settings(epochs=epochs, patience=epochs, loss="both"),
         "random factors, no labels": Settings(epochs=epochs, patience=epochs, from_scratch=True),
@@ -154,7 +170,13 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, help="plan file; default: uniform ranks")
     parser.add_argument("--method", help="of the uniform plan; default cp3 (resnet), spatial_svd (digits)")
     parser.add_argument("--share", type=float, help="kept by the uniform plan; default 0.3 (resnet), 0.1 (digits)")
-    parser.add_argument("--losses", default="distill,labels,both", help="comma-separated (resnet)")
+    parser.add_argument("--kind", help="of the correction of --plan, in place of its own (resnet)")
+    parser.add_argument("--samples", type=int, default=1024, help="that --kind is fitted on")
+    parser.add_argument("--losses", default="distill", help="distill, labels, both; comma-separated (resnet)")
+    parser.add_argument("--inputs", default="mixed", help="mixed, plain; comma-separated (resnet)")
+    parser.add_argument("--augment", choices=["none", "shift", "flip"], default="none", help="(resnet)")
+    parser.add_argument("--folder", type=Path, help="where trainings keep their states, to go on from (resnet)")
+    parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd", help="(resnet)")
     parser.add_argument("--train", choices=["factors", "everything"], default="factors", help="(resnet)")
     parser.add_argument("--learning-rate", type=float, help="(resnet)")
     parser.add_argument("--batch", type=int, default=Settings().batch, help="(resnet)")

@@ -185,7 +185,7 @@ def changed_onnx(data: bytes, random: Random, flip: Flip) -> bytes:
             _change_list(value, random, flip)
         elif hasattr(value, "DESCRIPTOR"):
             _, _, other = random.choice(places)
-            value.CopyFrom(other)
+            value.CopyFrom(type(other).FromString(other.SerializeToString()))  # which may lie inside itself
         else:
             setattr(message, field.name, _other(value, places, random, flip))
     return model.SerializeToString()
@@ -389,6 +389,8 @@ def onnx_reader() -> Reader:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
+    from lowrank_core.graphs import control
+
     generator = np.random.default_rng(0)
 
     def held(name: str, *shape: int) -> Any:
@@ -439,6 +441,7 @@ def onnx_reader() -> Reader:
         ],
         (twice,),
     )
+    control.MOST_TURNS = 1_000  # a loop of as many as are taken otherwise runs for seconds
     return _opening("fuzzed.onnx", (picture, text, *_as_found()), changed_onnx)
 
 

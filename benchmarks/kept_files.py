@@ -42,9 +42,10 @@ from lowrank_core.measure.staircases import Rung, Setting, Staircase, StairFile
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict import context as learning
 from lowrank_core.predict.prediction import Context, Point, Repair
 from lowrank_core.predict.sensitivity import PointFile
-from lowrank_core.predict.survey import read_context, write_context
+from lowrank_core.predict.survey import context_at, read_context, write_context
 from lowrank_core.scoring.scores import Score
 from lowrank_core.selection import make
 from lowrank_core.store.cache import Cache
@@ -103,7 +104,7 @@ def kept_files(folder: Path, workspace: Workspace) -> Iterator[KeptFile]:
     yield KeptFile("latency of layers", stairs.path, lambda: said(stairs._read().values()))
 
     write_context(points, Context(tuple(layer.name for layer in layers), (Repair(layers[0].name, 0.3, 0.7),), 1.616))
-    context = points.beside("context", 1)
+    context = points.beside("context", learning.VERSION)
     yield KeptFile("context", context, lambda: said(filter(None, [read_context(points)])))
 
     for shipped in (sorted(POINTS.glob("context-*.json"))[0], sorted(POINTS.glob("points-*.jsonl"))[0]):
@@ -111,7 +112,7 @@ def kept_files(folder: Path, workspace: Workspace) -> Iterator[KeptFile]:
         shutil.copy(shipped, copied)
         file = replaced(points, copied)
         if shipped.suffix == ".json":
-            yield KeptFile("context, shipped", copied, partial(shipped_context, file, copied))
+            yield KeptFile("context, shipped", copied, partial(shipped_context, copied, shipped.name))
         else:
             yield KeptFile("points, shipped", copied, lambda file=file: said(file.load()))  # type: ignore[misc]
 
@@ -158,10 +159,9 @@ def replaced(file: PointFile, path: Path) -> PointFile:
     return other
 
 
-def shipped_context(file: PointFile, path: Path) -> Statements:
+def shipped_context(path: Path, name: str) -> Statements:
     """A context that ships, wherever it lies."""
-    shutil.copy(path, file.beside("context", 1))
-    return said(filter(None, [read_context(file)]))
+    return said(filter(None, [context_at(path, name)]))
 
 
 def said(values: Any) -> Statements:
@@ -189,7 +189,8 @@ def history_said(path: Path, profile: ModelProfile) -> Statements:
     if kept is None:
         return frozenset()
     one = kept.history
-    return said([one.plan, one.past, one.future, *one.snapshots, one.locked, one.rev, one.tolerance, one.corrected])
+    steps = [one.plan, one.past, one.future, one.branches, one.made]
+    return said([*steps, *one.snapshots, one.removed, one.locked, one.rev, one.tolerance, one.corrected])
 
 
 def sample_history(profile: ModelProfile) -> History:
@@ -197,6 +198,7 @@ def sample_history(profile: ModelProfile) -> History:
     history = History(RankPlan(profile.fingerprint))
     for rank in (40, 20, 10):
         history = history.commit(history.plan.with_choice("fc1", Choice("svd", (rank,)))).keep(f"at {rank}")
+    history = history.undo().undo().commit(history.plan.with_choice("fc2", Choice("svd", (5,)))).remove("at 40")
     return history.undo().lock(["conv1"]).tolerate(0.01)
 
 

@@ -1,43 +1,37 @@
 """How soon, how cheaply and how well the live figures come. `python -m benchmarks.live_accuracy --model FILE`.
 
 --part timing: release to first figure, time to an interval of one point, full measurement against a plain loop, last
-third changed against all changed. --part prediction: predicted against measured drop over random plans.
+third changed against all changed. --part thumb: a thumb at rest but not let go, on the real page in Chromium: from the
+question's sending to the figure on the page, beside idle round trips by both ways, and the share of a slow drag's
+positions that got a measured figure. What predictions are worth: `python -m benchmarks.predictions`.
 Timings are wall-clock seconds of this machine as busy as it is; ratios alternate both sides in one run.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import random
 import statistics
-import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
-from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
+from playwright.sync_api import sync_playwright
 
 from benchmarks.page import benchmark_parser, run_benchmark
-from lowrank_core.commands._terminal import ProgressLine
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.layers.data import run
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.predict.context import Joint, context_of, joints, repairs
-from lowrank_core.predict.prediction import Context, Point, Repair, curves, noise_table, predict
-from lowrank_core.predict.sensitivity import PointFile, asked, measured
-from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
+from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
 
 MODEL = "../shared/data/resnet20_cifar10.py"
-METHODS = ("spatial_svd", "svd", "tucker2", "cp3")
-LOW, HIGH = 0.01, 0.06
-IN_RANGE = 25 / 60
-"""At least this share of the plans has a drop between LOW and HIGH."""
 
 
 def changed(workspace: Workspace, plan: RankPlan, layer: int, step: int) -> RankPlan:
@@ -125,131 +119,122 @@ def full_against_loop(workspace: Workspace, repeats: int, samples: int) -> None:
     print(f"- only the last third changed: {cheaper:.2f} x cheaper than the whole")
 
 
-# ---- prediction -----------------------------------------------------------------------------------------------------
+# ---- a thumb that is held -------------------------------------------------------------------------------------------
+
+BOARD = "document.querySelector('.rb-root').__board"
+ANSWERED = """() => {
+  window.answers = [];
+  document.addEventListener('rank-answered', ({ detail }) => requestAnimationFrame(() => setTimeout(() =>
+    window.answers.push({ ...detail, page: performance.now() - detail.asked }))));
+}"""
+ROUTE = """async secret => {
+  const began = performance.now();
+  await (await fetch('live', { method: 'POST', body: JSON.stringify({ secret, model: '', choices: {} }) })).text();
+  return performance.now() - began;
+}"""
+RERUN = f"""() => new Promise(done => {{
+  const board = {BOARD}, began = performance.now(), update = board.update;
+  board.update = function (data) {{
+    update.call(this, data);
+    if (this.outbox.length) return;
+    board.update = update;
+    done(performance.now() - began);
+  }};
+  board.act('nothing');
+}})"""
 
 
-def random_plan(workspace: Workspace, rng: random.Random) -> RankPlan:
-    """At least half of the layers, each by a random method at ranks uniform in 10-100 % of the useful rank."""
-    layers = workspace.profile.layers
-    chosen = {}
-    for layer in rng.sample(layers, rng.randint(ceil(len(layers) / 2), len(layers))):
-        usable = [m.name for m in layer.methods if m.name in METHODS and all(useful_rank(layer, m.name))]
-        if usable:
-            method = rng.choice(usable)
-            ranks = tuple(max(1, round(rng.uniform(0.1, 1) * top)) for top in useful_rank(layer, method))
-            chosen[layer.name] = Choice(method, ranks)
-    return RankPlan.of(workspace.profile.fingerprint, chosen)
+def thumb(model: str, drags: int) -> None:
+    """Print what a person waits for while a thumb is held, as the machine is now."""
+    with (
+        sync_playwright() as playwright,
+        tempfile.TemporaryDirectory() as folder,
+        running_app(Path(folder) / "app.log", model) as url,
+    ):
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.set_default_timeout(600_000)
+        page.goto(f"{url}/Ranks")
+        page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
+        page.wait_for_timeout(1000)
+        page.evaluate(ANSWERED)
+        secret = page.evaluate(f"{BOARD}.data.secret + '.'")  # none that is known: only the way there and back
+        ways = {"route": [page.evaluate(ROUTE, secret) for _ in range(20)]}
+        ways["rerun of the fragment"] = [page.evaluate(RERUN) for _ in range(10)]
+        waits: list[dict[str, Any]] = []
+        shares: list[float] = []
+        sliders = page.locator("input[type=range][aria-label$=' rank']")
+        for drag in range(drags):
+            slider = sliders.nth(drag * sliders.count() // drags)
+            slider.scroll_into_view_if_needed()
+            box = slider.bounding_box()
+            assert box is not None
+            x, y = box["x"] + 5, box["y"] + box["height"] / 2
+            value, top = int(slider.input_value()), int(slider.get_attribute("max") or 1)
+            page.mouse.move(x + (box["width"] - 10) * (value - 1) / max(1, top - 1), y)
+            page.mouse.down()
+            plan = page.evaluate(f"JSON.stringify({BOARD}.choices())")
+            for place in (0.25, 0.35, 0.3, 0.45, 0.2):
+                page.evaluate(f"window.answers = []; {BOARD}.answers.clear()")
+                page.mouse.move(x + place * (box["width"] - 10), y, steps=4)
+                before, plan = plan, page.evaluate(f"JSON.stringify({BOARD}.choices())")
+                if plan == before:  # so few ranks that the thumb stands where it stood
+                    continue
+                slow = f"{BOARD}.tooSlow && {{ slow: {BOARD}.tooSlow }}"
+                found = page.wait_for_function(
+                    f"plan => window.answers.find(a => a.plan === plan) || {slow}", arg=plan, timeout=60_000
+                )
+                waits.append(found.json_value())
+            passed = set()
+            page.evaluate(f"{BOARD}.answers.clear()")
+            began = time.perf_counter()
+            while (share := (time.perf_counter() - began) / 2) < 1:
+                page.mouse.move(x + share * (box["width"] - 10), y)
+                passed.add(page.evaluate(f"JSON.stringify({BOARD}.choices())"))
+                page.wait_for_timeout(15)
+            page.wait_for_timeout(500)
+            shares.append(len(passed & set(page.evaluate(f"[...{BOARD}.answers.keys()]"))) / len(passed))
+            page.mouse.up()
+            page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=600_000)
+        browser.close()
+    figures = [wait for wait in waits if wait.get("score")]
+    print(f"\n{model}, a thumb at rest, {drags} layers, {len(waits)} places, load {os.getloadavg()[0]:.1f}:")
+    for way, took in ways.items():
+        print(f"- idle round trip by {way}: {_spread(took)} ms")
+    if figures:
+        print(f"- question to figure on the page: {_spread([wait['page'] for wait in figures])} ms")
+        print(f"- of that measuring: {_spread([wait['milliseconds'] for wait in figures])} ms")
+        print(f"- samples: median {statistics.median(wait['score']['samples'] for wait in figures):.0f}")
+        complete = sum(not wait["left_out"] for wait in figures)
+        print(f"- nothing left out of the correction: {complete} of {len(figures)}")
+    print(f"- no figure: {len(waits) - len(figures)} ({', '.join({w['slow'] for w in waits if w.get('slow')}) or '-'})")
+    print(f"- positions of a slow drag that got a figure: {100 * statistics.mean(shares):.0f} %")
 
 
-def measured_plans(workspace: Workspace, plans: int, samples: int, seed: int) -> Iterator[tuple[RankPlan, Score]]:
-    """Plans in the order they are drawn; once too many lie outside 1 to 6 points, only those inside are taken.
-
-    From then on a measurement ends as soon as its interval, on 128 samples or more, lies outside.
-    """
-    rng, outside, taken, drawn = random.Random(seed), 0, 0, 0
-    while taken < plans:
-        plan = random_plan(workspace, rng)
-        drawn += 1
-        full = outside >= plans - ceil(IN_RANGE * plans)
-        candidate = workspace.candidate(plan)
-        model = workspace.compress(plan, candidate.correction)
-        for score in workspace.measure(model, samples=samples, keep=False):
-            if full and score.samples >= 128 and not (score.drop_low <= HIGH and score.drop_high >= LOW):
-                break
-        inside = LOW <= score.drop <= HIGH
-        if full and not inside:
-            continue
-        outside += not inside
-        taken += 1
-        print(f"plan {taken} of {plans} ({drawn} drawn): drop {100 * score.drop:.2f}", file=sys.stderr, flush=True)
-        yield plan, score
-
-
-def prediction(workspace: Workspace, plans: int, samples: int, seed: int, folder: Path) -> None:
-    """(e): points are kept in the folder and measured only where they are missing; so are the measured plans."""
-    file = PointFile(folder, workspace, workspace.correction)
-    known = list(file.load())
-    asks = asked(workspace, METHODS)
-    with scope(report=ProgressLine()):
-        for point in measured(workspace, workspace.correction, asks=asks, points=tuple(known)):
-            known.append(point)
-            file.add(point)
-    context = measured_context(workspace, known, folder / "context.json")
-    kept = folder / f"plans-{plans}-{samples}-{seed}.json"
-    if kept.exists():
-        rows = [(RankPlan.from_json(text), drop) for text, drop, _ in json.loads(kept.read_text())]
-    else:
-        rows = []
-        for plan, score in measured_plans(workspace, plans, samples, seed):
-            rows.append((plan, score.drop))
-        kept.write_text(json.dumps([(p.to_json(), drop, None) for p, drop in rows]))
-    print("\nsingle layers only:")
-    report(workspace, known, rows, Context())
-    print(f"\nwith {len(context.repairs)} repairs and a scale of {context.scale:.2f} from other random plans:")
-    report(workspace, known, rows, context)
-
-
-def measured_context(workspace: Workspace, points: list[Point], file: Path) -> Context:
-    """Kept in the file; none of the plans it learns from is among those of the check."""
-    if not file.exists():
-        started = time.perf_counter()
-        fixed = list(repairs(workspace, workspace.correction, points))
-        between = time.perf_counter()
-        whole = list(joints(workspace, workspace.correction, METHODS))
-        print(f"repairs {between - started:.0f} s, joint plans {time.perf_counter() - between:.0f} s", file=sys.stderr)
-        content = [[asdict(r) for r in fixed], [[j.plan.to_json(), j.score] for j in whole]]
-        file.write_text(json.dumps(content))
-    fixed, whole = json.loads(file.read_text())
-    table = noise_table(workspace.reference)
-    learnt = [Joint(RankPlan.from_json(text), score) for text, score in whole]
-    return context_of(workspace, points, table, [Repair(**r) for r in fixed], learnt)
-
-
-def report(workspace: Workspace, points: list[Point], rows: list[tuple[RankPlan, float]], context: Context) -> None:
-    """Print what the predicted drops are worth."""
-    table, found = noise_table(workspace.reference), curves(points)
-    dense = workspace.dense_score(1024)[0]
-
-    def spectra(layer: str, method: str) -> tuple[torch.Tensor, ...]:
-        return workspace.factors(layer, method).spectra
-
-    pairs = [(100 * (dense - predict(plan, found, table, spectra, context)), 100 * drop) for plan, drop in rows]
-    print("\n| measured drop, points | plans | mean absolute error | bias | worst |\n|---|---|---|---|---|")
-    edges = [(-100, 1), (1, 3), (3, 6), (-100, 6), (6, 100)]
-    for low, high in edges:
-        errors = [p - m for p, m in pairs if low <= m < high]
-        if errors:
-            name = f"{low} to {high}" if low > -100 else f"under {high}"
-            mean, bias = statistics.mean(map(abs, errors)), statistics.mean(errors)
-            print(f"| {name} | {len(errors)} | {mean:.2f} | {bias:+.2f} | {max(errors, key=abs):+.2f} |")
-    beyond = [p for p, m in pairs if m >= 6]
-    print(f"of {len(beyond)} plans that lose 6 points or more, {sum(p >= 6 for p in beyond)} are said to")
+def _spread(values: list[float]) -> str:
+    return f"median {statistics.median(values):.0f}, p95 {statistics.quantiles(values, n=20)[-1]:.0f}"
 
 
 def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--part", choices=("all", "timing", "prediction"), default="all")
-    parser.add_argument("--plans", type=int, default=60)
+    parser.add_argument("--part", choices=("all", "timing", "thumb"), default="all")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--changes", type=int, default=12)
+    parser.add_argument("--drags", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/live_accuracy"), help="keeps points and measured plans"
-    )
     options = parser.parse_args()
+    if options.part in ("all", "thumb"):
+        thumb(options.model, options.drags)
+    if options.part == "thumb":
+        return
     torch.set_num_threads(options.threads)
     workspace = Workspace.open(options.model)
     samples = min(options.samples, len(workspace.reference))
-    if options.part != "prediction":
-        workspace.reference.dense_score()
-        first_figure(workspace, options.changes)
-        full_against_loop(workspace, options.repeats, samples)
-    if options.part != "timing":
-        options.folder.mkdir(parents=True, exist_ok=True)
-        prediction(workspace, options.plans, samples, options.seed, options.folder)
+    workspace.reference.dense_score()
+    first_figure(workspace, options.changes)
+    full_against_loop(workspace, options.repeats, samples)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ NEIGHBOUR = "from torch import nn\n\nLAYERS = nn.Linear(8, 12), nn.ReLU(), nn.Li
 
 COMMANDS = {
     ("search", "--out"): ("search model.py --multiplies 0.8 --no-correct --samples 20 --latency-table table.csv",),
+    ("search", "--front"): ("search model.py --multiplies 0.8 --no-correct --samples 20 --out front-plan.json",),
     ("profile", "--out"): ("profile model.py --samples 20",),
     ("latency", "--table"): ("latency model.py --method svd --runtime torch",),
     ("apply", "--out"): ("apply model.py --plan plan.json --no-correct",),

@@ -14,6 +14,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import Field, fields
 from importlib import import_module
 from itertools import groupby, pairwise
@@ -273,6 +274,10 @@ LIMITS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("pages/ui/history.py", "DEPTH", ""),
         ("pages/ui/history.py", "MOST_SNAPSHOTS", ""),
         ("pages/ui/history.py", "NAME_LETTERS", ""),
+        ("pages/ui/history.py", "NOTE_LETTERS", ""),
+        ("pages/ui/history.py", "MOST_AHEAD", ""),
+        ("pages/ui/history.py", "MOST_BRANCHED", ""),
+        ("pages/ui/history.py", "MOST_REMOVED", ""),
         ("pages/ui/history_file.py", "LARGEST_BYTES", "B"),
         ("pages/ui/shared_jobs.py", "GONE_SECONDS", ""),
         ("pages/ui/dropped.py", "LARGEST_MB", ""),
@@ -306,12 +311,16 @@ def limits() -> str:
 
 def _constant(path: Path, name: str) -> tuple[float, str]:
     """The value of a constant of plain numbers in a file that is not run, and the text behind it."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
+    body, known = ast.parse(path.read_text(encoding="utf-8")).body, dict[str, Any]()
     for statement, following in pairwise(body):
-        if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
+        if not isinstance(statement, ast.Assign):
+            continue
+        with suppress(NameError, TypeError):  # those that are no numbers
+            value = eval(compile(ast.Expression(statement.value), str(path), "eval"), {"__builtins__": {}}, known)
+            known[ast.unparse(statement.targets[0])] = value
+        if ast.unparse(statement.targets[0]) == name:
             assert isinstance(following, ast.Expr), f"{path}: {name} says nothing of itself"
-            value = eval(compile(ast.Expression(statement.value), str(path), "eval"), {})
-            return value, words(ast.literal_eval(following.value))
+            return known[name], words(ast.literal_eval(following.value))
     raise ValueError(f"{path} has no {name}")
 
 

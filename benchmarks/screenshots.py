@@ -109,16 +109,19 @@ def show_plan(page: Page, plan: Path) -> str:
 def frames(page: Page) -> Iterator[tuple[bytes, int]]:
     """A drag over all of PATH and its release, as pictures of the board and the milliseconds each is shown."""
     page.evaluate(POINTER)
-    board = page.locator(".rb-root").bounding_box()
+    board, first = (page.locator(one).first.bounding_box() for one in (".rb-root", ".rb-card"))
     handle = page.get_by_role("slider", name=f"{LAYER} rank", exact=True)
     box = handle.bounding_box()
     assert board is not None
+    assert first is not None
     assert box is not None
-    clip = {**board, "height": min(board["height"], page.viewport_size["height"] - board["y"])}  # type: ignore[index]
-    top, middle = int(handle.get_attribute("max") or 1), box["y"] + box["height"] / 2
+    top = first["y"] - 8
+    clip = {**board, "y": top, "height": min(board["y"] + board["height"], page.viewport_size["height"]) - top}  # type: ignore[index]
+    assert box["y"] + box["height"] < top + clip["height"], "what is dragged lies in the picture"
+    most, middle = int(handle.get_attribute("max") or 1), box["y"] + box["height"] / 2
 
     def at(rank: float) -> float:
-        return box["x"] + 5 + (box["width"] - 10) * (rank - 1) / (top - 1)
+        return box["x"] + 5 + (box["width"] - 10) * (rank - 1) / (most - 1)
 
     def taken() -> bytes:
         page.evaluate(DRAWN)
@@ -185,7 +188,7 @@ def main() -> None:
                 write_whole(path, picture(page))
                 print(path)
                 page.close()
-            page = opened(browser, f"{url}/Ranks", 1200, 900)
+            page = opened(browser, f"{url}/Ranks", 1200, 1060)
             moving(page, options.out / "drag.webp")
 
 

@@ -101,6 +101,7 @@ def compress(
     lock: str | Iterable[str] = (),
     multiple_of: int = 1,
     correct: bool = True,
+    free_ranks: bool = False,
     samples: int = 1000,
     evaluate: Callable[[nn.Module], Any] | None = None,
     higher_is_better: bool = True,
@@ -117,7 +118,8 @@ def compress(
     in its own unit, 0.01 or "1%" is one point of an accuracy. rule: how ranks are chosen, a name of `selection.RULES`
     or a rule with settings. methods: decompositions that may be used, without any the rule's own. lock: layers to
     leave dense, or patterns with a *. multiple_of: every rank is a multiple of it. correct: teach the factors the
-    dense answers, without labels. samples: of one measurement inside the search; the answer is measured on all.
+    dense answers, without labels. free_ranks: store factors with rows of the identity (`layers.spec.free_form`), which
+    allows higher ranks at the same cost. samples: of one measurement inside the search; the answer is measured on all.
     report(progress) hears what goes on, in words; cancelled() ends it once it is true.
 
     Raises InvalidModel or InvalidData for what is handed over, InvalidSearch for what is asked, Cancelled.
@@ -150,6 +152,7 @@ def compress(
             lock=_names(lock),
             multiple_of=multiple_of,
             corrected=correct,
+            free=free_ranks,
             samples=samples,
         )
         *_, answer = search(make(rule, {}) if isinstance(rule, str) else rule, problem)

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from lowrank_core.compression import calibration as calibrating
 from lowrank_core.compression import correct, factors
-from lowrank_core.compression.apply import apply
+from lowrank_core.compression.apply import apply, in_stored_form
 from lowrank_core.compression.calibration import MomentStore, calibration_samples
 from lowrank_core.compression.correct import CorrectedLayer, Corrector, load_overlay
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.compression.self_check import SelfCheck, self_check
 from lowrank_core.errors import InvalidData, InvalidModel, LowRankError, few
-from lowrank_core.layers.data import Dataset, data_hash, run, tensors
+from lowrank_core.layers.computed import copied
+from lowrank_core.layers.data import Dataset, Outputs, data_hash, run, tensors
 from lowrank_core.networks.answers import answers_hash, drawn
 from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.discover import discover
@@ -362,8 +363,13 @@ class Workspace:
 
     @cached_property
     def correction(self) -> Correction:
-        """The correction that this workspace offers: least squares on `calibration`."""
+        """The quick correction on `calibration`: of plans that are tried, and of files that do not say which."""
         return Correction(samples=len(self.calibration), data=self._calibration_hash)
+
+    @cached_property
+    def thorough(self) -> Correction:
+        """The thorough correction on `calibration`: that of new plans."""
+        return replace(self.correction, kind="thorough")
 
     @cached_property
     def _calibration_hash(self) -> str:
@@ -390,6 +396,7 @@ class Workspace:
             self.factors,
             lambda: self.calibration_pool,
             drawn=self._drawn,
+            classes=lambda: self.metric.class_axis is not None,
             room=self._room,
         )
 
@@ -418,15 +425,20 @@ class Workspace:
         """
         _ = self.self_check
         check_plan(self.profile, plan)
-        overlay = {} if correction is None else self.corrector(plan, correction, each=each)
-        return load_overlay(apply(self.model, self.profile, plan, self.factors), overlay)
+        overlay = {} if correction is None else self.corrector(plan.plain, correction, each=each)
+        made = load_overlay(apply(self.model, self.profile, plan.plain, self.factors), overlay)
+        return in_stored_form(made, self.model, self.profile, plan)
+
+    def stored(self, trained: nn.Module, plan: RankPlan) -> nn.Module:
+        """A network with plain factors, such as a trained one, in the form in which the plan has it stored; a copy."""
+        return in_stored_form(copied(trained), self.model, self.profile, plan) if plan != plan.plain else trained
 
     def candidate(self, plan: RankPlan, *, corrected: bool = True) -> Candidate:
-        """A plan with this workspace's correction, or without; a plan that keeps everything dense needs none."""
-        return Candidate(plan, self.correction if corrected and plan.choices else None)
+        """A new plan with the thorough correction, or without; a plan that keeps everything dense needs none."""
+        return Candidate(plan, self.thorough if corrected and plan.choices else None)
 
     def candidate_in(self, file: PlanFile, *, corrected: bool = True) -> Candidate:
-        """The plan of a file with the correction it asks for: its own, none, or this workspace's where it is silent.
+        """The plan of a file with the correction it asks for: its own, none, or the quick one where it is silent.
 
         samples and data of the answer are those really used here. Raises InvalidPlan for a correction that is none.
         """
@@ -442,6 +454,14 @@ class Workspace:
             self._corrections[asked] = replace(asked, samples=used.samples, data=data_hash(used.inputs))
         return self._corrections[asked]
 
+    def quick(self, candidate: Candidate) -> Candidate:
+        """The same with the quick correction in place of the thorough one, on the usual samples at most: seen first."""
+        quick = candidate.quick
+        asked = quick.correction
+        if asked is None or asked == candidate.correction or asked.samples <= SAMPLES:
+            return quick
+        return replace(quick, correction=self.correction_in(replace(asked, samples=SAMPLES)))
+
     def measure(
         self,
         model: nn.Module,
@@ -449,19 +469,22 @@ class Workspace:
         samples: int | None = None,
         tolerance: float | None = None,
         keep: bool | str = True,
+        each: Callable[[Dataset, Outputs, Outputs], None] | None = None,
     ) -> Iterator[Score]:
         """Scores on growing subsets; a single one where the model file brings its own evaluate(model).
 
         Starts from what copies that begin in the same way left behind, and ends early as `evaluate` does. keep: leave
         outputs behind for the next copy; False where nobody will go on from this one, the name of a layer where the
-        next one differs in that.
+        next one differs in that. each: as in `evaluate`.
         """
         if self.opened.evaluate is None:
             total = len(self.reference) if samples is None else min(samples, len(self.reference))
             names = [layer.name for layer in self._discovered.layers]
             record = [names.index(keep)] if isinstance(keep, str) else None if keep else ()
             forward = self.prefixes.runner(model, total, record=record)
-            for score in evaluate(model, self.reference, samples=total, tolerance=tolerance, forward=forward):
+            for score in evaluate(
+                model, self.reference, samples=total, tolerance=tolerance, forward=forward, each=each
+            ):
                 if score.samples == total and len(score.outputs) == 1 and not score.not_finite:
                     self._dense_scores.setdefault(total, score.dense)
                 yield score

@@ -4,7 +4,7 @@ from pages.ui.frame import page
 
 page(
     "Ranks",
-    "Drag a layer's thumb to choose its rank: bytes and multiplies move with it, and the accuracy is measured when you "
-    "let go. Or let a rule choose them on **Search**. When the trade-off is right, go to **Export**.",
+    "Drag a layer's thumb to choose its rank: bytes, multiplies and a predicted accuracy move with it; where it rests "
+    "the accuracy is measured. Or let a rule choose them on **Search**. When the trade-off is right, go to **Export**.",
     body="pages.bodies.ranks",
 )

@@ -194,7 +194,7 @@ PLANS = {
     "rank zero": ({"layers": {"0": {"method": "svd", "rank": [0]}}}, "rank"),
     "too many ranks": ({"layers": {"0": {"method": "svd", "rank": [2, 2]}}}, r"takes 1 rank"),
     "unknown key": ({"color": "red"}, "unknown field `color`"),
-    "unknown version": ({"version": 99}, "version must be 1, but got 99"),
+    "unknown version": ({"version": 99}, "version must be 1 or 2, but got 99"),
     "not a plan": ({"format": "other"}, "'other'"),
     "correction that is none": ({"correction": {"kind": "magic", "samples": 9}}, "correction is not valid: .*'magic'"),
     "correction with an unknown key": (
@@ -306,7 +306,7 @@ def test_a_bundle_is_not_unpacked(workspace: Workspace, tmp_path: Path) -> None:
 
 def test_a_refused_plan_writes_nothing(workspace: Workspace, tmp_path: Path) -> None:
     path, out = tmp_path / "plan.json", tmp_path / "out"
-    path.write_text(plan_text(workspace, version=2))
+    path.write_text(plan_text(workspace, version=3))
     refused("apply", workspace.opened.ref, "--plan", path, "--out", out)
     assert not out.exists()
 

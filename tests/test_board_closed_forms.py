@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 from typing import Any
 
@@ -14,11 +14,13 @@ import torch
 
 from lowrank_core.algebra.spectra import rank_for_energy
 from lowrank_core.errors import LowRankError
+from lowrank_core.measure.formats import FORMATS, plan_flash_bytes
 from lowrank_core.methods import Method
 from lowrank_core.networks.profile import Layer
-from lowrank_core.plans.cost import check_plan, dense_cost, layer_cost, plan_cost, rank_at, useful_rank
+from lowrank_core.plans.cost import check_plan, dense_cost, has_free_ranks, layer_cost, plan_cost, rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.predict.prediction import Context, NoiseTable, Point, Repair, closed_form_error, curves, predict
+from lowrank_core.predict.interval import Prediction, predict
+from lowrank_core.predict.prediction import Context, Joint, NoiseTable, Point, Repair, closed_form_error, curves
 from lowrank_core.predict.prediction import between as core_between
 from lowrank_core.running.jobs import Snapshot
 from lowrank_core.workspace import Workspace
@@ -56,7 +58,8 @@ class Shown:
         ranks = []
         for top, tail in zip(method.max_rank(layer.spec), tails, strict=True):
             ranks.append(draw.choice([r for r in tail["ranks"] if 1 <= r <= top]) if known else draw.randint(1, top))
-        return Choice(method.name, tuple(ranks))
+        free = has_free_ranks(method.name) and draw.random() < 0.5
+        return Choice(method.name, tuple(ranks), free)
 
     def plan(self, choices: dict[str, Choice]) -> RankPlan:
         return RankPlan.of(self.workspace.profile.fingerprint, choices)
@@ -108,12 +111,17 @@ def learnt(shown: Shown, seed: int) -> tuple[tuple[Point, ...], Context]:
                 change = error * shown.table.rough * exp(draw.uniform(-2, 2))
                 points.append(Point(layer.name, method.name, choice.rank, error, change))
                 repairs.append(Repair(layer.name, change, draw.uniform(0, 1.2)))
-    return tuple(points), Context(tuple(layer.name for layer in shown.layers), tuple(repairs), draw.uniform(0.5, 2))
+    joints = []
+    for _ in range(12):
+        changes = tuple(exp(draw.uniform(-9, 1)) * shown.table.rough for _ in shown.layers)
+        joints.append(Joint(changes, draw.uniform(0, 0.5), draw.uniform(-0.01, 0.6)))
+    order = tuple(layer.name for layer in shown.layers)
+    return tuple(points), Context(order, tuple(repairs), draw.uniform(0.5, 2), tuple(joints))
 
 
 def after(shown: Shown, points: tuple[Point, ...], context: Context) -> dict[str, Any]:
     """The browser's model once it has heard of these, by the words that the board's Python side sends."""
-    heard = board._survey_fields(Snapshot(((*points, context),)))
+    heard = board._survey_fields(Snapshot(((*points, context),)), shown.table)
     layers = [
         layer
         | {
@@ -127,10 +135,27 @@ def after(shown: Shown, points: tuple[Point, ...], context: Context) -> dict[str
     return shown.model | {"layers": layers, "context": heard["context"]}
 
 
-def predicted(shown: Shown, plan: RankPlan, points: tuple[Point, ...], context: Context | None) -> float:
+def predicted(shown: Shown, plan: RankPlan, points: tuple[Point, ...], context: Context | None) -> Prediction:
     """The core's prediction, shifted as every figure on the board to the score of all samples."""
-    value = predict(plan, curves(points), shown.table, shown.spectra, context)
-    return float(shown.model["metric"]["dense"] + value - shown.table.score[0])
+    shift = shown.model["metric"]["dense"] - shown.table.score[0]
+    found = predict(plan, curves(points), shown.table, shown.spectra, context)
+    return Prediction(found.value + shift, found.low + shift, found.high + shift)
+
+
+def test_flash_is_the_same_in_every_number_format(shown: Shown) -> None:
+    plans, workspace = list(shown.plans(60)), shown.workspace
+    body = "return plans.map(choices => formats.map(number => flashBytes(model, choices, number)));"
+    found = answer(body, model=shown.model, plans=[sent(plan) for plan in plans], formats=list(FORMATS))
+    assert found == [
+        [plan_flash_bytes(workspace.model, workspace.profile, plan, number) for number in FORMATS] for plan in plans
+    ]
+
+
+def test_a_limit_is_kept_broken_or_open() -> None:
+    asked = [(1, 2, 2), (3, 4, 2), (1, 3, 2), (2, 2, 2)]
+    body = "return asked.map(([least, most, limit]) => [true, false].map(up => judged(least, most, limit, up)));"
+    found = answer(body, asked=asked)
+    assert found == [["open", "kept"], ["kept", "broken"], ["open", "open"], ["kept", "kept"]]
 
 
 def test_totals_are_the_same_integers(shown: Shown) -> None:
@@ -142,10 +167,11 @@ def test_totals_are_the_same_integers(shown: Shown) -> None:
 
 def test_useful_ranks_and_choices_that_save_nothing(shown: Shown) -> None:
     body = """return model.layers.map(layer => Object.fromEntries(Object.keys(layer.methods).map(
-        name => [name, [usefulRank(layer, name), canSave(layer, name)]])));"""
-    for layer, found in zip(shown.layers, answer(body, model=shown.model), strict=True):
-        useful = {name: useful_rank(layer, name) for name in found}
-        assert found == {name: [list(rank), all(rank)] for name, rank in useful.items()}
+        name => [name, [usefulRank(layer, name, free), canSave(layer, name, free)]])));"""
+    for free in (False, True):
+        for layer, found in zip(shown.layers, answer(body, model=shown.model, free=free), strict=True):
+            useful = {name: useful_rank(layer, name, free) for name in found}
+            assert found == {name: [list(rank), all(rank)] for name, rank in useful.items()}
     singles = shown.singles(200, seed=1)
     body = "return singles.map(([i, choice]) => savesNothing(model.layers[i], choice));"
     found = answer(body, model=shown.model, singles=[(i, board_choice(c)) for i, c in singles])
@@ -154,7 +180,7 @@ def test_useful_ranks_and_choices_that_save_nothing(shown: Shown) -> None:
 
 
 def board_choice(choice: Choice) -> dict[str, Any]:
-    return {"method": choice.method, "rank": list(choice.rank)}
+    return choice.to_dict()
 
 
 def test_shares_of_ranks_are_rounded_as_in_python() -> None:
@@ -230,16 +256,20 @@ def test_predictions_of_plans(shown: Shown, seed: int) -> None:
     body = "return plans.map(choices => predict(model, choices));"
     found = answer(body, model=after(shown, points, context), plans=[sent(plan) for plan in plans])
     expected = [predicted(shown, plan, points, context) for plan in plans]
-    assert [f["value"] for f in found] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    for end in ("value", "low", "high"):
+        assert [f[end] for f in found] == pytest.approx([getattr(e, end) for e in expected], rel=1e-6, abs=1e-9)
     assert [f["rough"] for f in found] == [any((n, c.method) not in known for n, c in plan.choices) for plan in plans]
-    assert max(expected) - min(expected) > 0.05
+    assert max(e.value for e in expected) - min(e.value for e in expected) > 0.05
+    assert len({round(e.high - e.low, 4) for e in expected}) > 20, "no constant"
 
 
 def test_predictions_before_anything_is_learnt(shown: Shown) -> None:
     plans = [shown.plan({}), *shown.plans(50, known=True)]
-    body = "return plans.map(choices => predict(model, choices).value);"
+    body = "return plans.map(choices => predict(model, choices));"
     found = answer(body, model=shown.model, plans=[sent(plan) for plan in plans])
-    assert found == pytest.approx([predicted(shown, plan, (), None) for plan in plans], rel=1e-6, abs=1e-9)
+    for end in ("value", "low", "high"):
+        expected = [getattr(predicted(shown, plan, (), None), end) for plan in plans]
+        assert [f[end] for f in found] == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_losses_of_single_layers_and_what_the_next_step_costs(shown: Shown) -> None:
@@ -252,14 +282,14 @@ def test_losses_of_single_layers_and_what_the_next_step_costs(shown: Shown) -> N
     sign = 1 if shown.model["metric"]["higher"] else -1
     for (i, choice), (loss, *rates) in zip(singles, found, strict=True):
         layer = shown.layers[i]
-        here = predicted(shown, shown.plan({layer.name: choice}), points, None)
+        here = predicted(shown, shown.plan({layer.name: choice}), points, None).value
         assert loss == pytest.approx(max(0.0, sign * (shown.model["metric"]["dense"] - here)), rel=1e-6, abs=1e-9)
         if (i, choice) not in exact:
             continue
         top = shown.model["layers"][i]["methods"][choice.method]["top"]
         rank = tuple(max(1, r - max(1, round(t / 20))) for r, t in zip(choice.rank, top, strict=True))
-        below = Choice(choice.method, rank)
-        lost = here - predicted(shown, shown.plan({layer.name: below}), points, None)
+        below = replace(choice, rank=rank)
+        lost = here - predicted(shown, shown.plan({layer.name: below}), points, None).value
         costs = layer_cost(layer, choice), layer_cost(layer, below)
         for quantity, rate in zip(("bytes", "multiplies"), rates, strict=True):
             saved = getattr(costs[0], quantity) - getattr(costs[1], quantity)
@@ -278,14 +308,14 @@ def test_the_rank_at_the_same_price(shown: Shown) -> None:
     asked = []
     for i, choice in shown.singles(60, seed=4):
         other = random.Random(i).choice(list(shown.model["layers"][i]["methods"]))
-        asked.append((i, other, layer_cost(shown.layers[i], choice).multiplies))
-    found = answer(
-        "return asked.map(([i, m, most]) => rankWithin(model.layers[i], m, most));", model=shown.model, asked=asked
-    )
-    for (i, method, most), rank in zip(asked, found, strict=True):
+        free = has_free_ranks(other) and choice.free
+        asked.append((i, other, layer_cost(shown.layers[i], choice).multiplies, free))
+    body = "return asked.map(([i, m, most, free]) => rankWithin(model.layers[i], m, most, free));"
+    found = answer(body, model=shown.model, asked=asked)
+    for (i, method, most, free), rank in zip(asked, found, strict=True):
         top = tuple(shown.model["layers"][i]["methods"][method]["top"])
         shares = [rank_at(top, percent / 100) for percent in range(1, 101)]
-        fitting = [r for r in shares if layer_cost(shown.layers[i], Choice(method, r)).multiplies <= most]
+        fitting = [r for r in shares if layer_cost(shown.layers[i], Choice(method, r, free)).multiplies <= most]
         assert tuple(rank) == (fitting[-1] if fitting else shares[0])
 
 

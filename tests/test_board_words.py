@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lowrank_core.figures import of_device, of_floor, times_fewer
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 from pages.ui import words
@@ -65,6 +66,26 @@ def test_quantities() -> None:
     assert found == [words.count(512, "B"), words.count(512)]
 
 
+def test_bytes_beside_a_device() -> None:
+    pairs = [(value, most) for value in WHOLE if value < 2**40 for most in (20 << 10, 1_500_000, 16 << 20, 8 * 10**9)]
+    found = read("return pairs.map(([need, most]) => words.ofDevice(need, most));", pairs=pairs)
+    assert found == [of_device(*pair) for pair in pairs]
+
+
+def test_how_many_times_fewer() -> None:
+    pairs = [(value, dense) for value in WHOLE[:60] for dense in (0, 1, 1000, 698_600)]
+    found = read('return pairs.map(([now, dense]) => words.timesFewer(now, dense, "multiplies"));', pairs=pairs)
+    assert found == [times_fewer(*pair, "multiplies") for pair in pairs]
+
+
+def test_scores_beside_their_floor(workspace: Workspace, model: dict[str, Any]) -> None:
+    floors = (0.98, 0.5, 0.97996, 0.9801)
+    pairs = [(value, worst) for value in (*PARTS, 0.979996, 0.98, 0.9800001) for worst in floors]
+    found = read("return pairs.map(([value, worst]) => words.ofFloor(model, value, worst));", pairs=pairs, model=model)
+    percent, rises = words.shares(workspace), words.rises(workspace)
+    assert found == [of_floor(*pair, percent=percent, rises=rises) for pair in pairs]
+
+
 def test_shares() -> None:
     values = PARTS + LARGE
     assert read("return values.map(value => words.share(value));", values=values) == [words.share(v) for v in values]
@@ -103,3 +124,13 @@ def test_figures_of_fixed_length() -> None:
     values = [*PARTS, *LARGE, *(value + 0.5 for value in range(20))]
     body = "return values.flatMap(value => [0, 1, 2, 3].map(digits => fixed(value, digits)));"
     assert read(body, values=values) == [f"{value:.{digits}f}" for value in values for digits in range(4)]
+
+
+def test_a_range_has_as_many_digits_as_it_tells_and_a_share_ends_at_0_and_100() -> None:
+    ranges = [(0.9312, 0.9888), (0.981, 0.9903), (0.98912, 0.98991), (0.98991, 0.98991), (-0.02, 1.03), (0.2, 0.25)]
+    shares = [{"low": low, "high": high} for low, high in ranges]
+    body = "return ranges.map(one => words.range({ metric: { share } }, one));"
+    found = ["93 to 99 %", "98.1 to 99.0 %", "98.91 to 98.99 %", "98.99 %", "0 to 100 %", "20 to 25 %"]
+    assert read(body, ranges=shares, share=True) == found
+    others = [{"low": 5.71, "high": 8.43}, {"low": 5.712, "high": 5.744}, {"low": 5.7, "high": 5.7}]
+    assert read(body, ranges=others, share=False) == ["5.7 to 8.4", "5.71 to 5.74", "5.7"]

@@ -55,6 +55,7 @@ def test_exported_in_the_browser_is_what_was_evaluated(page: Page, serve: Callab
     entry.press("Enter")
     expect(bytes_now).not_to_have_text(before)
     page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
+    expect(page.get_by_role("region", name="Top-1 accuracy")).to_contain_text("thorough correction")  # after the quick
     shown = float(page.inner_text("[data-testid=live-accuracy]").split()[0])
 
     page.get_by_role("link", name="Export").click()

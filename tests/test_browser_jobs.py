@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
 from tests.conftest import slow_network, visitor
 from tests.test_browser_search import choose
@@ -59,13 +59,24 @@ def train_for_long(page: Page) -> None:
     for name in ("Epochs", "Patience"):
         expect(page.get_by_role("button", name="Start training").last).to_be_enabled()
         rest(page)
-        box = page.get_by_role("spinbutton", name=name).last
-        if name == "Patience":
-            page.wait_for_function(MORE_IS_OPEN, polling=500)  # a click is lost where the page is built anew just then
-        box.fill("200")
-        box.press("Enter")
+        fill(page, name)
         rest(page)
     press("Start training")(page)
+
+
+def fill(page: Page, name: str) -> None:
+    """Give a number to a box, which a page that is built anew just then may put out of sight once more."""
+    box = page.get_by_role("spinbutton", name=name).last
+    for patience_ms in (5_000, 5_000, 20_000, None):
+        if name == "Patience":
+            page.wait_for_function(MORE_IS_OPEN, polling=500)
+        try:
+            box.fill("200", timeout=patience_ms)
+            break
+        except TimeoutError:
+            if patience_ms is None:
+                raise
+    box.press("Enter")
 
 
 KINDS = {

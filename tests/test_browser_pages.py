@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from lowrank_core.compression.start import starting_plan
+from lowrank_core.compression.start import suggested_plan
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.workspace import Workspace
@@ -33,7 +33,7 @@ def test_every_page_has_its_address_and_fits_a_narrow_screen(url: str, page: Pag
     page.goto(url)
     for path in ("Model", "Spectra", "Ranks", "Search", "Fine_tune", "Compare", "Export"):
         name = path.replace("_", "-")
-        page.get_by_test_id("stSidebar").locator(f"a[href={path}]").dispatch_event("click")
+        page.get_by_test_id("stSidebar").locator(f"a[href^={path}]").dispatch_event("click")
         expect(page).to_have_url(re.compile(rf"/{path}\b"))
         expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
         expect(page.get_by_text("dense top-1 accuracy")).to_be_visible()
@@ -53,7 +53,7 @@ def test_a_plan_is_downloaded_as_it_is_shown_and_a_bad_one_is_refused_in_one_lin
     file = tmp_path / "plan.json"
     download.value.save_as(file)
     found = read_plan(file.read_bytes())
-    assert found.plan == starting_plan(workspace.profile, workspace.factors)
+    assert found.plan == suggested_plan(workspace.profile, workspace.factors)
     assert check_plan(workspace.profile, found.plan) == ()
     assert json.loads(file.read_text())["model"]["name"] == "digits-cnn"
 

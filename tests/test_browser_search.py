@@ -78,4 +78,5 @@ def test_an_impossible_budget_is_refused_in_one_line_and_a_size_of_flash_can_be_
     device = page.get_by_role("combobox", name="Device")
     device.fill("96 kB")
     device.press("Enter")
-    expect(page.get_by_role("slider", name="Bytes budget")).to_have_value("19.4")
+    # not 19.4: what the network holds beside its parameters lies in flash, too
+    expect(page.get_by_role("slider", name="Bytes budget")).to_have_value("19.2")

@@ -20,7 +20,9 @@ from lowrank_core.exports import _reload as reload
 from lowrank_core.figures import count, share
 from lowrank_core.layers.data import Outputs, call
 from lowrank_core.layers.data import run as run_batch
+from lowrank_core.measure.depth import depth_errors
 from lowrank_core.methods import METHODS
+from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.scoring.scores import final_score
@@ -157,6 +159,16 @@ def test_evaluate(workspace: Workspace, plan: RankPlan, plan_file: Path) -> None
     text = run("evaluate", MODEL, "--plan", plan_file, "--compare").stdout
     assert "95 % interval" in text
     assert text.count("drop") == 2
+
+
+def test_evaluate_tells_where_the_error_arises(workspace: Workspace, plan: RankPlan, plan_file: Path) -> None:
+    run_of = run("evaluate", MODEL, "--plan", plan_file, "--samples", "1", "--depth", "--json")
+    found, expected = json.loads(run_of.stdout)["depth"], depth_errors(workspace, Candidate(plan, workspace.correction))
+    assert found["samples"] == expected.samples
+    for told, layer in zip(found["layers"], expected.layers, strict=True):
+        assert told["name"] == layer.name
+        assert (told["plain"], told["corrected"]) == pytest.approx((layer.plain, layer.corrected), rel=1e-6)
+    assert any(layer.plain for layer in expected.layers)
 
 
 def test_no_correct(workspace: Workspace, plan: RankPlan, plan_file: Path) -> None:
@@ -329,6 +341,7 @@ def test_a_plan_gives_the_same_tensors_in_any_process(tmp_path: Path) -> None:
         ["evaluate", MODEL, "--checkpoint", "not-there"],
         ["evaluate", MODEL, "--compare"],
         ["evaluate", MODEL, "--compare", "--checkpoint", __file__],
+        ["evaluate", MODEL, "--depth"],
         ["spectra", MODEL, "--method", "magic"],
         ["export", MODEL, "--format", "gif", "--out", "x", "--dense"],
         ["export", MODEL, "--format", "safetensors", "--out", "x"],

@@ -17,8 +17,8 @@ from lowrank_core.predict import sensitivity
 from lowrank_core.scoring.scores import Score
 from lowrank_core.selection import RULES, at_once, make, search, search_effort
 from lowrank_core.selection._compact import compact, needs_tuning
+from lowrank_core.selection._curves import asks
 from lowrank_core.selection._problem import problem_of
-from lowrank_core.selection.budget import asks
 from lowrank_core.training.expected import training_effort
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace

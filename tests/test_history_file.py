@@ -53,7 +53,7 @@ def test_a_history_without_a_first_line_is_read_and_gets_one(path):
     found = load(path, PROFILE)
     assert (found.kept.history, found.said, names(path)) == (HISTORY, "", [""])
     save(path, found.kept, HISTORY.keep("more"), PROFILE)
-    assert path.read_bytes().startswith(b'{"kind": "history", "version": 1, ')
+    assert path.read_bytes().startswith(b'{"kind": "history", "version": 2, ')
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_history_without_a_first_line_is_read_and_gets_one(path):
         (HISTORY.to_json().encode()[:-30], "damaged"),
         (sealed(KIND, HISTORY.to_json().encode())[:-30], "damaged"),
         (sealed(KIND, HISTORY.to_json().encode()).replace(b"light", b"night"), "damaged"),
-        (sealed(replace(KIND, version=2), b"what comes later"), "newer"),
+        (sealed(replace(KIND, version=KIND.version + 1), b"what comes later"), "newer"),
         (sealed(Kind("questions"), b"[]"), "other"),
         (History(RankPlan("sha256:another network's")).to_json().encode(), "damaged"),
         (b"[" * 20_000 + b"]" * 20_000, "damaged"),

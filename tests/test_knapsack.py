@@ -7,7 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from lowrank_core.algebra.knapsack import cheapest_loss
+from lowrank_core.algebra import knapsack
+from lowrank_core.algebra.knapsack import cheapest_loss, cheapest_losses
 
 
 def brute_force(losses, costs, limits):
@@ -44,6 +45,35 @@ def test_nothing_to_choose_and_no_budget():
     assert cheapest_loss([], [], np.array([1.0])) == ()
     assert cheapest_loss([np.array([2.0, 1.0])], [np.zeros((2, 0))], np.zeros(0)) == (1,)
     assert cheapest_loss([np.array([0.0])], [np.array([[2.0]])], np.array([1.0])) is None
+
+
+@pytest.mark.parametrize("within", [0.0, 0.05])
+def test_many_budgets_are_answered_as_one_by_one(within):
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        losses = [rng.uniform(0, 1, int(rng.integers(1, 6))) ** 3 for _ in range(int(rng.integers(1, 6)))]
+        costs = [rng.integers(0, 50, len(group)).astype(float) for group in losses]
+        limits = [share * sum(cost.max() for cost in costs) for share in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)]
+        for limit, found in zip(limits, cheapest_losses(losses, costs, limits, within), strict=True):
+            best = brute_force(losses, [cost[:, None] for cost in costs], np.array([limit]))
+            assert (found is None) == (best is None)
+            if found is not None:
+                assert sum(cost[option] for cost, option in zip(costs, found, strict=True)) <= limit
+                loss = sum(group[option] for group, option in zip(losses, found, strict=True))
+                assert best - 1e-9 <= loss <= best * (1 + within) / (1 - within) + 1e-9
+
+
+def test_a_thousand_groups_are_answered_without_the_solver(monkeypatch):
+    def solver(*args):
+        raise AssertionError("the descent is near enough")
+
+    monkeypatch.setattr(knapsack, "cheapest_loss", solver)
+    rng, ranks = np.random.default_rng(0), np.arange(1, 33)
+    losses = [rng.uniform(0.1, 10) * np.exp(-ranks / 32 * rng.uniform(1, 10)) for _ in range(1000)]
+    costs = [ranks * float(rng.integers(1, 100)) for _ in range(1000)]
+    limits = [share * sum(cost.max() for cost in costs) for share in (0.1, 0.5, 0.9)]
+    assert all(found is not None for found in cheapest_losses(losses, costs, limits, 0.01))
+    assert list(cheapest_losses([], [], [1.0, 2.0], 0.01)) == [(), ()]
 
 
 @pytest.mark.slow

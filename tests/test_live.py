@@ -346,7 +346,7 @@ def test_figures_are_those_of_the_plan_and_its_network(compression: Compression)
         expected.drop_high,
     )
     assert score.drop_low is not None
-    assert compression.correction == workspace.correction
+    assert compression.correction == workspace.thorough
     assert compression.cost.bytes == sum(p.numel() * 4 for p in compression.model.parameters())
     first, second = str(compression).splitlines()
     share = 100 * compression.cost.multiplies / compression.dense_cost.multiplies

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_core.measure.measurement import Figure, figures, is_final, measurement
+from lowrank_core.measure.measurement import Figure, figures, is_final, is_settled, measurement
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.progress import Progress
@@ -41,7 +41,7 @@ def test_it_corrects_then_grows_then_says_what_correction_gave(workspace: Worksp
     assert last.score.value > last.plain.value
     counts = [figure.score.samples for figure in seen]
     assert counts == sorted(counts)
-    *_, again = workspace.measure(workspace.compress(plan(workspace, 6), workspace.correction))
+    *_, again = workspace.measure(workspace.compress(plan(workspace, 6), workspace.thorough))
     assert again == last.score
 
 
@@ -76,6 +76,42 @@ def test_with_and_without_correction_are_different_candidates(workspace: Workspa
     corrected = measurement(workspace, workspace.candidate(plan(workspace, 5))).wait().found[-1].score
     plain = measurement(workspace, workspace.candidate(plan(workspace, 5), corrected=False)).wait().found[-1].score
     assert corrected != plain
+
+
+def test_the_quick_correction_comes_first_where_somebody_waits_and_the_own_one_ends_it(
+    workspace: Workspace, monkeypatch
+) -> None:
+    monkeypatch.setattr("lowrank_core.measure.measurement.PAUSE_SECONDS", 0.0)
+    candidate = workspace.candidate(plan(workspace, 9))
+    seen = [*figures(workspace, candidate, quick_first=True)]
+    quick = [figure for figure in seen if figure.quick]
+    assert seen == [*quick, *[figure for figure in seen if not figure.quick]]
+    assert quick[-1].settled
+    assert not any(figure.final for figure in quick)
+    assert quick[-1].score == workspace.scores[candidate.quick]
+    assert seen[-1].final
+    assert (seen[-1].score, seen[-1].plain) == (workspace.scores[candidate], quick[-1].plain)
+    assert seen[-1].score != quick[-1].score
+
+
+def test_the_quick_correction_takes_no_more_samples_than_usual(workspace: Workspace) -> None:
+    usual = workspace.candidate(plan(workspace, 9))
+    more = replace(usual, correction=workspace.correction_in(replace(workspace.thorough, samples=300)))
+    assert more.correction is not None
+    assert more.correction.samples == 300
+    assert workspace.quick(more) == workspace.quick(usual) == usual.quick
+
+
+def test_who_moves_on_before_the_thorough_correction_is_not_kept_waiting(workspace: Workspace, monkeypatch) -> None:
+    monkeypatch.setattr("lowrank_core.measure.measurement.PAUSE_SECONDS", 1e6)
+    candidate = workspace.candidate(plan(workspace, 12))
+    job = measurement(workspace, candidate, quick_first=True)
+    job.wait(until=lambda known: is_settled(known) and known.found[-1].plain is not None)
+    job.cancel()
+    end = job.wait()
+    assert end.cancelled
+    assert candidate not in workspace.scores
+    assert candidate.quick in workspace.scores
 
 
 def test_cancelled_it_keeps_what_it_found_and_is_not_remembered(workspace: Workspace, monkeypatch) -> None:

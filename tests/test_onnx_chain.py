@@ -6,8 +6,8 @@ import torch
 from onnx import numpy_helper
 
 from lowrank_core.graphs.onnx_chain import example_input, onnx_chain
-from lowrank_core.layers.spec import LayerSpec, Size
-from lowrank_core.methods import Method
+from lowrank_core.layers.spec import LayerSpec, Size, free_form, sharing
+from lowrank_core.methods import METHODS, Method
 from tests.awkward_layers import AWKWARD, EACH_ONCE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,12 +20,24 @@ def small(method: Method, spec: LayerSpec) -> tuple[LayerSpec, ...]:
 
 DENSE = [(awkward.name, (awkward.spec,), awkward.size) for awkward in AWKWARD]
 FACTORISED = [(f"{awkward}-{method.name}", small(method, awkward.spec), awkward.size) for method, awkward in EACH_ONCE]
+FREE = [
+    (f"{awkward}-{name}-free", free_form(small(METHODS[name], awkward.spec)), awkward.size)
+    for awkward in AWKWARD
+    for name in ("svd", "tucker2")
+    if awkward.name in ("groups-2", "conv1d", "linear", "linear-tokens", "up-3x2")
+    and METHODS[name].obstacle(awkward.spec) is None
+]
+FREE += [("head-free", sharing(free_form(small(METHODS["svd"], LayerSpec(11, 6, table=True))), LayerSpec(6, 11)), (5,))]
 REFUSED = "up-dilated"  # onnxruntime takes no output_padding beyond the stride
 
 
 @pytest.mark.parametrize(
     ("stages", "size"),
-    [pytest.param(stages, size, id=name) for name, stages, size in DENSE + FACTORISED if not name.startswith(REFUSED)],
+    [
+        pytest.param(stages, size, id=name)
+        for name, stages, size in DENSE + FACTORISED + FREE
+        if not name.startswith(REFUSED)
+    ],
 )
 def test_a_chain_as_onnx_computes_what_pytorch_computes(stages: tuple[LayerSpec, ...], size: Size) -> None:
     program = onnx_chain(stages, size, 2)
@@ -36,7 +48,9 @@ def test_a_chain_as_onnx_computes_what_pytorch_computes(stages: tuple[LayerSpec,
     with torch.no_grad():
         for i, (stage, part) in enumerate(zip(stages, chain, strict=True)):
             weight = weights[f"w{i}"]
-            part.weight.copy_(weight if stage.kernel or stage.table else weight.T)
+            part.weight.copy_(weight if stage.kernel or stage.table or stage.transposed else weight.T)
+            if stage.identity:
+                part.order.copy_(weights[f"o{i}"])
             if stage.bias:
                 part.bias.zero_()
         theirs = chain(torch.from_numpy(given))

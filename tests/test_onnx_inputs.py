@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from lowrank_core import Workspace
-from lowrank_core.errors import InvalidData, InvalidModel
+from lowrank_core.errors import Cancelled, InvalidData, InvalidModel
 from lowrank_core.graphs.onnx_network import build
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.running.scope import scope
+from lowrank_core.sources import onnx as onnx_source
 from lowrank_core.sources import open_any
 from tests.onnx_networks import numbers
 
@@ -169,6 +172,18 @@ def test_a_batch_of_one_that_cannot_be_freed_is_run_sample_by_sample(tmp_path):
     np.testing.assert_allclose(OnnxNetwork(str(written(workspace, tmp_path, rank=4)))(x)[0], theirs, atol=1e-5)
 
 
+def test_a_batch_is_joined_only_from_what_can_be_put_side_by_side():
+    def joined(whole, first, second):
+        return onnx_source._joined_along(*({"y": torch.ones(*shape)} for shape in (whole, first, second)))
+
+    assert joined((4, 3), (2, 3), (2, 3)) == (0,)
+    assert joined((3, 4), (3, 2), (3, 2)) == (1,)
+    assert joined((4, 3), (3, 3), (1, 3)) == (0,)
+    assert joined((2, 3, 4), (3, 4), (3, 4)) is None
+    assert joined((4, 3), (2, 3), (3,)) is None
+    assert joined((4, 3), (2, 2), (2, 3)) is None
+
+
 def test_a_fixed_batch_of_a_recurrent_layer_is_freed(tmp_path):
     """The batch is the second number of a Reshape."""
     nodes = [
@@ -287,17 +302,27 @@ def test_a_scan_goes_both_ways(tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def endless() -> onnx.ModelProto:
+    """A loop whose condition never fails and whose count never comes."""
+    proto = looping("until a condition")
+    for name, value in (("limit", np.float32(np.inf)), ("many", np.array(2**62))):
+        next(i for i in proto.graph.initializer if i.name == name).CopyFrom(numpy_helper.from_array(value, name))
+    return proto
+
+
 def test_a_loop_without_an_end_is_ended(tmp_path, monkeypatch):
     from lowrank_core.graphs import control
 
     monkeypatch.setattr(control, "MOST_TURNS", 50)
-    proto = looping("until a condition")
-    limit = next(i for i in proto.graph.initializer if i.name == "limit")
-    limit.CopyFrom(numpy_helper.from_array(np.float32(np.inf), "limit"))
-    many = next(i for i in proto.graph.initializer if i.name == "many")
-    many.CopyFrom(numpy_helper.from_array(np.array(2**62), "many"))
     with pytest.raises(InvalidData, match="loops of the network take more than 50 turns"):
-        Workspace.open(str(saved(proto, tmp_path, x=numbers(5, 6).numpy())))
+        Workspace.open(str(saved(endless(), tmp_path, x=numbers(5, 6).numpy())))
+
+
+def test_a_loop_can_be_called_off_between_its_turns(tmp_path):
+    network = build(read_onnx(saved(endless(), tmp_path)).model)
+    asked = itertools.count()
+    with scope(cancelled=lambda: next(asked) > 20), pytest.raises(Cancelled), torch.no_grad():
+        network(numbers(1, 6))
 
 
 def test_what_nothing_can_compute_inside_a_loop_is_named(tmp_path):

@@ -15,6 +15,7 @@ from lowrank_core.commands import cli
 from lowrank_core.errors import InvalidFile
 from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.graphs import recurrent
+from lowrank_core.plans.cost import with_free_ranks
 from tests.onnx_networks import exported, graph, largest_difference, network, numbers, saved, written
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,7 +98,10 @@ def test_an_offset_goes_into_the_batchnorm_that_follows(tmp_path):
     np.testing.assert_array_equal(after["bn1.running_mean"], model.bn1.running_mean)
 
 
-@pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker2", "cp3"])
+@pytest.mark.parametrize(
+    ("method", "free"),
+    [("svd", False), ("svd", True), ("spatial_svd", False), ("tucker2", False), ("tucker2", True), ("cp3", False)],
+)
 @pytest.mark.parametrize(
     "window",
     [
@@ -108,12 +112,13 @@ def test_an_offset_goes_into_the_batchnorm_that_follows(tmp_path):
     ],
     ids=["asymmetric", "same-strided", "same-dilated", "symmetric"],
 )
-def test_every_window_and_decomposition(method, window, tmp_path):
+def test_every_window_and_decomposition(method, free, window, tmp_path):
     nodes = [helper.make_node("Conv", ["x", "c.weight", "c.bias"], ["y"], **window)]
     weights = {"c.weight": numbers(8, 6, 3, 4) / 8, "c.bias": numbers(8)}
     path = saved(graph(nodes, weights, ("n", 6, 9, 8)), tmp_path / "m.onnx", numbers(16, 6, 9, 8))
     workspace = Workspace.open(str(path))
     plan = half(workspace, method=method)
+    plan = with_free_ranks(plan) if free else plan
     model = workspace.compress(plan)
     assert largest_difference(compressed_onnx(workspace, model, plan), model, numbers(3, 6, 9, 8)) < TOLERANCE
 
@@ -141,8 +146,9 @@ def test_trained_weights_of_layers_that_stay_are_written(name, tmp_path):
     assert largest_difference(compressed_onnx(workspace, model, plan), model, network(name)[1]) < TOLERANCE
 
 
+@pytest.mark.parametrize("free", [False, True])
 @pytest.mark.parametrize("gemm", [False, True])
-def test_factors_that_a_table_and_its_head_share_are_stored_once(gemm, tmp_path):
+def test_factors_that_a_table_and_its_head_share_are_stored_once(gemm, free, tmp_path):
     head = [
         helper.make_node("Gather", ["emb.weight", "x"], ["e"]),
         helper.make_node("ReduceSum", ["e", "axis"], ["s"], keepdims=0),
@@ -155,12 +161,12 @@ def test_factors_that_a_table_and_its_head_share_are_stored_once(gemm, tmp_path)
     tokens = torch.randint(30, (16, 5), generator=torch.Generator().manual_seed(0))
     proto = graph(head, weights, ("n", 5), kind=onnx.TensorProto.INT64)
     workspace = Workspace.open(str(saved(proto, tmp_path / "m.onnx", tokens)))
-    plan = half(workspace)
+    plan = with_free_ranks(half(workspace)) if free else half(workspace)
     model = workspace.compress(plan)
     small = compressed_onnx(workspace, model, plan)
     assert largest_difference(small, model, tokens) < TOLERANCE
     stored = sorted(tuple(tensor.dims) for tensor in small.graph.initializer if len(tensor.dims) == 2)
-    assert stored == [(8, 4), (30, 4)]
+    assert stored == [(4, 4), (30, 4)] if free else [(8, 4), (30, 4)]
 
 
 def test_names_that_are_taken_are_not_used_again(tmp_path):

@@ -22,13 +22,13 @@ from streamlit.testing.v1 import AppTest
 
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.commands import cli
-from lowrank_core.compression.start import starting_plan
+from lowrank_core.compression.start import suggested_plan
 from lowrank_core.errors import InvalidFile, InvalidSettings
 from lowrank_core.exports import EXPORTS, Compressed, Exported, _reload
 from lowrank_core.layers.data import Outputs
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.cost import dense_cost, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan, read_plan
 from lowrank_core.running import scope as scopes
 from lowrank_core.running.jobs import Job
@@ -263,7 +263,10 @@ def test_model_shows_the_whole_cost_and_every_layer(opened: Open, workspace: Wor
     shown = metrics(page)
     assert shown["Multiplies per sample"] == words.count(cost.multiplies)
     assert shown["Additions per sample"] == words.count(cost.additions)
-    layers, ranks, skipped = (frame.value for frame in page.dataframe)
+    chart, layers, ranks, skipped = (frame.value for frame in page.dataframe)
+    shares = {row["layer"]: row["multiplies"] for row in chart.to_dict("records")}
+    assert shares["fc1"] == pytest.approx(dense_cost(workspace.profile.layer("fc1")).multiplies / cost.multiplies)
+    assert sum(shares.values()) == pytest.approx(1)
     assert list(layers["Layer"]) == [layer.name for layer in workspace.profile.layers]
     assert layers["Multiplies"].sum() + workspace.profile.rest.multiplies == cost.multiplies
     assert layers["Bytes"].sum() + workspace.profile.rest.bytes == cost.bytes
@@ -300,7 +303,7 @@ def test_spectra_shows_every_layer_and_one_large(opened: Open, workspace: Worksp
     page = opened("Spectra")
     grid = next(element.proto.body for element in page.get("html") if 'class="sm-grid"' in element.proto.body)
     assert all(f"<b>{layer.name}</b>" in grid for layer in workspace.profile.layers)
-    plan = starting_plan(workspace.profile, workspace.factors)
+    plan = suggested_plan(workspace.profile, workspace.factors)
     page.selectbox[0].set_value("fc1").run()
     shown = metrics(page)
     assert shown["Chosen rank"] == str(plan.get("fc1").rank[0])  # type: ignore[union-attr]
@@ -348,7 +351,7 @@ def test_a_weight_of_zeros_can_be_drawn() -> None:
 
 def test_export_measures_the_plan_and_writes_a_checked_file(opened: Open, workspace: Workspace) -> None:
     page = opened("Export")
-    plan = starting_plan(workspace.profile, workspace.factors)
+    plan = suggested_plan(workspace.profile, workspace.factors)
     assert metrics(page)["Multiplies"] == words.count(plan_cost(workspace.profile, plan).multiplies)
     next(button for button in page.button if button.label == "Write the checkpoint").click().run()
     assert not page.error
@@ -360,7 +363,7 @@ def test_export_measures_the_plan_and_writes_a_checked_file(opened: Open, worksp
     ("content", "says"),
     [
         (b"not json", "not a valid plan file"),
-        (b'{"format": "lowrank-plan", "version": 99}', "version must be 1"),
+        (b'{"format": "lowrank-plan", "version": 99}', "version must be 1 or 2"),
         (RankPlan("sha256:other").to_json().encode(), "was made for the model"),
     ],
 )

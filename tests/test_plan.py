@@ -36,6 +36,15 @@ def test_round_trip(plan):
     assert RankPlan.from_json(plan.to_json().encode()) == plan
 
 
+def test_only_a_plan_with_free_ranks_is_of_version_2():
+    """So that older programs read all others; and one without any says nothing of them."""
+    free = PLAN.with_choice("fc1", Choice("svd", (64,), free=True))
+    assert [json.loads(plan.to_json())["version"] for plan in (PLAN, free, free.plain)] == [1, 2, 1]
+    assert RankPlan.from_json(free.to_json()) == free != PLAN == free.plain
+    assert json.loads(free.to_json())["layers"]["conv"] == {"method": "tucker2", "rank": [16, 12]}
+    assert read_plan(document(version=2)).plan == read_plan(document()).plan
+
+
 def test_what_is_written_beside_the_plan_comes_back():
     correction, provenance = {"samples": 256}, {"score": 0.5, "versions": {"torch": "2.13.0"}}
     found = read_plan(PLAN.to_json(model_name="net", correction=correction, provenance=provenance))
@@ -47,10 +56,12 @@ def test_every_version_ever_written_has_a_golden_file():
     assert {path.name for path in GOLDEN.glob("plan-v*.json")} == {f"plan-v{v}.json" for v in range(1, VERSION + 1)}
 
 
-def test_golden_file_survives_reading_and_writing():
-    text = (GOLDEN / "plan-v1.json").read_text()
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
+def test_golden_file_survives_reading_and_writing(version):
+    text = (GOLDEN / f"plan-v{version}.json").read_text()
     found = read_plan(text)
-    assert found.plan.get("layer3.0.conv2") == Choice("tucker2", (16, 12))
+    assert found.plan.get("layer3.0.conv2") == Choice("tucker2", (16, 12), free=version == 2)
+    assert not found.plan.get("fc1").free
     again = found.plan.to_json(model_name=found.model_name, correction=found.correction, provenance=found.provenance)
     assert again == text
     assert Correction.from_dict(found.correction).samples == 256
@@ -85,10 +96,12 @@ def test_no_correction_is_not_the_same_as_saying_nothing():
         ("\ud800", "not a valid plan file"),
         ("{}", "format"),
         (document(format="other"), "'other'"),
-        (document(version=2), "version must be 1, but got 2; open the file with the Rank Explorer that wrote it"),
-        (document(version=2, layers=7, surprise=1), "version must be 1, but got 2"),
+        (document(version=3), "version must be 1 or 2, but got 3; open the file with the Rank Explorer that wrote it"),
+        (document(version=3, layers=7, surprise=1), "version must be 1 or 2, but got 3"),
         (document(version="1"), "Expected `int`"),
-        (document(version=None), "version must be 1, but got 0"),
+        (document(version=None), "version must be 1 or 2, but got 0"),
+        (document(layers={"a": {"method": "svd", "rank": [1], "free": True}}), "layer 'a' (line 1)"),
+        (document(version=2, layers={"a": {"method": "svd", "rank": [1], "free": 1}}), "Expected `bool`"),
         (document(surprise=1), "unknown field `surprise`"),
         (document(model={"fingerprint": "f", "hash": "x"}), "unknown field `hash`"),
         (document(model={"name": "net"}), "missing required field `fingerprint`"),

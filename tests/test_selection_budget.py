@@ -3,13 +3,15 @@
 import re
 from dataclasses import replace
 from itertools import product
+from math import inf
 
 import pytest
 import torch
 from torch import nn
 
+from lowrank_core.compression.calibration import calibration_samples
 from lowrank_core.errors import Cancelled, InvalidFile, InvalidSearch
-from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.data import Dataset, data_hash
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger
 from lowrank_core.plans.cost import plan_cost
@@ -18,9 +20,10 @@ from lowrank_core.predict.sensitivity import divergence
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import AGREEMENT, RESEMBLANCE, TOP1, Metric
-from lowrank_core.selection import RULES, make, search
+from lowrank_core.selection import RULES, _whole, make, search
+from lowrank_core.selection._curves import SHARES, asks, best_plan
 from lowrank_core.selection._problem import problem_of
-from lowrank_core.selection.budget import GLANCE, SHARES, _judge, _scores, asks, best_plan, held_out
+from lowrank_core.selection._whole import GLANCE, held_out, judge, mean, scores
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 
@@ -52,12 +55,10 @@ def small() -> Workspace:
     [({"multiplies": 0.5}, 1), ({"bytes": 0.6, "multiplies": 0.45}, 1), ({"bytes": 0.5}, 2), ({"multiplies": 700}, 3)],
     ids=str,
 )
-def test_the_answer_loses_least_of_all_plans_within_the_budgets(small, budgets, multiple_of):
+def test_the_plan_of_the_curves_loses_least_of_all_plans_within_the_budgets(small, budgets, multiple_of):
     problem = problem_of(small, multiple_of=multiple_of, methods=("svd",), **budgets)
-    rule = make("budget", {})
-    menus = rule.menus(problem)
-    *_, last = search(rule, problem)
-    found = last.candidate.plan
+    menus = make("budget", {}).menus(problem)
+    found = best_plan(problem, menus, dict(problem.budgets))
     assert problem.fits(found)
     assert all(r % multiple_of == 0 for _, c in found.choices for r in c.rank)
 
@@ -180,17 +181,19 @@ def test_refinement_never_ends_with_a_larger_divergence(small):
 
 
 def test_a_search_that_was_stopped_measures_nothing_twice(tmp_path, monkeypatch):
+    folder = tmp_path
+
     def run(stop_after):
         calls: list[Progress] = []
         with scope(report=calls.append, cancelled=lambda: len(calls) >= stop_after):
-            list(search(make("budget", {}), problem_of(net(300), multiplies=0.5, folder=tmp_path)))
+            list(search(make("budget", {}), problem_of(net(300), multiplies=0.5, folder=folder)))
         return [progress for progress in calls if progress.words.startswith("measuring layers")]
 
     with pytest.raises(Cancelled):
         run(4)
     rest, again = run(10**6), run(10**6)
-    total = len(asks(problem_of(net(300), methods=make("budget", {}).methods)))
-    assert len(rest) == total - 4
+    folder = tmp_path / "whole"
+    assert len(rest) == len(run(10**6)) - 4
     assert again == []
 
 
@@ -280,11 +283,11 @@ def test_another_rules_plan_is_the_answer_where_it_loses_less_as_a_whole():
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.3])
 def test_the_answer_is_never_behind_those_of_uniform_and_balf(small, share):
     problem = problem_of(small, multiplies=share)
-    judged = _judge(problem)
+    judged = judge(problem)
     behind = {}
     for name in ("budget", "uniform", "balf"):
         *_, last = search(make(name, {}), problem)
-        behind[name] = last.score.drop, judged(last.candidate.plan)
+        behind[name] = last.score.drop, mean(judged(last.candidate.plan))
     assert behind["budget"] == min(behind.values())
 
 
@@ -298,6 +301,48 @@ def test_plans_are_judged_on_samples_that_no_factor_was_fitted_to():
     assert held_out(taught).targets is None
     alone = Workspace(replace(few.opened, train_data=None))
     assert held_out(alone).inputs.equal(alone.calibration.inputs)
+
+
+@pytest.mark.parametrize(("loss", "kept"), [(0.99, True), (0.995, False)])
+def test_an_answer_takes_more_samples_where_they_bring_something(small, monkeypatch, loss, kept):
+    problem, judged_on = problem_of(small, multiplies=0.5), list[Dataset]()
+
+    def judged(asked, data):
+        judged_on.append(data)
+        return lambda plan: (1.0 if asked is problem else loss,) * 2
+
+    monkeypatch.setattr(_whole, "judge", judged)
+    found = _whole.with_more_samples(problem, problem.plan({}))
+    assert (found is not None) == kept
+    if found is not None:
+        (more, loss_then), fitted = found, calibration_samples(small.calibration_pool, 1024)
+        assert (loss_then, more.correction.samples) == (loss, 1024)
+        assert more.correction.data == data_hash(fitted.inputs)
+        assert [len(data) for data in judged_on] == [1500 // 4] * 2
+        assert not (fitted.inputs[:, None] == judged_on[0].inputs[None]).all(2).any()
+
+
+def test_no_more_samples_are_taken_than_leave_some_to_judge_by(monkeypatch):
+    monkeypatch.setattr(_whole, "judge", lambda asked, data: lambda plan: (1 / asked.correction.samples,) * 2)
+    for pool, samples in ((400, 300), (340, None)):
+        problem = problem_of(net(pool), multiplies=0.5)
+        found = _whole.with_more_samples(problem, problem.plan({}))
+        assert (None if found is None else found[0].correction.samples) == samples
+
+
+def test_the_curves_of_the_thorough_correction_lead_to_another_plan_where_it_diverges_less(small):
+    problem, rule = problem_of(small, multiplies=0.4, methods=("svd",)), make("budget", {})
+    poor = problem.plan({"0": Choice("svd", (1,)), "2": Choice("svd", (1,)), "4": Choice("svd", (1,))})
+    ((better, words),) = rule._deeper(problem, [poor], {poor: inf}, rule._samples(problem)).items()
+    loss = mean(judge(problem)(better))
+    assert problem.fits(better)
+    assert loss < mean(judge(problem)(poor))
+    assert words.startswith("the curves of the thorough correction")
+    assert words.endswith(f"divergence {loss:.4f}")
+    assert rule._deeper(problem, [better], {better: inf}, rule._samples(problem)) == {}
+    assert rule._deeper(problem, [poor], {poor: loss}, rule._samples(problem)) == {}  # as good with the quick one
+    uncorrected = replace(problem, corrected=False)
+    assert rule._deeper(uncorrected, [poor], {poor: inf}, rule._samples(problem)) == {}
 
 
 class Faint(nn.Module):
@@ -319,8 +364,8 @@ def test_another_rules_plan_is_the_answer_where_it_scores_better_and_diverges_mo
     problem = problem_of(Workspace(opened), multiplies=0.6, methods=("svd",), corrected=False)
     *_, uniform = search(make("uniform", {}), problem)
     *_, found = search(make("budget", {}), problem)
-    alone, judged = best_plan(problem, make("budget", {}).menus(problem), dict(problem.budgets)), _judge(problem)
-    assert judged(alone) < min(judged(uniform.candidate.plan), judged(found.candidate.plan))
+    alone, judged = best_plan(problem, make("budget", {}).menus(problem), dict(problem.budgets)), judge(problem)
+    assert mean(judged(alone)) < min(mean(judged(trial.candidate.plan)) for trial in (uniform, found))
     assert problem.measure(alone).drop > uniform.score.drop + 0.1
     assert found.candidate.plan != alone
     assert found.score.drop == uniform.score.drop
@@ -334,10 +379,10 @@ def test_a_plan_that_is_clearly_worse_is_not_measured_on_all_samples():
     opened = Opened("net", "net", "", model, (data.inputs[:2],), lambda: data, None, lambda _: AGREEMENT)
     problem = problem_of(Workspace(opened), multiplies=0.6, methods=("svd",), corrected=False)
     plans = [problem.plan({"faint": Choice("svd", (rank,))}) for rank in (1, 6, 7)]
-    scores = _scores(problem, plans)
-    assert list(scores) == plans[1:]
-    assert {score.samples for score in scores.values()} == {200}
-    assert list(_scores(replace(problem, samples=GLANCE), plans)) == plans  # there is nothing to be saved
+    found = scores(problem, plans)
+    assert list(found) == plans[1:]
+    assert {score.samples for score in found.values()} == {200}
+    assert list(scores(replace(problem, samples=GLANCE), plans)) == plans  # there is nothing to be saved
 
 
 def test_probabilities_diverge_as_their_logarithms_do():

@@ -54,6 +54,13 @@ def test_what_is_asked_of_a_run_can_be_read() -> None:
     assert waiting == ["badge"], missing("script_requests.ScriptRequests._rerun_data.fragment_id_queue", why)
 
 
+def test_a_run_knows_that_back_was_pressed() -> None:
+    field = "script_run_context.ScriptRunContext.is_history_navigation"
+    context = import_module(f"{INSIDE}script_run_context").ScriptRunContext
+    why = "Back must bring the model of its page back (turned_back)"
+    assert hasattr(context, "is_history_navigation"), missing(field, why)
+
+
 def a_patient_badge() -> None:
     import streamlit as st
 

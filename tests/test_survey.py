@@ -8,12 +8,13 @@ import pytest
 from lowrank_core.builtin import POINTS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.uniform import uniform_plan
-from lowrank_core.predict.context import VERSION
-from lowrank_core.predict.prediction import Context, Point
+from lowrank_core.predict.context import JOINT_PLANS, VERSION
+from lowrank_core.predict.prediction import Context, Point, Repair
 from lowrank_core.predict.sensitivity import PointFile, asked
-from lowrank_core.predict.survey import Finding, Learnt, read_context, survey, write_context
+from lowrank_core.predict.survey import CONTEXT, Finding, Learnt, read_context, survey, write_context
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.scope import somebody_waits
+from lowrank_core.store.documents import sealed
 from lowrank_core.workspace import Workspace
 
 
@@ -132,3 +133,28 @@ def test_the_built_in_networks_ship_their_points(name: str, corrected: bool, tmp
         job.cancel()
     assert all(isinstance(one, Point) for one in known.found[0])
     assert all_points(shown) <= points(known)
+
+
+def test_a_context_of_an_older_version_serves_until_plans_are_measured_and_its_repairs_stay(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    file = PointFile(tmp_path, workspace, workspace.correction)
+    old = b'{"order":["fc1","fc2"],"repairs":[{"layer":"fc1","change":0.5,"kept":0.25}],"scale":0.15}'
+    path = file.beside("context", 1)
+    path.write_bytes(sealed(CONTEXT, old, path.name))
+    repairs = (Repair("fc1", 0.5, 0.25),)
+    found = [one for some in begun(workspace, tmp_path).wait().found for one in some if isinstance(one, Context)]
+    assert found[0] == Context(("fc1", "fc2"), repairs, 0.15)
+    assert [len(context.joints) for context in found] == sorted(len(context.joints) for context in found)
+    assert found[-1].repairs == repairs
+    assert len(found[-1].joints) == JOINT_PLANS
+    again = Learnt.of(begun(workspace, tmp_path).wait()).context
+    assert again == found[-1] == read_context(file)
+
+
+def test_without_correction_no_layer_makes_good_what_another_loses_but_plans_are_measured(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    context = Learnt.of(begun(workspace, tmp_path, corrected=False).wait()).context
+    assert context.repairs == ()
+    assert len(context.joints) == JOINT_PLANS

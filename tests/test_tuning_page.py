@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import inf
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
@@ -125,7 +126,8 @@ def number(page: AppTest, label: str, value: float) -> None:
 
 
 def text(page: AppTest) -> str:
-    return "\n".join(str(element.value) for kind in ("markdown", "caption") for element in page.get(kind))
+    """What the page says beside the side bar, which knows of the plan what was measured meanwhile."""
+    return "\n".join(str(element.value) for kind in ("markdown", "caption") for element in page.main.get(kind))
 
 
 def traces(page: AppTest) -> list[dict]:
@@ -189,6 +191,7 @@ def test_the_plan_is_trained_as_its_correction_is_set(opened: Open) -> None:
 
 def test_curves_before_and_after(opened: Open, workspace: Workspace) -> None:
     page = opened()
+    number(page, "Epochs", 3)
     number(page, "Learning rate", 0.02)
     page = press(page, "Start training")
     assert not page.error
@@ -215,6 +218,30 @@ def test_curves_before_and_after(opened: Open, workspace: Workspace) -> None:
     assert "against before, paired on the same samples" in said
 
 
+def test_a_training_runs_on_from_where_it_stopped(opened: Open) -> None:
+    page = opened()
+    number(page, "Epochs", 2)
+    page = press(page, "Start training")
+    asked, known = trained()
+    first = Trained(asked, known)
+    assert "Held back, each pass won, in points: " in text(page)
+    number(page, "More epochs", 1)
+    page = press(page, "Run on")
+    assert not page.error
+    longer, known = trained()
+    assert longer == replace(asked, settings=replace(asked.settings, run_on=(1,)))
+    (epochs,) = Trained(longer, known).runs.values()
+    (before,) = first.runs.values()
+    assert [epoch.number for epoch in epochs] == [0, 1, 2, 3]
+    assert [epoch.train_loss for epoch in epochs[:3]] == [epoch.train_loss for epoch in before]
+    assert "of 3" in text(page)
+
+
+def table_with(page: AppTest, column: str) -> pd.DataFrame:
+    """The table that has such a column; the charts have tables of their own."""
+    return next(table.value for table in page.dataframe if column in table.value)
+
+
 def test_the_spread_is_shown_and_evaluation_samples_choose_nothing(opened: Open, workspace: Workspace) -> None:
     page = opened()
     start_from(page, "both")
@@ -229,7 +256,7 @@ def test_the_spread_is_shown_and_evaluation_samples_choose_nothing(opened: Open,
     ]
     assert found.chosen.validation_loss == min(t.validation_loss for t in found.tuned)
     assert all(t.candidate.correction is None for t in found.tuned if t.settings.from_scratch)
-    table = page.dataframe[0].value.set_index("Start")
+    table = table_with(page, "Start").set_index("Start")
     first, second = (t.score.value for t in found.tuned[2:])
     row = table.loc["From scratch"]
     assert row["Runs"] == "2"
@@ -261,7 +288,7 @@ def test_a_sweep_shows_both_problems_side_by_side(opened: Open, workspace: Works
     assert drawn["indirect: as compressed"]["y"] == [one.indirect.value for one in swept]
     assert drawn["direct: trained"]["y"] == [one.direct.value for one in swept]
     assert drawn["direct: trained"]["x"] == pytest.approx([one.cost.multiplies / 256 for one in swept])
-    assert list(page.dataframe[0].value["Bytes"]) == [one.cost.bytes for one in swept]
+    assert list(table_with(page, "Epochs")["Bytes"]) == [one.cost.bytes for one in swept]
     page = press(labelled(page, "selectbox", "Plan").select_index(1).run(), "Send to Export")
     assert not page.error
     assert words.score(workspace, swept[1].direct.value) in labelled(page, "radio", "Weights").options[0]
@@ -280,7 +307,7 @@ def test_ranks_are_found_and_trained_at_one_press(opened: Open) -> None:
     number(page, "Largest drop of the top-1 accuracy, points", 20.0)
     before = next(iter(page.session_state["histories"].values())).plan
     page = press(page, "Find the rank by bisection, then train")
-    assert not page.error
+    assert [error.value for error in page.error] == []
     found = Trained(*trained())
     assert found.trials > 0
     assert found.chosen.candidate.plan == found.before.candidate.plan != before
@@ -534,9 +561,9 @@ def test_titles_say_what_was_asked(workspace: Workspace) -> None:
         "From the plan and from scratch at 68.8 % multiplies, 1 epoch, learning from the labels, 3 seeds"
     )
     assert tuning.title(workspace, Training(None, Settings(), max_drop=0.02)) == (
-        "Ranks by bisection, drop up to 2 points, then from the plan, 3 epochs"
+        "Ranks by bisection, drop up to 2 points, then from the plan, 9 epochs"
     )
     assert tuning.title(workspace, Sweep((0.3, 0.5), "bytes", make("uniform", {}), Settings())) == (
-        "Sweep: Uniform at 30 %, 50 % of the bytes, 3 epochs"
+        "Sweep: Uniform at 30 %, 50 % of the bytes, 9 epochs"
     )
     assert isinstance(hash(Tuned(plan, settings, 0, 1, 1, 0.0, None)), int)

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import make
 from lowrank_core.workspace import Workspace
+from pages.ui import running
 from pages.ui.history import History
 from pages.ui.question import Question
 from pages.ui.state import jobs, plans, session
@@ -65,10 +66,10 @@ def test_a_snapshot_of_one_tab_outlives_a_click_in_the_other(workspace, folder, 
     tabs(0)
     plans.set_history(workspace, ranked(histories[0], fc1=2).keep("mine"))
     tabs(1)
-    plans.set_history(workspace, ranked(histories[1], fc2=2))
+    plans.set_history(workspace, ranked(histories[1], fc2=1))
     shown = plans.history(workspace)
     assert [snapshot.name for snapshot in shown.snapshots] == ["mine"]
-    assert (shown.plan.get("fc1"), shown.plan.get("fc2")) == (Choice("svd", (2,)), Choice("svd", (2,)))
+    assert (shown.plan.get("fc1"), shown.plan.get("fc2")) == (Choice("svd", (2,)), Choice("svd", (1,)))
     assert session.later_notices() == ["Another tab of this address has changed fc1: that is taken in here."]
     tabs(0)
     assert session.notices() == []
@@ -156,3 +157,16 @@ def test_a_damaged_history_is_said_above_the_page_until_another_one_is_turned_to
     assert len(page.run().warning) == 1
     assert not page.switch_page("pages/1_Model.py").run().warning
     assert not page.switch_page("pages/3_Ranks.py").run().warning
+
+
+def test_the_address_names_the_session_before_anything_of_it_is_drawn_and_so_do_links(workspace, folder, monkeypatch):
+    named: list[str] = []
+    monkeypatch.setattr(running, "badge", lambda page: named.append(st.query_params.get("w", "")))
+    app = opened("1_Model")
+    for page in ("2_Spectra", "1_Model"):
+        app.query_params.clear()  # as Streamlit does where another page is turned to
+        app.switch_page(f"pages/{page}.py").run()
+    assert named == [W] * 3
+    links = [link.proto.query_string for link in app.get("page_link")]
+    assert len(links) > 7
+    assert set(links) == {f"w={W}&model=builtin%3Airis-mlp"}

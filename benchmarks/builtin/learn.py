@@ -11,7 +11,7 @@ import sys
 from lowrank_core.builtin import BUILTIN, POINTS
 from lowrank_core.measure.ledger import Ledger
 from lowrank_core.predict.sensitivity import PointFile, measured
-from lowrank_core.predict.survey import learn_context, write_context
+from lowrank_core.predict.survey import learnt_contexts, write_context
 from lowrank_core.workspace import Workspace
 
 
@@ -26,8 +26,8 @@ def main() -> None:
             file.path.unlink(missing_ok=True)
             for point in measured(workspace, correction):
                 file.add(point)
-            if correction is not None:
-                write_context(file, learn_context(workspace, file.load(), Ledger()))
+            *_, context = learnt_contexts(workspace, correction, file.load(), Ledger())
+            write_context(file, context)
             print(f"{name}, {'corrected' if correction else 'plain'}: {len(file.load())} points", flush=True)
 
 

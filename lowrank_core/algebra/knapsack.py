@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 
 import numpy as np
@@ -23,10 +25,13 @@ GAP = 1e-4
 """Above SMALL possible options the answer is within this share of the least loss: proving the rest can take minutes."""
 
 
-def cheapest_loss(losses: Sequence[Array], costs: Sequence[Array], limits: Array) -> tuple[int, ...] | None:
+def cheapest_loss(
+    losses: Sequence[Array], costs: Sequence[Array], limits: Array, within: float = 0.0
+) -> tuple[int, ...] | None:
     """The option of each group that together lose least within the limits; None where nothing fits.
 
     losses: one (options,) per group; costs: one (options, budgets) per group, 0 or more; limits: (budgets,).
+    within: a share of the least loss that the answer may lose more, for less time.
     A linear program rules out options that cannot be part of the best choice; a mixed-integer program decides among
     the others (HiGHS: Huangfu & Hall, Mathematical Programming Computation 2018), exactly, or within GAP of the least
     loss where there are many.
@@ -48,13 +53,43 @@ def cheapest_loss(losses: Sequence[Array], costs: Sequence[Array], limits: Array
         return None
     loss, cost, owner, options = loss[possible], cost[possible], owner[possible], options[possible]
     for room in (1.0, 1.0 - 4 * ROUNDING):
-        chosen = _solved(loss, cost, owner, room * limits / scale)
+        chosen = _solved(loss, cost, owner, room * limits / scale, within)
         if chosen is None or (cost[chosen].sum(0) <= limits / scale).all():
             break
     return None if chosen is None else tuple(int(option) for option in options[chosen])
 
 
-def _solved(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) -> NDArray[np.intp] | None:
+def cheapest_losses(
+    losses: Sequence[Array], costs: Sequence[Array], limits: Sequence[float], within: float
+) -> Iterator[tuple[int, ...] | None]:
+    """`cheapest_loss` for one budget after another of one quantity: the groups are looked through once for all.
+
+    losses, costs: one (options,) per group; limits: one for each answer. within: as there, and where a descent comes as
+    near the least loss its choice is the answer, so that 1,000 groups take milliseconds and no solver.
+
+    >>> list(cheapest_losses([np.array([0.0, 2.0])], [np.array([4.0, 1.0])], [0.5, 1.0, 5.0], 0.0))
+    [None, (1,), (0,)]
+    """
+    if not losses:
+        yield from (() for _ in limits)
+        return
+    undominated = [_undominated(loss, cost[:, None]) for loss, cost in zip(losses, costs, strict=True)]
+    loss, cost = (
+        np.concatenate([group[index] for group, index in zip(groups, undominated, strict=True)])
+        for groups in (losses, costs)
+    )
+    owner = np.repeat(np.arange(len(undominated)), [len(index) for index in undominated])
+    options, descent = np.concatenate(undominated), Descent.of(loss, cost, owner)
+    for limit in limits:
+        found = descent.to(limit)
+        near = found.left >= 0 and found.loss - descent.bound(found, limit)[1] <= within * found.loss
+        if near or float(cost[descent.firsts].sum()) > limit:
+            yield tuple(int(option) for option in options[found.options]) if near else None
+        else:
+            yield cheapest_loss(losses, [group[:, None] for group in costs], np.array([limit]), within)
+
+
+def _solved(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array, within: float) -> NDArray[np.intp] | None:
     """The options of the best choice; the solver may go over a limit by ROUNDING of it."""
     constraints = [LinearConstraint(_one_of_each(owner), 1, 1)]
     if len(limits):
@@ -64,7 +99,7 @@ def _solved(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) ->
         constraints=constraints,
         integrality=np.ones(len(loss)),
         bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0 if len(loss) <= SMALL else GAP},
+        options={"mip_rel_gap": max(within, 0.0 if len(loss) <= SMALL else GAP)},
     )
     return None if solution.x is None else np.flatnonzero(solution.x > 0.5)
 
@@ -77,12 +112,100 @@ def _possible(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) 
     every = np.ones(len(loss), dtype=bool)
     if not len(limits):
         return every
+    if len(limits) == 1:
+        return _possible_alone(loss, cost[:, 0], owner, float(limits[0]))
     relaxed = linprog(loss, A_ub=csr_matrix(cost.T), b_ub=limits, A_eq=_one_of_each(owner), b_eq=np.ones(owner[-1] + 1))
     if relaxed.x is None:
         return None
     reduced = loss - cost @ relaxed.ineqlin.marginals - relaxed.eqlin.marginals[owner]
     best = _rounded(relaxed.x, loss, cost, owner, limits)
     return every if best is None else relaxed.fun + reduced <= best + SLACK
+
+
+def _possible_alone(loss: Array, cost: Array, owner: NDArray[np.intp], limit: float) -> NDArray[np.bool_] | None:
+    """As `_possible` under one budget, where the linear program has a closed form: `Descent`."""
+    descent = Descent.of(loss, cost, owner)
+    found = descent.to(limit)
+    if found.left < -ROUNDING:
+        return None
+    above, bound = descent.bound(found, limit)
+    fits: NDArray[np.bool_] = bound + above <= found.loss + SLACK
+    return fits
+
+
+@dataclass(frozen=True, slots=True)
+class Descended:
+    """Where a descent ends: the option of each group, what they lose, what they leave of the budget, and the price.
+
+    price: the loss per cost of the first step that did not fit, 0 where all did.
+    """
+
+    options: NDArray[np.intp]
+    loss: float
+    left: float
+    price: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Descent:
+    """Each group goes from its cheapest option down the lower hull of its losses, the steepest step of all first.
+
+    Under one budget that solves the linear program (Sinha & Zoltners, Operations Research 27, 1979), and what it then
+    loses is near the least loss where groups are many. loss, cost, owner: (options,) of all groups, one after another.
+    firsts: (groups,) the cheapest options; steps: (steps, 2) an option and the one that follows it, the steepest first.
+    """
+
+    loss: Array
+    cost: Array
+    owner: NDArray[np.intp]
+    firsts: NDArray[np.intp]
+    steps: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, loss: Array, cost: Array, owner: NDArray[np.intp]) -> Descent:
+        """The steps of all groups in their order."""
+        starts = np.searchsorted(owner, np.arange(owner[-1] + 2))
+        hulls = [first + _hull(loss[first:end], cost[first:end]) for first, end in pairwise(starts)]
+        steps = np.concatenate([np.stack([hull[:-1], hull[1:]], 1) for hull in hulls])
+        gained, taken = loss[steps[:, 0]] - loss[steps[:, 1]], cost[steps[:, 1]] - cost[steps[:, 0]]
+        steepest = np.argsort(-gained / np.where(taken > 0, taken, 1.0), kind="stable")
+        return cls(loss, cost, owner, np.array([hull[0] for hull in hulls]), steps[steepest])
+
+    def to(self, limit: float) -> Descended:
+        """As far as a budget goes; left is below 0 where not even the cheapest options fit."""
+        at, price = self.firsts.tolist(), 0.0
+        loss, left = float(self.loss[at].sum()), limit - float(self.cost[at].sum())
+        before, after = self.steps.T
+        taken, gained = (self.cost[after] - self.cost[before]).tolist(), (self.loss[before] - self.loss[after]).tolist()
+        for k, (here, there, group) in enumerate(zip(*self.steps.T.tolist(), self.owner[before].tolist(), strict=True)):
+            if at[group] != here:
+                continue  # a step of its group before it did not fit
+            if taken[k] > left:
+                price = price or gained[k] / taken[k]
+                continue
+            at[group] = there
+            left -= taken[k]
+            loss -= gained[k]
+        return Descended(np.array(at), loss, left, price)
+
+    def bound(self, found: Descended, limit: float) -> tuple[Array, float]:
+        """What every option is worth at the price of a descent to a limit, more than the best of its group, and the
+        least that any choice within the limit can lose."""
+        worth = self.loss + found.price * self.cost
+        floors = np.minimum.reduceat(worth, np.searchsorted(self.owner, np.arange(len(self.firsts))))
+        return worth - floors[self.owner], float(floors.sum()) - found.price * limit
+
+
+def _hull(loss: Array, cost: Array) -> NDArray[np.intp]:
+    """Options on the lower convex hull, from the cheapest to the one that loses least; none beats another."""
+    hull: list[int] = []
+    for option in np.argsort(cost, kind="stable"):
+        while len(hull) > 1 and (loss[hull[-2]] - loss[hull[-1]]) * (cost[option] - cost[hull[-1]]) <= (
+            loss[hull[-1]] - loss[option]
+        ) * (cost[hull[-1]] - cost[hull[-2]]):
+            hull.pop()
+        hull.append(int(option))
+    return np.array(hull, dtype=np.intp)
 
 
 def _rounded(x: Array, loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) -> float | None:
@@ -114,6 +237,10 @@ def _one_of_each(owner: NDArray[np.intp]) -> csr_matrix:
 
 def _undominated(loss: Array, cost: Array) -> NDArray[np.intp]:
     """Options that no other beats: none loses no more and costs no more in every budget; of equal ones the first."""
+    if cost.shape[1] == 1:
+        order = np.lexsort((loss, cost[:, 0]))
+        least = np.minimum.accumulate(np.concatenate([[inf], loss[order][:-1]]))
+        return np.sort(order[loss[order] < least])
     undominated: list[int] = []
     for option in np.lexsort((*cost.T[::-1], loss)):
         if not (cost[undominated] <= cost[option]).all(1).any():

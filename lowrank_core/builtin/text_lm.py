@@ -111,6 +111,15 @@ def build_model() -> nn.Module:
     return load_weights(untrained(), weights_path(__name__))
 
 
+def token_text(numbers: Sequence[int]) -> str:
+    """The words of these numbers.
+
+    >>> token_text([1, 0])
+    '<end> <unknown>'
+    """
+    return " ".join(vocabulary()[number] for number in numbers)
+
+
 @cache
 def _text() -> tuple[list[Paragraph], list[Paragraph]]:
     return paragraphs(topics[name] for name in sorted(topics))

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import nn
 
 from lowrank_core.commands import Answer
 from lowrank_core.commands._outputs import check_unread, say_not_kept
-from lowrank_core.commands._terminal import ProgressLine, say, score_line, score_value
+from lowrank_core.commands._terminal import ProgressLine, say, score_line, score_value, table
 from lowrank_core.compression.checkpoint import load_checkpoint
-from lowrank_core.compression.correct import CorrectedLayer, load_overlay
+from lowrank_core.compression.correct import CorrectedLayer, load_overlay, remarks_text
 from lowrank_core.errors import InvalidPlan, LowRankError
 from lowrank_core.exports import Compressed
+from lowrank_core.measure.depth import depth_errors
+from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import check_plan
+from lowrank_core.plans.cost import check_plan, with_free_ranks
 from lowrank_core.plans.plan import LARGEST_BYTES, PlanFile, RankPlan, read_plan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
@@ -126,9 +128,14 @@ def _read_plan_file(path: Path) -> PlanFile:
     return file
 
 
-def plan_of(workspace: Workspace, path: Path) -> PlanFile:
-    """Read a plan, check it against the model, and warn of ranks that save nothing."""
+def plan_of(workspace: Workspace, path: Path, *, free: bool | None = None) -> PlanFile:
+    """Read a plan, check it against the model, and warn of ranks that save nothing.
+
+    free: with free ranks wherever there are such, or without any; None as the file says.
+    """
     file = read_plan_file(path)
+    if free is not None:
+        file = replace(file, plan=with_free_ranks(file.plan) if free else file.plan.plain)
     try:
         for warning in check_plan(workspace.profile, file.plan):
             say(f"Note: {warning}.")
@@ -137,9 +144,15 @@ def plan_of(workspace: Workspace, path: Path) -> PlanFile:
     return file
 
 
-def compressed_by(workspace: Workspace, plan: Path | None, checkpoint: Path | None, *, corrected: bool) -> Compressed:
-    """The network of a checkpoint, or of a plan with its correction, or the dense one itself."""
-    file = PlanFile(RankPlan(workspace.profile.fingerprint)) if plan is None else plan_of(workspace, plan)
+def compressed_by(
+    workspace: Workspace, plan: Path | None, checkpoint: Path | None, *, corrected: bool, free: bool | None = None
+) -> Compressed:
+    """The network of a checkpoint, or of a plan with its correction, or the dense one itself. free: as in `plan_of`."""
+    if free is not None and (plan is None or checkpoint is not None):
+        raise click.UsageError(
+            "--free-ranks and --no-free-ranks go with --plan alone: a checkpoint is as it was stored."
+        )
+    file = PlanFile(RankPlan(workspace.profile.fingerprint)) if plan is None else plan_of(workspace, plan, free=free)
     if checkpoint is not None:
         loaded = load_checkpoint(workspace.model, checkpoint)
         if plan is not None and loaded.plan != file.plan:
@@ -148,9 +161,9 @@ def compressed_by(workspace: Workspace, plan: Path | None, checkpoint: Path | No
         return Compressed(loaded.model, loaded.plan or file.plan, correction=loaded.correction, tuned=tuned)
     if not file.plan.choices:
         return Compressed(workspace.model, file.plan)
-    network = workspace.compress(file.plan)
+    network = workspace.compress(file.plan.plain)
     if not corrected or file.correction is None:
-        return Compressed(network, file.plan)
+        return Compressed(workspace.stored(network, file.plan), file.plan)
     try:
         return _corrected(workspace, file, network)
     except LowRankError as error:
@@ -163,20 +176,23 @@ def _corrected(workspace: Workspace, file: PlanFile, network: nn.Module) -> Comp
     assert correction is not None
     if file.correction and file.correction.get("data") not in ("", None, correction.data):
         say("Note: the plan was corrected on other samples than this model's; it is corrected anew on these.")
-    live, last, total = sys.stderr.isatty(), -5.0, 0
+    live, last, total, remarks = sys.stderr.isatty(), -5.0, 0, tuple[tuple[str, str], ...]()
 
     def each(layer: CorrectedLayer) -> None:
-        nonlocal last, total
-        total = layer.total
+        nonlocal last, total, remarks
+        total, remarks = layer.total, layer.remarks
         if layer.done < layer.total and (live or time.monotonic() - last > 5):
             last = time.monotonic()
             line = f"correcting layer {layer.done + 1} of {layer.total}"
             say(f"\r{line}   " if live else line, newline=not live)
 
-    overlay = workspace.corrector(file.plan, correction, each=each)
+    overlay = workspace.corrector(file.plan.plain, correction, each=each)
     done = f"corrected {total} of {total} layers on {correction.samples} samples, without labels"
     say(f"\r{done}   " if live else done)
-    return Compressed(load_overlay(network, overlay), file.plan, correction=correction.to_dict())
+    for line in remarks_text(remarks):
+        say(f"Note: {line}.")
+    made = workspace.stored(load_overlay(network, overlay), file.plan)
+    return Compressed(made, file.plan, correction=correction.to_dict())
 
 
 def measured(workspace: Workspace, network: Any, samples: int | None = None) -> Score:
@@ -196,10 +212,32 @@ def _measured(workspace: Workspace, scores: Iterator[Score], samples: int | None
         yield score
 
 
-def check_compare(compare: bool, plan: Path | None, checkpoint: Path | None) -> None:
-    """Refuse --compare where there is nothing to compare with."""
+def check_compare(compare: bool, plan: Path | None, checkpoint: Path | None, depth: bool = False) -> None:
+    """Refuse --compare and --depth where there is nothing to compare with."""
+    if depth and (plan is None or checkpoint is not None):
+        raise click.UsageError("--depth needs --plan alone: a plan is compared before and after its correction.")
     if compare and (plan is None or checkpoint is not None):
         raise click.UsageError("--compare needs --plan alone: only a plan can be measured without its correction.")
+
+
+def with_depth(workspace: Workspace, made: Compressed, document: dict[str, Any], text: str) -> Answer:
+    """An answer with the error of every layer along the depth; infinite ones are null in JSON."""
+    correction = None if made.correction is None else Correction.from_dict(made.correction)
+    found = depth_errors(workspace, Candidate(made.plan, correction))
+
+    layers = [asdict(layer) | dict(zip(("plain", "corrected"), layer.finite, strict=True)) for layer in found.layers]
+    rows = [
+        [layer.name, *("-" if error is None else f"{error:.2%}" for error in (layer.plain, layer.corrected)), layer.why]
+        for layer in found.layers
+    ]
+    lines = [
+        text,
+        "",
+        table(["layer", "before correction", "after", ""], rows),
+        "",
+        f"Relative error of each layer's output against dense, on {found.samples} calibration samples.",
+    ]
+    return document | {"depth": {"samples": found.samples, "layers": layers}}, "\n".join(lines)
 
 
 def compared(

@@ -68,6 +68,19 @@ CORRECT = click.option(
     "--correct/--no-correct", "corrected", default=True, help="Teach the factors the dense answers first; default on."
 )
 COMPARE = click.option("--compare", is_flag=True, help="Also measure the plan without its correction.")
+DEPTH = click.option("--depth", is_flag=True, help="Also compare what each layer puts out with the dense network's.")
+FREE = click.option(
+    "--free-ranks/--no-free-ranks",
+    "free",
+    default=False,
+    help="Store factors with rows of the identity, r^2 numbers and multiplies less each; default off.",
+)
+AS_FREE = click.option(
+    "--free-ranks/--no-free-ranks",
+    "free",
+    default=None,
+    help="Store the factors of the plan with rows of the identity, or without; default: as the plan says.",
+)
 MULTIPLIES = click.option(
     "--multiplies", type=Amount(), help="At most so many; up to 1: a share of the whole dense network."
 )

@@ -77,6 +77,13 @@ def train_data() -> tuple[Tensor, Tensor]:
 #
 # outputs = ["logits"]
 #
+# Optional, for people who look at single answers: the names of the classes in their order, and the text of some tokens.
+#
+# class_names = ["cat", "dog"]
+#
+# def token_text(numbers) -> str:
+#     return " ".join(WORDS[number] for number in numbers)
+#
 # Optional, in place of eval_data and metric: a score computed your own way.
 #
 # def evaluate(model: nn.Module) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import COUNTED, opened, plan_of
-from lowrank_core.commands._options import MODEL, PLAN
+from lowrank_core.commands._options import AS_FREE, MODEL, PLAN
 from lowrank_core.commands._terminal import cost_columns, table
 from lowrank_core.figures import share
 from lowrank_core.plans.cost import Cost, plan_cost
@@ -16,10 +16,11 @@ from lowrank_core.plans.cost import Cost, plan_cost
 @command
 @MODEL
 @PLAN
-def cost(model: str, plan: Path) -> Answer:
+@AS_FREE
+def cost(model: str, plan: Path, free: bool | None) -> Answer:
     """What the network costs as it is and under a plan, exactly."""
     workspace = opened(model, plan=plan)
-    choices = plan_of(workspace, plan).plan
+    choices = plan_of(workspace, plan, free=free).plan
     dense, compressed = plan_cost(workspace.profile), plan_cost(workspace.profile, choices)
     rows = [["dense", *cost_columns(dense)], ["compressed", *cost_columns(compressed)]]
     shares = [share(new / old) if old else "-" for new, old in _pairs(compressed, dense)]

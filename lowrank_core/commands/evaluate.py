@@ -8,8 +8,16 @@ from pathlib import Path
 import click
 
 from lowrank_core.commands import Answer, command
-from lowrank_core.commands._opening import check_compare, compared, compressed_by, judged_in, measured, opened
-from lowrank_core.commands._options import CACHED, COMPARE, CORRECT, MODEL, OUTPUTS, existing
+from lowrank_core.commands._opening import (
+    check_compare,
+    compared,
+    compressed_by,
+    judged_in,
+    measured,
+    opened,
+    with_depth,
+)
+from lowrank_core.commands._options import AS_FREE, CACHED, COMPARE, CORRECT, DEPTH, MODEL, OUTPUTS, existing
 from lowrank_core.commands._terminal import score_line
 
 
@@ -21,7 +29,9 @@ from lowrank_core.commands._terminal import score_line
 @OUTPUTS
 @CACHED
 @CORRECT
+@AS_FREE
 @COMPARE
+@DEPTH
 def evaluate(
     model: str,
     plan: Path | None,
@@ -30,7 +40,9 @@ def evaluate(
     outputs: tuple[str, ...],
     cached: bool,
     corrected: bool,
+    free: bool | None,
     compare: bool,
+    depth: bool,
 ) -> Answer:
     """Measure the score, paired with the dense network on the same samples.
 
@@ -39,12 +51,14 @@ def evaluate(
     """
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
-    check_compare(compare, plan, checkpoint)
+    check_compare(compare, plan, checkpoint, depth)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
-    made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
+    made = compressed_by(workspace, plan, checkpoint, corrected=corrected, free=free)
     score = measured(workspace, made.model, samples)
     document = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
     document["judged"] = judged_in(workspace)
     text = score_line(score, alone=made.model is workspace.model)
     document |= {"note": text} if score.not_finite else {}
-    return compared(workspace, made, samples, document, text) if compare else (document, text)
+    if compare:
+        document, text = compared(workspace, made, samples, document, text)
+    return with_depth(workspace, made, document, text) if depth else (document, text)

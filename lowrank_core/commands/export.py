@@ -19,7 +19,18 @@ from lowrank_core.commands._opening import (
     opened,
     points_of,
 )
-from lowrank_core.commands._options import ACCEPT, CACHED, COMPARE, CORRECT, MODEL, OUTPUTS, PLAN, existing, writing
+from lowrank_core.commands._options import (
+    ACCEPT,
+    AS_FREE,
+    CACHED,
+    COMPARE,
+    CORRECT,
+    MODEL,
+    OUTPUTS,
+    PLAN,
+    existing,
+    writing,
+)
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import OtherAnswers
@@ -47,7 +58,7 @@ OUT = writing(
 
 def exporting(function: Callable[..., Answer]) -> click.Command:
     """The options that `apply` and `export` share."""
-    return command(MODEL(OUT(OUTPUTS(CACHED(CORRECT(COMPARE(ACCEPT(function))))))))
+    return command(MODEL(OUT(OUTPUTS(CACHED(CORRECT(AS_FREE(COMPARE(ACCEPT(function)))))))))
 
 
 @exporting
@@ -94,6 +105,7 @@ def exported(
     outputs: tuple[str, ...],
     cached: bool,
     corrected: bool,
+    free: bool | None,
     compare: bool,
     accepting: bool,
     storage: Storage = Storage(),  # noqa: B008
@@ -101,7 +113,7 @@ def exported(
     """Compress and correct or load, measure, write, compare."""
     check_compare(compare, plan, checkpoint)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
-    made = compressed_by(workspace, plan, checkpoint, corrected=corrected)
+    made = compressed_by(workspace, plan, checkpoint, corrected=corrected, free=free)
     if storage.told:
         made = made.stored(workspace, storage)
     score = _score_of(workspace, made, named=checkpoint is None and not storage.told)

@@ -38,7 +38,7 @@ from lowrank_core.selection import search as run_search
 from lowrank_core.selection._problem import Problem, problem_of
 from lowrank_core.store.kinds import EXPORTED, STATE
 from lowrank_core.training.expected import training_effort
-from lowrank_core.training.finetune import Epoch
+from lowrank_core.training.finetune import Epoch, not_mixed
 from lowrank_core.training.finetune import provenance as tuning_of
 from lowrank_core.training.recipe import Loss, Settings
 from lowrank_core.training.sweep import RunEpoch, compressed_score, runs, summary, tidy
@@ -51,6 +51,13 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
     about, default = item.metadata, item.default
     if default is False:
         return click.option(*names, name, is_flag=True, help=about["help"])
+    if default is True:
+        (word,) = names
+        return click.option(f"{word}/--no-{word[2:]}", name, default=True, show_default=True, help=about["help"])
+    if default == ():
+        return click.option(
+            *names, name, type=click.IntRange(about["min"], about["max"]), multiple=True, help=about["help"]
+        )
     if "choices" in about:
         kind: click.ParamType[Any] = click.Choice(list(about["choices"]))
     else:
@@ -68,14 +75,17 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
 @BYTES
 @LOCK
 @setting("epochs", "--epochs")
+@setting("run_on", "--run-on")
 @setting("learning_rate", "--learning-rate")
 @click.option(
     "--distill/--no-distill", default=True, help="Learn from the dense network (default), or from the labels alone."
 )
 @click.option("--loss", type=click.Choice(["distill", "labels", "both"]), help="The same, or both.")
+@setting("mix", "--mix")
 @setting("train", "--train")
 @setting("from_scratch", "--from-scratch")
 @setting("augment", "--augment")
+@setting("optimizer", "--optimizer")
 @setting("batch", "--batch")
 @setting("patience", "--patience")
 @setting("seed", "--seed")
@@ -114,8 +124,9 @@ def finetune(
 
     Without --plan the ranks are found first, by a rule, within --max-drop, which they may cost before training, or a
     budget: the whole way in one command.
-    Learns the dense network's answers, without labels, unless told otherwise. The weights that do best on a tenth of
-    the training samples, held back, are kept; the start is one of the candidates.
+    Learns the dense network's answers to mixtures of samples, without labels, unless told otherwise. The weights that
+    do best on a tenth of the training samples, held back, are kept; the start is one of the candidates. The same
+    command with --run-on goes on from where it stopped.
     """
     if not distill and loss not in (None, "labels"):
         raise click.UsageError(f"--no-distill learns from the labels alone; leave it out, or --loss {loss}.")
@@ -150,13 +161,15 @@ def finetune(
     expected = training_effort(workspace, settings, seeds)
     if expected.long:
         say(f"Training takes {expected.text} here at most; it can be stopped, and goes on where it was.")
+    if as_they_are := not_mixed(workspace, settings):
+        say(as_they_are)
     every = range(settings.seed, settings.seed + seeds)
     for step in runs(workspace, candidate, settings, every, state=state, folder=folder, watch=watch):
         if step.epoch.notice:
             say(step.epoch.notice)
         if step.epoch.model is not None or time.monotonic() - last > 1:
             last = time.monotonic()
-            say(_epoch_line(step))
+            say(_epoch_line(workspace, step))
     assert step is not None
     of_seeds = summary(step.finished)
     chosen = step.finished[of_seeds.chosen]
@@ -164,7 +177,7 @@ def finetune(
     if end.best == 0 and not settings.from_scratch:
         say("Note: no epoch was better than the start, whose weights are kept; try a smaller learning rate.")
     compressed = Compressed(
-        chosen.model,
+        workspace.stored(chosen.model, candidate.plan),
         candidate.plan,
         chosen.score,
         None if candidate.correction is None else candidate.correction.to_dict(),
@@ -175,6 +188,7 @@ def finetune(
     document = {
         **asdict(written),
         "epochs": [_epoch_document(epoch) for epoch in chosen.epochs],
+        "mixed": used.mix and not as_they_are,
         "before": before,
         "judged": judged_in(workspace),
         "runs": [
@@ -189,6 +203,7 @@ def finetune(
     if before is not None:
         text.append(f"Before: {score_line(before, alone=False)}")
     text.append(f"After: {score_line(chosen.score, alone=False)}")
+    text.append(f"Each pass won, on samples held back: {', '.join(_won(workspace, e) for e in chosen.epochs[1:])}.")
     if of_seeds.spread is not None:
         mean, spread, best = (
             score_value(chosen.score, value) for value in (of_seeds.mean, of_seeds.spread, of_seeds.best)
@@ -206,10 +221,17 @@ def _found(workspace: Workspace, rule: Rule, problem: Problem) -> Candidate:
     return last.candidate
 
 
-def _epoch_line(step: RunEpoch) -> str:
+def _won(workspace: Workspace, epoch: Epoch) -> str:
+    """What a pass won on the samples held back, in the metric's own unit, with its sign."""
+    won = epoch.won or 0.0
+    return f"{100 * won:+.2f} points" if workspace.metric.share else f"{won:+.3g}"
+
+
+def _epoch_line(workspace: Workspace, step: RunEpoch) -> str:
     epoch = step.epoch
     learnt = "start" if epoch.train_loss is None else f"loss {epoch.train_loss:.4g}"
     score = f"score {epoch.validation:.4g}" if isfinite(epoch.validation) else "no score, of which these have none"
+    score += "" if epoch.won is None or not isfinite(epoch.validation) else f" ({_won(workspace, epoch)})"
     left = "done" if epoch.model is not None else f"{epoch.seconds_left:.0f} s left"
     return (
         f"seed {step.seed}, epoch {epoch.number} of {epoch.epochs}: {learnt}, on samples held back "
@@ -218,5 +240,5 @@ def _epoch_line(step: RunEpoch) -> str:
 
 
 def _epoch_document(epoch: Epoch) -> dict[str, Any]:
-    names = ("number", "train_loss", "validation", "validation_loss", "best", "seconds", "score")
+    names = ("number", "train_loss", "validation", "won", "validation_loss", "best", "seconds", "score")
     return {name: getattr(epoch, name) for name in names}

@@ -10,7 +10,7 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import opened, plan_of, points_of
-from lowrank_core.commands._options import CACHED, MODEL, existing, writing
+from lowrank_core.commands._options import AS_FREE, CACHED, MODEL, existing, writing
 from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, table
 from lowrank_core.measure.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
@@ -35,6 +35,7 @@ from lowrank_core.store.kinds import TABLE
     "standard output.",
 )
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="For --table (repeatable).")
+@AS_FREE
 @CACHED
 def latency(
     model: str,
@@ -43,6 +44,7 @@ def latency(
     threads: int,
     csv_file: Path | None,
     methods: tuple[str, ...],
+    free: bool | None,
     cached: bool,
 ) -> Answer:
     """Time the network under a plan beside the dense one, in turn on this machine, whole and layer by layer.
@@ -53,7 +55,7 @@ def latency(
     if plan is None and csv_file is None:
         raise click.UsageError("give --plan, --table or both.")
     workspace, hears = opened(model, cached=cached, plan=plan), ProgressLine()
-    file = None if plan is None else plan_of(workspace, plan)
+    file = None if plan is None else plan_of(workspace, plan, free=free)
     setting = setting_of(workspace, runtime, threads)
     document: dict[str, Any] = {**asdict(setting), "version": runtime_version(runtime), "cpu": cpu_name()}
     text = [f"{document['version']}, {threads} thread{'s' * (threads > 1)}, batch {setting.batch}, {document['cpu']}"]

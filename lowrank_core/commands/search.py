@@ -17,6 +17,7 @@ from lowrank_core.commands._options import (
     CACHED,
     CORRECT,
     DASK,
+    FREE,
     LOCK,
     MAX_DROP,
     MODEL,
@@ -38,17 +39,22 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
 from lowrank_core.running.scope import scope
 from lowrank_core.selection import RULES, at_once, check_answer, check_wishes, of_all_samples, search_effort
+from lowrank_core.selection import front as find_front
 from lowrank_core.selection import make as make_rule
 from lowrank_core.selection import search as run_search
 from lowrank_core.selection._compact import TUNE, compact_note, needs_tuning
-from lowrank_core.selection._problem import QUANTITIES, Trial, check_methods, problem_of
-from lowrank_core.store.kinds import MOST_BYTES, PLAN
+from lowrank_core.selection._front import front_csv, front_json
+from lowrank_core.selection._problem import QUANTITIES, Problem, Trial, check_methods, problem_of
+from lowrank_core.store.kinds import FRONT, MOST_BYTES, PLAN
 
 
 @command
 @MODEL
 @click.option("--rule", default="budget", show_default=True, help=f"One of {', '.join(RULES)}.")
 @writing("--out", required=True, kind=PLAN, help="File to write the plan to; any name, - for standard output.")
+@writing(
+    "--front", kind=FRONT, help="Also write the best plans within 40 budgets, a few of them measured; .json or .csv."
+)
 @MULTIPLIES
 @BYTES
 @click.option("--microseconds", type=Amount(), help="The same of the latency in --latency-table.")
@@ -64,10 +70,12 @@ from lowrank_core.store.kinds import MOST_BYTES, PLAN
 @WORKERS
 @DASK
 @CORRECT
+@FREE
 def search(
     model: str,
     rule: str,
     out: Path,
+    front: Path | None,
     latency_table: Path | None,
     settings: tuple[str, ...],
     outputs: tuple[str, ...],
@@ -81,6 +89,8 @@ def search(
     A search that is stopped and started again goes on where it was.
     """
     started = time.monotonic()
+    if front is not None and front.suffix.lower() not in (".json", ".csv"):
+        raise click.UsageError(f"--front writes .json or .csv, but got {front.name!r}.")
     chosen = make_rule(rule, _settings(settings))
     check_wishes(chosen, {name for name in (*QUANTITIES, "max_drop") if wishes[name] is not None})
     check_methods(wishes["methods"])
@@ -122,9 +132,12 @@ def search(
         "max_drop": problem.max_drop,
         "locked": sorted(problem.locked),
         "multiple_of": problem.multiple_of,
+        **({"free_ranks": True} if problem.free else {}),
     }
     written = plan_document(workspace, compressed, search=question)
     write_text(out, written)
+    if front is not None:
+        _write_front(problem, front, workspace.name)
     compressed_cost, dense = plan_cost(workspace.profile, answer.plan), plan_cost(workspace.profile)
     document = {
         "plan": json.loads(written),
@@ -147,6 +160,15 @@ def search(
     if needs_tuning(score):
         text += f"\n{TUNE} `python -m lowrank_core finetune --help` says how."
     return document, text
+
+
+def _write_front(problem: Problem, path: Path, name: str) -> None:
+    """Find and write the front over the first quantity that was asked for."""
+    with scope(report=ProgressLine()):
+        points = find_front(problem)
+    quantity = next(iter(dict(problem.budgets)), "multiplies")
+    write_text(path, front_csv(points) if path.suffix.lower() == ".csv" else front_json(points, quantity, name))
+    say(f"{path}: {len(points)} plans, {sum(point.score is not None for point in points)} of them measured.")
 
 
 def _note(trial: Trial) -> str:

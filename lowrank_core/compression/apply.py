@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lowrank_core.compression.free_ranks import take_gauge, tie
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.attention import factored_attention, without_fused_paths
 from lowrank_core.layers.computed import copied, with_memory, with_stand_ins
@@ -15,7 +16,6 @@ from lowrank_core.layers.experts import factored_experts
 from lowrank_core.layers.parts import Chain, Product
 from lowrank_core.layers.recurrent import factored
 from lowrank_core.layers.spec import LayerSpec, Rank, build_part, sharing
-from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import (
     Layer,
     ModelProfile,
@@ -26,14 +26,13 @@ from lowrank_core.networks.profile import (
     place_of,
     weight_at,
 )
-from lowrank_core.plans.cost import check_plan
+from lowrank_core.plans.cost import check_plan, stages_of
 from lowrank_core.plans.plan import RankPlan
 
 
 def replacement_stages(layer: Layer, plan: RankPlan) -> tuple[LayerSpec, ...]:
     """The chain that stands for a layer under a plan: one stage, the layer itself, where it stays dense."""
-    choice = plan.get(layer.name)
-    return (layer.spec,) if choice is None else METHODS[choice.method].stages(layer.spec, choice.rank)
+    return stages_of(layer.spec, plan.get(layer.name))
 
 
 def partial_ranks(profile: ModelProfile, plan: RankPlan) -> dict[str, dict[str, Any]]:
@@ -117,7 +116,7 @@ def apply(
     model: nn.Module, profile: ModelProfile, plan: RankPlan, factors: Callable[[str, str], Weighted]
 ) -> nn.Module:
     """A copy of the network with every layer of the plan replaced by factors(layer, method), such as a FactorStore."""
-    compressed = restructure(model, profile, plan)
+    compressed = restructure(model, profile, plan.plain)
     with torch.no_grad():
         for name, choice in plan.choices:
             try:
@@ -131,6 +130,24 @@ def apply(
                 bias = bias_at(model, each)
                 if bias is not None:
                     chain_at(model, compressed, each.name)[-1].get_parameter("bias").copy_(bias)
+    return in_stored_form(compressed, model, profile, plan)
+
+
+@torch.no_grad()
+def in_stored_form(compressed: nn.Module, model: nn.Module, profile: ModelProfile, plan: RankPlan) -> nn.Module:
+    """A compressed copy of the model, in place, with its factors as the plan has them stored: with free ranks or not.
+
+    It computes the same before and after, but for rounding; what corrects and trains factors works on them before.
+    """
+    check_plan(profile, plan)
+    for name, choice in plan.choices:
+        layer = profile.layer(name)
+        chain, stages = chain_at(model, compressed, name), replacement_stages(layer, plan)
+        if not choice.free or LayerSpec.of(chain[-1]).identity or LayerSpec.of(chain[0]).identity:
+            continue
+        take_gauge(chain, stages)
+        for other in layer.tied:
+            tie(chain_at(model, compressed, other.name), chain, sharing(stages, other.spec))
     return compressed
 
 

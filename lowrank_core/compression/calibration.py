@@ -43,8 +43,17 @@ SHELF = "moments"
 
 def calibration_samples(pool: Dataset, samples: int = SAMPLES, seed: int = 0) -> Dataset:
     """At most `samples` of the pool, without labels, in an order that depends on the seed alone."""
-    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
-    return pool.unlabelled().pick(order[:samples])
+    return pool.unlabelled().pick(_order(pool, seed)[:samples])
+
+
+def last_samples(pool: Dataset, samples: int = SAMPLES, *, beyond: int = SAMPLES) -> Dataset:
+    """At most `samples` of the pool from the other end of the same order, none of the first `beyond`: nothing is fitted
+    to them, however many samples a correction takes that leaves so many."""
+    return pool.unlabelled().pick(_order(pool, 0)[max(beyond, len(pool) - samples) :])
+
+
+def _order(pool: Dataset, seed: int) -> Tensor:
+    return torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

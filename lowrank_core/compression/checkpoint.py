@@ -24,7 +24,15 @@ from lowrank_core.layers.attention import KIND, attention_arguments, build_atten
 from lowrank_core.layers.computed import copied, with_stand_ins
 from lowrank_core.layers.experts import KIND as EXPERTS
 from lowrank_core.layers.experts import build_experts, expert_arguments
-from lowrank_core.layers.parts import Attention, Chain, Experts, Product, Recurrent
+from lowrank_core.layers.parts import (
+    Attention,
+    Chain,
+    Experts,
+    IdentityColumns,
+    IdentityRows,
+    Product,
+    Recurrent,
+)
 from lowrank_core.layers.recurrent import OPS, arguments, build_recurrent, op_of
 from lowrank_core.layers.spec import LayerSpec, build_part, sharing
 from lowrank_core.networks.filling import filled, filled_by
@@ -170,6 +178,11 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
         owner, _, leaf = alias.rpartition(".")
         if leaf in compressed.get_submodule(owner)._parameters:
             compressed.get_submodule(owner).register_parameter(leaf, compressed.get_parameter(name))
+    for name, module in compressed.named_modules():
+        if isinstance(module, IdentityRows | IdentityColumns) and sorted(module.order.tolist()) != [
+            *range(module.wide)
+        ]:
+            raise InvalidFile(f"{path}: the order of {name!r} is no permutation; export it again.")
     return Checkpoint(compressed, plan.plan, plan.correction or None, about.provenance)
 
 
@@ -268,6 +281,7 @@ def _part(part: _Part) -> nn.Module:
         attention = build_attention(part.args, device="meta")
         if {**attention_arguments(attention), "ranks": part.args.get("ranks")} != part.args:
             raise ValueError(f"the arguments {part.args} are not those of {part.op}")
+        _check_chains(attention, part.args["ranks"])
         return attention
     if part.op == EXPERTS:
         experts = build_experts(part.args, device="meta")
@@ -298,13 +312,15 @@ def _map(part: _Part) -> nn.Module:
     return built
 
 
-def _check_chains(module: Recurrent | Experts, ranks: dict[str, Any]) -> None:
+def _check_chains(module: Recurrent | Experts | Attention, ranks: dict[str, Any]) -> None:
     """Raise ValueError where a chain that is listed part by part does not fit together or into its place."""
     for name, parts in ranks.items():
         if not isinstance(parts, list):
             continue
         if isinstance(module, Experts):
             rows, columns, biased = module.out_features, module.in_features, False
+        elif isinstance(module, Attention):
+            rows, columns, biased = module.embed_dim, module.embed_dim, module.bias
         else:
             rows, columns, biased = module.weights()[name]
         chain = [LayerSpec.of(part) for part in module.get_submodule(name).children()]

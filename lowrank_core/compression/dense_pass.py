@@ -20,6 +20,10 @@ from lowrank_core.networks.profile import Layer, ModelProfile, module_at
 from lowrank_core.networks.twin import on_call, twin
 from lowrank_core.running.heap import LARGE_BYTES, give_back
 
+POSITIONS_EACH = 64
+"""Rows that a calibration sample brings, on average, where there are more samples than the usual ones: as many as those
+bring. ResNet-20, CP at 30 % of the multiplies, 1,024 samples: 16,384 rows 0.102, 65,536 rows 0.098 of divergence."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DensePass:
@@ -28,7 +32,8 @@ class DensePass:
     calls: layer names in the order of their calls; rows: how many rows went through each call; index and targets: one
     drawn (P,) and (P, out) per call; followers: the BatchNorms that take a layer's outputs and nothing else does;
     states: one (P, in) per call of the weights of recurrent modules that see one step after the other, and of Linear
-    layers that a network sends only some rows through: a compressed one may send others.
+    layers that a network sends only some rows through: a compressed one may send others. answering: the layers whose
+    outputs are, as they come, outputs of the network.
     """
 
     inputs: Inputs
@@ -39,6 +44,7 @@ class DensePass:
     targets: dict[str, list[Tensor]]
     followers: dict[str, tuple[str, ...]]
     states: dict[str, list[Tensor]]
+    answering: frozenset[str] = frozenset()
 
     @property
     def bytes(self) -> int:
@@ -64,7 +70,8 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
     for layer in profile.layers:
         channels = layer.spec.out_channels + (layer.spec.in_channels if layer.stepwise else 0)
         width += channels * layer.itemsize * len(layer.in_sizes)
-    positions = min(POSITIONS, max(256, memory_bytes // 2 // max(1, width)))
+    wanted = max(POSITIONS, POSITIONS_EACH * samples)
+    positions = min(wanted, max(256, memory_bytes // 2 // max(1, width)))
     calls: list[str] = []
     rows: dict[str, list[int]] = {}
     index: dict[str, list[Tensor]] = {}
@@ -93,9 +100,9 @@ def observe(model: nn.Module, profile: ModelProfile, data: Dataset, seed: int, m
             hooks.callback(on_call(module, partial(record, layer)))
         for name, norm in stored_norms(copied).items():
             hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: watch.enter(to, args[0])).remove)
-        call(copied, data.inputs)
+        answering = watch.sources(call(copied, data.inputs))
     followers = {name: norms for name in index if (norms := watch.followers(name, calls.count(name)))}
-    return DensePass(data.inputs, samples, tuple(calls), rows, index, targets, followers, states)
+    return DensePass(data.inputs, samples, tuple(calls), rows, index, targets, followers, states, answering)
 
 
 def stored_norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -126,6 +133,10 @@ class _Watch(TorchFunctionMode):
         entered = [source for norm, source in self._entered if norm in norms]
         alone = entered == [name] * calls and self._uses.count(name) == calls
         return tuple(sorted(norms)) if alone else ()
+
+    def sources(self, outputs: Any) -> frozenset[str]:
+        """The followed layers whose outputs are among these, as they came."""
+        return frozenset(name for tensor in tensors(outputs) if (name := self._source(tensor)) is not None)
 
     def _source(self, tensor: Tensor) -> str | None:
         reference, name = self._names.get(id(tensor), (None, None))

@@ -24,7 +24,7 @@ from lowrank_core.store.room import Room
 SMALL = 2**18
 """Below this many weights several threads only wait for each other, on a busy machine up to 50 times longer."""
 
-VERSION = 1
+VERSION = 2
 """Of the way weights are factorised: what was kept by another version is not used. Raise it with any change of bits."""
 
 

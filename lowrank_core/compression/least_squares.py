@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import copy
+from math import prod
 
 import torch
 from torch import Tensor
@@ -27,11 +29,13 @@ class NormalEquations:
 
     Products are those of deviations from the means of the first rows, in the precision of the data, float32 at least:
     what is lost of them is small beside the variances, however far the means are from zero. By chunks they are added
-    up in float64, so that neither memory nor precision depends on the number of rows.
+    up in `kind`, float64 as a rule, so that neither memory nor precision depends on the number of rows.
     """
 
-    def __init__(self, spec: LayerSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: LayerSpec, kind: torch.dtype = torch.float64, *, finite_only: bool = False) -> None:
+        """kind: what the sums are kept in; float32 takes half of the memory. finite_only: leave other rows out."""
+        self.spec, self.kind, self.finite_only = spec, kind, finite_only
+        self.left_out = 0
         self.sums: list[Tensor] = []  # of z z^T, z, t z^T and t, as deviations
         self.rows = 0
         self._pivots: list[Tensor] = []  # of z (groups, 1, n) and of t (groups, 1, out / groups)
@@ -43,13 +47,28 @@ class NormalEquations:
             for part in torch.split(chunk, SUMMED_ROWS):
                 z = _working(input_rows(self.spec, x, part))
                 t = _working(targets[start : start + len(part)]).reshape(len(part), len(z), -1).transpose(0, 1)
+                start += len(part)
+                if self.finite_only and not bool(z.isfinite().all() and t.isfinite().all()):
+                    fine = (z.isfinite().all(-1) & t.isfinite().all(-1)).all(0)
+                    z, t = z[:, fine], t[:, fine]
+                    self.left_out += int((~fine).sum())
+                    if not z.shape[1]:
+                        continue
                 self._pivots = self._pivots or [z.mean(1, keepdim=True), t.mean(1, keepdim=True)]
                 z, t = (rows - pivot for rows, pivot in zip((z, t), self._pivots, strict=True))
                 added = [z.mT @ z, z.sum(1, keepdim=True), t.mT @ z, t.sum(1, keepdim=True).mT]
-                added = [total.double() for total in added]
+                added = [total.to(self.kind) for total in added]
                 self.sums = [a.add_(b) for a, b in zip(self.sums, added, strict=True)] if self.sums else added
-                start += len(part)
-        self.rows += len(index)
+                self.rows += z.shape[1]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the sums take."""
+        return sum(total.nbytes for total in self.sums)
+
+    def clear(self) -> None:
+        """Forget the sums: they take much more memory than what they led to."""
+        self.sums, self._pivots, self.rows = [], [], 0
 
     def solve(self, weight: Tensor, ridge: float | None, *, intercept: bool) -> tuple[Tensor, Tensor]:
         """(weight, offset (out,)) that answer the targets best; without a ridge only the offset is fitted.
@@ -57,13 +76,8 @@ class NormalEquations:
         The weight is pulled towards the current one by `ridge` in units of standardised features; features that are
         constant, and directions below CUT_OFF of the strongest, keep their current weights.
         """
-        moment, mean, relation, target_mean = (total / self.rows for total in self.sums)
-        pivot, target_pivot = (each.double() for each in self._pivots)
+        moment, mean, relation, target_mean = self.means(intercept=intercept)
         old = as_matrices(self.spec, weight.detach().double())
-        moment, relation = moment - mean.mT @ mean, relation - target_mean @ mean
-        mean, target_mean = mean + pivot, target_mean + target_pivot.mT
-        if not intercept:
-            moment, relation = moment + mean.mT @ mean, relation + target_mean @ mean
         if self.spec.copies > 1:
             moment, relation = moment.mean(0, keepdim=True), relation.mean(0, keepdim=True)
         new = old
@@ -72,6 +86,48 @@ class NormalEquations:
                 new = old + ridge_step(moment, relation - old @ moment, ridge)
         offset = (target_mean - new @ mean.mT) if intercept else torch.zeros_like(target_mean)
         return as_weight(self.spec, new), offset.reshape(-1)
+
+    def leading(self, spec: LayerSpec) -> NormalEquations:
+        """The same of a narrower last factor, whose features are the leading ones of each group: nothing is summed."""
+        n = spec.in_channels // spec.groups * prod(spec.kernel)
+        (moment, mean, relation, target), (pivot, target_pivot) = self.sums, self._pivots
+        narrow = copy(self)
+        narrow.spec, narrow._pivots = spec, [pivot[:, :, :n], target_pivot]
+        narrow.sums = [moment[:, :n, :n], mean[:, :, :n], relation[:, :, :n], target]
+        return narrow
+
+    def means(self, *, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of z z^T (g, n, n), z (g, 1, n), t z^T (g, m, n) and t (g, m, 1); the products centred with an intercept."""
+        moment, mean, relation, target_mean = (total / self.rows for total in self.sums)
+        pivot, target_pivot = (each.to(self.kind) for each in self._pivots)
+        moment, relation = moment - mean.mT @ mean, relation - target_mean @ mean
+        mean, target_mean = mean + pivot, target_mean + target_pivot.mT
+        if not intercept:
+            moment, relation = moment + mean.mT @ mean, relation + target_mean @ mean
+        return moment, mean, relation, target_mean
+
+
+class TokenCounts:
+    """How often each row of a table is looked up: all that there is to know of a layer with one-hot inputs."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        self.spec, self.left_out, self.rows = spec, 0, 0
+        self.counts = torch.zeros(spec.in_channels, dtype=torch.float64)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the counts take."""
+        return self.counts.nbytes
+
+    def clear(self) -> None:
+        """Forget the counts."""
+        self.counts.zero_()
+        self.rows = 0
+
+    def add(self, x: Tensor, index: Tensor, targets: Tensor) -> None:
+        """One call's numbers of rows at the drawn positions; what is looked up is known."""
+        self.counts += torch.bincount(x.flatten()[index], minlength=self.spec.in_channels)
+        self.rows += len(index)
 
 
 def _working(rows: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from lowrank_core.errors import InvalidModel, InvalidSettings
 from lowrank_core.layers.attention import without_fused_paths
 from lowrank_core.layers.computed import copied
+from lowrank_core.layers.parts import IdentityColumns, IdentityRows
 from lowrank_core.layers.spec import LayerSpec, inputs_first
 from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, module_at, place_of, weight_at
 
@@ -175,8 +176,9 @@ def _map(chain: nn.Module, spec: LayerSpec) -> tuple[Tensor, Tensor | None]:
 
 def _window(chain: nn.Module, spec: LayerSpec) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a chain of convolutions of which at most one has a window on any axis."""
-    parts = [part for part in chain.modules() if isinstance(part, nn.modules.conv._ConvNd)]
-    weight, bias = _all_pairs(parts[0]), parts[-1].bias
+    kinds = nn.modules.conv._ConvNd, IdentityRows, IdentityColumns
+    parts: list[Any] = [part for part in chain.modules() if isinstance(part, kinds)]
+    weight, bias = _all_pairs(parts[0]), getattr(parts[-1], "bias", None)
     for part in parts[1:]:
         weight = torch.einsum("or...,ri...->oi...", _all_pairs(part), weight)
     rows, columns = spec.out_channels // spec.groups, spec.in_channels // spec.groups
@@ -185,13 +187,14 @@ def _window(chain: nn.Module, spec: LayerSpec) -> tuple[Tensor, Tensor | None]:
     return inputs_first(grouped, spec.groups) if spec.transposed else grouped, bias
 
 
-def _all_pairs(part: nn.modules.conv._ConvNd) -> Tensor:
+def _all_pairs(part: Any) -> Tensor:
     """The weight of a convolution as (out, in, *window), zeros where a group does not see a channel."""
-    weight, groups = part.weight, part.groups
+    weight: Tensor = part.full() if isinstance(part, IdentityRows | IdentityColumns) else part.weight
+    groups = part.groups
     if isinstance(part, nn.modules.conv._ConvTransposeNd):
         weight = inputs_first(weight, groups)
     rows, columns = part.out_channels // groups, part.in_channels // groups
-    full = weight.new_zeros(part.out_channels, part.in_channels, *part.kernel_size)
+    full: Tensor = weight.new_zeros(part.out_channels, part.in_channels, *part.kernel_size)
     for g in range(groups):
         full[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] = weight[g * rows : (g + 1) * rows]
     return full

@@ -1,16 +1,41 @@
-"""The plan to start from: about half the multiplies, and fewer bytes, taken where the weights lose least."""
+"""Plans to start from: the ranks that spectra suggest, or half the multiplies taken where the weights lose least."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core.algebra.spectra import bend
 from lowrank_core.compression.factors import FactorStore
 from lowrank_core.networks.profile import Layer, ModelProfile
-from lowrank_core.plans.cost import amounts, plan_cost, rank_at, useful_rank
+from lowrank_core.plans.cost import amounts, dense_cost, layer_cost, plan_cost, rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 
 STEPS = 40
+
+WORTH = 0.1
+"""Of an average layer, that a layer of a suggested plan saves at least."""
+
+
+def suggested_plan(profile: ModelProfile, factors: FactorStore) -> RankPlan:
+    """Every layer at the rank that its spectrum suggests (`bend`), where that is worth it; else `starting_plan`.
+
+    Default methods; no network is run. A layer stays dense whose suggested rank is above break-even, or saves less than
+    `WORTH` of an average layer in bytes and in multiplies: a classifier of ten classes has no rank to spare. Where all
+    stay dense no spectrum says anything, and the plan at half the multiplies is as good a place to begin as any.
+    """
+    dense, chosen = plan_cost(profile), {}
+    average = {q: max(1, getattr(dense, q)) / max(1, len(profile.layers)) for q in ("bytes", "multiplies")}
+    for layer in profile.layers:
+        method, top = layer.methods[0].name, useful_rank(layer, layer.methods[0].name)
+        if not all(top):
+            continue
+        choice = Choice(method, tuple(map(bend, factors(layer.name, method).spectra)))
+        whole, thin = dense_cost(layer), layer_cost(layer, choice)
+        saved = max(getattr(whole, q) / one - getattr(thin, q) / one for q, one in average.items())
+        if saved >= WORTH:
+            chosen[layer.name] = choice
+    return RankPlan.of(profile.fingerprint, chosen) if chosen else starting_plan(profile, factors)
 
 
 def starting_plan(profile: ModelProfile, factors: FactorStore, share: float = 0.5) -> RankPlan:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lowrank_core.compression.free_ranks import take_gauge_off
 from lowrank_core.compression.precision import Storage, stored_as
 from lowrank_core.errors import InvalidPlan, LowRankError, OtherAnswers
 from lowrank_core.exports._reload import answers_of, batches_for
@@ -24,7 +25,9 @@ from lowrank_core.exports._rounding import (
     own_rounding,
     scores_agree,
 )
+from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import Dataset, Inputs, run
+from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.registry import enter, register_all
 from lowrank_core.running.progress import Progress
@@ -48,6 +51,7 @@ class Compressed:
 
     tuned: how its weights were trained (`finetune.provenance`), None where they follow from the plan.
     storage: how its weights are written; `model` is the network that comes out of that.
+    plain_bytes: how many more are written, where the plan has free ranks and its factors are written plain.
     accept_difference: save a file that answers otherwise than the network all the same, marked so.
     accepted: how far the answers of such a file are from the network's.
     """
@@ -58,13 +62,28 @@ class Compressed:
     correction: dict[str, Any] | None = None
     tuned: dict[str, Any] | None = None
     storage: Storage = Storage()  # noqa: RUF009
+    plain_bytes: int = 0
     accept_difference: bool = False
     accepted: float | None = None
 
     def stored(self, workspace: Workspace, storage: Storage) -> Compressed:
-        """What is written instead: no score yet, since it is another network; see `storage.stored_as`."""
+        """What is written instead: no score yet, since it is another network; see `storage.stored_as`.
+
+        int8 is written with plain factors: what is rounded once should not go through twice as many scales.
+        """
+        if storage.dtype == "int8" and self.plan != self.plan.plain:
+            costs = [plan_cost(workspace.profile, plan).parameters for plan in (self.plan.plain, self.plan)]
+            plain = replace(self, model=take_gauge_off(copied(self.model)), plan=self.plan.plain)
+            return replace(plain.stored(workspace, storage), plain_bytes=costs[0] - costs[1])
         model = stored_as(self.model, workspace.model, workspace.profile, storage)
         return replace(self, model=model, score=None, storage=storage)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is written otherwise than was asked, a sentence each."""
+        if not self.plain_bytes:
+            return ()
+        return (f"int8 is written with plain factors, {self.plain_bytes:,} B more than with free ranks",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +107,8 @@ class Exported:
 class Snippet:
     """Lines of code that load an artefact, and what they need.
 
-    partial: whether they are for plans that factorise layers which are not `plain`; None for every plan.
+    partial: whether they are for plans that factorise layers which are not `plain`, or have free ranks; None for every
+    plan.
     loader: what the code begins with where that could be a file of its own.
     """
 
@@ -127,7 +147,7 @@ def register(export: Export) -> Export:
 
 def loading(export: Export, workspace: Workspace, plan: RankPlan, file: str) -> list[Snippet]:
     """The lines of code that load a file made by this plan."""
-    partial = not all(workspace.profile.layer(name).plain for name, _ in plan.choices)
+    partial = not all(workspace.profile.layer(name).plain and not choice.free for name, choice in plan.choices)
     return [s for s in export.snippets(workspace.opened.ref, file) if s.partial in (None, partial)]
 
 

@@ -9,11 +9,18 @@ from pathlib import Path
 from torch import nn
 
 from lowrank_core.compression.checkpoint import load_checkpoint, write_checkpoint
-from lowrank_core.exports import EXPORTS, Compressed, Exported
+from lowrank_core.exports import EXPORTS, Compressed, Export, Exported
 from lowrank_core.exports._provenance import plan_document, provenance
 from lowrank_core.measure.apart import apart
 from lowrank_core.store.files import scratch
 from lowrank_core.workspace import Workspace
+
+
+def write_anywhere(workspace: Workspace, export: Export, compressed: Compressed, path: Path) -> Exported:
+    """Write a file; exporters run in a process of their own, so that nothing of them reaches others here."""
+    if export.traces and workspace.opened.ref is not None:
+        return write_apart(export.name, workspace, compressed, path)
+    return export.write(workspace, compressed, path)
 
 
 def write_apart(kind: str, workspace: Workspace, compressed: Compressed, path: Path) -> Exported:

@@ -23,7 +23,7 @@ from lowrank_core.graphs.exporting import PLACES
 from lowrank_core.graphs.onnx_network import GATES, OnnxGraph, Site, build, gates
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.graphs.recurrent import Writer, write_layer
-from lowrank_core.layers.parts import Recurrent
+from lowrank_core.layers.parts import IdentityColumns, IdentityRows, Recurrent
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.plan import RankPlan
@@ -222,6 +222,9 @@ class _Surgeon:
 
         spec = LayerSpec.of(stage)
         weight = stage.get_parameter("weight")
+        if isinstance(stage, IdentityRows | IdentityColumns):
+            yield from self._partly_identity(site, stage, path, name, x, y)
+            return
         bias = self._stored(path, "bias", stage.get_parameter("bias")) if spec.bias else ""
         if spec.table:
             yield helper.make_node("Gather", [self._stored(path, "weight", weight), x], [y], name=name, axis=0)
@@ -241,17 +244,63 @@ class _Surgeon:
             yield helper.make_node("Gemm", inputs, [y], name=name, transB=int(not spec.transposed))
         else:
             product = self._name(f"{y}.product") if bias else y
-            if spec.transposed:
-                flipped = self._stored(path, "weight", weight)
-            elif id(weight) in self.shared:  # stored once, as the others need it
-                flipped = self._name(f"{path}.flipped")
-                stored = self._stored(path, "weight", weight)
-                yield helper.make_node("Transpose", [stored], [flipped], name=self._name(f"{name}.flip"), perm=[1, 0])
-            else:
-                flipped = self._stored(path, "weight", weight.T)
-            yield helper.make_node("MatMul", [x, flipped], [product], name=name)
+            yield from self._times(path, name, x, weight, product, turned=spec.transposed)
             if bias:
                 yield helper.make_node("Add", [product, bias], [y], name=self._name(f"{name}.bias"))
+
+    def _partly_identity(
+        self, site: Site, stage: IdentityRows | IdentityColumns, path: str, name: str, x: str, y: str
+    ) -> Iterator[Any]:
+        """A stage some of whose rows or columns are those of the identity, as it computes."""
+        from onnx import helper
+
+        rows, axis = isinstance(stage, IdentityRows), 1 if stage.axes else -1
+        weight, bias = stage.get_parameter("weight"), stage._parameters.get("bias")
+        order = self._stored(path, "order", stage.order)
+        kept, others, product, both = x, x, self._name(f"{y}.product"), self._name(f"{y}.both")
+        if not rows:
+            ordered, kept, others = (self._name(f"{y}.{part}") for part in ("ordered", "kept", "others"))
+            yield helper.make_node("Gather", [x, order], [ordered], name=self._name(f"{name}.order"), axis=axis)
+            last = y if not weight.numel() else kept
+            for value, start, end in ((last, 0, stage.ends[1]), (others, stage.ends[1], stage.ends[0])):
+                cut = [
+                    self._stored(path, f"{what}{at}", torch.tensor([at]))
+                    for what, at in (("from", start), ("to", end), ("axis", axis))
+                ]
+                if start < end:
+                    yield helper.make_node("Slice", [ordered, *cut], [value], name=self._name(f"{name}.cut"))
+        if weight.numel():
+            if stage.axes:
+                window: dict[str, Any] = {"kernel_shape": (1,) * stage.axes, "group": stage.groups}
+                inputs = [others, self._stored(path, "weight", weight)]
+                yield helper.make_node("Conv", inputs, [product], name=name, **window)
+            else:
+                yield from self._times(path, name, others, weight, product, turned=getattr(stage, "turned", False))
+            if not rows:
+                yield helper.make_node("Add", [kept, product], [y], name=self._name(f"{name}.sum"))
+            else:
+                yield helper.make_node("Concat", [x, product], [both], name=self._name(f"{name}.both"), axis=axis)
+        if rows:
+            ordered = self._name(f"{y}.ordered") if bias is not None else y
+            source = both if weight.numel() else x
+            yield helper.make_node("Gather", [source, order], [ordered], name=self._name(f"{name}.order"), axis=axis)
+            if bias is not None:
+                shift = self._stored(path, "bias", bias.view(-1, *(1,) * stage.axes))
+                yield helper.make_node("Add", [ordered, shift], [y], name=self._name(f"{name}.bias"))
+
+    def _times(self, path: str, name: str, x: str, weight: Tensor, y: str, *, turned: bool = False) -> Iterator[Any]:
+        """The product of inputs with a weight (out, in), or (in, out) of a turned one."""
+        from onnx import helper
+
+        if turned:
+            flipped = self._stored(path, "weight", weight)
+        elif id(weight) in self.shared:  # stored once, as the others need it
+            flipped = self._name(f"{path}.flipped")
+            stored = self._stored(path, "weight", weight)
+            yield helper.make_node("Transpose", [stored], [flipped], name=self._name(f"{name}.flip"), perm=[1, 0])
+        else:
+            flipped = self._stored(path, "weight", weight.T)
+        yield helper.make_node("MatMul", [x, flipped], [y], name=name)
 
     def _update(self, site: Site) -> None:
         """Tensors of a module that stays, where they are no longer the file's."""

@@ -96,7 +96,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             put_plan(replace(compressed, accepted=largest))
             _save(proto, temporary, weights_beside(path).name)
         written = sum(file.stat().st_size for file in (temporary, weights_beside(temporary)) if file.is_file())
-    return Exported(str(path), written, largest, compressed.score, verdict, forms.notes)
+    return Exported(str(path), written, largest, compressed.score, verdict, (*compressed.notes, *forms.notes))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.graphs.operators import LARGEST_FILL, Unhandled, Value, integers, reference, run, tensor
+from lowrank_core.running.scope import raise_if_cancelled
 
 CONTROL = {"If", "Loop", "Scan"}
 
@@ -50,7 +51,8 @@ class Running:
     turns: int = 0
 
     def turn(self, size: int = 0) -> None:
-        """Count a turn of a loop that holds so many numbers, which must not grow without an end."""
+        """Count a turn of a loop that holds so many numbers, which must not grow without an end; raises Cancelled."""
+        raise_if_cancelled()
         self.turns += 1
         if self.turns > MOST_TURNS:
             raise ValueError(f"the loops of the network take more than {MOST_TURNS:,} turns")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -36,6 +37,9 @@ def onnx_chain(stages: tuple[LayerSpec, ...], size: Size, batch: int = 1) -> Any
     value, first = "x", stages[0]
     for i, stage in enumerate(stages):
         scale = 1 / max(1, stage.fan_in) ** 0.5
+        if stage.identity:
+            value = _partly_identity(stage, i, len(size), value, constant, node)
+            continue
         shape = stage.weight_shape if stage.kernel or stage.table or stage.transposed else stage.weight_shape[::-1]
         weight = constant(f"w{i}", (scale * random.standard_normal(shape)).astype(np.float32))
         bias = [constant(f"b{i}", np.zeros(stage.out_channels, np.float32))] if stage.bias else []
@@ -81,6 +85,42 @@ def onnx_chain(stages: tuple[LayerSpec, ...], size: Size, batch: int = 1) -> Any
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model)
     return model
+
+
+def _partly_identity(
+    stage: LayerSpec, i: int, tokens: int, value: str, constant: Callable[[str, Any], str], node: Callable[..., str]
+) -> str:
+    """A stage some of whose rows or columns are those of the identity, as `layers.parts` computes it."""
+    wide = max(stage.in_channels, stage.out_channels)
+    axis, ones = (1, (1,) * len(stage.kernel)) if stage.kernel else (1 + tokens, ())
+    order = constant(f"o{i}", np.arange(wide, dtype=np.int64)[::-1])
+    others = value
+
+    def ordered(name: str) -> str:
+        if stage.kernel or not tokens:
+            return node("Gather", [value, order], name, axis=axis)
+        turn = [*range(axis - 1), axis, axis - 1]  # whole rows are gathered faster by far
+        rows = node("Gather", [node("Transpose", [value], f"{name}.t", perm=turn), order], f"{name}.g", axis=axis - 1)
+        return node("Transpose", [rows], name, perm=turn)
+
+    if stage.identity == "columns":
+        value = ordered(f"ordered{i}")
+        for name, start, end in ((f"kept{i}", 0, stage.out_channels), (f"others{i}", stage.out_channels, wide)):
+            cut = [constant(f"{name}.{n}", np.array([at], np.int64)) for n, at in enumerate((start, end, axis))]
+            others = node("Slice", [value, *cut], name)
+        value = f"kept{i}"
+    if stage.weights:
+        shape = stage.weight_shape if stage.kernel else stage.weight_shape[:: 1 if stage.transposed else -1]
+        weight = constant(f"w{i}", np.full(shape, 1 / max(shape), np.float32))
+        op, how = ("Conv", {"group": stage.groups, "kernel_shape": ones}) if stage.kernel else ("MatMul", {})
+        product = node(op, [others, weight], f"m{i}", **how)
+        combine, by = ("Concat", {"axis": axis}) if stage.identity == "rows" else ("Add", {})
+        value = node(combine, [value, product], f"c{i}", **by)
+    if stage.identity == "rows":
+        value = ordered(f"y{i}")
+    if stage.bias:
+        value = node("Add", [value, constant(f"b{i}", np.zeros((stage.out_channels, *ones), np.float32))], f"z{i}")
+    return value
 
 
 def input_shape(spec: LayerSpec, size: Size, batch: int) -> tuple[int, ...]:

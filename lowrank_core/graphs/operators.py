@@ -690,19 +690,25 @@ def window_pads(
     pads: Sequence[int] | None,
     auto_pad: str,
 ) -> list[tuple[int, int]]:
-    """(before, after) for each spatial axis of an input of extent `size`."""
+    """(before, after) for each spatial axis of an input of extent `size`; ValueError where that is beyond any input."""
     axes = len(kernel)
     if auto_pad == "VALID":
         return [(0, 0)] * axes
     if auto_pad == "NOTSET":
         given = list(pads or [0] * 2 * axes)
-        return list(zip(given[:axes], given[axes:], strict=True))
+        return _bounded_pads(size, list(zip(given[:axes], given[axes:], strict=True)))
     sides = []
     for n, k, s, d in zip(size, kernel, strides or [1] * axes, dilations or [1] * axes, strict=True):
         total = max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
         small = total // 2
         sides.append((small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small))
-    return sides
+    return _bounded_pads(size, sides)
+
+
+def _bounded_pads(size: Sequence[int], pads: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pads as they are: a window may be as wide as what they make of an input, and is gone through whole."""
+    _bounded([max(1, n + low + high) for n, (low, high) in zip(size, pads, strict=False)])
+    return pads
 
 
 def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:

@@ -72,6 +72,7 @@ def read_onnx(path: Path, held: Mapping[str, np.ndarray] | None = None) -> AsRea
     if not model.graph.node:
         raise InvalidFile(f"{path} holds no graph; it is no model of ONNX.")
     raise_if_cancelled()
+    _check_names(model, path)
     _load_external(model, path)
     _check_meaning(model, path)
     if model.functions:
@@ -256,6 +257,17 @@ def _tensors(model: Any) -> Iterator[Any]:
                 yield from attribute.tensors
                 if attribute.HasField("t"):
                     yield attribute.t
+
+
+def _check_names(model: Any, path: Path) -> None:
+    """That every name is text: what is no UTF-8 comes as bytes."""
+    for graph in _graphs(model):
+        named = [*getattr(graph, "initializer", ()), *graph.node, *(a for node in graph.node for a in node.attribute)]
+        values = [*graph.input, *graph.output]  # names alone in a function, else with their types
+        used = [name for node in graph.node for name in (node.op_type, node.domain, *node.input, *node.output)]
+        for name in (*used, *(one.name for one in named), *(getattr(value, "name", value) for value in values)):
+            if not isinstance(name, str):
+                raise InvalidFile(f"{path} is damaged: it holds a name that is no text ({name[:40]!r}).")
 
 
 def _load_external(model: Any, path: Path) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from lowrank_core.errors import InvalidModel
-from lowrank_core.layers.parts import GroupedLinear, Recurrent, SharedLinear
+from lowrank_core.layers.parts import GroupedLinear, IdentityRows, Recurrent, SharedLinear
 from lowrank_core.layers.recurrent import KINDS
 
 DOMAIN = "lowrank"
@@ -142,11 +142,12 @@ def factors_of(rnn: Any, name: str, order: Sequence[int]) -> Factors:
 
 
 def _unfolded(last: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the last part of a chain; also where they are stored as one matrix for inputs beside a one."""
+    """Weight and bias of the last part of a chain; also where they are stored as one matrix for inputs beside a one, or
+    without the rows of the identity, which are written out here: a recurrent node has no place for a permutation."""
     if isinstance(last, nn.Sequential):
         weight: Any = last[-1].weight
         return weight[:, :-1], weight[:, -1]
-    return last.weight, getattr(last, "bias", None)
+    return last.full() if isinstance(last, IdentityRows) else last.weight, getattr(last, "bias", None)
 
 
 def suffixes(rnn: Any, layer: int) -> list[str]:
@@ -266,7 +267,7 @@ def _stages(rnn: Any, name: str) -> list[Any]:
 def _projection(rnn: Any, suffix: str) -> list[Tensor]:
     """The matrices that project the state of an LSTM, in the order in which they are applied."""
     stages = _stages(rnn, f"weight_hr{suffix}")
-    return [stage.weight for stage in stages] or [getattr(rnn, f"weight_hr{suffix}")]
+    return [_unfolded(stage)[0] for stage in stages] or [getattr(rnn, f"weight_hr{suffix}")]
 
 
 def _node(to: Writer, sides: list[_Side], x: str, states: Sequence[str], outputs: Sequence[str]) -> None:

@@ -78,10 +78,116 @@ class TransposedLinear(nn.Module):
         return input @ self.weight
 
 
+class _PartlyIdentity(nn.Module):
+    """What `IdentityRows` and `IdentityColumns` have in common.
+
+    axes: 0 of a Linear, else those of the window of a convolution, all ones. weight: what is not the identity. order:
+    a permutation of the wider side.
+    """
+
+    order: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, axes: int, groups: int) -> None:
+        super().__init__()
+        self.axes, self.groups = axes, groups
+        if axes:
+            self.in_channels, self.out_channels, self.transposed = in_channels, out_channels, False
+            self.kernel_size = self.stride = self.dilation = (1,) * axes
+            self.padding, self.padding_mode = (0,) * axes, "zeros"
+        else:
+            self.in_features, self.out_features = in_channels, out_channels
+        self.ends, self.wide = (in_channels, out_channels), max(in_channels, out_channels)
+
+    def _hold(self, rows: int, columns: int, turned: bool = False, **factory: Any) -> None:
+        """Make the weight (rows, columns / groups), or of a turned one (columns, rows), and an order that is none."""
+        shape = (columns, rows) if turned else (rows, columns // self.groups, *(1,) * self.axes)
+        self.weight = nn.Parameter(torch.empty(shape, **factory))
+        self.register_buffer("order", torch.arange(self.wide, dtype=torch.int32, device=factory.get("device")))
+        if self.weight.numel() and not self.weight.is_meta:
+            nn.init.uniform_(self.weight, -(self.ends[0] ** -0.5), self.ends[0] ** -0.5)
+
+    def _products(self, x: Tensor) -> Tensor:
+        if not self.axes:
+            return F.linear(x, self.weight)
+        product: Tensor = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1](x, self.weight, groups=self.groups)
+        return product
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        """Channels or features of the wider side in their order; of features row by row, which is faster by far."""
+        if self.axes or x.dim() < 2:
+            return x.index_select(-1 - self.axes, self.order)
+        return x.mT.index_select(-2, self.order).mT.contiguous()
+
+    def extra_repr(self) -> str:
+        """As a Linear shows itself."""
+        return f"{self.ends[0]}, {self.ends[1]}, axes={self.axes}, groups={self.groups}"
+
+
+class IdentityRows(_PartlyIdentity):
+    """(..., in) -> (..., out), at most as many to at least as many: `in` of the outputs are the inputs as they are.
+
+    A Linear, or a convolution with a window of one, among whose rows are those of the identity, which are neither
+    stored nor multiplied with; of each group its own. weight: (out - in, in / groups, 1, ...), the other rows.
+    order: (out,) where each output is among the inputs and, after them, the products.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, axes: int = 0, groups: int = 1, bias: bool = True, **factory: Any
+    ) -> None:
+        super().__init__(in_channels, out_channels, axes, groups)
+        self._hold(out_channels - in_channels, in_channels, **factory)
+        self.bias = nn.Parameter(torch.zeros(out_channels, **factory)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._ordered(torch.cat([x, self._products(x)], -1 - self.axes) if self.weight.numel() else x)
+        return y if self.bias is None else y + self.bias.view(-1, *(1,) * self.axes)
+
+    def full(self) -> Tensor:
+        """The weight (out, in / groups, 1, ...) with the rows of the identity in their places."""
+        columns = self.ends[0] // self.groups
+        unit = torch.eye(columns, dtype=self.weight.dtype, device=self.weight.device).repeat(self.groups, 1)
+        return torch.cat([unit.view(-1, columns, *(1,) * self.axes), self.weight])[self.order.long()]
+
+
+class IdentityColumns(_PartlyIdentity):
+    """(..., in) -> (..., out), at least as many to at most as many: an input each is added to the outputs as it is.
+
+    A Linear, or a convolution with a window of one, among whose columns are those of the identity. weight: the other
+    columns, (out, (in - out) / groups, 1, ...); turned: of a Linear that shares it with an `IdentityRows`, (in - out,
+    out). order: (in,) the inputs that are added as they are, one for each output, then the others, of each group its.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, axes: int = 0, groups: int = 1, turned: bool = False, **factory: Any
+    ) -> None:
+        super().__init__(in_channels, out_channels, axes, groups)
+        self.turned = turned
+        self._hold(out_channels, in_channels - out_channels, turned, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inputs, outputs = self.ends
+        kept, others = torch.split(self._ordered(x), [outputs, inputs - outputs], -1 - self.axes)
+        if not self.weight.numel():
+            return kept
+        return kept + (others @ self.weight if self.turned else self._products(others))
+
+    def full(self) -> Tensor:
+        """The weight (out, in / groups, 1, ...) with the columns of the identity in their places."""
+        inputs, outputs = (end // self.groups for end in self.ends)
+        own = self.weight.mT if self.turned else self.weight
+        unit = torch.eye(outputs, dtype=own.dtype, device=own.device)
+        apart = own.reshape(self.groups, outputs, inputs - outputs)
+        both = torch.cat([unit.expand(self.groups, -1, -1), apart], 2)
+        kept, others = torch.split(self.order.long(), [self.ends[1], self.ends[0] - self.ends[1]])
+        places = torch.cat([kept.view(self.groups, -1), others.view(self.groups, -1)], 1) % inputs
+        return both.gather(2, places.argsort(1)[:, None].expand(-1, outputs, -1)).reshape(-1, inputs, *(1,) * self.axes)
+
+
 LINEARS: dict[str, Callable[..., nn.Module]] = {
     "Linear": nn.Linear,
     "GroupedLinear": GroupedLinear,
     "SharedLinear": SharedLinear,
+    "IdentityRows": IdentityRows,
 }
 
 
@@ -247,8 +353,8 @@ class Cell(Recurrent):
 class Attention(nn.Module):
     """An nn.MultiheadAttention with the same arguments and outputs; q, k, v and the output are layers of their own.
 
-    A projection in `ranks` ("in_proj.q", "in_proj.k", "in_proj.v", "out_proj") is a chain of two Linear layers, the
-    second with its bias; the others are Linear.
+    A projection in `ranks` ("in_proj.q", "in_proj.k", "in_proj.v", "out_proj") is a chain as in `Recurrent`, its bias
+    with the last layer; the others are Linear.
     """
 
     in_proj_bias = None  # by this an encoder layer sees that it cannot read the weights itself
@@ -260,7 +366,7 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         batch_first: bool = False,
-        ranks: dict[str, int] | None = None,
+        ranks: dict[str, Any] | None = None,
         **factory: Any,
     ) -> None:
         super().__init__()
@@ -270,8 +376,7 @@ class Attention(nn.Module):
         def projection(name: str) -> nn.Module:
             if not ranks or name not in ranks:
                 return nn.Linear(embed_dim, embed_dim, bias=bias, **factory)
-            first = nn.Linear(embed_dim, ranks[name], bias=False, **factory)
-            return nn.Sequential(first, nn.Linear(ranks[name], embed_dim, bias=bias, **factory))
+            return _factors(ranks[name], embed_dim, embed_dim, bias, **factory)
 
         self.in_proj = nn.ModuleDict({part: projection(f"in_proj.{part}") for part in "qkv"})
         self.out_proj = projection("out_proj")
@@ -569,15 +674,14 @@ class Chain(nn.Sequential):
             return next((e for e in (getattr(part, name) for part in self) if e != "zeros"), "zeros")
         if name == "weight":
             parts: list[Any] = list(self)
-            shape = [parts[-1].weight.shape[0], parts[0].weight.shape[1]]
             if hasattr(parts[0], "kernel_size"):
                 groups, turned = min(part.groups for part in parts), any(part.transposed for part in parts)
                 shape = [parts[-1].out_channels, parts[0].in_channels][:: -1 if turned else 1]
                 shape = [shape[0], shape[1] // groups, *self.kernel_size]
             elif hasattr(parts[0], "num_embeddings"):
-                shape = [parts[0].num_embeddings, parts[-1].weight.shape[0 if len(parts) > 1 else 1]]
-            elif isinstance(parts[0], TransposedLinear):
-                shape[1] = parts[0].in_features
+                shape = [parts[0].num_embeddings, parts[-1].out_features if len(parts) > 1 else parts[0].embedding_dim]
+            else:
+                shape = [parts[-1].out_features, parts[0].in_features]
             return parts[-1].weight.new_full((), torch.nan).expand(shape)
         return super().__getattr__(name)
 
@@ -803,6 +907,8 @@ MAPS: dict[str, Callable[..., nn.Module]] = {
     "Embedding": nn.Embedding,
     "EmbeddingBag": nn.EmbeddingBag,
     "TransposedLinear": TransposedLinear,
+    "IdentityRows": IdentityRows,
+    "IdentityColumns": IdentityColumns,
 }
 """What a chain is made of, by the name that plans and checkpoints give it."""
 

@@ -65,8 +65,18 @@ def factored(rnn: Dense, ranks: Mapping[str, Any]) -> Recurrent:
 
 def watched(rnn: Dense) -> Recurrent:
     """A recurrent module with the same parameters, each weight a Linear of its own name that hooks can see."""
-    built = _empty(rnn).train(rnn.training)
+    return _in_linears(_empty(rnn).train(rnn.training), rnn)
+
+
+def as_layers(rnn: Recurrent) -> Recurrent:
+    """The module, in place, with each weight that is no chain in a Linear of its own name that hooks can see."""
+    return _in_linears(rnn, rnn)
+
+
+def _in_linears(built: Recurrent, rnn: Dense | Recurrent) -> Recurrent:
     for name, (rows, columns, biased) in built.weights().items():
+        if isinstance(getattr(built, name), nn.Module):
+            continue
         linear = nn.Linear(columns, rows, bias=biased, device="meta")
         linear.weight = rnn.get_parameter(name)
         if biased:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import floor, prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.layers.parts import MAPS, GroupedLinear, SharedLinear, TransposedLinear
+from lowrank_core.layers.parts import (
+    MAPS,
+    GroupedLinear,
+    IdentityColumns,
+    IdentityRows,
+    SharedLinear,
+    TransposedLinear,
+)
 
 Size = tuple[int, ...]
 """Spatial extent of a convolution's input, or the token axes in front of a Linear's features; () for one vector."""
@@ -28,6 +35,8 @@ class LayerSpec:
     transposed: a ConvTranspose, whose weight is stored with its inputs first, or a Linear stored so, without a bias.
     gates: of a recurrent layer's weight, how many equal parts of its outputs are gates; 0 of all others.
     copies: the weight of one of so many equal parts of inputs and outputs, the same for all (see `SharedLinear`).
+    identity: "rows" or "columns" of the identity are among those of the weight of a Linear or of a convolution with a
+    window of one, which are not stored (see `IdentityRows`).
 
     >>> conv = LayerSpec(3, 16, kernel=(3, 3), stride=(2, 1), padding=(1, 1), dilation=(1, 1))
     >>> conv.weight_shape, conv.out_size((32, 32))
@@ -51,6 +60,7 @@ class LayerSpec:
     include_last_offset: bool = False
     gates: int = 0
     copies: int = 1
+    identity: Literal["", "rows", "columns"] = ""
 
     @classmethod
     def of(cls, module: nn.Module) -> LayerSpec:
@@ -70,6 +80,21 @@ class LayerSpec:
         if isinstance(module, nn.Embedding):
             rows, columns = module.num_embeddings, module.embedding_dim
             return cls(rows, columns, bias=False, table=True, padding_idx=module.padding_idx)
+        if isinstance(module, IdentityRows | IdentityColumns):
+            ones, (inputs, outputs) = (1,) * module.axes, module.ends
+            turned = isinstance(module, IdentityColumns) and module.turned
+            return cls(
+                inputs,
+                outputs,
+                kernel=ones,
+                stride=ones,
+                padding=(0,) * len(ones),
+                dilation=ones,
+                groups=module.groups,
+                bias=getattr(module, "bias", None) is not None,
+                transposed=turned,
+                identity="rows" if isinstance(module, IdentityRows) else "columns",
+            )
         if isinstance(module, nn.Linear | GroupedLinear | SharedLinear):
             groups, copies = getattr(module, "groups", 1), getattr(module, "copies", 1)
             biased = module.bias is not None
@@ -97,8 +122,13 @@ class LayerSpec:
     def weight_shape(self) -> tuple[int, ...]:
         """(out, in) of a Linear, (out, in / groups, *kernel) of a convolution, (in, out) of a table.
 
-        (in, out / groups, *kernel) of what is transposed, (out / copies, in / copies) of a shared weight.
+        (in, out / groups, *kernel) of what is transposed, (out / copies, in / copies) of a shared weight; without the
+        rows or columns of the identity.
         """
+        if self.identity:
+            inputs, outputs = self.in_channels, self.out_channels
+            rows, columns = (outputs - inputs, inputs) if self.identity == "rows" else (outputs, inputs - outputs)
+            return (columns, rows) if self.transposed else (rows, columns // self.groups, *self.kernel)
         if self.table:
             return (self.in_channels, self.out_channels)
         if self.transposed:
@@ -156,6 +186,9 @@ class LayerSpec:
         """
         if self.table:
             return 0
+        if self.identity:  # of rows each product has a sum of one less; of columns an input is added
+            less = self.out_channels - self.in_channels if self.identity == "rows" else 0
+            return (self.weights - less + self.bias * self.out_channels) * prod(size)
         return max(0, self.multiplies(size) - (1 - self.bias) * self.out_channels * prod(self.out_size(size)))
 
     @property
@@ -163,6 +196,8 @@ class LayerSpec:
         """Name of the `torch.nn` class, or of one in `linears`."""
         if self.table:
             return "EmbeddingBag" if self.bag else "Embedding"
+        if self.identity:
+            return f"Identity{self.identity.title()}"
         if not self.kernel:
             if self.transposed:
                 return "TransposedLinear"
@@ -176,6 +211,10 @@ class LayerSpec:
             sizes = {"num_embeddings": self.in_channels, "embedding_dim": self.out_channels}
             bag = {"mode": self.bag, "include_last_offset": self.include_last_offset} if self.bag else {}
             return {**sizes, "padding_idx": self.padding_idx, **bag}
+        if self.identity:
+            axes = {"axes": len(self.kernel), "groups": self.groups}
+            own = {"bias": self.bias} if self.identity == "rows" else {"turned": self.transposed}
+            return {"in_channels": self.in_channels, "out_channels": self.out_channels, **axes, **own}
         if not self.kernel and self.transposed:
             return {"in_features": self.in_channels, "out_features": self.out_channels}
         if not self.kernel:
@@ -266,13 +305,45 @@ def sharing(stages: tuple[LayerSpec, ...], spec: LayerSpec) -> tuple[LayerSpec, 
     ['TransposedLinear', 'Linear']
     """
     if stages[0].table and not spec.table:
-        turned = [LayerSpec(s.out_channels, s.in_channels, bias=False, transposed=not s.table) for s in stages[::-1]]
+        turned = [
+            LayerSpec(
+                s.out_channels,
+                s.in_channels,
+                bias=False,
+                transposed=not s.table,
+                identity="columns" if s.identity else "",
+            )
+            for s in stages[::-1]
+        ]
         return (*turned[:-1], replace(turned[-1], bias=spec.bias))
     first = replace(stages[0], padding_idx=spec.padding_idx) if spec.table else stages[0]
     return (
         (replace(first, bias=spec.bias),)
         if len(stages) == 1
         else (first, *stages[1:-1], replace(stages[-1], bias=spec.bias))
+    )
+
+
+def free_form(stages: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """The chain B ... A with free ranks: rows of the identity in B, and in a chain of three columns of it in A.
+
+    A chain of factors has r^2 numbers more at each inner joint of rank r than the map it stands for: (B G)(G^-1 A) is
+    the same for every invertible G. Choose G so that r rows of B G are those of the identity, and they need be neither
+    stored nor multiplied with; where B has a window, as that of a transposed convolution, r columns of A. Exact.
+
+    Of chains whose outer factors see single positions. The gauge: https://arxiv.org/abs/2512.13494.
+
+    >>> free = free_form((LayerSpec(768, 100, bias=False), LayerSpec(100, 768)))
+    >>> [stage.op for stage in free], sum(stage.weights for stage in free)  # 100 * (768 + 768 - 100)
+    (['Linear', 'IdentityRows'], 143600)
+    """
+    first, *middle, last = stages
+    rows = prod(last.kernel) == 1 and not last.transposed
+    columns = bool(middle) or not rows
+    return (
+        replace(first, identity="columns") if columns else first,
+        *middle,
+        replace(last, identity="rows") if rows else last,
     )
 
 

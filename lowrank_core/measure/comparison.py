@@ -13,14 +13,12 @@ from lowrank_core.compression.apply import restructure
 from lowrank_core.compression.correct import reporting
 from lowrank_core.graphs.memory import Memory, Trace, memory_of, trace
 from lowrank_core.layers.data import Dataset, Outputs
+from lowrank_core.measure.formats import FORMATS
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score, evaluate, final_score
 from lowrank_core.workspace import Workspace
-
-FORMATS: dict[str, float | None] = {"as it is": None, "float16": 2, "int8": 1}
-"""Bytes of a floating-point number on the device, weights and activations alike."""
 
 MOST_FLIPS = 500
 
@@ -92,7 +90,7 @@ def compare(workspace: Workspace, candidate: Candidate, traced: Trace | None = N
         return Comparison(candidate, final_score(workspace.measure(model)), memory, stored)
     answers: list[Tensor] = []
     score = final_score(_scores(workspace, model, answers))
-    workspace.scores[candidate] = score
+    workspace.scores[candidate.plain] = score
     told = answers and not score.not_finite  # the largest of NaN is none
     classes, flips = _disagreements(workspace, torch.cat(answers)) if told else ((), ())
     lost = sum(flip.dense == flip.target for flip in flips)

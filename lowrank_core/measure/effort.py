@@ -23,6 +23,9 @@ SOON_SECONDS = 20.0
 CORRECTION = 3
 """Passes over the calibration samples that correcting a plan takes: dense, compressed, and as much for algebra."""
 
+THOROUGH = 4 * CORRECTION
+"""The same of the thorough correction, which an answer gets."""
+
 PLAN_SECONDS = 0.02
 """What a plan takes beside the network's work: a compressed copy, its place in the files, its figures."""
 
@@ -100,6 +103,8 @@ def effort(workspace: Workspace, work: Work) -> Effort:
     dense = 0 if own_score or workspace.reference.complete or not work.answers else samples
     calibration = CORRECTION * len(workspace.calibration) if work.corrected else 0
     passes = calibration / 2 + dense + TRAINING * work.trained  # half: what layers alone are corrected from
+    if work.corrected:
+        passes += work.answers * THOROUGH * len(workspace.calibration)
     ranks, shares = Counter[tuple[str, str]](), _shares_from(workspace)
     measured = (*work.measured, Measurements(work.answers, samples))
     for each in measured:

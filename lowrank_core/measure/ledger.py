@@ -49,6 +49,10 @@ class Ledger:
             folder = workspace.cache.points
         return cls(folder / f"scores-{workspace.name_for('scores', VERSION)}.jsonl")
 
+    def get(self, key: str) -> Score | float | None:
+        """The number under a key; None where there is none yet."""
+        return self._values.get(key)
+
     def remembered(self, key: str, compute: Callable[[], T]) -> T:
         """The number under a key; where there is none yet, what `compute` gives, which is then kept."""
         if key not in self._values:
@@ -59,6 +63,10 @@ class Ledger:
 
 
 def score_key(candidate: Candidate, samples: int | None, tolerance: float | None = None) -> str:
-    """The key of a candidate's score on so many samples, None for all; tolerance as in `evaluate`."""
+    """The key of a candidate's score on so many samples, None for all; tolerance as in `evaluate`.
+
+    Free ranks change no answer, so they are not in it.
+    """
     correction = asdict(candidate)["correction"]
-    return named([[(n, asdict(c)) for n, c in candidate.plan.choices], correction, samples, tolerance])
+    choices = [(name, choice.to_dict()) for name, choice in candidate.plain.plan.choices]
+    return named([choices, correction, samples, tolerance])

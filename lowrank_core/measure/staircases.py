@@ -29,7 +29,7 @@ from lowrank_core.measure.latency import (
 )
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer, ModelProfile
-from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.cost import rank_at, stages_of, useful_rank
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import nobody, report, scope
@@ -216,7 +216,7 @@ def layer_latency(profile: ModelProfile, plan: RankPlan, setting: Setting) -> li
     for number, (name, choice) in enumerate(plan.choices, start=1):
         report(Progress(f"timing layer {number} of {len(plan.choices)}: {name}", pace(number - 1)))
         layer = profile.layer(name)
-        chains = [(layer.spec,), METHODS[choice.method].stages(layer.spec, choice.rank)]
+        chains = [(layer.spec,), stages_of(layer.spec, choice)]
         try:
             (timing,) = _race(chains, layer, setting)
         except InvalidModel as error:

@@ -45,7 +45,11 @@ class Factorization(Protocol):
 
 
 class Method(Protocol):
-    """One way to replace a layer by a chain of thinner ones."""
+    """One way to replace a layer by a chain of thinner ones.
+
+    free = True says besides that its outer factors see single positions and may be in any basis: such have free ranks
+    (`layers.spec.free_form`).
+    """
 
     @property
     def name(self) -> str:

@@ -34,6 +34,7 @@ class Svd:
     nested: bool = True
     reference: bool = False
     data_aware: bool = False
+    free: bool = True
 
     def obstacle(self, spec: LayerSpec) -> str | None:
         """Everything but a depthwise convolution."""

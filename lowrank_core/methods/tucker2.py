@@ -28,6 +28,7 @@ class Tucker2:
     nested: bool = True
     reference: bool = False
     data_aware: bool = False
+    free: bool = True
 
     def obstacle(self, spec: LayerSpec) -> str | None:
         """Convolutions with a window; a matrix has one rank, not two."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,7 +10,8 @@ import msgspec
 from lowrank_core.errors import InvalidPlan
 
 SAMPLES = 256
-"""Calibration uses at most this many samples; more change nothing that can be measured (see benchmarks/quality.py)."""
+"""That a correction is fitted to unless it says otherwise; an answer of a search takes more where they bring something
+(`selection._whole.with_more_samples`)."""
 
 MOST_SAMPLES = 1_000_000
 """Calibration samples that a plan may ask for, at most."""
@@ -21,14 +22,15 @@ LARGEST_SEED = 2**63 - 1
 LARGEST_RIDGE = 1e6
 """Ridge of the correction in a plan, at most, relative to features of variance 1."""
 
-Kind = Literal["least_squares", "batchnorm", "bias"]
+Kind = Literal["thorough", "least_squares", "batchnorm", "bias"]
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
     """How a compressed network is corrected: part of what a score belongs to.
 
-    kind: "least_squares" refits last factors, "bias" only shifts them, "batchnorm" re-estimates the statistics.
+    kind: "thorough" refits all factors, "least_squares" the last ones (the quick correction), "bias" only shifts them,
+    "batchnorm" re-estimates the statistics.
     ridge is relative to standardised features; data is the hash of the samples, "" where it is not known.
 
     >>> Correction.from_dict(Correction(seed=1).to_dict()) == Correction(seed=1)
@@ -40,6 +42,16 @@ class Correction:
     seed: int = 0
     ridge: float = 1e-3
     data: str = ""
+
+    @property
+    def depth(self) -> str:
+        """What people call it: "quick" or "thorough"; "" for a correction that refits no factor."""
+        return {"least_squares": "quick", "thorough": "thorough"}.get(self.kind, "")
+
+    @property
+    def quick(self) -> Correction:
+        """The quick one in place of the thorough one; others as they are."""
+        return replace(self, kind="least_squares") if self.kind == "thorough" else self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as plan files hold them under "correction"."""

@@ -11,7 +11,16 @@ from itertools import product
 from math import prod
 
 from lowrank_core.errors import LISTED, InvalidPlan, cut, few
-from lowrank_core.layers.spec import LayerSpec, Rank, Size, chain_additions, chain_multiplies, half_up, sharing
+from lowrank_core.layers.spec import (
+    LayerSpec,
+    Rank,
+    Size,
+    chain_additions,
+    chain_multiplies,
+    free_form,
+    half_up,
+    sharing,
+)
 from lowrank_core.methods import METHODS, Method
 from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.plan import Choice, RankPlan
@@ -36,6 +45,29 @@ class Cost:
 
     def __radd__(self, other: int) -> Cost:
         return self
+
+
+def stages_of(spec: LayerSpec, choice: Choice | None) -> tuple[LayerSpec, ...]:
+    """The chain that stands for a layer under a choice, as it is stored; None is dense: one stage, the layer itself."""
+    if choice is None:
+        return (spec,)
+    stages = METHODS[choice.method].stages(spec, choice.rank)
+    return free_form(stages) if choice.free else stages
+
+
+def with_free_ranks(plan: RankPlan) -> RankPlan:
+    """The same plan with free ranks wherever a method has them; `plan.plain` is the way back."""
+    return RankPlan(plan.fingerprint, tuple((name, freed(choice)) for name, choice in plan.choices))
+
+
+def freed(choice: Choice) -> Choice:
+    """A choice with free ranks where its method has them."""
+    return replace(choice, free=has_free_ranks(choice.method))
+
+
+def has_free_ranks(method: str) -> bool:
+    """Whether the factors of a method can be stored with free ranks."""
+    return bool(getattr(METHODS.get(method), "free", False))
 
 
 def dense_cost(layer: Layer) -> Cost:
@@ -76,7 +108,7 @@ def _exact(stages: tuple[LayerSpec, ...], layer: Layer) -> Fraction | int:
 
 @lru_cache(maxsize=100_000)
 def _exact_under(layer: Layer, choice: Choice | None) -> Fraction | int:
-    return _exact((layer.spec,) if choice is None else METHODS[choice.method].stages(layer.spec, choice.rank), layer)
+    return _exact(stages_of(layer.spec, choice), layer)
 
 
 @lru_cache(maxsize=100_000)
@@ -84,7 +116,7 @@ def layer_cost(layer: Layer, choice: Choice | None) -> Cost:
     """What the layer costs under a choice; None is dense."""
     if choice is None:
         return dense_cost(layer)
-    return chain_cost(METHODS[choice.method].stages(layer.spec, choice.rank), layer)
+    return chain_cost(stages_of(layer.spec, choice), layer)
 
 
 def plan_cost(profile: ModelProfile, plan: RankPlan | None = None) -> Cost:
@@ -112,19 +144,21 @@ def rank_at(top: Rank, share: float) -> Rank:
 
 
 @lru_cache(maxsize=10_000)
-def break_even(layer: Layer, method_name: str, quantity: str) -> Rank:
+def break_even(layer: Layer, method_name: str, quantity: str, free: bool = False) -> Rank:
     """Largest rank strictly cheaper than dense in `quantity` ("bytes" or "multiplies"); zeros = never.
 
-    Two axes: the point on the path of equal shares.
+    Two axes: the point on the path of equal shares. free: with free ranks, where the method has them.
 
     >>> fc = Layer("fc", "Linear", LayerSpec(8192, 128), ((),), 4)
     >>> break_even(fc, "svd", "bytes")
     (126,)
+    >>> break_even(fc, "svd", "bytes", free=True)
+    (127,)
     """
     method = METHODS[method_name]
     top = method.max_rank(layer.spec)
     dense = amount(layer, None, quantity)
-    closed = coefficients(layer, method, quantity)
+    closed = coefficients(layer, method, quantity, free)
     longest = max(top)
 
     def cheaper(step: int) -> bool:
@@ -134,9 +168,9 @@ def break_even(layer: Layer, method_name: str, quantity: str) -> Rank:
     return rank_at(top, step / longest) if step else (0,) * len(top)
 
 
-def useful_rank(layer: Layer, method_name: str) -> Rank:
-    """Largest rank that is cheaper in bytes or in multiplies; zeros where no rank is."""
-    limits = [break_even(layer, method_name, quantity) for quantity in ("bytes", "multiplies")]
+def useful_rank(layer: Layer, method_name: str, free: bool = False) -> Rank:
+    """Largest rank that is cheaper in bytes or in multiplies; zeros where no rank is. free: as in `break_even`."""
+    limits = [break_even(layer, method_name, quantity, free) for quantity in ("bytes", "multiplies")]
     return max(limits, key=prod)
 
 
@@ -155,26 +189,40 @@ def _last_true(holds: Callable[[int], bool], top: int) -> int:
 Coefficients = tuple[Fraction | int, ...]
 
 
-def coefficients(layer: Layer, method: Method, quantity: str) -> Coefficients:
+def coefficients(layer: Layer, method: Method, quantity: str, free: bool = False) -> Coefficients:
     """Exact numbers of the closed form, for a browser too: c0 + c1 r, or c0 + c1 r_out + c2 r_in + c3 r_out r_in.
 
+    With free ranks squares are added: c2 r^2, or c4 r_out^2 + c5 r_in^2; of a method that has none as without.
     Integers, but for multiplies of a layer that rows are routed to.
     """
-    at = _corners(layer, method.name, quantity)
+    at = _corners(layer, method.name, quantity, free := free and has_free_ranks(method.name))
     if len(method.axes) == 1:
-        slope = at[2,] - at[1,]
-        return at[1,] - slope, slope
+        if not free:
+            slope = at[2,] - at[1,]
+            return at[1,] - slope, slope
+        square = _half(at[3,] - 2 * at[2,] + at[1,])
+        slope = at[2,] - at[1,] - 3 * square
+        return at[1,] - slope - square, slope, square
     both = at[2, 2] - at[2, 1] - at[1, 2] + at[1, 1]
-    out = at[2, 1] - at[1, 1] - both
-    inner = at[1, 2] - at[1, 1] - both
-    return at[1, 1] - out - inner - both, out, inner, both
+    squares = [_half(at[r] - 2 * at[q] + at[1, 1]) for r, q in (((3, 1), (2, 1)), ((1, 3), (1, 2)))] if free else [0, 0]
+    out = at[2, 1] - at[1, 1] - both - 3 * squares[0]
+    inner = at[1, 2] - at[1, 1] - both - 3 * squares[1]
+    first = at[1, 1] - out - inner - both - sum(squares)
+    return (first, out, inner, both, *squares) if free else (first, out, inner, both)
+
+
+def _half(number: Fraction | int) -> Fraction | int:
+    """Of whole numbers, which here are even, a whole one."""
+    return number // 2 if isinstance(number, int) else number / 2
 
 
 @lru_cache(maxsize=10_000)
-def _corners(layer: Layer, method_name: str, quantity: str) -> dict[Rank, Fraction | int]:
+def _corners(layer: Layer, method_name: str, quantity: str, free: bool) -> dict[Rank, Fraction | int]:
     """What the smallest ranks cost: they decide all others."""
-    ranks = product((1, 2), repeat=len(METHODS[method_name].axes))
-    return {rank: amount(layer, Choice(method_name, rank), quantity) for rank in ranks}
+    ranks = list(product((1, 2), repeat=len(METHODS[method_name].axes)))
+    if free:
+        ranks += [(3,)] if len(ranks[0]) == 1 else [(3, 1), (1, 3)]
+    return {rank: amount(layer, Choice(method_name, rank, free), quantity) for rank in ranks}
 
 
 def amount(layer: Layer, choice: Choice | None, quantity: str) -> Fraction | int:
@@ -186,9 +234,9 @@ def amount(layer: Layer, choice: Choice | None, quantity: str) -> Fraction | int
 
 def _evaluated(closed: Coefficients, rank: Rank) -> Fraction | int:
     """The value of a closed form (coefficients by powers of the ranks) at a rank."""
-    if len(rank) == 1:
-        return closed[0] + closed[1] * rank[0]
-    return closed[0] + closed[1] * rank[0] + closed[2] * rank[1] + closed[3] * rank[0] * rank[1]
+    a, b = rank[0], rank[-1]
+    terms = (1, a, a * a) if len(rank) == 1 else (1, a, b, a * b, a * a, b * b)
+    return sum(c * term for c, term in zip(closed, terms, strict=False))
 
 
 def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> list[float]:
@@ -198,15 +246,16 @@ def amounts(layer: Layer, choices: Iterable[Choice | None], quantity: str) -> li
     >>> amounts(fc, [None, Choice("svd", (64,))], "multiplies")
     [1048576, 532480]
     """
-    closed: dict[str, Coefficients] = {}
+    closed: dict[tuple[str, bool], Coefficients] = {}
     figures: list[Fraction | int] = []
     for choice in choices:
         if choice is None:
             figures.append(amount(layer, None, quantity))
             continue
-        if choice.method not in closed:
-            closed[choice.method] = coefficients(layer, METHODS[choice.method], quantity)
-        figures.append(_evaluated(closed[choice.method], choice.rank))
+        form = choice.method, choice.free
+        if form not in closed:
+            closed[form] = coefficients(layer, METHODS[choice.method], quantity, choice.free)
+        figures.append(_evaluated(closed[form], choice.rank))
     return [float(n) if isinstance(n, Fraction) else n for n in figures]
 
 
@@ -266,6 +315,8 @@ def _fault(layers: dict[str, Layer], skipped: dict[str, str], name: str, choice:
             f"layer {name!r}: method {choice.method!r} takes {len(method.axes)} rank(s) "
             f"({', '.join(method.axes)}), but got {list(choice.rank)}"
         )
+    if choice.free and not has_free_ranks(choice.method):
+        return f'layer {name!r}: {choice.method} has no free ranks; leave "free" out'
     top = method.max_rank(spec)
     if any(not 1 <= r <= m for r, m in zip(choice.rank, top, strict=True)):
         return (

@@ -6,7 +6,7 @@ import json
 import sys
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -17,15 +17,24 @@ from lowrank_core.store.as_json import whole_characters
 from lowrank_core.version import versions
 
 FORMAT = "lowrank-plan"
-VERSION = 1
+VERSION = 2
+"""What is written where a layer has free ranks; other plans are written as version 1, which older programs read."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Choice:
-    """How one layer is factorised: Choice("tucker2", (16, 12))."""
+    """How one layer is factorised: Choice("tucker2", (16, 12)).
+
+    free: whether its factors are stored with free ranks (`layers.spec.free_form`): the same map, fewer numbers.
+    """
 
     method: str
     rank: tuple[int, ...]
+    free: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plan files hold it; free ranks are said only where there are any."""
+        return {"method": self.method, "rank": list(self.rank)} | ({"free": True} if self.free else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,13 @@ class RankPlan:
             choices[name] = choice
         return RankPlan.of(self.fingerprint, choices)
 
+    @property
+    def plain(self) -> RankPlan:
+        """The same plan with no free ranks: a network under it answers the same, since they only save numbers."""
+        if not any(choice.free for _, choice in self.choices):
+            return self
+        return RankPlan(self.fingerprint, tuple((name, replace(choice, free=False)) for name, choice in self.choices))
+
     def to_json(
         self,
         *,
@@ -75,9 +91,9 @@ class RankPlan:
         """
         document: dict[str, Any] = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if any(choice.free for _, choice in self.choices) else 1,
             "model": {"name": model_name, "fingerprint": self.fingerprint},
-            "layers": {name: {"method": c.method, "rank": list(c.rank)} for name, c in self.choices},
+            "layers": {name: choice.to_dict() for name, choice in self.choices},
             "provenance": {"versions": versions()} if provenance is None else provenance,
         }
         if correction is not UNSET:
@@ -109,12 +125,21 @@ class _Choice(msgspec.Struct, forbid_unknown_fields=True):
     method: str
     rank: list[int | float] | int | float
 
+    @property
+    def free(self) -> bool:
+        """Of version 1, which knows of no free ranks."""
+        return False
+
     def choice(self) -> Choice:
         """The choice with whole ranks: other programs write 4 as 4.0, and people the only rank without brackets."""
         ranks = self.rank if isinstance(self.rank, list) else [self.rank]
         if not 1 <= len(ranks) <= 8 or any(rank != rank // 1 or rank < 1 or rank > sys.maxsize for rank in ranks):
             raise ValueError(f"rank must be whole numbers from 1, one for each axis, but got {json.dumps(self.rank)}")
-        return Choice(self.method, tuple(map(int, ranks)))
+        return Choice(self.method, tuple(map(int, ranks)), self.free)
+
+
+class _Choice2(_Choice, forbid_unknown_fields=True):
+    free: bool = False
 
 
 class _Header(msgspec.Struct):
@@ -145,10 +170,14 @@ def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _choice(raw: bytes, name: str, text: bytes) -> Choice:
+_CHOICES = {1: _Choice, 2: _Choice2}
+"""What a layer may say, by the version of the file."""
+
+
+def _choice(raw: bytes, name: str, text: bytes, version: int) -> Choice:
     """What a plan file says of a layer; a fault is told with the layer and its line, so that it can be put right."""
     try:
-        return msgspec.json.decode(text, type=_Choice).choice()
+        return msgspec.json.decode(text, type=_CHOICES[version]).choice()
     except ValueError as error:
         key = raw.find(json.dumps(name, ensure_ascii=False).encode(), max(0, raw.find(b'"layers"')))
         line = raw.count(b"\n", 0, raw.find(text, max(0, key))) + 1
@@ -171,9 +200,9 @@ def read_plan(text: str | bytes) -> PlanFile:
             raise InvalidPlan(
                 f'a plan file says "format": "{FORMAT}", but got {header.format!r}; export one from the page Export.'
             )
-        if header.version != VERSION:
+        if header.version not in _CHOICES:
             raise InvalidPlan(
-                f"plan version must be {VERSION}, but got {header.version}; "
+                f"plan version must be 1 or {VERSION}, but got {header.version}; "
                 "open the file with the Rank Explorer that wrote it, or update this one."
             )
         document = msgspec.json.decode(raw, type=_Document)
@@ -186,7 +215,7 @@ def read_plan(text: str | bytes) -> PlanFile:
         raise InvalidPlan(f"not a valid plan file: {error or type(error).__name__}. Export it again.") from error
     if len(document.layers) > MOST_LAYERS:
         raise InvalidPlan(f"a plan has at most {MOST_LAYERS:,} layers, but this has {len(document.layers):,}.")
-    choices = {name: _choice(raw, name, bytes(found)) for name, found in document.layers.items()}
+    choices = {name: _choice(raw, name, bytes(found), header.version) for name, found in document.layers.items()}
     return PlanFile(
         RankPlan.of(document.model.fingerprint, choices),
         document.model.name,

@@ -1,16 +1,16 @@
 """Context: what layers do to each other in a whole plan, which single layers cannot tell.
 
 A correction refits later layers too, which make good part of what earlier ones lose; and the change of the outputs is
-no even noise. Both are measured here: the first without labels, the second as the scores of a few random plans. The
-prediction then takes them into account.
+no even noise. Both are measured here: the first without labels, the second as the scores of random plans. The
+prediction then takes them into account, and knows from the latter how far it may be off.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from math import exp, log
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from lowrank_core.compression.apply import apply
 from lowrank_core.compression.correct import load_overlay
 from lowrank_core.layers.data import joined, run
 from lowrank_core.measure.ledger import Ledger, score_key
+from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import rank_at, useful_rank
@@ -25,33 +26,38 @@ from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import (
     Context,
     Curve,
+    Joint,
     NoiseTable,
     Point,
     Repair,
     curves,
     fitted_scale,
-    plan_variance,
+    plan_changes,
 )
 from lowrank_core.predict.sensitivity import BATCH, SAMPLES, change_of, ranks
-from lowrank_core.running.scope import give_way
-from lowrank_core.scoring.scores import Score
+from lowrank_core.running.progress import Pace, Progress
+from lowrank_core.running.scope import give_way, report
+from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
 
-VERSION = 1
-"""Of the way contexts are learnt: stored ones of another version are not used."""
+VERSION = 3
+"""Of the way contexts are learnt: one of an older version, whose plans had the quick correction or none were measured,
+is used until this one's are.
+"""
 
-JOINT_PLANS = 24
+JOINT_PLANS = 48
 JOINT_SAMPLES = 1024
-TOO_FAR = 0.06
-"""A random plan that loses clearly more than this share of the dense score is not measured to the end."""
+
+LEAST_KEEP = 0.03
+"""Share of the useful ranks around which those of the heaviest random plans lie."""
 
 
 @dataclass(frozen=True, slots=True)
-class Joint:
-    """A plan of several layers and the score that was measured of it as a whole."""
+class MeasuredPlan:
+    """A plan of several layers and what of the score it loses, measured as a whole."""
 
     plan: RankPlan
-    score: float
+    lost: float
 
 
 def repairs(
@@ -97,57 +103,60 @@ def repairs(
                 yield Repair(layer.name, change, max(0.0, together - later_change) / change)
 
 
-def joint_plans(workspace: Workspace, methods: Iterable[str], *, seed: int = 0) -> Iterator[RankPlan]:
-    """Random plans without end, from light to heavy: a third of the layers or more, methods mixed."""
-    rng, allowed, layers = random.Random(seed), set(methods), workspace.profile.layers
-    while True:
-        least = rng.uniform(0.15, 0.6)
-        chosen = {}
-        for layer in rng.sample(layers, rng.randint(ceil(len(layers) / 3), len(layers))):
-            usable = [m.name for m in layer.methods if m.name in allowed and all(useful_rank(layer, m.name))]
-            if usable:
-                method = rng.choice(usable)
-                top = useful_rank(layer, method)
-                chosen[layer.name] = Choice(method, tuple(rank_at((t,), rng.uniform(least, 1))[0] for t in top))
-        yield RankPlan.of(workspace.profile.fingerprint, chosen)
+def random_plan(profile: ModelProfile, methods: Collection[str], draw: random.Random, keep: float) -> RankPlan:
+    """Some layers or all, at ranks around a share of the useful ones; in half of the plans by their default methods."""
+    chosen: dict[str, Choice] = {}
+    default_only = draw.random() < 0.5
+    for layer in draw.sample(profile.layers, draw.randint(1, len(profile.layers))):
+        usable = [m.name for m in layer.methods if m.name in methods and all(useful_rank(layer, m.name))]
+        share = min(1.0, keep * exp(draw.gauss(0, 0.5)))
+        if usable:
+            method = usable[0] if default_only else draw.choice(usable)
+            chosen[layer.name] = Choice(method, rank_at(useful_rank(layer, method), share))
+    return RankPlan.of(profile.fingerprint, chosen)
+
+
+def random_keep(draw: random.Random, *, lighter: bool) -> float:
+    """A share of the useful ranks: of two that are drawn the larger or the smaller one."""
+    return (max if lighter else min)(exp(draw.uniform(log(LEAST_KEEP), 0)) for _ in range(2))
 
 
 def joints(
     workspace: Workspace,
     correction: Correction | None,
-    methods: Iterable[str],
+    methods: Collection[str],
+    much: float,
     ledger: Ledger | None = None,
     *,
     plans: int = JOINT_PLANS,
     samples: int = JOINT_SAMPLES,
     seed: int = 0,
-) -> Iterator[Joint]:
-    """Measure random plans; of those drawn, the ones that lose too much are left out. Raises Cancelled.
+) -> Iterator[MeasuredPlan]:
+    """Measure random plans, about as many that lose more than `much` as that lose less. Raises Cancelled.
 
-    What the ledger holds is not measured again.
+    What the ledger holds is not measured again. A plan whose answers are not finite tells nothing and is left out.
     """
-    taken, scores = 0, ledger or Ledger()
-    for drawn, plan in enumerate(joint_plans(workspace, methods, seed=seed)):
-        if taken == plans or drawn == 4 * plans:
+    scores, draw, pace = ledger or Ledger(), random.Random(seed), Pace(plans)
+    taken = heavier = 0
+    for _ in range(4 * plans):  # some networks have no rank that pays, and so no plan
+        plan = random_plan(workspace.profile, methods, draw, random_keep(draw, lighter=heavier > 0))
+        if taken == plans:
             return
+        if not plan.choices:
+            continue
         give_way()
-        candidate = Candidate(plan, correction if plan.choices else None)
+        report(Progress(f"{taken} of {plans} plans", pace(taken)))
+        candidate = Candidate(plan, correction)
 
         def measure(candidate: Candidate = candidate) -> Score:
             model = workspace.compress(candidate.plan, candidate.correction)
-            for score in workspace.measure(model, samples=samples, keep=False):
-                if _too_far(score):
-                    break
-            return score
+            return final_score(workspace.measure(model, samples=samples, keep=False))
 
-        joint_score = scores.remembered(f"joint {score_key(candidate, samples)}", measure)
-        if not _too_far(joint_score):
-            taken += 1
-            yield Joint(plan, joint_score.value)
-
-
-def _too_far(score: Score) -> bool:
-    return score.drop_low is not None and score.drop_low > TOO_FAR * abs(score.dense)
+        score = scores.remembered(f"whole {score_key(candidate, samples)}", measure)
+        taken += 1
+        heavier += 1 if score.drop >= much else -1
+        if not score.not_finite:
+            yield MeasuredPlan(plan, score.drop)
 
 
 def context_of(
@@ -155,15 +164,31 @@ def context_of(
     points: Iterable[Point],
     table: NoiseTable,
     measured_repairs: Iterable[Repair] = (),
-    measured_joints: Iterable[Joint] = (),
+    measured_plans: Iterable[MeasuredPlan] = (),
 ) -> Context:
     """The context of a network, which `predict` and the board take into account, from all that is measured."""
-    order = tuple(layer.name for layer in workspace.profile.layers)
+    context = Context(tuple(layer.name for layer in workspace.profile.layers), tuple(measured_repairs))
+    known = joints_of(workspace, points, table, context, measured_plans)
+    sign = -1 if table.score[-1] > table.score[0] else 1
+    pairs = [(sum(joint.changes), table.score[0] - sign * joint.lost) for joint in known]
+    return replace(context, scale=fitted_scale(table, pairs), joints=known)
+
+
+def joints_of(
+    workspace: Workspace,
+    points: Iterable[Point],
+    table: NoiseTable,
+    context: Context,
+    measured_plans: Iterable[MeasuredPlan],
+) -> tuple[Joint, ...]:
+    """Measured plans in the numbers that they are predicted by."""
     measured_curves: dict[tuple[str, str], Curve] = curves(points)
-    context = Context(order, tuple(measured_repairs))
 
     def spectra(layer: str, method: str) -> tuple[Tensor, ...]:
         return workspace.factors(layer, method).spectra
 
-    pairs = [(plan_variance(j.plan, measured_curves, table.rough, spectra, context), j.score) for j in measured_joints]
-    return Context(order, context.repairs, fitted_scale(table, pairs))
+    found = []
+    for one in measured_plans:
+        changes = plan_changes(one.plan, measured_curves, table.rough, spectra, context)
+        found.append(Joint(changes.each, changes.doubt, one.lost))
+    return tuple(found)

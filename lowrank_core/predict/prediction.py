@@ -1,10 +1,10 @@
-"""The predicted score of any plan, without running it: the changes of single layers add up like noise."""
+"""What a prediction is made of: changes of single layers, which add up like noise, and what noise does to a score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import exp, log
 
 import torch
@@ -73,15 +73,29 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """A plan that was measured as a whole, in the numbers that it is predicted by, and what of the score it loses.
+
+    changes: those of the layers in the context's order, less what later ones make good. doubt: see `Changes`.
+    """
+
+    changes: tuple[float, ...]
+    doubt: float
+    lost: float
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What single layers cannot tell of a whole plan: order of execution, repairs, and how much the sum is worth.
 
     scale: what the summed variance is multiplied by; measured on a few plans, see `fitted_scale`.
+    joints: plans that were measured as a whole, from which the interval of a prediction comes; see `Residuals`.
     """
 
     order: tuple[str, ...] = ()
     repairs: tuple[Repair, ...] = ()
     scale: float = 1.0
+    joints: tuple[Joint, ...] = ()
 
 
 def closed_form_error(spectra: tuple[Tensor, ...], rank: Rank) -> float:
@@ -90,11 +104,13 @@ def closed_form_error(spectra: tuple[Tensor, ...], rank: Rank) -> float:
     >>> closed_form_error((torch.tensor([2.0, 1.0, 1.0]),), (2,))   # 1 of 6
     0.1666...
     """
-    total = 0.0
-    for spectrum, r in zip(spectra, rank, strict=True):
-        tail = tail_energy(spectrum)
-        total += float(tail[min(r, len(spectrum))] / tail[0]) if tail[0] > 0 else 0.0
-    return min(1.0, total)
+    return closed_form_errors(spectra, [rank])[0]
+
+
+def closed_form_errors(spectra: tuple[Tensor, ...], ranks: Iterable[Rank]) -> list[float]:
+    """`closed_form_error` at many ranks: the energies of a spectrum are added up once."""
+    lost = [(tail / tail[0]).tolist() if tail[0] > 0 else [0.0] for tail in map(tail_energy, spectra)]
+    return [min(1.0, sum(share[min(r, len(share) - 1)] for share, r in zip(lost, rank, strict=True))) for rank in ranks]
 
 
 def curves(points: Iterable[Point]) -> dict[tuple[str, str], Curve]:
@@ -141,43 +157,54 @@ def kept_curves(repairs: Iterable[Repair]) -> dict[str, Curve]:
     return {layer: tuple(sorted(curve)) for layer, curve in shares.items()}
 
 
-def plan_variance(
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What the layers of a plan change of the outputs, each by itself, less what later layers of the plan make good.
+
+    doubt: how far off the logarithm of their sum may be because nothing was measured near: for each layer its share of
+    the sum times DOUBT for every factor of e between its weight error and the nearest measured one, at most UNKNOWN.
+    """
+
+    each: tuple[float, ...]
+    doubt: float
+
+    @property
+    def sum(self) -> float:
+        """The variance of the noise that stands for the plan."""
+        return sum(self.each)
+
+
+DOUBT = 0.2
+UNKNOWN = 2.0
+
+
+def plan_changes(
     plan: RankPlan,
     measured_curves: Mapping[tuple[str, str], Curve],
     rough: float,
     spectra: Callable[[str, str], tuple[Tensor, ...]],
     context: Context,
-) -> float:
-    """The changes of the plan's layers, less what later layers of the plan make good, added up.
+) -> Changes:
+    """The changes of the plan's layers in the order of the context, or of the plan where that knows none.
 
     The share that is kept holds where all later layers are in the plan; it is taken to the power of the share that is.
     """
     chosen, shares = dict(plan.choices), kept_curves(context.repairs)
-    total = 0.0
+    order = context.order or tuple(chosen)
+    changes, doubts = [0.0] * len(order), [0.0] * len(order)
     for name, choice in plan.choices:
         error = closed_form_error(spectra(name, choice.method), choice.rank)
-        alone = change(error, measured_curves.get((name, choice.method), ()), rough)
-        if alone > 0 and name in shares and name in context.order:
-            later = context.order[context.order.index(name) + 1 :]
-            share = sum(other in chosen for other in later) / max(1, len(later))
-            alone *= exp(share * between(shares[name], log(alone)))
-        total += alone
-    return total
-
-
-def predict(
-    plan: RankPlan,
-    measured_curves: Mapping[tuple[str, str], Curve],
-    table: NoiseTable,
-    spectra: Callable[[str, str], tuple[Tensor, ...]],
-    context: Context | None = None,
-) -> float:
-    """The score that a plan will have, without running it.
-
-    measured_curves: `curves(points)`; spectra(layer, method): the singular values of a factorisation.
-    """
-    context = context or Context()
-    return score_at(table, context.scale * plan_variance(plan, measured_curves, table.rough, spectra, context))
+        curve = measured_curves.get((name, choice.method), ())
+        alone, place = change(error, curve, rough), order.index(name)
+        if alone > 0:
+            doubts[place] = min([UNKNOWN, *(DOUBT * abs(log(error) - x) for x, _ in curve)])
+            if name in shares:
+                later = order[place + 1 :]
+                share = sum(other in chosen for other in later) / max(1, len(later))
+                alone *= exp(share * between(shares[name], log(alone)))
+        changes[place] = alone
+    total = sum(changes) or 1.0
+    return Changes(tuple(changes), sum((c / total * d) ** 2 for c, d in zip(changes, doubts, strict=True)) ** 0.5)
 
 
 def between(knots: Curve, x: float) -> float:
@@ -218,10 +245,10 @@ NOISE_OUTPUTS = 2**19
 def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, draws: int = 4) -> NoiseTable:
     """Tabulate score against output noise on the leading `samples` (the noise model: no calibration, one forward pass).
 
-    The same noise, scaled, serves every row of the table, so that the score falls smoothly. Of several outputs each
-    gets noise in proportion to its own variance, in units of the first one's, and the score is that of the output that
-    drops most. Where outputs are large (a number for every word after every word) fewer samples take part, and the rows
-    are shifted to the score of all.
+    The same noise, scaled, serves every row of the table, so that the score falls smoothly; what noise wins by chance
+    is left out. Of several outputs each gets noise in proportion to its own variance, in units of the first one's, and
+    the score is that of the output that drops most. Where outputs are large (a number for every word after every word)
+    fewer samples take part, and the rows are shifted to the score of all.
     """
     metric, total = reference.metric, min(samples, len(reference))
     numbers = sum(values.numel() for _, dense in reference.batches(1) for values in dense.values())
@@ -253,4 +280,5 @@ def noise_table(reference: Reference, samples: int = 1024, *, seed: int = 0, dra
         lowest = worst(noisy)
         rows.append(shifts[lowest.name] + lowest.value)
     logs = torch.tensor(variances, dtype=torch.float64).log().tolist()
-    return NoiseTable(tuple(logs), tuple(rows), unit)
+    worse = min if metric.higher_is_better else max
+    return NoiseTable(tuple(logs), tuple(accumulate(rows, worse)), unit)

@@ -25,7 +25,7 @@ from lowrank_core.predict.prediction import DROWNED, Point, closed_form_error
 from lowrank_core.running.parallel import HERE, Workers, map_elsewhere
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report, scope, under
-from lowrank_core.scoring.metrics import Metric, are_shares
+from lowrank_core.scoring.metrics import Metric, are_shares, divergence_of_scores
 from lowrank_core.scoring.prefix import PrefixStore
 from lowrank_core.scoring.scores import no_number, not_finite, output_scores, worst
 from lowrank_core.store.cache import Cache
@@ -274,8 +274,7 @@ def _divergence(metric: Metric, outputs: Tensor, dense: Tensor) -> float:
         return float((outputs - dense).square().mean()) / (variance or 1.0)
     if are_shares(dense, axis):
         dense, outputs = (values.clamp_min(torch.finfo(torch.float32).eps).log() for values in (dense, outputs))
-    log_p, log_q = (values.log_softmax(axis) for values in (dense, outputs))
-    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(axis).mean()))
+    return divergence_of_scores(outputs, dense, axis)
 
 
 def _broken(outputs: Outputs, dense: Outputs) -> int:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import msgspec
 
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.predict import context as learning
-from lowrank_core.predict.context import context_of, joints, repairs
-from lowrank_core.predict.prediction import Context, Point, noise_table
+from lowrank_core.predict.context import JOINT_SAMPLES, context_of, joints, repairs
+from lowrank_core.predict.interval import much
+from lowrank_core.predict.prediction import Context, Point, Repair, noise_table
 from lowrank_core.predict.sensitivity import PointFile, measured
 from lowrank_core.running.jobs import Snapshot
 from lowrank_core.running.progress import Progress
@@ -56,7 +59,8 @@ class Learnt:
         every = [one for findings in snapshot.found for one in findings]
         points = tuple(one for one in every if isinstance(one, Point))
         uniform = tuple(one for one in every if isinstance(one, Uniform))
-        return cls(points, next((one for one in every if isinstance(one, Context)), Context()), uniform)
+        context = next((one for one in reversed(every) if isinstance(one, Context)), Context())
+        return cls(points, context, uniform)
 
 
 def survey(
@@ -90,35 +94,71 @@ def survey(
     ledger = Ledger.of(workspace, folder)
     for one in uniform_reference(workspace, ledger, corrected=corrected):
         yield (one,)
-    if not corrected:  # only a correction makes layers act on each other
-        return
-    context = next((stored for file in files if (stored := read_context(file)) is not None), None)
-    if context is None:
-        context = learn_context(workspace, points, ledger)
-        write_context(files[-1], context)
-    yield (context,)
+    known = max((each for file in files for each in stored_contexts(file)), key=itemgetter(1), default=None)
+    if known is not None:
+        yield (known[0],)
+        if known[1] == learning.VERSION:
+            return
+    context = Context()
+    for context in learnt_contexts(workspace, correction, points, ledger, known and known[0].repairs):
+        yield (context,)
+    write_context(files[-1], context)
 
 
-def learn_context(workspace: Workspace, points: tuple[Point, ...], ledger: Ledger) -> Context:
-    """Measure what the ledger does not hold, with the workspace's correction; raises Cancelled."""
-    made_good = tuple(repairs(workspace, workspace.correction, points, ledger))
-    plans = tuple(joints(workspace, workspace.correction, MIXED, ledger))
-    return context_of(workspace, points, noise_table(workspace.reference), made_good, plans)
+def learnt_contexts(
+    workspace: Workspace,
+    correction: Correction | None,
+    points: tuple[Point, ...],
+    ledger: Ledger,
+    made_good: tuple[Repair, ...] | None = None,
+    *,
+    samples: int = JOINT_SAMPLES,
+) -> Iterator[Context]:
+    """The context as it is known after every few plans; what the ledger holds is not measured. Raises Cancelled.
+
+    correction: of the points; whole plans are measured with the thorough one, which new plans carry, so that what it
+    brings is learnt with all else. made_good: the repairs where they are known. Without a correction there are none:
+    nothing refits later layers.
+    """
+    carried = None if correction is None else workspace.thorough
+    if correction is None:
+        made_good = ()
+    elif made_good is None:
+        made_good = tuple(repairs(workspace, correction, points, ledger))
+    table, plans = noise_table(workspace.reference), []
+    for plan in joints(workspace, carried, MIXED, much(table), ledger, samples=samples):
+        plans.append(plan)
+        if len(plans) % EVERY == 0:
+            yield context_of(workspace, points, table, made_good, plans)
+    report(Progress())
+    yield context_of(workspace, points, table, made_good, plans)
 
 
 CONTEXT = Kind("context")
 
 
-def read_context(file: PointFile) -> Context | None:
+def read_context(file: PointFile, version: int = learning.VERSION) -> Context | None:
     """The context stored beside the points, to the last bit; one that is not as it was written counts as missing.
 
-    So does another network's that was given this one's name.
+    So does another network's that was given this one's name. version: of the way it was learnt.
     """
-    path = file.beside("context", learning.VERSION)
+    path = file.beside("context", version)
+    return context_at(path, path.name)
+
+
+def context_at(path: Path, name: str) -> Context | None:
+    """The context in a file that was written under this name."""
     try:
-        return msgspec.json.decode(unsealed(CONTEXT, path.read_bytes(), path.name), type=Context)
+        return msgspec.json.decode(unsealed(CONTEXT, path.read_bytes(), name), type=Context)
     except (OSError, Unfit, msgspec.DecodeError):
         return None
+
+
+def stored_contexts(file: PointFile) -> Iterator[tuple[Context, int]]:
+    """What contexts are stored beside the points, of the newest version first, each with its version."""
+    for version in range(learning.VERSION, 0, -1):
+        if (context := read_context(file, version)) is not None:
+            yield context, version
 
 
 def write_context(file: PointFile, context: Context) -> None:

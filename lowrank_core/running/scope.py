@@ -107,6 +107,14 @@ def give_way() -> None:
     raise_if_cancelled()
 
 
+def pause(seconds: float) -> None:
+    """Do nothing for so long; raises Cancelled as soon as it is called off."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        raise_if_cancelled()
+        time.sleep(min(LOOK_SECONDS, left))
+
+
 @contextmanager
 def somebody_waits() -> Iterator[None]:
     """While a person waits for what this thread does: other threads' work gives way, and this one's does not."""

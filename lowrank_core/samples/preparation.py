@@ -28,7 +28,8 @@ class Preparation:
     images(images of Pillow) and waves(arrays (samples,), their rate): the same of images and audio; where one is given
     it does all of the work, and the numbers above are not used for that kind.
     ids(text): the numbers of the tokens of one long text, (n,), whole: neither cut nor padded nor with tokens added at
-    its ends. context: tokens that the network takes at once, at most.
+    its ends. text(numbers): the other way round, what tokens of these numbers stand for. context: tokens that the
+    network takes at once, at most.
 
     >>> Preparation(mean=(0.5,), std=(0.5,), size=(28, 28)).rescale * 255
     1.0
@@ -49,4 +50,5 @@ class Preparation:
     images: Callable[[Sequence[Any]], Arrays] | None = None
     waves: Callable[[Sequence[Any], int], Arrays] | None = None
     ids: Callable[[str], Tensor] | None = None
+    text: Callable[[Sequence[int]], str] | None = None
     context: int | None = None

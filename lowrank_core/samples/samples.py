@@ -59,11 +59,11 @@ class Samples:
     as_taken: bool = False
 
 
-def classes_said(samples: Samples, where: str) -> tuple[str, ...]:
+def classes_said(classes: tuple[str, ...], where: str) -> tuple[str, ...]:
     """Which number each class has, as a notice, where files have names of them and no numbers; else nothing."""
-    if not samples.classes:
+    if not classes:
         return ()
-    numbers = [f"{cut(name)} is {number}" for number, name in enumerate(samples.classes)]
+    numbers = [f"{cut(name)} is {number}" for number, name in enumerate(classes)]
     return (
         f"Classes of {where}: {few(numbers)}; --preprocess labels=FILE names those of the network, one a line, "
         "where it has others.",

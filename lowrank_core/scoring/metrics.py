@@ -175,6 +175,15 @@ def are_shares(values: Tensor, axis: int) -> bool:
     return bool((values >= 0).all()) and bool((values.double().sum(axis) - 1).abs().max() < 1e-3)
 
 
+def divergence_of_scores(scores: Tensor, dense: Tensor, axis: int) -> float:
+    """The mean Kullback-Leibler divergence, in nats, of the distributions that unnormalised logarithms stand for.
+
+    scores, dense: of one shape, with the classes along the axis; how far the first are from the second. Never below 0.
+    """
+    log_p, log_q = (values.log_softmax(axis) for values in (dense, scores))
+    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(axis).mean()))
+
+
 def _agreement(outputs: Tensor, dense: Tensor) -> Tensor:
     """Whether the largest output is that of the dense network; of tokens or pixels the share of them; no targets."""
     axis = class_axis_of(outputs)

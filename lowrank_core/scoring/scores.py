@@ -242,12 +242,14 @@ def evaluate(
     cancelled: Callable[[], bool] | None = None,
     tolerance: float | None = None,
     forward: Callable[[Dataset, int], Outputs] | None = None,
+    each: Callable[[Dataset, Outputs, Outputs], None] | None = None,
 ) -> Iterator[Score]:
     """Yield the score on a growing number of samples; the last one is on all of `samples`.
 
     tolerance ends it as soon as the drop is clearly at most that, or clearly more: the last score's `within` says so
     (only for metrics that judge a sample right or wrong).
     forward(batch, number of its first sample) gives the outputs where not all of the model is to be run.
+    each(batch, outputs, dense outputs) sees what is judged, batch by batch, before it is.
 
     A metric by sample is given after every batch, another each time the number of samples has doubled. Where answers
     are not finite it ends at once, with a score that says so.
@@ -261,7 +263,7 @@ def evaluate(
             DeprecationWarning,
             stacklevel=2,
         )
-    return _scores(model, reference, samples, cancelled, tolerance, forward)
+    return _scores(model, reference, samples, cancelled, tolerance, forward, each)
 
 
 def _scores(
@@ -271,6 +273,7 @@ def _scores(
     cancelled: Callable[[], bool] | None,
     tolerance: float | None,
     forward: Callable[[Dataset, int], Outputs] | None,
+    each: Callable[[Dataset, Outputs, Outputs], None] | None,
 ) -> Iterator[Score]:
     metric = reference.metric
     tallies = {name: _Tally(metric) for name in reference.outputs}
@@ -285,6 +288,8 @@ def _scores(
         else:
             outputs = run(model, part, reference.outputs) if forward is None else forward(part, seen)
         seen += len(part)
+        if each is not None:
+            each(part, outputs, dense)
         broken = torch.stack([not_finite(outputs[name], dense[name]) for name in tallies]).any(0)
         if broken.any():
             dense_value = reference.dense_score(seen)

@@ -17,7 +17,10 @@ from lowrank_core.registry import enter, register_all
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score
-from lowrank_core.selection._problem import Problem, Trial, Wish, amounts
+from lowrank_core.selection._front import FrontPoint as FrontPoint
+from lowrank_core.selection._front import front as front
+from lowrank_core.selection._problem import Problem, Trial, Wish, amounts, by_drop
+from lowrank_core.selection._refine import refine as refine
 from lowrank_core.selection._settings import read_setting
 
 
@@ -82,7 +85,7 @@ def search_effort(rule: Rule, problem: Problem) -> Effort:
     """
     problem = _made(rule, problem)
     factorised = frozenset((layer.name, problem.method_of(layer)) for layer in problem.layers)
-    work = Work(tuple(rule.measurements(problem)), factorised, answers=1, corrected=problem.corrected)
+    work = Work(tuple(rule.measurements(_tried(rule, problem))), factorised, answers=1, corrected=problem.corrected)
     return effort(problem.workspace, work)
 
 
@@ -98,21 +101,43 @@ def at_once(rule: Rule, problem: Problem) -> type[Any] | None:
 def search(rule: Rule, problem: Problem) -> Iterator[Trial]:
     """Ask a rule; the last trial is the answer, measured and within every budget.
 
-    Raises InvalidSearch where nothing can be found, InvalidData where the metric has no value, Cancelled.
+    Rules try plans with the quick correction. Of an answer within a budget the thorough one is tried at last, and kept
+    unless it scores worse; of one to a largest drop what was shown stands. Raises InvalidSearch where nothing can be
+    found, InvalidData where the metric has no value, Cancelled.
     """
     problem = _made(rule, problem)
     _check_metric(problem)
+    tried = _tried(rule, problem)
     last = None
-    for last in rule.search(problem):
+    for trial in rule.search(tried):
+        last = trial if trial.score is not None else problem.trial(trial.candidate.plan, trial.note)
         yield last
     if last is None or not problem.fits(last.candidate.plan):
         raise InvalidSearch(f"{rule.label} found no plan within the budget; raise it, or choose another rule.")
     if last.score is None:
         report(Progress("measuring the answer"))
-        last = replace(last, score=problem.measure(last.candidate.plan))
-        check_answer(last.score)
+        last = _measured(problem, last)
         yield last
+    elif tried is not problem and problem.max_drop is None and last.candidate.plan.choices:
+        report(Progress("the answer with the thorough correction"))
+        thorough = _measured(problem, last)
+        yield thorough
+        if by_drop(thorough) <= by_drop(last):
+            last = thorough
+        else:
+            yield last
     check_answer(last.score)
+
+
+def _measured(problem: Problem, trial: Trial) -> Trial:
+    """The plan of a trial with the problem's own correction, and its score."""
+    plan = trial.candidate.plan
+    return problem.trial(plan, trial.note, problem.measure(plan))
+
+
+def _tried(rule: Rule, problem: Problem) -> Problem:
+    """The problem as a rule gets it: with the quick correction, but for one that says `corrects_its_answer`."""
+    return problem if getattr(rule, "corrects_its_answer", False) else problem.quick
 
 
 def _made(rule: Rule, problem: Problem) -> Problem:

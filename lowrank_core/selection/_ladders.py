@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from lowrank_core.measure.effort import Measurements
-from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.cost import rank_at
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
@@ -229,8 +229,8 @@ class _Walk:
         count = max(len(problem.ranks(layer, method)) for layer, method in methods.items())
 
         def at(share: float) -> RankPlan:
-            chosen = {x.name: problem.choice(x, m, rank_at(useful_rank(x, m), share)) for x, m in methods.items()}
-            return problem.plan(chosen)
+            ranks = {x: rank_at(problem.useful_rank(x, m), share) for x, m in methods.items()}
+            return problem.plan({x.name: problem.choice(x, m, ranks[x]) for x, m in methods.items()})
 
         return list(dict.fromkeys(at(step / count) for step in range(1, count + 1)))
 

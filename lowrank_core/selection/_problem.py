@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from math import inf, prod
+from math import inf, isnan, prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,9 @@ from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import Cost, amount, layer_cost, plan_cost, rank_at, useful_rank
+from lowrank_core.plans.correction import SAMPLES, Correction
+from lowrank_core.plans.cost import Cost, amount, freed, layer_cost, plan_cost, rank_at, useful_rank, with_free_ranks
+from lowrank_core.plans.cost import amounts as amounts_of
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.parallel import HERE, Workers
 from lowrank_core.running.scope import give_way, raise_if_cancelled
@@ -60,13 +61,22 @@ class Trial:
     note: str = ""
 
 
+def by_drop(trial: Trial) -> tuple[bool, float]:
+    """What the drops of measured trials are compared by: one that is no number is more than any."""
+    assert trial.score is not None
+    return isnan(trial.score.drop), trial.score.drop
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What is asked of a rule: a network, budgets for the whole of it, and what must not be touched.
 
     budgets: at most so many multiplies, bytes or microseconds; max_drop: the largest drop of the metric.
     methods: those that may be used, () leaves it to the rule. multiple_of: every rank is a multiple of it.
-    corrected: whether plans are measured with the workspace's correction. samples: of one measurement inside a search.
+    corrected: whether plans are measured with a correction; correct_by: with that one instead of the thorough one.
+    samples: of one measurement inside a search.
+    free: whether factors are stored with free ranks where a method has them: rules go on saying method and rank, and
+    `formed` says what that costs.
     ledger: scores known already; folder: where points of single layers are kept between runs.
     workers: where points of single layers are measured.
     """
@@ -83,6 +93,22 @@ class Problem:
     ledger: Ledger = field(default_factory=Ledger)
     folder: Path | None = None
     workers: Workers = HERE
+    correct_by: Correction | None = None
+    free: bool = False
+
+    @property
+    def correction(self) -> Correction | None:
+        """How plans are corrected; None for not at all."""
+        return (self.correct_by or self.workspace.thorough) if self.corrected else None
+
+    @property
+    def quick(self) -> Problem:
+        """The same with the quick correction in place of the thorough one, for plans that are only tried."""
+        correction = self.correction
+        if correction is None or correction.quick == correction:
+            return self
+        asked = replace(correction.quick, samples=min(correction.samples, SAMPLES))
+        return replace(self, correct_by=self.workspace.correction_in(asked))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -110,13 +136,21 @@ class Problem:
 
         More than MOST_RANKS are thinned out evenly.
         """
-        return _ranks(layer, method, self.multiple_of)
+        return _ranks(layer, method, self.multiple_of, self.free)
+
+    def useful_rank(self, layer: Layer, method: str) -> Rank:
+        """The largest rank that pays, in the form in which factors are stored; zeros where none does."""
+        return useful_rank(layer, method, self.free)
+
+    def formed(self, choice: Choice | None) -> Choice | None:
+        """A choice in the form in which its factors are stored."""
+        return freed(choice) if self.free and choice is not None else choice
 
     def choice(self, layer: Layer, method: str, rank: Rank) -> Choice | None:
         """A rank rounded down to what is allowed, as a choice; None, which is dense, where it does not pay."""
         step, top = self.multiple_of, METHODS[method].max_rank(layer.spec)
         made = Choice(method, tuple(max(step, r // step * step) for r in rank))
-        cost, dense = layer_cost(layer, made), layer_cost(layer, None)
+        cost, dense = layer_cost(layer, self.formed(made)), layer_cost(layer, None)
         fits = all(r <= t for r, t in zip(made.rank, top, strict=True))
         return made if fits and (cost.bytes < dense.bytes or cost.multiplies < dense.multiplies) else None
 
@@ -136,23 +170,28 @@ class Problem:
 
     def plan(self, choices: dict[str, Choice | None]) -> RankPlan:
         """A plan of this network; None is dense."""
-        return RankPlan.of(
-            self.workspace.profile.fingerprint, {name: c for name, c in choices.items() if c is not None}
-        )
+        formed = {name: c for name, choice in choices.items() if (c := self.formed(choice)) is not None}
+        return RankPlan.of(self.workspace.profile.fingerprint, formed)
 
     def amount(self, quantity: Quantity, plan: RankPlan | None = None) -> float:
         """What the whole network costs under a plan, without one dense. Microseconds: of the layers in the table."""
         if quantity != "microseconds":
-            return float(getattr(plan_cost(self.workspace.profile, plan), quantity))
+            return float(getattr(plan_cost(self.workspace.profile, self._stored(plan)), quantity))
         chosen = dict(plan.choices) if plan is not None else {}
         return sum(self.layer_amount(x, chosen.get(x.name), quantity) for x in self.workspace.profile.layers)
 
     def layer_amount(self, layer: Layer, choice: Choice | None, quantity: Quantity) -> float:
         """What one layer costs under a choice; one of unknown latency takes as long as the dense layer."""
         if quantity != "microseconds":
-            return float(amount(layer, choice, quantity))
+            return float(amount(layer, self.formed(choice), quantity))
         taken, dense = self.latency(layer.name, choice), self.latency(layer.name, None)
         return taken if taken is not None else dense or 0.0
+
+    def layer_amounts(self, layer: Layer, choices: Iterable[Choice | None], quantity: Quantity) -> list[float]:
+        """What one layer costs under many choices at once, see `layer_amount`."""
+        if quantity == "microseconds":
+            return [self.layer_amount(layer, choice, quantity) for choice in choices]
+        return list(map(float, amounts_of(layer, map(self.formed, choices), quantity)))
 
     def fits(self, plan: RankPlan) -> bool:
         """Whether a plan keeps every budget of the problem."""
@@ -160,11 +199,15 @@ class Problem:
 
     def trial(self, plan: RankPlan, note: str = "", score: Score | None = None) -> Trial:
         """A plan with its cost, and its score and a note where there are such, as a trial."""
-        return Trial(self.candidate(plan), plan_cost(self.workspace.profile, plan), score, note)
+        candidate = self.candidate(plan)
+        return Trial(candidate, plan_cost(self.workspace.profile, candidate.plan), score, note)
 
     def candidate(self, plan: RankPlan) -> Candidate:
-        """A plan with the workspace's correction, or without."""
-        return self.workspace.candidate(plan, corrected=self.corrected)
+        """A plan with the problem's correction, or without; one that keeps everything dense needs none."""
+        return Candidate(self._stored(plan) or plan, self.correction if plan.choices else None)
+
+    def _stored(self, plan: RankPlan | None) -> RankPlan | None:
+        return with_free_ranks(plan) if self.free and plan is not None else plan
 
     def measure(
         self, plan: RankPlan, *, samples: int | None = None, tolerance: float | None = None, keep: str | bool = False
@@ -188,7 +231,11 @@ class Problem:
         return min(self.measure(plan, keep=keep).drop, BEYOND)
 
     def _compressed(self, plan: RankPlan, correction: Correction | None) -> nn.Module:
-        """A compressed copy, corrected where asked; of a single layer little more than that layer is run."""
+        """A compressed copy, corrected where asked; of a single layer little more than that layer is run.
+
+        Its factors are plain: free ranks change no answer.
+        """
+        plan = plan.plain
         if correction is None or len(plan.choices) != 1:
             return self.workspace.compress(plan, correction)
         model = self.workspace.compress(plan)
@@ -201,8 +248,8 @@ def in_closed_form(rule: object, problem: Problem) -> Iterator[Measurements]:
 
 
 @lru_cache(maxsize=10_000)
-def _ranks(layer: Layer, method: str, step: int) -> tuple[Rank, ...]:
-    top = useful_rank(layer, method)
+def _ranks(layer: Layer, method: str, step: int, free: bool) -> tuple[Rank, ...]:
+    top = useful_rank(layer, method, free)
     count = min(max(top) // step, MOST_RANKS) if all(top) else 0
     spaced = [rank_at(top, position / count) for position in range(1, count + 1)]
     rounded = [tuple(r // step * step for r in rank) for rank in spaced]
@@ -242,6 +289,10 @@ def problem_of(
             raise InvalidSearch(f"a budget of {quantity} must be a finite number above 0, but got {limit:g}.")
         if quantity == "microseconds" and not problem.latency.layers:
             raise InvalidSearch("a budget of microseconds needs a latency table; give one, or another budget.")
+        if quantity == "microseconds" and problem.free:
+            raise InvalidSearch(
+                "a latency table tells what plain factors take, so a budget of microseconds goes without free ranks."
+            )
         budgets.append((quantity, limit * problem.amount(quantity) if limit <= 1 else limit))
     check_methods(problem.methods)
     ledger = Ledger() if folder is None else Ledger.of(workspace, folder)

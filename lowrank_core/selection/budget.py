@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import inf, isnan, log
+from math import inf
 from typing import ClassVar
 
-import numpy as np
-
-from lowrank_core.algebra.knapsack import cheapest_loss
-from lowrank_core.compression.calibration import calibration_samples
 from lowrank_core.errors import Cancelled, InvalidSearch, LowRankError
-from lowrank_core.layers.data import Dataset, data_hash, joined, run
-from lowrank_core.layers.spec import Rank
+from lowrank_core.layers.data import Dataset, data_hash
 from lowrank_core.measure.effort import Measurements
-from lowrank_core.measure.ledger import score_key
-from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.predict.prediction import Point, change, closed_form_error
-from lowrank_core.predict.sensitivity import BATCH, OUTPUT_BYTES, Ask, divergence, profile, unknown
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.predict.sensitivity import unknown
 from lowrank_core.running.progress import Pace, Progress
-from lowrank_core.running.scope import give_way, report
+from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score
 from lowrank_core.scoring.verdict import is_within
 from lowrank_core.selection import make, register
-from lowrank_core.selection._problem import Problem, Quantity, Trial, Wish
+from lowrank_core.selection._curves import (
+    ROUNDS,
+    SHARES,
+    USUAL,
+    Menus,
+    Table,
+    asks,
+    best_plan,
+    least_amount,
+    measured,
+    menus_of,
+    no_plan,
+    sharpened,
+)
+from lowrank_core.selection._problem import Problem, Quantity, Trial, Wish, by_drop
+from lowrank_core.selection._refine import refined
 from lowrank_core.selection._settings import check_settings
-from lowrank_core.workspace import Workspace
+from lowrank_core.selection._whole import FEWEST_HELD_OUT, GLANCE, held_out, judge, mean, scores, with_more_samples
 
 STEPS = 7
 """Of the bisection over the share that is kept: it ends within 1 % of the dense network."""
 
-SHARES = (0.08, 0.3, 0.8)
-"""Of the largest paying rank; the lowest is where the curve is steepest, and no rank below it is ever chosen."""
+DEEPER = 4
+"""Of so many plans that are judged with the quick correction one more is with the thorough one, which takes longer."""
 
 RIVALS: dict[str, tuple[str, ...]] = {"uniform": (), "balf": ("spatial_svd", "svd")}
 """Rules whose plans are tried, too; with the methods for layers that are too wide for those of the rule."""
-
-FEWEST_HELD_OUT = 32
-"""Samples that nothing was fitted to, below which those that factors were fitted to take their place."""
-
-GLANCE = 128
-"""Evaluation samples after which a plan whose drop is clearly larger than another's is left out."""
-
-Option = tuple[Choice | None, float]
-"""A choice for one layer and what it loses."""
 
 
 @register
@@ -53,39 +52,34 @@ class Budget:
     """Loses least within every budget at once, with the best method for each layer; or finds the smallest network
     within a largest drop. Needs no labels.
 
-    The loss of each layer at three ranks per method is measured as the divergence of the network's outputs on a few
-    calibration samples, and on as many others where all of training calibrate; between them it follows the closed-form
-    error, log against log. An exact knapsack then chooses. Its plan is tried as a whole beside those of `uniform` and
-    `balf`, and the answer is the one that scores best on the evaluation samples of a trial; of equals the one that
-    diverges least.
+    The loss of each layer at four ranks per method, and at those that a first plan takes, is measured as the divergence
+    of the network's outputs on a few calibration samples, and on as many others where all of training calibrate;
+    between them it follows the closed-form error, log against log. An exact knapsack then chooses. Its plan is judged
+    as a whole beside those of `uniform` and `balf`, then plans near the one that diverges least; the answer is the one
+    that scores best on the evaluation samples of a trial; of equals the one that diverges least. Factors are corrected
+    the quick way, until the last plans are scored with the correction that the answer has. The curves of the methods in
+    our plan are then measured once more with it, and lead to another one, which counts where it diverges less; and the
+    answer is corrected on more samples where these bring something.
     """
 
     name: ClassVar[str] = "budget"
     label: ClassVar[str] = "Budget"
     source: ClassVar[str] = "Rank Explorer: divergence curves and an exact knapsack"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "max_drop"})
-    methods: ClassVar[tuple[str, ...]] = (
-        "spatial_svd",
-        "spatial_svd_aware",
-        "svd",
-        "svd_aware",
-        "tucker2_aware",
-        "cp3",
-        "gate_tucker",
-        "gate_cp",
-    )
+    methods: ClassVar[tuple[str, ...]] = USUAL
+    corrects_its_answer: ClassVar[bool] = True
 
     samples: int = field(
         default=64,
         metadata={"min": 8, "max": 4096, "label": "Samples", "help": "Unlabelled samples for the curves."},
     )
     refine: int = field(
-        default=0,
+        default=24,
         metadata={
             "min": 0,
             "max": 1000,
             "label": "Refinements",
-            "help": "Plans near the answer that are tried as a whole; about a second each.",
+            "help": "Plans near the answer that are judged as a whole, half of them by depth factors; 0: none.",
         },
     )
     smallest: str = field(
@@ -102,23 +96,30 @@ class Budget:
 
     def measurements(self, problem: Problem) -> Iterator[Measurements]:
         """Points of single layers that are not kept from an earlier search, then whole plans."""
-        workspace = problem.workspace
-        correction = workspace.correction if problem.corrected else None
+        workspace, quick = problem.workspace, problem.quick
         for data in self._samples(problem):
-            for name, choice in unknown(workspace, correction, asks(problem), data, problem.folder):
+            for name, choice in unknown(workspace, quick.correction, asks(problem), data, problem.folder):
                 yield Measurements(1, len(data), name, choice.method)
+            if problem.max_drop is None:
+                for layer in problem.layers:
+                    yield Measurements(ROUNDS, len(data), layer.name, problem.method_of(layer))
         if problem.max_drop is not None:
             yield Measurements(STEPS, len(workspace.reference))
         else:
             plans = len(self._samples(problem)) + len(RIVALS)
-            yield Measurements(plans + self.refine, len(held_out(workspace)))
+            yield Measurements(2 * plans + self.refine, len(held_out(workspace)))
             for samples in (GLANCE, problem.samples):
                 yield Measurements(plans, min(samples, len(workspace.reference)))
+            if quick is not problem:
+                yield Measurements(plans, len(held_out(workspace)) + min(problem.samples, len(workspace.reference)))
+                yield Measurements(self.refine // DEEPER, len(held_out(workspace)))
+                for layer in problem.layers if self.refine else ():
+                    yield Measurements(len(SHARES) + ROUNDS, self.samples, layer.name, problem.method_of(layer))
 
     def search(self, problem: Problem) -> Iterator[Trial]:
         """Under budgets each plan that is better than those before; under a largest drop the plans that were judged."""
         if problem.max_drop is None:
-            yield from self._whole(problem, [self.menus(problem, data) for data in self._samples(problem)])
+            yield from self._whole(problem)
         else:
             yield from self._smallest(problem, self.menus(problem))
 
@@ -132,87 +133,81 @@ class Budget:
         picked = [data.pick(slice(0, self.samples)) for data in both]
         return list({data_hash(data.inputs): data for data in picked}.values())
 
-    def menus(self, problem: Problem, data: Dataset | None = None) -> list[list[Option]]:
-        """What each layer of the problem may become and what that loses; dense, which loses nothing, comes first.
+    def menus(self, problem: Problem) -> Menus:
+        """What each layer of the problem may become and what that loses on calibration samples, by its first points."""
+        return menus_of(problem, measured(problem.quick, asks(problem), self._samples(problem)[0]))
 
-        data: the samples on which the loss is measured, without it calibration samples.
-        """
-        workspace, points = problem.workspace, dict[tuple[str, str], list[Point]]()
-        for point in profile(
-            workspace,
-            workspace.correction if problem.corrected else None,
-            asks(problem),
-            workspace.calibration.pick(slice(0, self.samples)) if data is None else data,
-            folder=problem.folder,
-            workers=problem.workers,
-        ):
-            points.setdefault((point.layer, point.method), []).append(point)
-        menus = []
-        for layer in problem.layers:
-            menu: list[Option] = [(None, 0.0)]
-            for method in problem.methods_of(layer):
-                measured = points[layer.name, method]
-                least = min(point.rank for point in measured)
-                spectra = workspace.factors(layer.name, method).spectra
-                curve = tuple(sorted((log(p.error), log(p.loss)) for p in measured if p.error > 0 and p.loss > 0))
-                for rank in problem.ranks(layer, method):
-                    if all(r >= lowest for r, lowest in zip(rank, least, strict=True)):
-                        menu.append((Choice(method, rank), change(closed_form_error(spectra, rank), curve, 0.0)))
-            menus.append(menu)
-        return menus
+    def _whole(self, problem: Problem) -> Iterator[Trial]:
+        """Plans judged as a whole: by how far the network diverges, then the best of ours and RIVALS by their score."""
+        quick, limits = problem.quick, dict(problem.budgets)
+        samples = self._samples(problem)
+        losses, judged = dict[RankPlan, float](), judge(quick)
+        ours, rivals = dict[RankPlan, str](), dict[RankPlan, str]()
+        tables = list[Table]()
 
-    def _whole(self, problem: Problem, menus: list[list[list[Option]]]) -> Iterator[Trial]:
-        """Plans tried as a whole: by how far the network diverges, then the best of ours and RIVALS by their score."""
-        losses, judged, ours = dict[RankPlan, float](), _judge(problem), dict[RankPlan, str]()
-        finalists: dict[RankPlan, str] = {}
-        pace = Pace(len(menus) + len(RIVALS) + self.refine)
-        for number, (name, plan, rival) in enumerate(self._plans(problem, menus)):
-            if plan in losses:
-                continue
-            give_way()
-            losses[plan] = judged(plan)
-            words = f"{name}: divergence {losses[plan]:.4f}"
-            report(Progress(words, pace(number + 1)))
-            (finalists if rival else ours)[plan] = words
-            if losses[plan] == min(losses.values()):
-                yield problem.trial(plan, words)
+        def look(name: str, plan: RankPlan, to: dict[RankPlan, str]) -> Iterator[Trial]:
+            if plan not in losses:
+                losses[plan] = mean(judged(plan))
+                to[plan] = f"{name}: divergence {losses[plan]:.4f}"
+                report(Progress(to[plan]))
+                if losses[plan] == min(losses.values()):
+                    yield quick.trial(plan, to[plan])
+
+        curves = [measured(quick, asks(problem), data) for data in samples]
+        for number, (points, data) in enumerate(zip(curves, samples, strict=True)):
+            name = "the curves of other samples" if number else "the curves"
+            first = Table.of(quick, menus_of(quick, points), limits)
+            if (options := first.best(limits)) is None:
+                break
+            yield from look(name, first.plan(options), ours)
+            sharp = sharpened(quick, points, data)
+            tables.append(Table.of(quick, menus_of(quick, sharp), limits))
+            if (options := tables[-1].best(limits)) is not None:
+                yield from look(f"{name}, sharpened", tables[-1].plan(options), ours)
+        for name, plan in self._rivals(problem):
+            yield from look(name, plan, rivals)
+        if not losses:
+            raise InvalidSearch(no_plan(quick, menus_of(quick, curves[0]), limits))
         if ours:
-            finalists = {plan: ours[plan] for plan in sorted(ours, key=losses.__getitem__)[: len(menus)]} | finalists
-        scores = _scores(problem, list(finalists))
-        for plan, score in scores.items():
-            yield problem.trial(plan, finalists[plan], score)
-        best = min(scores, key=lambda plan: (*_drop(scores[plan]), losses[plan]))
-        told = f"divergence {losses[best]:.4f}"
-        if len(losses) > 1:
-            alike = sum(_drop(score) == _drop(scores[best]) for score in scores.values()) > 1
-            samples = f" on {scores[best].samples:,} evaluation samples" if scores[best].samples else ""
-            by = f"the score{samples}{', then by the divergence' if alike else ''}"
-            told = f"{finalists[best]}; the best of {len(losses)} plans by {by}"
-        yield problem.trial(best, told, scores[best])
+            best = min(ours, key=losses.__getitem__)
+            table = next(table for table in tables if table.holds(best))
+            for words, plan, loss in refined(table, best, judged, self.refine):
+                losses[plan], ours[plan] = loss, words
+                yield quick.trial(plan, words)
+        first_ones = sorted(ours, key=losses.__getitem__)[: len(samples)]
+        deeper = self._deeper(problem, first_ones, losses, samples)
+        yield from _answered(problem, {plan: ours[plan] for plan in first_ones if not deeper} | rivals, deeper, losses)
 
-    def _plans(self, problem: Problem, menus: list[list[list[Option]]]) -> Iterator[tuple[str, RankPlan, bool]]:
-        """The plan of the curves, those of RIVALS, and some for losses that are off by a random factor per layer.
+    def _deeper(
+        self, problem: Problem, plans: list[RankPlan], quick: dict[RankPlan, float], samples: list[Dataset]
+    ) -> dict[RankPlan, str]:
+        """The plan of curves with the thorough correction, by the methods that the best of these plans takes, with
+        words for it; nothing where it diverges no less than they do with either correction. quick: how far they do.
 
-        With a name for each, and whether it is another rule's.
+        The lower a rank, the more a thorough correction wins, so that its curves lead to other ranks.
         """
-        limits = dict(problem.budgets)
-        try:
-            for number, menu in enumerate(menus):
-                yield "the curves of other samples" if number else "the curves", best_plan(problem, menu, limits), False
-        except InvalidSearch:
-            rivals = list(self._rivals(problem))
-            if not rivals:
-                raise
-            yield from rivals
-            return
-        yield from self._rivals(problem)
-        generator = np.random.default_rng(0)
-        for number in range(self.refine):
-            factors = generator.lognormal(0.0, 0.5, len(menus[-1]))
-            shifted = [[(c, loss * f) for c, loss in menu] for menu, f in zip(menus[-1], factors, strict=True)]
-            yield f"refining, {number + 1} of {self.refine}", best_plan(problem, shifted, limits), False
+        if not plans or problem.quick is problem or not self.refine:
+            return {}
+        judged, found = judge(problem), dict[RankPlan, str]()
+        losses = {plan: min(quick[plan], mean(judged(plan))) for plan in plans}
+        thorough = replace(problem, methods=tuple(dict.fromkeys(choice.method for _, choice in plans[0].choices)))
+        limits, tables = dict(problem.budgets), dict[RankPlan, Table]()
+        for data in samples if plans[0].choices else []:
+            points = sharpened(thorough, measured(thorough, asks(thorough), data), data)
+            table = Table.of(thorough, menus_of(thorough, points), limits)
+            if (options := table.best(limits)) is not None and (plan := table.plan(options)) not in losses:
+                losses[plan], tables[plan] = mean(judged(plan)), table
+                found[plan] = f"the curves of the thorough correction: divergence {losses[plan]:.4f}"
+                report(Progress(found[plan]))
+        if tables:
+            start = min(tables, key=losses.__getitem__)
+            for words, plan, loss in refined(tables[start], start, judged, self.refine // DEEPER):
+                if plan not in losses:
+                    losses[plan], found[plan] = loss, f"the curves of the thorough correction, {words}"
+        best = min(losses, key=losses.__getitem__)
+        return {best: found[best]} if best in found else {}
 
-    def _rivals(self, problem: Problem) -> Iterator[tuple[str, RankPlan, bool]]:
+    def _rivals(self, problem: Problem) -> Iterator[tuple[str, RankPlan]]:
         """What RIVALS answer, with the methods that were asked for where some were."""
         for name, plain in RIVALS.items():
             rule = make(name, {})
@@ -229,15 +224,15 @@ class Budget:
             except LowRankError:
                 continue  # it has no plan that keeps every budget, or needs more memory than there is
             if problem.fits(last.candidate.plan):
-                yield rule.label, last.candidate.plan, True
+                yield rule.label, last.candidate.plan.plain
 
-    def _smallest(self, problem: Problem, menus: list[list[Option]]) -> Iterator[Trial]:
+    def _smallest(self, problem: Problem, menus: Menus) -> Iterator[Trial]:
         """Bisection over the share that is kept; a plan counts only where the drop is shown to be small enough."""
         assert problem.max_drop is not None
         _check_decidable(problem, problem.max_drop)
         quantity: Quantity = "bytes" if self.smallest == "bytes" else "multiplies"
         dense, limits = problem.amount(quantity), dict(problem.budgets)
-        low, high = _least(problem, menus, quantity) / dense, min(1.0, limits.get(quantity, inf) / dense)
+        low, high = least_amount(problem, menus, quantity) / dense, min(1.0, limits.get(quantity, inf) / dense)
         best: Trial | None = None
         pace = Pace(STEPS)
         for step in range(STEPS):
@@ -259,98 +254,51 @@ class Budget:
         yield best
 
 
-def held_out(workspace: Workspace) -> Dataset:
-    """Unlabelled samples that no factor is fitted to: of training, else of evaluation; where there are too few of both
-    the calibration samples, to which a correction may have fitted a plan so well that they tell nothing.
+def _answered(
+    problem: Problem, plans: dict[RankPlan, str], deeper: dict[RankPlan, str], losses: dict[RankPlan, float]
+) -> Iterator[Trial]:
+    """The plans as they score, with the words for each, and the best of them at last.
+
+    deeper: plans that were found for the thorough correction, which are scored with it alone.
+    losses: their divergences with the quick correction, which a plan keeps where it both scores better and diverges
+    less than with the thorough one.
     """
-    fitted = len(workspace.calibration)
-    data = calibration_samples(workspace.calibration_pool, 2 * fitted).pick(slice(fitted, None))
-    if len(data) < FEWEST_HELD_OUT:
-        judged = workspace.reference.dataset.unlabelled()
-        unseen = workspace.train_data is not None and len(judged) >= min(FEWEST_HELD_OUT, fitted)
-        data = judged.pick(slice(0, fitted)) if unseen else workspace.calibration
-    return data.pick(slice(0, max(1, OUTPUT_BYTES // max(1, workspace.reference.output_bytes))))
+    quick = problem.quick
+    tried = {plan: quick.trial(plan, plans[plan], score) for plan, score in scores(quick, list(plans)).items()}
+    yield from tried.values()
 
+    def order(plan: RankPlan) -> tuple[bool, float, float]:
+        return *by_drop(tried[plan]), losses[plan]
 
-def _scores(problem: Problem, plans: list[RankPlan]) -> dict[RankPlan, Score]:
-    """The scores of plans on the samples of a trial, without those that are clearly worse after GLANCE of them."""
-    workspace = problem.workspace
-    many = workspace.opened.evaluate is None and min(problem.samples, len(workspace.reference)) > GLANCE
-    if many and len(plans) > 1:
-        first = {plan: problem.measure(plan, samples=GLANCE) for plan in plans}
-        least = min((score.drop_high for score in first.values() if score.drop_high is not None), default=inf)
-        plans = [plan for plan, score in first.items() if score.drop_low is None or score.drop_low <= least]
-    return {plan: problem.measure(plan) for plan in plans}
-
-
-def _drop(score: Score) -> tuple[bool, float]:
-    """A drop to compare by: what is no number is more than any."""
-    return isnan(score.drop), score.drop
-
-
-def _judge(problem: Problem) -> Callable[[RankPlan], float]:
-    """How far the network diverges under a plan, on `held_out`; remembered as scores are. inf for what is no number."""
-    workspace = problem.workspace
-    data, names = held_out(workspace), workspace.judged.names
-    parts = [data.pick(slice(at, at + BATCH)) for at in range(0, len(data), BATCH)]
-    dense = joined(run(workspace.model, part, names) for part in parts)
-
-    def diverges(plan: RankPlan) -> float:
-        candidate = problem.candidate(plan)
-
-        def measured() -> float:
-            model = workspace.compress(candidate.plan, candidate.correction)
-            loss = divergence(workspace.metric, joined(run(model, part, names) for part in parts), dense)
-            return inf if isnan(loss) else loss
-
-        key = f"divergence {data_hash(data.inputs)} {score_key(candidate, len(data))}"
-        return problem.ledger.remembered(key, measured)
-
-    return diverges
-
-
-def best_plan(problem: Problem, menus: list[list[Option]], limits: dict[Quantity, float]) -> RankPlan:
-    """The plan that loses least within the limits of the whole network; raises InvalidSearch where none fits."""
-    layers = problem.layers
-    costs = [
-        np.array([[problem.layer_amount(layer, c, q) for q in limits] for c, _ in menu]).reshape(len(menu), len(limits))
-        for layer, menu in zip(layers, menus, strict=True)
-    ]
-    rest = [problem.amount(q) - sum(problem.layer_amount(layer, None, q) for layer in layers) for q in limits]
-    left = np.array([limit - fixed for limit, fixed in zip(limits.values(), rest, strict=True)])
-    chosen = cheapest_loss([np.array([loss for _, loss in menu]) for menu in menus], costs, left)
-    if chosen is None:
-        least = ", ".join(f"{_least(problem, menus, q):,.0f} {q}" for q in limits)
-        raise InvalidSearch(
-            f"no plan keeps all budgets together; the least there is, one at a time: {least}. Raise a budget, or "
-            "unlock layers. Ranks below the lowest measured ones are never used."
-        )
-    picked = zip(layers, menus, chosen, strict=True)
-    return problem.plan({layer.name: menu[option][0] for layer, menu, option in picked})
-
-
-def _least(problem: Problem, menus: list[list[Option]], quantity: Quantity) -> float:
-    """The amount of a quantity that the cheapest plan of the menus takes."""
-    saved = 0.0
-    for layer, menu in zip(problem.layers, menus, strict=True):
-        amounts = [problem.layer_amount(layer, choice, quantity) for choice, _ in menu]
-        saved += amounts[0] - min(amounts)
-    return problem.amount(quantity) - saved
-
-
-def asks(problem: Problem) -> tuple[Ask, ...]:
-    """The points that the curves are measured at: every layer and method at SHARES of its ranks."""
-    return tuple(
-        (layer.name, Choice(method, rank))
-        for layer in problem.layers
-        for method in problem.methods_of(layer)
-        for rank in _few(problem.ranks(layer, method))
-    )
-
-
-def _few(ranks: tuple[Rank, ...]) -> tuple[Rank, ...]:
-    """Of ascending ranks those at SHARES of their number, each once."""
-    return tuple(dict.fromkeys(ranks[max(0, round(share * len(ranks)) - 1)] for share in SHARES))
+    if quick is not problem:
+        judged, losses = judge(problem), dict(losses)
+        for plan, before in dict(tried).items():
+            loss = mean(judged(plan))
+            words = f"{plans[plan]}, {loss:.4f} with the thorough correction"
+            yield (thorough := problem.trial(plan, words, problem.measure(plan)))
+            if by_drop(thorough) <= by_drop(before) or loss <= losses[plan]:
+                tried[plan], losses[plan] = thorough, loss
+        for plan, words in deeper.items():
+            losses[plan] = mean(judged(plan))
+            yield (trial := problem.trial(plan, words, problem.measure(plan)))
+            tried[plan] = trial
+    plans = plans | deeper
+    best = min(tried, key=order)
+    ours_to_choose = problem.correct_by is None and tried[best].candidate.correction == problem.correction
+    if ours_to_choose and (more := with_more_samples(problem, best)) is not None:
+        asked, losses[best] = more
+        assert asked.correction is not None
+        words = f"{plans[best]}, {losses[best]:.4f} corrected on {asked.correction.samples:,} samples"
+        tried[best] = asked.trial(best, words, asked.measure(best))
+        yield tried[best]
+    told = f"divergence {losses[best]:.4f}"
+    if len(losses) > 1:
+        score = tried[best].score
+        alike = sum(by_drop(trial) == by_drop(tried[best]) for trial in tried.values()) > 1
+        samples = f" on {score.samples:,} evaluation samples" if score is not None and score.samples else ""
+        by = f"the score{samples}{', then by the divergence' if alike else ''}"
+        told = f"{tried[best].note}; the best of {len(losses)} plans by {by}"
+    yield replace(tried[best], note=told)
 
 
 def _sequential(problem: Problem) -> bool:

@@ -8,7 +8,7 @@ from math import ceil
 from typing import ClassVar
 
 from lowrank_core.measure.effort import Measurements
-from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.cost import rank_at
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import register
 from lowrank_core.selection._ladders import SLACK, Tally, lost_text, saved_text
@@ -60,7 +60,8 @@ class NaiveSensitivity:
 
         def choice(number: int, share: float) -> Choice | None:
             layer, method = list(methods.items())[number]
-            return None if share > 1 else problem.choice(layer, method, rank_at(useful_rank(layer, method), share))
+            top = problem.useful_rank(layer, method)
+            return None if share > 1 else problem.choice(layer, method, rank_at(top, share))
 
         drops = []
         for number, layer in enumerate(methods):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lowrank_core.networks.profile import Layer
-from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.cost import rank_at
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.selection import register
 from lowrank_core.selection._problem import Problem, Trial, Wish, in_closed_form, largest
@@ -52,7 +52,7 @@ class RelativeError:
 def _smallest(problem: Problem, layer: Layer, epsilon: float) -> Choice | None:
     """The smallest paying rank within the error, by bisection along the path of equal shares."""
     method = problem.method_of(layer)
-    factorization, top = problem.workspace.factors(layer.name, method), useful_rank(layer, method)
+    factorization, top = problem.workspace.factors(layer.name, method), problem.useful_rank(layer, method)
     path = [problem.raised(rank_at(top, step / max(top))) for step in range(1, max(top) + 1)]
     path = [rank for rank in path if problem.choice(layer, method, rank)]
     enough = bisect_left(path, True, key=lambda rank: factorization.error(rank) <= epsilon)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.cost import rank_at
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.selection import register
 from lowrank_core.selection._problem import Problem, Trial, Wish, in_closed_form, largest
@@ -40,7 +40,7 @@ class Uniform:
             choices = {}
             for layer in problem.layers:
                 method = problem.method_of(layer)
-                choices[layer.name] = problem.choice(layer, method, rank_at(useful_rank(layer, method), share))
+                choices[layer.name] = problem.choice(layer, method, rank_at(problem.useful_rank(layer, method), share))
             return problem.plan(choices)
 
         yield problem.trial(largest(problem, at, 0.0, 1.0) if problem.budgets else at(self.keep))

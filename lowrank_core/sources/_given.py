@@ -88,7 +88,7 @@ def opened_on(opened: Opened, given: GivenData, ref: str) -> Opened:
         data = replace(data, axes=axes)
     run(opened.model, replace(data, axes=axes or first_axes(inputs)).pick(slice(0, 1)), source=str(given.path))
     name = given.path.name
-    train, said = opened.train_data, classes_said(samples, name)
+    train, said = opened.train_data, classes_said(samples.classes, name)
     if samples.train is not None:
         train = partial(_dataset, samples.train, opened, takes, given.train or given.path)
     elif train is None or inputs is not opened.example_inputs:
@@ -106,6 +106,7 @@ def opened_on(opened: Opened, given: GivenData, ref: str) -> Opened:
         evaluate=None,
         provides=opened.provides - {"evaluate"} | {"eval_data"},
         outputs=samples.outputs or opened.outputs,
+        preparation=replace(opened.preparation, labels=opened.preparation.labels or samples.classes),
         notices=(
             *(notice for notice in opened.notices if notice not in opened.of_own_data),
             *said,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from lowrank_core.errors import InvalidModel
+from lowrank_core.samples.preparation import Preparation
 from lowrank_core.sources._contract import ModelContract, told
 from lowrank_core.sources._neighbours import Neighbourhood
 
@@ -59,4 +60,15 @@ def contract_of(
         ref=ref,
         path=path,
         code={} if code is None else code,
+        preparation=Preparation(
+            labels=_names(getattr(module, "class_names", ()), path),
+            text=within(getattr(module, "token_text", None), loads=False),
+        ),
     )
+
+
+def _names(given: object, path: Path) -> tuple[str, ...]:
+    """The names of the classes as a person gives them."""
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise InvalidModel(f"{path}: class_names must be a list of names, one for each class, but got {given!r:.80}.")
+    return tuple(given)

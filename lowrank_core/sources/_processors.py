@@ -52,6 +52,7 @@ def preparation(folder: Folder) -> Preparation:
         images=(lambda images: _images(folder, processor(), images)) if "images" in kinds else None,
         waves=(lambda waves, rate: _waves(folder, extractor(), waves, rate)) if "sound" in kinds else None,
         ids=(lambda text: _ids(folder, reader(), text)) if "texts" in kinds else None,
+        text=(lambda numbers: str(tokenizer().decode(list(numbers)))) if "texts" in kinds else None,
         context=min(folder.longest() or CONTEXT, CONTEXT) if "texts" in kinds else None,
     )
 

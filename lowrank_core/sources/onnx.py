@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -79,7 +80,8 @@ def _open(ref: str, given: GivenData | None = None) -> Opened | Weights:
         more, classes = False, tuple[str, ...]()
     else:
         beside = given.path
-        named, more, classes = _named(given, inputs)
+        named, samples = _named(given, inputs)
+        more, classes = samples.more, samples.classes
     held, notices = held_values(read.model, inputs, named, beside)
     if held:
         read = read_onnx(path, held)
@@ -113,6 +115,7 @@ def _open(ref: str, given: GivenData | None = None) -> Opened | Weights:
         ref=str(path),
         path=path,
         axes=axes,
+        preparation=Preparation(labels=classes),
     )
     opened = open_contract(contract)
     run(graph, some())  # shows which operators are slow
@@ -126,11 +129,11 @@ def _open(ref: str, given: GivenData | None = None) -> Opened | Weights:
     if data.train is None and named is not None:
         lacks = "has no train_inputs" if given is None else "holds no samples for training"
         notices.append(f"{beside.name} {lacks}: calibration uses its inputs, without their targets.")
-    return replace(opened, notices=(*notices, *classes))
+    return replace(opened, notices=(*notices, *classes_said(classes, beside.name)))
 
 
-def _named(given: GivenData, inputs: tuple[Input, ...]) -> tuple[Named, bool, tuple[str, ...]]:
-    """(data that a person names, as arrays for these inputs, whether there were more, what is said of its classes)."""
+def _named(given: GivenData, inputs: tuple[Input, ...]) -> tuple[Named, Samples]:
+    """(data that a person names, as arrays for these inputs, the samples as they were read)."""
     takes = []
     for value in inputs:
         sizes = tuple(size for axis, size in enumerate(value.sizes) if axis != value.axis)
@@ -155,7 +158,7 @@ def _named(given: GivenData, inputs: tuple[Input, ...]) -> tuple[Named, bool, tu
         samples.metric,
         samples.outputs,
     )
-    return named, samples.more, classes_said(samples, given.path.name)
+    return named, samples
 
 
 def _rows(value: Tensor, rows: slice) -> Tensor:
@@ -516,12 +519,20 @@ def _joined_along(both: Outputs, first: Outputs, second: Outputs) -> tuple[int |
         if not value.ndim or alike(value, first[name]):
             found.append(None)
             continue
-        places = (a for a in range(value.ndim) if alike(value, torch.cat([first[name], second[name]], a)))
+        halves = first[name], second[name]
+        places = (a for a in _axes_to_join(*halves) if alike(value, torch.cat(halves, a)))
         axis = next(places, None)
         if axis is None:
             return None
         found.append(axis)
     return tuple(found) if any(axis is not None for axis in found) else None
+
+
+def _axes_to_join(one: Tensor, other: Tensor) -> Iterator[int]:
+    """The axes along which two tensors can be put one behind the other."""
+    if one.ndim == other.ndim:
+        apart = [axis for axis, sizes in enumerate(zip(one.shape, other.shape, strict=True)) if len({*sizes}) > 1]
+        yield from range(one.ndim) if not apart else apart if len(apart) == 1 else ()
 
 
 def _any_batch(program: Program, batch: int, places: tuple[int, ...]) -> Program:

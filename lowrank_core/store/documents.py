@@ -15,8 +15,8 @@ from typing import Literal
 from lowrank_core.errors import InvalidFile
 from lowrank_core.store.files import move_aside
 
-Fault = Literal["damaged", "newer", "other"]
-"""Damaged, of a newer version, or of another kind."""
+Fault = Literal["damaged", "newer", "older", "other"]
+"""Damaged, of a newer version, of an older one that is not gone on from, or of another kind."""
 
 _FIRST_LINE = re.compile(rb'\{"kind": "([a-z ]+)", "version": ([1-9]\d{0,8}), "sha256": "([0-9a-f]{64})"\}\n')
 

@@ -50,6 +50,12 @@ def _is_table(path: Path) -> bool:
     return {"layer", "method", "rank", "microseconds"} <= set(first.split(","))
 
 
+def _is_front(path: Path) -> bool:
+    if _beginning(path, 40).startswith(b"share,multiplies,bytes,parameters,loss"):
+        return True
+    return bool(_document(path)["format"] == "lowrank-front")
+
+
 def _is_checkpoint(path: Path) -> bool:
     length = int.from_bytes(_beginning(path, 8), "little")
     return length <= MOST_BYTES and "lowrank" in json.loads(_beginning(path, 8 + length)[8:])["__metadata__"]
@@ -82,6 +88,7 @@ def _beginning(path: Path, length: int) -> bytes:
 PLAN = FileKind("a rank plan (JSON)", _is_plan, text=True)
 PROFILE = FileKind("what `profile` measured (JSON)", _is_profile, text=True)
 TABLE = FileKind("a latency table (CSV)", _is_table, text=True)
+FRONT = FileKind("a front of plans (JSON or CSV)", _is_front, text=True)
 STATE = FileKind("the state of a training", _is_state)
 EXPORTED = {
     "safetensors": FileKind("a checkpoint of this product", _is_checkpoint),

@@ -15,5 +15,5 @@ def training_effort(workspace: Workspace, settings: Settings, runs: int) -> Effo
 
     Raises InvalidData where there is nothing to learn from.
     """
-    trained = runs * settings.epochs * len(training_data(workspace))
+    trained = runs * settings.passes * len(training_data(workspace))
     return replace(effort(workspace, Work(answers=runs, corrected=False, trained=trained)), measurements=0)

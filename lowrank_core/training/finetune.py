@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,14 +46,25 @@ from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.judging import judge
 from lowrank_core.scoring.metrics import Metric
 from lowrank_core.scoring.scores import Score, final_score, output_scores, worst
-from lowrank_core.store.documents import Kind, Unfit, sealed, set_aside, unsealed
+from lowrank_core.store.documents import Fault, Kind, Unfit, sealed, set_aside, unsealed
 from lowrank_core.store.files import keep_whole, remove_left
-from lowrank_core.training.recipe import Objective, Settings, balance, check_images, randomise, rate_at, varied
+from lowrank_core.training.recipe import (
+    RUN_ON_RATE,
+    Objective,
+    Settings,
+    balance,
+    check_images,
+    mixed,
+    randomise,
+    rate_at,
+    unmixed,
+    varied,
+)
 from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
 
-VERSION = 1
-"""Of the way factors are trained: the state of another version is not continued."""
+VERSION = 3
+"""Of the way factors are trained: the state of another version is set aside, and the training begins anew."""
 
 VALIDATION_SHARE, VALIDATION_SAMPLES = 0.1, 1000
 """Held back from the training samples, the same for every seed, so that runs can be compared."""
@@ -70,7 +81,8 @@ class Epoch:
     """What one pass over the training samples came to; number 0 is the start.
 
     train_loss: mean over the pass, None at the start; validation: the score on the samples held back, in the network's
-    own metric; validation_loss: the loss on them, by which epochs are compared; best: number of the best epoch so far;
+    own metric; won: what it rose by in this pass, in the direction that is better, None at the start; validation_loss:
+    the loss on them, by which epochs are compared; best: number of the best epoch so far;
     score: on some evaluation samples, where asked for, only to be looked at; model: the tuned network, with the last.
     notice: with the first one that is trained anew, what became of a state that could not be gone on from.
     """
@@ -86,6 +98,7 @@ class Epoch:
     score: Score | None = None
     model: nn.Module | None = None
     notice: str = ""
+    won: float | None = None
 
 
 def finetune(
@@ -104,44 +117,50 @@ def finetune(
     steps away from the plan's own factors, and a run that stands still runs out of patience. Evaluation samples choose
     nothing; `watch` of them are scored each epoch.
     state: a file written whole after each epoch, from which the same call continues with the same result; where it can
-    be written no more the training goes on without it (`store.files.not_kept`). One that is damaged or of a newer
-    version is set aside under another name, and the training begins anew.
+    be written no more the training goes on without it (`store.files.not_kept`). One that is damaged or of another
+    version is set aside under another name, and the training begins anew. That of the same run before it was to run on
+    (`Settings.run_on`) is gone on from, too; beside `state` as well, where its name is that of the run.
     It gives way before every step, where nothing is held that others need.
 
     Raises InvalidPlan where there is nothing to train, InvalidData, InvalidModel, InvalidFile for a state of another
     run, TrainingFailed where the loss is no number any more, Cancelled between two steps.
     """
+    candidate = candidate.plain
     training = _Training(workspace, candidate, settings)
-    key = run_key(workspace, candidate, settings, watch=watch)
+    keys = [
+        run_key(workspace, candidate, replace(settings, run_on=settings.run_on[:legs]), watch=watch)
+        for legs in range(len(settings.run_on), -1, -1)
+    ]
     history: list[_Record] = []
     notice = ""
     if state is not None:
         remove_left(state.parent, state.name)
-    if state is not None and state.exists():
+    if state is not None and (begun := _begun(state, keys)) is not None:
         try:
-            history = training.restore(state, key)
+            history = training.restore(begun, keys)
         except Unfit as unfit:
             if unfit.fault == "other":  # it may be anybody's
                 raise
-            notice = f"{unfit} It is kept as {_set_aside(state, unfit)}, and the training begins anew."
-        for record in history[:-1] if history and _over(history, settings) else history:
-            yield record.epoch(settings.epochs, history)
-    while not history or not _over(history, settings):
+            notice = f"{unfit} It is kept as {_set_aside(begun, unfit)}, and the training begins anew."
+        for record in history[:-1] if history and _leg(history, settings) is None else history:
+            yield record.epoch(settings.passes, history)
+    while (leg := _leg(history, settings)) is not None:
         began, number = time.perf_counter(), len(history)
-        train_loss = training.epoch(number) if number else None
+        train_loss = training.epoch(number, leg) if number else None
         loss, score = training.validate()
         seen = None if not watch else final_score(workspace.measure(training.on_cpu(), samples=watch, keep=False))
         best = history[-1].best if history and loss >= history[history[-1].best].validation_loss else number
         if best == number:
             training.keep()
-        record = _Record(number, train_loss, score, loss, best, time.perf_counter() - began, seen)
+        won = training.better(score, history[-1].validation) if history else None
+        record = _Record(number, train_loss, score, loss, best, time.perf_counter() - began, seen, won)
         history.append(record)
         if state is not None:
-            keep_whole(state, training.saved(key, history))
-        if not _over(history, settings):
-            yield replace(record.epoch(settings.epochs, history), notice=notice)
+            keep_whole(state, training.saved(keys[0], history))
+        if _leg(history, settings) is not None:
+            yield replace(record.epoch(settings.passes, history), notice=notice)
             notice = ""
-    yield replace(history[-1].epoch(settings.epochs, history, training.tuned()), notice=notice)
+    yield replace(history[-1].epoch(settings.passes, history, training.tuned()), notice=notice)
 
 
 def kept(
@@ -151,14 +170,15 @@ def kept(
 
     For a run that is over, broke off or was cancelled. Raises InvalidFile for a file that is no state of this run.
     """
-    stored = _read_state(state, run_key(workspace, candidate, settings, watch=watch))
+    candidate = candidate.plain
+    stored = _read_state(state, [run_key(workspace, candidate, settings, watch=watch)])
     model = restructure(workspace.model, workspace.profile, candidate.plan)  # all that is not dense is in the state
     try:
         _load(_changing(model, _trained(workspace, model, settings)), stored.best)
     except ValueError as error:
         raise _damaged(state) from error
-    epochs = [record.epoch(settings.epochs, stored.history) for record in stored.history]
-    return (*epochs[:-1], stored.history[-1].epoch(settings.epochs, stored.history, model.requires_grad_(True)))
+    epochs = [record.epoch(settings.passes, stored.history) for record in stored.history]
+    return (*epochs[:-1], stored.history[-1].epoch(settings.passes, stored.history, model.requires_grad_(True)))
 
 
 def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, watch: int = 0) -> str:
@@ -167,7 +187,7 @@ def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, w
     return workspace.name_for(
         "training",
         VERSION,
-        plan=[(name, asdict(choice)) for name, choice in candidate.plan.choices],
+        plan=[(name, choice.to_dict()) for name, choice in candidate.plan.plain.choices],
         correction=None if candidate.correction is None else candidate.correction.to_dict(),
         settings=asdict(settings),
         watch=watch,
@@ -176,12 +196,22 @@ def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, w
     )
 
 
+def not_mixed(workspace: Workspace, settings: Settings) -> str:
+    """A sentence that says why inputs are not mixed as the settings ask for; "" where they are.
+
+    Raises InvalidData where there is nothing to learn from.
+    """
+    why = unmixed(training_data(workspace), settings)
+    return f"Inputs are learnt from as they are, not mixed: {why}." if why else ""
+
+
 def provenance(workspace: Workspace, settings: Settings, plan: RankPlan, last: Epoch) -> dict[str, Any]:
     """What a checkpoint says of its weights, under "tuned" in its provenance."""
     data = training_data(workspace)
     return {
         **asdict(settings),
         "learning_rate": settings.rate(plan),
+        "mix": settings.mix and not unmixed(data, settings),
         "epochs": last.number,
         "best_epoch": last.best,
         "validation": last.validation,
@@ -199,6 +229,7 @@ class _Record(msgspec.Struct):
     best: int
     seconds: float
     score: Score | None
+    won: float | None = None
 
     def epoch(self, epochs: int, history: list[_Record], model: nn.Module | None = None) -> Epoch:
         passes = [record.seconds for record in history[1:]] or [self.seconds]
@@ -214,12 +245,40 @@ class _Record(msgspec.Struct):
             left,
             self.score,
             model,
+            won=self.won,
         )
 
 
-def _over(history: list[_Record], settings: Settings) -> bool:
-    last = history[-1]
-    return last.number >= settings.epochs or last.number - last.best >= settings.patience
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """Epochs over which the learning rate rises and falls once: after so many, so many, to such a share of it."""
+
+    after: int
+    epochs: int
+    share: float
+
+
+def _leg(history: list[_Record], settings: Settings) -> _Leg | None:
+    """The leg that the next epoch belongs to; None where the training is over.
+
+    A leg ends with its epochs, or where `patience` of them have brought no better one; those of its first half are not
+    counted, as the rate has to fall before what it has shaken up can settle.
+    """
+    after, share = 0, 1.0
+    for epochs in (settings.epochs, *settings.run_on):
+        half = after + epochs // 2
+        waited = (r.number for r in history[after + 1 :] if r.number - max(r.best, half) >= settings.patience)
+        end = min(after + epochs, next(waited, after + epochs))
+        if len(history) <= end:
+            return _Leg(after, epochs, share)
+        after, share = end, RUN_ON_RATE
+    return None
+
+
+def _begun(state: Path, keys: list[str]) -> Path | None:
+    """The file to go on from: the run's own, or that of a run that it runs on from, which is named by its key."""
+    paths = [state.with_name(state.name.replace(keys[0], key)) for key in keys]
+    return next((path for path in paths if path.exists()), None)
 
 
 class _Training:
@@ -243,29 +302,35 @@ class _Training:
         self.trained = _trained(workspace, self.model, settings)
         self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)] if _norms_move(settings) else []
         self.rate = settings.rate(candidate.plan)
-        self.optimizer = torch.optim.SGD(self.trained.values(), lr=self.rate, momentum=0.9, nesterov=True)
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(self.trained.values(), lr=self.rate)
+            if settings.optimizer == "adam"
+            else torch.optim.SGD(self.trained.values(), lr=self.rate, momentum=0.9, nesterov=True)
+        )
         small = plan_cost(workspace.profile, candidate.plan).multiplies < SMALL
         self.threads: Callable[[], AbstractContextManager[None]] = one_thread if small else nullcontext
         self.validation_answers = self._dense_answers(self.held_back)
         self.weights = self._weights()
         size = sum(values.nbytes for values in first.values())
-        fit = settings.augment == "none" and size * len(self.samples) <= KEPT_BYTES
+        self.mixes = settings.mix and not unmixed(self.samples, settings)
+        same = settings.augment == "none" and not self.mixes
+        fit = same and size * len(self.samples) <= KEPT_BYTES
         self.answers = self._dense_answers(self.samples) if fit and settings.loss != "labels" else None
         self.best: dict[str, Tensor] = {}
 
-    def epoch(self, number: int) -> float:
+    def epoch(self, number: int, leg: _Leg) -> float:
         """Train for one pass over the samples and give the mean loss; seed and number alone decide the order."""
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         order = torch.randperm(len(self.samples), generator=generator)
         batches = order.tensor_split(math.ceil(len(order) / self.settings.batch))  # even: none of a single sample
-        steps, total = len(batches) * self.settings.epochs, 0.0
+        steps, total = len(batches) * leg.epochs, 0.0
         for norm in self.norms:
             norm.train()
         for at, index in enumerate(batches):
             give_way()
-            done = (number - 1) * len(batches) + at
+            done = (number - 1 - leg.after) * len(batches) + at
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * rate_at(done, steps, self.settings.warm_up)
+                group["lr"] = self.rate * leg.share * rate_at(done, steps, self.settings.warm_up)
             with self.threads():
                 loss = self._step(index, generator)
             if not math.isfinite(loss):
@@ -298,6 +363,10 @@ class _Training:
         scores = output_scores(self.metric, tuned, dense, targets, self.held_back.weights) if self.metric.judges else ()
         return loss, worst(scores).value if scores else loss
 
+    def better(self, score: float, before: float) -> float:
+        """How much better a score of the samples held back is than another."""
+        return score - before if self.metric.higher_is_better else before - score
+
     def keep(self) -> None:
         """Remember the current weights as the best ones so far."""
         self.best = {name: value.detach().cpu().clone() for name, value in self._changing().items()}
@@ -317,6 +386,7 @@ class _Training:
         torch.save(
             {
                 "key": key,
+                "training": VERSION,
                 "versions": versions(),
                 "history": msgspec.json.encode(history).decode(),
                 "weights": self._changing(),
@@ -327,9 +397,9 @@ class _Training:
         )
         return sealed(STATE, target.getvalue())
 
-    def restore(self, path: Path, key: str) -> list[_Record]:
-        """Go back to a state that `saved` wrote; raises InvalidFile for another run's."""
-        stored = _read_state(path, key)
+    def restore(self, path: Path, keys: Sequence[str]) -> list[_Record]:
+        """Go back to a state that `saved` wrote under one of these keys; raises InvalidFile for another run's."""
+        stored = _read_state(path, keys)
         try:
             _load(self._changing(), stored.weights)
             self.optimizer.load_state_dict(stored.optimizer)
@@ -340,7 +410,10 @@ class _Training:
 
     def _step(self, index: Tensor, generator: torch.Generator) -> float:
         part = self.samples.pick(index)
-        inputs = self._placed(varied(part.inputs, self.settings.augment, generator))
+        part = replace(part, inputs=varied(part.inputs, self.settings.augment, generator))
+        if self.mixes:
+            part = mixed(part, generator)
+        inputs = self._placed(part.inputs)
         targets, weights = (None if each is None else each.to(self.device) for each in (part.targets, part.weights))
         try:
             if self.answers is not None:
@@ -444,10 +517,13 @@ def read_state(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _read_state(path: Path, key: str) -> _State:
+def _read_state(path: Path, keys: Sequence[str]) -> _State:
     try:
         stored = read_state(path)
-        if stored["key"] != key:
+        if stored["key"] not in keys:
+            if (version := stored.get("training", 1)) != VERSION:
+                fault: Fault = "older" if version < VERSION else "newer"
+                raise Unfit(f"{path} is of an {fault} way of training, which is not gone on from.", fault)
             raise InvalidFile(
                 f"{path} belongs to another run: model, plan, training samples or settings differ; give another "
                 "file, or delete it to begin anew."

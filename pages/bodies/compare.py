@@ -1,6 +1,7 @@
 """Compare: the dense network, the plan and snapshots side by side, by score, time, memory and what changed."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -8,18 +9,20 @@ import streamlit as st
 import torch
 
 from lowrank_core.errors import LowRankError
-from lowrank_core.measure.comparison import FORMATS, Comparison, Flip
+from lowrank_core.figures import KIB
+from lowrank_core.measure.comparison import Comparison, Flip
 from lowrank_core.measure.latency import RUNTIMES, LatencyTable, cpu_name
 from lowrank_core.measure.staircases import as_table
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, compare, question, running, words
+from pages.ui import charts, compare, goals_bar, question, running, selecting, words
 from pages.ui.button import button
-from pages.ui.compare import Races, Result, Scores, Stairs, Wish
-from pages.ui.devices import DEVICES
-from pages.ui.state import comparisons, plans
+from pages.ui.compare import Narrow, Races, Result, Scores, Stairs, Wish
+from pages.ui.devices import Device
+from pages.ui.history import and_so_on
+from pages.ui.state import comparisons, plans, session
 
 IMAGE_CHANNELS, LARGEST_IMAGE, MOST_IMAGES = (1, 3), 256, 24
 
@@ -33,39 +36,27 @@ def side_by_side(workspace: Workspace) -> dict[str, RankPlan]:
         st.caption("Take snapshots on **Ranks**: they are compared here, too.")
     else:
         names = list(snapshots)
-        picked = st.pills("Snapshots", names, default=names[-4:], selection_mode="multi", key=f"of {snapshots}")
+        picked = st.pills(
+            "Snapshots",
+            names,
+            default=names[-4:],
+            selection_mode="multi",
+            format_func=words.plain,
+            key=f"of {snapshots}",
+        )
         plan_of |= {name: snapshots[name] for name in picked}
     unique = {plan: name for name, plan in reversed(plan_of.items())}
+    equal = [f"{name} as {unique[plan]}" for name, plan in plan_of.items() if unique[plan] != name]
+    if equal:
+        st.caption(words.plain(f"Of equal plans the first is shown: {and_so_on(equal)}."))
     return {name: plan for name, plan in plan_of.items() if unique[plan] == name}
 
 
-def ask_target() -> compare.Target:
-    """Number format, device and energy: what the bytes are judged by."""
-    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        number = st.segmented_control(
-            "Numbers",
-            list(FORMATS),
-            default="as it is",
-            required=True,
-            help="Bytes of a weight and of an activation on the device; integers keep their size.",
-            key="compare numbers",
-            persist_state="session",
-        )
-        names = [device.name for device in DEVICES]
-        device_name = st.selectbox(
-            "Device", names, None, placeholder="Any", key="compare device", persist_state="session", width=330
-        )
-        device = next((device for device in DEVICES if device.name == device_name), None)
-        flash = ram = None
-        if device is not None:
-            usable: dict[str, Any] = {"min_value": 1.0, "step": 1.0, "format": "%g", "width": 130}
-            tip = "As the maker states it, in units of 1000 bytes; take off what the program itself needs."
-            flash = st.number_input(
-                "Flash, kB", value=device.flash_bytes / 1000, help=tip, key=f"flash {device.name}", **usable
-            )
-            ram = st.number_input(
-                "RAM, kB", value=device.ram_bytes / 1000, help=tip, key=f"ram {device.name}", **usable
-            )
+def ask_target(workspace: Workspace) -> compare.Target:
+    """Device, number format, floor and energy: what plans are judged by."""
+    chosen = goals_bar.show(workspace)
+    if chosen.device is not None:
+        take_off(workspace, chosen.device)
     with st.expander("Energy, an estimate of low confidence"):
         st.caption(
             "Multiplies and bytes moved, each at a price. The prices differ tenfold between chips and memories: the "
@@ -77,12 +68,36 @@ def ask_target() -> compare.Target:
                 st.number_input(label, 0.0, value=value, format="%g", key=label, persist_state="session", width=180)
                 for label, value in (("pJ per multiply", 4.6), ("pJ per byte moved", 160.0))
             ]
-    return compare.Target(
-        number,
-        None if flash is None else round(1000 * flash),
-        None if ram is None else round(1000 * ram),
-        *(prices if with_energy else (None, None)),
-    )
+    return compare.Target(chosen, *(prices if with_energy else (None, None)))
+
+
+def take_off(workspace: Workspace, device: Device) -> None:
+    """Flash and RAM of the device, less what the program itself needs."""
+
+    def changed(field: str, key: str) -> None:
+        typed = session.widget(key)
+        if typed is not None:
+            changes: dict[str, Any] = {field: max(1, round(KIB * typed))}
+            plans.aim(workspace, replace(plans.goals(workspace), device=replace(device, **changes)))
+
+    with st.container(horizontal=True, gap="medium"):
+        for label, field, value in (
+            ("Flash, KiB", "flash_bytes", device.flash_bytes),
+            ("RAM, KiB", "ram_bytes", device.ram_bytes),
+        ):
+            key = f"{field} {device.name} {value}"
+            st.number_input(
+                label,
+                1 / KIB,
+                value=None if value is None else value / KIB,
+                step=1.0,
+                format="%g",
+                help="As the maker states it, in units of 1024 bytes; take off what the program itself needs.",
+                key=key,
+                on_change=changed,
+                args=(field, key),
+                width=150,
+            )
 
 
 def watch(job: Job[Result]) -> None:
@@ -110,9 +125,10 @@ def table(
 ) -> None:
     """The comparison as a table: one column per plan, one row per figure."""
     timings = comparisons.timings(workspace)
-    rows = compare.rows(workspace, columns, timings, target, device_table)
+    rows = compare.rows(workspace, columns, timings, target, device_table, comparisons.narrow(workspace))
     frame_of_rows = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
     frame_of_rows.columns = [words.plain(name) for name in columns]
+    frame_of_rows.index.name = "Figure"
     with st.container(key="compare_table"):
         st.table(frame_of_rows)
     how = next(iter(columns.values())).memory["as it is"].how
@@ -202,7 +218,7 @@ def layers(workspace: Workspace, busy: bool) -> None:
     staircases = [s for s in comparisons.stairs(workspace, runtime) if s.method in methods]
     if not staircases:
         return
-    st.dataframe(pd.DataFrame(compare.stair_rows(staircases)), hide_index=True)
+    selecting.table(workspace.profile, compare.stair_rows(staircases), "stairs table")
     st.download_button(
         "Export as CSV",
         as_table(staircases).to_csv(),
@@ -237,7 +253,7 @@ def show(workspace: Workspace) -> None:
     """One column per plan, then what changed, then the layers."""
     plan_of = side_by_side(workspace)
     candidates = {name: plans.candidate(workspace, plan) for name, plan in plan_of.items()}
-    target = ask_target()
+    target = ask_target(workspace)
     compared = comparisons.compared(workspace)
     columns = {name: compared[candidate] for name, candidate in candidates.items() if candidate in compared}
     missing = tuple(candidate for candidate in candidates.values() if candidate not in compared)
@@ -250,6 +266,8 @@ def show(workspace: Workspace) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if missing:
             ask(workspace, Scores(missing), "Measure the plans", busy)
+        if (number := target.goals.number) is not None and number in compare.NARROWED:
+            ask(workspace, Narrow(tuple(candidates.values()), number), f"Measure in {number}", busy)
         timed = tuple(candidate for candidate in candidates.values() if candidate.plan.choices)
         for runtime in RUNTIMES if timed else ():
             ask(workspace, Races(timed, runtime), f"Time with {runtime}", busy)

@@ -10,7 +10,10 @@ import streamlit as st
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import Cancelled, LowRankError, OtherAnswers
 from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, Export, Exported, loading
+from lowrank_core.exports._apart import write_anywhere
 from lowrank_core.exports._provenance import plan_document
+from lowrank_core.figures import of_device
+from lowrank_core.measure.formats import FORMATS
 from lowrank_core.measure.measurement import is_final
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
@@ -18,9 +21,10 @@ from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
-from pages.ui import at_start, frame, plan_from_file, tuning, words
+from pages.ui import at_start, frame, goals, goals_bar, plan_from_file, tuning, words
 from pages.ui.button import button
-from pages.ui.state import downloads, measurements, plans, runs, trainings
+from pages.ui.goals import judged
+from pages.ui.state import downloads, measurements, peaks, plans, runs, session, trainings
 from pages.ui.tuning import Tuned
 
 ORDER = ("safetensors", "pt2", "onnx", "bundle")
@@ -60,6 +64,8 @@ def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
             st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
         st.metric("Layers factorised", f"{len(plan.choices)} of {len(workspace.profile.layers)}", width="content")
     score = measurements.measured(workspace, plan) if tuned is None else tuned.score
+    chosen = plans.goals(workspace)
+    goals_bar.verdicts(judged(workspace, chosen, plan, score, peaks.bytes_in(workspace, plan, chosen.format)))
     if score is not None:
         verdict = words.plain(words.verdict(workspace, score))
         st.markdown(f"Measured {words.metric_name(workspace)}: **{verdict}**", help=words.INTERVAL)
@@ -117,14 +123,27 @@ def noun(export: Export) -> str:
     return first if first[:2].isupper() else first[0].lower() + first[1:]
 
 
-def storage_form(export: Export) -> Storage:
+def storage_form(workspace: Workspace, export: Export) -> Storage:
     """Widgets for how the weights of the file are stored: type, folded biases, factors multiplied out."""
+    chosen, dtypes = plans.goals(workspace), ("", *export.dtypes)
+    if chosen.number not in (None, "float32", *dtypes):
+        st.caption(f"There is no **{chosen.number}** of this format; choose {formats_with(chosen.number)}.")
+    key, wanted = f"dtype {export.name}", chosen.number if chosen.number in dtypes else ""
+    if session.widget(key) != wanted and session.widget(key) in (None, "", *FORMATS):  # bfloat16 is no goal
+        session.set_widget(key, wanted)
+
+    def aimed() -> None:
+        dtype = session.widget(key)
+        if dtype in ("", *FORMATS):
+            plans.aim(workspace, replace(plans.goals(workspace), number=dtype or None))
+
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         dtype = st.selectbox(
             "Weights stored in",
-            ("", *export.dtypes),
+            dtypes,
             format_func=lambda dtype: dtype or "their own type",
-            key=f"dtype {export.name}",
+            key=key,
+            on_change=aimed,
             help="Half precision is widened again when the file is loaded. int8 also quantises what flows between "
             "layers, with ranges from the calibration samples. The score below is that of what is stored.",
             width=180,
@@ -143,12 +162,17 @@ def storage_form(export: Export) -> Storage:
     return Storage(dtype or None, fold, dense)
 
 
+def formats_with(number: str | None) -> str:
+    """The kinds of files that weights can be written to in a number format, as text."""
+    return ", ".join(export.label for export in EXPORTS.values() if number in export.dtypes) or "none"
+
+
 def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: Export, file: str) -> None:
     """Write a file, checked in a fresh process, into a folder or for a download."""
     source = tuned or plans.candidate(workspace, plan)
     if tuned is not None:
         st.caption(f"Holds the **tuned** weights: {words.plain(tuning.weights_name(workspace, tuned))}.")
-    storage = storage_form(export)
+    storage = storage_form(workspace, export)
     folder_name = st.text_input(
         "Folder on this machine",
         key="export folder",
@@ -194,7 +218,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
                     report=lambda progress: status.update(label=progress.words.capitalize()),
                     cancelled=runs.newer_run_waits,
                 ):
-                    exported = downloads.write(workspace, export, network, path)
+                    exported = write_anywhere(workspace, export, network, path)
         except Cancelled:  # by whoever clicked on something else meanwhile
             st.rerun()
         except OtherAnswers as error:
@@ -232,6 +256,7 @@ def report(
     board = plan_cost(workspace.profile, plan).bytes
     rows = [
         ("Size", f"{words.count(written.bytes, 'B')}; the board shows {words.count(board, 'B')} of weights"),
+        *on_device(workspace, plan, written),
         (
             "Reloaded",
             f"in a fresh process; outputs differ by **{written.max_abs_diff or 0:.3g}** at most"
@@ -257,6 +282,22 @@ def report(
         on_click="ignore",
         key=f"download {export.name}",
     )
+
+
+def on_device(workspace: Workspace, plan: RankPlan, written: Exported) -> list[tuple[str, str]]:
+    """A row with flash as the board counts it and the file as it was written, where there is a device."""
+    chosen = plans.goals(workspace)
+    if chosen.device is None:
+        return []
+    most, how = chosen.device.flash_bytes, f" in {chosen.number}" if chosen.number else ""
+    need = of_device(goals.flash_bytes(workspace, plan, chosen.format), most)
+    mark = "⚠" if written.bytes > most else "✓"
+    return [
+        (
+            "Flash",
+            f"{need} for parameters and buffers{how}; {mark} the file itself takes {of_device(written.bytes, most)}",
+        )
+    ]
 
 
 def lines(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> None:
@@ -293,6 +334,7 @@ def upload(workspace: Workspace, plan: RankPlan) -> None:
 
 def show(workspace: Workspace) -> None:
     """The plan, its files, and a plan from a file."""
+    goals_bar.show(workspace)
     plan = plans.plan(workspace)
     tuned = weights(workspace, plan)
     name = re.sub(r"[^\w.-]+", "-", workspace.name)
@@ -304,8 +346,10 @@ def show(workspace: Workspace) -> None:
     lines(workspace, plan, EXPORTS["plan"], f"{name}-plan.json")
     st.header("Compressed network", anchor=False)
     kinds = sorted((kind for kind in EXPORTS if kind != "plan"), key=lambda kind: (*ORDER, kind).index(kind))
+    number = plans.goals(workspace).number
+    usual = next((kind for kind in kinds if number in EXPORTS[kind].dtypes), kinds[0])
     kind = st.segmented_control(
-        "Format", kinds, default=kinds[0], format_func=lambda kind: EXPORTS[kind].label, required=True, key="format"
+        "Format", kinds, default=usual, format_func=lambda kind: EXPORTS[kind].label, required=True, key="format"
     )
     export = EXPORTS[kind]
     file = f"{name}-{'lowrank' if tuned is None else 'tuned'}{export.suffix}"

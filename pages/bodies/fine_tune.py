@@ -7,16 +7,18 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job
 from lowrank_core.training.expected import training_effort
+from lowrank_core.training.finetune import not_mixed
 from lowrank_core.training.sweep import Swept
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, running, tables, tuning, tuning_form, words
+from pages.ui import beside, charts, running, tables, tuning, tuning_form, words
 from pages.ui.button import button
-from pages.ui.state import plans, trainings
+from pages.ui.state import plans, session, trainings
 from pages.ui.tuning import Result, Sweep, Trained, Training, Tuned
 
 
 def chart(workspace: Workspace, trained: Trained, key: str, main: Tuned | None = None) -> None:
     """Learning curves of a training, or what a sweep has found."""
+    draw = beside.chart if trained.snapshot.over else st.plotly_chart
     dark, metric, percent = st.context.theme.type == "dark", words.axis(workspace), words.shares(workspace)
     if isinstance(trained.wish, Sweep):
         if not trained.swept:
@@ -24,16 +26,16 @@ def chart(workspace: Workspace, trained: Trained, key: str, main: Tuned | None =
         quantity = trained.wish.quantity
         indirect, direct, dense = tables.swept_dots(workspace, trained, quantity)
         figure = charts.sweep(indirect, direct, dense, quantity=quantity, metric=metric, percent=percent, dark=dark)
-        st.plotly_chart(figure, key=key, alt=f"{metric} against {quantity}, as compressed and as trained")
+        draw(figure, key=key, alt=f"{metric} against {quantity}, as compressed and as trained")
         return
     if not trained.runs:
         return
     runs = tables.learning(trained, None if main is None else main.settings)
     before = None if trained.before is None else trained.before.watched.value
     figure = charts.learning(
-        runs, before, epochs=trained.wish.settings.epochs, metric=metric, percent=percent, dark=dark
+        runs, before, epochs=trained.wish.settings.passes, metric=metric, percent=percent, dark=dark
     )
-    st.plotly_chart(figure, key=key, alt=f"{metric} and loss after each epoch")
+    draw(figure, key=key, alt=f"{metric} and loss after each epoch")
 
 
 def progress(job: Job[Result], trained: Trained) -> str:
@@ -93,7 +95,11 @@ def show_training(workspace: Workspace, trained: Trained) -> None:
         return
     for line in tuning.compared(workspace, trained, weights):
         st.markdown(line, help=words.INTERVAL if "against dense" in line else None)
+    if rises := tuning.won(workspace, trained, weights):
+        st.caption(rises)
     send(workspace, weights)
+    if weights.complete and not trained.snapshot.cancelled and not trained.snapshot.error:
+        run_on(workspace, trained)
     if len(trained.wish.runs) > 1:
         side_by_side(workspace, trained)
 
@@ -123,7 +129,25 @@ def send(workspace: Workspace, weights: Tuned) -> None:
         )
     if button("Send to Export", type="primary", icon=":material/file_save:"):
         trainings.send_to_export(workspace, weights)
-        st.switch_page("pages/7_Export.py")
+        st.switch_page("pages/7_Export.py", query_params=session.address())
+
+
+def run_on(workspace: Workspace, trained: Trained) -> None:
+    """More epochs from where a training stopped."""
+    with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
+        epochs = st.number_input(
+            "More epochs",
+            1,
+            1000,
+            trained.wish.settings.epochs,
+            help="From where it stopped: the learning rate rises to half of what it was, and falls again. The best "
+            "weights of all epochs are kept.",
+            key=f"more epochs {tuning.title(workspace, trained.wish)}",
+            width=168,
+        )
+        if button("Run on", icon=":material/resume:"):
+            trainings.start(workspace, tuning.run_on(trained, epochs))
+            st.rerun()
 
 
 def side_by_side(workspace: Workspace, trained: Trained) -> None:
@@ -187,7 +211,7 @@ def show_sweep(workspace: Workspace, trained: Trained) -> None:
     st.caption("Its plan becomes the plan on *Ranks*; *Undo* there brings the one before it back.")
     if button("Send to Export", type="primary", icon=":material/file_save:"):
         trainings.send_swept(workspace, trained.wish, plan)
-        st.switch_page("pages/7_Export.py")
+        st.switch_page("pages/7_Export.py", query_params=session.address())
 
 
 def takes(workspace: Workspace, wish: Training | Sweep) -> None:
@@ -197,6 +221,8 @@ def takes(workspace: Workspace, wish: Training | Sweep) -> None:
         effort = training_effort(workspace, wish.settings, runs)
     except LowRankError:  # there is nothing to learn from: starting it says why
         return
+    if as_they_are := not_mixed(workspace, wish.settings):
+        st.caption(words.plain(as_they_are))
     found = isinstance(wish, Sweep) or wish.candidate is None
     st.caption(f"Takes {effort.text} on this machine at most{', without the search for ranks' if found else ''}.")
 

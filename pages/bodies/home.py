@@ -9,6 +9,7 @@ from lowrank_core.workspace import Workspace
 from pages.ui import frame, open_network, opening, words
 from pages.ui.button import button
 from pages.ui.commands import as_here
+from pages.ui.state import session
 
 STEPS = """
 **In three steps**
@@ -59,6 +60,6 @@ def show(workspace: Workspace) -> None:
             compressible = 1 - rest.multiplies / cost.multiplies if cost.multiplies else 0.0
             st.metric("Compressible", words.share(compressible), help=words.COMPRESSIBLE, width="content")
         if button("Tune the ranks", type="primary", icon=":material/tune:"):
-            st.switch_page("pages/3_Ranks.py")
+            st.switch_page("pages/3_Ranks.py", query_params=session.address())
     st.markdown(STEPS)
     open_network.show(right)

@@ -10,8 +10,9 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, outputs, tables, words
+from pages.ui import charts, frame, outputs, selecting, tables, words
 from pages.ui.commands import as_here
+from pages.ui.state.selected import Network
 
 MANY = 40
 
@@ -37,10 +38,19 @@ COLUMNS = {
 }
 
 
-def table(rows: list[dict[str, Any]]) -> None:
+def height(rows: list[dict[str, Any]]) -> Literal["content"] | int:
     """A short table whole, a long one in a window of its own."""
-    height: Literal["content"] | int = "content" if len(rows) <= 30 else 600
-    st.dataframe(pd.DataFrame(rows), column_config=COLUMNS, hide_index=True, height=height)
+    return "content" if len(rows) <= 30 else 600
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Rows of anything but layers."""
+    st.dataframe(pd.DataFrame(rows), column_config=COLUMNS, hide_index=True, height=height(rows))
+
+
+def layer_table(network: Network, rows: list[dict[str, Any]], name: str) -> None:
+    """Rows of layers, of which a click selects one."""
+    selecting.table(network, rows, name, column_config=COLUMNS, height=height(rows))
 
 
 def by_block(layers: tuple[Layer, ...], *, called: bool = True) -> None:
@@ -69,7 +79,7 @@ def show_weights(stock: Inventory) -> None:
         st.caption(f":material/info: {words.plain(notice)}")
     by_block(stock.layers, called=False)
     st.header("Layers", anchor=False)
-    table(tables.weights(stock))
+    layer_table(stock, tables.weights(stock), "weights table")
     if stock.skipped:
         st.header("Left as it is", anchor=False)
         table([{"Tensor": s.name, "Type": s.type, "Why": s.reason} for s in stock.skipped])
@@ -90,14 +100,15 @@ def show(workspace: Workspace) -> None:
     if not workspace.self_check.ok:
         checked(workspace)
     st.header("Where the cost is", anchor=False)
-    st.plotly_chart(charts.cost_shares(tables.cost_shares(profile)), alt="Share of multiplies and bytes by layer")
+    shares = charts.cost_shares(tables.cost_shares(profile))
+    selecting.chart(profile, shares, "cost chart", alt="Share of multiplies and bytes by layer")
 
     by_block(profile.layers)
     st.header("Layers that can be compressed", anchor=False)
-    table(tables.layer_costs(profile))
+    layer_table(profile, tables.layer_costs(profile), "cost table")
 
     st.header("Ranks that pay", anchor=False, help=words.BREAK_EVEN)
-    table(tables.layer_ranks(profile))
+    layer_table(profile, tables.layer_ranks(profile), "rank table")
 
     st.header("Left as it is", anchor=False)
     rest = profile.rest

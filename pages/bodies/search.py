@@ -13,10 +13,11 @@ from lowrank_core.running.jobs import Job
 from lowrank_core.selection._compact import TUNE, needs_tuning
 from lowrank_core.selection._problem import Trial
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, question, question_form, running, tables, words
+from pages.ui import beside, charts, frame, goals_bar, question, question_form, running, selecting, tables, words
 from pages.ui.button import button
+from pages.ui.goals import judged
 from pages.ui.question import Question, Search
-from pages.ui.state import models, plans, searches
+from pages.ui.state import models, peaks, plans, searches, session
 
 
 def chart(workspace: Workspace, quantity: str, search: Search, others: list[Search], key: str) -> None:
@@ -41,7 +42,32 @@ def chart(workspace: Workspace, quantity: str, search: Search, others: list[Sear
         limit=next((most for of, most in search.question.budgets if of == quantity), None),
         dark=st.context.theme.type == "dark",
     )
-    st.plotly_chart(figure, key=key, alt=f"{words.metric(workspace)} against {quantity} of the plans tried")
+    alt = f"{words.metric(workspace)} against {quantity} of the plans tried"
+    if not search.snapshot.over:
+        st.plotly_chart(figure, key=key, alt=alt)
+        return
+    measured = by_cost(search)
+
+    def clicked() -> None:
+        """The plan of the dot that was clicked is the one that is looked at below."""
+        for point in session.widget(key).selection.points:
+            dots = [dot(trial, "") for trial in measured]
+            at = next((at for at, d in enumerate(dots) if d and (d.x, d.y) == (point.get("x"), point.get("y"))), None)
+            if at is not None:
+                session.set_widget(trial_key(workspace, search), at)
+
+    beside.chart(figure, key=key, alt=alt, on_select=clicked)
+
+
+def by_cost(search: Search) -> list[Trial]:
+    """The trials that were measured, the cheapest first."""
+    measured = [trial for trial in search.trials if trial.score is not None]
+    return sorted(measured, key=lambda trial: trial.cost.multiplies)
+
+
+def trial_key(workspace: Workspace, search: Search) -> str:
+    """The key of the box that says which trial is looked at."""
+    return f"trial of {question.title(workspace, search.question)} {len(search.trials)}"
 
 
 def progress(job: Job[Trial], search: Search) -> str:
@@ -92,15 +118,19 @@ def result(workspace: Workspace, quantity: str, search: Search, others: list[Sea
         ):
             change = f"{100 * (now / before - 1):+.1f} % against dense" if before else None
             st.metric(label, words.count(now, unit), change, delta_color="inverse", help=tip, width="content")
+    chosen, plan = plans.goals(workspace), trial.candidate.plan
+    peak_bytes = peaks.bytes_in(workspace, plan, chosen.format)
+    goals_bar.verdicts(judged(workspace, chosen, plan, trial.score, peak_bytes))
     if needs_tuning(trial.score):
         st.info(f"{words.plain(TUNE)} Adopt the plan, then *Fine-tune* it.", icon=":material/model_training:")
     adopt(workspace, trial, search.question.corrected)
-    plan = pd.DataFrame(tables.plan_rows(workspace.profile, trial.candidate.plan))
+    rows = tables.plan_rows(workspace.profile, plan)
     share_column: dict[str, Any] = {"format": "percent", "min_value": 0, "max_value": 1}
-    st.dataframe(
-        plan,
-        hide_index=True,
-        height="content" if len(plan) <= 30 else 600,
+    selecting.table(
+        workspace.profile,
+        rows,
+        "plan table",
+        height="content" if len(rows) <= 30 else 600,
         column_config={
             "Method": st.column_config.TextColumn(help=words.METHOD),
             "Rank": st.column_config.TextColumn(help=words.RANK),
@@ -118,16 +148,21 @@ def rest(workspace: Workspace, quantity: str, jobs: dict[Question, Job[Trial]], 
     if listed:
         newest, at = listed[::-1], 0
         if len(newest) > 1:
-            titles = [question.title(workspace, search.question) for search in newest]
+            titles = titles_of(workspace, newest)
             at = st.selectbox("Search shown", range(len(newest)), format_func=titles.__getitem__, key=f"shown {titles}")
         result(workspace, quantity, newest[at], [search for search in listed if search is not newest[at]])
     elif not error:
         st.info("Start a search: its trials appear here as they are measured.", icon=":material/search:")
 
 
+def titles_of(workspace: Workspace, all_searches: list[Search]) -> list[str]:
+    """What they are called where one of them is chosen."""
+    return [question.title(workspace, search.question) for search in all_searches]
+
+
 def pick(workspace: Workspace, search: Search, trials: list[Trial], first: Trial) -> Trial:
     """One of the measured trials, the answer if nobody says otherwise."""
-    ordered = sorted(trials, key=lambda trial: trial.cost.multiplies)
+    ordered = by_cost(search)
     dense = plan_cost(workspace.profile)
     alike = len({trial.score.samples for trial in trials if trial.score is not None}) == 1
 
@@ -141,20 +176,24 @@ def pick(workspace: Workspace, search: Search, trials: list[Trial], first: Trial
         return f"{line}, the answer" if trial == search.answer else line
 
     labels = [says(trial) for trial in ordered]
-    at = st.selectbox("Trial", range(len(ordered)), ordered.index(first), format_func=labels.__getitem__)
+    key = trial_key(workspace, search)
+    if session.widget(key) is None:
+        session.set_widget(key, ordered.index(first))
+    at = st.selectbox("Trial", range(len(ordered)), format_func=labels.__getitem__, key=key)
     return ordered[at]
 
 
 def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
     """Make a plan the session's own, as a step that can be undone."""
-    history = plans.history(workspace)
+    history, used = plans.history(workspace), trial.candidate.correction
+    own = used if corrected and used is not None and used.samples > workspace.thorough.samples else None
     with st.container(horizontal=True, vertical_alignment="center"):
-        now, wanted = (history.plan, history.corrected, history.correction), (trial.candidate.plan, corrected, None)
+        now, wanted = (history.plan, history.corrected, history.correction), (trial.candidate.plan, corrected, own)
         if now != wanted:
             if button("Adopt this plan", type="primary", icon=":material/check:"):
                 adopted = history.commit(trial.candidate.plan)
-                same = (adopted.corrected, adopted.correction) == (corrected, None)
-                plans.set_history(workspace, adopted if same else adopted.correct(corrected))
+                same = (adopted.corrected, adopted.correction) == (corrected, own)
+                plans.set_history(workspace, adopted if same else adopted.correct(corrected, own))
                 st.rerun()
         else:
             back = " *Undo* on Ranks brings the one before it back." if history.past else ""
@@ -166,10 +205,20 @@ def adopt(workspace: Workspace, trial: Trial, corrected: bool) -> None:
 def comparison(workspace: Workspace, over: list[Search]) -> None:
     """Finished searches side by side, as a table that can be exported."""
     st.header("Rules side by side", anchor=False)
+    newest = over[::-1]
+
+    def clicked() -> None:
+        """The search of the row that was clicked is the one that is shown above."""
+        for row, _ in session.widget("rules side by side").selection.cells:
+            session.set_widget(f"shown {titles_of(workspace, newest)}", len(over) - 1 - row)
+
     percent = words.shares(workspace)
     unit = "%.2f %%" if percent else "%.4g"
     st.dataframe(
         pd.DataFrame(tables.searches(workspace, over)),
+        key="rules side by side",
+        on_select=clicked,
+        selection_mode="single-cell",
         hide_index=True,
         column_config={
             "Rule": st.column_config.TextColumn(pinned=True, width=130),
@@ -204,7 +253,7 @@ def takes(workspace: Workspace, wish: Question) -> None:
 
 def show(workspace: Workspace) -> None:
     """Ask for a search in a form, and show what the searches of this session have found."""
-    plans.history(workspace)  # the first plan is found before columns are laid out
+    goals_bar.show(workspace)  # the first plan is found before columns are laid out
     jobs = searches.begun(workspace)
     latest = next(reversed(jobs), None)
     at_work = None if latest is None or jobs[latest].snapshot.over else latest

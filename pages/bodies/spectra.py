@@ -13,15 +13,16 @@ from lowrank_core.running.jobs import Snapshot
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory, remaining
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, running, tables, words
+from pages.ui import beside, charts, frame, running, selecting, tables, words
 from pages.ui.button import button
-from pages.ui.state import plans, spectra
+from pages.ui.state import plans, selected, session, spectra
+from pages.ui.state.selected import Network
 from pages.ui.waiting import Steps
 
 PART = 48  # layers that are drawn at once, and folded together
 SOON = 5.0  # seconds that may be spent on a layer unasked
 
-HELP = "Singular values on a logarithmic scale, from rank 1 to the largest."
+HELP = "Singular values on a logarithmic scale, from rank 1 to the largest. A click on a picture selects its layer."
 LEGEND = "In full colour: the ranks the plan keeps. Dashed: break-even in bytes. The number is the effective rank."
 
 
@@ -70,7 +71,7 @@ def figures(curve: tables.Curve, rank: str) -> None:
         even = f"{curve.even_bytes} / {curve.even_multiplies}" if rank else str(curve.even_bytes)
         label = "Break-even, bytes / multiplies" if rank else "Break-even in bytes"
         st.metric(label, even, help=words.BREAK_EVEN, width="content")
-    st.plotly_chart(
+    beside.chart(
         charts.spectrum(curve, dark=dark()), alt=f"Singular values and energy of {curve.layer} by {curve.axis}"
     )
 
@@ -128,9 +129,24 @@ def compute(stock: Inventory, pictures: Overview) -> None:
     running.follow(job, says, lambda snapshot, serial: pictures.draw(curve))
 
 
+def chosen_layer(network: Network, otherwise: int | None, key: str) -> str | None:
+    """A box with all layers that shows the selected one, and selects; it stands in a part that is drawn by itself."""
+    names = [layer.name for layer in network.layers]
+    now = selected.layer(network) or (None if otherwise is None else names[otherwise])
+    session.set_widget(key, now)
+    return st.selectbox(
+        "Layer",
+        names,
+        placeholder="Choose a layer",
+        key=key,
+        on_change=lambda: selected.choose(network, session.widget(key)),
+    )
+
+
 @st.fragment
 def one_of(stock: Inventory) -> None:
     """One layer, large; computed when it is asked for."""
+    selecting.listen(stock)
     layers = {layer.name: layer for layer in stock.layers}
     speed = spectra.speed()
 
@@ -138,7 +154,7 @@ def one_of(stock: Inventory) -> None:
         return stock.known(name) is not None or speed.seconds(layers[name]) <= SOON
 
     first = next((at for at, name in enumerate(layers) if soon(name)), None)
-    name = st.selectbox("Layer", layers, first, placeholder="Choose a layer", key=f"layer {stock.weights.ref}")
+    name = chosen_layer(stock, first, f"layer {stock.weights.ref}")
     if name is None:
         return
     with st.spinner(f"About {words.duration(max(1, speed.seconds(layers[name])))}…"):
@@ -188,10 +204,10 @@ def show(workspace: Workspace) -> None:
     @st.fragment
     def detail() -> None:
         """The spectrum of one layer under one method, large."""
+        selecting.listen(workspace)
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            name = st.selectbox(
-                "Layer", layers, costliest, key=f"layer {profile.fingerprint[7:19]}", persist_state="session"
-            )
+            name = chosen_layer(profile, costliest, f"layer {profile.fingerprint[7:19]}")
+            assert name is not None
             layer, choice = layers[name], plan.get(name)
             methods = {method.name: method for method in layer.methods}
             first = list(methods).index(choice.method) if choice else 0

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from html import escape
 from math import ceil, floor, log10
-from struct import pack
 from typing import Any
 
 import plotly.graph_objects as go
 from torch import Tensor, uint8
 
 from lowrank_core.measure.comparison import Flip
+from pages.ui.bitmap import bitmap
 from pages.ui.tables import Curve, Dot, Learning
 
 BLUE, SKY, AMBER, GREEN, GREY = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#8A94A0"
@@ -332,7 +331,7 @@ def small_multiples(curves: list[Curve], label: str = "", *, dark: bool = False)
     It needs SMALL_STYLE on the page. With a label it can be folded. Each curve is cut out of a plain element: pages
     take no inline SVG, and an image of SVG is a document of its own to the browser, 30 ms of its time.
     """
-    cells = "".join(map(_small, curves))
+    cells = "".join(_small(curve, is_stop=at == 0) for at, curve in enumerate(curves))
     grid = f'<div class="sm-grid" style="--sm-line: {SKY if dark else BLUE}">{cells}</div>'
     if label:
         grid = f'<details class="sm-part" open><summary>{escape(label)}</summary>{grid}</details>'
@@ -345,9 +344,13 @@ SMALL_STYLE = f"""
 .sm-part {{ content-visibility: auto; contain-intrinsic-size: auto 760px; }}
 .sm-part summary {{ cursor: pointer; padding: 2px 0 8px; font-weight: 600; }}
 .sm {{ margin: 0; font-size: .8rem; min-width: 0; }}
-.sm figcaption {{ display: flex; justify-content: space-between; gap: 6px; }}
+.sm button {{ display: block; width: 100%; padding: 0; border: 0; background: none; color: inherit; font: inherit;
+  text-align: left; cursor: pointer; border-radius: 4px; }}
+.sm button:focus-visible {{ outline: 2px solid var(--sm-line); outline-offset: 2px; }}
+.sm button:hover .sm-picture {{ box-shadow: 0 0 0 1px var(--sm-line); }}
+.sm-name {{ display: flex; justify-content: space-between; gap: 6px; }}
 .sm b {{ font-weight: 500; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; direction: rtl; }}
-.sm div {{ position: relative; height: 64px; border-radius: 4px; overflow: hidden;
+.sm-picture {{ display: block; position: relative; height: 64px; border-radius: 4px; overflow: hidden;
   background: color-mix(in srgb, currentColor 5%, transparent); }}
 .sm i {{ position: absolute; inset: 0; background:
   linear-gradient(90deg, var(--sm-line) var(--kept), color-mix(in srgb, var(--sm-line) 32%, transparent) 0); }}
@@ -356,8 +359,11 @@ SMALL_STYLE = f"""
 """
 
 
-def _small(curve: Curve, points: int = 48) -> str:
-    """One cell: rank to the right, log sigma from its largest value down over two to eight decades; kept ranks full."""
+def _small(curve: Curve, points: int = 48, *, is_stop: bool) -> str:
+    """One cell: rank to the right, log sigma from its largest value down over two to eight decades; kept ranks full.
+
+    is_stop: whether the Tab key stops there; arrows lead on (finding.js).
+    """
     top, high = curve.top, log10(curve.sigma[0])
     depth = min(8.0, max(2.0, high - log10(curve.sigma[-1])))
     index = sorted({round(i * (top - 1) / max(1, points - 1)) for i in range(points)})
@@ -375,9 +381,10 @@ def _small(curve: Curve, points: int = 48) -> str:
     name, plan = escape(curve.layer), "dense" if curve.chosen is None else f"rank {curve.chosen} of {top}"
     says = f"{name}: {plan}, effective rank {curve.effective_rank:.1f}, break-even {curve.even_bytes}"
     return (
-        f'<figure class="sm" title="{says}"><figcaption><b>{name}</b><span>{curve.effective_rank:.0f}</span>'
-        f'</figcaption><div role="img" aria-label="{says}">'
-        f'<i style="--kept:{x(plan_rank)};clip-path:polygon({outline})"></i>{even}</div></figure>'
+        f'<figure class="sm"><button type="button" data-pick-layer="{name}" '
+        f'tabindex="{0 if is_stop else -1}" title="{says}" aria-label="{says}">'
+        f'<span class="sm-name"><b>{name}</b><span>{curve.effective_rank:.0f}</span></span><span class="sm-picture">'
+        f'<i style="--kept:{x(plan_rank)};clip-path:polygon({outline})"></i>{even}</span></button></figure>'
     )
 
 
@@ -403,16 +410,8 @@ def _judged(answer: int, flip: Flip) -> str:
 
 
 def _bitmap(image: Tensor, low: float, high: float) -> str:
-    """(1 or 3, height, width) as a BMP of 24 bits, the last row first."""
-    scaled = ((image.detach().float() - low) / ((high - low) or 1) * 255).round().clamp(0, 255).to(uint8)
-    rows = scaled.expand(3, *scaled.shape[1:]).flip(0, 1).permute(1, 2, 0)  # blue, green, red
-    height, width, _ = rows.shape
-    rest = b"\0" * (-3 * width % 4)
-    pixels = b"".join(row.contiguous().numpy().tobytes() + rest for row in rows)
-    header = b"BM" + pack(
-        "<IHHIIiiHHIIiiII", 54 + len(pixels), 0, 0, 54, 40, width, height, 1, 24, 0, len(pixels), 0, 0, 0, 0
-    )
-    return b64encode(header + pixels).decode()
+    """(1 or 3, height, width), from what is dark to what is light, as the base64 of a picture."""
+    return bitmap(((image.detach().float() - low) / ((high - low) or 1) * 255).round().clamp(0, 255).to(uint8))
 
 
 def _log_ticks(values: tuple[float, ...]) -> list[float]:

@@ -7,18 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
+from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import OtherModel
+from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.exports._apart import write_anywhere
+from lowrank_core.figures import kib
 from lowrank_core.measure.apart import apart
 from lowrank_core.measure.comparison import Comparison, compare, traces
 from lowrank_core.measure.latency import LatencyTable, Runtime, Timing, network_latency, turn
 from lowrank_core.measure.staircases import Staircase, setting_of, staircases
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
-from lowrank_core.running.scope import scope, somebody_waits, under
+from lowrank_core.running.progress import Progress
+from lowrank_core.running.scope import report, scope, somebody_waits, under
+from lowrank_core.scoring.scores import Score, final_score
+from lowrank_core.store.files import scratch
 from lowrank_core.workspace import Workspace
 from pages.ui import devices, words
+from pages.ui.devices import Device
+from pages.ui.goals import Goals, flash_bytes, floor_judged, in_own_format, own_format
 
 DENSE = "Dense"
+
+NARROWED = ("float16", "int8")
+"""Number formats in which a score is another one, and is measured by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,24 @@ class Stairs:
 
 
 @dataclass(frozen=True, slots=True)
+class Narrow:
+    """Measure these candidates as they are stored in a number format: half precision, or int8 as ONNX quantises it."""
+
+    candidates: tuple[Candidate, ...]
+    number: str
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowScore:
+    """The score of a candidate as it is stored in a number format; file_bytes: of the file that int8 is run from."""
+
+    candidate: Candidate
+    number: str
+    score: Score
+    file_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanTiming:
     """How long a candidate takes beside the dense network."""
 
@@ -56,12 +86,14 @@ class PlanTiming:
 Arguments = TypeVarTuple("Arguments")
 Given = TypeVar("Given")
 
-Wish = Scores | Races | Stairs
-Result = Comparison | PlanTiming | Staircase
+Wish = Scores | Races | Stairs | Narrow
+Result = Comparison | PlanTiming | Staircase | NarrowScore
 
 
 def label(wish: Wish) -> str:
     """What a job measures for Compare, in two words, for the badge on other pages."""
+    if isinstance(wish, Narrow):
+        return f"Measuring in {wish.number}"
     return {Scores: "Comparing plans", Races: "Timing plans", Stairs: "Timing layers"}[type(wish)]
 
 
@@ -78,12 +110,36 @@ def work(workspace: Workspace, wish: Wish, folder: Path) -> Iterator[Result]:
             with scope(report=under(f"plan {number} of {len(wish.candidates)}") if several else None):
                 comparison = compare(workspace, candidate, next(traced))
             yield comparison
+    elif isinstance(wish, Narrow):
+        yield from _narrow(workspace, wish)
     elif isinstance(wish, Stairs):
         with somebody_waits(), turn():
             yield from _elsewhere(_stairs, workspace, wish, folder)
     else:
         with somebody_waits(), turn():
             yield from _elsewhere(_races, workspace, wish)
+
+
+def _narrow(workspace: Workspace, wish: Narrow) -> Iterator[NarrowScore]:
+    for number, candidate in enumerate(wish.candidates, start=1):
+        with scope(report=under(f"plan {number} of {len(wish.candidates)}") if len(wish.candidates) > 1 else None):
+            found = _narrowed(workspace, candidate, wish.number)
+        yield found
+
+
+def _narrowed(workspace: Workspace, candidate: Candidate, number: str) -> NarrowScore:
+    """As Export writes it and says the score of."""
+    plan, correction = candidate.plan, candidate.correction
+    model = workspace.compress(plan, correction) if plan.choices else workspace.model
+    network = Compressed(model, plan, None, None if correction is None else correction.to_dict())
+    network = network.stored(workspace, Storage(number))
+    if number != "int8":
+        report(Progress("evaluating"))
+        return NarrowScore(candidate, number, final_score(workspace.measure(network.model)))
+    with scratch() as folder:
+        written = write_anywhere(workspace, EXPORTS["onnx"], network, folder / "network.onnx")
+    assert written.score is not None
+    return NarrowScore(candidate, number, written.score, written.bytes)
 
 
 def _elsewhere(
@@ -117,11 +173,9 @@ def _races(workspace: Workspace, wish: Races) -> Iterator[PlanTiming]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a plan is judged for: number format, a device's flash and RAM, and energy in pJ where it is wanted."""
+    """What a plan is judged for: the goals, and energy in pJ where it is wanted."""
 
-    number: str = "as it is"
-    flash_bytes: int | None = None
-    ram_bytes: int | None = None
+    goals: Goals = Goals()  # noqa: RUF009 - frozen
     multiply_pj: float | None = None
     byte_pj: float | None = None
 
@@ -145,42 +199,53 @@ def rows(
     timings: dict[tuple[Candidate, Runtime], Timing],
     target: Target,
     table: LatencyTable,
+    narrow: dict[tuple[Candidate, str], NarrowScore] | None = None,
 ) -> dict[str, dict[str, str]]:
-    """The cells of the comparison, {row: {plan: cell}}; the first plan is the dense network."""
+    """The cells of the comparison, {row: {plan: cell}}; the first plan is the dense network.
+
+    narrow: scores as plans are stored in a number format, where they were measured.
+    """
     made: dict[str, dict[str, str]] = {}
+    chosen, number = target.goals, target.goals.format
+    stored = {key: found for key, found in (narrow or {}).items() if key[1] == number}
 
     def row(label: str, cell: Callable[[Comparison], str]) -> None:
         made[label] = {name: cell(comparison) for name, comparison in columns.items()}
 
     batch, metric = workspace.opened.batch, words.metric(workspace)
-    row(metric, lambda c: words.score(workspace, c.score.value))
+    own = f" {in_own_format(None, own_format(workspace))}" if chosen.number in NARROWED else ""
+    row(f"{metric}{own}", lambda c: words.score(workspace, c.score.value))
     row("Against dense", lambda c: _against(workspace, c))
+    if chosen.number in NARROWED:
+        row(f"{metric} in {number}", lambda c: _narrow_score(workspace, stored.get((c.candidate, number))))
+    if chosen.floor is not None:
+        row("Goal", lambda c: _floor(workspace, chosen, c, stored))
+    if any(found.file_bytes for found in stored.values()):
+        row(f"ONNX file in {number}", lambda c: _file(chosen, stored.get((c.candidate, number))))
     if any(c.classes for c in columns.values()):
         row("Samples lost, won", lambda c: f"{c.lost:,}, {c.won:,}" if c.candidate.plan.choices else "–")
     costs = {name: plan_cost(workspace.profile, c.candidate.plan) for name, c in columns.items()}
     made["Multiplies"] = {name: words.count(cost.multiplies) for name, cost in costs.items()}
-    row("Flash", lambda c: words.count(c.memory[target.number].flash_bytes, "B"))
-    row("Peak RAM", lambda c: words.count(c.memory[target.number].peak.bytes, "B"))
-    row("… during", lambda c: words.plain(c.memory[target.number].peak.node))
-    row("Bytes moved", lambda c: words.count(c.memory[target.number].moved_bytes, "B"))
+    row("Flash", lambda c: _beside(flash_bytes(workspace, c.candidate.plan, number), chosen))
+    row("Peak RAM", lambda c: _beside(c.memory[number].peak.bytes, chosen))
+    row("… during", lambda c: words.plain(c.memory[number].peak.node))
+    row("Bytes moved", lambda c: _beside(c.memory[number].moved_bytes, chosen))
     made["Multiplies per byte"] = {
-        name: f"{columns[name].memory[target.number].intensity(cost.multiplies * batch):.2f}"
-        for name, cost in costs.items()
+        name: f"{columns[name].memory[number].intensity(cost.multiplies * batch):.2f}" for name, cost in costs.items()
     }
-    if target.flash_bytes is not None and target.ram_bytes is not None:
-        flash, ram = target.flash_bytes, target.ram_bytes
-        row("On the device", lambda c: _fits(c, target.number, flash, ram))
+    if (device := chosen.device) is not None:
+        row("On the device", lambda c: _fits(workspace, c, chosen, device))
     for runtime in dict.fromkeys(runtime for _, runtime in timings):
         row(f"Latency, {runtime}", lambda c, r=runtime: _relative_latency(c, timings.get((c.candidate, r))))  # type: ignore[misc]
     if table.layers:
         row("Your table", lambda c: _by_table(workspace, c, table))
-    row("Checkpoint", lambda c: words.count(c.checkpoint_bytes, "B"))
+    row(f"Checkpoint{own}", lambda c: _beside(c.checkpoint_bytes, chosen))
     if target.multiply_pj is not None and target.byte_pj is not None:
         pj, byte_pj = target.multiply_pj, target.byte_pj
 
         def energy(comparison: Comparison) -> str:
             multiplies = batch * plan_cost(workspace.profile, comparison.candidate.plan).multiplies
-            picojoules = pj * multiplies + byte_pj * comparison.memory[target.number].moved_bytes
+            picojoules = pj * multiplies + byte_pj * comparison.memory[number].moved_bytes
             return f"{picojoules / 1e6:.3g} µJ"
 
         row("Energy, a rough guess", energy)
@@ -195,12 +260,38 @@ def _relative_latency(comparison: Comparison, timing: Timing | None) -> str:
     return latency(timing) if comparison.candidate.plan.choices else "1"
 
 
-def _fits(comparison: Comparison, number: str, flash_bytes: int, ram_bytes: int) -> str:
-    memory = comparison.memory[number]
-    fits, over = devices.verdict(memory.flash_bytes, memory.peak.bytes, flash_bytes, ram_bytes)
+def _beside(need: int, chosen: Goals) -> str:
+    """Bytes as text: KiB beside a device, whose maker counts so."""
+    return words.count(need, "B") if chosen.device is None else kib(need)
+
+
+def _narrow_score(workspace: Workspace, found: NarrowScore | None) -> str:
+    return "not measured" if found is None else words.score(workspace, found.score.value)
+
+
+def _file(chosen: Goals, found: NarrowScore | None) -> str:
+    return "–" if found is None or found.file_bytes is None else _beside(found.file_bytes, chosen)
+
+
+def _floor(
+    workspace: Workspace, chosen: Goals, comparison: Comparison, stored: dict[tuple[Candidate, str], NarrowScore]
+) -> str:
+    """The worst score that is allowed, judged in the number format where that was measured."""
+    found = stored.get((comparison.candidate, chosen.format))
+    if found is not None:
+        return floor_judged(workspace, chosen, found.score.value, f"in {found.number}").line
+    own = in_own_format(None, own_format(workspace))
+    how = f"{own}; not measured in {chosen.number}" if chosen.number in NARROWED else ""
+    return floor_judged(workspace, chosen, comparison.score.value, how).line
+
+
+def _fits(workspace: Workspace, comparison: Comparison, chosen: Goals, device: Device) -> str:
+    need = flash_bytes(workspace, comparison.candidate.plan, chosen.format)
+    peak = comparison.memory[chosen.format].peak.bytes
+    fits, over = devices.verdict(need, peak, device.flash_bytes, device.ram_bytes)
     if fits:
         return "✓ fits"
-    return "✗ does not fit: " + ", ".join(f"{word} {words.count(missing, 'B')} over" for word, missing in over)
+    return "✗ does not fit: " + ", ".join(f"{word} {kib(missing)} over" for word, missing in over)
 
 
 def _by_table(workspace: Workspace, comparison: Comparison, table: LatencyTable) -> str:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from lowrank_core.errors import InvalidPlan
 from lowrank_core.methods import METHODS
-from lowrank_core.plans.cost import check_plan, layer_cost, rank_at, useful_rank
+from lowrank_core.plans.cost import check_plan, freed, layer_cost, rank_at, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 from pages.ui import words
@@ -74,6 +74,7 @@ def edited_plan(workspace: Workspace, plan: RankPlan, edits: dict[int, dict[str,
     for row, values in edits.items():
         layer = workspace.profile.layers[int(row)]
         before = plan.get(layer.name)
+        free = before.free if before else plan != plan.plain
         method = values.get("Method") or (before.method if before else layer.methods[0].name)
         if method == DENSE or values.get("Rank") == "":
             plan = plan.with_choice(layer.name, None)
@@ -84,8 +85,8 @@ def edited_plan(workspace: Workspace, plan: RankPlan, edits: dict[int, dict[str,
                 raise InvalidPlan(f"layer {layer.name!r}: a rank is a whole number, but got {values['Rank']!r}.")
             rank = tuple(map(int, typed))
         elif METHODS[method].obstacle(layer.spec) is None:
-            rank = rank_at(useful_rank(layer, method), 0.5)
+            rank = rank_at(useful_rank(layer, method, free), 0.5)
         else:
             rank = (1,)
-        plan = plan.with_choice(layer.name, Choice(method, rank))
+        plan = plan.with_choice(layer.name, freed(Choice(method, rank)) if free else Choice(method, rank))
     return plan

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from pages.ui import waiting
-from pages.ui.state import session
+from pages.ui.state import runs, session
 
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -23,16 +24,19 @@ PAGES = (
     ("pages/7_Export.py", "Export", ":material/file_save:"),
 )
 
-STYLE = """
-<style>
-[data-testid="stMainBlockContainer"] { padding-top: 2.6rem; padding-bottom: 2rem; max-width: 1500px; }
-[data-testid="stMainBlockContainer"] h1 { font-size: 1.7rem; padding: 0 0 .1rem; }
-[data-testid="stMainBlockContainer"] h2 { font-size: 1.2rem; padding: .8rem 0 .4rem; }
-@media (max-width: 768px) { [data-testid="stMainBlockContainer"] { padding-top: 4rem; } }
-[data-testid="stMetricValue"] { font-size: 1.5rem; }
-[data-testid="stBaseButton-primary"]:enabled { &, & p { color: light-dark(#fff, #0b1620); } }
-</style>
-"""
+BRAND = (
+    '<p class="brand">Rank Explorer</p><div class="finding">'
+    '<button type="button" data-opens="find">Find… Ctrl K</button>'
+    '<button type="button" data-opens="keys" aria-label="Keys">?</button></div>'
+)
+
+
+def _beside(file: str) -> str:
+    return (Path(__file__).parent / file).read_text(encoding="utf-8")
+
+
+STYLE = f"<style>{_beside('frame.css')}{_beside('finding.css')}</style>"
+SCRIPT = f"<script>{_beside('finding.js')}{_beside('frame.js')}</script>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Frame:
     """Where a page puts what it knows only later."""
 
     title: str
+    looked_at: DeltaGenerator
     jobs: DeltaGenerator
     header: DeltaGenerator
     notices: DeltaGenerator
@@ -55,14 +60,18 @@ def page(title: str, advice: str, *, body: str) -> None:
     st.set_page_config(page_title=f"{title} · Rank Explorer", page_icon="🎚️", layout="wide")
     st.html(STYLE)
     st.html(waiting.STYLE)
+    if runs.turned_back():
+        session.turn_back()
+    session.put_own_in_address()  # before anything is drawn: whoever reloads at once loses nothing
     session.turn_to(title)
     with st.sidebar:
+        st.html(BRAND + SCRIPT, unsafe_allow_javascript=True)
         for _, label, _ in PAGES:
             link(label)
-        jobs = st.container()
+        looked_at, jobs = st.empty(), st.container()
     header = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     header.title(title, anchor=False, width="content")
-    frame = Frame(title, jobs, header, st.container(), st.empty())
+    frame = Frame(title, looked_at, jobs, header, st.container(), st.empty())
     frame.advice.markdown(advice)
     say = waiting.Steps()
     if not hasattr(sys.modules.get(body), "show"):
@@ -73,4 +82,4 @@ def page(title: str, advice: str, *, body: str) -> None:
 def link(label: str, *, says: str = "") -> None:
     """A link to the page of that name, with its icon."""
     path, _, icon = next(page for page in PAGES if page[1] == label)
-    st.page_link(path, label=says or label, icon=icon)
+    st.page_link(path, label=says or label, icon=icon, query_params=session.address())

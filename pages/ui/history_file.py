@@ -13,7 +13,8 @@ from lowrank_core.store.lock import locked
 from pages.ui.history import History, ReadHistory, and_so_on, read_history
 from pages.ui.merging import Merged, merge
 
-KIND = Kind("history", bare=True)
+KIND = Kind("history", version=2, bare=True)
+"""Version 2 has branches, times, notes and removed snapshots; one of version 1 is read as it is."""
 
 LARGEST_BYTES = 64 * 10**6
 """Bytes of the file of a history, at most; one that is larger was written by nobody's clicks; it is not read."""
@@ -57,6 +58,23 @@ def load(path: Path, profile: ModelProfile) -> Loaded:
         return Loaded(Kept(read.history, revision(content)))
     with locked(path.parent):
         return _load_or_set_aside(path, profile)
+
+
+def look(path: Path, profile: ModelProfile) -> Loaded:
+    """What a file holds that somebody else writes: nothing of it is changed, whatever it is. Never raises."""
+    try:
+        content = _content(path)
+    except OSError:
+        content = None
+    if content is None:
+        return Loaded()
+    read, _, why = _read(content, profile)
+    kept = None if read.history is None else Kept(read.history, revision(content))
+    if kept is None:
+        return Loaded(None, f"The saved plans that this address shows are {why}.")
+    if read.left_out:
+        return Loaded(kept, f"Of the saved plans that this address shows {and_so_on(read.left_out)} cannot be shown.")
+    return Loaded(kept)
 
 
 def save(path: Path, base: Kept, mine: History, profile: ModelProfile) -> Saved:
@@ -112,8 +130,8 @@ def _load_or_set_aside(path: Path, profile: ModelProfile) -> Loaded:
         return Loaded(None, f"The saved plans of this address are {why}: they are kept as {aside}, and new ones begin.")
     return Loaded(
         _write(path, read.history),
-        f"Of the saved plans of this address {and_so_on(read.left_out)} cannot be taken over: not as written, or no "
-        f"longer fit for this network. All of it is kept as {aside}.",
+        f"Of the saved plans of this address {and_so_on(read.left_out)} cannot be taken over: not as written, more "
+        f"than are kept, or no longer fit for this network. All of it is kept as {aside}.",
     )
 
 

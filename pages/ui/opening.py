@@ -14,11 +14,12 @@ from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.files import not_kept
 from lowrank_core.store.reference import address_of
-from pages.ui import dense_line, dropped, running, words
+from lowrank_core.workspace import Workspace
+from pages.ui import dense_line, dropped, looked_at, running, selecting, viewing, words
 from pages.ui.at_start import STARTED_IN
 from pages.ui.commands import as_here
 from pages.ui.frame import Frame, link
-from pages.ui.state import models, openings, plans, runs, server, session
+from pages.ui.state import models, openings, plans, runs, selected, server, session
 from pages.ui.waiting import Steps
 
 
@@ -30,6 +31,8 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
     with frame.jobs:
         running.badge(frame.title)
     opened = False
+    if runs.turned_back():
+        models.turn_back()
     openings.take_over(frame.title)
     try:
         with say:
@@ -37,6 +40,10 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
         if isinstance(workspace, Inventory):
             frame.header.markdown(f"{words.plain(workspace.weights.name)} · weights without a model", width="content")
             frame.advice.empty()
+            selected.layer(workspace)
+            for notice in session.notices():
+                frame.notices.warning(words.plain(notice), icon=":material/history:")
+            _listen(frame, workspace)
             getattr(body, "show_weights", _needs_a_model)(workspace)
             return
         if workspace.self_check.refusal and hasattr(body, "show_weights"):  # it goes without figures
@@ -49,8 +56,12 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
             frame.notices.caption(f":material/info: {words.plain(notice)}")
         opened = True
         plans.look_again(workspace)
+        viewing.show(frame.notices)
+        selected.layer(workspace.profile)
         for notice in session.notices():
             frame.notices.warning(words.plain(notice), icon=":material/history:")
+        looked_at.show(workspace, frame.title, frame.looked_at)
+        _listen(frame, workspace)
         body.show(workspace)
         runs.end_if_replaced()
         runs.went_well()
@@ -66,6 +77,13 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
     st.error(words.plain(as_here(dropped.without_folders(text))), icon=":material/error:")
     if not opened:
         getattr(body, "show_nothing", _choose_another)()
+
+
+def _listen(frame: Frame, model: Workspace | Inventory) -> None:
+    """Hear which layer is selected, before the page streams what goes on."""
+    if frame.title not in selecting.LISTEN_THEMSELVES:
+        with frame.jobs:
+            selecting.listen(model)
 
 
 def _needs_a_model(stock: Inventory) -> None:

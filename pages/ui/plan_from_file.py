@@ -26,9 +26,11 @@ def take(workspace: Workspace, content: bytes) -> Taken:
     own, said = plans.correction_of(workspace, read), ""
     if read.correction is None:
         said = "The file says that its factors are not corrected, so the correction is off now."
+    elif not read.correction:
+        said = "The file does not say how its factors are corrected: they are by the quick correction, as of old."
     elif own is not None:
         said = (
-            f"The file asks for a correction of its own, with which plans are measured now: {own.kind} on "
+            f"The file asks for a correction of its own, with which plans are measured now: {own.depth or own.kind} on "
             f"{own.samples:,} samples, seed {own.seed}, ridge {own.ridge:g}."
         )
     return Taken(said, tuple(f"{warning}." for warning in warnings))

@@ -144,7 +144,9 @@ def comparison(workspace: Workspace, searches: Iterable[Search]) -> list[dict[st
                 "corrected": finished.question.corrected,
                 "trials": len(finished.trials),
                 "seconds": round(finished.snapshot.seconds, 2),
-                "plan": "; ".join(f"{name}={c.method}:{'x'.join(map(str, c.rank))}" for name, c in choices),
+                "plan": "; ".join(
+                    f"{name}={c.method}:{'x'.join(map(str, c.rank))}{':free' * c.free}" for name, c in choices
+                ),
             }
         )
     return rows

@@ -6,15 +6,17 @@ import inspect
 
 import streamlit as st
 
-from lowrank_core.errors import InvalidSearch
+from lowrank_core.figures import of_device
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Quantity
 from lowrank_core.workspace import Workspace
-from pages.ui import devices, form, question, words
+from pages.ui import form, goals, question, words
+from pages.ui.goals import Goals
 from pages.ui.question import Question
-from pages.ui.state import plans
+from pages.ui.state import models, plans
 
 Budgets = tuple[tuple[Quantity, float], ...]
 
@@ -74,40 +76,48 @@ def largest_drop(workspace: Workspace, key: str = "search drop") -> float:
     points = words.shares(workspace)
     label = f"Largest {words.loss(workspace)} of the {words.metric_name(workspace)}{', points' if points else ''}"
     most = 99.9 if points else None  # all of a share is no limit
-    drop = st.number_input(label, 0.0, most, 1.0, step=0.1, format="%g", key=f"{key} {points}", persist_state="session")
+    usual, floor = 1.0, plans.goals(workspace).floor
+    if floor is not None:  # as far as it is allowed to go from where the dense network is
+        lost = goals.largest_loss(floor, models.dense_score(workspace)[0], rises=words.rises(workspace))
+        usual = round(100 * lost, 4) if points else lost
+    key = f"{key} {points} {floor}"
+    drop = st.number_input(label, 0.0, most, usual, step=0.1, format="%g", key=key, persist_state="session")
     return drop / 100 if points else drop
 
 
 def limits(workspace: Workspace, goal: str, table: str) -> Budgets:
-    """Budgets of multiplies, of bytes (a device sets it), and of microseconds where there is a table."""
+    """Budgets of multiplies, of bytes (the device of the goals sets it), and of microseconds where there is a table."""
     dense = plan_cost(workspace.profile)
-    usual = 50.0 if goal == "budget" else 100.0
-    budgets = budget("multiplies", dense.multiplies, "", f"search multiplies {goal}", usual)
-    device = st.selectbox(
-        "Device",
-        devices.FLASH_BYTES,
-        None,
-        placeholder="Any",
-        accept_new_options=True,
-        help="Sets the budget of bytes to the flash of a usual microcontroller, all of it: leave room for the program. "
-        "Another size can be typed, as 96 kB of 1000 bytes each, or 96 KiB of 1024.",
-        key="search device",
-        persist_state="session",
-    )
+    chosen = plans.goals(workspace)
+    within = goals.bytes_within(workspace, chosen)
+    device = within is not None and within < dense.bytes
+    usual = 50.0 if goal == "budget" and not device else 100.0
+    budgets = budget("multiplies", dense.multiplies, "", f"search multiplies {goal} {device}", usual)
     start = 100.0
-    if device is not None:
-        flash = devices.flash_bytes(device)
-        if flash is None:
-            raise InvalidSearch(f"a device is one of the list or a size like 96 kB or 1.5 MB, but got {device!r}.")
-        start = min(100.0, max(0.1, int(1000 * flash / (dense.bytes or 1)) / 10))
-        if flash >= dense.bytes:
-            st.caption(f"The dense network fits: it takes {words.count(dense.bytes, 'B')}.")
-    budgets += budget("bytes", dense.bytes, "B", f"search bytes {goal} {device}", start)
+    if within is not None and chosen.device is not None:
+        start = min(100.0, max(0.1, int(1000 * within / (dense.bytes or 1)) / 10))
+        st.caption(words.plain(flash_line(workspace, chosen, within)))
+    sizes = None if chosen.device is None else chosen.device.flash_bytes
+    budgets += budget("bytes", dense.bytes, "B", f"search bytes {goal} {sizes} {chosen.number}", start)
     if table:
         times = question.latency_table(table, workspace)
         total = sum(times(layer.name, None) or 0.0 for layer in workspace.profile.layers)
         budgets += budget("microseconds", total, "µs", f"search microseconds {goal}", 100.0)
     return budgets
+
+
+def flash_line(workspace: Workspace, chosen: Goals, within: int) -> str:
+    """What the device of the goals means for a budget of bytes, which are those of the network as it is."""
+    assert chosen.device is not None
+    flash = chosen.device.flash_bytes
+    need = goals.flash_bytes(workspace, RankPlan(workspace.profile.fingerprint), chosen.format)
+    how = f" in {chosen.number}" if chosen.number else ""
+    dense = f"The dense network takes {of_device(need, flash)} flash{how}"
+    if need <= flash:
+        return f"{dense}: it fits."
+    if not within:
+        return f"{dense}, and what cannot be factorised is too large alone; take smaller numbers or another device."
+    return f"{dense}: the budget is what fits. RAM is judged on Ranks and Compare."
 
 
 def budget(quantity: Quantity, dense: float, unit: str, key: str, start: float) -> Budgets:

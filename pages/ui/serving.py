@@ -16,11 +16,14 @@ from streamlit import runtime
 
 from lowrank_core.errors import InvalidSettings
 from lowrank_core.running.own_process import leave
-from pages.ui import at_start
+from pages.ui import at_start, live
 from pages.ui.same_origin import SameOrigin
 
 MIDDLEWARE = (Middleware(SameOrigin),)
 """What stands in front of everything that is served."""
+
+ROUTES = live.routes()
+"""What is served beside Streamlit's own."""
 
 try:
     at_start.check()

@@ -211,7 +211,7 @@ def train(workspace: Workspace, training: Training, folder: Path, points: Path, 
                 raise_if_cancelled()  # nothing more is asked for after the next item: let it be the weights
                 seconds += [epoch.seconds] if epoch.number else []
                 if seconds:
-                    to_come = (len(runs) - number) * run.epochs * statistics.fmean(seconds)
+                    to_come = (len(runs) - number) * run.passes * statistics.fmean(seconds)
                     report(Progress("training", epoch.seconds_left + to_come))
                 yield RunEpoch(run, replace(epoch, model=None))
             assert epoch.model is not None
@@ -271,9 +271,9 @@ def run_sweep(workspace: Workspace, sweep: Sweep, folder: Path, points: Path) ->
 
 def as_compressed(workspace: Workspace, candidate: Candidate) -> Before:
     """A plan before any training, measured unless its score is known."""
-    if candidate not in workspace.scores:
-        workspace.scores[candidate] = compressed_score(workspace, candidate)
-    score = workspace.scores[candidate]
+    if candidate.plain not in workspace.scores:
+        workspace.scores[candidate.plain] = compressed_score(workspace, candidate)
+    score = workspace.scores[candidate.plain]
     if score.samples <= WATCH:
         return Before(candidate, score, score)
     return Before(candidate, score, compressed_score(workspace, candidate, samples=WATCH))
@@ -307,7 +307,7 @@ def compressed(workspace: Workspace, tuned: Tuned, epoch: Epoch) -> Compressed:
     plan, correction = tuned.candidate.plan, tuned.candidate.correction
     assert epoch.model is not None
     return Compressed(
-        epoch.model,
+        workspace.stored(epoch.model, plan),
         plan,
         tuned.score,
         None if correction is None else correction.to_dict(),
@@ -373,7 +373,7 @@ def cancelled(trained: Trained) -> str:
     last = trained.tuned[-1]
     which = f"those of epoch {last.epoch}" if last.epoch else "those of the start, as no epoch was better yet"
     run = f" ({run_name(last.settings)})" if len(trained.runs) > 1 else ""
-    made = f"{last.epochs} of {last.settings.epochs} epochs"
+    made = f"{last.epochs} of {last.settings.passes} epochs"
     return f"Cancelled after {made}{run}: the best weights so far are kept, {which}. {goes_on}"
 
 
@@ -400,6 +400,26 @@ def compared(workspace: Workspace, trained: Trained, tuned: Tuned) -> list[str]:
     return lines
 
 
+def won(workspace: Workspace, trained: Trained, tuned: Tuned) -> str:
+    """What each pass of a run won on the samples held back, as one line; "" where none was made."""
+    passes = [epoch for epoch in trained.runs.get(tuned.settings, []) if epoch.won is not None]
+    if not passes:
+        return ""
+    percent = workspace.metric.share
+    rises = ", ".join(f"{100 * (e.won or 0):+.2f}" if percent else f"{e.won:+.3g}" for e in passes)
+    unit = " points" if percent else ""
+    return f"Held back, each pass won{unit and ', in' + unit}: {rises}.".replace("-", "−")
+
+
+def run_on(trained: Trained, epochs: int) -> Training:
+    """The same training with so many more epochs, from where each of its runs stopped."""
+    wish = trained.wish
+    assert isinstance(wish, Training)
+    candidate = wish.candidate if trained.before is None else trained.before.candidate
+    settings = replace(wish.settings, run_on=(*wish.settings.run_on, epochs))
+    return replace(wish, candidate=candidate, settings=settings, max_drop=None, locked=())
+
+
 def choice_text(name: str, value: str) -> str:
     """The value of a setting that is one of a few, as people read it."""
     (item,) = (item for item in fields(Settings) if item.name == name)
@@ -409,7 +429,8 @@ def choice_text(name: str, value: str) -> str:
 def title(workspace: Workspace, wish: Training | Sweep) -> str:
     """A training or sweep in one line: which ranks, from where, for how many epochs."""
     s = wish.settings
-    learns = f"{s.epochs} epoch{'' if s.epochs == 1 else 's'}"
+    learns = " + ".join(map(str, (s.epochs, *s.run_on))) + f" epoch{'' if s.passes == 1 else 's'}"
+    learns += "" if s.mix else ", unmixed"
     learns += "" if s.loss == "distill" else f", learning from {choice_text('loss', s.loss)}"
     if isinstance(wish, Sweep):
         shares = ", ".join(words.share(share) for share in wish.shares)

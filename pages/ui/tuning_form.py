@@ -29,7 +29,7 @@ BUTTONS = {
 }
 STARTS = {"plan": "the plan's factors", "scratch": "random factors", "both": "both"}
 SHARES = tuple(share / 100 for share in range(10, 100, 10))
-USUAL = ("epochs", "learning_rate", "loss")
+USUAL = ("epochs", "learning_rate", "loss", "mix")
 
 
 def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
@@ -79,7 +79,7 @@ def show(workspace: Workspace) -> tuple[Training | Sweep | None, str]:
             persist_state="session",
         )
     with st.expander("More settings"):
-        more = (f.name for f in fields(Settings) if f.name not in (*USUAL, "from_scratch"))
+        more = (f.name for f in fields(Settings) if f.name not in (*USUAL, "from_scratch", "run_on"))
         values |= form.settings(Settings, "tuning", tuple(more))
     settings = Settings(**values, from_scratch=start == "scratch")
     if goal == "sweep":

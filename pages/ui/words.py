@@ -6,6 +6,7 @@ import importlib
 import re
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.figures import count as count
@@ -23,8 +24,13 @@ MULTIPLIES = (
 )
 BYTES = "Parameters times their element size, tied tensors once; buffers and file headers are not counted."
 CORRECTION = (
-    "After the ranks are set, the last factor of each layer is refitted so that it answers like the dense layer on a "
-    "few unlabelled samples. It costs no parameter and no multiply."
+    "After the ranks are set, each layer's factors are refitted so that they answer like the dense layer on a few "
+    "unlabelled samples: at once the last one (quick), and when nothing has moved for two seconds all of them "
+    "(thorough). It costs no parameter and no multiply."
+)
+FREE_RANKS = (
+    "Store the factors of SVD and Tucker-2 with rows of the identity (identity gauge): r² numbers and multiplies less "
+    "for each rank r, and the same answers, so that a higher rank costs the same. Small layers may run slower."
 )
 INTERVAL = (
     "95 % interval of the difference to the dense network, paired on the same samples: with chance alone, the true "
@@ -187,3 +193,19 @@ def change(workspace: Workspace, measured: Score, against: str) -> str:
         return f"{line} (too few samples that differ for an interval)" if measured.too_few else line
     low, high = sorted((measured.drop_low, measured.drop_high), key=lambda drop: scale * drop)
     return f"{line} (95 %: {signed(low)} to {signed(high)})"
+
+
+def score_fields(score: Score | None) -> dict[str, Any] | None:
+    """A score as a browser is told it."""
+    if score is None:
+        return None
+    return {
+        "value": None if score.not_finite else score.value,
+        "dense": score.dense,
+        "samples": score.samples,
+        "not_finite": score.not_finite,
+        "drop": None if score.not_finite else score.drop,
+        "drop_low": score.drop_low,
+        "drop_high": score.drop_high,
+        "within": score.within,
+    }

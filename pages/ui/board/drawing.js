@@ -27,11 +27,16 @@ Object.assign(Board.prototype, {
       if (!this.dragging || !this.hidden.has(row)) this.drawRow(row);
     const choices = this.choices();
     const now = totals(this.model, choices), predicted = predict(this.model, choices);
+    this.drawGoals(choices, now);
     for (const quantity of QUANTITIES) this.drawCost(quantity, now[quantity], choices, everything ? null : moved);
     this.drawAccuracy(everything ? null : moved, choices, predicted);
+    this.drawGroups(moved);
+    this.drawReadout(now, predicted);
     this.drawDetail();
-    this.moveTradeoff(now, predicted.value);
-    if (everything) this.drawTradeoff();
+    this.moveTradeoff(now, predicted);
+    this.placeWalk(now);
+    if (everything) { this.drawTradeoff(); this.drawOrder(); this.drawTables(); }
+    this.drawPanels();
     this.root.dispatchEvent(new CustomEvent("rank-drawn", { bubbles: true }));
   },
 
@@ -39,14 +44,8 @@ Object.assign(Board.prototype, {
     this.stale.delete(row);
     if (row.built !== row.method) this.buildTracks(row);
     const { layer } = row;
-    row.tracks.forEach((track, axis) => {
-      const value = row.rank[axis];
-      if (Number(track.input.value) !== value) track.input.value = value;
-      track.kept.style.clipPath = `inset(0 ${100 - position(value, track.top)}% 0 0)`;
-      const saved = row.dense ? 0 : 1 - cost(layer, row, "bytes") / layer.dense.bytes;
-      track.input.setAttribute("aria-valuetext", row.dense
-        ? `rank ${value} of ${track.top}, dense` : `rank ${value} of ${track.top}, saves ${words.percent(saved, 0)} of the bytes`);
-    });
+    row.tracks.forEach(track => this.drawTrack(track));
+    if (this.largeOf === row.tracks) this.largeTracks.forEach(track => this.drawTrack(track));
     row.element.classList.toggle("rb-dense", row.dense);
     row.element.classList.toggle("rb-selected", layer.name === this.selected);
     if (document.activeElement !== row.entry) row.entry.value = row.dense ? "dense" : row.rank.join(", ");
@@ -55,12 +54,23 @@ Object.assign(Board.prototype, {
     row.saving.classList.toggle("rb-worse", share > 0);
   },
 
+  drawTrack(track) {
+    const { row } = track, { layer } = row, value = track.shown(), place = position(value, track.top, track.log);
+    if (Number(track.input.value) !== value) track.input.value = value;
+    track.kept.style.clipPath = `inset(0 ${100 - place}% 0 0)`;
+    track.thumb.style.left = `${place}%`;
+    const saved = row.dense ? 0 : 1 - cost(layer, row, "bytes") / layer.dense.bytes;
+    track.input.setAttribute("aria-valuetext", row.dense
+      ? `rank ${value} of ${track.top}, dense` : `rank ${value} of ${track.top}, saves ${words.percent(saved, 0)} of the bytes`);
+  },
+
   drawCost(quantity, total, choices, moved) {
     const { figure, note, chart } = this[quantity + "Card"];
     const dense = this.model.dense[quantity];
     figure.textContent = words.quantity(quantity, total);
-    const held = this.hold && this.hold.quantity === quantity ? ` · held at ${words.quantity(quantity, this.hold.total)}` : "";
-    note.textContent = `${words.share(total / dense)} of dense ${words.quantity(quantity, dense)}${held}`;
+    const held = this.hold && this.hold.quantity === quantity ? ` · held at ${words.quantity(quantity, this.hold.total)}`
+      + (total < 0.98 * this.hold.total ? `, nothing left to give: ${words.quantity(quantity, this.hold.total - total)} unused` : "") : "";
+    note.textContent = `${words.share(total / dense)} of dense ${words.quantity(quantity, dense)}${quantity === "bytes" ? this.goals.own : ""}${held}`;
     const values = chart.values || (chart.values = new Array(this.model.layers.length));
     (moved || [...this.rows.values()]).forEach(row => {
       values[row.layer.index] = cost(row.layer, choices[row.layer.name] || null, quantity);
@@ -73,10 +83,16 @@ Object.assign(Board.prototype, {
   drawAccuracy(touched = null, choices = this.choices(), predicted = predict(this.model, choices)) {
     const { figure, note, chart } = this.accuracyCard;
     const { model } = this;
-    const fresh = this.isMeasured();
+    const answer = this.answered(choices), fresh = !answer && this.isMeasured();
     const dense = model.metric.dense;
     let state, value;
-    if (fresh) {
+    if (answer) {
+      state = "measuring";
+      value = answer.score.value;
+      figure.textContent = words.score(model, value);
+      note.textContent = `measured · ${words.change(model, answer.score)} · ${words.whole(answer.score.samples)} samples`
+        + `${answer.left_out ? ` · ${answer.left_out}` : ""}`;
+    } else if (fresh) {
       state = this.measuring ? "measuring" : "measured";
       value = this.score.value;
       figure.textContent = words.score(model, value);
@@ -84,29 +100,53 @@ Object.assign(Board.prototype, {
       const fewer = this.plain && this.plain.samples !== s.samples ? ` on ${words.whole(this.plain.samples)} samples` : "";
       const plain = this.plain ? ` · without correction ${words.score(model, this.plain.value)}${fewer}` : "";
       const verdict = s.within === null || s.within === undefined ? "" : s.within ? "within tolerance · " : "⚠ beyond tolerance · ";
-      note.textContent = `${verdict}${state} · ${words.change(model, s)} · ${s.samples ? words.whole(s.samples) : "all"} samples${plain}`;
+      const depth = this.depth ? ` · ${this.depth} correction` : "";
+      note.title = this.remarks.join("\n");
+      note.textContent = `${verdict}${state} · ${words.change(model, s)} · ${s.samples ? words.whole(s.samples) : "all"} samples${depth}${plain}`;
     } else {
       state = predicted.rough ? "rough" : "predicted";
       value = predicted.value;
-      const drop = value === null || dense === null ? null : against(model, value - dense);
-      const reach = model.metric.share ? 0.06 : Math.abs(dense) / 2;
-      const far = drop !== null && drop > reach;
-      const limit = `${model.metric.higher ? "<" : ">"} ${words.score(model, dense + against(model, reach))}`;
-      figure.textContent = value === null ? "…" : far ? limit : `≈ ${words.score(model, value)}`;
-      const word = state === "rough" ? "rough estimate" : model.metric.share ? "predicted ± 1 point" : "predicted";
+      figure.textContent = value === null ? "…" : words.range(model, predicted);
+      const word = state === "rough" ? "rough estimate" : "predicted";
       note.textContent = value === null ? "not measured yet"
-        : far ? `${word} · ${model.metric.share ? "more than 6 points lost" : "more than half as much again lost"}`
-        : `${word} · ${words.change(model, { drop })}`;
+        : `${word}, 9 plans of 10 lie inside · most likely ${words.score(model, value)}`;
       if (state === "rough" && this.learning) note.textContent += ` · learning the layers: ${this.learning}`;
+      if (this.dragging && this.tooSlow) note.textContent += ` · measured when you let go: ${this.tooSlow}`;
       if (this.measuring && !this.dragging) note.textContent += ` · ${this.doing || "measuring"}…`;
     }
+    const shown = answer ? answer.score : fresh ? this.score : null;
     figure.dataset.state = state;
-    figure.classList.toggle("rb-unsure", !fresh);
+    for (const end of ["low", "high"]) {
+      if (shown || predicted[end] === null) delete figure.dataset[end]; else figure.dataset[end] = predicted[end];
+    }
+    figure.dataset.kind = shown ? "measured" : "predicted";
+    if (shown) figure.dataset.samples = shown.samples; else delete figure.dataset.samples;
+    figure.classList.toggle("rb-unsure", !shown);
+    if (shown) this.drawFloor(value, value, value); else this.drawFloor(value, predicted.low, predicted.high);
+    this.line.textContent = ["accuracy", ...QUANTITIES].map(kind => this.isBroken(kind) + this[kind + "Card"].figure.textContent).join("  ·  ");
     const losses = chart.values || (chart.values = new Array(model.layers.length).fill(0));
     for (const { layer } of touched || this.rows.values()) losses[layer.index] = lossAlone(model, layer, choices[layer.name] || null);
     const part = (v, whole) => v === null || !whole || !v ? null : model.metric.higher ? v / whole : whole / v;
-    const scale = Math.max(0, Math.min(1.05, part(value, fresh ? this.score.dense : dense) || 0));   // on the same samples
-    this.bars(chart, losses, null, scale, "accuracy", fresh ? part(predicted.value, dense) : null, touched);
+    const scale = Math.max(0, Math.min(1.05, part(value, shown ? shown.dense : dense) || 0));   // on the same samples
+    const sum = losses.reduce((a, b) => a + b, 0), base = shown ? shown.dense : dense;      // what is lost, shared out
+    const lost = value === null || base === null ? 0 : Math.max(0, against(model, value - base));
+    const shares = sum > 0 ? losses.map(alone => alone * lost / sum) : losses;
+    chart.classList.toggle("rb-no-loss", value !== null && !shares.some(share => share > 0));
+    chart.shown = shares;
+    this.bars(chart, shares, null, scale, "accuracy", shown ? part(predicted.value, dense) : null, touched);
+    this.drawBand(chart, shown || value === null ? null : [predicted.low, predicted.high].map(end => part(end, dense) || 0));
+  },
+
+  /* On the bar of the total, where the score is predicted to lie. */
+  drawBand(chart, ends) {
+    const full = chart._fullLayout, band = this.scoreBand || (this.scoreBand = node("div", { class: "rb-band" }));
+    band.hidden = !ends || !full || !full.xaxis;
+    if (band.hidden) return;
+    const inside = chart.querySelector(".svg-container");
+    if (band.parentNode !== inside) inside.append(band);
+    const { xaxis, yaxis } = full, [left, right] = ends.map(end => xaxis.l2p(Math.min(1.02, Math.max(0, end)))).sort((a, b) => a - b);
+    Object.assign(band.style, { left: `${xaxis._offset + left}px`, width: `${Math.max(2, right - left)}px`,
+      top: `${yaxis._offset + yaxis.l2p(0.45)}px`, height: `${yaxis.l2p(-0.45) - yaxis.l2p(0.45)}px` });
   },
 
   /* Sums of neighbours, where there are more layers than a chart has room for bars. */
@@ -132,7 +172,7 @@ Object.assign(Board.prototype, {
         return first === last ? first : `${first} to ${last}`;
       });
       const axis = { fixedrange: true, zeroline: false, showgrid: false, showticklabels: false };
-      const unit = kind === "accuracy" ? "%{y:.4f} lost alone" : "%{y:,} " + kind;
+      const unit = kind === "accuracy" ? (this.model.metric.share ? "about %{y:.2%} of what is lost" : "about %{y:.4g} of what is lost") : "%{y:,} " + kind;
       const traces = [
         { type: "bar", orientation: "h", x: [share], y: [0], marker: { color: colours.primary }, hoverinfo: "skip", width: 0.9 },
         { type: "scatter", x: ticks, y: [0], mode: "markers", hoverinfo: "skip",
@@ -149,12 +189,11 @@ Object.assign(Board.prototype, {
         xaxis2: { ...axis, anchor: "y2", range: [-0.6, values.length - 0.4] },
         yaxis2: { ...axis, anchor: "x2", domain: [0, 0.76], showticklabels: true, nticks: 3, rangemode: "tozero",
           autorange: false, range: [0, ceiling ? 1.05 * Math.max(...ceiling, 1) : this.lossRange(values)], tickformat: kind !== "accuracy" ? ".2s" : this.model.metric.share ? ".1%" : ".3~g" },
-        shapes: [{ type: "rect", xref: "x", yref: "y", x0: 0, x1: 1, y0: -0.45, y1: 0.45, line: { width: 0 },
-          fillcolor: colours.faint, layer: "below" }],
+        shapes: this.shapes(kind),
       }, { displayModeBar: false });
       chart.drawn = true;
       fitted(chart);
-      if (kind !== "accuracy") chart.on("plotly_click", event => {
+      chart.on("plotly_click", event => {
         const { customdata, x } = event.points[0];
         if (customdata) this.select(layers[x * this.group].name);
       });
@@ -163,13 +202,19 @@ Object.assign(Board.prototype, {
     if (this.dragging && moved && this.moveBars(chart, values, moved, share, kind)) return;
     const top = ceiling ? chart._fullLayout.yaxis2.range[1] : this.lossRange(values);
     window.Plotly.update(chart, { x: [[share], ticks, chart.data[2].x, chart.data[3].x], y: [[0], [0], chart.data[2].y, values],
-      "marker.color": [colours.primary, undefined, colours.faint, marker] }, { "yaxis2.range": [0, top] });
+      "marker.color": [colours.primary, undefined, colours.faint, marker] }, { "yaxis2.range": [0, top], shapes: this.shapes(kind) });
   },
 
-  /* What is lost alone, as far as it can be told: 5 points, of other scores a quarter of the dense one. */
+  /* Behind the total the dense network; on it the goals. */
+  shapes(kind) {
+    return [{ type: "rect", xref: "x", yref: "y", x0: 0, x1: 1, y0: -0.45, y1: 0.45, line: { width: 0 },
+      fillcolor: this.colours.faint, layer: "below" }, ...this.goalShapes(kind)];
+  },
+
+  /* As much as the layer loses that loses most; of next to nothing no more than that. */
   lossRange(values) {
-    const { share, dense } = this.model.metric, most = share ? 0.05 : Math.abs(dense || 1) / 4;
-    return 1.25 * Math.min(most, Math.max(most * 0.08, ...values));
+    const { share, dense } = this.model.metric, least = share ? 0.004 : Math.abs(dense || 1) / 50;
+    return 1.25 * Math.max(least, ...values);
   },
 
   /* While a thumb moves, only the bars that change are moved, in the picture Plotly drew and in its data; a full redraw
@@ -208,6 +253,7 @@ Object.assign(Board.prototype, {
       faint: dark ? "rgba(255,255,255,.12)" : "rgba(20,40,60,.10)",
       energy: dark ? "#2BC79A" : "#009E73",
       snapshot: "#CC79A7",
+      limit: dark ? "#F0823C" : "#C24A00",
       font: read("--st-font", "sans-serif"),
     };
     for (const kind of ["accuracy", ...QUANTITIES]) this[kind + "Card"].chart.drawn = false;

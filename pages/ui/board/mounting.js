@@ -22,10 +22,10 @@ function mount(root, data, send) {
   root.__board.send = send;
   root.__board.live();
   root.__board.update(data);
-  if (window.__rankFeed) root.__board.feed(window.__rankFeed);
+  for (const news of [window.__rankFeed, window.__rankFront, window.__rankLooks]) if (news) root.__board.feed(news);
 }
 
-window.RankBoard = { setModel, mount, totals, predict, models };
+window.RankBoard = { setModel, mount, totals, predict, flashBytes, models };
 window.dispatchEvent(new Event("rank-model"));
 
 export default function ({ data }) { setModel(data); }

@@ -1,26 +1,65 @@
-/* The panel of the selected layer: its facts, and its singular values with marks at its rank and break-even. */
+/* The panel of the selected layer: its facts, and its singular values with marks at its rank and break-even. On a phone it
+   is a sheet over the lower edge, with the layer's tracks once more and large. */
+
+const NARROW = "(max-width: 600px)";
 
 Object.assign(Board.prototype, {
+  /* A panel or a sheet, as wide as the window is. */
+  fold() {
+    const sheet = this.narrow.matches;
+    if (sheet === this.detail.hasAttribute("popover")) return;
+    this.detail.popover = sheet ? "auto" : null;             // a sheet goes at Escape and at a touch beside it, by itself
+    if (sheet) this.detail.setAttribute("role", "dialog"); else this.detail.removeAttribute("role");
+    this.detailOf = null;
+    if (this.data) this.schedule();
+  },
+
+  openSheet() {
+    if (!this.detail.hasAttribute("popover") || this.detail.matches(":popover-open")) return;
+    this.detail.showPopover();
+    this.detailOf = null;                                      // the chart, which was not drawn out of sight
+    this.drawDetail();
+    this.large.querySelector("input").focus({ preventScroll: true });
+  },
+
+  /* Its tracks once more, each between a step down and a step up. */
+  buildLarge(row) {
+    const { axes } = row.layer.methods[row.method];
+    this.largeOf = row.tracks;
+    this.largeTracks = axes.map((axis, index) =>
+      this.buildTrack(row, index, axes.length === 1 ? "Rank of the selected layer" : `Rank ${axis} of the selected layer`));
+    this.large.replaceChildren(...this.largeTracks.map((track, index) => {
+      const step = (sign, up, name) => node("button", { type: "button", "aria-label": axes.length === 1 ? name : `${name}, ${axes[index]}`,
+        onclick: () => this.put(track, nextRank(track.top, track.shown(), up, this.multiple)) }, sign);
+      return node("div", { class: "rb-step" }, step("−", false, "Lower rank"), track.box, step("+", true, "Higher rank"));
+    }));
+    this.largeTracks.forEach(track => this.drawTrack(track));
+  },
+
   drawDetail() {
     const row = this.rows.get(this.selected);
     if (!row) return;
     const { layer } = row, method = layer.methods[row.method];
     const choice = row.dense ? null : { method: row.method, rank: row.rank };
+    const stored = form(layer, row.method, row.free);
     const key = layer.name + row.method;
+    if (row.built !== row.method) this.drawRow(row);
+    if (this.largeOf !== row.tracks) this.buildLarge(row);
     if (this.detailOf !== key) {
       this.detailOf = key;
       this.detailTitle.textContent = `${layer.name} · ${layer.shape}`;
       this.methodSelect.replaceChildren(...Object.entries(layer.methods).map(([name, m]) =>
         node("option", { value: name, title: m.label }, m.label)), node("option", { value: "dense" }, "Dense"));
       clearTimeout(this.plotting);
-      if (this.dragging) this.plotting = setTimeout(() => { this.plotDetail(row, method); this.placeMarks(row, method); }, 60);
+      if (!this.detail.checkVisibility()) this.detailOf = null;
+      else if (this.dragging) this.plotting = setTimeout(() => { this.plotDetail(row, method); this.placeMarks(row); }, 60);
       else this.plotDetail(row, method);
     }
     this.methodSelect.value = row.dense ? "dense" : row.method;
     const e = Math.sqrt(errorSquared(layer, choice));
     const facts = [`rank ${row.dense ? "–" : row.rank.join(", ")} of ${method.top.join(", ")}`,
       `weight error ${words.percent(e, 1)}`, `energy kept ${words.percent(1 - e * e, 1)}`];
-    const even = QUANTITIES.map(q => method.even[q].join(", "));
+    const even = QUANTITIES.map(q => stored.even[q].join(", "));
     facts.push(even[0] === even[1] ? `break-even ${even[0]}` : `break-even ${even[0]} (bytes), ${even[1]} (multiplies)`);
     if (method.latency && method.latency.even)
       facts.push(method.latency.even[0] ? `${method.latency.even.join(", ")} (latency)` : "never faster than dense here");
@@ -29,18 +68,18 @@ Object.assign(Board.prototype, {
     const rate = this.exchange(row);
     if (rate) facts.push(rate);
     this.detailFacts.textContent = facts.join(" · ");
-    this.placeMarks(row, method);
+    this.placeMarks(row);
   },
 
-  /* Accuracy points per kB and per million multiplies, for the next step down. */
+  /* What the next step down saves and costs, where that is known and worth a word: a twentieth of the maximum. */
   exchange(row) {
-    const { model } = this, { layer } = row;
-    if (row.dense || !model.metric.share) return "";
-    const rate = (quantity, unit) => {
-      const lost = exchangeRate(model, layer, row, quantity);
-      return lost === null ? "–" : fixed(100 * lost * unit, 3);
-    };
-    return `next step down: ${rate("bytes", 1e3)} points per kB, ${rate("multiplies", 1e6)} per M multiplies`;
+    const { model } = this, { layer } = row, { top, points } = layer.methods[row.method];
+    if (row.dense || !model.metric.share || !points.length) return "";
+    const rank = row.rank.map((r, axis) => Math.max(1, r - Math.max(1, rounded(top[axis] / 20))));
+    const below = { method: row.method, rank }, saved = cost(layer, row, "bytes") - cost(layer, below, "bytes");
+    const lost = 100 * saved * exchangeRate(model, layer, row, "bytes");
+    if (!(saved > 0) || !(lost >= 0.05)) return "";
+    return `rank ${row.rank.join(", ")} to ${rank.join(", ")} saves ${words.quantity("bytes", saved)} and costs about ${fixed(lost, 1)} points`;
   },
 
   plotDetail(row, method) {
@@ -61,7 +100,7 @@ Object.assign(Board.prototype, {
       height: 210, margin: { l: 48, r: 8, t: 6, b: 34 }, showlegend: false, hovermode: "x", paper_bgcolor: "transparent",
       plot_bgcolor: "transparent", font: { color: colours.muted, size: 11, family: colours.font },
       xaxis: { ...axis, anchor: "y2", title: { text: "rank", standoff: 4 }, range: [0, longest * 1.02] },
-      yaxis: { ...axis, type: "log", domain: [0.5, 1], title: { text: "σ (log)" }, exponentformat: "power", nticks: 4 },
+      yaxis: { ...axis, type: "log", domain: [0.5, 1], title: { text: "σ (log)" }, exponentformat: "power", dtick: 1 },
       yaxis2: { ...axis, domain: [0, 0.44], title: { text: "energy %" }, range: [0, 104], nticks: 4 },
     }, { displayModeBar: false });
     if (!this.detailChart.bound) {
@@ -82,22 +121,27 @@ Object.assign(Board.prototype, {
       });
       this.detailChart.on("plotly_afterplot", () => {
         const shown = this.rows.get(this.selected);
-        if (shown) this.placeMarks(shown, shown.layer.methods[shown.method]);
+        if (shown) this.placeMarks(shown);
       });
       fitted(this.detailChart);
     }
   },
 
-  placeMarks(row, method) {
+  placeMarks(row) {
     const full = this.detailChart._fullLayout;
     if (!full || !full.xaxis) return;
     const marks = this.marks || (this.marks = ["chosen", "chosen", "bytes", "multiplies"].map(kind =>
       node("div", { class: `rb-mark rb-mark-${kind}`, "aria-hidden": "true" })));
     if (marks[0].parentNode !== this.detailChart) this.detailChart.append(...marks);
+    const { even } = form(row.layer, row.method, row.free);
     const places = [row.dense ? null : row.rank[0], row.dense || row.rank.length < 2 ? null : row.rank[1],
-      method.even.bytes[0] || null, method.even.multiplies[0] !== method.even.bytes[0] ? method.even.multiplies[0] || null : null];
+      even.bytes[0] || null, even.multiplies[0] !== even.bytes[0] ? even.multiplies[0] || null : null];
+    const says = [`rank ${places[0]}`, `rank ${places[1]}`, `break-even ${places[2]}`, `break-even ${places[3]} (multiplies)`];
     marks.forEach((mark, i) => {
       mark.hidden = places[i] === null;
+      mark.dataset.says = says[i];
+      const x = full.xaxis.l2p(places[i] || 0), lower = i < 2 && even.bytes[0] && places[i] < even.bytes[0];
+      mark.dataset.side = x > full.xaxis._length - [60, 60, 85, 150][i] || (lower && x > 60) ? "left" : "right";
       if (places[i] === null) return;
       mark.style.transform = `translateX(${full.xaxis._offset + full.xaxis.l2p(places[i])}px)`;
       mark.style.top = `${full._size.t}px`;

@@ -1,4 +1,4 @@
-/* The trade-off: score against cost, with the snapshots and what sets two of them apart. */
+/* The trade-off: score against cost, and what sets two snapshots apart. */
 
 Object.assign(Board.prototype, {
   drawTradeoff() {
@@ -8,72 +8,90 @@ Object.assign(Board.prototype, {
     const snapshots = (this.data.snapshots || []).filter(s => s.score !== null);
     const x = value => 100 * value / model.dense[axis];
     const y = value => model.metric.share ? 100 * value : value;
+    const named = { x: snapshots.map(s => x(s[axis])), y: snapshots.map(s => y(s.score)), mode: "markers+text", name: "snapshot",
+      hovertext: snapshots.map(s => this.snapshotSays(s)), customdata: snapshots.map(s => s.name), cliponaxis: false,
+      marker: { color: colours.snapshot, symbol: "diamond", size: 11 }, hovertemplate: "%{hovertext}: %{y:.4g} at %{x:.1f} %<extra>click restores</extra>" };
     const traces = [
+      ...this.frontTraces(x, y),
       { x: uniform.map(u => x(u[axis])), y: uniform.map(u => y(u.score)), mode: "lines+markers", name: "uniform",
         line: { color: colours.muted, width: 1.5 }, marker: { size: 5 }, hovertemplate: "uniform: %{y:.4g} at %{x:.1f} %<extra></extra>" },
       { x: [100], y: [model.metric.dense === null ? null : y(model.metric.dense)], mode: "markers", name: "dense",
         marker: { color: colours.text, symbol: "square-open", size: 9 }, hovertemplate: "dense<extra></extra>" },
-      { x: snapshots.map(s => x(s[axis])), y: snapshots.map(s => y(s.score)), mode: "markers+text", name: "snapshot",
-        text: snapshots.map(s => s.name), textposition: "bottom center", customdata: snapshots.map(s => s.name), cliponaxis: false,
-        marker: { color: colours.snapshot, symbol: "diamond", size: 11 }, hovertemplate: "%{customdata}: %{y:.4g} at %{x:.1f} %<extra>click restores</extra>" },
+      named,
     ];
-    const values = traces.flatMap(t => t.y).filter(v => v !== null && v !== undefined);
-    const choices = this.choices(), predicted = predict(model, choices).value, now = this.nowScore(predicted);
+    const reach = this.frontReach(), beyond = ["front", "band", ...(reach.length ? ["uniform"] : [])];
+    const values = [...traces.filter(t => !beyond.includes(t.name)).flatMap(t => t.y), ...reach.map(y)]
+      .filter(v => v !== null && v !== undefined);
+    const choices = this.choices(), predicted = predict(model, choices), now = this.nowScore(predicted);
     if (now !== null) values.push(y(now));
     const low = Math.min(...values, Infinity), high = Math.max(...values, -Infinity);
     const room = Math.max((high - low) * 0.12, 1e-3);
+    Object.assign(named, this.snapshotLabels(named, [low - room, high + room]));
     const grid = { gridcolor: colours.faint, zeroline: false, fixedrange: true };
     window.Plotly.react(this.tradeoffChart, traces, {
-      height: 200, margin: { l: 48, r: 10, t: 8, b: 36 }, showlegend: false, hovermode: "closest", paper_bgcolor: "transparent",
+      height: 220, margin: { l: 48, r: 10, t: 8, b: 36 }, showlegend: false, hovermode: "closest", paper_bgcolor: "transparent",
       plot_bgcolor: "transparent", font: { color: colours.muted, size: 11, family: colours.font },
       xaxis: { ...grid, title: { text: `${axis}, % of dense`, standoff: 4 }, range: [0, 104] },
-      yaxis: { ...grid, title: { text: model.metric.share ? "score %" : model.metric.higher ? "score" : "lower is better" },
+      yaxis: { ...grid, title: { text: model.metric.share ? `${model.metric.label}, %` : model.metric.label },
         range: values.length ? [low - room, high + room] : undefined },
+      shapes: this.goalAcross(y),
     }, { displayModeBar: false });
     if (!this.tradeoffChart.bound) {
       this.tradeoffChart.bound = true;
       this.tradeoffChart.style.position = "relative";
-      this.tradeoffChart.on("plotly_click", event => {
-        const name = event.points[0].customdata;
-        if (name) this.act("restore", { name });
-      });
+      this.tradeoffChart.on("plotly_click", event => this.clicked(event));
+      this.tradeoffChart.on("plotly_hover", event => { const point = this.hit(event); if (point) this.showPoint(point); });
+      this.tradeoffChart.on("plotly_unhover", () => this.hidePoint());
       this.tradeoffChart.on("plotly_afterplot", () => this.moveTradeoff(totals(this.model, this.choices())));
       fitted(this.tradeoffChart);
+      this.frontSight.observe(this.tradeoffChart);
     }
+    const key = [["now", "this plan"], ["ghost", "predicted"], ["dense", "dense"]];
+    if (this.front.points.length > 1) key.push(["front", "front, predicted (click to adopt)"]);
+    if (this.measuredPlans.length) key.push(["measured", "measured plan"]);
+    if (uniform.length) key.push(["uniform", "the same share of every rank"]);
+    if (snapshots.length) key.push(["snapshot", "snapshot (click to restore)"]);
+    this.tradeoffKey.replaceChildren(...key.map(([kind, text]) => node("span", { class: `rb-key-${kind}` }, text)));
     this.moveTradeoff(totals(model, choices), predicted);
+    this.sayFront();
+    const points = this.front.points.length;
+    this.walkTrack.top = Math.max(1, points);
+    this.walkSlider.max = this.walkTrack.top;
+    this.walkSlider.disabled = points < 2;
+    this.placeWalk(totals(model, choices));
+    this.reckonFront();
   },
 
   isMeasured() { return this.score && this.scoreRev === this.rev && !this.dragging; },
 
-  nowScore(predicted) { return this.isMeasured() ? this.score.value : predicted; },
+  nowScore(predicted) { return this.isMeasured() ? this.score.value : predicted.value; },
 
-  moveTradeoff(now, predicted = predict(this.model, this.choices()).value) {
+  moveTradeoff(now, predicted = predict(this.model, this.choices())) {
     const full = this.tradeoffChart._fullLayout;
     if (!full || !full.xaxis) return;
     const mark = this.nowMark || (this.nowMark = node("div", { class: "rb-now", title: "this plan" }));
     const ghost = this.ghostMark || (this.ghostMark = node("div", { class: "rb-now rb-ghost", title: "predicted" }));
-    if (mark.parentNode !== this.tradeoffChart) this.tradeoffChart.append(ghost, mark);
+    const band = this.nowBand || (this.nowBand = node("div", { class: "rb-band", title: "where it is predicted to lie" }));
+    if (mark.parentNode !== this.tradeoffChart) this.tradeoffChart.append(band, ghost, mark);
+    const height = score => {
+      const [bottom, top] = full.yaxis.range, shown = Math.min(top, Math.max(bottom, this.model.metric.share ? 100 * score : score));
+      return full.yaxis._offset + full.yaxis.l2p(shown);
+    };
+    const across = full.xaxis._offset + full.xaxis.l2p(100 * now[this.axis] / this.model.dense[this.axis]);
     const place = (element, value) => {
       element.hidden = value === null;
       if (value === null) return;
-      const [bottom, top] = full.yaxis.range;
-      const shown = Math.min(top, Math.max(bottom, this.model.metric.share ? 100 * value : value));
-      const left = full.xaxis._offset + full.xaxis.l2p(100 * now[this.axis] / this.model.dense[this.axis]);
-      element.style.transform = `translate(${left}px, ${full.yaxis._offset + full.yaxis.l2p(shown)}px)`;
+      element.style.transform = `translate(${across}px, ${height(value)}px)`;
     };
     const measured = this.isMeasured();
     place(mark, this.nowScore(predicted));
-    place(ghost, measured ? predicted : null);
+    place(ghost, measured ? predicted.value : null);
+    band.hidden = measured || predicted.value === null;
+    if (!band.hidden) {
+      const ends = [predicted.high, predicted.low].map(height).sort((a, b) => a - b);
+      Object.assign(band.style, { left: `${across - 4}px`, width: "8px", top: `${ends[0]}px`, height: `${Math.max(2, ends[1] - ends[0])}px` });
+    }
     mark.classList.toggle("rb-unsure", !measured);
-  },
-
-  drawSnapshots() {
-    const { model } = this;
-    this.snapshotList.replaceChildren(...(this.data.snapshots || []).map(s => node("li", {},
-      node("button", { type: "button", title: "Restore this plan", onclick: () => this.act("restore", { name: s.name }) }, s.name),
-      node("span", {}, `${s.score === null && !s.not_finite ? "not measured" : words.score(model, s.score)} · ${words.count(s.bytes, "B")} · ${words.count(s.multiplies)}`),
-      node("button", { type: "button", class: "rb-remove", "aria-label": `Remove snapshot ${s.name}`, title: "Remove",
-        onclick: () => this.act("remove", { name: s.name }) }, "×"))));
   },
 
   /* What differs between two snapshots, or one and the plan as it stands. */

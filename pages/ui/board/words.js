@@ -23,6 +23,16 @@ function general(value, digits) {
   return bare(Number(`${mantissa}e${exponent}`).toFixed(digits - 1 - exponent));
 }
 
+/* So many units of 1024 bytes, with two digits behind the point, fewer where it is large. */
+function binary(scaled, round) {
+  const ten = scaled < 100 ? 100 : scaled < 1000 ? 10 : 1, [whole, part = ""] = fixed(round(scaled * ten) / ten, 2).split(".");
+  return (Number(whole).toLocaleString("en-US") + "." + part).replace(/\.?0+$/, "");
+}
+
+function binaryUnit(most) {
+  return most < 2 ** 24 ? [2 ** 10, "KiB"] : most < 2 ** 34 ? [2 ** 20, "MiB"] : [2 ** 30, "GiB"];
+}
+
 const words = {
   /* Four digits and a prefix: 40.55 M, 1.079 MB. */
   count(value, unit = "") {
@@ -37,6 +47,39 @@ const words = {
   /* Bytes with their unit, multiplies bare. */
   quantity(quantity, value) { return words.count(value, quantity === "bytes" ? "B" : ""); },
 
+  /* Bytes beside those of a device, in KiB of 1024, MiB and GiB from 16 of them: lowrank_core.figures.of_device. */
+  ofDevice(need, most) {
+    const [unit, name] = binaryUnit(most);
+    return `${binary(need / unit, Math.ceil)} of ${binary(most / unit, Math.floor)}${SPACE}${name}`;
+  },
+
+  /* How many times fewer (or more) than the dense network's. */
+  timesFewer(now, dense, things) {
+    if (now === dense) return `as many ${things} as dense`;
+    if (!now || !dense) return `${now ? "more" : "no"} ${things}`;
+    const ratio = now < dense ? dense / now : now / dense, text = fixed(ratio, ratio >= 9.95 ? 0 : ratio >= 1.05 ? 1 : 2);
+    return text === "1.00" ? `about as many ${things} as dense` : `${text}x ${now < dense ? "fewer" : "more"} ${things}`;
+  },
+
+  /* The worst score that is allowed. */
+  floor(model, worst) {
+    const { share, higher } = model.metric;
+    return `at ${higher ? "least" : "most"} ${general(share ? 100 * worst : worst, 6)}${share ? SPACE + "%" : ""}`;
+  },
+
+  /* A score beside the worst that is allowed, with as many digits as show which is better. */
+  ofFloor(model, value, worst) {
+    const { share } = model.metric, scale = share ? 100 : 1, side = (a, b) => Math.sign(a - b);
+    for (let digits = share ? 2 : 4; digits < 10; digits++) {
+      const text = share ? fixed(scale * value, digits) : general(scale * value, digits);
+      if (side(Number(text), scale * worst) === side(scale * value, scale * worst)) return `${text} of ${words.floor(model, worst)}`;
+    }
+    return `${scale * value} of ${words.floor(model, worst)}`;
+  },
+
+  /* A figure without its unit. */
+  bare(text) { return text.replace(`${SPACE}%`, ""); },
+
   /* A share as a percentage of three digits. */
   share(value) { return `${general(100 * value, 3)}${SPACE}%`; },
 
@@ -48,6 +91,19 @@ const words = {
 
   /* A score in its own unit; null where answers are NaN or infinite. */
   score(model, value) { return value === null ? "not finite" : model.metric.share ? words.percent(value, 2) : general(value, 4); },
+
+  /* The scores between which one is predicted to lie, with as many digits as they tell: "93 to 99 %". */
+  range(model, { low, high }) {
+    if (!model.metric.share) {
+      const digits = [2, 3, 4].find(n => general(low, n) !== general(high, n)) || 4;
+      const [from, to] = [low, high].map(end => general(end, digits));
+      return from === to ? from : `${from} to ${to}`;
+    }
+    const [least, most] = [low, high].map(end => 100 * Math.min(1, Math.max(0, end)));
+    const digits = most - least >= 4 ? 0 : most - least >= 0.4 ? 1 : 2;
+    const [from, to] = [least, most].map(end => fixed(end, digits));
+    return (from === to ? from : `${from} to ${to}`) + `${SPACE}%`;
+  },
 
   /* A change of the score, with its sign. */
   signed(model, value) {

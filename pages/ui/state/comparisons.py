@@ -11,7 +11,7 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.workspace import Workspace
 from pages.ui import compare
-from pages.ui.compare import PlanTiming, Result
+from pages.ui.compare import NarrowScore, PlanTiming, Result
 from pages.ui.state import jobs, models
 from pages.ui.state.session import session_id
 
@@ -45,6 +45,11 @@ def compared(workspace: Workspace) -> dict[Candidate, Comparison]:
 def timings(workspace: Workspace) -> dict[tuple[Candidate, Runtime], Timing]:
     """The latency of every candidate that was timed."""
     return {(one.candidate, one.runtime): one.timing for one in _results(workspace) if isinstance(one, PlanTiming)}
+
+
+def narrow(workspace: Workspace) -> dict[tuple[Candidate, str], NarrowScore]:
+    """The score of every candidate as it is stored in a number format, where it was measured."""
+    return {(one.candidate, one.number): one for one in _results(workspace) if isinstance(one, NarrowScore)}
 
 
 def _results(workspace: Workspace) -> list[Result]:

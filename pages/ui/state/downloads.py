@@ -8,8 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from lowrank_core.exports import Compressed, Export, Exported
-from lowrank_core.exports._apart import write_apart
+from lowrank_core.exports import Exported
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.store.files import scratch
 from lowrank_core.workspace import Workspace
@@ -60,13 +59,6 @@ def asked_to_replace(path: Path) -> bool | None:
 def forget_to_replace() -> None:
     """Ask again the next time."""
     st.session_state.pop("replace", None)
-
-
-def write(workspace: Workspace, export: Export, compressed: Compressed, path: Path) -> Exported:
-    """Write a file; exporters run in a process of their own, so that nothing of them reaches other sessions."""
-    if export.traces and workspace.opened.ref is not None:
-        return write_apart(export.name, workspace, compressed, path)
-    return export.write(workspace, compressed, path)
 
 
 def written(workspace: Workspace, kind: str, source: Candidate | Tuned) -> Exported | None:

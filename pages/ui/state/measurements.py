@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 
 import streamlit as st
 
 from lowrank_core.builtin import POINTS
+from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.measure.measurement import Figure, measurement
 from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.predict.survey import Finding
 from lowrank_core.predict.survey import survey as learn
@@ -17,7 +20,7 @@ from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score
 from lowrank_core.store.room import Recent
 from lowrank_core.workspace import Workspace
-from pages.ui.state import models, plans
+from pages.ui.state import looks, models, plans
 from pages.ui.state.session import session_id
 
 MOST_SESSIONS = 200
@@ -56,7 +59,10 @@ def survey(workspace: Workspace) -> Job[tuple[Finding, ...]]:
 
 
 def measure(workspace: Workspace) -> Job[Figure]:
-    """The measurement of the plan as it stands: the running one, or a new one that cancels the older."""
+    """The measurement of the plan as it stands: the running one, or a new one that cancels the older.
+
+    With the quick correction first, which is there sooner, and then with that of the plan.
+    """
     running, model = _measurements().get(session_id()), models.key(workspace)
     candidate, tolerance = plans.candidate(workspace), plans.history(workspace).tolerance
     if running is not None:
@@ -64,11 +70,68 @@ def measure(workspace: Workspace) -> Job[Figure]:
         if same and running.job.snapshot.error is None:
             return running.job
         running.job.cancel()
-    job = measurement(workspace, candidate, tolerance=tolerance)
+    told = looks.listener(workspace)
+    job = measurement(workspace, candidate, tolerance=tolerance, quick_first=True, told=told)
     _measurements()[session_id()] = Measuring(model, candidate, tolerance, job)
     return job
 
 
 def measured(workspace: Workspace, plan: RankPlan) -> Score | None:
     """The score of a plan if it has been measured on all samples, with the correction as it is set now."""
-    return workspace.scores.get(plans.candidate(workspace, plan))
+    return _known(workspace, plans.candidate(workspace, plan))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A score that was measured on all samples, now or before the server was started, and with which correction."""
+
+    score: Score
+    correction: Correction | None
+
+    @property
+    def how(self) -> str:
+        """With which correction it was measured, in words.
+
+        >>> from lowrank_core.scoring.scores import Score
+        >>> Known(Score("top-1", 0.5, 0.9, 10, True, None, None, 0.4, None, None), None).how
+        'without correction'
+        """
+        if self.correction is None:
+            return "without correction"
+        return self.correction.depth or f"{self.correction.kind} correction"
+
+
+def known(workspace: Workspace, plan: RankPlan) -> Known | None:
+    """The score of a plan with the correction as it is set now, or else with another one that it was measured with.
+
+    Every score is of this network on these data, judged as now: others are kept under other names.
+    """
+    asked = plans.candidate(workspace, plan)
+    others = (workspace.thorough, workspace.correction, None) if plan.choices else ()
+    for candidate in dict.fromkeys((asked, *(Candidate(plan, correction) for correction in others))):
+        score = _known(workspace, candidate)
+        if score is not None:
+            return Known(score, candidate.correction)
+    return None
+
+
+def _known(workspace: Workspace, candidate: Candidate) -> Score | None:
+    """As measured since the server was started, which is then kept on disk, or before."""
+    score = workspace.scores.get(candidate.plain)
+    ledger, key = _ledger(workspace, models.key(workspace)), _score_key(candidate)
+    if score is not None:
+        ledger.remembered(key, lambda: score)
+        return score
+    kept = ledger.get(key)
+    return kept if isinstance(kept, Score) else None
+
+
+@lru_cache(5_000)
+def _score_key(candidate: Candidate) -> str:
+    return score_key(candidate, None)
+
+
+@st.cache_resource(max_entries=models.MOST_MODELS, show_spinner=False)
+def _ledger(_workspace: Workspace, key: str) -> Ledger:
+    """Scores of plans that were measured on all samples, kept under the name of all that they depend on."""
+    return Ledger.of(_workspace, models.cache().points)

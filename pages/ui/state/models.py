@@ -26,7 +26,6 @@ from pages.ui.at_start import at_start, shown
 from pages.ui.files_read import FilesRead, listening
 from pages.ui.once import Once
 from pages.ui.state import recent, session
-from pages.ui.state.session import session_id
 
 DENSE_SAMPLES = 1024
 
@@ -69,10 +68,18 @@ def chosen() -> str:
     return str(st.session_state["model"])
 
 
+def turn_back() -> None:
+    """Back or Forward was pressed: the model of that address is looked at again; without one the first of all."""
+    named = dropped.whole(st.query_params.get("model", "")) or offered()[0]
+    if named != chosen() and (named in offered() or named in _opened_before()):
+        st.session_state["model"] = named
+        session.put_in_address("model", dropped.short(named))
+
+
 def choose(address: str) -> None:
     """Look at another model; the plans of the others are kept."""
     st.session_state["model"] = address
-    st.query_params["model"] = dropped.short(address)
+    session.put_in_address("model", dropped.short(address))
     if address not in offered():
         _remember(address)
 
@@ -94,9 +101,8 @@ def opened(say: Callable[[str], None]) -> Workspace | Inventory:
     say: called with each step where the model is not open yet.
     """
     address = chosen()
-    st.query_params["w"] = session_id()
     if address != offered()[0] or "model" in st.query_params:
-        st.query_params["model"] = dropped.short(address)
+        session.put_in_address("model", dropped.short(address))
     model = open_model(address, stamp(address), say)
     names = outputs_chosen()
     if not names or not isinstance(model, Workspace):

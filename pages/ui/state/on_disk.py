@@ -10,9 +10,9 @@ from lowrank_core.store.files import is_not_kept, own_folder
 from pages.ui.state import session
 
 
-def file_of(fingerprint: str, ending: str) -> Path:
-    """Where this session keeps something about a model; whoever writes it makes the folder."""
-    return own_folder("state") / f"{session.session_id()}-{fingerprint[7:19]}{ending}"
+def file_of(fingerprint: str, ending: str, owner: str = "") -> Path:
+    """Where a session keeps something about a model, this one without `owner`; whoever writes it makes the folder."""
+    return own_folder("state") / f"{owner or session.session_id()}-{fingerprint[7:19]}{ending}"
 
 
 def say_unwritable(file: Path, error: Exception) -> None:

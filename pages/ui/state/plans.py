@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from pathlib import Path
 
 import streamlit as st
 
-from lowrank_core.compression.start import starting_plan
+from lowrank_core.compression.start import suggested_plan
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.plan import PlanFile, RankPlan
-from lowrank_core.store.files import remove_left
+from lowrank_core.plans.plan import Choice, PlanFile, RankPlan
+from lowrank_core.store.files import own_folder, remove_left, write_whole
 from lowrank_core.workspace import Workspace
 from pages.ui import history_file
+from pages.ui.goals import Goals
 from pages.ui.history import History, and_so_on
 from pages.ui.history_file import Kept
-from pages.ui.merging import Merged, merge
+from pages.ui.merging import Conflict, Merged, merge
 from pages.ui.state import models, on_disk, session
 from pages.ui.waiting import Steps
 
 
 def history(workspace: Workspace) -> History:
-    """The plans of this session for this model; at first one at about half the multiplies."""
-    return _loaded(workspace) or _begin(workspace, Kept(History(_first_plan(workspace))))
+    """The plans of this session for this model; at first the one that the spectra suggest."""
+    current = _loaded(workspace)
+    if current is None:
+        current = _begin(workspace, Kept(History(_first_plan(workspace), goals=_goals_so_far())))
+    return current
+
+
+def goals(workspace: Workspace) -> Goals:
+    """What this session's plans of a model are judged by."""
+    return history(workspace).goals
+
+
+def aim(workspace: Workspace, goals: Goals) -> None:
+    """Judge by other goals from now on, on every page; networks that are opened next begin with the same device."""
+    current = history(workspace)
+    st.session_state["goals so far"] = goals.elsewhere
+    if goals != current.goals:
+        set_history(workspace, current.aim(goals))
+
+
+def _goals_so_far() -> Goals:
+    chosen: Goals = st.session_state.get("goals so far", Goals())
+    return chosen
 
 
 def plan(workspace: Workspace) -> RankPlan:
@@ -40,14 +64,18 @@ def plan_if_made(workspace: Workspace) -> RankPlan | None:
 def _first_plan(workspace: Workspace) -> RankPlan:
     with Steps() as say:
         models.factorise(workspace, say)
-        return starting_plan(workspace.profile, workspace.factors)
+        return suggested_plan(workspace.profile, workspace.factors)
 
 
 def set_history(workspace: Workspace, history: History) -> None:
     """Remember a changed history, here and on disk; what another tab has saved since is taken into it.
 
-    Where that collides this one's change is shown, and the other plan is a step of undo.
+    Where that collides this one's change is shown, and the other plan is a step of undo. What is only looked at is left
+    as it is, and that is said.
     """
+    if session.viewed():
+        session.say(READ_ONLY)
+        return
     fingerprint, file = workspace.profile.fingerprint, _file(workspace)
     st.session_state["histories"][fingerprint] = history
     try:
@@ -56,9 +84,80 @@ def set_history(workspace: Workspace, history: History) -> None:
         on_disk.say_unwritable(file, error)
         return
     _begin(workspace, saved.kept)
+    _note_collision(workspace, saved.merged)
     for line in (saved.said, _about(saved.merged, history.plan)):
         if line:
             session.say(line)
+
+
+READ_ONLY = (
+    "Nothing is changed: this address shows the work of another session. Make a copy of your own to go on from it."
+)
+
+
+def _note_collision(workspace: Workspace, merged: Merged) -> None:
+    if merged.layers:
+        before = {conflict.name: conflict for conflict in collisions(workspace)}
+        now = before | {conflict.name: conflict for conflict in merged.layers}
+        st.session_state.setdefault("collisions", {})[workspace.profile.fingerprint] = tuple(now.values())
+
+
+def collisions(workspace: Workspace) -> tuple[Conflict[Choice | None], ...]:
+    """Layers that another tab has set to something else, and nobody has chosen since which it should be."""
+    noted: dict[str, tuple[Conflict[Choice | None], ...]] = st.session_state.get("collisions", {})
+    plan = history(workspace).plan
+    return tuple(one for one in noted.get(workspace.profile.fingerprint, ()) if plan.get(one.name) == one.mine)
+
+
+def choose_of_collisions(workspace: Workspace, *, theirs: bool) -> None:
+    """Have the layers as the other tab has set them, as one step, or as they are here."""
+    open_ones = collisions(workspace)
+    st.session_state.get("collisions", {}).pop(workspace.profile.fingerprint, None)
+    if theirs and open_ones:
+        current = history(workspace)
+        plan = current.plan
+        for conflict in open_ones:
+            plan = plan.with_choice(conflict.name, conflict.theirs)
+        set_history(workspace, current.commit(plan))
+
+
+def make_a_copy() -> None:
+    """Go on from the work that is looked at as a new session, with plans of its own."""
+    begun = secrets.token_hex(8)
+    owner = _session_viewed()
+    for file in _histories_of(owner) if owner else ():
+        try:
+            write_whole(file.with_name(f"{begun}{file.name[len(owner) :]}"), file.read_bytes())
+        except (OSError, LowRankError) as error:
+            on_disk.say_unwritable(file, error)
+            return
+    session.begin_anew(begun)
+    session.say("This is a copy of your own now: what you change here changes nothing for others.")
+
+
+def _histories_of(owner: str) -> list[Path]:
+    """The files with the plans of a session, one for each network."""
+    folder = own_folder("state")
+    return [file for file in folder.glob(f"{owner}-*.json") if _HISTORY.fullmatch(file.name)]
+
+
+_HISTORY = re.compile(r"([0-9a-f]{16})-[0-9a-f]{12}\.json")
+
+
+def _session_viewed() -> str:
+    """The session whose work is looked at; "" where this server has none of it."""
+    known: str | None = st.session_state.get("session that is viewed")
+    if known is None:
+        names = map(_HISTORY.fullmatch, (file.name for file in own_folder("state").glob("*.json")))
+        owners = {name[1] for name in names if name is not None}
+        known = next((owner for owner in owners if session.view_of(owner) == session.viewed()), "")
+        st.session_state["session that is viewed"] = known
+    return known
+
+
+def is_nothing_viewed() -> bool:
+    """Whether the address is to show work that this server does not have."""
+    return bool(session.viewed()) and not _session_viewed()
 
 
 def look_again(workspace: Workspace) -> None:
@@ -66,6 +165,10 @@ def look_again(workspace: Workspace) -> None:
     fingerprint, file = workspace.profile.fingerprint, _file(workspace)
     current = _loaded(workspace)
     if current is None:
+        return
+    if session.viewed():
+        if history_file.changed(file, _kept()[fingerprint]):
+            _look_at(workspace, file)
         return
     try:
         if not history_file.changed(file, _kept()[fingerprint]):
@@ -79,6 +182,7 @@ def look_again(workspace: Workspace) -> None:
     if found.kept is not None:
         merged = merge(_kept()[fingerprint].history, current, found.kept.history)
         _begin(workspace, found.kept)
+        _note_collision(workspace, merged)
         st.session_state["histories"][fingerprint] = merged.history
         if about := _about(merged, current.plan):
             session.say(about)
@@ -101,12 +205,22 @@ def _loaded(workspace: Workspace) -> History | None:
     fingerprint, file = workspace.profile.fingerprint, _file(workspace)
     if fingerprint in histories:
         return histories[fingerprint]
+    if session.viewed():
+        return _look_at(workspace, file)
     remove_left(file.parent)
     try:
         found = history_file.load(file, workspace.profile)
     except OSError as error:
         on_disk.say_unwritable(file, error)
         return None
+    if found.said:
+        session.say(found.said)
+    return None if found.kept is None else _begin(workspace, found.kept)
+
+
+def _look_at(workspace: Workspace, file: Path) -> History | None:
+    """The history of another session as it lies on disk, which is left as it is; None where there is none."""
+    found = history_file.look(file, workspace.profile)
     if found.said:
         session.say(found.said)
     return None if found.kept is None else _begin(workspace, found.kept)
@@ -127,7 +241,7 @@ def _kept() -> dict[str, Kept]:
 
 
 def _file(workspace: Workspace) -> Path:
-    return on_disk.file_of(workspace.profile.fingerprint, ".json")
+    return on_disk.file_of(workspace.profile.fingerprint, ".json", _session_viewed() if session.viewed() else "")
 
 
 def candidate(workspace: Workspace, plan: RankPlan | None = None) -> Candidate:
@@ -142,15 +256,16 @@ def candidate(workspace: Workspace, plan: RankPlan | None = None) -> Candidate:
 def open_file(workspace: Workspace, file: PlanFile) -> None:
     """Make the plan of a file the session's own, with the correction it asks for."""
     current, asked = history(workspace), correction_of(workspace, file)
-    corrected = file.correction is not None  # null says none; a file that is silent is measured as usual
+    corrected = file.correction is not None  # null says none
     if (file.plan, corrected, asked) != (current.plan, current.corrected, current.correction):
         set_history(workspace, current.commit(file.plan).correct(corrected, asked))
 
 
 def correction_of(workspace: Workspace, file: PlanFile) -> Correction | None:
-    """The correction of its own that a plan file asks for; None for none, and for that which the workspace offers."""
-    if not file.correction:
+    """The correction of its own that a plan file asks for, the quick one where it is silent; None for none, and for the
+    one of new plans."""
+    if file.correction is None:
         return None
-    asked = Correction.from_dict(file.correction)
-    usual = (workspace.correction, workspace.correction_in(workspace.correction))
+    asked = Correction.from_dict(file.correction) if file.correction else workspace.correction
+    usual = (workspace.thorough, workspace.correction_in(workspace.thorough))
     return None if asked in usual else asked

@@ -56,6 +56,11 @@ def went_well() -> None:
     st.session_state.pop("raced", None)
 
 
+def turned_back() -> bool:
+    """Whether this run was asked for by Back or Forward of the browser."""
+    return bool(getattr(get_script_run_ctx(), "is_history_navigation", False))
+
+
 def _script_requests() -> ScriptRequests | None:
     """What Streamlit asks of this run; None outside of one."""
     context = get_script_run_ctx()

@@ -1,0 +1,155 @@
+"""The front on the board, as values: the best plans within many budgets, from what the survey has measured.
+
+Nothing here knows a session or a screen. The figures of its plans are the board's own: the browser adds up their bytes
+and multiplies and predicts their scores as it does for the plan under a thumb, so that both are one figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lowrank_core.errors import InvalidSearch
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.cost import plan_cost, with_free_ranks
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict.prediction import Point
+from lowrank_core.scoring.scores import Score
+from lowrank_core.selection import FrontPoint, front
+from lowrank_core.selection._problem import Problem, Quantity
+from lowrank_core.workspace import Workspace
+
+QUANTITIES: tuple[Quantity, ...] = ("multiplies", "bytes")
+"""What the chart's axis may be, the usual one first."""
+
+WITHIN = 0.01
+"""Share of the least loss that a plan of the front may lose more: predictions are off by more than that."""
+
+Tails = Callable[[Workspace, str, str], list[dict[str, Any]]]
+"""The curves of a layer's method, as the board takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a front is of: curves of so many points, held layers as they are, plain factors or such with free ranks."""
+
+    model: str
+    corrected: bool
+    points: int
+    held: tuple[tuple[str, Choice | None], ...] = ()
+    free: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A front of one quantity, as a browser takes it."""
+
+    asked: Asked
+    quantity: Quantity
+    layers: tuple[tuple[str, tuple[Choice | None, ...]], ...]
+    plans: tuple[tuple[int, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"layers": [[name, [choice or null]]], "plans": [[number of a choice, for each layer]]}."""
+        return {
+            "layers": [[name, [_choice(choice) for choice in choices]] for name, choices in self.layers],
+            "plans": [list(plan) for plan in self.plans],
+        }
+
+
+def draw(workspace: Workspace, points: tuple[Point, ...], asked: Asked) -> Iterator[Drawn]:
+    """The front of each quantity, from these points alone. Gives way and raises Cancelled; nothing where none fits."""
+    methods = tuple(dict.fromkeys(point.method for point in points))
+    problem = Problem(workspace, methods=methods, corrected=False, free=asked.free)
+    for quantity in QUANTITIES:
+        try:
+            found = front(problem, quantity=quantity, measure=0, points=points, held=dict(asked.held), within=WITHIN)
+        except InvalidSearch:  # what is held takes more than the dense network
+            continue
+        yield drawn(problem, quantity, found, asked)
+
+
+def drawn(problem: Problem, quantity: Quantity, found: tuple[FrontPoint, ...], asked: Asked) -> Drawn:
+    """The points of a front, each plan once; held layers are left out: they are what the board has."""
+    held = dict(asked.held)
+    names = [layer.name for layer in problem.layers if layer.name not in held]
+    chosen = list(dict.fromkeys(tuple(point.candidate.plan.get(name) for name in names) for point in found))
+    menus = [tuple(dict.fromkeys(options)) for options in zip(*chosen, strict=True)]
+    numbers = [{choice: number for number, choice in enumerate(menu)} for menu in menus]
+    plans = tuple(tuple(of[c] for of, c in zip(numbers, plan, strict=True)) for plan in chosen)
+    return Drawn(asked, quantity, tuple(zip(names, menus, strict=True)), plans)
+
+
+def more_tails(workspace: Workspace, fronts: tuple[Drawn, ...], tails: Tails) -> dict[str, dict[str, Any]]:
+    """Curves of methods on a front that are not their layer's default, whose curves the board has."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in fronts:
+        for name, choices in one.layers:
+            usual = workspace.profile.layer(name).methods[0].name
+            for method in {choice.method for choice in choices if choice is not None and choice.method != usual}:
+                if method not in found.setdefault(name, {}):
+                    found[name][method] = tails(workspace, name, method)
+    return {name: methods for name, methods in found.items() if methods}
+
+
+def says(workspace: Workspace, points: tuple[Point, ...], fronts: tuple[Drawn, ...], error: str | None) -> str:
+    """One line about what there is of a front, or why there is none; "" where it is whole."""
+    if not workspace.profile.layers:
+        return "No front: no layer of this network can be compressed."
+    if workspace.opened.evaluate is not None:
+        return "No front: this network scores itself, so nothing tells what a single layer loses."
+    if error:
+        return f"No front: {error}"
+    if not points:
+        return "The front comes once layers are measured."
+    known, layers = {point.layer for point in points}, workspace.profile.layers
+    missing = sum(layer.name not in known for layer in layers)
+    if fronts and missing:
+        return f"{missing} of {len(layers)} layers are not measured yet: the front leaves them dense."
+    return "" if fronts else "The front is being computed."
+
+
+# ---- plans that were measured ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A plan that was measured, and by whom: "measured" on the board, or "search"."""
+
+    name: str
+    kind: str
+    candidate: Candidate
+    score: Score
+
+    def to_dict(self, workspace: Workspace, *, free: bool) -> dict[str, Any]:
+        """As a browser takes it, its bytes as the board's factors are stored; the ends are those of the paired drop."""
+        cost, score = plan_cost(workspace.profile, self.plan(free=free)), self.score
+        ends = (
+            (score.low, score.high)
+            if score.drop_low is None or score.drop_high is None
+            else sorted(
+                score.dense - end if score.higher_is_better else score.dense + end
+                for end in (score.drop_low, score.drop_high)
+            )
+        )
+        correction = self.candidate.correction
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "bytes": cost.bytes,
+            "multiplies": cost.multiplies,
+            "value": score.value,
+            "low": ends[0],
+            "high": ends[1],
+            "samples": score.samples,
+            "depth": "no" if correction is None else correction.depth,
+        }
+
+    def plan(self, *, free: bool) -> RankPlan:
+        """The plan in the form in which the board's factors are stored."""
+        return with_free_ranks(self.candidate.plan) if free else self.candidate.plan.plain
+
+
+def _choice(choice: Choice | None) -> list[Any] | None:
+    return None if choice is None else [choice.method, list(choice.rank)]

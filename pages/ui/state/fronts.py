@@ -1,0 +1,133 @@
+"""Fronts: what each session's board draws of the best plans, computed in the background from what is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.plan import RankPlan
+from lowrank_core.predict.survey import Finding, Learnt
+from lowrank_core.running.jobs import PATIENCE_SECONDS, Job, Snapshot
+from lowrank_core.scoring.scores import Score
+from lowrank_core.store.key import named
+from lowrank_core.store.room import Recent
+from lowrank_core.workspace import Workspace
+from pages.ui.front import Asked, Drawn, Measured, Tails, draw, more_tails, says
+from pages.ui.history import History
+from pages.ui.state import models, searches
+from pages.ui.state.session import session_id
+
+MOST_SESSIONS = 200
+"""Of which the front that was asked for last is known."""
+
+MOST_MEASURED = 150
+"""Measured plans on a chart, the latest."""
+
+GROWN = 1.5
+"""While the survey goes on a front is computed anew when it has so many times the points of the last one."""
+
+
+@st.cache_resource
+def _jobs() -> Recent[str, tuple[Asked, Job[Drawn]]]:
+    return Recent(MOST_SESSIONS)
+
+
+def asked(workspace: Workspace, history: History, points: int) -> Asked:
+    """The front of this history: its held layers as they are, and whatever form its factors have."""
+    free = any(choice.free for _, choice in history.plan.choices)
+    return Asked(models.key(workspace), history.corrected, points, tuple(history.held.items()), free)
+
+
+def front(workspace: Workspace, history: History, surveyed: Snapshot[tuple[Finding, ...]]) -> Job[Drawn] | None:
+    """The front for what is held and known now, which is being computed or is there; None before layers are measured.
+
+    One that was asked for something else is called off.
+    """
+    points = Learnt.of(surveyed).points
+    if not points:
+        return None
+    wish, last = asked(workspace, history, len(points)), _jobs().get(session_id())
+    if last is not None and not last[1].cancelled():
+        before, job = last
+        same = (before.model, before.corrected, before.held, before.free) == (
+            *(wish.model, wish.corrected, wish.held, wish.free),
+        )
+        grown = wish.points >= GROWN * before.points or (surveyed.over and wish.points > before.points)
+        if same and not (grown and job.snapshot.over):
+            return job
+        job.cancel()
+    job = Job("the front", lambda: draw(workspace, points, wish), patience_seconds=PATIENCE_SECONDS)
+    _jobs()[session_id()] = wish, job
+    return job
+
+
+def is_settled(job: Job[Drawn] | None, surveyed: Snapshot[tuple[Finding, ...]]) -> bool:
+    """Whether nothing more will come of a front until something else is asked."""
+    return surveyed.over and (job is None or job.snapshot.over)
+
+
+def shown(
+    workspace: Workspace,
+    history: History,
+    surveyed: Snapshot[tuple[Finding, ...]],
+    job: Job[Drawn] | None,
+    tails: Tails,
+) -> dict[str, Any]:
+    """What a board draws: fronts by quantity with what was held for them, a line about them, and measured plans."""
+    snapshot: Snapshot[Drawn] = Snapshot() if job is None else job.snapshot
+    drawn = snapshot.found
+    held = dict(drawn[0].asked.held) if drawn else {}
+    return {
+        "model": models.key(workspace),
+        "front": {
+            "of": {one.quantity: one.to_dict() for one in drawn},
+            "held": {name: choice and choice.to_dict() for name, choice in held.items()},
+            "free": bool(drawn and drawn[0].asked.free),
+            "tails": more_tails(workspace, drawn, tails),
+            "says": says(workspace, Learnt.of(surveyed).points, drawn, snapshot.error or surveyed.error),
+        },
+        "measured": measured_fields(workspace, history),
+    }
+
+
+# ---- plans that were measured ---------------------------------------------------------------------------------------
+
+
+@st.cache_resource
+def _names() -> Recent[Candidate, str]:
+    return Recent(10 * MOST_MEASURED)
+
+
+def _name(candidate: Candidate) -> str:
+    if candidate not in _names():
+        correction = candidate.correction
+        about = [candidate.plan.to_json(provenance={}), None if correction is None else correction.to_dict()]
+        _names()[candidate] = named(about)
+    return _names()[candidate]
+
+
+def measured(workspace: Workspace, history: History) -> list[Measured]:
+    """The plans measured last, with a correction or without as it is set now, each once: here, and by searches."""
+    scored: dict[RankPlan, tuple[str, Candidate, Score]] = {}
+    found = [("search", t.candidate, t.score) for job in searches.begun(workspace).values() for t in job.snapshot.found]
+    for kind, candidate, score in (*found, *(("measured", c, s) for c, s in list(workspace.scores.items()))):
+        fits = candidate.plan.choices and (candidate.correction is not None) == history.corrected
+        if score is not None and fits and not score.not_finite:
+            scored[candidate.plan.plain] = kind, candidate, score
+    latest = list(scored.values())[-MOST_MEASURED:]
+    return [Measured(_name(candidate), kind, candidate, score) for kind, candidate, score in latest]
+
+
+def measured_fields(workspace: Workspace, history: History) -> list[dict[str, Any]]:
+    """The same as a browser takes them."""
+    free = any(choice.free for _, choice in history.plan.choices)
+    return [one.to_dict(workspace, free=free) for one in measured(workspace, history)]
+
+
+def adopted(workspace: Workspace, history: History, name: str) -> History:
+    """The history with a measured plan as its newest step; itself where no such plan is known any more."""
+    free = any(choice.free for _, choice in history.plan.choices)
+    plan = next((one.plan(free=free) for one in measured(workspace, history) if one.name == name), None)
+    return history if plan is None else history.commit(plan)
