@@ -28,11 +28,16 @@ PIXEL = f"""index => {{
     const up = full.yaxis.l2p(100 * point.value);
     return [box.x + full.xaxis._offset + full.xaxis.l2p(share), box.y + full.yaxis._offset + up];
 }}"""
-IN_SIGHT = f"""(() => {{
-    const b = {BOARD}, [low, high] = b.tradeoffChart._fullLayout.yaxis.range;
-    return b.front.points.findIndex(({{ value }}) => low < 100 * value && 100 * value < high);
+CLEAR = f"""(() => {{
+    const b = {BOARD}, {{ xaxis, yaxis }} = b.tradeoffChart._fullLayout, [low, high] = yaxis.range;
+    const marks = b.tradeoffChart.data.filter(trace => trace.hoverinfo !== "skip").flatMap(trace =>
+        trace.x.map((x, i) => ({{ name: trace.name, i, x: xaxis.l2p(x), y: yaxis.l2p(trace.y[i]), value: trace.y[i] }})));
+    const room = one => Math.min(Infinity, ...marks.filter(other => other !== one)
+        .map(other => Math.hypot(other.x - one.x, other.y - one.y)));
+    const seen = marks.filter(one => one.name === "front" && low < one.value && one.value < high);
+    return seen.sort((one, other) => room(other) - room(one))[0].i;
 }})()"""
-"""The first point of the front that the chart makes room for: those that lose nearly everything lie below it."""
+"""The point of the front within the chart that stands farthest from every other mark: a hover there means it alone."""
 SETTLED = f"() => {{ const b = {BOARD}; return !b.outbox.length && b.data.rev === b.rev && !b.dragging }}"
 
 
@@ -144,7 +149,7 @@ def test_a_hover_shows_the_card_and_a_click_adopts(board: Page) -> None:
     chart = board.get_by_test_id("chart-tradeoff")
     chart.scroll_into_view_if_needed()
     chart.element_handle().wait_for_element_state("stable")
-    index = board.evaluate(IN_SIGHT)
+    index = board.evaluate(CLEAR)
     x, y = board.evaluate(PIXEL, index)
     board.mouse.move(x - 4, y - 4)
     board.mouse.move(x, y)
