@@ -184,6 +184,28 @@ def test_a_plan_that_was_measured_is_adopted_as_it_was(board: Page) -> None:
     undone(board, {})
 
 
+def test_plans_of_the_front_keep_to_multiples(board: Page) -> None:
+    snap = board.get_by_role("combobox", name="Snap ranks to multiples")
+    snap.select_option("8")
+    settled(board)
+    points, tops = board.evaluate(f"{BOARD}.front.points"), board.evaluate(f"""Object.fromEntries({BOARD}.model.layers.map(
+        layer => [layer.name, Object.fromEntries(Object.entries(layer.methods).map(([name, one]) => [name, one.top]))]))""")
+    chosen = [(name, choice) for point in points for name, choice in point["choices"].items()]
+    assert len(points) > 3
+    assert all(
+        rank % 8 == 0 or rank == tops[name][choice["method"]][axis]
+        for name, choice in chosen
+        for axis, rank in enumerate(choice["rank"])
+    )
+    before = plan_of(board)
+    board.evaluate(f"{BOARD}.adoptPoint(1)")
+    settled(board)
+    assert plan_of(board) == points[1]["choices"]
+    assert board.evaluate(FIGURES)["bytes"] == points[1]["bytes"]
+    snap.select_option("1")
+    undone(board, before)
+
+
 def test_a_layer_set_by_hand_keeps_a_pin_and_the_front_leaves_it_alone(board: Page) -> None:
     board.evaluate(f"{BOARD}.adoptPoint({BOARD}.front.points.length - 2)")
     settled(board)

@@ -14,7 +14,7 @@ function node(tag, attributes = {}, ...children) {
 const NAME_END = 7;                                              // letters of a name that stay where it is cut in its middle
 
 const HELP = {
-  multiples: "Ranks that are multiples of the vector width run faster.",
+  multiples: "Ranks that are multiples of the vector width run faster. The front keeps to them, too.",
   hold: "Drag one layer, and the other unlocked layers give way, so that the total stays.",
   scale: `Tracks of ${LOG_FROM} ranks and more are logarithmic by themselves; “1 to break-even” leaves out the ranks that cost more than dense.`,
   tolerance: "Stop measuring as soon as it is clear whether the drop is within this.",
@@ -68,7 +68,10 @@ Object.assign(Board.prototype, {
     ]) this.presetSelect.append(node("option", { value }, text));
     this.snapSelect = node("select", {
       "aria-label": "Snap ranks to multiples", title: HELP.multiples,
-      onchange: event => { this.multiple = Number(event.target.value); },
+      onchange: event => {
+        this.multiple = Number(event.target.value);
+        this.reckonFront();
+      },
     }, ...[1, 4, 8, 16].map(k => node("option", { value: k }, k === 1 ? "Any rank" : `Multiples of ${k}`)));
     this.holdSelect = node("select", {
       "aria-label": "Budget lock", title: HELP.hold,

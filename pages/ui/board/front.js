@@ -76,7 +76,7 @@ Object.assign(Board.prototype, {
   reckonFront() {
     if (!this.fronts || !this.data) return;
     const held = this.heldChoices();
-    const key = JSON.stringify([this.frontNumber, this.axis, this.learnt, this.model.metric.dense, this.free, held]);
+    const key = JSON.stringify([this.frontNumber, this.axis, this.learnt, this.model.metric.dense, this.free, this.multiple, held]);
     if (key === this.front.key || key === this.reckoned) return;
     const found = this.fronts.of[this.axis] || { layers: [], plans: [] }, points = [];
     clearTimeout(this.reckoning);
@@ -99,8 +99,10 @@ Object.assign(Board.prototype, {
     layers.forEach(([name, options], i) => {
       const option = options[numbers[i]];
       if (!option || name in held) return;
-      choices[name] = { method: option[0], rank: option[1] };
-      if (free && this.rows.get(name).layer.methods[option[0]].free) choices[name].free = true;
+      const { layer } = this.rows.get(name), { top, free: canBeFree } = layer.methods[option[0]];
+      const choice = { method: option[0], rank: option[1].map((rank, axis) => allowedRank(top[axis], rank, this.multiple)) };
+      if (free && canBeFree) choice.free = true;
+      if (!savesNothing(layer, choice)) choices[name] = choice;
     });
     for (const [name, choice] of Object.entries(held)) if (choice) choices[name] = choice;
     return { choices, flash: {}, ...totals(this.model, choices), ...predict(this.model, choices) };
