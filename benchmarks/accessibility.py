@@ -3,13 +3,16 @@
     python -m benchmarks.accessibility [--model builtin:digits-cnn]
 
 Every page in Chromium at 1440 px in the light, 1440 px in the dark and 390 px in the light, when it is at rest; all
-rules of axe-core, on all that is on the page, Streamlit's own parts included. Rules see what a program can: that a
-contrast is too low, a control has no name, an order is broken.
+rules of axe-core, on all that is on the page, Streamlit's own parts included. Then all that is behind something: folds,
+explanations, lists, popovers, the keys and the box that finds, the form of a snapshot, a layer's sheet on a phone, each
+looked through while it is open. Rules see what a program can: that a contrast is too low, a control has no name, an
+order is broken.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -74,6 +77,47 @@ def looked_through(page: Page, url: str) -> Iterator[tuple[View, tuple[str, ...]
         yield view, violations(page)
 
 
+def opened(page: Page) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What is behind the folds and buttons of a page at rest, in the light: by name, each while it is open."""
+
+    def seen(what: str) -> tuple[str, tuple[str, ...]]:
+        page.wait_for_selector(AT_REST, timeout=PATIENCE_MS)
+        return what, violations(page)
+
+    page.set_viewport_size({"width": VIEWS[0].width_px, "height": 1000})
+    page.emulate_media(color_scheme="light")
+    page.evaluate("document.querySelectorAll('details:not([open]) > summary').forEach(fold => fold.click())")
+    if page.locator(".rb-root").count():
+        page.locator("[data-testid=answers-summary]", has_text="of").wait_for(timeout=PATIENCE_MS)
+    yield seen("folds")
+    for explanation in page.locator("button[popovertarget]").all():
+        explanation.click()
+        yield seen(f"what is said of {explanation.get_attribute('aria-label') or explanation.text_content()}")
+        page.keyboard.press("Escape")
+    for place, name in (("stPopoverButton", "a popover"), ("stSelectbox", "a list")):
+        for button in page.get_by_test_id(place).all()[:1]:
+            (button if place == "stPopoverButton" else button.get_by_role("button", name="Open", exact=True)).click()
+            page.locator("[role=listbox], [data-testid=stPopoverBody]").last.wait_for(timeout=PATIENCE_MS)
+            yield seen(name)
+            page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")  # no key acts while somebody types
+    for key, name in (("?", "the keys"), ("Control+k", "the box that finds")):
+        page.keyboard.press(key)
+        page.locator("dialog[open]").wait_for(timeout=PATIENCE_MS)
+        yield seen(name)
+        page.keyboard.press("Escape")
+    if not page.locator(".rb-root").count():
+        return
+    page.get_by_role("button", name="Snapshot", exact=True).click()
+    page.get_by_role("button", name=re.compile("^Rename snapshot")).click(timeout=PATIENCE_MS)
+    yield seen("the form of a snapshot")
+    page.keyboard.press("Escape")
+    page.set_viewport_size({"width": VIEWS[-1].width_px, "height": 1000})
+    page.locator(".rb-name").first.click()
+    page.locator(".rb-detail:popover-open").wait_for(timeout=PATIENCE_MS)
+    yield seen("a layer's sheet")
+
+
 def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--model", default="builtin:digits-cnn", help="as `streamlit run app.py` takes it")
@@ -87,13 +131,17 @@ def main() -> None:
         for address in addresses():
             page = browser.new_page()
             found = [faults for _, faults in looked_through(page, f"{url}/{address}")]
+            behind = dict(opened(page))
+            found.append(sum(behind.values(), ()))
             page.close()
-            rows.append([address or "Home", *(str(len(faults)) for faults in found)])
+            rows.append([address or "Home", *(str(len(faults)) for faults in found), str(len(behind))])
             lines += [f"{address or 'Home'}: {fault}" for fault in dict.fromkeys(sum(found, ()))]
         browser.close()
     print(
         table_of(
-            "| page | " + " | ".join(f"{view.width_px} px, {view.scheme}" for view in VIEWS) + " |\n|---|---|---|---|",
+            "| page | "
+            + " | ".join(f"{view.width_px} px, {view.scheme}" for view in VIEWS)
+            + " | opened | things that were |\n|---|---|---|---|---|---|",
             rows,
         )
     )

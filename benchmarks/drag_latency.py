@@ -3,7 +3,8 @@
 python -m benchmarks.drag_latency [--layers 8 50 150] [--drags 8]
 
 For each size: milliseconds from the event to the end of drawing (three charts, all figures, detail, trade-off), median
-and p95; the interval between animation frames; WebSocket messages while the thumb moves and after its release.
+and p95; the interval between animation frames; WebSocket messages while the thumb moves and after its release. Each
+size with the panels below the figures folded, and with all of them open; the front is always on the board.
 """
 
 import os
@@ -17,6 +18,8 @@ from benchmarks.page import benchmark_parser, run_benchmark
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
 
 MODEL = Path(__file__).parent / "deep_network.py"
+UNFOLD = """localStorage.setItem('rank-explorer-unfolded', '["answers", "depth"]')"""
+"""What a page does before it begins, so that answers and the errors along the depth are shown."""
 WATCH = """() => {
   window.latencies = []; window.frames = []; let asked = null, last = null;
   document.addEventListener('input', () => { asked ??= performance.now(); }, true);
@@ -100,10 +103,12 @@ def main() -> None:
         for layers in options.layers:
             os.environ["LAYERS"] = str(layers)
             with running_app(Path(folder) / f"{layers}.log", MODEL) as url:
-                page = browser.new_page(viewport={"width": 1440, "height": 1000})
-                found = measure(page, url, options.drags)
-                page.close()
-            print(row(str(layers), found), flush=True)
+                for panels in ("folded", "open"):
+                    page = browser.new_page(viewport={"width": 1440, "height": 1000})
+                    if panels == "open":
+                        page.add_init_script(UNFOLD)
+                    print(row(f"{layers}, panels {panels}", measure(page, url, options.drags)), flush=True)
+                    page.close()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 --part timing: release to first figure, time to an interval of one point, full measurement against a plain loop, last
 third changed against all changed. --part thumb: a thumb at rest but not let go, on the real page in Chromium: from the
 question's sending to the figure on the page, beside idle round trips by both ways, and the share of a slow drag's
-positions that got a measured figure. What predictions are worth: `python -m benchmarks.predictions`.
+positions that got a measured figure, with the panels below the figures folded and open. What predictions are worth: `python -m benchmarks.predictions`.
 Timings are wall-clock seconds of this machine as busy as it is; ratios alternate both sides in one run.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from playwright.sync_api import sync_playwright
 
+from benchmarks.drag_latency import UNFOLD
 from benchmarks.page import benchmark_parser, run_benchmark
 from lowrank_core.compression.start import starting_plan
 from lowrank_core.layers.data import run
@@ -144,7 +145,7 @@ RERUN = f"""() => new Promise(done => {{
 }})"""
 
 
-def thumb(model: str, drags: int) -> None:
+def thumb(model: str, drags: int, *, unfolded: bool) -> None:
     """Print what a person waits for while a thumb is held, as the machine is now."""
     with (
         sync_playwright() as playwright,
@@ -154,6 +155,8 @@ def thumb(model: str, drags: int) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
         page.set_default_timeout(600_000)
+        if unfolded:
+            page.add_init_script(UNFOLD)
         page.goto(f"{url}/Ranks")
         page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
         page.wait_for_timeout(1000)
@@ -198,7 +201,8 @@ def thumb(model: str, drags: int) -> None:
             page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]", timeout=600_000)
         browser.close()
     figures = [wait for wait in waits if wait.get("score")]
-    print(f"\n{model}, a thumb at rest, {drags} layers, {len(waits)} places, load {os.getloadavg()[0]:.1f}:")
+    print(f"\n{model}, a thumb at rest, panels {'open' if unfolded else 'folded'}:")
+    print(f"- {drags} layers, {len(waits)} places, load {os.getloadavg()[0]:.1f}")
     for way, took in ways.items():
         print(f"- idle round trip by {way}: {_spread(took)} ms")
     if figures:
@@ -226,7 +230,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     if options.part in ("all", "thumb"):
-        thumb(options.model, options.drags)
+        for unfolded in (False, True):
+            thumb(options.model, options.drags, unfolded=unfolded)
     if options.part == "thumb":
         return
     torch.set_num_threads(options.threads)

@@ -188,8 +188,11 @@ def test_plans_of_the_front_keep_to_multiples(board: Page) -> None:
     snap = board.get_by_role("combobox", name="Snap ranks to multiples")
     snap.select_option("8")
     settled(board)
-    points, tops = board.evaluate(f"{BOARD}.front.points"), board.evaluate(f"""Object.fromEntries({BOARD}.model.layers.map(
-        layer => [layer.name, Object.fromEntries(Object.entries(layer.methods).map(([name, one]) => [name, one.top]))]))""")
+    points, tops = (
+        board.evaluate(f"{BOARD}.front.points"),
+        board.evaluate(f"""Object.fromEntries({BOARD}.model.layers.map(
+        layer => [layer.name, Object.fromEntries(Object.entries(layer.methods).map(([name, one]) => [name, one.top]))]))"""),
+    )
     chosen = [(name, choice) for point in points for name, choice in point["choices"].items()]
     assert len(points) > 3
     assert all(

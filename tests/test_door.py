@@ -558,3 +558,18 @@ def test_scratch_that_cannot_be_made_is_said_before_any_work(
         assert refused.exit_code == 1
         assert "set TMPDIR" in refused.stderr
         assert not (folder / "opened").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the C library by its name")
+def test_what_compiled_code_prints_is_no_part_of_an_answer() -> None:
+    script = """
+import ctypes
+from lowrank_core.running.own_process import hush_libraries, stdout_left_alone
+c = ctypes.CDLL(None)
+hush_libraries(alone=True)
+with stdout_left_alone():
+    c.puts(b"from compiled code")
+print("the answer")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("the answer\n", "from compiled code\n")

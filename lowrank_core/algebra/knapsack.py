@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_matrix
 
+from lowrank_core.running.own_process import stdout_left_alone
+
 Array = NDArray[np.float64]
 
 SLACK = 1e-6
@@ -94,13 +96,14 @@ def _solved(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array, wi
     constraints = [LinearConstraint(_one_of_each(owner), 1, 1)]
     if len(limits):
         constraints.append(LinearConstraint(csr_matrix(cost.T), -np.inf, limits))
-    solution = milp(
-        loss,
-        constraints=constraints,
-        integrality=np.ones(len(loss)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": max(within, 0.0 if len(loss) <= SMALL else GAP)},
-    )
+    with stdout_left_alone():  # HiGHS has lines that it prints whatever it is told
+        solution = milp(
+            loss,
+            constraints=constraints,
+            integrality=np.ones(len(loss)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": max(within, 0.0 if len(loss) <= SMALL else GAP)},
+        )
     return None if solution.x is None else np.flatnonzero(solution.x > 0.5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import os
 import threading
@@ -40,6 +41,27 @@ def nothing_printed() -> Iterator[None]:
         return
     with redirect_stderr(StringIO()):
         yield
+
+
+@contextmanager
+def stdout_left_alone() -> Iterator[None]:
+    """Let what compiled libraries print go to stderr; only in a process where nobody else writes to either.
+
+    C keeps what is printed until its buffer is full, so the buffer is emptied at both ends.
+    """
+    if not _alone:
+        yield
+        return
+    c = ctypes.CDLL(None if os.name == "posix" else "msvcrt")
+    c.fflush(None)
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        c.fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 LINGER_SECONDS = 2.0

@@ -26,6 +26,11 @@
     document.querySelectorAll(places).forEach((place) => place.setAttribute("role", "group"));
     // what may be scrolled can be reached by keyboard
     document.querySelectorAll('[data-testid="stCode"] pre:not([tabindex])').forEach((code) => { code.tabIndex = 0; });
+    // an open list hangs on the body, outside all landmarks
+    document.querySelectorAll('[data-trigger="ComboBox"]:not([role])').forEach((list) => {
+      list.setAttribute("role", "region");
+      list.setAttribute("aria-label", "Choices");
+    });
     document.querySelectorAll('[role="dialog"]').forEach(sayGone);
     window.dispatchEvent(new Event("rank-mended"));
   };
