@@ -3,7 +3,8 @@
 --part timing: release to first figure, time to an interval of one point, full measurement against a plain loop, last
 third changed against all changed. --part thumb: a thumb at rest but not let go, on the real page in Chromium: from the
 question's sending to the figure on the page, beside idle round trips by both ways, and the share of a slow drag's
-positions that got a measured figure, with the panels below the figures folded and open. What predictions are worth: `python -m benchmarks.predictions`.
+positions that got a measured figure, with the panels below the figures folded and open. What predictions are worth:
+`python -m benchmarks.predictions`.
 Timings are wall-clock seconds of this machine as busy as it is; ratios alternate both sides in one run.
 """
 

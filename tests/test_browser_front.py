@@ -30,8 +30,8 @@ PIXEL = f"""index => {{
 }}"""
 CLEAR = f"""(() => {{
     const b = {BOARD}, {{ xaxis, yaxis }} = b.tradeoffChart._fullLayout, [low, high] = yaxis.range;
-    const marks = b.tradeoffChart.data.filter(trace => trace.hoverinfo !== "skip").flatMap(trace =>
-        trace.x.map((x, i) => ({{ name: trace.name, i, x: xaxis.l2p(x), y: yaxis.l2p(trace.y[i]), value: trace.y[i] }})));
+    const marks = b.tradeoffChart.data.filter(trace => trace.hoverinfo !== "skip").flatMap(trace => trace.x.map((x, i) =>
+        ({{ name: trace.name, i, x: xaxis.l2p(x), y: yaxis.l2p(trace.y[i]), value: trace.y[i] }})));
     const room = one => Math.min(Infinity, ...marks.filter(other => other !== one)
         .map(other => Math.hypot(other.x - one.x, other.y - one.y)));
     const seen = marks.filter(one => one.name === "front" && low < one.value && one.value < high);
