@@ -30,8 +30,8 @@ PIXEL = f"""index => {{
 }}"""
 CLEAR = f"""(() => {{
     const b = {BOARD}, {{ xaxis, yaxis }} = b.tradeoffChart._fullLayout, [low, high] = yaxis.range;
-    const marks = b.tradeoffChart.data.filter(trace => trace.hoverinfo !== "skip").flatMap(trace => trace.x.map((x, i) =>
-        ({{ name: trace.name, i, x: xaxis.l2p(x), y: yaxis.l2p(trace.y[i]), value: trace.y[i] }})));
+    const marks = b.tradeoffChart.data.filter(trace => trace.hoverinfo !== "skip").flatMap(({{ name, x, y }}) =>
+        x.map((share, i) => ({{ name, i, x: xaxis.l2p(share), y: yaxis.l2p(y[i]), value: y[i] }})));
     const room = one => Math.min(Infinity, ...marks.filter(other => other !== one)
         .map(other => Math.hypot(other.x - one.x, other.y - one.y)));
     const seen = marks.filter(one => one.name === "front" && low < one.value && one.value < high);
@@ -188,11 +188,11 @@ def test_plans_of_the_front_keep_to_multiples(board: Page) -> None:
     snap = board.get_by_role("combobox", name="Snap ranks to multiples")
     snap.select_option("8")
     settled(board)
-    points, tops = (
-        board.evaluate(f"{BOARD}.front.points"),
-        board.evaluate(f"""Object.fromEntries({BOARD}.model.layers.map(
-        layer => [layer.name, Object.fromEntries(Object.entries(layer.methods).map(([name, one]) => [name, one.top]))]))"""),
-    )
+    points = board.evaluate(f"{BOARD}.front.points")
+    tops = {
+        layer["name"]: {name: method["top"] for name, method in layer["methods"].items()}
+        for layer in board.evaluate(f"{BOARD}.model.layers")
+    }
     chosen = [(name, choice) for point in points for name, choice in point["choices"].items()]
     assert len(points) > 3
     assert all(
