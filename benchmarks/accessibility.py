@@ -90,10 +90,11 @@ def opened(page: Page) -> Iterator[tuple[str, tuple[str, ...]]]:
     if page.locator(".rb-root").count():
         page.locator("[data-testid=answers-summary]", has_text="of").wait_for(timeout=PATIENCE_MS)
     yield seen("folds")
-    for explanation in page.locator("button[popovertarget]").all():
-        explanation.click()
-        yield seen(f"what is said of {explanation.get_attribute('aria-label') or explanation.text_content()}")
-        page.keyboard.press("Escape")
+    for kind, name in (("rb-help", "help"), ("rb-term", "a term")):
+        for explanation in page.locator(f"button.{kind}[popovertarget]").all()[:1]:
+            explanation.click()
+            yield seen(name)
+            page.keyboard.press("Escape")
     for place, name in (("stPopoverButton", "a popover"), ("stSelectbox", "a list")):
         for button in page.get_by_test_id(place).all()[:1]:
             (button if place == "stPopoverButton" else button.get_by_role("button", name="Open", exact=True)).click()
