@@ -217,3 +217,44 @@ def test_150_layers_whose_samples_cannot_be_drawn(serve: Callable[..., str], pag
     assert next(number for number, error in enumerate(errors) if error > 0) == 70, "where a layer was compressed"
     page.locator(".rb-figures > summary").press("Enter")
     expect(page.locator(".rb-figures tbody tr")).to_have_count(150)
+
+
+STILL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.still = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.read(x) + self.still(torch.ones_like(x))
+
+def build_model():
+    return Net().eval()
+
+def example_inputs():
+    return (torch.zeros(1, 16),)
+
+def eval_data():
+    return torch.randn(90, 16, generator=torch.Generator().manual_seed(1)), torch.arange(90) % 16
+"""
+
+
+def test_what_the_correction_met_is_said_behind_a_button(page: Page, serve: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "still.py").write_text(STILL)
+    page.goto(f"{serve(str(tmp_path / 'still.py'))}/Ranks")
+    page.wait_for_selector(MEASURED)
+    entry = page.get_by_role("textbox", name="still exact rank")
+    entry.fill("3")
+    entry.press("Enter")
+    about = page.get_by_role("button", name="About the correction")
+    about.click()
+    expect(
+        page.get_by_text("layer 'still': all its inputs are alike, so that only its offset is fitted")
+    ).to_be_visible()
+    entry.fill("dense")
+    entry.press("Enter")
+    expect(about).to_be_hidden()

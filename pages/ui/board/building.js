@@ -14,6 +14,7 @@ function node(tag, attributes = {}, ...children) {
 const NAME_END = 7;                                              // letters of a name that stay where it is cut in its middle
 
 const HELP = {
+  device: "Beside a device: flash is parameters and buffers, tied ones once, as on Compare; RAM is the activations that live at one time, a lower bound, for a runtime adds scratch space.",
   multiples: "Ranks that are multiples of the vector width run faster. The front keeps to them, too.",
   hold: "Drag one layer, and the other unlocked layers give way, so that the total stays.",
   scale: `Tracks of ${LOG_FROM} ranks and more are logarithmic by themselves; “1 to break-even” leaves out the ranks that cost more than dense.`,
@@ -132,9 +133,13 @@ Object.assign(Board.prototype, {
     const chart = node("div", {
       class: "rb-chart", "data-testid": `chart-${kind}`, role: "img", "aria-label": `${label}, in total and layer by layer`,
     });
-    this[kind + "Card"] = { figure, note, chart };
+    const [remarks, remarksSay] = this.explained("what the correction met", [], "About the correction");
+    this[kind + "Card"] = { figure, note, chart, remarks, remarksSay };
+    remarks.hidden = true;
+    const about = kind === "accuracy" ? [remarks, remarksSay] : [];
     return node("section", { class: "rb-card", "aria-label": label },
-      node("div", { class: "rb-card-head" }, node("h3", { "aria-level": "2" }, label), ...this.explained(label, [help])),
+      node("div", { class: "rb-card-head" }, node("h3", { "aria-level": "2" }, label),
+        ...this.explained(label, [help, ...(kind === "bytes" ? [HELP.device] : [])]), ...about),
       figure, note, ...this.buildGoals(kind), chart);
   },
 

@@ -80,6 +80,15 @@ Object.assign(Board.prototype, {
       ? this.hold.total / dense : null, moved);
   },
 
+  /* What there is to know of the correction that the measured figure is with, opened by a button. */
+  sayRemarks(remarks) {
+    const { remarks: button, remarksSay } = this.accuracyCard;
+    if (button.hidden === !remarks.length && remarksSay.childElementCount === remarks.length
+      && remarks.every((line, i) => remarksSay.children[i].textContent === line)) return;
+    button.hidden = !remarks.length;
+    remarksSay.replaceChildren(...remarks.map(line => node("p", {}, line)));
+  },
+
   drawAccuracy(touched = null, choices = this.choices(), predicted = predict(this.model, choices)) {
     const { figure, note, chart } = this.accuracyCard;
     const { model } = this;
@@ -101,7 +110,6 @@ Object.assign(Board.prototype, {
       const plain = this.plain ? ` · without correction ${words.score(model, this.plain.value)}${fewer}` : "";
       const verdict = s.within === null || s.within === undefined ? "" : s.within ? "within tolerance · " : "⚠ beyond tolerance · ";
       const depth = this.depth ? ` · ${this.depth} correction` : "";
-      note.title = this.remarks.join("\n");
       note.textContent = `${verdict}${state} · ${words.change(model, s)} · ${s.samples ? words.whole(s.samples) : "all"} samples${depth}${plain}`;
     } else {
       state = predicted.rough ? "rough" : "predicted";
@@ -114,6 +122,7 @@ Object.assign(Board.prototype, {
       if (this.dragging && this.tooSlow) note.textContent += ` · measured when you let go: ${this.tooSlow}`;
       if (this.measuring && !this.dragging) note.textContent += ` · ${this.doing || "measuring"}…`;
     }
+    this.sayRemarks(fresh ? this.remarks : []);
     const shown = answer ? answer.score : fresh ? this.score : null;
     figure.dataset.state = state;
     for (const end of ["low", "high"]) {

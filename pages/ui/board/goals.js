@@ -23,10 +23,9 @@ Object.assign(Board.prototype, {
     return kinds.map(one => this.buildGoal(one));
   },
 
-  showGoal(kind, verdict, text, title = "") {
+  showGoal(kind, verdict, text) {
     const line = this.goalLines[kind], said = text && (verdict ? `${MARKS[verdict]} ${text}` : text);
     if (line.textContent !== said) Object.assign(line, { textContent: said, hidden: !text });
-    if (line.title !== title) line.title = title;
     if (line.dataset.kept === verdict) return;
     line.dataset.kept = verdict;
     line.closest(".rb-card").classList.toggle("rb-broken",
@@ -43,20 +42,19 @@ Object.assign(Board.prototype, {
     }
     const need = flashBytes(model, choices, goals.number);
     this.showGoal("flash", judged(need, need, device.flash_bytes, false),
-      `${words.ofDevice(need, device.flash_bytes)} flash${goals.in}`, "Parameters and buffers, tied ones once, as on Compare");
+      `${words.ofDevice(need, device.flash_bytes)} flash${goals.in}`);
     this.drawRam(device);
   },
 
   drawRam({ ram_bytes: most }) {
-    const title = "Activations that live at one time: a lower bound, for a runtime adds scratch space";
     const peak = this.peakRev === this.rev ? this.peak : null;
     if (!most) this.showGoal("ram", "", "RAM of the device is not given");
-    else if (this.dragging) this.showGoal("ram", "unknown", "RAM: known when you let go", title);
-    else if (!peak) this.showGoal("ram", "unknown", "RAM: known after the accuracy", title);
-    else if (peak.error) this.showGoal("ram", "unknown", `RAM is not known: ${peak.error}`, title);
+    else if (this.dragging) this.showGoal("ram", "unknown", "RAM: known when you let go");
+    else if (!peak) this.showGoal("ram", "unknown", "RAM: known after the accuracy");
+    else if (peak.error) this.showGoal("ram", "unknown", `RAM is not known: ${peak.error}`);
     else {
       const need = peak.bytes[this.goals.number];
-      this.showGoal("ram", judged(need, need, most, false), `RAM ${words.ofDevice(need, most)}`, title);
+      this.showGoal("ram", judged(need, need, most, false), `RAM ${words.ofDevice(need, most)}`);
     }
   },
 
