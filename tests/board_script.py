@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pages.ui import board
+from pages.ui import board_values
 
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(
@@ -17,7 +17,8 @@ needs_node = pytest.mark.skipif(
 
 def answer(body: str, **given: Any) -> Any:
     """What a function of this body returns; it sees the closed forms, the words, and `given` by their names."""
-    source = "".join((board.FOLDER / name).read_text(encoding="utf-8") for name in ("closed_forms.js", "words.js"))
+    files = (board_values.FOLDER / name for name in ("closed_forms.js", "words.js"))
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
     call = f"(({', '.join(given)}) => {{ {body} }})({', '.join(map(json.dumps, given.values()))})"
     done = subprocess.run(
         [str(NODE), "-"],

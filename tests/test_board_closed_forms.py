@@ -24,7 +24,7 @@ from lowrank_core.predict.prediction import Context, Joint, NoiseTable, Point, R
 from lowrank_core.predict.prediction import between as core_between
 from lowrank_core.running.jobs import Snapshot
 from lowrank_core.workspace import Workspace
-from pages.ui import board
+from pages.ui import board_values
 from pages.ui.state import models
 from tests.board_script import answer, needs_node
 
@@ -84,18 +84,19 @@ class Shown:
 @pytest.fixture(scope="module", params=NETWORKS)
 def shown(request: pytest.FixtureRequest) -> Shown:
     workspace = Workspace.open(f"builtin:{request.param}")
-    model, table = board._model(workspace, lambda step: None), models.noise(workspace)
+    table = models.noise(workspace)
+    model = board_values.constants(workspace, models.dense_score(workspace)[0], table)
     assert table is not None
     for layer in model["layers"]:
         for name, method in layer["methods"].items():
             with suppress(LowRankError):  # a layer may be too large for methods that look at data
-                method["tails"] = board._tails(workspace, layer["name"], name)
+                method["tails"] = board_values.tails_of(workspace, layer["name"], name)
     metric = model["metric"] | {"dense": model["metric"]["dense"] + 0.01}  # as if the table were of some samples only
     return Shown(workspace, model | {"metric": metric}, table)
 
 
 def sent(plan: RankPlan) -> dict[str, Any]:
-    return board._choices(plan)
+    return board_values.choices_of(plan)
 
 
 def learnt(shown: Shown, seed: int) -> tuple[tuple[Point, ...], Context]:
@@ -121,7 +122,7 @@ def learnt(shown: Shown, seed: int) -> tuple[tuple[Point, ...], Context]:
 
 def after(shown: Shown, points: tuple[Point, ...], context: Context) -> dict[str, Any]:
     """The browser's model once it has heard of these, by the words that the board's Python side sends."""
-    heard = board._survey_fields(Snapshot(((*points, context),)), shown.table)
+    heard = board_values.survey_fields(Snapshot(((*points, context),)), shown.table)
     layers = [
         layer
         | {
@@ -204,7 +205,7 @@ def test_allowed_ranks() -> None:
 
 
 def test_the_board_has_one_way_to_round() -> None:
-    scripts = {path.name: path.read_text(encoding="utf-8") for path in board.FOLDER.glob("*.js")}
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in board_values.FOLDER.glob("*.js")}
     assert [name for name, text in scripts.items() for _ in range(text.count("Math.round("))] == ["closed_forms.js"]
     assert rank_at((5,), 0.5) == (2,)
 
@@ -212,7 +213,7 @@ def test_the_board_has_one_way_to_round() -> None:
 def test_ranks_for_energy() -> None:
     draw = torch.Generator().manual_seed(0)
     spectra = [torch.rand(n, generator=draw).sort(descending=True).values for n in range(1, 13) for _ in range(4)]
-    tails = [board._tail(spectrum) for spectrum in spectra]
+    tails = [board_values.tail_fields(spectrum) for spectrum in spectra]
     assert all(tail["ranks"] == list(range(len(s) + 1)) for tail, s in zip(tails, spectra, strict=True))
     keeps = (0.5, 0.8, 0.9, 0.99, 1.0)
     body = "return tails.map(tail => keeps.map(keep => energyRank(tail, tail.ranks.length - 1, keep)));"

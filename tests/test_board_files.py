@@ -16,9 +16,10 @@ import tinycss2
 from playwright.sync_api import Page
 
 from pages.ui import board
+from pages.ui.board_values import FOLDER, SCRIPTS, script
 from tests.board_script import NODE, needs_node
 
-STYLES = (board.FOLDER / "board.css").read_text(encoding="utf-8")
+STYLES = (FOLDER / "board.css").read_text(encoding="utf-8")
 OXLINT = Path(sysconfig.get_path("scripts")) / "oxlint"
 METHOD = re.compile(r"^  (\w+)\(.*\) \{", re.MULTILINE)
 CALLED_BY_JAVASCRIPT = {"constructor"}
@@ -28,20 +29,20 @@ CALLED_BY_JAVASCRIPT = {"constructor"}
 def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The module as a browser gets it."""
     path = tmp_path_factory.mktemp("board") / "board.mjs"
-    path.write_text(board.script(), encoding="utf-8")
+    path.write_text(script(), encoding="utf-8")
     return path
 
 
 def place(line: int) -> str:
     """File and line of a line of the joined script."""
-    lengths = [(board.FOLDER / name).read_text(encoding="utf-8").count("\n") + 1 for name in board.SCRIPTS]
+    lengths = [(FOLDER / name).read_text(encoding="utf-8").count("\n") + 1 for name in SCRIPTS]
     starts = [0, *accumulate(lengths)]
     file = bisect_right(starts, line - 1) - 1
-    return f"{board.SCRIPTS[file]}:{line - starts[file]}"
+    return f"{SCRIPTS[file]}:{line - starts[file]}"
 
 
 def test_every_file_is_joined_once() -> None:
-    assert sorted(board.SCRIPTS) == sorted(path.name for path in board.FOLDER.glob("*.js"))
+    assert sorted(SCRIPTS) == sorted(path.name for path in FOLDER.glob("*.js"))
 
 
 @needs_node
@@ -52,7 +53,7 @@ def test_the_script_parses(joined: Path) -> None:
 
 def test_the_linter_finds_nothing(joined: Path) -> None:
     """Undefined and unused names, double declarations, and what is most likely a mistake; see oxlint.json."""
-    command = [OXLINT, "--config", board.FOLDER / "oxlint.json", "--format", "json", "--threads", "1", joined]
+    command = [OXLINT, "--config", FOLDER / "oxlint.json", "--format", "json", "--threads", "1", joined]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
     found = [f"{place(one['labels'][0]['span']['line'])} {one['message']}" for one in told["diagnostics"]]
     assert told["number_of_files"] == 1
@@ -60,27 +61,25 @@ def test_the_linter_finds_nothing(joined: Path) -> None:
 
 
 def test_the_linter_names_the_file_of_a_line() -> None:
-    lines = board.script().splitlines()
-    for name in board.SCRIPTS:
-        first, *_ = (board.FOLDER / name).read_text(encoding="utf-8").splitlines()
+    lines = script().splitlines()
+    for name in SCRIPTS:
+        first, *_ = (FOLDER / name).read_text(encoding="utf-8").splitlines()
         assert place(lines.index(first) + 1) == f"{name}:1"
-    assert (
-        place(len(lines)) == f"{board.SCRIPTS[-1]}:{len((board.FOLDER / board.SCRIPTS[-1]).read_text().splitlines())}"
-    )
+    assert place(len(lines)) == f"{SCRIPTS[-1]}:{len((FOLDER / SCRIPTS[-1]).read_text().splitlines())}"
 
 
 def test_every_method_of_the_board_is_defined_once_and_called() -> None:
     """What no linter sees: the methods stand in several files, and a second one of a name would replace the first."""
-    script = board.script()
-    defined = Counter(METHOD.findall(script[script.index("class Board") :]))
+    source = script()
+    defined = Counter(METHOD.findall(source[source.index("class Board") :]))
     assert len(defined) > 50
     assert [name for name, times in defined.items() if times > 1] == []
-    called = set(re.findall(r"\.(\w+)\(", script)) | CALLED_BY_JAVASCRIPT
+    called = set(re.findall(r"\.(\w+)\(", source)) | CALLED_BY_JAVASCRIPT
     assert sorted(set(defined) - called) == []
 
 
 def test_every_class_of_the_style_sheet_is_used() -> None:
-    source = board.script() + Path(board.__file__).read_text(encoding="utf-8")
+    source = script() + Path(board.__file__).read_text(encoding="utf-8")
     made = tuple(re.findall(r"(rb-[\w-]*-)\$\{", source))  # `rb-mark-${kind}`
     classes = set(re.findall(r"\.(rb[\w-]*)", STYLES))
     assert len(classes) > 40

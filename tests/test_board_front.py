@@ -16,7 +16,7 @@ from lowrank_core.scoring.scores import Score
 from lowrank_core.selection import front
 from lowrank_core.selection._problem import Problem
 from lowrank_core.workspace import Workspace
-from pages.ui import board
+from pages.ui import board_values
 from pages.ui.front import QUANTITIES, Asked, Measured, draw, more_tails, says
 from pages.ui.history import History, read_history
 from pages.ui.merging import merge
@@ -60,7 +60,7 @@ def test_held_layers_are_no_part_of_what_is_told_and_none_left_is_one_plan(
     assert names[0] not in dict(some.layers)
     everything = next(draw(workspace, points, Asked("net", True, len(points), tuple((n, None) for n in names))))
     assert (everything.layers, everything.plans) == ((), ((),))
-    assert more_tails(workspace, (everything,), board._tails) == {}
+    assert more_tails(workspace, (everything,), board_values.tails_of) == {}
 
 
 def test_one_line_says_why_there_is_no_front(workspace: Workspace, points: tuple[Point, ...]) -> None:
@@ -139,10 +139,10 @@ def test_what_the_board_moved_by_hand_is_pinned_and_what_gave_way_is_not(workspa
         "before": {},
         "choices": {name: {"method": "svd", "rank": [2]} for name in names},
     }
-    by_hand = board.commit(workspace, start, message | {"by": "hand", "gave": names[1:]})
+    by_hand = board_values.commit(workspace, start, message | {"by": "hand", "gave": names[1:]})
     assert by_hand.pinned == (names[0],)
-    assert board.commit(workspace, start, message | {"by": "rule"}).pinned == ()
-    assert board.commit(workspace, start, message).pinned == ()
+    assert board_values.commit(workspace, start, message | {"by": "rule"}).pinned == ()
+    assert board_values.commit(workspace, start, message).pinned == ()
     pinned = start.pin(names)
-    assert board.commit(workspace, pinned, message | {"by": "front"}).undo().pinned == ()
-    assert board.act(by_hand, {"action": "unpin", "layers": [names[0]]}).pinned == ()
+    assert board_values.commit(workspace, pinned, message | {"by": "front"}).undo().pinned == ()
+    assert board_values.act(by_hand, {"action": "unpin", "layers": [names[0]]}).pinned == ()

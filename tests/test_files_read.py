@@ -11,7 +11,7 @@ from benchmarks import truth
 from lowrank_core.measure.staircases import Rung, Staircase, StairFile, setting_of
 from lowrank_core.predict.survey import Learnt
 from lowrank_core.store.cache import Cache
-from pages.ui import board
+from pages.ui import board_values
 from pages.ui.files_read import FilesRead, listening
 from pages.ui.state import comparisons, measurements, models
 
@@ -146,11 +146,14 @@ def test_a_model_file_that_failed_is_opened_once_it_is_mended(path):
 def test_after_an_edit_of_the_data_prediction_survey_and_board_are_new(tmp_path):
     path = truth.written(tmp_path / "model")
     first = opened(path)
-    before = models.noise(first), board._model(first, lambda step: None)
+    before = models.noise(first), board_values.constants(first, models.dense_score(first)[0], models.noise(first))
     edited = path.read_text().replace('SAVED["labels"]', '(SAVED["labels"] + 1) % 6')
     path.write_text(edited)
     again = opened(path)
-    table, constants = models.noise(again), board._model(again, lambda step: None)
+    table, constants = (
+        models.noise(again),
+        board_values.constants(again, models.dense_score(again)[0], models.noise(again)),
+    )
     assert before[0].score != table.score
     assert before[1]["metric"]["dense"] != constants["metric"]["dense"]
     assert constants["key"] != before[1]["key"]

@@ -14,7 +14,7 @@ from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import amounts, break_even, coefficients, layer_cost, plan_cost, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
-from pages.ui import board
+from pages.ui import board_values
 from tests.board_script import answer, needs_node
 
 EXPERTS = 5
@@ -135,7 +135,7 @@ def test_the_board_adds_up_the_same_whole_numbers() -> None:
     plans = [everywhere(workspace, rank) for rank in (1, 2, 3, 4)]
     shown = {
         "rest": {"bytes": profile.rest.bytes, "multiplies": profile.rest.multiplies},
-        "layers": [board._layer(workspace, layer, i) for i, layer in enumerate(profile.layers)],
+        "layers": [board_values.layer_fields(workspace, layer, i) for i, layer in enumerate(profile.layers)],
     }
     assert shown["layers"][1]["dense"]["multiplies"] == amounts(profile.layers[1], [None], "multiplies")[0]
     given = [{n: {"method": c.method, "rank": list(c.rank)} for n, c in plan.choices} for plan in plans]

@@ -26,7 +26,7 @@ from lowrank_core.selection import RULES, search
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
-from pages.ui import board, tables
+from pages.ui import board_values, tables
 
 FEW, MANY = 12, 120
 WIDTH = 8
@@ -107,7 +107,9 @@ WORK: dict[str, Callable[[Workspace], Any]] = {
     "rows of the Model page": lambda w: (tables.layer_costs(w.profile), tables.layer_ranks(w.profile)),
     "rows of a plan": lambda w: tables.plan_rows(w.profile, plan(w)),
     "pictures of Spectra": lambda w: [tables.curves(w, layer, "svd", plan(w)) for layer in w.profile.layers[:1]],
-    "what the board is sent": lambda w: [board._layer(w, layer, i) for i, layer in enumerate(w.profile.layers)],
+    "what the board is sent": lambda w: [
+        board_values.layer_fields(w, layer, i) for i, layer in enumerate(w.profile.layers)
+    ],
 }
 seeds = count(1)
 

@@ -1,6 +1,7 @@
 """Work of another session that is only looked at, what two tabs both set, and scores that outlive the server."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import platformdirs
@@ -176,7 +177,8 @@ def test_a_score_outlives_the_server_and_the_switch_of_the_correction_and_says_h
     plans.set_history(again, plans.history(again).correct(False))
     assert measurements.measured(again, plan) is None, "it was measured with another correction"
     assert measurements.known(again, plan).how == "thorough"
-    (shown,) = history_panel.fields(again, plans.history(again))["snapshots"]
+    find = partial(measurements.known, again)
+    (shown,) = history_panel.fields(again, plans.history(again), find, with_steps=False)["snapshots"]
     assert (shown["score"], shown["how"]) == (thorough, "thorough")
     plain = score_of(again, plans.candidate(again))
     assert (measurements.known(again, plan).score.value, measurements.known(again, plan).how) == (

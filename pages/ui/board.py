@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
-import torch
 from streamlit.delta_generator import DeltaGenerator
-from torch import Tensor
 
-from lowrank_core.algebra.linalg import tail_energy
-from lowrank_core.algebra.spectra import bend
-from lowrank_core.errors import LowRankError
-from lowrank_core.measure.formats import AS_IT_IS, FORMATS, PLAIN, dense_flash_bytes, gone_bytes, order_bytes
 from lowrank_core.measure.latency import RUNTIMES
-from lowrank_core.measure.measurement import Figure, is_settled
-from lowrank_core.methods import Method
-from lowrank_core.networks.profile import Layer
-from lowrank_core.plans.cost import amounts, break_even, check_plan, coefficients, dense_cost, has_free_ranks, plan_cost
-from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.predict import interval
+from lowrank_core.measure.measurement import Figure
 from lowrank_core.predict.context import MeasuredPlan, joints_of
-from lowrank_core.predict.prediction import Context, Joint, NoiseTable, curves, kept_curves
+from lowrank_core.predict.prediction import Joint, NoiseTable
 from lowrank_core.predict.survey import Finding, Learnt
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.workspace import Workspace
 from pages.ui import answers, dense_line, editor, goals_bar, history_panel, selecting, viewing, words
+from pages.ui.board_values import (
+    act,
+    choices_of,
+    commit,
+    constants,
+    figures,
+    goals_fields,
+    more_tails,
+    script,
+    style,
+    survey_fields,
+    tails_of,
+)
 from pages.ui.front import Drawn
-from pages.ui.goals import Goals, in_own_format, own_format
 from pages.ui.history import History
-from pages.ui.merging import merge_plans
 from pages.ui.state import (
     comparisons,
     fronts,
@@ -51,47 +50,11 @@ from pages.ui.state import (
 from pages.ui.state.looks import Looks
 from pages.ui.waiting import Steps
 
-FOLDER = Path(__file__).with_suffix("")
-SCRIPTS = (
-    "closed_forms.js",  # what a plan costs and is predicted to score
-    "words.js",  # figures as text
-    "board.js",  # class Board: what it knows, hears and says
-    "goals.js",  # device, number format and floor on the cards
-    "tracks.js",  # where ranks stand on a track, and how pointers move thumbs
-    "building.js",  # the elements it is made of
-    "gestures.js",  # drags, keys, presets, locks
-    "asking.js",  # what is measured while a thumb is held
-    "rows.js",  # many layers: their order, several at once, what blocks sum up to
-    "keys.js",  # what keys do
-    "speaking.js",  # what is said of it
-    "beside.js",  # the numbers of charts as tables
-    "drawing.js",  # rows, cards and their charts
-    "selected_layer.js",  # the panel of one layer
-    "tradeoff.js",  # score against cost, what sets two snapshots apart
-    "snapshots.js",  # plans with a name and a note
-    "history.js",  # steps and branches, and work that is only looked at
-    "front.js",  # the best plans on it, a slider along them, pins
-    "panels.js",  # what is folded until a person wants it
-    "answers.js",  # single samples and what is said to them
-    "depth.js",  # the error of each layer
-    "mounting.js",  # onto the page
-)
-"""The board's script, file by file; each uses those before it as if they were one."""
-
-
-STYLES = ("board.css", "goals.css", "rows.css", "front.css", "history.css", "answers.css")
-
-
-def script() -> str:
-    """The JavaScript module that a browser gets: all of SCRIPTS, in their order."""
-    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
-
-
 # The library and the model's constants travel once; the board itself only carries ranks and scores.
 _library = st.components.v2.component(
     "rank_explorer_board_library",
-    css="\n".join((FOLDER / name).read_text(encoding="utf-8") for name in STYLES),
-    js=script(),
+    css=style(),
+    js=f"{script()}\nexport default function ({{ data }}) {{ setModel(data); }}\n",
     isolate_styles=False,
 )
 _board = st.components.v2.component(
@@ -121,7 +84,7 @@ export default function ({ data }) {
 def show(workspace: Workspace) -> None:
     """Mount the board's library and the model's constants; both are constant, so later runs send only a hash."""
     with somebody_waits(), Steps() as say:
-        constants = models.constants()(models.key(workspace), lambda: _model(workspace, say))
+        constants = models.constants()(models.key(workspace), lambda: _constants(workspace, say))
     _library(key="board_library", data=constants, height=1)
 
 
@@ -145,8 +108,8 @@ def live(workspace: Workspace) -> None:
             "rev": history.rev,
             "heard": session.heard(),
             "secret": glances.admit(workspace),
-            "choices": _choices(history.plan),
-            "tails": _more_tails(workspace, history.plan),
+            "choices": choices_of(history.plan),
+            "tails": more_tails(workspace, history.plan),
             "latency": _latency(workspace),
             "can_undo": bool(history.past),
             "can_redo": bool(history.future),
@@ -154,9 +117,9 @@ def live(workspace: Workspace) -> None:
             "pinned": list(history.pinned),
             "corrected": history.corrected,
             "tolerance": history.tolerance,
-            "goals": _goals(workspace, history.goals),
+            "goals": goals_fields(workspace, history.goals),
             "peak": peaks.known(workspace, history.plan),
-            **history_panel.fields(workspace, history),
+            **_history(workspace, history),
             "unfolded": list(looks.unfolded()),
             "layer": selected.layer(workspace.profile),
             **_figures(workspace, snapshot),
@@ -200,7 +163,7 @@ def _stream(workspace: Workspace, history: History, measurement: Job[Figure], pu
         drawn: Snapshot[Drawn] = Snapshot() if front is None else front.snapshot
         if pushed_front is None or (drawn.over and drawn is not pushed_front) or (measured.over and not pushed.over):
             with front_spot:
-                shown = fronts.shown(workspace, history, surveyed, front, _tails)
+                shown = fronts.shown(workspace, history, surveyed, front, tails_of)
                 _feed(data={"serial": next(numbers), **shown}, height=1)
             pushed_front = drawn
         if measured is pushed and not more and not found:
@@ -215,7 +178,7 @@ def _stream(workspace: Workspace, history: History, measurement: Job[Figure], pu
             news["peak"] = peak = found
         if more or (measured.over and not pushed.over):
             table = models.noise(workspace)
-            news |= _survey_fields(surveyed, table, _measured_here(workspace, Learnt.of(surveyed), table))
+            news |= survey_fields(surveyed, table, _measured_here(workspace, Learnt.of(surveyed), table))
             pushed_survey = surveyed
         if measured.over and not pushed.over:
             dense_line.show(workspace)
@@ -266,30 +229,6 @@ MOST_MEASURED = 16
 """Plans measured by people that predictions start from: the browser computes with all of them while a thumb moves."""
 
 
-def _survey_fields(
-    snapshot: Snapshot[tuple[Finding, ...]], table: NoiseTable | None, more: tuple[Joint, ...] = ()
-) -> dict[str, Any]:
-    learnt, progress = Learnt.of(snapshot), snapshot.progress
-    left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"
-    points: dict[str, dict[str, Any]] = {}
-    for (layer, method), curve in curves(learnt.points).items():
-        points.setdefault(layer, {})[method] = curve
-    return {
-        "points": points,
-        "context": {"kept": kept_curves(learnt.context.repairs), "residuals": _residuals(learnt.context, table, more)},
-        "uniform": [asdict(uniform) for uniform in learnt.uniform],
-        "learning": progress.words + left,
-    }
-
-
-def _residuals(context: Context, table: NoiseTable | None, more: tuple[Joint, ...] = ()) -> dict[str, Any] | None:
-    """What measured plans say of all others; None where the model file scores itself, and nothing is predicted."""
-    if table is None:
-        return None
-    known = interval.residuals(context, table)
-    return asdict(interval.with_measured(known, (*context.joints, *more), table) if more else known)
-
-
 def _receive(workspace: Workspace) -> None:
     received = session.widget("board").messages
     if received is None or received["model"] != model_key(workspace):
@@ -306,67 +245,31 @@ def _receive(workspace: Workspace) -> None:
                     changed = commit(workspace, changed, message)
                 case "adopt":
                     changed = fronts.adopted(workspace, changed, str(message.get("name", "")))
+                case "open":
+                    session.set_widget(HISTORY_IS_OPEN, bool(message.get("on")))
                 case _:
                     changed = act(changed, message)
     if changed is not history:
         plans.set_history(workspace, changed)
 
 
-def commit(workspace: Workspace, history: History, message: dict[str, Any]) -> History:
-    """The history after ranks from the browser; ranks that do not fit the model are ignored.
-
-    Where the plan is no more the one that they were changed from, only what was changed counts.
-    """
-    try:
-        sent = _sent_plan(workspace, message["choices"])
-        before = _sent_plan(workspace, message["before"]) if message.get("before") is not None else history.plan
-        rev, gesture = int(message["rev"]), int(message["gesture"])
-    except (LowRankError, KeyError, TypeError, ValueError):
-        return history
-    plan, _ = merge_plans(before, sent, history.plan)
-    rev = max(rev + (plan != sent), history.rev + 1)  # the browser has not yet seen an undo that came just before
-    moved = [layer for layer in {*dict(before.choices), *dict(sent.choices)} if before.get(layer) != sent.get(layer)]
-    committed = history.commit(plan, rev=rev, gesture=gesture)
-    if committed is history:
-        return history
-    match message.get("by"):
-        case "hand":
-            gave = set(map(str, message.get("gave", ())))  # to the budget lock
-            return committed.pin(sorted(layer for layer in moved if layer not in gave))
-        case "front":
-            return committed.unpin(moved)
-    return committed
+HISTORY_IS_OPEN = "history is open"
+"""The small value of the session that says so: what nobody sees is not computed."""
 
 
-def _sent_plan(workspace: Workspace, choices: dict[str, Any]) -> RankPlan:
-    plan = RankPlan.of(
-        workspace.profile.fingerprint,
-        {
-            n: Choice(str(c["method"]), tuple(int(r) for r in c["rank"]), bool(c.get("free", False)))
-            for n, c in choices.items()
-        },
-    )
-    check_plan(workspace.profile, plan)
-    return plan
-
-
-def act(history: History, message: dict[str, Any]) -> History:
-    """The history after one of the board's buttons."""
-    match message.get("action"):
-        case "undo":
-            return history.undo()
-        case "redo":
-            return history.redo()
-        case "correct":
-            return history.correct(bool(message.get("on")), history.correction)
-        case "tolerate":
-            drop = message.get("drop")
-            return history.tolerate(None if drop is None else float(drop))
-        case "lock":
-            return history.lock(str(n) for n in message.get("locked", ()))
-        case "unpin":
-            return history.unpin(str(n) for n in message.get("layers", ()))
-    return history_panel.act(history, message)
+def _history(workspace: Workspace, history: History) -> dict[str, Any]:
+    """Its snapshots and steps, and whether it is another session's that is only looked at."""
+    viewed = session.viewed()
+    return {
+        **history_panel.fields(
+            workspace,
+            history,
+            partial(measurements.known, workspace),
+            with_steps=bool(session.widget(HISTORY_IS_OPEN)),
+        ),
+        "read_only": bool(viewed),
+        "view": viewed or session.view_of(session.session_id()),
+    }
 
 
 def model_key(workspace: Workspace) -> str:
@@ -374,140 +277,14 @@ def model_key(workspace: Workspace) -> str:
     return models.key(workspace)
 
 
-def _choices(plan: RankPlan) -> dict[str, Any]:
-    return {name: choice.to_dict() for name, choice in plan.choices}
-
-
-def _goals(workspace: Workspace, goals: Goals) -> dict[str, Any]:
-    """What plans are judged by, as the browser takes it."""
-    device = None if goals.device is None else asdict(goals.device)
-    own = own_format(workspace)
-    return {
-        "device": device,
-        "number": goals.format,
-        "floor": goals.floor,
-        "in": "" if goals.number is None else f" in {goals.number}",
-        "how": in_own_format(goals.number, own),
-        "own": "" if goals.number is None or own == AS_IT_IS else f" in {own}",
-    }
+def _constants(workspace: Workspace, say: Callable[[str], None]) -> dict[str, Any]:
+    models.factorise(workspace, say)
+    say("Preparing the prediction")
+    return constants(workspace, models.dense_score(workspace)[0], models.noise(workspace))
 
 
 def _figures(workspace: Workspace, snapshot: Snapshot[Figure]) -> dict[str, Any]:
-    latest = snapshot.found[-1] if snapshot.found and snapshot.error is None else None
-    return {
-        "dense": models.dense_score(workspace)[0],
-        "score": None if latest is None else words.score_fields(latest.score),
-        "doing": snapshot.progress.words,
-        "done": is_settled(snapshot),
-        "depth": "" if latest is None else _depth(workspace, latest),
-        "remarks": [] if latest is None else list(latest.remarks),
-        "plain": None if latest is None else words.score_fields(latest.plain),
-        "error": snapshot.error,
-    }
-
-
-def _depth(workspace: Workspace, figure: Figure) -> str:
-    """With which correction a figure was measured: "quick", "thorough", or "" for one that has no such name or none."""
-    correction = plans.candidate(workspace).correction
-    return "quick" if figure.quick else "" if correction is None else correction.depth
-
-
-def _model(workspace: Workspace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything constant: exact cost coefficients, spectra at some ranks, break-even marks, the prediction table."""
-    profile = workspace.profile
-    models.factorise(workspace, say)
-    say("Preparing the prediction")
-    dense = plan_cost(profile)
-    value, _ = models.dense_score(workspace)
-    table = models.noise(workspace)
-    return {
-        "key": model_key(workspace),
-        "name": workspace.name,
-        "metric": {
-            "label": words.axis(workspace),
-            "share": words.shares(workspace),
-            "higher": not words.rises(workspace),
-            "dense": value,
-        },
-        "help": {
-            "rank": words.RANK,
-            "break_even": words.BREAK_EVEN,
-            "bytes": words.BYTES,
-            "multiplies": words.MULTIPLIES,
-            "interval": words.INTERVAL,
-            "correction": words.CORRECTION,
-            "free_ranks": words.FREE_RANKS,
-        },
-        "rest": {"bytes": profile.rest.bytes, "multiplies": profile.rest.multiplies},
-        "dense": {"bytes": dense.bytes, "multiplies": dense.multiplies},
-        "formats": {
-            name: {"size": size, "dense": dense_flash_bytes(workspace.model, name), "plain": name in PLAIN}
-            for name, size in FORMATS.items()
-        },
-        "prediction": {
-            "rough": table.rough if table else 0.0,
-            "table": {"log_variance": table.log_variance, "score": table.score} if table else None,
-            "constants": interval.CONSTANTS,
-            "residuals": _residuals(Context(), table),
-        },
-        "layers": [_layer(workspace, layer, index) for index, layer in enumerate(profile.layers)],
-    }
-
-
-def _layer(workspace: Workspace, layer: Layer, index: int) -> dict[str, Any]:
-    block = words.block(layer.name)
-    cost = dense_cost(layer)
-    methods = [m for m in layer.methods if not m.reference]
-    return {
-        "index": index,
-        "name": layer.name,
-        "block": block or workspace.name,
-        "leaf": layer.name[len(block) + 1 :] if block else layer.name,
-        "type": layer.type,
-        "shape": "×".join(map(str, layer.spec.weight_shape)),
-        "dense": {"bytes": cost.bytes, "multiplies": amounts(layer, [None], "multiplies")[0]},
-        "itemsize": layer.itemsize,
-        "parameters": cost.parameters,
-        "gone": {number: gone for number in FORMATS if (gone := gone_bytes(workspace.model, layer, number))},
-        "default": methods[0].name,
-        "methods": {
-            m.name: {
-                "label": m.label,
-                "axes": list(m.axes),
-                "top": list(m.max_rank(layer.spec)),
-                **_costs(layer, m),
-                "free": _costs(layer, m, free=True) if has_free_ranks(m.name) else None,
-                "tails": _tails(workspace, layer.name, m.name) if m is methods[0] else None,
-                "points": [],
-            }
-            for m in methods
-        },
-    }
-
-
-def _costs(layer: Layer, method: Method, *, free: bool = False) -> dict[str, Any]:
-    """Coefficients and break-even of a method as its factors are stored."""
-    multiplies = coefficients(layer, method, "multiplies", free)
-    return {
-        "orders": order_bytes(layer, Choice(method.name, (1,) * len(method.axes), free)),
-        "even": {q: list(break_even(layer, method.name, q, free)) for q in ("bytes", "multiplies")},
-        "bytes": list(coefficients(layer, method, "bytes", free)),
-        "multiplies": [float(c) if layer.shares else c for c in multiplies],
-    }
-
-
-def _tails(workspace: Workspace, layer: str, method: str) -> list[dict[str, Any]]:
-    """One curve per axis of the method; factorises the layer."""
-    return [_tail(spectrum) for spectrum in workspace.factors(layer, method).spectra]
-
-
-def _more_tails(workspace: Workspace, plan: RankPlan) -> dict[str, dict[str, Any]]:
-    """Curves of the methods in use that are not their layer's default: those travel with the model's constants."""
-    tails: dict[str, dict[str, Any]] = {}
-    for name, choice in plan.choices:
-        if choice.method != workspace.profile.layer(name).methods[0].name:
-            tails[name] = {choice.method: _tails(workspace, name, choice.method)}
-    return tails
+    return figures(snapshot, models.dense_score(workspace)[0], plans.candidate(workspace).correction)
 
 
 def _latency(workspace: Workspace) -> dict[str, dict[str, Any]]:
@@ -519,21 +296,3 @@ def _latency(workspace: Workspace) -> dict[str, dict[str, Any]]:
             measured = {"runtime": runtime, "even": even and list(even), "dominated": dominated}
             marks.setdefault(stairs.layer, {})[stairs.method] = measured
     return marks
-
-
-def _tail(spectrum: Tensor, knots: int = 48) -> dict[str, Any]:
-    """Energy lost and singular value at some ranks, dense where ranks are small: enough to draw and to interpolate.
-
-    suggested: the rank where the spectrum bends.
-    """
-    top = len(spectrum)
-    ranks = sorted({round(r) for r in torch.logspace(0, float(torch.tensor(top).log10()), knots).tolist()} | {1, top})
-    tail = tail_energy(spectrum)
-    lost = tail / tail[0] if tail[0] > 0 else tail
-    return {
-        "suggested": bend(spectrum),
-        "ranks": [0, *ranks],
-        "lost": [1.0, *(float(lost[r]) for r in ranks)],
-        "sigma_ranks": ranks,
-        "sigma": [max(float(spectrum[r - 1]), 1e-12 * float(spectrum[0]) + 1e-30) for r in ranks],
-    }

@@ -15,8 +15,9 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
-from pages.ui import devices, words
-from pages.ui.devices import Device
+
+from . import devices, words
+from .devices import Device
 
 
 @dataclass(frozen=True, slots=True)

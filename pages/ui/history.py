@@ -24,7 +24,8 @@ from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.store.key import named
 from lowrank_core.version import versions
-from pages.ui.goals import Goals
+
+from .goals import Goals
 
 DEPTH = 100
 """Steps that can be undone; older ones are forgotten."""

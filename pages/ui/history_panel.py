@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.scoring.scores import Score
 from lowrank_core.store.room import Recent
 from lowrank_core.workspace import Workspace
-from pages.ui import steps
-from pages.ui.history import DEPTH, MOST_BRANCHED, History, PlanSnapshot, name_of
-from pages.ui.state import measurements, models, session
-from pages.ui.steps import Step
+
+from . import steps
+from .history import DEPTH, MOST_BRANCHED, History, PlanSnapshot, name_of
+from .steps import Step
 
 BOUND = (
     f"The last {DEPTH} steps are kept, and {MOST_BRANCHED} plans on branches; older ones are forgotten, not snapshots."
 )
 
-IS_OPEN = "history is open"
-"""The small value of the session that says so: what nobody sees is not computed."""
-
 _COSTS: Recent[tuple[str, RankPlan], Cost] = Recent(2_000)
 """What plans cost, for they are shown at every release."""
 
 
-def fields(workspace: Workspace, history: History) -> dict[str, Any]:
+class Known(Protocol):
+    """A score that was measured before, and with which correction."""
+
+    @property
+    def score(self) -> Score:
+        """As it was measured, on all samples."""
+
+    @property
+    def how(self) -> str:
+        """With which correction, in words."""
+
+
+Find = Callable[[RankPlan], Known | None]
+"""What is known of a plan."""
+
+
+def fields(workspace: Workspace, history: History, find: Find, *, with_steps: bool) -> dict[str, Any]:
     """What a browser is told of it."""
     return {
-        "snapshots": [_snapshot(workspace, one, history.plan) for one in history.snapshots],
+        "snapshots": [_snapshot(workspace, one, history.plan, find) for one in history.snapshots],
         "removed": [one.name for one in reversed(history.removed)],
-        "read_only": bool(session.viewed()),
-        "view": session.viewed() or session.view_of(session.session_id()),
         "steps": len(history.line),
-        "history": _lines(workspace, history) if session.widget(IS_OPEN) else None,
+        "history": _lines(history, find) if with_steps else None,
     }
 
 
-def _snapshot(workspace: Workspace, snapshot: PlanSnapshot, plan: RankPlan) -> dict[str, Any]:
-    at = models.key(workspace), snapshot.plan
+def _snapshot(workspace: Workspace, snapshot: PlanSnapshot, plan: RankPlan, find: Find) -> dict[str, Any]:
+    at = workspace.identity, snapshot.plan
     cost = _COSTS.get(at)
     if cost is None:
         cost = _COSTS[at] = plan_cost(workspace.profile, snapshot.plan)
@@ -49,12 +62,12 @@ def _snapshot(workspace: Workspace, snapshot: PlanSnapshot, plan: RankPlan) -> d
         "bytes": cost.bytes,
         "multiplies": cost.multiplies,
         "holds": snapshot.plan == plan,
-        **_score(workspace, snapshot.plan),
+        **_score(snapshot.plan, find),
     }
 
 
-def _score(workspace: Workspace, plan: RankPlan) -> dict[str, Any]:
-    known = measurements.known(workspace, plan)
+def _score(plan: RankPlan, find: Find) -> dict[str, Any]:
+    known = find(plan)
     if known is None:
         return {"score": None, "not_finite": 0, "how": ""}
     score = known.score
@@ -65,10 +78,10 @@ def _score(workspace: Workspace, plan: RankPlan) -> dict[str, Any]:
     }
 
 
-def _lines(workspace: Workspace, history: History) -> dict[str, Any]:
+def _lines(history: History, find: Find) -> dict[str, Any]:
     def line(step: Step) -> dict[str, Any]:
         about = {"plan": name_of(step.plan), "what": step.what, "seconds": step.seconds}
-        return about | _score(workspace, step.plan)
+        return about | _score(step.plan, find)
 
     return {
         "line": [line(step) for step in steps.steps(history)],
@@ -99,6 +112,4 @@ def act(history: History, message: dict[str, Any]) -> History:
             at = message.get("at")
             at = at if isinstance(at, int) else -1
             return history.go(str(message.get("plan", "")), at, str(message.get("parent", "")))
-        case "open":
-            session.set_widget(IS_OPEN, bool(message.get("on")))
     return history

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from lowrank_core.plans.plan import Choice, RankPlan
-from pages.ui.history import (
+
+from .history import (
     DEPTH,
     MOST_AHEAD,
     MOST_MADE,

@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.plan import Choice, RankPlan
-from pages.ui.history import DEPTH, Branch, History, name_of
+
+from .history import DEPTH, Branch, History, name_of
 
 
 @dataclass(frozen=True, slots=True)

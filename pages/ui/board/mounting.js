@@ -27,5 +27,3 @@ function mount(root, data, send) {
 
 window.RankBoard = { setModel, mount, totals, predict, flashBytes, models };
 window.dispatchEvent(new Event("rank-model"));
-
-export default function ({ data }) { setModel(data); }
