@@ -142,11 +142,11 @@ def unset_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def is_ready(port: int) -> bool:
-    """Whether the server on this port says it is healthy."""
+def is_ready(port: int, address: str = "/_stcore/health") -> bool:
+    """Whether the server on this port says it is healthy: at an address where it answers once it is."""
     connection = HTTPConnection("127.0.0.1", port, timeout=1)
     try:
-        connection.request("GET", "/_stcore/health")
+        connection.request("GET", address)
         return connection.getresponse().status == 200
     except (OSError, HTTPException):
         return False

@@ -420,3 +420,22 @@ def test_ctrl_c_is_as_it_was_once_the_command_is_imported(usual: Any, monkeypatc
         signal.signal(signal.SIGINT, before)
     assert own_process.leave not in [getattr(thread, "function", None) for thread in threading.enumerate()]
     assert seen == [("layers", usual if usual is signal.SIG_IGN else signal.SIG_DFL), ("run", usual)]
+
+
+def test_a_process_that_ends_in_the_middle_of_a_job_ends_well() -> None:
+    script = """
+import torch
+from lowrank_core.running.jobs import Job
+from lowrank_core.running.scope import raise_if_cancelled
+
+def work():
+    while True:
+        raise_if_cancelled()
+        torch.ones(50, 50) @ torch.ones(50, 50)
+        yield 1
+
+jobs = [Job("work", work) for _ in range(3)]
+jobs[0].wait(until=lambda snapshot: len(snapshot.found) > 3)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -6,8 +6,10 @@ cancelled or killed and is started again goes on where it was.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, replace
@@ -21,6 +23,11 @@ T = TypeVar("T")
 
 PATIENCE_SECONDS = 0.5
 """How long a job that somebody asked for gives way at a time: its asker waits, too."""
+
+
+END_SECONDS = 2.0
+"""So long, in all, a process that ends waits for its jobs: one that is in the middle of PyTorch's work then would abort
+the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,10 @@ class Job(Generic[T]):
             return
         self._thread = threading.Thread(target=self._run, args=(work,), name=label, daemon=True)
         self._thread.start()
+        with _beginning:
+            _begun.add(self)
+        if _ends.is_set():
+            self.cancel()
 
     @property
     def snapshot(self) -> Snapshot[T]:
@@ -144,3 +155,28 @@ class Job(Generic[T]):
                 ours = isinstance(error, LowRankError)
                 end["error"] = str(error) if ours else f"{self.label} failed: {type(error).__name__}: {error}"
         self._change(progress=Progress(), over=True, **end)
+
+
+_begun: weakref.WeakSet[Job[Any]] = weakref.WeakSet()
+"""All jobs that have a thread, for the end of the process."""
+
+_beginning = threading.Lock()
+
+
+_ends = threading.Event()
+"""Whether the process ends: what is begun then is cancelled at once."""
+
+
+@atexit.register
+def _end_all() -> None:
+    """Cancel what still goes on and wait for it, END_SECONDS in all."""
+    _ends.set()
+    until = time.monotonic() + END_SECONDS
+    while time.monotonic() < until:
+        with _beginning:
+            going_on = [job for job in _begun if job._thread.is_alive()]
+        if not going_on:
+            return
+        for job in going_on:
+            job.cancel()
+            job._thread.join(0.02)

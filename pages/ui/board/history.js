@@ -29,7 +29,7 @@ Object.assign(Board.prototype, {
     const list = node("ol", { class: "rb-line-of-steps", reversed: true, "aria-label": "Steps, the latest first" });
     for (let place = line.length - 1; place >= 0; place--) list.append(this.stepItem(line[place], place, at), ...hanging(place));
     list.append(...hanging(null));
-    this.historyBody.replaceChildren(list, node("p", {}, bound), this.linkLine());
+    this.historyBody.replaceChildren(list, node("p", {}, bound), view ? this.linkLine() : "");
     list.scrollTop = scrolled;
   },
 
