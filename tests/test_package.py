@@ -34,6 +34,7 @@ IN_EXTRAS = {
     "cluster": ("dask", "distributed"),
     "data": ("PIL", "pyarrow"),
     "audio": ("soundfile",),
+    "notebook": ("anywidget", "traitlets"),
 }
 HIDING = """
 import sys
@@ -97,7 +98,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 def test_the_wheel_holds_library_and_dashboard_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {name.partition("/")[0] for name in names} == {"lowrank_core", f"rank_explorer-{__version__}.dist-info"}
+    tops = {"lowrank_core", "rank_explorer", f"rank_explorer-{__version__}.dist-info"}
+    assert {name.partition("/")[0] for name in names} == tops
+    notebook = {f"rank_explorer/{name}" for name in ("__init__.py", "notebook.py", "notebook.js", "notebook.css")}
+    assert {name for name in names if name.startswith("rank_explorer/")} == notebook
     known = subprocess.run(["git", "ls-files", "lowrank_core"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     core = known or [str(path.relative_to(ROOT)) for path in (ROOT / "lowrank_core").rglob("*") if path.is_file()]
     assert {name for name in core if "__pycache__" not in name} <= names
@@ -150,6 +154,21 @@ def test_from_nothing_to_a_plan_and_a_checkpoint_without_any_extra(installed: In
     assert (installed.folder / "model.safetensors").is_file()
 
 
+def test_the_board_for_notebooks_finds_the_dashboards_files_or_says_what_to_install(installed: Installed) -> None:
+    script = f"""
+from lowrank_core import Workspace
+from rank_explorer.notebook import board
+shown = board(Workspace.open({MODEL!r}))
+print(shown.constants["name"], "RankBoard.mount" in shown._esm, shown.plan == shown._history.plan)
+"""
+    done = installed.run("python", "-c", script)
+    assert (done.returncode, done.stdout) == (0, "iris-mlp True True\n"), done.stderr
+    for name in IN_EXTRAS["notebook"]:
+        hidden = f"import sys; sys.modules[{name!r}] = None\nimport rank_explorer.notebook"
+        says = installed.run("python", "-c", hidden).stderr.splitlines()[-1]
+        assert says.endswith("the board in a notebook needs more packages: pip install 'rank-explorer[notebook]'")
+
+
 def test_without_its_extra_the_dashboard_says_in_one_line_what_to_install(installed: Installed) -> None:
     for hidden in IN_EXTRAS["app"]:
         done = installed.run("python", "-c", HIDING.format(hidden=[hidden], arguments=["app"]))
@@ -193,7 +212,8 @@ def test_what_needs_an_extra_says_in_one_line_which(
 def test_every_extra_that_is_named_exists() -> None:
     named = {
         found
-        for path in (ROOT / "lowrank_core").rglob("*.py")
+        for package in ("lowrank_core", "rank_explorer")
+        for path in (ROOT / package).rglob("*.py")
         for found in re.findall(r'\bextra\("(\w+)"', path.read_text())
     }
     assert named == set(IN_EXTRAS)
