@@ -429,9 +429,10 @@ def _latency(runtime: Runtime, columns: Mapping[str, Column], timings: Mapping[s
         if column.is_reference:
             cells[name] = dense_latency(stable[0], longest) if stable else NOTHING
         elif found is None:
-            cells[name] = Cell("not timed" if runtime == "onnxruntime" or column.number != "int8" else "–")
+            is_other = column.number == "int8" and runtime != "onnxruntime"
+            cells[name] = Cell("–", note="int8 is run by onnxruntime") if is_other else Cell("not timed")
         elif found.timing is None:
-            cells[name] = Cell("–", note=f"not measurable in {column.number}: {found.refused}")
+            cells[name] = Cell("–", note=f"not measurable: {found.refused}")
         else:
             cells[name] = latency(found.timing, longest)
     return Row(f"Latency, {runtime}", cells, "µs", "one inference; the middle half of the rounds")
