@@ -186,7 +186,8 @@ def headings(workspace: Workspace, columns: dict[str, Column]) -> dict[str, str]
     def below(column: Column) -> str:
         number, correction = compare.in_words(workspace, column.number), column.candidate.correction
         if column.tuned is not None:
-            return f"{number}, epoch {column.tuned.epoch} of {column.tuned.epochs}"
+            epoch, epochs = column.tuned.epoch, column.tuned.epochs
+            return f"{number}, {f'epoch {epoch} of {epochs}' if epoch else f'the start, better than {epochs} epochs'}"
         if not column.plan.choices:
             return number
         if correction is None:
@@ -222,9 +223,9 @@ def buttons(
                 )
             )
             if entries:
-                again = any((entry, runtime) in findings.timings for entry in entries)
-                label = f"Time again with {runtime}" if again else f"Time with {runtime}"
-                ask(workspace, Races(entries, runtime), label, busy)
+                wish = Races(entries, runtime)
+                again = "again " if wish in comparisons.begun(workspace) else ""
+                ask(workspace, wish, f"Time {again}with {runtime}", busy)
         offer(workspace, comparison_csv(rows, headings(workspace, columns)), "comparison", "Table as CSV")
     if unsure:
         st.caption(

@@ -16,7 +16,7 @@ from lowrank_core.graphs.memory import Trace
 from lowrank_core.measure.apart import apart
 from lowrank_core.measure.comparison import Comparison, Flip, traces
 from lowrank_core.measure.formats import AS_IT_IS
-from lowrank_core.measure.latency import UNSTABLE_IQR, LatencyTable, Runtime, Timing, network_latency, turn
+from lowrank_core.measure.latency import RUNTIMES, UNSTABLE_IQR, LatencyTable, Runtime, Timing, network_latency, turn
 from lowrank_core.measure.staircases import Staircase, setting_of, staircases
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
@@ -260,11 +260,12 @@ NOTHING = Cell("–")
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that was measured of a model so far; busy: what is being measured now."""
+    """All that was measured of a model so far; busy: what is being measured now, racing: what is being timed."""
 
     measured: Mapping[Column, Measured]
     timings: Mapping[tuple[tuple[RankPlan, str], Runtime], PlanTiming]
     busy: frozenset[Column] = frozenset()
+    racing: frozenset[tuple[tuple[RankPlan, str], Runtime]] = frozenset()
 
 
 def rows(
@@ -304,10 +305,9 @@ def rows(
         name: memory[name].intensity(costs[name].multiplies * batch) if name in memory else None for name in columns
     }
     made.append(_amounts("Multiplies per byte", intensity, "{:.2f}".format, lower_is_better=None))
-    for runtime in dict.fromkeys(runtime for _, runtime in findings.timings):
-        timings = {name: findings.timings.get((column.timed, runtime)) for name, column in columns.items()}
-        if any(timings.values()):
-            made.append(_latency(runtime, columns, timings))
+    for runtime in RUNTIMES:
+        if any((column.timed, runtime) in findings.timings.keys() | findings.racing for column in columns.values()):
+            made.append(_latency(runtime, columns, findings))
     alike = [name for name, column in columns.items() if column.number == judged_in]
     if table.layers:
         taken = {n: _by_table(workspace, c.plan, table) if n in alike else None for n, c in columns.items()}
@@ -419,22 +419,27 @@ def microseconds(value: float) -> str:
     return f"{rounded:,.0f} µs" if rounded >= 100 else f"{rounded:g} µs"
 
 
-def _latency(runtime: Runtime, columns: Mapping[str, Column], timings: Mapping[str, PlanTiming | None]) -> Row:
+def _latency(runtime: Runtime, columns: Mapping[str, Column], findings: Findings) -> Row:
     """Microseconds of one inference beside the dense network's; the ratio is that of rounds that were run in turn."""
-    stable = [t.timing for t in timings.values() if t is not None and t.timing is not None]
-    longest = max((max(timing.dense_us, timing.compressed_us) for timing in stable), default=0.0)
+    found = {name: findings.timings.get((column.timed, runtime)) for name, column in columns.items()}
+    known = [one.timing for one in found.values() if one is not None and one.timing is not None]
+    longest = max((max(timing.dense_us, timing.compressed_us) for timing in known), default=0.0)
     cells = {}
     for name, column in columns.items():
-        found = timings[name]
+        one = found[name]
         if column.is_reference:
-            cells[name] = dense_latency(stable[0], longest) if stable else NOTHING
-        elif found is None:
+            cells[name] = dense_latency(known[0], longest) if known else NOTHING
+        elif (column.timed, runtime) in findings.racing:
+            cells[name] = Cell("timing…")
+        elif one is None:
             is_other = column.number == "int8" and runtime != "onnxruntime"
             cells[name] = Cell("–", note="int8 is run by onnxruntime") if is_other else Cell("not timed")
-        elif found.timing is None:
-            cells[name] = Cell("–", note=f"not measurable: {found.refused}")
+        elif one.timing is None:
+            score = findings.measured.get(column)
+            as_above = score is not None and score.refused == one.refused
+            cells[name] = Cell("–", note="not measurable, as above" if as_above else f"not measurable: {one.refused}")
         else:
-            cells[name] = latency(found.timing, longest)
+            cells[name] = latency(one.timing, longest)
     return Row(f"Latency, {runtime}", cells, "µs", "one inference; the middle half of the rounds")
 
 

@@ -10,7 +10,10 @@ from html import escape
 from pages.ui.compare import Cell, Row
 
 STYLE = """<style>
-.comparison { overflow-x: auto; border: 1px solid light-dark(#d5dce4, #35404c); border-radius: 8px; }
+.comparison { container-type: inline-size; overflow-x: auto; --page: light-dark(#fff, #12171d);
+  border: 1px solid light-dark(#d5dce4, #35404c); border-radius: 8px;
+  background: linear-gradient(to left, var(--page) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to left, light-dark(#0003, #000b), transparent) right / .8rem 100% no-repeat; }
 .comparison table { --first: 11rem; --other: 8.4rem; table-layout: fixed; width: 100%; margin: 0;
   min-width: calc(var(--first) + var(--columns) * var(--other)); border-collapse: collapse;
   font-size: .9rem; line-height: 1.35; }
@@ -22,7 +25,7 @@ STYLE = """<style>
 .comparison thead td { width: var(--first); }
 .comparison td, .comparison thead th { text-align: right; overflow-wrap: anywhere; }
 .comparison tbody th, .comparison thead td {
-  text-align: left; position: sticky; left: 0; z-index: 1; background: light-dark(#fff, #12171d); }
+  text-align: left; position: sticky; left: 0; z-index: 1; background: var(--page); }
 .comparison tbody th { font-weight: 500; }
 .comparison small { display: block; font-weight: 400; font-size: .78rem; color: light-dark(#56616d, #a9b4bf);
   overflow-wrap: anywhere; }
@@ -40,10 +43,11 @@ STYLE = """<style>
   linear-gradient(light-dark(#e6ecf2, #222a33) 0 0) no-repeat 0 4px / 100% 2px; }
 .comparison .axis i { position: absolute; top: 3px; height: 4px; min-width: 3px; border-radius: 2px;
   background: light-dark(#0072b2, #56b4e9); }
-@media (max-width: 600px) {
-  .comparison table { --first: 6.4rem; --other: 7.4rem; }
+@container (max-width: 46rem) {
+  .comparison table { --first: 8rem; --other: 7.2rem; }
   .comparison th, .comparison td { padding: .35rem .55rem; }
 }
+@container (max-width: 28rem) { .comparison table { --first: 6.4rem; } }
 @media (forced-colors: active) { .comparison .bar i, .comparison .axis i { background: CanvasText; } }
 </style>"""
 

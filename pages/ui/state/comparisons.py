@@ -10,7 +10,7 @@ from lowrank_core.measure.staircases import Setting, Staircase, known_staircases
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.workspace import Workspace
 from pages.ui import compare
-from pages.ui.compare import Column, ColumnMeasured, Findings, PlanTiming, Result, Scores
+from pages.ui.compare import Column, ColumnMeasured, Findings, PlanTiming, Races, Result, Scores
 from pages.ui.state import jobs, models, trainings
 from pages.ui.state.session import session_id
 
@@ -44,14 +44,11 @@ def measured(workspace: Workspace) -> dict[Column, Measured]:
 def findings(workspace: Workspace) -> Findings:
     """All that was measured of this model, and what is being measured for this session."""
     known = measured(workspace)
-    waiting = {
-        column
-        for wish, job in begun(workspace).items()
-        if isinstance(wish, Scores) and not job.snapshot.over
-        for column in wish.columns
-    }
     timings = {(one.entry, one.runtime): one for one in _results(workspace) if isinstance(one, PlanTiming)}
-    return Findings(known, timings, frozenset(waiting - known.keys()))
+    wishes = [wish for wish, job in begun(workspace).items() if not job.snapshot.over]
+    columns = {column for wish in wishes if isinstance(wish, Scores) for column in wish.columns}
+    racing = {(entry, wish.runtime) for wish in wishes if isinstance(wish, Races) for entry in wish.entries}
+    return Findings(known, timings, frozenset(columns - known.keys()), frozenset(racing - timings.keys()))
 
 
 def _results(workspace: Workspace) -> list[Result]:
