@@ -12,6 +12,7 @@ from benchmarks.accessibility import violations
 from lowrank_core.measure.staircases import Rung, Staircase, StairFile, setting_of
 from lowrank_core.workspace import Workspace
 from tests.conftest import watched_page
+from tests.test_browser_goals import choose
 
 AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
 
@@ -197,10 +198,7 @@ def test_each_runtime_is_timed_and_may_be_timed_again(visit: Page) -> None:
 
 
 def test_in_int8_no_figure_is_of_other_numbers(visit: Page) -> None:
-    box = visit.get_by_role("combobox", name="Numbers")
-    box.fill("int8")
-    box.press("Enter")
-    expect(box).to_have_value("int8")
+    choose(visit, "Numbers", "int8")
     expect(table(visit).get_by_role("columnheader")).to_have_count(4)  # dense is the one in int8
     whole(visit)
     assert columns(visit) == ["Dense", "This plan", "Tuned", "=first <i>"]

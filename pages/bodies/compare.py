@@ -211,6 +211,10 @@ def buttons(
     """What can be measured, or measured again, and the table to take along."""
     known, unsure = findings.measured, compare.unstable(columns, findings)
     failed = tuple(c for c in columns.values() if c not in known or known[c].refused)
+    begun = comparisons.begun(workspace)
+    last = next((job for wish, job in reversed(begun.items()) if isinstance(wish, Scores)), None)
+    if last is not None and last.snapshot.error and Scores(failed) not in begun:  # else it stands at the button
+        st.error(words.plain(last.snapshot.error), icon=":material/error:")
     with st.container(horizontal=True, vertical_alignment="center"):
         if failed and not busy:
             ask(workspace, Scores(failed), "Measure again" if all(c in known for c in failed) else "Measure", busy)
@@ -224,7 +228,7 @@ def buttons(
             )
             if entries:
                 wish = Races(entries, runtime)
-                again = "again " if wish in comparisons.begun(workspace) else ""
+                again = "again " if wish in begun else ""
                 ask(workspace, wish, f"Time {again}with {runtime}", busy)
         offer(workspace, comparison_csv(rows, headings(workspace, columns)), "comparison", "Table as CSV")
     if unsure:
