@@ -126,7 +126,7 @@ def measured(workspace: Workspace, compressed: Compressed, number: str, traced: 
     >>> dense = Compressed(workspace.model, RankPlan(workspace.profile.fingerprint))
     >>> half = measured(workspace, dense, "float16")
     >>> half.comparison.score.samples, half.kind, half.file_bytes < measured(workspace, dense, "float32").file_bytes
-    (75, 'safetensors', True)
+    (74, 'safetensors', True)
     """
     if traced is None:
         (traced,) = traces(workspace, [Candidate(plan_in(compressed.plan, number))])

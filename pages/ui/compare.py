@@ -452,8 +452,9 @@ def dense_latency(timing: Timing, longest: float) -> Cell:
 def latency(timing: Timing, longest: float) -> Cell:
     """A time with the middle half of its rounds and its ratio to dense; an unstable one says why it is no figure.
 
-    >>> latency(Timing(100.0, 50.0, 0.5, 0.02, 11, (99.0, 103.0), (49.0, 52.0)), 100.0)
-    Cell(text='50 µs', value=50.0, change='0.50 × dense', better=True, share=0.5, note='49 to 52 µs')
+    >>> sure = latency(Timing(100.0, 50.0, 0.5, 0.02, 11, (99.0, 103.0), (49.0, 52.0)), 100.0)
+    >>> sure.text, sure.change, sure.better, sure.share, sure.note
+    ('50 µs', '0.50 × dense', True, 0.5, '49 to 52 µs')
     >>> unsure = latency(Timing(100.0, 50.0, 0.5, 0.2, 11, (99.0, 103.0), (40.0, 75.0)), 100.0)
     >>> unsure.text, unsure.value, unsure.note
     ('unstable', None, 'about 50 µs, 40 to 75 µs; ratios to dense spread over 0.20, and at most 0.1 counts')
