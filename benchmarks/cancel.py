@@ -40,6 +40,7 @@ from lowrank_core.sources._weights import Weights
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import compare, question, tuning
+from pages.ui.compare import Column
 
 SIDE = 4096
 """Of the matrices whose spectra are computed: what a model of seven billion parameters has."""
@@ -163,8 +164,10 @@ KINDS: dict[str, Start] = {
     "fine-tuning": fine_tuning,
     "sweep": sweeping(1),
     "sweep in 2 processes": sweeping(2),
-    "comparison": comparing(lambda workspace: compare.Scores((_candidate(workspace),) * 2)),
-    "latency of plans": comparing(lambda workspace: compare.Races((_candidate(workspace),), "onnxruntime")),
+    "comparison": comparing(lambda workspace: compare.Scores((Column(_candidate(workspace)),) * 2)),
+    "latency of plans": comparing(
+        lambda workspace: compare.Races((Column(_candidate(workspace)).timed,), "onnxruntime")
+    ),
     "latency of layers": comparing(lambda workspace: compare.Stairs("onnxruntime", ("svd", "tucker2"))),
     "factorising": factorising,
     "survey": surveying,

@@ -290,11 +290,12 @@ class Visitor:
     async def compare(self) -> None:
         """Wait for the table: its bytes must be those of the own plan."""
         await self.go("Compare")
-        await self.page.get_by_test_id("stTable").get_by_role("columnheader", name="This plan").wait_for()
+        table = self.page.get_by_role("region", name="Comparison")
+        await table.get_by_role("columnheader", name="This plan").wait_for()
         await self.at_rest()
         cost = plan_cost(self.workspace.profile, plan_of(self.workspace, self.ranks))
-        row = self.page.get_by_test_id("stTable").get_by_role("row").filter(has_text="Multiplies").first
-        shown = amount(await row.get_by_role("cell").last.inner_text())
+        row = table.get_by_role("row").filter(has_text="Multiplies").first
+        shown = amount(await row.locator(".value").nth(1).inner_text())
         assert abs(shown - cost.multiplies) <= 6e-4 * cost.multiplies, f"Compare shows {shown}, not {cost.multiplies}"
 
     async def export(self) -> None:

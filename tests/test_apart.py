@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from lowrank_core.errors import Cancelled, InvalidModel, OtherModel, WorkersLost
+from lowrank_core.exports import Compressed
+from lowrank_core.exports._in_format import measured
 from lowrank_core.graphs.memory import EXPORTED, memory_of, trace
 from lowrank_core.measure import apart as module
 from lowrank_core.measure.apart import answer, apart
-from lowrank_core.measure.comparison import Comparison, compare, traces
+from lowrank_core.measure.comparison import traces
 from lowrank_core.measure.staircases import Staircase
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import RankPlan
@@ -18,7 +20,7 @@ from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.running.scope import raise_if_cancelled, scope
 from lowrank_core.sources import open_source
 from lowrank_core.workspace import Workspace
-from pages.ui.compare import PlanTiming, Races, Scores, Stairs, work
+from pages.ui.compare import Column, ColumnMeasured, PlanTiming, Races, Scores, Stairs, work
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +48,17 @@ def test_compare_exports_nothing_where_others_work(
     iris: Workspace, candidates: tuple[Candidate, ...], tmp_path: Path
 ) -> None:
     """An exporter switches mkldnn off while it traces: an LSTM that somebody else evaluates then gets other bits."""
-    compared = list(work(iris, Scores(candidates), tmp_path))
-    assert [type(one) for one in compared] == [Comparison, Comparison]
-    assert [one.candidate for one in compared] == list(candidates)
-    assert all(one.memory["int8"].how == EXPORTED for one in compared)
-    (timed,) = work(iris, Races(candidates[1:], "onnxruntime"), tmp_path)
-    assert isinstance(timed, PlanTiming)
-    assert timed.timing.dense_us > 0
+    columns = (*map(Column, candidates), Column(candidates[0], "int8"))
+    compared = [one for one in work(iris, Scores(columns), tmp_path) if isinstance(one, ColumnMeasured)]
+    assert [one.column for one in compared] == list(columns)
+    assert [one.measured.refused for one in compared] == ["", "", ""]
+    assert all(one.measured.memory["int8"].how == EXPORTED for one in compared)
+    entries = tuple(column.timed for column in columns[1:])
+    for timed in work(iris, Races(entries, "onnxruntime"), tmp_path):
+        assert isinstance(timed, PlanTiming)
+        assert timed.timing is not None
+        assert timed.timing.dense_us > 0
+        assert timed.timing.compressed_between_us is not None
     stairs = list(work(iris, Stairs("onnxruntime", ("svd",)), tmp_path))
     assert [(one.layer, one.method) for one in stairs if isinstance(one, Staircase)] == [("fc1", "svd"), ("fc2", "svd")]
 
@@ -63,7 +69,8 @@ def test_traces_need_no_factors(iris: Workspace, candidates: tuple[Candidate, ..
         network = iris.compress(candidate.plan, candidate.correction) if candidate.plan.choices else iris.model
         inputs = iris.opened.example_inputs
         assert memory_of(traced, network) == memory_of(trace(network, inputs), network)
-        assert compare(iris, candidate, traced).memory == compare(iris, candidate).memory
+        compressed = Compressed(network, candidate.plan)
+        assert measured(iris, compressed, "as it is", traced).memory == measured(iris, compressed, "as it is").memory
 
 
 def numbered(workspace: Workspace, last: int) -> Iterator[tuple[str, int]]:
@@ -121,5 +128,10 @@ def test_a_builder_that_is_random_is_timed_here(tmp_path: Path) -> None:
         "def eval_data():\n    return torch.eye(6), torch.arange(6) % 4\n"
     )
     workspace = Workspace.open(str(path))
-    (compared,) = work(workspace, Scores((Candidate(RankPlan(workspace.profile.fingerprint)),)), tmp_path)
-    assert isinstance(compared, Comparison)
+    dense = Column(Candidate(RankPlan(workspace.profile.fingerprint)))
+    narrow = Column(dense.candidate, "int8")
+    compared, refused = work(workspace, Scores((dense, narrow)), tmp_path)
+    assert isinstance(compared, ColumnMeasured)
+    assert compared.measured.comparison is not None
+    assert isinstance(refused, ColumnMeasured)
+    assert "a fresh process finds other weights" in refused.measured.refused

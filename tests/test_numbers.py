@@ -96,7 +96,7 @@ def test_a_plan_that_breaks_the_answers_is_marked_everywhere(fragile: Workspace,
     assert says in words.verdict(fragile, score)
     assert says in words.change(fragile, score, "against dense")
     assert words.score(fragile, score.value) == "not finite"
-    compared = compare(fragile, candidate)
+    compared = compare(fragile, fragile.compress(candidate.plan, candidate.correction))
     assert (compared.score.not_finite, compared.classes, compared.lost) == (64, (), 0)
     with pytest.raises(InvalidPlan, match=r"was not written: .* on 64 of 64 samples"):
         check_answers(score, tmp_path / "out")

@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.precision import Storage
+from lowrank_core.exports import EXPORTS
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.jobs import PATIENCE_SECONDS as JOB_PATIENCE_SECONDS
@@ -24,13 +25,17 @@ from lowrank_core.running.scope import scope, somebody_waits
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.selection import make
 from lowrank_core.store.cache import Cache
+from lowrank_core.store.files import scratch
 from lowrank_core.training import sweep
+from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import tuning, words
+from pages.ui import compare, tuning, words
+from pages.ui.compare import Column, Scores
 from pages.ui.state import jobs, models, trainings
 from pages.ui.tuning import RunEpoch, Sweep, Trained, Training, Tuned
 from tests.conftest import PATIENCE_SECONDS
+from tests.test_compare_page import table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -501,6 +506,36 @@ def test_a_restart_of_the_server_keeps_the_tuned_weights(opened: Open, workspace
     assert [error.value for error in page.error] == [
         "the tuned weights are not on disk any more; train the plan again on Fine-tune."
     ]
+
+
+def test_compare_shows_tuned_weights_in_a_column_of_their_own(opened: Open, workspace: Workspace) -> None:
+    page = opened()
+    number(page, "Learning rate", 0.02)
+    page = press(page, "Start training")
+    best = Trained(*trained()).chosen
+    page = opened(page="6_Compare", w=session(page))
+    assert not page.error
+    rows = table(page)
+    assert list(rows["Flash"]) == ["Dense", "This plan", "Tuned", "Dense int8"]
+    assert rows["Top-1 accuracy"]["Tuned"].startswith(words.score(workspace, best.score.value))
+    assert rows["Top-1 accuracy"]["Tuned"] != rows["Top-1 accuracy"]["This plan"]
+    assert rows["Flash"]["Tuned"] == rows["Flash"]["This plan"]
+
+    column = Column(best.candidate, "int8", best)
+    plan = best.candidate.plan
+    found = list(compare.work(workspace, Scores((column,)), Path(), lambda weights: kept_epoch(workspace, weights)))
+    (narrow,) = (one.measured for one in found)
+    network = tuning.compressed(workspace, best, kept_epoch(workspace, best)).stored(workspace, Storage("int8"))
+    with scratch() as folder:
+        written = EXPORTS["onnx"].write(workspace, network, folder / "network.onnx")
+    assert network.plan == plan
+    assert narrow.comparison.score == written.score
+    (lost,) = compare.work(workspace, Scores((column,)), Path())
+    assert "train the plan again on Fine-tune" in lost.measured.refused
+
+
+def kept_epoch(workspace: Workspace, weights: Tuned) -> Epoch:
+    return tuning.weights(workspace, weights, models.cache().tuning)
 
 
 # ---- what cannot be trained -----------------------------------------------------------------------------------------

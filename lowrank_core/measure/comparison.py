@@ -1,4 +1,4 @@
-"""Comparison: a compressed network beside the dense one, sample by sample, class by class, and in bytes."""
+"""Comparison: a network beside the dense one, sample by sample, class by class, and in bytes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.compression.apply import restructure
-from lowrank_core.compression.correct import reporting
-from lowrank_core.graphs.memory import Memory, Trace, memory_of, trace
+from lowrank_core.graphs.memory import Trace, trace
 from lowrank_core.layers.data import Dataset, Outputs
-from lowrank_core.measure.formats import FORMATS
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
@@ -45,17 +43,13 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a candidate is beside the dense network. memory: by number format; classes and flips: of classifiers whose
-    one output is judged.
+    """How a network answers beside the dense one. classes and flips: of classifiers whose one output is judged.
 
     lost: samples that only the dense network gets right; won: only this one; changed: wrong in another way. At most 500
     flips are kept, lost samples first.
     """
 
-    candidate: Candidate
     score: Score
-    memory: dict[str, Memory]
-    checkpoint_bytes: int
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] = ()
     lost: int = 0
@@ -73,30 +67,21 @@ def traces(workspace: Workspace, candidates: Sequence[Candidate]) -> Iterator[Tr
         yield trace(model, workspace.opened.example_inputs)
 
 
-def compare(workspace: Workspace, candidate: Candidate, traced: Trace | None = None) -> Comparison:
-    """Measure a candidate on all evaluation samples; traced: one inference, traced here where not given.
+def compare(workspace: Workspace, network: nn.Module) -> Comparison:
+    """How a network answers on all evaluation samples, beside the dense one; it may be a file that onnxruntime runs.
 
-    Raises Cancelled.
+    Raises Cancelled, and InvalidModel where the model file's own evaluate(model) fails on it.
     """
-    if traced is None:
-        (traced,) = traces(workspace, [candidate])
-    model = workspace.model
-    if candidate.plan.choices:
-        model = workspace.compress(candidate.plan, candidate.correction, each=reporting())
-    memory = {name: memory_of(traced, model, itemsize=size) for name, size in FORMATS.items()}
-    stored = checkpoint_bytes(model)
     if workspace.opened.evaluate is not None:
         report(Progress("evaluating"))
-        return Comparison(candidate, final_score(workspace.measure(model)), memory, stored)
+        return Comparison(final_score(workspace.measure(network)))
     answers: list[Tensor] = []
-    score = final_score(_scores(workspace, model, answers))
-    workspace.scores[candidate.plain] = score
+    score = final_score(_scores(workspace, network, answers))
     told = answers and not score.not_finite  # the largest of NaN is none
     classes, flips = _disagreements(workspace, torch.cat(answers)) if told else ((), ())
     lost = sum(flip.dense == flip.target for flip in flips)
     won = sum(flip.compressed == flip.target for flip in flips)
-    shown = flips[:MOST_FLIPS]
-    return Comparison(candidate, score, memory, stored, classes, shown, lost, won, len(flips) - lost - won)
+    return Comparison(score, classes, flips[:MOST_FLIPS], lost, won, len(flips) - lost - won)
 
 
 def _scores(workspace: Workspace, model: nn.Module, answers: list[Tensor]) -> Iterator[Score]:
@@ -142,14 +127,26 @@ def _disagreements(workspace: Workspace, answers: Tensor) -> tuple[tuple[ClassCh
     return classes, tuple(sorted(flips, key=lambda flip: flip.dense != flip.target))
 
 
-def checkpoint_bytes(model: nn.Module) -> int:
-    """Size of the network's parameters and buffers in a safetensors file: 8 bytes, a header, the numbers."""
+def checkpoint_bytes(model: nn.Module, itemsize: float | None = None) -> int:
+    """Size of the network's parameters and buffers in a safetensors file: 8 bytes, a header, the numbers.
+
+    itemsize: bytes of a floating-point number of a parameter where they are written in another type; buffers keep
+    theirs.
+
+    >>> checkpoint_bytes(nn.Linear(64, 64)) - checkpoint_bytes(nn.Linear(64, 64), 2)
+    8320
+    """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and id(tensor) not in seen:
             seen.add(id(tensor))
-            tensors[name] = tensor.detach()
+            tensors[name] = tensor
     empty = {name: {"dtype": "F32", "shape": list(t.shape), "data_offsets": [0, 10**8]} for name, t in tensors.items()}
     header = len(json.dumps(empty, separators=(",", ":")))
-    return 8 + header + sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def size(tensor: Tensor) -> float:
+        narrowed = itemsize and isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+        return itemsize if itemsize and narrowed else tensor.element_size()
+
+    return 8 + header + round(sum(t.numel() * size(t) for t in tensors.values()))

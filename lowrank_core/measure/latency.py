@@ -62,6 +62,7 @@ class Timing:
     """Time of one inference beside the dense one's, in microseconds, and the paired ratio of the two.
 
     ratio: median over the rounds of compressed / dense of the same round; iqr: interquartile range of these ratios.
+    dense_between_us, compressed_between_us: the middle half of the rounds; None where there was but one.
 
     >>> Timing(100.0, 50.0, 0.5, 0.02, 11).unstable, Timing(100.0, 50.0, 0.5, 0.2, 11).unstable
     (False, True)
@@ -72,6 +73,8 @@ class Timing:
     ratio: float
     iqr: float
     rounds: int
+    dense_between_us: tuple[float, float] | None = None
+    compressed_between_us: tuple[float, float] | None = None
 
     @property
     def unstable(self) -> bool:
@@ -133,9 +136,18 @@ def _race(works: Sequence[Work], threads: int, rounds: int, turn_seconds: float)
     timings = []
     for other in medians[1:]:
         ratios = [seconds / dense_seconds for seconds, dense_seconds in zip(other, dense, strict=True)]
-        low, _, high = quantiles(ratios, n=4, method="inclusive") if rounds > 1 else (0.0, 0.0, float("inf"))
-        timings.append(Timing(1e6 * median(dense), 1e6 * median(other), median(ratios), high - low, rounds))
+        low, high = _middle_half(ratios) or (0.0, float("inf"))
+        between = _middle_half([1e6 * seconds for seconds in dense]), _middle_half([1e6 * seconds for seconds in other])
+        timings.append(Timing(1e6 * median(dense), 1e6 * median(other), median(ratios), high - low, rounds, *between))
     return timings
+
+
+def _middle_half(values: Sequence[float]) -> tuple[float, float] | None:
+    """The quartiles between which half of the values lie; None for a single one."""
+    if len(values) < 2:
+        return None
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
 
 
 def _turn(work: Work, clock: Callable[[], float], turn_seconds: float) -> Callable[[], float]:
@@ -162,16 +174,20 @@ def _turn(work: Work, clock: Callable[[], float], turn_seconds: float) -> Callab
 
 def network_latency(
     dense: nn.Module,
-    compressed: Sequence[nn.Module],
+    compressed: Sequence[nn.Module | bytes],
     inputs: Inputs,
     *,
     runtime: Runtime = "onnxruntime",
     threads: int = 1,
     rounds: int = ROUNDS,
 ) -> tuple[Timing, ...]:
-    """Time whole networks on the same inputs beside the dense one. Raises InvalidModel where the runtime cannot."""
+    """Time whole networks on the same inputs beside the dense one; bytes: an ONNX file, which onnxruntime runs.
+
+    Raises InvalidModel where the runtime cannot.
+    """
     with evaluating(dense):
-        networks, models = [], (dense, *compressed)
+        networks: list[Work] = []
+        models = (dense, *compressed)
         pace = Pace(len(models))
         for number, model in enumerate(models):
             raise_if_cancelled()
@@ -180,7 +196,9 @@ def network_latency(
         return race(networks[0], networks[1:], threads=threads, rounds=rounds)
 
 
-def _network(model: nn.Module, inputs: Inputs, runtime: Runtime, threads: int) -> Work:
+def _network(model: nn.Module | bytes, inputs: Inputs, runtime: Runtime, threads: int) -> Work:
+    if isinstance(model, bytes):
+        return session(model, [value.numpy() for value in tensors(inputs)], threads)
     if runtime == "torch":
         model.eval()
         return lambda: call(model, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from math import ceil, floor, log10
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, uint8
 
 from lowrank_core.measure.comparison import Flip
 from pages.ui.bitmap import bitmap
+from pages.ui.compare import RankChange
 from pages.ui.tables import Curve, Dot, Learning
 
 BLUE, SKY, AMBER, GREEN, GREY = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#8A94A0"
@@ -386,6 +388,38 @@ def _small(curve: Curve, points: int = 48, *, is_stop: bool) -> str:
         f'<span class="sm-name"><b>{name}</b><span>{curve.effective_rank:.0f}</span></span><span class="sm-picture">'
         f'<i style="--kept:{x(plan_rank)};clip-path:polygon({outline})"></i>{even}</span></button></figure>'
     )
+
+
+def rank_changes(changed: Sequence[RankChange]) -> go.Figure:
+    """One bar per layer in which two plans differ: how much more, or less, of its largest rank the other one keeps."""
+    points = [100 * (change.other_share - change.one_share) for change in changed]
+    widest = max([5.0, *map(abs, points)]) * 1.05
+    says = [f"{change.one} → {change.other}" for change in changed]
+    return go.Figure(
+        go.Bar(
+            name="share of the largest rank, points",
+            y=[change.layer for change in changed],
+            x=[round(value, 2) for value in points],
+            orientation="h",
+            marker_color=[BLUE if value < 0 else AMBER for value in points],
+            customdata=says,
+            hovertemplate="%{y}: %{customdata}, %{x:+.1f} points of the largest rank<extra></extra>",
+        ),
+        _layout(
+            height=90 + 30 * len(changed),
+            bargap=0.35,
+            showlegend=False,
+            xaxis={"range": [-widest, widest], "title": "share of the largest rank, points", "ticksuffix": "",
+                   "zeroline": True, "zerolinewidth": 2},
+            yaxis={"autorange": "reversed", "automargin": True, "type": "category", "ticksuffix": " "},
+            annotations=[
+                {"x": 0, "y": at, "text": escape(text), "showarrow": False, "font": {"size": 12},
+                 "xanchor": "left" if points[at] <= 0 else "right", "xshift": 6 if points[at] <= 0 else -6}
+                for at, text in enumerate(says)
+            ],
+            margin={"l": 8, "r": 8, "t": 16, "b": 8},
+        ),
+    )  # fmt: skip
 
 
 def flips(samples: list[tuple[Tensor, Flip]]) -> str:

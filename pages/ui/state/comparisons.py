@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
-from lowrank_core.measure.comparison import Comparison
-from lowrank_core.measure.latency import Runtime, Timing
+from lowrank_core.exports._in_format import Measured
+from lowrank_core.measure.latency import Runtime
 from lowrank_core.measure.staircases import Setting, Staircase, known_staircases, setting_of, stairs_as_stored
-from lowrank_core.plans.candidate import Candidate
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.workspace import Workspace
 from pages.ui import compare
-from pages.ui.compare import NarrowScore, PlanTiming, Result
-from pages.ui.state import jobs, models
+from pages.ui.compare import Column, ColumnMeasured, Findings, PlanTiming, Races, Result, Scores
+from pages.ui.state import jobs, models, trainings
 from pages.ui.state.session import session_id
 
 
@@ -23,33 +22,33 @@ def begun(workspace: Workspace) -> dict[compare.Wish, Job[Result]]:
 
 def start(workspace: Workspace, wish: compare.Wish) -> None:
     """Measure plans, their latency, or that of the layers; what is over is measured again."""
-    folder = models.cache().points
+    folder, trained = models.cache().points, trainings.trained(workspace)
     jobs.comparisons().begin(
         session_id(),
         models.key(workspace),
         wish,
         lambda: Job(
             compare.label(wish),
-            lambda: compare.work(workspace, wish, folder),
+            lambda: compare.work(workspace, wish, folder, trained),
             patience_seconds=PATIENCE_SECONDS,
         ),
         again=True,
     )
 
 
-def compared(workspace: Workspace) -> dict[Candidate, Comparison]:
-    """Every candidate of this model that was measured, by whichever session."""
-    return {one.candidate: one for one in _results(workspace) if isinstance(one, Comparison)}
+def measured(workspace: Workspace) -> dict[Column, Measured]:
+    """Every column of this model that was measured, by whichever session."""
+    return {one.column: one.measured for one in _results(workspace) if isinstance(one, ColumnMeasured)}
 
 
-def timings(workspace: Workspace) -> dict[tuple[Candidate, Runtime], Timing]:
-    """The latency of every candidate that was timed."""
-    return {(one.candidate, one.runtime): one.timing for one in _results(workspace) if isinstance(one, PlanTiming)}
-
-
-def narrow(workspace: Workspace) -> dict[tuple[Candidate, str], NarrowScore]:
-    """The score of every candidate as it is stored in a number format, where it was measured."""
-    return {(one.candidate, one.number): one for one in _results(workspace) if isinstance(one, NarrowScore)}
+def findings(workspace: Workspace) -> Findings:
+    """All that was measured of this model, and what is being measured for this session."""
+    known = measured(workspace)
+    timings = {(one.entry, one.runtime): one for one in _results(workspace) if isinstance(one, PlanTiming)}
+    wishes = [wish for wish, job in begun(workspace).items() if not job.snapshot.over]
+    columns = {column for wish in wishes if isinstance(wish, Scores) for column in wish.columns}
+    racing = {(entry, wish.runtime) for wish in wishes if isinstance(wish, Races) for entry in wish.entries}
+    return Findings(known, timings, frozenset(columns - known.keys()), frozenset(racing - timings.keys()))
 
 
 def _results(workspace: Workspace) -> list[Result]:

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from lowrank_core.errors import OtherModel
+from lowrank_core.exports._in_format import plan_in
 from lowrank_core.graphs.memory import peak
 from lowrank_core.measure.apart import apart
 from lowrank_core.measure.comparison import traces
@@ -42,9 +43,9 @@ def known(workspace: Workspace, plan: RankPlan) -> Peak | None:
     key = models.key(workspace), plan
     found = _known().get(key)
     if found is None:
-        for candidate, comparison in comparisons.compared(workspace).items():
-            if candidate.plan == plan:
-                found = {"bytes": {name: memory.peak.bytes for name, memory in comparison.memory.items()}}
+        for column, measured in comparisons.measured(workspace).items():
+            if plan_in(column.plan, column.number) == plan and measured.memory:
+                found = {"bytes": {name: memory.peak.bytes for name, memory in measured.memory.items()}}
                 _known()[key] = found
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -91,12 +91,21 @@ def send_swept(workspace: Workspace, sweep: Sweep, swept: Swept) -> None:
 
 def tuned_network(workspace: Workspace, weights: Tuned) -> Epoch:
     """The epoch with the network that has these weights; raises InvalidFile where they are gone."""
-    networks, key = _tuned_networks(), (models.key(workspace), weights)
-    epoch: Epoch | None = networks.get(key)
-    if epoch is None:
-        epoch = tuning.weights(workspace, weights, models.cache().tuning)
-        _keep_network(networks, key, epoch)
-    return epoch
+    return trained(workspace)(weights)
+
+
+def trained(workspace: Workspace) -> Callable[[Tuned], Epoch]:
+    """What `tuned_network` gives, to be asked for in the thread of a job."""
+    networks, model, folder = _tuned_networks(), models.key(workspace), models.cache().tuning
+
+    def network(weights: Tuned) -> Epoch:
+        epoch: Epoch | None = networks.get((model, weights))
+        if epoch is None:
+            epoch = tuning.weights(workspace, weights, folder)
+            _keep_network(networks, (model, weights), epoch)
+        return epoch
+
+    return network
 
 
 def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, ...]) -> tuple[Tuned, ...]:
