@@ -48,6 +48,12 @@ class Refused(click.ClickException):
         super().__init__(one_line(str(error)))
 
 
+class Broken(Refused):
+    """What was required does not hold, or is not shown to; all else was done."""
+
+    exit_code = 3
+
+
 class NotThere(Refused):
     """A model that nothing goes by: wrong usage."""
 
@@ -92,7 +98,7 @@ def cli() -> None:
     MODEL is builtin:NAME, path/to/model.py, package.module, a program of torch.export (.pt2; like a Python file it may
     run code), or a folder written by save_pretrained (with transformers installed; offline, none of its code is run).
     layers and spectra also take weights alone: .safetensors, an index or a folder of shards, a state_dict (.pt, .pth).
-    Exit status: 0 done, 1 refused, 2 wrong usage.
+    Exit status: 0 done, 1 refused, 2 wrong usage, 3 done, but a requirement of `evaluate --require` does not hold.
     """
 
 
@@ -137,5 +143,7 @@ def command(function: Callable[..., Answer]) -> click.Command:
             raise Refused(f"standard output could not be written: {error.strerror}; what was kept stays.") from error
         if document.get("refused"):
             raise Refused("; ".join(document["refused"]))
+        if document.get("broken"):
+            raise Broken("; ".join(document["broken"]))
 
     return run

@@ -18,9 +18,10 @@ from lowrank_core.commands._outputs import check_unread, say_not_kept
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, score_value, table
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.correct import CorrectedLayer, load_overlay, remarks_text
-from lowrank_core.errors import InvalidPlan, LowRankError
+from lowrank_core.errors import InvalidFile, InvalidPlan, LowRankError
 from lowrank_core.exports import Compressed
 from lowrank_core.measure.depth import depth_errors
+from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import check_plan, with_free_ranks
@@ -30,6 +31,7 @@ from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.files import own_folder, try_to_keep
+from lowrank_core.store.kinds import MOST_BYTES
 from lowrank_core.workspace import Workspace, open_to_look
 
 COUNTED = (
@@ -142,6 +144,18 @@ def plan_of(workspace: Workspace, path: Path, *, free: bool | None = None) -> Pl
     except InvalidPlan as error:
         raise InvalidPlan(f"{path}: {error}") from error
     return file
+
+
+def read_table(path: Path) -> LatencyTable:
+    """A latency table; raises InvalidFile that names the file."""
+    try:
+        with path.open("rb") as given:
+            content = given.read(MOST_BYTES + 1)  # of a device, that has no end, no more
+        if len(content) > MOST_BYTES:
+            raise InvalidFile(f"it is larger than {MOST_BYTES // 10**6} MB, and no latency table.")
+        return LatencyTable.from_csv(content)
+    except LowRankError as error:
+        raise InvalidFile(f"{path}: {error}") from error
 
 
 def compressed_by(

@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
-from lowrank_core.commands._opening import judged_in, measured, opened, points_of
+from lowrank_core.commands._opening import judged_in, measured, opened, points_of, read_table
 from lowrank_core.commands._options import (
     BYTES,
     CACHED,
     CORRECT,
     DASK,
     FREE,
+    LATENCY_TABLE,
     LOCK,
     MAX_DROP,
     MODEL,
@@ -25,15 +26,12 @@ from lowrank_core.commands._options import (
     OUTPUTS,
     WORKERS,
     Amount,
-    existing,
     writing,
 )
 from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
-from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document
-from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
@@ -45,7 +43,7 @@ from lowrank_core.selection import search as run_search
 from lowrank_core.selection._compact import TUNE, compact_note, needs_tuning
 from lowrank_core.selection._front import front_csv, front_json
 from lowrank_core.selection._problem import QUANTITIES, Problem, Trial, check_methods, problem_of
-from lowrank_core.store.kinds import FRONT, MOST_BYTES, PLAN
+from lowrank_core.store.kinds import FRONT, PLAN
 
 
 @command
@@ -58,7 +56,7 @@ from lowrank_core.store.kinds import FRONT, MOST_BYTES, PLAN
 @MULTIPLIES
 @BYTES
 @click.option("--microseconds", type=Amount(), help="The same of the latency in --latency-table.")
-@existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
+@LATENCY_TABLE
 @MAX_DROP
 @click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")
 @LOCK
@@ -96,7 +94,7 @@ def search(
     check_methods(wishes["methods"])
     if wishes["microseconds"] is not None and latency_table is None:
         raise click.UsageError("--microseconds needs --latency-table, which says how long each layer takes.")
-    table = None if latency_table is None else _table(latency_table)
+    table = None if latency_table is None else read_table(latency_table)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     folder, where = points_of(workspace), Workers(workers, dask)
     problem = problem_of(workspace, latency=table, folder=folder, workers=where, **wishes)
@@ -175,17 +173,6 @@ def _note(trial: Trial) -> str:
     """What is said of a trial; of one whose score is null why that is."""
     broken = score_line(trial.score, alone=False) if trial.score and trial.score.not_finite else ""
     return "; ".join(filter(None, (trial.note, broken)))
-
-
-def _table(path: Path) -> LatencyTable:
-    try:
-        with path.open("rb") as given:
-            content = given.read(MOST_BYTES + 1)  # of a device, that has no end, no more
-        if len(content) > MOST_BYTES:
-            raise InvalidFile(f"it is larger than {MOST_BYTES // 10**6} MB, and no latency table.")
-        return LatencyTable.from_csv(content)
-    except LowRankError as error:
-        raise InvalidFile(f"{path}: {error}") from error
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
