@@ -132,9 +132,10 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
         force,
     )
     inputs = {
-        _called(param): Path(value).expanduser()
+        _called(param) + (f" ({number + 1})" if number else ""): Path(one).expanduser()
         for param, value in given.items()
         if isinstance(param.type, Input) or param.name == "model"
+        for number, one in enumerate(value if param.multiple else (value,))
     }
     if "the model" in inputs:
         files = address_of(str(options["model"])).files

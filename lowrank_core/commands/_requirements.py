@@ -91,7 +91,7 @@ def read_requirement(text: str) -> Requirement:
     """A requirement as people state it; raises InvalidSettings in one line for one that says nothing that is known.
 
     >>> read_requirement("drop <= 1%").limit, read_requirement("flash int8<=64KiB").limit
-    (0.01, 65536)
+    (0.01, 65536.0)
     >>> read_requirement("multiplies<=50%").of_dense
     True
     """

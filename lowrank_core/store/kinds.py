@@ -56,6 +56,12 @@ def _is_front(path: Path) -> bool:
     return bool(_document(path)["format"] == "lowrank-front")
 
 
+def _is_report(path: Path) -> bool:
+    if path.suffix.lower() in (".md", ".markdown"):
+        return b"\n\n## Figures\n" in _beginning(path, 4_000)
+    return b'content="Rank Explorer"' in _beginning(path, 1_000)
+
+
 def _is_checkpoint(path: Path) -> bool:
     length = int.from_bytes(_beginning(path, 8), "little")
     return length <= MOST_BYTES and "lowrank" in json.loads(_beginning(path, 8 + length)[8:])["__metadata__"]
@@ -89,6 +95,7 @@ PLAN = FileKind("a rank plan (JSON)", _is_plan, text=True)
 PROFILE = FileKind("what `profile` measured (JSON)", _is_profile, text=True)
 TABLE = FileKind("a latency table (CSV)", _is_table, text=True)
 FRONT = FileKind("a front of plans (JSON or CSV)", _is_front, text=True)
+REPORT = FileKind("a report of this product (HTML or Markdown)", _is_report, text=True)
 STATE = FileKind("the state of a training", _is_state)
 EXPORTED = {
     "safetensors": FileKind("a checkpoint of this product", _is_checkpoint),

@@ -21,7 +21,7 @@ from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
-from pages.ui import at_start, frame, goals, goals_bar, plan_from_file, tuning, words
+from pages.ui import at_start, frame, goals, goals_bar, plan_from_file, report_form, tuning, words
 from pages.ui.button import button
 from pages.ui.goals import judged
 from pages.ui.state import downloads, measurements, peaks, plans, runs, session, trainings
@@ -355,5 +355,7 @@ def show(workspace: Workspace) -> None:
     file = f"{name}-{'lowrank' if tuned is None else 'tuned'}{export.suffix}"
     artefact(workspace, plan, tuned, export, file)
     lines(workspace, plan, export, file)
+    st.header("Report", anchor=False)
+    report_form.show(workspace, plan, tuned, name, lambda: network_of(workspace, plan, tuned))
     st.header("Open a plan", anchor=False)
     upload(workspace, plan)
