@@ -52,7 +52,7 @@ def show(
             with (
                 place.status("Measuring", expanded=False) as status,
                 scope(
-                    report=lambda progress: status.update(label=progress.words.capitalize()),
+                    report=lambda progress: status.update(label=words.begun(progress.words)),
                     cancelled=runs.newer_run_waits,
                 ),
             ):
