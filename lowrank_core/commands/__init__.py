@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -16,6 +17,7 @@ from typing import Any
 
 import click
 
+from lowrank_core.commands._log import logs, tell
 from lowrank_core.commands._outputs import has_outputs, say_not_kept, tried
 from lowrank_core.errors import MESSAGE_LETTERS, NO_TEXT, LowRankError, UnknownModel, cut
 from lowrank_core.registry import register_all
@@ -125,7 +127,10 @@ def command(function: Callable[..., Answer]) -> click.Command:
         forget_not_kept()
         try:
             with tried(here, options, as_json=as_json, force=force) as outputs, redirect_stdout(sys.stderr):
+                files = [output.path for output in outputs.written if not output.goes_on]
+                writes, began = logs(here, files), time.monotonic()
                 document, text = function(**options)
+                tell(here, writes, document, files, time.monotonic() - began)
         except UnknownModel as error:
             raise NotThere(error) from error
         except (LowRankError, OSError) as error:

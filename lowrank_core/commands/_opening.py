@@ -14,6 +14,7 @@ import click
 from torch import nn
 
 from lowrank_core.commands import Answer
+from lowrank_core.commands._log import PLANS_READ
 from lowrank_core.commands._outputs import check_unread, say_not_kept
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, score_value, table
 from lowrank_core.compression.checkpoint import load_checkpoint
@@ -113,7 +114,7 @@ def read_plan_file(path: Path) -> PlanFile:
     A command reads it once: a pipe has it once, and it may be edited while a model is opened.
     """
     context = click.get_current_context(silent=True)
-    read: dict[Path, PlanFile] = {} if context is None else context.meta.setdefault(f"{__name__}, plans", {})
+    read: dict[Path, PlanFile] = {} if context is None else context.meta.setdefault(PLANS_READ, {})
     if path not in read:
         read[path] = _read_plan_file(path)
     return read[path]

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lowrank_core.commands import Answer, command
+from lowrank_core.commands._log import LOG
 from lowrank_core.commands._opening import (
     check_compare,
     compared,
@@ -55,6 +56,7 @@ from lowrank_core.commands._terminal import score_line
 @AS_FREE
 @COMPARE
 @DEPTH
+@LOG
 def evaluate(
     model: str,
     plan: Path | None,

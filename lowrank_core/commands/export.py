@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
+from lowrank_core.commands._log import LOG
 from lowrank_core.commands._opening import (
     check_compare,
     compared,
@@ -58,7 +59,7 @@ OUT = writing(
 
 def exporting(function: Callable[..., Answer]) -> click.Command:
     """The options that `apply` and `export` share."""
-    return command(MODEL(OUT(OUTPUTS(CACHED(CORRECT(AS_FREE(COMPARE(ACCEPT(function)))))))))
+    return command(MODEL(OUT(OUTPUTS(CACHED(CORRECT(AS_FREE(COMPARE(ACCEPT(LOG(function))))))))))
 
 
 @exporting

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
+from lowrank_core.commands._log import LOG
 from lowrank_core.commands._opening import judged_in, measured, opened, points_of, read_table
 from lowrank_core.commands._options import (
     BYTES,
@@ -28,6 +29,7 @@ from lowrank_core.commands._options import (
     Amount,
     writing,
 )
+from lowrank_core.commands._optuna import check_optuna, write_study
 from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
 from lowrank_core.exports import Compressed
@@ -43,7 +45,7 @@ from lowrank_core.selection import search as run_search
 from lowrank_core.selection._compact import TUNE, compact_note, needs_tuning
 from lowrank_core.selection._front import front_csv, front_json
 from lowrank_core.selection._problem import QUANTITIES, Problem, Trial, check_methods, problem_of
-from lowrank_core.store.kinds import FRONT, PLAN
+from lowrank_core.store.kinds import FRONT, PLAN, STUDY
 
 
 @command
@@ -53,6 +55,7 @@ from lowrank_core.store.kinds import FRONT, PLAN
 @writing(
     "--front", kind=FRONT, help="Also write the best plans within 40 budgets, a few of them measured; .json or .csv."
 )
+@writing("--optuna", kind=STUDY, help="Also write the trials as a study of Optuna, which optuna-dashboard opens (.db).")
 @MULTIPLIES
 @BYTES
 @click.option("--microseconds", type=Amount(), help="The same of the latency in --latency-table.")
@@ -69,11 +72,13 @@ from lowrank_core.store.kinds import FRONT, PLAN
 @DASK
 @CORRECT
 @FREE
+@LOG
 def search(
     model: str,
     rule: str,
     out: Path,
     front: Path | None,
+    optuna: Path | None,
     latency_table: Path | None,
     settings: tuple[str, ...],
     outputs: tuple[str, ...],
@@ -89,6 +94,8 @@ def search(
     started = time.monotonic()
     if front is not None and front.suffix.lower() not in (".json", ".csv"):
         raise click.UsageError(f"--front writes .json or .csv, but got {front.name!r}.")
+    if optuna is not None:
+        check_optuna()
     chosen = make_rule(rule, _settings(settings))
     check_wishes(chosen, {name for name in (*QUANTITIES, "max_drop") if wishes[name] is not None})
     check_methods(wishes["methods"])
@@ -136,6 +143,8 @@ def search(
     write_text(out, written)
     if front is not None:
         _write_front(problem, front, workspace.name)
+    if optuna is not None:
+        say(f"{optuna}: {write_study(problem, rule, trials, score, optuna)} trials.")
     compressed_cost, dense = plan_cost(workspace.profile, answer.plan), plan_cost(workspace.profile)
     document = {
         "plan": json.loads(written),
