@@ -88,7 +88,7 @@ def logs(ctx: click.Context, outputs: Sequence[Path]) -> list[Write]:
 
     Raises MissingExtra where MLflow is asked for and not installed, InvalidFile for a file that is an output, too.
     """
-    found = []
+    found: list[Write] = []
     for target in ctx.meta.get(_KEY, ()):
         if target == MLFLOW:
             with extra(MLFLOW, "--log mlflow"):

@@ -22,7 +22,7 @@ from lowrank_core.store.files import (
     whole_or_nothing,
     writing,
 )
-from lowrank_core.store.kinds import FileKind
+from lowrank_core.store.kinds import NODE_QUANTITIES, FileKind
 from lowrank_core.store.reads import same_file, was_read, watched
 from lowrank_core.store.reference import address_of
 
@@ -83,6 +83,13 @@ class States(Output):
     def files(self, path: Path, options: dict[str, Any]) -> list[Path]:
         first = options["seed"]
         return [path.with_name(f"{path.name}.{seed}") for seed in range(first, first + options["seeds"])]
+
+
+class NodeData(Output):
+    """A file for each quantity, named by it."""
+
+    def files(self, path: Path, options: dict[str, Any]) -> list[Path]:
+        return [path.with_name(f"{path.stem}-{quantity}{path.suffix or '.json'}") for quantity in NODE_QUANTITIES]
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class _Answers:
         targets, dense, ours = (torch.cat(list(part)) for part in zip(*self._kept, strict=True))
         if targets.shape != ours.shape:
             return None, None
-        labels = torch.cat([targets, dense, ours]).unique()
+        labels = torch.tensor(sorted({*targets.tolist(), *dense.tolist(), *ours.tolist()}))
         return _confusion(labels, targets, dense), _confusion(labels, targets, ours)
 
 

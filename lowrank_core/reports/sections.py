@@ -194,7 +194,11 @@ def _front(found: Findings) -> Section | None:
     total = found.dense.multiplies or 1
     line = [(p.cost.multiplies / total, scale * p.predicted.drop) for p in found.front if p.predicted.drop is not None]
     band = [
-        (p.cost.multiplies / total, *sorted((scale * p.predicted.drop_low, scale * p.predicted.drop_high)))
+        (
+            p.cost.multiplies / total,
+            min(scale * p.predicted.drop_low, scale * p.predicted.drop_high),
+            max(scale * p.predicted.drop_low, scale * p.predicted.drop_high),
+        )
         for p in found.front
         if p.predicted.drop_low is not None and p.predicted.drop_high is not None
     ]

@@ -80,6 +80,15 @@ def _is_study(path: Path) -> bool:
         return bool(asked.fetchone()[0])
 
 
+NODE_QUANTITIES = ("bytes", "multiplies", "rank", "error", "microseconds")
+"""Of which node data are written, a file each."""
+
+
+def _is_node_data(path: Path) -> bool:
+    graph = _document(path)["graph"]
+    return isinstance(graph, dict) and "results" in graph
+
+
 def _is_checkpoint(path: Path) -> bool:
     length = int.from_bytes(_beginning(path, 8), "little")
     return length <= MOST_BYTES and "lowrank" in json.loads(_beginning(path, 8 + length)[8:])["__metadata__"]
@@ -115,6 +124,7 @@ TABLE = FileKind("a latency table (CSV)", _is_table, text=True)
 FRONT = FileKind("a front of plans (JSON or CSV)", _is_front, text=True)
 REPORT = FileKind("a report of this product (HTML or Markdown)", _is_report, text=True)
 LOG = FileKind("a log of this product (JSON lines)", _is_log, text=True)
+NODES = FileKind("node data for Model Explorer (JSON)", _is_node_data)
 STUDY = FileKind("an Optuna study of this product", _is_study)
 STATE = FileKind("the state of a training", _is_state)
 EXPORTED = {

@@ -21,7 +21,7 @@ from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
-from pages.ui import at_start, frame, goals, goals_bar, open_file, report_form, tuning, words, work_file
+from pages.ui import at_start, frame, goals, goals_bar, node_data_form, open_file, report_form, tuning, words, work_file
 from pages.ui.button import button
 from pages.ui.goals import judged
 from pages.ui.state import downloads, measurements, peaks, plans, runs, session, trainings, works
@@ -365,6 +365,8 @@ def show(workspace: Workspace) -> None:
     export = EXPORTS[kind]
     file = f"{name}-{'lowrank' if tuned is None else 'tuned'}{export.suffix}"
     artefact(workspace, plan, tuned, export, file)
+    if export.name == "pt2":
+        node_data_form.show(workspace, plan, file)
     lines(workspace, plan, export, file)
     st.header("Report", anchor=False)
     report_form.show(workspace, plan, tuned, name, lambda: network_of(workspace, plan, tuned))

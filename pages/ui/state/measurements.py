@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 
 import streamlit as st
@@ -121,9 +121,9 @@ def known(workspace: Workspace, plan: RankPlan) -> Known | None:
             return Known(score, candidate.correction)
     opened = _opened(workspace)
     for candidate in candidates:
-        score = opened.get(_score_key(candidate))
-        if isinstance(score, Score):
-            return Known(score, candidate.correction, opened=True)
+        told = opened.get(_score_key(candidate))
+        if isinstance(told, Score):
+            return Known(told, candidate.correction, opened=True)
     return None
 
 
@@ -134,7 +134,11 @@ def keep_opened(workspace: Workspace, scores: Iterable[tuple[str, Score]]) -> No
     """
     ledger = _opened(workspace)
     for key, score in scores:
-        ledger.remembered(key, lambda score=score: score)
+        ledger.remembered(key, partial(_itself, score))
+
+
+def _itself(score: Score) -> Score:
+    return score
 
 
 def _opened(workspace: Workspace) -> Ledger:
