@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -83,17 +82,6 @@ def test_a_log_is_no_output_of_the_same_command(plan_file, tmp_path):
     refused = run("apply", MODEL, "--plan", plan_file, "--out", same, "--log", same)
     assert refused.exit_code == 1
     assert "--log" in refused.stderr
-
-
-def test_what_is_not_installed_is_refused_before_any_work(plan_file, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    refused = run("evaluate", MODEL, "--plan", plan_file, "--log", "mlflow")
-    assert (refused.exit_code, "rank-explorer[mlflow]" in refused.stderr) == (1, True)
-    out = tmp_path / "plan.json"
-    refused = run("search", MODEL, "--multiplies", "0.7", "--out", out, "--optuna", tmp_path / "s.db")
-    assert (refused.exit_code, "rank-explorer[optuna]" in refused.stderr) == (1, True)
-    assert not out.exists()
 
 
 def test_a_run_of_mlflow_has_params_figures_and_files(plan_file, tmp_path, monkeypatch):

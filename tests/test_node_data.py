@@ -49,10 +49,15 @@ def test_the_command_writes_a_file_for_each_quantity_about_the_nodes_of_the_prog
     nodes = {node.name for node in torch.export.load(tmp_path / "net.pt2").graph.nodes}
     written = [Path(path) for path in json.loads(done.stdout)["node_data"]]
     assert [path.name for path in written] == [
-        f"nodes-{quantity}.json" for quantity in ("bytes", "multiplies", "rank", "error", "microseconds")
+        f"nodes-{quantity}.json" for quantity in ("graph", "bytes", "multiplies", "rank", "error", "microseconds")
     ]
+    (graph,) = json.loads(written.pop(0).read_text())["graphs"]
+    shown = {node["id"] for node in graph["nodes"]}
+    assert shown <= nodes
+    assert {edge["sourceNodeId"] for node in graph["nodes"] for edge in node["incomingEdges"]} <= shown
+    assert {node["namespace"] for node in graph["nodes"]} >= {"fc1/0", "fc1/1"}
     for path in written:
-        assert set(values(path.read_text())) <= nodes
+        assert set(values(path.read_text())) <= shown
     assert sorted(values(written[-1].read_text()).values()) == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
     assert values(written[2].read_text())["linear_1"] == plan.get("fc1").rank[0]
     onnx = {"pt2": "onnx", str(tmp_path / "net.pt2"): str(tmp_path / "net.onnx")}

@@ -91,7 +91,7 @@ def logs(ctx: click.Context, outputs: Sequence[Path]) -> list[Write]:
     found: list[Write] = []
     for target in ctx.meta.get(_KEY, ()):
         if target == MLFLOW:
-            with extra(MLFLOW, "--log mlflow"):
+            with extra("mlflow", "--log mlflow"):
                 import mlflow  # noqa: F401
             found.append(_to_mlflow)
             continue

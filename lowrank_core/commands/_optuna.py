@@ -16,12 +16,10 @@ from lowrank_core.selection._problem import Problem, Quantity, Trial
 from lowrank_core.store.files import whole_or_nothing
 from lowrank_core.store.kinds import STUDY_MARK
 
-OPTUNA = "optuna"
-
 
 def check_optuna() -> None:
     """Raise MissingExtra where Optuna is not installed, before anything is searched."""
-    with extra(OPTUNA, "search --optuna"):
+    with extra("optuna", "search --optuna"):
         import optuna  # noqa: F401
 
 

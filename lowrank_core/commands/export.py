@@ -84,8 +84,8 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
     "--node-data",
     "nodes",
     type=NodeData(NODES),
-    help="With --format pt2: what each node takes, for Model Explorer; NAME.json becomes NAME-bytes.json, "
-    "-multiplies, -rank, -error and, with --latency-table, -microseconds.",
+    help="With --format pt2: its graph and what each node takes, for Model Explorer; NAME.json becomes "
+    "NAME-graph.json, -bytes, -multiplies, -rank, -error and, with --latency-table, -microseconds.",
 )
 @LATENCY_TABLE
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 for ONNX alone.")

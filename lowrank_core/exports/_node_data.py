@@ -1,6 +1,7 @@
-"""Node data for Model Explorer: what each operator of an exported program takes, a file of JSON for each quantity.
+"""Node data for Model Explorer: the graph of an exported program, and what each operator takes, a file each.
 
-The keys are names of nodes in the graph of the `.pt2`, its ids there. Sums over a group are those of the plan.
+The keys are names of nodes in the graph of the `.pt2`. Sums over a group are those of the plan. The graph is a file of
+its own: Model Explorer (0.1.34) opens no program whose batch is free, as ours are.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ LIGHT, FULL = "#ffffff", "#56b4e9"
 def node_data(workspace: Workspace, compressed: Compressed, table: LatencyTable | None = None) -> dict[str, str]:
     """JSON by quantity, of the program that the export `pt2` writes of a network; a quantity that no node has is left.
 
-    bytes of weights; multiplies of one sample; rank; relative error of the weight, before any correction; microseconds
-    of layers in `table`, as the plan has them. Raises InvalidModel where the network has no graph.
+    graph: its operators, by modules. bytes of weights; multiplies of one sample; rank; relative error of the weight,
+    before any correction; microseconds of layers in `table`, as the plan has them. Raises InvalidModel where the
+    network has no graph.
     """
     program = exported_program(compressed.model, workspace.opened.example_inputs, workspace.opened.axes)
-    found: dict[str, dict[str, float]] = {quantity: {} for quantity in NODE_QUANTITIES}
+    found: dict[str, dict[str, float]] = {quantity: {} for quantity in NODE_QUANTITIES if quantity != "graph"}
     for node, quantity, value in _values(workspace, compressed, program, table):
         of = found[quantity]
         of[node] = of.get(node, 0) + value if quantity in SUMMED else value
-    return {quantity: _as_json(quantity, values) for quantity, values in found.items() if values}
+    graph = {"graph": _graph_json(program, workspace.name)}
+    return graph | {quantity: _as_json(quantity, values) for quantity, values in found.items() if values}
 
 
 def node_data_of(workspace: Workspace, plan: RankPlan) -> Iterator[dict[str, str]]:
@@ -65,6 +68,42 @@ def _as_json(quantity: str, values: dict[str, float]) -> str:
     results = {node: {"value": value} for node, value in values.items()}
     gradient = [{"stop": 0, "bgColor": LIGHT}, {"stop": 1, "bgColor": FULL}]
     return json.dumps({GRAPH: {"results": results, "gradient": gradient, **hidden}}, indent=1) + "\n"
+
+
+def _graph_json(program: ExportedProgram, name: str) -> str:
+    """The operators and what they read of each other, in groups by module; weights are no nodes."""
+    signature = program.graph_signature
+    stored = {
+        *signature.inputs_to_parameters,
+        *signature.inputs_to_buffers,
+        *signature.inputs_to_lifted_tensor_constants,
+    }
+    shown = [node for node in program.graph.nodes if node.name not in stored]
+    nodes = [
+        {
+            "id": node.name,
+            "label": node.op if node.op in ("placeholder", "output") else str(node.target),
+            "namespace": _module_of(node),
+            "incomingEdges": [
+                {"sourceNodeId": given.name, "sourceNodeOutputId": "0", "targetNodeInputId": str(at)}
+                for at, given in enumerate(node.all_input_nodes)
+                if given.name not in stored
+            ],
+            "outputsMetadata": [{"id": "0", "attrs": [{"key": "shape", "value": _shape_of(node)}]}],
+        }
+        for node in shown
+    ]
+    return json.dumps({"label": name, "graphs": [{"id": GRAPH, "nodes": nodes}]}, indent=1) + "\n"
+
+
+def _module_of(node: Any) -> str:
+    """Where a node stands in the network, as groups within groups."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]).replace(".", "/") if stack else ""
+
+
+def _shape_of(node: Any) -> str:
+    return " × ".join(map(str, getattr(node.meta.get("val"), "shape", ()))) or "–"
 
 
 def _values(

@@ -80,13 +80,14 @@ def _is_study(path: Path) -> bool:
         return bool(asked.fetchone()[0])
 
 
-NODE_QUANTITIES = ("bytes", "multiplies", "rank", "error", "microseconds")
-"""Of which node data are written, a file each."""
+NODE_QUANTITIES = ("graph", "bytes", "multiplies", "rank", "error", "microseconds")
+"""Of which node data are written, a file each; and the graph that they are about."""
 
 
 def _is_node_data(path: Path) -> bool:
-    graph = _document(path)["graph"]
-    return isinstance(graph, dict) and "results" in graph
+    document = _document(path)
+    graph = document.get("graph")
+    return "graphs" in document or (isinstance(graph, dict) and "results" in graph)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -124,7 +125,7 @@ TABLE = FileKind("a latency table (CSV)", _is_table, text=True)
 FRONT = FileKind("a front of plans (JSON or CSV)", _is_front, text=True)
 REPORT = FileKind("a report of this product (HTML or Markdown)", _is_report, text=True)
 LOG = FileKind("a log of this product (JSON lines)", _is_log, text=True)
-NODES = FileKind("node data for Model Explorer (JSON)", _is_node_data)
+NODES = FileKind("a graph or node data for Model Explorer (JSON)", _is_node_data)
 STUDY = FileKind("an Optuna study of this product", _is_study)
 STATE = FileKind("the state of a training", _is_state)
 EXPORTED = {

@@ -46,8 +46,8 @@ def show(workspace: Workspace, plan: RankPlan, file: str) -> None:
 
 
 HELP = (
-    "A JSON file each for bytes, multiplies, rank and weight error, which Model Explorer lays over the graph of this "
-    "`.pt2`: Upload node data there."
+    "The graph of this `.pt2`, and what its nodes take in bytes, multiplies, rank and weight error. In Model Explorer "
+    "open the graph, then add the others as per-node data."
 )
 
 
