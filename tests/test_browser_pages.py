@@ -68,6 +68,8 @@ def test_a_plan_is_downloaded_as_it_is_shown_and_a_bad_one_is_refused_in_one_lin
 def test_the_map_of_costs_selects_by_mouse_and_keyboard(page: Page, serve: Callable[..., str]) -> None:
     page.goto(f"{serve()}/Model?model=builtin:digits-cnn")
     area = page.locator(".cost-map button[data-pick-layer=fc1]")
+    area.wait_for()
+    page.wait_for_function("window.rankPicker")  # from then on a click is heard
     area.click()
     expect(page.locator(".cost-map .cm-selected")).to_have_attribute("data-pick-layer", "fc1")
     expect(page).to_have_url(re.compile("layer=fc1"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from pages.ui import words
+from pages.ui.charts import BLUE, SKY
 from pages.ui.tables import OTHERS
 
 WIDTH, HEIGHT = 1000.0, 420.0
@@ -103,7 +104,7 @@ def cost_map(areas: Sequence[Area], selected: str | None, *, dark: bool) -> str:
     parts: list[str] = []
     for (name, inside), box in zip(largest, boxes, strict=True):
         parts += _block(name, sorted(inside, key=lambda area: -area.share), box, selected, stop)
-    style = f"--cm-line: {'#56B4E9' if dark else '#0072B2'}; --cm-page: {'#14181d' if dark else '#ffffff'}"
+    style = f"--cm-line: {SKY if dark else BLUE}"
     label = "Share of the cost by layer; the same as a table below"
     return f'{STYLE}<div class="cost-map" role="group" aria-label="{label}" style="{style}">{"".join(parts)}</div>'
 
@@ -151,14 +152,14 @@ STYLE = f"""
 <style>
 .cost-map {{ position: relative; height: {HEIGHT:.0f}px; margin: 4px 0 8px; }}
 .cost-map > * {{ position: absolute; overflow: hidden; margin: 0; box-sizing: border-box; text-align: left; }}
-.cm-area {{ container-type: size; }}
-.cm-area {{ padding: 3px 6px; border: 1px solid var(--cm-page); border-radius: 3px; font: inherit; font-size: .8rem;
-  line-height: 1.25; color: inherit; background: color-mix(in srgb, var(--cm-line) 24%, var(--cm-page)); }}
+.cm-area {{ container-type: size; border: 1px solid transparent; background-clip: padding-box; }}
+.cm-area {{ padding: 3px 6px; border-radius: 3px; font: inherit; font-size: .8rem; line-height: 1.25; color: inherit;
+  background-color: color-mix(in srgb, var(--cm-line) 24%, transparent); }}
 .cm-area[data-pick-layer] {{ cursor: pointer; }}
-.cm-area[data-pick-layer]:hover {{ background: color-mix(in srgb, var(--cm-line) 42%, var(--cm-page)); }}
+.cm-area[data-pick-layer]:hover {{ background-color: color-mix(in srgb, var(--cm-line) 42%, transparent); }}
 .cm-area:focus-visible {{ outline: 3px solid var(--cm-line); outline-offset: -3px; }}
 .cm-selected {{ box-shadow: inset 0 0 0 3px var(--cm-line); }}
-.cm-rest {{ background: color-mix(in srgb, currentColor 9%, var(--cm-page)); }}
+.cm-rest {{ background-color: color-mix(in srgb, currentColor 9%, transparent); }}
 .cm-area b, .cm-area i {{ display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
   font-style: normal; font-weight: 500; }}
 .cm-area i {{ font-weight: 400; }}
