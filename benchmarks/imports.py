@@ -47,6 +47,7 @@ ORDER = (
     "predict",
     "selection",
     "one_call",
+    "reports",
     "commands",
 )
 """Packages (and the modules that stand alone), bottom to top: each imports from those above it in this list only."""

@@ -49,12 +49,12 @@ def eval_data():
 
 MODELS = {
     "no model file": ("x = 1", "is no model file: it must define build_model"),
-    "not Python": ("def build_model(:", r"could not be run: SyntaxError: .*line 1"),
+    "not Python": ("def build_model(:", r"could not be run: SyntaxError: [^(]*\(line 1: def build_model\(:\)$"),
     "ends at once": ("raise SystemExit(3)", "could not be run: SystemExit"),
     "missing package": ("import not_installed_anywhere", "No module named 'not_installed_anywhere'"),
     "factory raises": (
         GOOD.replace("return nn.Seq", "raise RuntimeError('no\\nluck'); return nn.Seq"),
-        r"build_model\(\) failed: RuntimeError: no luck \(line 9\)",
+        r"build_model\(\) failed: RuntimeError: no luck \(line 9: raise RuntimeError\(.*; return nn.Seq",
     ),
     "factory exits": (
         GOOD.replace("return nn.Seq", "sys.exit(5); return nn.Seq"),

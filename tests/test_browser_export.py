@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import load_file
 
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.workspace import Workspace
+from tests.conftest import watched_page
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "builtin:digits-cnn"
@@ -76,3 +77,50 @@ def test_exported_in_the_browser_is_what_was_evaluated(page: Page, serve: Callab
         expected = model(workspace.opened.eval_data().inputs[:64])
     run("-c", OUTPUTS, torch.get_num_threads(), MODEL, checkpoint, tmp_path / "outputs.safetensors")
     assert torch.equal(load_file(tmp_path / "outputs.safetensors")["outputs"], expected)
+
+
+def test_work_and_report_leave_the_app_and_the_work_goes_on_in_another_place(
+    page: Page, serve: Callable[..., str], browser: Browser, tmp_path: Path
+) -> None:
+    page.goto(f"{serve()}/Ranks")
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
+    bytes_now = page.get_by_test_id("live-bytes")
+    before = bytes_now.inner_text()
+    entry = page.get_by_label("fc2 exact rank")
+    entry.fill("9")
+    entry.press("Enter")
+    expect(bytes_now).not_to_have_text(before)
+    page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
+    expect(page.get_by_role("region", name="Top-1 accuracy")).to_contain_text("thorough correction")
+    page.evaluate("document.querySelector('.rb-root').__board.act('snapshot', { name: 'for <b>them</b>' })")
+    expect(page.locator(".rb-snapshots > li")).to_have_count(1)
+    size = bytes_now.inner_text()
+
+    page.get_by_role("link", name="Export").click()
+    work = download(page, "Download the work", tmp_path)
+    page.get_by_text("With the front").click()
+    page.get_by_role("button", name="Write the report").click()
+    page.get_by_role("button", name="Download the report").wait_for()
+    report = download(page, "Download the report", tmp_path)
+    assert work.name == "digits-cnn-work.jsonl"
+    assert "digits-cnn under this plan" in report.read_text()
+    assert "class \\ answer" in report.read_text()
+    content = work.read_text()
+    session = page.url.split("w=")[1].split("&")[0]
+    assert session not in content
+    assert str(Path.home()) not in content
+
+    with watched_page(browser) as there:
+        there.goto(serve())
+        there.get_by_test_id("stFileUploader").locator("input[type=file]").set_input_files(work)
+        expect(there.get_by_text("its plan is the plan now, 1 snapshot")).to_be_visible()
+        there.get_by_role("link", name="Ranks").click()
+        row = there.locator(".rb-snapshots > li")
+        expect(row).to_contain_text("for <b>them</b>")
+        expect(row).to_contain_text("%")  # its score came along
+        expect(there.get_by_test_id("live-bytes")).to_have_text(size)
+        there.goto(f"{serve()}/Export?model=builtin:iris-mlp")
+        there.get_by_test_id("stFileUploader").locator("input[type=file]").set_input_files(work)
+        refused = there.get_by_role("alert").filter(has_text="is not used")
+        expect(refused).to_contain_text("the work on digits-cnn")
+        expect(refused).to_contain_text("the network here is iris-mlp")

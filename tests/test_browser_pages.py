@@ -63,3 +63,22 @@ def test_a_plan_is_downloaded_as_it_is_shown_and_a_bad_one_is_refused_in_one_lin
     expect(alert).to_have_count(1)
     expect(alert).to_contain_text("bad_plan.json is not used: not a valid plan file")
     expect(page.get_by_role("link", name="Ranks")).to_be_visible()
+
+
+def test_the_map_of_costs_selects_by_mouse_and_keyboard(page: Page, serve: Callable[..., str]) -> None:
+    page.goto(f"{serve()}/Model?model=builtin:digits-cnn")
+    area = page.locator(".cost-map button[data-pick-layer=fc1]")
+    area.wait_for()
+    page.wait_for_function("window.rankPicker")  # from then on a click is heard
+    area.click()
+    expect(page.locator(".cost-map .cm-selected")).to_have_attribute("data-pick-layer", "fc1")
+    expect(page).to_have_url(re.compile("layer=fc1"))
+    expect(area).to_have_attribute("tabindex", "0")
+    first = page.locator(".cost-map button").first
+    name = first.get_attribute("data-pick-layer")
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".cost-map button:focus")).not_to_have_attribute("data-pick-layer", name or "")
+    page.keyboard.press("Enter")
+    picked = page.locator(".cost-map button").nth(1).get_attribute("data-pick-layer") or ""
+    expect(page.locator(".cost-map .cm-selected")).to_have_attribute("data-pick-layer", picked)

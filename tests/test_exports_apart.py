@@ -40,7 +40,7 @@ def test_two_at_once_are_each_what_is_written_alone_and_here(iris: Workspace, tm
         heard: list[str] = []
         with scope(report=lambda progress: heard.append(progress.words)):
             exported = write_apart(kind, iris, asks[kind], tmp_path / f"file.{kind}")
-        assert heard[0] == "tracing"
+        assert heard[0] == "following one inference through the network"
         assert heard[-1] == "reloading in a fresh process"
         return seen(exported)
 

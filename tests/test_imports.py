@@ -17,10 +17,12 @@ OPTIONAL = {
     "dask",
     "PIL",
     "joblib",
+    "mlflow",
     "onnx",
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
+    "optuna",
     "pyarrow",
     "soundfile",
     "tensorly",
@@ -119,6 +121,7 @@ BY_LIBRARY = {
     "exports.bundle": {"zipfile.ZipFile"},
     "exports.onnx": {"onnx.save", *INT8},
     "exports.pt2": {"torch.export.save"},  # into `writing`
+    "pages/ui/node_data_form.py": {"zipfile.ZipFile"},  # into memory
     "store.lock": {"os.open"},  # of a file that holds nothing
     "training.finetune": {"torch.save"},  # into memory
 }

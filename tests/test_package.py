@@ -35,6 +35,8 @@ IN_EXTRAS = {
     "data": ("PIL", "pyarrow"),
     "audio": ("soundfile",),
     "notebook": ("anywidget", "traitlets"),
+    "mlflow": ("mlflow",),
+    "optuna": ("optuna",),
 }
 HIDING = """
 import sys
@@ -184,6 +186,8 @@ def test_without_its_extra_the_dashboard_says_in_one_line_what_to_install(instal
         ("onnx", ("latency", MODEL, "--plan", "plan.json", "--no-cache")),
         ("hf", ("layers", "folder")),
         ("cluster", ("profile", MODEL, "--dask", "tcp://127.0.0.1:9", "--no-cache")),
+        ("mlflow", ("evaluate", MODEL, "--log", "mlflow", "--no-cache")),
+        ("optuna", ("search", MODEL, "--bytes", "0.9", "--out", "p.json", "--optuna", "s.db", "--no-cache")),
     ],
 )
 def test_what_needs_an_extra_says_in_one_line_which(

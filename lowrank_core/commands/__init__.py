@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -16,6 +17,7 @@ from typing import Any
 
 import click
 
+from lowrank_core.commands._log import logs, tell
 from lowrank_core.commands._outputs import has_outputs, say_not_kept, tried
 from lowrank_core.errors import MESSAGE_LETTERS, NO_TEXT, LowRankError, UnknownModel, cut
 from lowrank_core.registry import register_all
@@ -46,6 +48,12 @@ class Refused(click.ClickException):
 
     def __init__(self, error: object) -> None:
         super().__init__(one_line(str(error)))
+
+
+class Broken(Refused):
+    """What was required does not hold, or is not shown to; all else was done."""
+
+    exit_code = 3
 
 
 class NotThere(Refused):
@@ -92,7 +100,7 @@ def cli() -> None:
     MODEL is builtin:NAME, path/to/model.py, package.module, a program of torch.export (.pt2; like a Python file it may
     run code), or a folder written by save_pretrained (with transformers installed; offline, none of its code is run).
     layers and spectra also take weights alone: .safetensors, an index or a folder of shards, a state_dict (.pt, .pth).
-    Exit status: 0 done, 1 refused, 2 wrong usage.
+    Exit status: 0 done, 1 refused, 2 wrong usage, 3 done, but a requirement of `evaluate --require` does not hold.
     """
 
 
@@ -119,7 +127,10 @@ def command(function: Callable[..., Answer]) -> click.Command:
         forget_not_kept()
         try:
             with tried(here, options, as_json=as_json, force=force) as outputs, redirect_stdout(sys.stderr):
+                files = [output.path for output in outputs.written if not output.goes_on]
+                writes, began = logs(here, files), time.monotonic()
                 document, text = function(**options)
+                tell(here, writes, document, files, time.monotonic() - began)
         except UnknownModel as error:
             raise NotThere(error) from error
         except (LowRankError, OSError) as error:
@@ -137,5 +148,7 @@ def command(function: Callable[..., Answer]) -> click.Command:
             raise Refused(f"standard output could not be written: {error.strerror}; what was kept stays.") from error
         if document.get("refused"):
             raise Refused("; ".join(document["refused"]))
+        if document.get("broken"):
+            raise Broken("; ".join(document["broken"]))
 
     return run

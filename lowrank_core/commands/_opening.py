@@ -14,13 +14,15 @@ import click
 from torch import nn
 
 from lowrank_core.commands import Answer
+from lowrank_core.commands._log import PLANS_READ
 from lowrank_core.commands._outputs import check_unread, say_not_kept
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, score_value, table
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.correct import CorrectedLayer, load_overlay, remarks_text
-from lowrank_core.errors import InvalidPlan, LowRankError
+from lowrank_core.errors import InvalidFile, InvalidPlan, LowRankError
 from lowrank_core.exports import Compressed
 from lowrank_core.measure.depth import depth_errors
+from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import check_plan, with_free_ranks
@@ -30,6 +32,7 @@ from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.files import own_folder, try_to_keep
+from lowrank_core.store.kinds import MOST_BYTES
 from lowrank_core.workspace import Workspace, open_to_look
 
 COUNTED = (
@@ -111,7 +114,7 @@ def read_plan_file(path: Path) -> PlanFile:
     A command reads it once: a pipe has it once, and it may be edited while a model is opened.
     """
     context = click.get_current_context(silent=True)
-    read: dict[Path, PlanFile] = {} if context is None else context.meta.setdefault(f"{__name__}, plans", {})
+    read: dict[Path, PlanFile] = {} if context is None else context.meta.setdefault(PLANS_READ, {})
     if path not in read:
         read[path] = _read_plan_file(path)
     return read[path]
@@ -142,6 +145,18 @@ def plan_of(workspace: Workspace, path: Path, *, free: bool | None = None) -> Pl
     except InvalidPlan as error:
         raise InvalidPlan(f"{path}: {error}") from error
     return file
+
+
+def read_table(path: Path) -> LatencyTable:
+    """A latency table; raises InvalidFile that names the file."""
+    try:
+        with path.open("rb") as given:
+            content = given.read(MOST_BYTES + 1)  # of a device, that has no end, no more
+        if len(content) > MOST_BYTES:
+            raise InvalidFile(f"it is larger than {MOST_BYTES // 10**6} MB, and no latency table.")
+        return LatencyTable.from_csv(content)
+    except LowRankError as error:
+        raise InvalidFile(f"{path}: {error}") from error
 
 
 def compressed_by(

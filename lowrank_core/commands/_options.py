@@ -85,6 +85,7 @@ MULTIPLIES = click.option(
     "--multiplies", type=Amount(), help="At most so many; up to 1: a share of the whole dense network."
 )
 BYTES = click.option("--bytes", type=Amount(), help="The same of bytes.")
+LATENCY_TABLE = existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
 MAX_DROP = click.option(
     "--max-drop",
     type=Drop(),

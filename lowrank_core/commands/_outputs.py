@@ -22,7 +22,7 @@ from lowrank_core.store.files import (
     whole_or_nothing,
     writing,
 )
-from lowrank_core.store.kinds import FileKind
+from lowrank_core.store.kinds import NODE_QUANTITIES, FileKind
 from lowrank_core.store.reads import same_file, was_read, watched
 from lowrank_core.store.reference import address_of
 
@@ -85,6 +85,13 @@ class States(Output):
         return [path.with_name(f"{path.name}.{seed}") for seed in range(first, first + options["seeds"])]
 
 
+class NodeData(Output):
+    """A file for each quantity, named by it."""
+
+    def files(self, path: Path, options: dict[str, Any]) -> list[Path]:
+        return [path.with_name(f"{path.stem}-{quantity}{path.suffix or '.json'}") for quantity in NODE_QUANTITIES]
+
+
 @dataclass(frozen=True, slots=True)
 class _Written:
     """One file that a command will write.
@@ -132,9 +139,10 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
         force,
     )
     inputs = {
-        _called(param): Path(value).expanduser()
+        _called(param) + (f" ({number + 1})" if number else ""): Path(one).expanduser()
         for param, value in given.items()
         if isinstance(param.type, Input) or param.name == "model"
+        for number, one in enumerate(value if param.multiple else (value,))
     }
     if "the model" in inputs:
         files = address_of(str(options["model"])).files

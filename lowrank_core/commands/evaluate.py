@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lowrank_core.commands import Answer, command
+from lowrank_core.commands._log import LOG
 from lowrank_core.commands._opening import (
     check_compare,
     compared,
@@ -15,9 +16,22 @@ from lowrank_core.commands._opening import (
     judged_in,
     measured,
     opened,
+    read_plan_file,
+    read_table,
     with_depth,
 )
-from lowrank_core.commands._options import AS_FREE, CACHED, COMPARE, CORRECT, DEPTH, MODEL, OUTPUTS, existing
+from lowrank_core.commands._options import (
+    AS_FREE,
+    CACHED,
+    COMPARE,
+    CORRECT,
+    DEPTH,
+    LATENCY_TABLE,
+    MODEL,
+    OUTPUTS,
+    existing,
+)
+from lowrank_core.commands._requirements import UNITS, Required, Requirement, check_requirements, document_of, judge_all
 from lowrank_core.commands._terminal import score_line
 
 
@@ -26,17 +40,30 @@ from lowrank_core.commands._terminal import score_line
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
 @click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
+@click.option(
+    "--require",
+    "required",
+    type=Required(),
+    multiple=True,
+    metavar="BOUND",
+    help=f"What must hold, else exit status 3 (repeatable): drop<=1%, score>=98%, 'flash int8<=64KiB', "
+    f"multiplies<=50%; of {', '.join(UNITS)}.",
+)
+@LATENCY_TABLE
 @OUTPUTS
 @CACHED
 @CORRECT
 @AS_FREE
 @COMPARE
 @DEPTH
+@LOG
 def evaluate(
     model: str,
     plan: Path | None,
     checkpoint: Path | None,
     samples: int | None,
+    required: tuple[Requirement, ...],
+    latency_table: Path | None,
     outputs: tuple[str, ...],
     cached: bool,
     corrected: bool,
@@ -48,11 +75,15 @@ def evaluate(
 
     With neither --plan nor --checkpoint: the dense network alone. A plan is corrected first, on at most 256 unlabelled
     samples or as its file says; a checkpoint is measured as it is.
+    With --require the exit status is 3 where one does not hold. A drop or a score holds where the whole of its 95 %
+    interval does, is broken where none of it does, and is undecided in between, which does not pass either.
     """
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
     check_compare(compare, plan, checkpoint, depth)
+    table = None if latency_table is None else read_table(latency_table)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
+    check_requirements(workspace, required, None if plan is None else read_plan_file(plan).plan, table)
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected, free=free)
     score = measured(workspace, made.model, samples)
     document = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
@@ -61,4 +92,10 @@ def evaluate(
     document |= {"note": text} if score.not_finite else {}
     if compare:
         document, text = compared(workspace, made, samples, document, text)
-    return with_depth(workspace, made, document, text) if depth else (document, text)
+    if depth:
+        document, text = with_depth(workspace, made, document, text)
+    if required:
+        found = judge_all(workspace, required, made.model, made.plan, score, table)
+        document |= document_of(found)
+        text = "\n".join([text, "", *(one.says for one in found)])
+    return document, text

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
+from lowrank_core.commands._log import LOG
 from lowrank_core.commands._opening import (
     check_compare,
     compared,
@@ -18,6 +19,7 @@ from lowrank_core.commands._opening import (
     measured,
     opened,
     points_of,
+    read_table,
 )
 from lowrank_core.commands._options import (
     ACCEPT,
@@ -25,23 +27,27 @@ from lowrank_core.commands._options import (
     CACHED,
     COMPARE,
     CORRECT,
+    LATENCY_TABLE,
     MODEL,
     OUTPUTS,
     PLAN,
     existing,
     writing,
 )
+from lowrank_core.commands._outputs import NodeData, write_text
 from lowrank_core.commands._terminal import say_step, score_line
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import OtherAnswers
 from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, check_answers
+from lowrank_core.exports._node_data import files_of, node_data
 from lowrank_core.figures import count
+from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score
-from lowrank_core.store.kinds import EXPORTED
+from lowrank_core.store.kinds import EXPORTED, NODES
 from lowrank_core.workspace import Workspace
 
 DTYPE_NAMES = sorted({dtype for export in EXPORTS.values() for dtype in export.dtypes})
@@ -58,7 +64,7 @@ OUT = writing(
 
 def exporting(function: Callable[..., Answer]) -> click.Command:
     """The options that `apply` and `export` share."""
-    return command(MODEL(OUT(OUTPUTS(CACHED(CORRECT(AS_FREE(COMPARE(ACCEPT(function)))))))))
+    return command(MODEL(OUT(OUTPUTS(CACHED(CORRECT(AS_FREE(COMPARE(ACCEPT(LOG(function))))))))))
 
 
 @exporting
@@ -74,6 +80,14 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
 @existing("--checkpoint", help="Checkpoint to take the weights from; with --plan, both must agree.")
 @click.option("--dense", is_flag=True, help="One weight per layer, the product of its factors; alone: uncompressed.")
 @click.option("--fold-bias", is_flag=True, help="Every Linear as [W b], its input extended by a one.")
+@click.option(
+    "--node-data",
+    "nodes",
+    type=NodeData(NODES),
+    help="With --format pt2: its graph and what each node takes, for Model Explorer; NAME.json becomes "
+    "NAME-graph.json, -bytes, -multiplies, -rank, -error and, with --latency-table, -microseconds.",
+)
+@LATENCY_TABLE
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 for ONNX alone.")
 def export(
     model: str,
@@ -83,6 +97,8 @@ def export(
     dense: bool,
     fold_bias: bool,
     dtype: str | None,
+    nodes: Path | None,
+    latency_table: Path | None,
     out: Path,
     **how: Any,
 ) -> Answer:
@@ -91,8 +107,13 @@ def export(
         raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
     if dtype is not None and dtype not in EXPORTS[kind].dtypes:
         raise click.UsageError(f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes)}, but got {dtype}.")
+    if nodes is not None and kind != "pt2":
+        raise click.UsageError("--node-data goes with --format pt2, whose nodes it names.")
+    if latency_table is not None and nodes is None:
+        raise click.UsageError("--latency-table goes with --node-data.")
+    table = None if latency_table is None else read_table(latency_table)
     storage = Storage(dtype, fold_bias, dense and bool(plan or checkpoint))
-    return exported(model, kind, out, plan, checkpoint, **how, storage=storage)
+    return exported(model, kind, out, plan, checkpoint, **how, storage=storage, nodes=nodes, table=table)
 
 
 def exported(
@@ -109,6 +130,8 @@ def exported(
     compare: bool,
     accepting: bool,
     storage: Storage = Storage(),  # noqa: B008
+    nodes: Path | None = None,
+    table: LatencyTable | None = None,
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
     check_compare(compare, plan, checkpoint)
@@ -129,8 +152,21 @@ def exported(
         f"{file.max_abs_diff or 0:.3g}{VERDICT_WORDS[file.verdict]}.\n{score_line(file.score or score, alone=False)}"
     )
     text += "".join(f"\n{note}." for note in file.notes)
-    document = {**asdict(file), "judged": judged_in(workspace), "correction": compressed.correction}
+    more: dict[str, Any] = {}
+    if nodes is not None:
+        more["node_data"] = _write_nodes(workspace, compressed, table, nodes)
+        text += f"\n{', '.join(more['node_data'])}: what each node takes."
+    document = {**asdict(file), **more, "judged": judged_in(workspace), "correction": compressed.correction}
     return compared(workspace, compressed, None, document, text) if compare else (document, text)
+
+
+def _write_nodes(workspace: Workspace, compressed: Compressed, table: LatencyTable | None, path: Path) -> list[str]:
+    """The files that were written."""
+    files, written = files_of(path), []
+    for quantity, text in node_data(workspace, compressed, table).items():
+        write_text(files[quantity], text)
+        written.append(str(files[quantity]))
+    return written
 
 
 def _score_of(workspace: Workspace, made: Compressed, *, named: bool) -> Score:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
+from lowrank_core.commands._log import LOG
 from lowrank_core.commands._opening import compressed_by, judged_in, opened, plan_of, points_of
 from lowrank_core.commands._options import (
     BYTES,
@@ -101,6 +102,7 @@ def setting(name: str, *names: str) -> Callable[..., Any]:
 @OUTPUTS
 @CACHED
 @CORRECT
+@LOG
 def finetune(
     model: str,
     plan: Path | None,

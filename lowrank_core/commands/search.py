@@ -11,13 +11,15 @@ from typing import Any
 import click
 
 from lowrank_core.commands import Answer, command
-from lowrank_core.commands._opening import judged_in, measured, opened, points_of
+from lowrank_core.commands._log import LOG
+from lowrank_core.commands._opening import judged_in, measured, opened, points_of, read_table
 from lowrank_core.commands._options import (
     BYTES,
     CACHED,
     CORRECT,
     DASK,
     FREE,
+    LATENCY_TABLE,
     LOCK,
     MAX_DROP,
     MODEL,
@@ -25,15 +27,13 @@ from lowrank_core.commands._options import (
     OUTPUTS,
     WORKERS,
     Amount,
-    existing,
     writing,
 )
+from lowrank_core.commands._optuna import check_optuna, write_study
 from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, share_text
-from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._provenance import plan_document
-from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import score_key
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.parallel import Workers
@@ -45,7 +45,7 @@ from lowrank_core.selection import search as run_search
 from lowrank_core.selection._compact import TUNE, compact_note, needs_tuning
 from lowrank_core.selection._front import front_csv, front_json
 from lowrank_core.selection._problem import QUANTITIES, Problem, Trial, check_methods, problem_of
-from lowrank_core.store.kinds import FRONT, MOST_BYTES, PLAN
+from lowrank_core.store.kinds import FRONT, PLAN, STUDY
 
 
 @command
@@ -55,10 +55,11 @@ from lowrank_core.store.kinds import FRONT, MOST_BYTES, PLAN
 @writing(
     "--front", kind=FRONT, help="Also write the best plans within 40 budgets, a few of them measured; .json or .csv."
 )
+@writing("--optuna", kind=STUDY, help="Also write the trials as a study of Optuna, which optuna-dashboard opens (.db).")
 @MULTIPLIES
 @BYTES
 @click.option("--microseconds", type=Amount(), help="The same of the latency in --latency-table.")
-@existing("--latency-table", help="CSV with layer, method, rank, microseconds, measured on the device.")
+@LATENCY_TABLE
 @MAX_DROP
 @click.option("--method", "methods", multiple=True, help="Decomposition that may be used (repeatable).")
 @LOCK
@@ -71,11 +72,13 @@ from lowrank_core.store.kinds import FRONT, MOST_BYTES, PLAN
 @DASK
 @CORRECT
 @FREE
+@LOG
 def search(
     model: str,
     rule: str,
     out: Path,
     front: Path | None,
+    optuna: Path | None,
     latency_table: Path | None,
     settings: tuple[str, ...],
     outputs: tuple[str, ...],
@@ -91,12 +94,14 @@ def search(
     started = time.monotonic()
     if front is not None and front.suffix.lower() not in (".json", ".csv"):
         raise click.UsageError(f"--front writes .json or .csv, but got {front.name!r}.")
+    if optuna is not None:
+        check_optuna()
     chosen = make_rule(rule, _settings(settings))
     check_wishes(chosen, {name for name in (*QUANTITIES, "max_drop") if wishes[name] is not None})
     check_methods(wishes["methods"])
     if wishes["microseconds"] is not None and latency_table is None:
         raise click.UsageError("--microseconds needs --latency-table, which says how long each layer takes.")
-    table = None if latency_table is None else _table(latency_table)
+    table = None if latency_table is None else read_table(latency_table)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs)
     folder, where = points_of(workspace), Workers(workers, dask)
     problem = problem_of(workspace, latency=table, folder=folder, workers=where, **wishes)
@@ -138,6 +143,8 @@ def search(
     write_text(out, written)
     if front is not None:
         _write_front(problem, front, workspace.name)
+    if optuna is not None:
+        say(f"{optuna}: {write_study(problem, rule, trials, score, optuna)} trials.")
     compressed_cost, dense = plan_cost(workspace.profile, answer.plan), plan_cost(workspace.profile)
     document = {
         "plan": json.loads(written),
@@ -175,17 +182,6 @@ def _note(trial: Trial) -> str:
     """What is said of a trial; of one whose score is null why that is."""
     broken = score_line(trial.score, alone=False) if trial.score and trial.score.not_finite else ""
     return "; ".join(filter(None, (trial.note, broken)))
-
-
-def _table(path: Path) -> LatencyTable:
-    try:
-        with path.open("rb") as given:
-            content = given.read(MOST_BYTES + 1)  # of a device, that has no end, no more
-        if len(content) > MOST_BYTES:
-            raise InvalidFile(f"it is larger than {MOST_BYTES // 10**6} MB, and no latency table.")
-        return LatencyTable.from_csv(content)
-    except LowRankError as error:
-        raise InvalidFile(f"{path}: {error}") from error
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -15,6 +15,9 @@ from lowrank_core.store.files import scratch, whole_or_nothing, write_whole
 from lowrank_core.workspace import Workspace
 
 MEMBERS = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx", "plan": "plan.json"}
+CALLED = {"safetensors": "the checkpoint", "pt2": "the exported program", "onnx": "the ONNX model", "plan": "the plan"}
+"""As the steps of writing them say it."""
+
 LOADER = "load_lowrank.py"
 README = "README.md"
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # so that the same network gives the same bundle
@@ -30,7 +33,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         written, missing = {}, {}
         for kind, member in MEMBERS.items():
             try:
-                with scope(report=under(kind)):
+                with scope(report=under(CALLED[kind])):
                     written[member] = EXPORTS[kind].write(workspace, compressed, folder / member)
             except LowRankError as error:
                 if kind in ("safetensors", "plan"):

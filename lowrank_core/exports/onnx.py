@@ -51,7 +51,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     with extra("onnx", "ONNX"):
         import onnx
         import onnxruntime  # noqa: F401
-    report(Progress("tracing"))
+    report(Progress("following one inference through the network"))
     narrow = DTYPES.get(compressed.storage.dtype or "")
     stored, profile = compressed.storage, workspace.profile
     own = came_from_onnx(workspace) and not (stored.fold_bias or stored.dense)

@@ -29,7 +29,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
 
     Raises InvalidModel where the network has no graph, InvalidFile where a step fails; then `path` is as it was.
     """
-    report(Progress("tracing"))
+    report(Progress("following one inference through the network"))
     narrow = DTYPES.get(compressed.storage.dtype or "")
     network = compressed.model if narrow is None else Widened(compressed.model, narrow)
     program = exported_program(network, workspace.opened.example_inputs, workspace.opened.axes)

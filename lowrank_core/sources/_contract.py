@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.errors import InvalidData, InvalidModel, LowRankError
+from lowrank_core.errors import InvalidData, InvalidModel, LowRankError, cut
 from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, batch_size, tensors
 from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.profile import check_finite
@@ -265,11 +265,14 @@ def _example_inputs(contract: ModelContract) -> Inputs:
 
 
 def told(error: BaseException, path: Path | None) -> str:
-    """'ValueError: ... (line 12)', with the last line of the person's own file that was involved."""
+    """'ValueError: ... (line 12: x = y[3])', with the last line of the person's own file that was involved."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if path is not None and Path(frame.filename) == path.resolve()]
+    lines = [(f.lineno, f.line) for f in frames if path is not None and Path(f.filename) == path.resolve()]
+    text = str(error)
     if isinstance(error, SyntaxError):
-        lines = [error.lineno]
-    where = f" (line {lines[-1]})" if lines and lines[-1] else ""
-    first = str(error).strip().split("\n")
+        lines, text = [(error.lineno, error.text)], error.msg or text
+    number, code = lines[-1] if lines else (None, None)
+    shown = f": {cut(' '.join(code.split()))}" if code and code.strip() else ""
+    where = f" (line {number}{shown})" if number else ""
+    first = text.strip().split("\n")
     return f"{type(error).__name__}: {' '.join(part.strip() for part in first)[:600]}{where}"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import mmap
+import sqlite3
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +58,38 @@ def _is_front(path: Path) -> bool:
     return bool(_document(path)["format"] == "lowrank-front")
 
 
+def _is_report(path: Path) -> bool:
+    if path.suffix.lower() in (".md", ".markdown"):
+        return b"\n\n## Figures\n" in _beginning(path, 4_000)
+    return b'content="Rank Explorer"' in _beginning(path, 1_000)
+
+
+def _is_log(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = json.loads(file.readline(MOST_BYTES))
+    return {"time", "command", "figures", "files"} <= set(first)
+
+
+STUDY_MARK = "rank_explorer_fingerprint"
+"""An attribute of our studies: the network that they are of."""
+
+
+def _is_study(path: Path) -> bool:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
+        asked = file.execute("SELECT count(*) FROM study_user_attributes WHERE key = ?", (STUDY_MARK,))
+        return bool(asked.fetchone()[0])
+
+
+NODE_QUANTITIES = ("graph", "bytes", "multiplies", "rank", "error", "microseconds")
+"""Of which node data are written, a file each; and the graph that they are about."""
+
+
+def _is_node_data(path: Path) -> bool:
+    document = _document(path)
+    graph = document.get("graph")
+    return "graphs" in document or (isinstance(graph, dict) and "results" in graph)
+
+
 def _is_checkpoint(path: Path) -> bool:
     length = int.from_bytes(_beginning(path, 8), "little")
     return length <= MOST_BYTES and "lowrank" in json.loads(_beginning(path, 8 + length)[8:])["__metadata__"]
@@ -89,6 +123,10 @@ PLAN = FileKind("a rank plan (JSON)", _is_plan, text=True)
 PROFILE = FileKind("what `profile` measured (JSON)", _is_profile, text=True)
 TABLE = FileKind("a latency table (CSV)", _is_table, text=True)
 FRONT = FileKind("a front of plans (JSON or CSV)", _is_front, text=True)
+REPORT = FileKind("a report of this product (HTML or Markdown)", _is_report, text=True)
+LOG = FileKind("a log of this product (JSON lines)", _is_log, text=True)
+NODES = FileKind("a graph or node data for Model Explorer (JSON)", _is_node_data)
+STUDY = FileKind("an Optuna study of this product", _is_study)
 STATE = FileKind("the state of a training", _is_state)
 EXPORTED = {
     "safetensors": FileKind("a checkpoint of this product", _is_checkpoint),

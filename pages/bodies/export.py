@@ -17,14 +17,14 @@ from lowrank_core.measure.formats import FORMATS
 from lowrank_core.measure.measurement import is_final
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
-from lowrank_core.plans.plan import LARGEST_BYTES, RankPlan
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
-from pages.ui import at_start, frame, goals, goals_bar, plan_from_file, tuning, words
+from pages.ui import at_start, frame, goals, goals_bar, node_data_form, open_file, report_form, tuning, words, work_file
 from pages.ui.button import button
 from pages.ui.goals import judged
-from pages.ui.state import downloads, measurements, peaks, plans, runs, session, trainings
+from pages.ui.state import downloads, measurements, peaks, plans, runs, session, trainings, works
 from pages.ui.tuning import Tuned
 
 ORDER = ("safetensors", "pt2", "onnx", "bundle")
@@ -188,7 +188,14 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
         st.error(words.plain(str(error)), icon=":material/error:")
     key = f"{export.name} {storage} {folder_name}"
     write = f"write {export.name}"
-    pressed = button(f"Write the {noun(export)}", icon=":material/build:", key=write, disabled=path is None)
+    done = downloads.written(workspace, key, source)
+    pressed = button(
+        f"Write the {noun(export)}",
+        icon=":material/build:",
+        key=write,
+        type="secondary" if done is not None else "primary",
+        disabled=path is None,
+    )
     if path is None:
         return
     accepting = False
@@ -215,7 +222,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
                         network = replace(network, score=final_score(workspace.measure(network.model)))
                 network = replace(network, accept_difference=accepting)
                 with scope(
-                    report=lambda progress: status.update(label=progress.words.capitalize()),
+                    report=lambda progress: status.update(label=words.begun(progress.words)),
                     cancelled=runs.newer_run_waits,
                 ):
                     exported = write_anywhere(workspace, export, network, path)
@@ -253,9 +260,8 @@ def report(
     workspace: Workspace, plan: RankPlan, export: Export, written: Exported, file: str, *, in_folder: bool
 ) -> None:
     """What was verified of a written file, and the file itself or where it lies."""
-    board = plan_cost(workspace.profile, plan).bytes
     rows = [
-        ("Size", f"{words.count(written.bytes, 'B')}; the board shows {words.count(board, 'B')} of weights"),
+        ("Size", size(export, written.bytes, plan_cost(workspace.profile, plan).bytes)),
         *on_device(workspace, plan, written),
         (
             "Reloaded",
@@ -282,6 +288,16 @@ def report(
         on_click="ignore",
         key=f"download {export.name}",
     )
+
+
+def size(export: Export, written_bytes: int, board_bytes: int) -> str:
+    """How large a file is, and why that is not what the board shows."""
+    now, board = words.count(written_bytes, "B"), words.count(board_bytes, "B")
+    if export.name == "bundle":
+        return f"{now}: the weights, which the board shows as {board}, once in each file that the network comes as"
+    if written_bytes < board_bytes:
+        return f"{now}; the board shows {board}, the weights in their own type"
+    return f"{now}, of which {board} are the weights that the board shows; the rest is buffers, names and the plan"
 
 
 def on_device(workspace: Workspace, plan: RankPlan, written: Exported) -> list[tuple[str, str]]:
@@ -311,25 +327,20 @@ def lines(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> No
             st.code(snippet.code.strip(), language="python")
 
 
-def upload(workspace: Workspace, plan: RankPlan) -> None:
-    """Open a plan file: data, never code. What does not fit is refused and the plan stays as it is."""
-    file = st.file_uploader("Plan file (.json)", type="json", max_upload_size=LARGEST_BYTES // 10**6)
-    if file is None:
-        return
-    before = plans.history(workspace)
-    try:
-        taken = plan_from_file.take(workspace, file.getvalue())
-    except LowRankError as error:
-        st.error(words.plain(f"{file.name} is not used: {error}"), icon=":material/error:")
-        return
-    if plans.history(workspace) is not before:
-        st.rerun()
-    if taken.correction:
-        st.info(words.plain(taken.correction))
-    st.success(words.plain(f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back."))
-    for warning in taken.warnings:
-        st.warning(words.plain(warning))
-    frame.link("Ranks", says="See it on Ranks")
+def work(workspace: Workspace, file: str) -> None:
+    """All plans of this session on the network as one file."""
+    st.caption(
+        "Plans with their steps and branches, snapshots, notes, goals, and the scores that are known of them, to go on "
+        "with on another machine or to hand on. Nothing else is in it: no weights, no paths."
+    )
+    st.download_button(
+        "Download the work",
+        works.saved(workspace),
+        file,
+        "application/jsonl",
+        icon=":material/work_history:",
+        on_click="ignore",
+    )
 
 
 def show(workspace: Workspace) -> None:
@@ -354,6 +365,12 @@ def show(workspace: Workspace) -> None:
     export = EXPORTS[kind]
     file = f"{name}-{'lowrank' if tuned is None else 'tuned'}{export.suffix}"
     artefact(workspace, plan, tuned, export, file)
+    if export.name == "pt2":
+        node_data_form.show(workspace, plan, file)
     lines(workspace, plan, export, file)
-    st.header("Open a plan", anchor=False)
-    upload(workspace, plan)
+    st.header("Report", anchor=False)
+    report_form.show(workspace, plan, tuned, name, lambda: network_of(workspace, plan, tuned))
+    st.header("The work as one file", anchor=False)
+    work(workspace, f"{name}{work_file.ENDING}")
+    st.header("Open a plan or a work", anchor=False)
+    open_file.show(workspace)

@@ -42,7 +42,7 @@ def show_nothing() -> None:
     left, right = st.columns([1, 1], gap="large")
     with left:
         st.markdown("Choose another model to go on:")
-        opening.pick_model()
+        opening.pick_model(another=True)
     open_network.show(right)
 
 

@@ -5,13 +5,15 @@ from typing import Any, Literal
 import pandas as pd
 import streamlit as st
 
-from lowrank_core.networks.profile import Layer
+from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import charts, frame, outputs, selecting, tables, words
+from pages.ui import frame, outputs, selecting, tables, words
 from pages.ui.commands import as_here
+from pages.ui.cost_map import Area, cost_map
+from pages.ui.state import selected
 from pages.ui.state.selected import Network
 
 MANY = 40
@@ -60,6 +62,24 @@ def by_block(layers: tuple[Layer, ...], *, called: bool = True) -> None:
         table(tables.blocks(layers, called=called))
 
 
+def where_cost_is(profile: ModelProfile) -> None:
+    """A map of the layers by their share of multiplies or bytes, each of which selects its layer, and a table."""
+    rows = tables.cost_shares(profile)
+    of = st.segmented_control("Area by", ["multiplies", "bytes"], default="multiplies", required=True, key="map of")
+    areas = [Area(row["layer"], row[of], _says(row), row["layer"] != tables.OTHERS) for row in rows]
+    st.html(cost_map(areas, selected.layer(profile), dark=st.context.theme.type == "dark"))
+    with st.expander("The map as a table"):
+        st.dataframe(pd.DataFrame(rows), hide_index=True, height=height(rows), column_config=SHARES)
+
+
+def _says(row: dict[str, Any]) -> str:
+    multiplies, stored = words.share(row["multiplies"]), words.share(row["bytes"])
+    return f"{row['layer']}: {multiplies} of the multiplies, {stored} of the bytes"
+
+
+SHARES = {name: st.column_config.NumberColumn(format="percent") for name in ("multiplies", "bytes")}
+
+
 def checked(workspace: Workspace) -> None:
     """What the network has told of itself as it was opened."""
     st.header("Checked on opening", anchor=False, help=words.SELF_CHECK)
@@ -100,15 +120,17 @@ def show(workspace: Workspace) -> None:
     if not workspace.self_check.ok:
         checked(workspace)
     st.header("Where the cost is", anchor=False)
-    shares = charts.cost_shares(tables.cost_shares(profile))
-    selecting.chart(profile, shares, "cost chart", alt="Share of multiplies and bytes by layer")
+    where_cost_is(profile)
 
     by_block(profile.layers)
     st.header("Layers that can be compressed", anchor=False)
     layer_table(profile, tables.layer_costs(profile), "cost table")
 
     st.header("Ranks that pay", anchor=False, help=words.BREAK_EVEN)
-    layer_table(profile, tables.layer_ranks(profile), "rank table")
+    rows, usual = tables.layer_ranks(profile), {layer.name: layer.methods[0].label for layer in profile.layers}
+    if len(rows) > len(usual) and not st.toggle("Every method", key="ranks of every method"):
+        rows = [row for row in rows if row["Method"] == usual[row["Layer"]]]
+    layer_table(profile, rows, "rank table")
 
     st.header("Left as it is", anchor=False)
     rest = profile.rest

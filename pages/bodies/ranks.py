@@ -3,7 +3,7 @@
 import streamlit as st
 
 from lowrank_core.workspace import Workspace
-from pages.ui import board
+from pages.ui import board, open_file
 from pages.ui.plotly_loader import load_plotly
 
 
@@ -12,5 +12,7 @@ def show(workspace: Workspace) -> None:
     place = st.container()
     board.show(workspace)
     load_plotly()
+    with st.expander("Open a plan or a work from a file"):
+        open_file.show(workspace)
     with place:
         board.live(workspace)

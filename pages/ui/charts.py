@@ -18,37 +18,6 @@ from pages.ui.tables import Curve, Dot, Learning
 BLUE, SKY, AMBER, GREEN, GREY = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#8A94A0"
 
 
-def cost_shares(rows: list[tuple[str, float, float]]) -> go.Figure:
-    """Two bars per layer, shares of multiplies and of bytes; the first layer on top."""
-    names = [name for name, _, _ in rows]
-    bars = [
-        go.Bar(
-            name=title,
-            y=names,
-            x=shares,
-            orientation="h",
-            marker_color=colour,
-            hovertemplate=f"%{{y}}: %{{x:.1%}} of the {title}<extra></extra>",
-        )
-        for title, shares, colour in (
-            ("multiplies", [m for _, m, _ in rows], BLUE),
-            ("bytes", [b for _, _, b in rows], SKY),
-        )
-    ]
-    return go.Figure(
-        bars,
-        _layout(
-            height=90 + 30 * len(rows),
-            barmode="group",
-            bargap=0.3,
-            xaxis={"tickformat": ".0%", "rangemode": "tozero", "title": "share of the network"},
-            yaxis={"autorange": "reversed", "automargin": True, "type": "category", "ticksuffix": " "},
-            legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-            margin={"l": 8, "r": 8, "t": 36, "b": 8},
-        ),
-    )
-
-
 def spectrum(curve: Curve, *, dark: bool = False) -> go.Figure:
     """Two panels over one axis of ranks: singular values on a log scale, energy kept; marks carry their own labels."""
     ranks, line = list(range(1, curve.top + 1)), SKY if dark else BLUE

@@ -34,7 +34,8 @@ KEPT_SECONDS = 7 * 86400.0
 """Seconds that a drop is kept for, since it was last opened."""
 
 INDEX = ".safetensors.index.json"
-KINDS = (".onnx.data", ".onnx", ".npz", INDEX, ".safetensors", ".json")
+WORK = ".jsonl"
+KINDS = (".onnx.data", ".onnx", ".npz", INDEX, ".safetensors", WORK, ".json")
 """Endings that are taken; a longer one goes before what it ends with."""
 
 CODE = {".py", ".pt2", ".pt", ".pth", ".ckpt", ".bin", ".pkl"}
@@ -49,7 +50,7 @@ SHORT = "upload:"
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What a drop holds: the reference of a network, a plan, or both."""
+    """What a drop holds: the reference of a network, a plan or the work on it, or both."""
 
     network: str | None = None
     plan: Path | None = None
@@ -79,7 +80,8 @@ def safe_name(name: str) -> tuple[str, str]:
         why = (
             "is code or may run some, so it is never dropped: give its path instead"
             if suffix in CODE
-            else "is no file that can be dropped here: .onnx with its .npz or .onnx.data, .safetensors, a plan (.json)"
+            else "is no file that can be dropped here: .onnx with its .npz or .onnx.data, .safetensors, a plan "
+            "(.json), a work (.jsonl)"
         )
         raise InvalidFile(f"{_in_a_line(last)!r} {why}.")
     stem = re.sub(r"[^\w .()+=@,\[\]-]", "-", last[: -len(ending)])
@@ -149,15 +151,20 @@ def _ending(names: dict[str, bytes] | list[str], ending: str) -> list[str]:
     return [name for name in names if name.endswith(ending)]
 
 
+def _plans(names: list[str]) -> list[str]:
+    """Plans, and works, which hold some."""
+    return [*_ending(names, WORK), *(name for name in _ending(names, ".json") if not name.endswith(INDEX))]
+
+
 def _check_alone(named: dict[str, bytes]) -> None:
     """One network, one file of data, one plan, weights in one file or with their index."""
     names = list(named)
-    plans = [name for name in _ending(names, ".json") if not name.endswith(INDEX)]
+    plans = _plans(names)
     index, weights = _ending(names, INDEX), _ending(names, ".safetensors")
     for what, several in (
         ("networks", _ending(names, ".onnx")),
         ("files of data", _ending(names, ".npz")),
-        ("plans", plans),
+        ("plans or works", plans),
         ("indexes of weights", index),
         ("files of weights", [] if index else weights),
     ):
@@ -166,7 +173,7 @@ def _check_alone(named: dict[str, bytes]) -> None:
 
 
 def _what(folder: Path, earlier: list[Path], names: list[str]) -> Dropped:
-    plan = next((folder / name for name in _ending(names, ".json") if not name.endswith(INDEX)), None)
+    plan = next((folder / name for name in _plans(names)), None)
     network = next(iter(_ending([*names, *(path.name for path in earlier)], ".onnx")), None)
     weights = next(iter(_ending(names, INDEX) or _ending(names, ".safetensors")), None)
     if network and earlier and (data := _ending(names, ".npz")):

@@ -76,7 +76,7 @@
   document.addEventListener("keydown", (event) => {
     const here = event.target.closest?.("[data-pick-layer]"), by = ARROWS[event.key];
     if (!here || !by || event.ctrlKey || event.altKey || event.metaKey) return;
-    const all = [...here.closest(".sm-grid").querySelectorAll("[data-pick-layer]")], next = all[all.indexOf(here) + by];
+    const all = [...here.closest(".sm-grid, .cost-map").querySelectorAll("[data-pick-layer]")], next = all[all.indexOf(here) + by];
     event.preventDefault();
     if (!next) return;
     here.tabIndex = -1;

@@ -10,11 +10,10 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from lowrank_core.errors import LowRankError
-from lowrank_core.plans.plan import LARGEST_BYTES
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.reference import address_of
 from lowrank_core.workspace import Workspace
-from pages.ui import dropped, may_open, nearby, plan_from_file, running, words
+from pages.ui import dropped, may_open, nearby, open_file, running, words
 from pages.ui.at_start import STARTED_IN
 from pages.ui.commands import app_command, as_here, core_command
 from pages.ui.state import models, openings, recent, runs, session
@@ -137,17 +136,17 @@ def _named() -> None:
 def _drop() -> None:
     number = session.widget("drop number") or 0
     st.file_uploader(
-        "Drop a network, or a plan for the one you look at",
+        "Drop a network, or a plan or work for the one you look at",
         accept_multiple_files=True,
         max_upload_size=dropped.LARGEST_MB,
         help="`.onnx` with its data in a `.npz` and weights beside it in a `.onnx.data`; `.safetensors` for sizes and "
-        "spectra; a plan in a `.json`. They are read as data, and kept for a week where only you can name them. Code "
-        "is never uploaded: `.py`, `.pt2` and `.pt` open by their path.",
+        "spectra; a plan in a `.json`; the work of a session in a `.jsonl`. They are read as data, and kept for a week "
+        "where only you can name them. Code is never uploaded: `.py`, `.pt2` and `.pt` open by their path.",
         key=f"drop {number}",
         on_change=_dropped,
         args=(number,),
     )
-    st.caption("`.onnx` with its `.npz`, `.safetensors`, or a plan (`.json`); never code.")
+    st.caption("`.onnx` with its `.npz`, `.safetensors`, a plan (`.json`) or a work (`.jsonl`); never code.")
 
 
 def _dropped(number: int) -> None:
@@ -167,16 +166,14 @@ def take_plan(workspace: Workspace | Inventory) -> None:
     try:
         if isinstance(workspace, Inventory):
             raise LowRankError("these are weights without a model, which no plan is for")
-        if file.stat().st_size > LARGEST_BYTES:
-            raise LowRankError("it is larger than any plan")
-        taken = plan_from_file.take(workspace, file.read_bytes())
+        content = file.read_bytes()
     except (LowRankError, OSError) as error:
         openings.say(f"{file.name} is not used: {error}")
         return
-    more = " ".join([taken.correction, *taken.warnings]).strip()
-    openings.say(
-        f"{file.name} is the plan now; Undo on the page Ranks brings the one before it back. {more}", "success"
-    )
+    lines = open_file.take(workspace, file.name, content)
+    first = next(line for how, line in lines if how in ("success", "error"))
+    more = " ".join(line for _, line in lines if line != first)
+    openings.say(f"{first} {more}".strip(), "error" if lines[0][0] == "error" else "success")
 
 
 # ---- under way ------------------------------------------------------------------------------------------------------

@@ -95,16 +95,17 @@ def _needs_a_model(stock: Inventory) -> None:
 
 def _choose_another() -> None:
     st.markdown("Choose another model to go on:")
-    pick_model(models.choose)
+    pick_model(models.choose, another=True)
 
 
-def pick_model(begin: Callable[[str], None] = openings.begin) -> None:
+def pick_model(begin: Callable[[str], None] = openings.begin, *, another: bool = False) -> None:
     """Choose which model to look at: one given at the start, a built-in one, or one that this session has opened.
 
-    begin: what is done for one of those that has to be opened anew.
+    begin: what is done for one of those that has to be opened anew. another: the one that was chosen cannot be looked
+    at, so none is marked.
     """
     addresses, current = (*models.offered(), *models.also_opened()), models.chosen()
-    session.set_widget("model choice", current if current in addresses else None)
+    session.set_widget("model choice", current if current in addresses and not another else None)
     st.radio(
         "Model",
         addresses,

@@ -96,22 +96,19 @@ def blocks(layers: Iterable[Layer], *, called: bool = True) -> list[dict[str, An
     return rows
 
 
-def cost_shares(profile: ModelProfile, most: int = 30) -> list[tuple[str, float, float]]:
-    """(name, share of multiplies, share of bytes) of the costliest layers in order of execution, then all the rest."""
-    total = plan_cost(profile)
-    costs = {layer.name: dense_cost(layer) for layer in profile.layers}
+def cost_shares(profile: ModelProfile) -> list[dict[str, Any]]:
+    """One row per layer in order of execution, and one for all outside of them: shares of multiplies and of bytes."""
+    total, rest = plan_cost(profile), profile.rest
+    costs = [(layer.name, dense_cost(layer)) for layer in profile.layers]
+    every = [*((name, cost.multiplies, cost.bytes) for name, cost in costs), (OTHERS, rest.multiplies, rest.bytes)]
+    return [
+        {"layer": name, "multiplies": multiplies / (total.multiplies or 1), "bytes": stored / (total.bytes or 1)}
+        for name, multiplies, stored in every
+    ]
 
-    def shares(multiplies: int, stored: int) -> tuple[float, float]:
-        return multiplies / (total.multiplies or 1), stored / (total.bytes or 1)
 
-    share_of = {name: shares(cost.multiplies, cost.bytes) for name, cost in costs.items()}
-    costliest = sorted(costs, key=lambda name: max(share_of[name]), reverse=True)[:most]
-    rows = [(name, *share_of[name]) for name in costs if name in costliest]
-    others = [costs[name] for name in costs if name not in costliest]
-    if others:
-        summed = shares(sum(c.multiplies for c in others), sum(c.bytes for c in others))
-        rows.append((f"{len(others)} other layers", *summed))
-    return [*rows, ("outside the layers", *shares(profile.rest.multiplies, profile.rest.bytes))]
+OTHERS = "outside the layers"
+"""What is left of a network beside its compressible layers."""
 
 
 def plan_rows(profile: ModelProfile, plan: RankPlan) -> list[dict[str, Any]]:

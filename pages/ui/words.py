@@ -164,6 +164,15 @@ def interval(workspace: Workspace, measured: Score) -> str:
     return f"{scale * measured.drop_low:{digits}} to {scale * measured.drop_high:{digits}}".replace("-", "−")
 
 
+def begun(words: str) -> str:
+    """A step of work as a sentence begins; names keep their capitals.
+
+    >>> begun("the ONNX model: reloading in a fresh process")
+    'The ONNX model: reloading in a fresh process'
+    """
+    return words[:1].upper() + words[1:]
+
+
 def verdict(workspace: Workspace, measured: Score) -> str:
     """A measured score with its paired interval, as one line, and that of each output where there are several."""
     if measured.not_finite:

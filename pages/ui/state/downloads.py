@@ -75,6 +75,17 @@ def keep_written(workspace: Workspace, kind: str, source: Candidate | Tuned, exp
     keep_newest(_exports(), MOST_EXPORTED_BYTES)
 
 
+def made(kind: str, about: object) -> bytes | None:
+    """What was made last of that kind for this session, if it is about the same."""
+    latest: tuple[object, bytes] | None = st.session_state.get(f"made {kind}")
+    return latest[1] if latest and latest[0] == about else None
+
+
+def keep_made(kind: str, about: object, content: bytes) -> None:
+    """Remember it, in place of what was made before."""
+    st.session_state[f"made {kind}"] = (about, content)
+
+
 def refused(kind: str, source: Candidate | Tuned) -> str | None:
     """Why the latest file of that kind was not saved, if it was of this candidate and answered otherwise than it."""
     latest: tuple[Candidate | Tuned, str] | None = st.session_state.get(f"refused {kind}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 
 import streamlit as st
 
 from lowrank_core.builtin import POINTS
-from lowrank_core.measure.ledger import Ledger, score_key
+from lowrank_core.measure.ledger import VERSION, Ledger, score_key
 from lowrank_core.measure.measurement import Figure, measurement
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
@@ -20,7 +21,7 @@ from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score
 from lowrank_core.store.room import Recent
 from lowrank_core.workspace import Workspace
-from pages.ui.state import looks, models, plans
+from pages.ui.state import looks, models, on_disk, plans
 from pages.ui.state.session import session_id
 
 MOST_SESSIONS = 200
@@ -83,10 +84,14 @@ def measured(workspace: Workspace, plan: RankPlan) -> Score | None:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A score that was measured on all samples, now or before the server was started, and with which correction."""
+    """A score that was measured on all samples, now or before the server was started, and with which correction.
+
+    opened: elsewhere, on these weights and data, and taken from a file of this session's.
+    """
 
     score: Score
     correction: Correction | None
+    opened: bool = False
 
     @property
     def how(self) -> str:
@@ -96,9 +101,10 @@ class Known:
         >>> Known(Score("top-1", 0.5, 0.9, 10, True, None, None, 0.4, None, None), None).how
         'without correction'
         """
+        of = ", as the opened file says" if self.opened else ""
         if self.correction is None:
-            return "without correction"
-        return self.correction.depth or f"{self.correction.kind} correction"
+            return f"without correction{of}"
+        return f"{self.correction.depth or f'{self.correction.kind} correction'}{of}"
 
 
 def known(workspace: Workspace, plan: RankPlan) -> Known | None:
@@ -108,11 +114,41 @@ def known(workspace: Workspace, plan: RankPlan) -> Known | None:
     """
     asked = plans.candidate(workspace, plan)
     others = (workspace.thorough, workspace.correction, None) if plan.choices else ()
-    for candidate in dict.fromkeys((asked, *(Candidate(plan, correction) for correction in others))):
+    candidates = tuple(dict.fromkeys((asked, *(Candidate(plan, correction) for correction in others))))
+    for candidate in candidates:
         score = _known(workspace, candidate)
         if score is not None:
             return Known(score, candidate.correction)
+    opened = _opened(workspace)
+    for candidate in candidates:
+        told = opened.get(_score_key(candidate))
+        if isinstance(told, Score):
+            return Known(told, candidate.correction, opened=True)
     return None
+
+
+def keep_opened(workspace: Workspace, scores: Iterable[tuple[str, Score]]) -> None:
+    """Take scores from a file of this session's, which says that they are of these weights and data.
+
+    Only this session is shown them, and no file that is exported holds them: nobody here has measured them.
+    """
+    ledger = _opened(workspace)
+    for key, score in scores:
+        ledger.remembered(key, partial(_itself, score))
+
+
+def _itself(score: Score) -> Score:
+    return score
+
+
+def _opened(workspace: Workspace) -> Ledger:
+    """The scores that this session has taken from files, kept beside its plans under the name of what they are of."""
+    ledgers: dict[str, Ledger] = st.session_state.setdefault("scores from files", {})
+    under = workspace.name_for("scores", VERSION)
+    if under not in ledgers:
+        owner = plans.owner()
+        ledgers[under] = Ledger(on_disk.file_of(workspace.profile.fingerprint, f"-{under}.scores.jsonl", owner))
+    return ledgers[under]
 
 
 def _known(workspace: Workspace, candidate: Candidate) -> Score | None:

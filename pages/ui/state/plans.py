@@ -55,6 +55,11 @@ def plan(workspace: Workspace) -> RankPlan:
     return history(workspace).plan
 
 
+def history_if_any(workspace: Workspace) -> History | None:
+    """The plans of this session for this model; None where there are none yet, and none are made for it."""
+    return _loaded(workspace)
+
+
 def plan_if_made(workspace: Workspace) -> RankPlan | None:
     """The plan as it stands; None where the first one has still to be found, for which every layer is factorised."""
     current = _loaded(workspace)
@@ -79,7 +84,7 @@ def set_history(workspace: Workspace, history: History) -> None:
     fingerprint, file = workspace.profile.fingerprint, _file(workspace)
     st.session_state["histories"][fingerprint] = history
     try:
-        saved = history_file.save(file, _kept()[fingerprint], history, workspace.profile)
+        saved = history_file.save(file, _kept().get(fingerprint, Kept(history)), history, workspace.profile)
     except (OSError, LowRankError) as error:
         on_disk.say_unwritable(file, error)
         return
@@ -241,7 +246,12 @@ def _kept() -> dict[str, Kept]:
 
 
 def _file(workspace: Workspace) -> Path:
-    return on_disk.file_of(workspace.profile.fingerprint, ".json", _session_viewed() if session.viewed() else "")
+    return on_disk.file_of(workspace.profile.fingerprint, ".json", owner())
+
+
+def owner() -> str:
+    """The session whose plans are shown where it is not this one; "" for this one."""
+    return _session_viewed() if session.viewed() else ""
 
 
 def candidate(workspace: Workspace, plan: RankPlan | None = None) -> Candidate:
