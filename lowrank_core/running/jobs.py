@@ -6,8 +6,10 @@ cancelled or killed and is started again goes on where it was.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, replace
@@ -69,6 +71,7 @@ class Job(Generic[T]):
             self._run(work)
             return
         self._thread = threading.Thread(target=self._run, args=(work,), name=label, daemon=True)
+        _at_work.add(self)
         self._thread.start()
 
     @property
@@ -144,3 +147,20 @@ class Job(Generic[T]):
                 ours = isinstance(error, LowRankError)
                 end["error"] = str(error) if ours else f"{self.label} failed: {type(error).__name__}: {error}"
         self._change(progress=Progress(), over=True, **end)
+
+
+END_SECONDS = 3.0
+"""How long the end of the process waits for jobs at most, in all."""
+
+_at_work: weakref.WeakSet[Job[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _call_off() -> None:
+    """A thread that is inside PyTorch when Python ends takes the process down with an error: jobs end before that."""
+    until = time.monotonic() + END_SECONDS
+    left = [job for job in _at_work if not job.snapshot.over]
+    for job in left:
+        job.cancel()
+    for job in left:
+        job._thread.join(max(0.0, until - time.monotonic()))
