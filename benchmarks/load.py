@@ -327,7 +327,7 @@ class Visitor:
         box = self.page.get_by_role("combobox", name="Rule")
         await box.click()
         await box.fill("Uniform")
-        await self.page.get_by_role("option", name="Uniform", exact=True).click()
+        await self.page.get_by_role("option", name=re.compile("^Uniform:")).click()
         await self.page.get_by_text("The same share of the largest paying rank").wait_for()
         await self.at_rest()
         budget = self.page.get_by_role("slider", name="Multiplies budget")

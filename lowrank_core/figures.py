@@ -126,7 +126,8 @@ def score_text(value: float, *, percent: bool) -> str:
 def drop_text(value: float, *, percent: bool) -> str:
     """What a score has lost, in percentage points where it is a percentage.
 
-    >>> drop_text(0.00753, percent=True), drop_text(-0.00753, percent=False)
-    ('0.753 points', '-0.00753')
+    >>> drop_text(0.00753, percent=True), drop_text(0.01, percent=True), drop_text(-0.00753, percent=False)
+    ('0.753 points', '1 point', '-0.00753')
     """
-    return f"{100 * value:.3g} points" if percent else f"{value:.3g}"
+    figure = f"{100 * value if percent else value:.3g}"
+    return f"{figure} point{'' if figure == '1' else 's'}" if percent else figure

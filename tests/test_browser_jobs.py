@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
@@ -38,11 +39,11 @@ def press(name: str) -> Callable[[Page], None]:
     return start
 
 
-def search_all_samples(page: Page) -> None:
+def search_all_samples(page: Page, count: int = SAMPLES) -> None:
     choose(page, "Uniform")
     page.get_by_text("Layers, methods, measurement").click()
-    samples = page.get_by_role("spinbutton", name="Samples per trial").last
-    samples.fill(str(SAMPLES))
+    samples = page.get_by_role("spinbutton", name="Evaluation samples per trial").last
+    samples.fill(str(count))
     samples.press("Enter")
     rest(page)
     press("Start search")(page)
@@ -105,9 +106,15 @@ def under_way(page: Page, kind: Kind) -> None:
 
 
 @pytest.fixture(scope="module")
-def slow(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the slow model lies; it is quick while there is a file "go"."""
+    return tmp_path_factory.mktemp("slow")
+
+
+@pytest.fixture(scope="module")
+def slow(serve: Callable[..., str], folder: Path) -> str:
     """A model of which everything takes long."""
-    return serve(slow_network(tmp_path_factory.mktemp("slow"), 0.2, SAMPLES))
+    return serve(slow_network(folder, 0.2, SAMPLES))
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +183,59 @@ def test_a_job_outlives_a_page_switch_and_a_refresh_and_is_one_for_all(
         somebody.context.close()
         under_way(page, kind)  # it ends when both have called it off
     call_off(page, kind)
+
+
+@pytest.mark.parametrize("name", ["search", "training"])
+def test_button_progress_cancel_and_outcome_are_on_one_screen(name: str, slow: str, page: Page) -> None:
+    kind = KINDS[name]
+    for width, height in ((1440, 900), (1024, 768), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.goto(f"{slow}/{kind.page.replace('-', '_')}")
+        kind.start(page)
+        under_way(page, kind)
+        main = page.get_by_test_id("stMain")
+        for part in (
+            main.get_by_role("button", name="Start").last,
+            main.get_by_role("button", name="Cancel"),
+            line(page, kind),
+            page.locator(".st-key-outcome .js-plotly-plot" if name == "search" else ".st-key-outcome"),
+        ):
+            expect(part).to_be_in_viewport(ratio=0.5)
+        call_off(page, kind)
+
+
+def test_a_job_that_is_over_is_in_the_title_until_it_is_looked_at_and_can_be_put_away(
+    slow: str, folder: Path, page: Page
+) -> None:
+    def search(count: int) -> None:
+        (folder / "go").unlink(missing_ok=True)
+        search_all_samples(page, count)
+        under_way(page, KINDS["search"])
+
+    page.goto(f"{slow}/Search")
+    search(SAMPLES - 1)
+    look_elsewhere(page)
+    expect(badge(page, KINDS["search"], "since")).to_be_visible()
+    (folder / "go").touch()
+    expect(badge(page, KINDS["search"], "done")).to_be_visible()
+    expect(page).to_have_title("✓ Search done · Rank Explorer")
+    side = page.get_by_test_id("stSidebar")
+    size = "link => getComputedStyle(link.querySelector('p')).fontSize"
+    assert badge(page, KINDS["search"], "done").evaluate("p => getComputedStyle(p).fontSize") == side.get_by_role(
+        "link", name="Spectra"
+    ).evaluate(size)
+    side.get_by_role("button", name="Put away").click()
+    expect(badge(page, KINDS["search"], "done")).to_have_count(0)
+    expect(page).to_have_title("Model · Rank Explorer")
+    page.reload()
+    expect(page.get_by_role("heading", name="Where the cost is")).to_be_visible()
+    expect(badge(page, KINDS["search"], "done")).to_have_count(0)
+
+    page.get_by_test_id("stSidebar").get_by_role("link", name="Search", exact=True).click()
+    expect(page.get_by_role("button", name="Start search").last).to_be_enabled()
+    page.evaluate("document.hasFocus = () => false")  # the person is in another tab
+    search(SAMPLES - 2)
+    (folder / "go").touch()
+    expect(page).to_have_title("✓ Search done · Rank Explorer")
+    page.evaluate("document.hasFocus = () => true; dispatchEvent(new Event('focus'))")
+    expect(page).to_have_title("Search · Rank Explorer")

@@ -617,7 +617,8 @@ def test_a_score_that_gets_worse_by_rising_is_told_so():
     drop = Score("top-1 accuracy", 0.95, 0.97, 797, True, 0.94, 0.96, 0.02, 0.01, 0.03)
     assert words.change(text, rise, "against dense") == "+2.00 against dense (95 %: +1.50 to +2.75)"
     assert words.change(digits, drop, "against dense") == "−2.00 points against dense (95 %: −3.00 to −1.00)"
-    assert [words.loss_title(text), words.loss_title(digits)] == ["Rise", "Drop, points"]
+    assert [words.change_title(text), words.change_title(digits)] == ["Change", "Change, points"]
+    assert [words.interval(text, rise), words.interval(digits, drop)] == ["+1.50 to +2.75", "−3.00 to −1.00"]
     assert [words.axis(text), words.axis(digits)] == ["Perplexity, lower is better", "Top-1 accuracy"]
 
 
@@ -662,11 +663,15 @@ def test_spectra_of_weights_are_a_job_that_other_pages_show(
         lambda: Job("Spectra of large", lambda: spectra.all_spectra(stock)),
     )
     page = page.switch_page("pages/1_Model.py").run()
-    assert "Spectra of large · since" in text(page)
+    assert any("Spectra of large · since" in label for label in links(page))
     hold.set()
     assert job.wait().error is None
     page = page.run()
-    assert "Spectra of large · done" in text(page)
+    assert "Spectra of large · done" in links(page)
     page = page.switch_page("pages/2_Spectra.py").run()
     page = page.switch_page("pages/1_Model.py").run()
-    assert "Spectra of large" not in text(page)
+    assert not any("Spectra of large" in label for label in links(page))
+
+
+def links(page: AppTest) -> list[str]:
+    return [link.proto.label for link in page.get("page_link")]

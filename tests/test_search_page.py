@@ -1,6 +1,7 @@
 """The page Search without a browser: any rule, what it is asked, what is shown of it, and the plan that is adopted."""
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,14 +20,14 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.running.jobs import Job
+from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.scoring.scores import Score
 from lowrank_core.selection import RULES, make
 from lowrank_core.selection._problem import Problem, Trial
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
-from pages.ui import devices, goals, question, tables
+from pages.ui import devices, goals, question, tried
 from pages.ui.asked import from_json, to_json
 from pages.ui.devices import Device
 from pages.ui.question import Question, Search
@@ -162,7 +163,7 @@ def test_what_is_asked_reaches_the_rule(opened: Open, planted: type[Planted], wo
     labelled(page, "multiselect", "Methods").set_value(["svd", "tucker2"])
     labelled(page, "multiselect", "Layers that stay dense").set_value(["conv1"])
     labelled(page, "selectbox", "Ranks in multiples of").set_value(8)
-    labelled(page, "number_input", "Samples per trial").set_value(100)
+    labelled(page, "number_input", "Evaluation samples per trial").set_value(100)
     press(page, "Start search")
     problem, dense = planted.asked[-1][1], plan_cost(workspace.profile)
     assert dict(problem.budgets) == pytest.approx({"multiplies": 0.8 * dense.multiplies, "bytes": 0.9 * dense.bytes})
@@ -193,22 +194,22 @@ def test_only_what_a_rule_serves_is_offered(
     assert labelled(page, "number_input", "Largest drop of the top-1 accuracy, points").value == 1.0
 
 
-def test_trials_answer_and_dense_are_on_the_chart(opened: Open, planted: type[Planted], workspace: Workspace) -> None:
+def test_trials_answer_and_dense_are_on_one_axis(opened: Open, planted: type[Planted], workspace: Workspace) -> None:
+    """All stand by their paired change against dense on their own samples, whatever those are."""
     page = press(opened("planted"), "Start search")
     drawn, (_, problem) = traces(page), planted.asked[-1]
     plans = [problem.plan({**CONVOLUTIONS, "fc1": Choice("svd", (rank,))}) for rank in (*RANKS, RANKS[-1])]
     dense = plan_cost(workspace.profile).multiplies
-    assert drawn["trials"]["x"] == pytest.approx([plan_cost(workspace.profile, p).multiplies / dense for p in plans])
+    assert drawn["tried"]["x"] == pytest.approx([plan_cost(workspace.profile, p).multiplies / dense for p in plans])
     whole = replace(problem, correct_by=None).measure(plans[-1])  # with the thorough correction
     scores = [*(problem.measure(plan, samples=64) for plan in plans[:-1]), whole]
-    dense_score, _ = models.dense_score(workspace)
-    assert drawn["trials"]["y"] == pytest.approx([dense_score + score.value - score.dense for score in scores])
-    assert (drawn["answer"]["x"], drawn["answer"]["y"]) == (drawn["trials"]["x"][-1:], drawn["trials"]["y"][-1:])
-    assert drawn["dense"]["x"] == [1.0]
+    assert drawn["tried"]["y"] == pytest.approx([-100 * score.drop for score in scores])
+    assert (drawn["answer"]["x"], drawn["answer"]["y"]) == (drawn["tried"]["x"][-1:], drawn["tried"]["y"][-1:])
+    assert (drawn["dense"]["x"], drawn["dense"]["y"]) == ([1.0], [0.0])
     assert "earlier searches" not in drawn
     page = press(labelled(page, "slider", "Multiplies budget").set_value(99.0).run(), "Start search")
     assert traces(page)["earlier searches"]["x"] == drawn["answer"]["x"]
-    against = next(g for g in page.get("button_group") if g.label == "Score against")
+    against = next(g for g in page.get("button_group") if g.label == "Change against")
     bytes_share = plan_cost(workspace.profile, plans[-1]).bytes / plan_cost(workspace.profile).bytes
     assert traces(against.set_value("bytes").run())["answer"]["x"] == pytest.approx([bytes_share])
 
@@ -235,7 +236,7 @@ def test_a_plan_is_adopted_and_can_be_undone(opened: Open, workspace: Workspace)
 
 def test_any_trial_can_be_adopted(opened: Open, planted: type[Planted]) -> None:
     page = press(opened("planted"), "Start search")
-    trial = labelled(page, "selectbox", "Trial")
+    trial = labelled(page, "selectbox", "Plan")
     assert trial.options[trial.index].endswith("the answer")
     page = press(trial.select_index(0).run(), "Adopt this plan")
     assert histories(page).plan.get("fc1") == Choice("svd", RANKS[:1])
@@ -255,7 +256,7 @@ def test_the_adopted_plan_keeps_the_samples_that_it_was_corrected_on(opened: Ope
     page = opened("planted")
     labelled(page, "text_input", "Remark").set_value("more samples")
     page = press(page, "Start search")
-    page = press(labelled(page, "selectbox", "Trial").select_index(0).run(), "Adopt this plan")
+    page = press(labelled(page, "selectbox", "Plan").select_index(0).run(), "Adopt this plan")
     assert histories(page).correction.samples == 300
     assert "This is the plan now" in " ".join(each.value for each in page.markdown)
 
@@ -279,7 +280,7 @@ def test_a_rule_that_fails_is_one_clear_text_and_what_it_measured_stays(opened: 
     page = press(opened("planted"), "Start search")
     assert not page.exception
     assert [error.value for error in page.error] == ["Search\\: Planted failed\\: ZeroDivisionError\\: by zero"]
-    assert len(traces(page)["trials"]["x"]) == 1
+    assert len(traces(page)["tried"]["x"]) == 1
     assert list(page.dataframe[-1].value["Ended"]) == ["failed"]
 
 
@@ -371,20 +372,90 @@ def test_a_device_sets_the_budget_of_bytes(opened: Open, workspace: Workspace, m
     assert "what cannot be factorised is too large alone" in text(page)
 
 
-def test_trials_on_other_samples_stand_by_their_difference_to_dense(workspace: Workspace) -> None:
-    plan = RankPlan.of(workspace.profile.fingerprint, {"fc1": Choice("svd", (4,))})
-    cost = plan_cost(workspace.profile, plan)
+def score_of(drop: float, samples: int = 100, within: bool | None = None, half: float | None = 0.01) -> Score:
+    low, high = (None, None) if half is None else (drop - half, drop + half)
+    return Score("top-1 accuracy", 0.95 - drop, 0.95, samples, True, 0.8, 0.99, drop, low, high, within)
 
-    def dot(samples: int) -> tables.Dot:
-        score = Score("top-1 accuracy", 0.90, 0.95, samples, True, 0.85, 0.93, 0.05, 0.02, 0.1)
-        found = tables.dot(workspace, Trial(Candidate(plan), cost, score), "bytes", "found", (0.97, 797))
-        assert found is not None
-        return found
 
-    assert (dot(797).y, dot(797).says) == (0.90, "found")
-    few = dot(100)
-    assert (few.y, few.low, few.high) == pytest.approx((0.92, 0.87, 0.95))
-    assert few.says == "found; by its difference to dense on 100 samples"
+def trial_of(workspace: Workspace, score: Score, rank: int = 4, note: str = "") -> Trial:
+    plan = RankPlan.of(workspace.profile.fingerprint, {"fc1": Choice("svd", (rank,))})
+    return Trial(Candidate(plan), plan_cost(workspace.profile, plan), score, note)
+
+
+def test_a_mark_stands_by_its_change_with_the_reason_beside_it(workspace: Workspace) -> None:
+    found = tried.mark(workspace, trial_of(workspace, score_of(0.05), note="too far"), "bytes", "key", says="refuted")
+    assert found is not None
+    assert (found.y, found.low, found.high) == pytest.approx((-5, -6, -4))
+    assert found.says == "refuted. too far. −5.00 points against dense (95 %: −6.00 to −4.00) on 100 samples"
+    broken = replace(score_of(inf), not_finite=3)
+    assert tried.mark(workspace, trial_of(workspace, broken), "bytes", "key") is None
+
+
+def test_verdicts_are_those_of_the_test_where_there_was_one_else_of_the_interval(workspace: Workspace) -> None:
+    tests, walks = (Question(make(rule, {}), max_drop=0.01) for rule in ("budget", "bisection"))
+    within_budget = Question(make("budget", {}), (("bytes", 0.5),))
+
+    def verdict(asked: Question, score: Score, limit: float | None) -> str | None:
+        return tried.verdict(workspace, asked, score, limit)
+
+    assert [verdict(tests, score_of(0.0, within=known), 0.01) for known in (True, False, None)] == [
+        *("shown within", "refuted", "undecided")
+    ]
+    for asked in (walks, within_budget):
+        assert [verdict(asked, score_of(drop), 0.02) for drop in (0.0, 0.02, 0.04)] == [
+            *("shown within", "undecided", "refuted")
+        ]
+    assert verdict(walks, score_of(0.0, half=None), 0.01) == "undecided"
+    assert verdict(tests, replace(score_of(inf), not_finite=1), 0.01) == "refuted"
+    assert verdict(within_budget, score_of(0.5), None) is None
+
+
+def test_what_is_said_of_a_verdict(workspace: Workspace) -> None:
+    asked, all_samples = Question(make("budget", {}), max_drop=0.01), len(workspace.reference)
+
+    def said(score: Score) -> str:
+        return tried.sentence(workspace, asked, score, 0.01)
+
+    assert said(score_of(0.25, 64, False)) == (
+        "Decided on 64 samples: it drops by more than 1 point; −25.00 points on these (95 %: −26.00 to −24.00)."
+    )
+    assert said(score_of(0.0, all_samples)).endswith(
+        "Undecided: 797 samples cannot tell whether it drops by at most 1 point."
+    )
+    assert said(score_of(0.0, all_samples, True)).endswith(". It is shown that it drops by at most 1 point.")
+    assert tried.short(workspace, score_of(0.25, 64, False), "refuted") == "refuted, decided on 64 samples"
+    assert tried.short(workspace, score_of(0.25, 64), None) == "70.00 %"
+
+
+def finished(workspace: Workspace, rule: str, trial: Trial | None, **asked: float) -> Search:
+    found = () if trial is None else (trial,)
+    wish = Question(make(rule, {}), tuple(asked.items()))
+    return Search(wish, Snapshot(found, over=True, cancelled=trial is None))
+
+
+def test_the_best_search_is_shown_and_the_sign_of_a_loss_is_one(workspace: Workspace) -> None:
+    small, large = (trial_of(workspace, score_of(0.01), rank) for rank in (4, 20))
+    lossy = trial_of(workspace, score_of(0.2), 20)
+    listed = [
+        finished(workspace, "budget", small, multiplies=0.5),
+        finished(workspace, "uniform", lossy, multiplies=0.6),
+        finished(workspace, "balf", large, multiplies=0.7),
+        finished(workspace, "lc", None),
+    ]
+
+    def best(keeps: Callable[[Trial], bool] = lambda trial: True, some: list[Search] = listed) -> int:
+        return tried.best(some, "multiplies", keeps)
+
+    assert best() == 0, "no other one costs less and loses less"
+    assert best(lambda trial: trial == large) == 2, "a goal comes first"
+    assert best(some=[*listed, listed[0]]) == 4, "of equals the latest"
+    assert best(some=listed[3:]) == 0
+
+    row, *_ = tried.rows(workspace, listed, lambda asked: 0.03)
+    assert (row["Change"], row["95 %"], row["Verdict"]) == (pytest.approx(-1), "−2.00 to +0.00", "shown within")
+    early = [finished(workspace, "budget", trial_of(workspace, score_of(0.01, 64, True)))]
+    (row,) = tried.rows(workspace, early, lambda asked: 0.03)
+    assert row["Score"] is None, "what ended with a verdict is no score"
 
 
 def test_sizes_of_flash_as_they_are_typed() -> None:
@@ -497,12 +568,59 @@ def test_a_job_is_seen_on_other_pages_until_its_own_was_looked_at(
     job = Job("Search: Planted", lambda: question.ask(shown, asked, models.cache().points))
     jobs.searches().begin(page.session_state["session"], key(shown), asked, lambda: job)
     page = page.switch_page("pages/1_Model.py").run()
-    assert "Search: Planted · since" in text(page).replace("\\", "")
+    assert any("Search: Planted · since" in label for label in links(page))
     hold.set()
     assert job.wait().error is None
     page = page.run()
-    assert "Search: Planted · done" in text(page).replace("\\", "")
+    assert "Search: Planted · done" in links(page)
     page = page.switch_page("pages/4_Search.py").run()
-    assert "· done" not in text(page)
+    assert not any("Planted" in label for label in links(page))
     page = page.switch_page("pages/1_Model.py").run()
-    assert "Search: Planted" not in text(page).replace("\\", "")
+    assert not any("Planted" in label for label in links(page))
+
+
+def links(page: AppTest) -> list[str]:
+    return [link.proto.label.replace("\\", "") for link in page.get("page_link")]
+
+
+def test_a_job_that_is_over_is_put_away_and_stays_away_until_it_is_asked_again(opened: Open) -> None:
+    page = press(opened("uniform"), "Start search")
+    session, job = page.session_state["session"], jobs.searches().of_session(page.session_state["session"])[0].job
+    jobs.searches.clear()
+    shown = models.open_model("builtin:digits-cnn", "")
+    jobs.searches().begin(session, models.key(shown), Question(make("uniform", {})), lambda: job)
+    page = page.switch_page("pages/1_Model.py").run()
+    assert "Search: Uniform · done" in links(page)
+    page = press(page, "Put away")
+    again = opened("uniform", w=session).switch_page("pages/1_Model.py").run()  # as another tab, or after a reload
+    for one in (page, again):
+        assert not any("Uniform" in label for label in links(one))
+    jobs.searches().begin(session, models.key(shown), Question(make("uniform", {})), lambda: job)
+    assert "Search: Uniform · done" in links(page.run())
+
+
+def test_the_list_of_rules_begins_with_the_recommended_one_and_says_a_line_of_each(opened: Open) -> None:
+    page = opened("budget")
+    rules = page.selectbox(key="search rule").options
+    assert rules[0] == "Budget (recommended): least loss in a budget"
+    assert len(rules) == len(RULES)
+    assert all(": " in rule for rule in rules)
+    assert labelled(page, "multiselect", "Methods").placeholder.startswith("Usual: ")
+    assert "Make smallest" not in [box.label for box in page.selectbox], "a budget is not spent on anything else"
+    assert "Make smallest" in [box.label for box in goal(page, "max_drop").selectbox]
+
+
+def test_the_floor_of_the_goals_is_the_drop_that_is_asked_for(opened: Open) -> None:
+    page = opened("budget")
+    floor = labelled(page, "number_input", "Top-1 accuracy at least, %")
+    dense, _ = models.dense_score(models.open_model("builtin:digits-cnn", ""))
+    page = floor.set_value(98.0).run()
+    drop = labelled(page, "number_input", "Largest drop of the top-1 accuracy, points")
+    assert drop.value == pytest.approx(100 * dense - 98, abs=1e-4)
+
+
+def test_a_search_says_what_it_takes_before_it_starts_or_that_it_is_not_known(opened: Open) -> None:
+    page = opened("uniform")
+    assert re.search(r"At most 1 measurement, about \d+ s on this machine", text(page))
+    page = labelled(page, "slider", "Multiplies budget").set_value(0.1).run()
+    assert "What it takes is not known" in text(page)

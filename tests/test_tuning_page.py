@@ -1,6 +1,7 @@
 """The page Fine-tune without a browser: what is asked, curves and figures, weights kept and sent to Export."""
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from lowrank_core.selection import make
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.files import scratch
 from lowrank_core.training import sweep
-from lowrank_core.training.finetune import Epoch
+from lowrank_core.training.finetune import Epoch, training_data
 from lowrank_core.training.recipe import Settings
 from lowrank_core.workspace import Workspace
 from pages.ui import compare, tuning, words
@@ -170,7 +171,7 @@ def test_settings_are_drawn_from_their_fields_and_reach_the_training(opened: Ope
     rate.set_value(0.02)
     labelled(page, "selectbox", "Learn from").set_value("both")
     labelled(page, "selectbox", "What learns").set_value("everything")
-    number(page, "Batch", 50)
+    number(page, "Batch, samples", 50)
     number(page, "Seeds", 2)
     start_from(page, "both")
     page = press(page, "Start training")
@@ -602,3 +603,26 @@ def test_titles_say_what_was_asked(workspace: Workspace) -> None:
         "Sweep: Uniform at 30 %, 50 % of the bytes, 9 epochs"
     )
     assert isinstance(hash(Tuned(plan, settings, 0, 1, 1, 0.0, None)), int)
+
+
+# ---- what it takes --------------------------------------------------------------------------------------------------
+
+
+def test_a_training_says_what_it_takes_before_it_starts_in_epochs_steps_samples_and_seconds(
+    opened: Open, workspace: Workspace, tmp_path: Path
+) -> None:
+    asked = replace(asked_for(workspace, epochs=4, batch=50), seeds=2)
+    steps = -(-len(training_data(workspace)) // 50)
+    (line, *_) = tuning.before_it_starts(workspace, asked, tmp_path)
+    said = re.fullmatch(
+        rf"At most 2 runs of 4 epochs of {steps} steps?, 50 samples in each: about \d+ s on this machine\.", line
+    )
+    assert said, line
+    find = replace(asked, candidate=None, max_drop=0.05)
+    assert re.search(r", about \d+ s of it to find the ranks\.$", tuning.before_it_starts(workspace, find, tmp_path)[0])
+    page = opened()
+    assert "epochs of" in text(page)
+    number(page, "Epochs", 1)
+    page = press(page, "Start training")
+    assert "Done already: it is shown at once" in text(page).replace("\\", "")
+    assert re.search(r"At most about \d+ s on this machine", text(page)), "what more epochs take"

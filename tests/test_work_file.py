@@ -39,7 +39,7 @@ def test_what_is_saved_is_read_to_the_last_member():
     assert work.history == HISTORY
     assert (work.scores, work.under, work.left_out) == ((("key", SCORE),), "under", ())
     assert is_work(FILE)
-    assert FILE == work_file("iris-mlp", HISTORY, [("key", SCORE)], "under")
+    assert work_file("iris-mlp", HISTORY, [("key", SCORE)], "under") == FILE
 
 
 def test_nothing_else_is_in_it():
@@ -50,7 +50,7 @@ def test_nothing_else_is_in_it():
 
 def test_another_networks_work_is_refused_with_both_names():
     other = Workspace.open("builtin:digits-cnn")
-    with pytest.raises(InvalidFile, match="the work on iris-mlp .*and the network here is digits-cnn") as refused:
+    with pytest.raises(InvalidFile, match=r"the work on iris-mlp .*and the network here is digits-cnn") as refused:
         read_work(FILE, other.profile, "digits-cnn")
     assert "\n" not in str(refused.value)
 

@@ -6,6 +6,7 @@ can draw its form. `search(rule, problem)` yields trials as they are made; the l
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from math import isfinite
@@ -29,7 +30,7 @@ class Rule(Protocol):
     """One way to choose ranks; a frozen dataclass. Its docstring's first line says what it does."""
 
     name: ClassVar[str]
-    label: ClassVar[str]
+    label: ClassVar[str]  # beside it a rule may have `line`, what it does in a few words
     source: ClassVar[str]  # who described it
     serves: ClassVar[frozenset[Wish]]  # what it can be asked for; "nothing": its own settings decide
     methods: ClassVar[tuple[str, ...]]  # decompositions as published; () = those the network's layers use first
@@ -48,10 +49,33 @@ RULES: dict[str, type[Any]] = {}
 CLOSED_FORMS = ("balf", "lc", "energy")
 """Rules that measure nothing, those that lose least first (docs/benchmarks/selection.md)."""
 
+RECOMMENDED = "budget"
+"""The rule that loses least at nearly every budget (docs/benchmarks/selection.md)."""
+
 
 def register(rule: type[Any]) -> type[Any]:
     """Enter a rule in `RULES` under its name; raises ValueError where the name is taken."""
     return enter(RULES, rule, "rule")
+
+
+def in_order() -> tuple[str, ...]:
+    """Names of all rules: the recommended one, the usual search within a drop, closed forms, then all by label.
+
+    >>> in_order()[:3]
+    ('budget', 'bisection', 'balf')
+    """
+    first = [name for name in (RECOMMENDED, "bisection", *CLOSED_FORMS) if name in RULES]
+    return (*first, *sorted(RULES.keys() - first, key=lambda name: RULES[name].label))
+
+
+def line_of(rule: Rule | type[Any]) -> str:
+    """What a rule does in a few words: its own `line`, else the first sentence of its docstring.
+
+    >>> line_of(RULES["uniform"])
+    'one share of the rank for all layers'
+    """
+    first = " ".join((inspect.getdoc(rule) or "").split("\n\n")[0].split())
+    return str(getattr(rule, "line", "")) or first.partition(". ")[0].rstrip(".")
 
 
 def make(name: str, settings: dict[str, str]) -> Rule:

@@ -242,6 +242,13 @@ class Problem:
         return load_overlay(model, self.workspace.corrector.alone(model, plan, correction))
 
 
+def tests_samples(workspace: Workspace) -> bool:
+    """Whether samples are right or wrong one by one, so that a test after every batch can decide on a largest drop."""
+    if workspace.opened.evaluate is not None or workspace.reference.dataset.weights is not None:
+        return False
+    return workspace.judged.right_or_wrong
+
+
 def in_closed_form(rule: object, problem: Problem) -> Iterator[Measurements]:
     """What a rule measures that decides in closed form: nothing."""
     return iter(())

@@ -32,6 +32,7 @@ class AimetGreedy:
 
     name: ClassVar[str] = "aimet_greedy"
     label: ClassVar[str] = "AIMET greedy"
+    line: ClassVar[str] = "each layer reaches one common score"
     source: ClassVar[str] = "Kuzmin et al., Taxonomy and Evaluation of Structured Compression, arXiv 2019; AIMET"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget"})
     methods: ClassVar[tuple[str, ...]] = ("spatial_svd", "svd")

@@ -28,6 +28,7 @@ class Alds:
 
     name: ClassVar[str] = "alds"
     label: ClassVar[str] = "ALDS"
+    line: ClassVar[str] = "smallest worst error, in the operator norm"
     source: ClassVar[str] = "Liebenwein, Maalouf, Feldman & Rus, NeurIPS 2021"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "nothing"})
     methods: ClassVar[tuple[str, ...]] = ("svd", "svd_g2", "svd_g4", "svd_g8", "svd_g16", "svd_g32")

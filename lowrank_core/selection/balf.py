@@ -29,6 +29,7 @@ class Balf:
 
     name: ClassVar[str] = "balf"
     label: ClassVar[str] = "BALF"
+    line: ClassVar[str] = "keeps most output energy of the data"
     source: ClassVar[str] = "Gonzalez-Martinez, BALF: budgeted activation-aware low-rank factorization, 2025"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget"})
     methods: ClassVar[tuple[str, ...]] = ("spatial_svd_aware", "svd_aware")

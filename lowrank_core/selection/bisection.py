@@ -25,6 +25,7 @@ class Bisection:
 
     name: ClassVar[str] = "bisection"
     label: ClassVar[str] = "Bisection"
+    line: ClassVar[str] = "lowest ranks within a drop, by halving"
     source: ClassVar[str] = "binary search; Knuth, The Art of Computer Programming 3, 6.2.1, 1973"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "max_drop"})
     methods: ClassVar[tuple[str, ...]] = ()

@@ -23,6 +23,7 @@ class BruteForce:
 
     name: ClassVar[str] = "brute_force"
     label: ClassVar[str] = "Brute force"
+    line: ClassVar[str] = "lowest ranks within a drop, by trying all"
     source: ClassVar[str] = "exhaustive search, the usual baseline"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "max_drop"})
     methods: ClassVar[tuple[str, ...]] = ()

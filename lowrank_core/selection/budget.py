@@ -31,7 +31,7 @@ from lowrank_core.selection._curves import (
     no_plan,
     sharpened,
 )
-from lowrank_core.selection._problem import Problem, Quantity, Trial, Wish, by_drop
+from lowrank_core.selection._problem import Problem, Quantity, Trial, Wish, by_drop, tests_samples
 from lowrank_core.selection._refine import refined
 from lowrank_core.selection._settings import check_settings
 from lowrank_core.selection._whole import FEWEST_HELD_OUT, GLANCE, held_out, judge, mean, scores, with_more_samples
@@ -64,14 +64,16 @@ class Budget:
 
     name: ClassVar[str] = "budget"
     label: ClassVar[str] = "Budget"
+    line: ClassVar[str] = "least loss in a budget"
     source: ClassVar[str] = "Rank Explorer: divergence curves and an exact knapsack"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "max_drop"})
     methods: ClassVar[tuple[str, ...]] = USUAL
     corrects_its_answer: ClassVar[bool] = True
+    tests_its_drop: ClassVar[bool] = True
 
     samples: int = field(
         default=64,
-        metadata={"min": 8, "max": 4096, "label": "Samples", "help": "Unlabelled samples for the curves."},
+        metadata={"min": 8, "max": 4096, "label": "Curve samples", "help": "Unlabelled samples for the curves."},
     )
     refine: int = field(
         default=24,
@@ -86,6 +88,7 @@ class Budget:
         default="multiplies",
         metadata={
             "choices": ("multiplies", "bytes"),
+            "goal": "max_drop",
             "label": "Make smallest",
             "help": "What a largest drop is to be spent on.",
         },
@@ -301,17 +304,9 @@ def _answered(
     yield replace(tried[best], note=told)
 
 
-def _sequential(problem: Problem) -> bool:
-    """Whether samples are right or wrong one by one, so that the sequential test decides."""
-    workspace = problem.workspace
-    if workspace.opened.evaluate is not None or workspace.reference.dataset.weights is not None:
-        return False
-    return workspace.judged.right_or_wrong
-
-
 def _check_decidable(problem: Problem, tolerance: float) -> None:
     """Refuse a drop that could not be shown even if not one sample changed."""
-    have = len(problem.workspace.reference) if _sequential(problem) else 0
+    have = len(problem.workspace.reference) if tests_samples(problem.workspace) else 0
     if have and not is_within(0, 0, have, tolerance):
         needed = next((n for n in (2**k for k in range(40)) if is_within(0, 0, n, tolerance)), None)
         more = "" if needed is None else f"; it takes up to {needed:,}"
@@ -323,7 +318,7 @@ def _check_decidable(problem: Problem, tolerance: float) -> None:
 
 def _is_within(problem: Problem, score: Score, tolerance: float) -> bool:
     """The verdict of the sequential test; of other metrics the upper end of the interval, or the figure itself."""
-    if _sequential(problem):
+    if tests_samples(problem.workspace):
         return bool(score.within)
     return (score.drop if score.drop_high is None else score.drop_high) <= tolerance
 

@@ -49,6 +49,7 @@ class CrossValidation:
 
     name: ClassVar[str] = "cross_validation"
     label: ClassVar[str] = "Cross-validation"
+    line: ClassVar[str] = "lowest ranks that hold on unseen samples"
     source: ClassVar[str] = "Breiman, Friedman, Olshen & Stone, Classification and Regression Trees, 1984 (3.4.3)"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "nothing"})
     methods: ClassVar[tuple[str, ...]] = ()

@@ -23,6 +23,7 @@ class Energy:
 
     name: ClassVar[str] = "energy"
     label: ClassVar[str] = "Energy"
+    line: ClassVar[str] = "one share of energy for all layers"
     source: ClassVar[str] = "Zhang, Zou, He & Sun, TPAMI 2016, and many before"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "nothing"})
     methods: ClassVar[tuple[str, ...]] = ()

@@ -33,6 +33,7 @@ class VariationalBayes:
 
     name: ClassVar[str] = "evbmf"
     label: ClassVar[str] = "EVBMF (MUSCO)"
+    line: ClassVar[str] = "keeps what is above white noise"
     source: ClassVar[str] = (
         "Gusak, Kholyavchenko, Ponomarev, Markeeva, Blagoveschensky, Cichocki & Oseledets, ICCV Workshops 2019; "
         "EVBMF: Nakajima, Sugiyama, Babacan & Tomioka, JMLR 2013"

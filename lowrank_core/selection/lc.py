@@ -30,6 +30,7 @@ class LearningCompression:
 
     name: ClassVar[str] = "lc"
     label: ClassVar[str] = "LC"
+    line: ClassVar[str] = "least cost plus error of the weight"
     source: ClassVar[str] = "Idelbayev & Carreira-Perpinan, CVPR 2020"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget"})
     methods: ClassVar[tuple[str, ...]] = ("spatial_svd", "svd")

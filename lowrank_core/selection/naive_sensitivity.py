@@ -28,6 +28,7 @@ class NaiveSensitivity:
 
     name: ClassVar[str] = "naive_sensitivity"
     label: ClassVar[str] = "Naive sensitivity"
+    line: ClassVar[str] = "sensitive layers get more rank"
     source: ClassVar[str] = "after Han et al., Learning both Weights and Connections, NeurIPS 2015 (section 3)"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "max_drop"})
     methods: ClassVar[tuple[str, ...]] = ()

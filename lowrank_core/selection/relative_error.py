@@ -26,6 +26,7 @@ class RelativeError:
 
     name: ClassVar[str] = "relative_error"
     label: ClassVar[str] = "Relative error"
+    line: ClassVar[str] = "one relative error for all layers"
     source: ClassVar[str] = "Eckart & Young, Psychometrika 1936: truncation to a prescribed accuracy"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "nothing"})
     methods: ClassVar[tuple[str, ...]] = ()

@@ -20,6 +20,7 @@ class Uniform:
 
     name: ClassVar[str] = "uniform"
     label: ClassVar[str] = "Uniform"
+    line: ClassVar[str] = "one share of the rank for all layers"
     source: ClassVar[str] = "the usual baseline"
     serves: ClassVar[frozenset[Wish]] = frozenset({"budget", "nothing"})
     methods: ClassVar[tuple[str, ...]] = ()

@@ -111,10 +111,17 @@ class Settings:
             "help": "SGD with momentum, or Adam: each has learning rates of its own.",
         },
     )
-    batch: int = field(default=32, metadata={"label": "Batch", "min": 1, "max": 65536, "help": "Samples in one step."})
+    batch: int = field(
+        default=32, metadata={"label": "Batch, samples", "min": 1, "max": 65536, "help": "Samples in one step."}
+    )
     warm_up: float = field(
         default=0.1,
-        metadata={"label": "Warm-up", "min": 0.0, "max": 0.9, "help": "Share of all steps in which the rate rises."},
+        metadata={
+            "label": "Warm-up, share of steps",
+            "min": 0.0,
+            "max": 0.9,
+            "help": "Share of all steps in which the rate rises.",
+        },
     )
     clip: float = field(
         default=1.0,
@@ -128,7 +135,7 @@ class Settings:
     patience: int = field(
         default=10,
         metadata={
-            "label": "Patience",
+            "label": "Patience, epochs",
             "min": 1,
             "max": 1000,
             "help": "Stop after so many epochs without a better one, counted from the half of them on.",
@@ -138,7 +145,7 @@ class Settings:
     run_on: tuple[int, ...] = field(
         default=(),
         metadata={
-            "label": "Run on",
+            "label": "Run on, epochs",
             "min": 1,
             "max": 1000,
             "help": "More epochs after the end, from where it stopped: the rate rises to half, and falls again.",

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, Export, Exp
 from lowrank_core.exports._apart import write_anywhere
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.figures import of_device
+from lowrank_core.measure.effort import Work, effort
 from lowrank_core.measure.formats import FORMATS
 from lowrank_core.measure.measurement import is_final
 from lowrank_core.plans.candidate import Candidate
@@ -21,7 +23,19 @@ from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.workspace import Workspace
-from pages.ui import at_start, frame, goals, goals_bar, node_data_form, open_file, report_form, tuning, words, work_file
+from pages.ui import (
+    at_start,
+    frame,
+    goals,
+    goals_bar,
+    node_data_form,
+    open_file,
+    report_form,
+    running,
+    tuning,
+    words,
+    work_file,
+)
 from pages.ui.button import button
 from pages.ui.goals import judged
 from pages.ui.state import downloads, measurements, peaks, plans, runs, session, trainings, works
@@ -69,10 +83,15 @@ def summary(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> None:
     if score is not None:
         verdict = words.plain(words.verdict(workspace, score))
         st.markdown(f"Measured {words.metric_name(workspace)}: **{verdict}**", help=words.INTERVAL)
-    elif button("Measure the accuracy", icon=":material/speed:"):
-        with st.spinner("Measuring on all samples…"):
-            measured(workspace)
-        st.rerun()
+    else:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            pressed = button("Measure the accuracy", icon=":material/speed:")
+            work = Work(answers=1, corrected=plans.history(workspace).corrected)
+            running.costs(st.empty(), lambda: (f"Takes {effort(workspace, work).text} on this machine.",))
+        if pressed:
+            with st.spinner("Measuring on all samples…"):
+                measured(workspace)
+            st.rerun()
 
 
 def measured(workspace: Workspace) -> Score | None:
@@ -189,13 +208,17 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
     key = f"{export.name} {storage} {folder_name}"
     write = f"write {export.name}"
     done = downloads.written(workspace, key, source)
-    pressed = button(
-        f"Write the {noun(export)}",
-        icon=":material/build:",
-        key=write,
-        type="secondary" if done is not None else "primary",
-        disabled=path is None,
-    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = button(
+            f"Write the {noun(export)}",
+            icon=":material/build:",
+            key=write,
+            type="secondary" if done is not None else "primary",
+            disabled=path is None,
+        )
+        took = downloads.took(workspace, export.name)
+        known = "not known before the first one is written" if took is None else f"the last one took {took}"
+        st.caption(f"What it takes on this machine: {known}.")
     if path is None:
         return
     accepting = False
@@ -213,6 +236,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
         go = may_replace(path, pressed=go)
     place = st.empty()  # a file written before is gone from the page while another is written
     if go:
+        began = time.monotonic()
         try:
             with place.status("Measuring", expanded=False) as status:
                 network = network_of(workspace, plan, tuned)
@@ -236,6 +260,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
             downloads.forget_to_replace()
             return
         downloads.keep_written(workspace, key, source, exported)
+        downloads.note_took(workspace, export.name, time.monotonic() - began)
         st.rerun()
     written = downloads.written(workspace, key, source)
     if written is not None and Path(written.path).is_file():

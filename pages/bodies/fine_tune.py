@@ -1,13 +1,12 @@
 """Fine-tune: train the factors at ranks that are chosen, watch the score come back, and send the weights to Export."""
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
-from lowrank_core.errors import LowRankError
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job
-from lowrank_core.training.expected import training_effort
-from lowrank_core.training.finetune import not_mixed
 from lowrank_core.training.sweep import Swept
 from lowrank_core.workspace import Workspace
 from pages.ui import beside, charts, running, tables, tuning, tuning_form, words
@@ -53,12 +52,13 @@ def progress(job: Job[Result], trained: Trained) -> str:
     return " · ".join(map(words.plain, [*parts, words.duration(job.seconds)]))
 
 
-def watch(workspace: Workspace, wish: Training | Sweep, job: Job[Result]) -> None:
+def watch(workspace: Workspace, wish: Training | Sweep, job: Job[Result], bar: running.Bar) -> None:
     """Show the learning curves of a training that runs, epoch by epoch."""
     running.follow(
         job,
         lambda snapshot: progress(job, Trained(wish, snapshot)),
         lambda snapshot, serial: chart(workspace, Trained(wish, snapshot), f"training {serial}"),
+        bar.line,
     )
 
 
@@ -145,9 +145,11 @@ def run_on(workspace: Workspace, trained: Trained) -> None:
             key=f"more epochs {tuning.title(workspace, trained.wish)}",
             width=168,
         )
+        longer = tuning.run_on(trained, epochs)
         if button("Run on", icon=":material/resume:"):
-            trainings.start(workspace, tuning.run_on(trained, epochs))
+            trainings.start(workspace, longer)
             st.rerun()
+    st.caption(words.plain(tuning.takes_more(workspace, longer, epochs)))
 
 
 def side_by_side(workspace: Workspace, trained: Trained) -> None:
@@ -192,8 +194,10 @@ def show_sweep(workspace: Workspace, trained: Trained) -> None:
             "Bytes": st.column_config.NumberColumn(format="localized", help=words.BYTES),
             "Indirect": st.column_config.NumberColumn(format=unit, help="The plan as it is compressed, untrained."),
             "Direct": st.column_config.NumberColumn(format=unit, help="The same plan, trained."),
-            "Drop": st.column_config.NumberColumn(
-                f"Direct {words.loss_title(workspace).lower()}", format="%.2f" if percent else "%.4g"
+            "Change": st.column_config.NumberColumn(
+                f"Direct {words.change_title(workspace).lower()}",
+                format="%+.2f" if percent else "%+.4g",
+                help="Of the trained plan against the dense network.",
             ),
             "95 %": st.column_config.TextColumn(help=words.INTERVAL),
         },
@@ -214,44 +218,35 @@ def show_sweep(workspace: Workspace, trained: Trained) -> None:
         st.switch_page("pages/7_Export.py", query_params=session.address())
 
 
-def takes(workspace: Workspace, wish: Training | Sweep) -> None:
-    """What the training will take, before it starts; what its ranks take to be found is not counted."""
-    runs = len(wish.shares) if isinstance(wish, Sweep) else len(wish.runs)
-    try:
-        effort = training_effort(workspace, wish.settings, runs)
-    except LowRankError:  # there is nothing to learn from: starting it says why
-        return
-    if as_they_are := not_mixed(workspace, wish.settings):
-        st.caption(words.plain(as_they_are))
-    found = isinstance(wish, Sweep) or wish.candidate is None
-    st.caption(f"Takes {effort.text} on this machine at most{', without the search for ranks' if found else ''}.")
-
-
 def show(workspace: Workspace) -> None:
     """Ask for a training in a form, and show what the trainings of this session came to."""
-    plans.history(workspace)  # the first plan is found before columns are laid out
+    with st.container():  # which stays when the steps to the first plan are gone: all below keeps its place
+        plans.history(workspace)
     jobs = trainings.begun(workspace)
     latest = next(reversed(jobs), None)
     at_work = None if latest is None or jobs[latest].snapshot.over else latest
     trainings.tuned(workspace)  # noted on disk as soon as it is seen
-    left, right = st.columns([2, 3], gap="large")
+    with st.container(key="asking"):
+        left, right = st.columns([2, 3], gap="large")
+    takes = partial(trainings.before_it_starts, workspace)
     with left:
         wish, label = tuning_form.show(workspace)
-        disabled = at_work is not None or wish is None
-        pressed = button(label, type="primary", icon=":material/model_training:", disabled=disabled)
-        if pressed and wish is not None:
+        before = trainings.asked_before(workspace)
+        titles = [tuning.title(workspace, wish) for wish in before]
+        running.earlier(before, titles, partial(trainings.start, workspace), takes)
+    with right:
+        job = None if at_work is None else jobs[at_work]
+        bar = running.bar(label, ":material/model_training:", ready=wish is not None, job=job)
+        if bar.pressed and wish is not None:
             trainings.start(workspace, wish)
             st.rerun()
         if wish is not None and at_work is None:
-            takes(workspace, wish)
-        before = trainings.asked_before(workspace)
-        titles = [tuning.title(workspace, wish) for wish in before]
-        running.earlier(before, titles, lambda wish: trainings.start(workspace, wish))
-    with right:
-        watched, at_rest = st.empty(), st.empty()
+            running.costs(bar.line, partial(takes, wish))
+        with running.outcome():
+            watched, at_rest = st.empty(), st.empty()
     if at_work is not None:
         with watched.container():
-            watch(workspace, at_work, jobs[at_work])
+            watch(workspace, at_work, jobs[at_work], bar)
     else:
         with at_rest.container():
             rest(workspace, [Trained(wish, job.snapshot) for wish, job in jobs.items() if job.snapshot.over])

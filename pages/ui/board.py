@@ -12,8 +12,6 @@ from streamlit.delta_generator import DeltaGenerator
 
 from lowrank_core.measure.latency import RUNTIMES
 from lowrank_core.measure.measurement import Figure
-from lowrank_core.predict.context import MeasuredPlan, joints_of
-from lowrank_core.predict.prediction import Joint, NoiseTable
 from lowrank_core.predict.survey import Finding, Learnt
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.running.scope import somebody_waits
@@ -178,7 +176,7 @@ def _stream(workspace: Workspace, history: History, measurement: Job[Figure], pu
             news["peak"] = peak = found
         if more or (measured.over and not pushed.over):
             table = models.noise(workspace)
-            news |= survey_fields(surveyed, table, _measured_here(workspace, Learnt.of(surveyed), table))
+            news |= survey_fields(surveyed, table, fronts.measured_here(workspace, Learnt.of(surveyed), table))
             pushed_survey = surveyed
         if measured.over and not pushed.over:
             dense_line.show(workspace)
@@ -210,23 +208,6 @@ def _push_looks(
             height=1,
         )
     return now
-
-
-def _measured_here(workspace: Workspace, learnt: Learnt, table: NoiseTable | None) -> tuple[Joint, ...]:
-    """The plans that people have measured last, near which the next one is likely to be; none before layers are."""
-    if table is None or not learnt.context.order:
-        return ()
-    corrected = plans.history(workspace).corrected
-    last = [
-        MeasuredPlan(candidate.plan, score.drop)
-        for candidate, score in list(workspace.scores.items())[-MOST_MEASURED:]
-        if candidate.plan.choices and (candidate.correction is not None) == corrected and not score.not_finite
-    ]
-    return joints_of(workspace, learnt.points, table, learnt.context, last)
-
-
-MOST_MEASURED = 16
-"""Plans measured by people that predictions start from: the browser computes with all of them while a thumb moves."""
 
 
 def _receive(workspace: Workspace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from math import ceil, floor, log10
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,8 +15,10 @@ from lowrank_core.measure.comparison import Flip
 from pages.ui.bitmap import bitmap
 from pages.ui.compare import RankChange
 from pages.ui.tables import Curve, Dot, Learning
+from pages.ui.tried import Mark
 
 BLUE, SKY, AMBER, GREEN, GREY = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#8A94A0"
+RED, RED_DARK = "#C24A00", "#F0823C"
 
 
 def spectrum(curve: Curve, *, dark: bool = False) -> go.Figure:
@@ -53,58 +56,118 @@ def spectrum(curve: Curve, *, dark: bool = False) -> go.Figure:
     )  # fmt: skip
 
 
-def trade_off(
-    trials: list[Dot],
-    answer: Dot | None,
-    earlier: list[Dot],
-    dense: Dot,
+VERDICTS: dict[str, dict[str, Any]] = {
+    "tried": {"symbol": "circle-open", "size": 9},
+    "refuted": {"symbol": "x", "size": 10},
+    "undecided": {"symbol": "diamond", "size": 11},
+    "shown within": {"symbol": "circle", "size": 11},
+}
+"""How a trial is drawn by the verdict on it: by its shape, and in a colour of its own."""
+
+
+def search(
+    trials: dict[str, list[Mark]],
+    answer: Mark | None,
+    earlier: list[Mark],
+    front: list[Mark],
     *,
     quantity: str,
-    metric: str,
-    percent: bool,
-    limit: float | None = None,
+    change: str,
+    budget: float | None = None,
+    least: float | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """Score against cost: plans tried, the answer with its interval, answers before it in grey, the dense network."""
+    """Change against the dense network over cost: the predicted front, plans tried by verdict, and the answer ringed.
+
+    trials: by the words of their verdicts, see VERDICTS. change: the title of the y axis.
+    budget: a share of the cost; least: the change that is still allowed. Each point carries the key of what a click on
+    it selects.
+    """
     line = SKY if dark else BLUE
-    ring = {"color": line, "width": 1.5}
-    drawn: list[tuple[str, list[Dot], dict[str, Any]]] = [
-        ("earlier searches", earlier, {"symbol": "diamond", "size": 10, "color": GREY}),
-        ("trials", trials, {"size": 8, "color": "rgba(0,0,0,0)", "line": ring}),
-        ("answer", [answer] if answer else [], {"size": 14, "color": line}),
-        ("dense", [dense], {"symbol": "square-open", "size": 11, "color": GREY, "line": {"width": 2}}),
+    colours = {"tried": line, "refuted": RED_DARK if dark else RED, "undecided": AMBER, "shown within": GREEN}
+    outline = "#E6EAEF" if dark else "#1D2733"
+    drawn: list[tuple[str, list[Mark], dict[str, Any]]] = [
+        ("front, predicted", front, {"size": 6, "color": GREY}),
+        (
+            "earlier searches",
+            earlier,
+            {"symbol": "triangle-down-open", "size": 11, "color": GREY, "line": {"width": 2}},
+        ),
     ]
-    figures = ".2%" if percent else ".4g"
+    for says, marker in VERDICTS.items():
+        width = 2 if says == "tried" else 1
+        edge = line if says == "tried" else outline
+        drawn.append(
+            (says, trials.get(says, []), {**marker, "color": colours[says], "line": {"width": width, "color": edge}})
+        )
+    ring = {"symbol": "circle-open", "size": 19, "color": line, "line": {"width": 2.5}}
+    drawn.append(("answer", [answer] if answer else [], ring))
+    square = {"symbol": "square-open", "size": 11, "color": GREY, "line": {"width": 2}}
+    drawn.append(("dense", [Mark("", 1.0, 0.0, None, None, "the dense network")], square))
     marks = [
         go.Scatter(
             name=name,
-            x=[d.x for d in dots],
-            y=[d.y for d in dots],
-            mode="markers",
+            x=[m.x for m in marks_of],
+            y=[m.y for m in marks_of],
+            mode="lines+markers" if marks_of is front else "markers",
+            line={"color": GREY, "width": 1.5, "dash": "dot"} if marks_of is front else None,
             marker=marker,
-            text=[escape(d.says) for d in dots],
-            error_y=_intervals(dots, line) if name == "answer" else None,
-            hovertemplate=f"%{{text}}<br>%{{y:{figures}}} at %{{x:.1%}} of the {quantity}<extra>{name}</extra>",
+            text=[escape(m.says) for m in marks_of],
+            customdata=[[m.key, _folded(m.says)] for m in marks_of],
+            error_y=_intervals(marks_of, line) if name == "answer" else None,
+            hovertemplate=f"<b>{name}</b>, %{{x:.1%}} of the {quantity}<br>%{{customdata[1]}}<extra></extra>",
         )
-        for name, dots, marker in drawn
-        if dots
+        for name, marks_of, marker in drawn
+        if marks_of
     ]
-    budget = {"type": "line", "x0": limit, "x1": limit, "yref": "paper", "y0": 0, "y1": 1}
-    label = {"x": limit, "yref": "paper", "y": 1, "yanchor": "bottom", "text": "budget", "showarrow": False}
+    measured = [m for _, marks_of, _ in drawn if marks_of is not front for m in marks_of]
+    lines: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    if budget is not None:
+        lines.append(
+            (
+                {"x0": budget, "x1": budget, "yref": "paper", "y0": 0, "y1": 1},
+                {"x": budget, "yref": "paper", "y": 1, "yanchor": "bottom", "text": "budget"},
+            )
+        )
+    if least is not None:
+        lines.append(
+            (
+                {"y0": least, "y1": least, "xref": "paper", "x0": 0, "x1": 1},
+                {"y": least, "xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "text": "allowed"},
+            )
+        )
+    stroke = {"type": "line", "line": {"color": AMBER, "width": 2, "dash": "dot"}, "layer": "below"}
     return go.Figure(
         marks,
         _layout(
             height=400,
             hovermode="closest",
+            clickmode="event+select",
             xaxis={"title": f"{quantity}, share of dense", "tickformat": ".0%", "range": [0, 1.05], "zeroline": False},
-            yaxis={"title": metric, "tickformat": ".3~%" if percent else ".4~g", "zeroline": False, "automargin": True},
-            shapes=[] if limit is None else [{**budget, "line": {"color": AMBER, "width": 2, "dash": "dot"}}],
-            annotations=[] if limit is None else [label],
+            yaxis={"title": change, "tickformat": "+.3~g", "zeroline": True, "automargin": True,
+                   "range": _seen(measured, front, least)},
+            shapes=[{**stroke, **shape} for shape, _ in lines],
+            annotations=[{"showarrow": False, **label} for _, label in lines],
             showlegend=True,
             legend={"orientation": "h", "y": 1.08, "yanchor": "bottom", "x": 0},
             margin={"l": 8, "r": 8, "t": 60, "b": 8},
         ),
-    )
+    )  # fmt: skip
+
+
+def _seen(marks: list[Mark], front: list[Mark], least: float | None) -> list[float]:
+    """The range of changes that is shown at first: all that was measured; of the front alone its milder half."""
+    values = [y for m in marks for y in (m.y, m.low, m.high) if y is not None]
+    if len(marks) == 1 and front:  # the dense network alone
+        values += [m.y for m in sorted(front, key=lambda m: abs(m.y))[: (len(front) + 1) // 2]]
+    values += [] if least is None else [least]
+    margin = 0.08 * (max(values) - min(values)) or 1.0
+    return [min(values) - margin, max(values) + margin]
+
+
+def _folded(text: str, letters: int = 56) -> str:
+    """A text for a hover label, escaped, in lines of about so many letters."""
+    return "<br>".join(escape(line) for line in wrap(text, letters))
 
 
 def learning(
@@ -262,7 +325,7 @@ def sweep(
     )
 
 
-def _intervals(dots: list[Dot], colour: str) -> dict[str, Any] | None:
+def _intervals(dots: Sequence[Dot | Mark], colour: str) -> dict[str, Any] | None:
     bounded = [(d.y, d.low, d.high) for d in dots if d.low is not None and d.high is not None]
     if len(bounded) < len(dots):
         return None

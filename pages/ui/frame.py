@@ -79,7 +79,7 @@ def page(title: str, advice: str, *, body: str) -> None:
     import_module("pages.ui.opening").show(frame, import_module(body), say)
 
 
-def link(label: str, *, says: str = "") -> None:
-    """A link to the page of that name, with its icon."""
-    path, _, icon = next(page for page in PAGES if page[1] == label)
-    st.page_link(path, label=says or label, icon=icon, query_params=session.address())
+def link(label: str, *, says: str = "", icon: str = "") -> None:
+    """A link to the page of that name, with its icon or another one."""
+    path, _, usual = next(page for page in PAGES if page[1] == label)
+    st.page_link(path, label=says or label, icon=icon or usual, query_params=session.address())

@@ -141,6 +141,8 @@ def comparison(workspace: Workspace, searches: Iterable[Search]) -> list[dict[st
                 "drop_low": score.drop_low,
                 "drop_high": score.drop_high,
                 "samples": score.samples,
+                "max_drop": finished.question.max_drop,
+                "within": score.within,
                 "corrected": finished.question.corrected,
                 "trials": len(finished.trials),
                 "seconds": round(finished.snapshot.seconds, 2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 
 import streamlit as st
 
@@ -10,7 +11,7 @@ from lowrank_core.figures import of_device
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.selection import RULES, make
+from lowrank_core.selection import RECOMMENDED, RULES, Rule, in_order, line_of, make
 from lowrank_core.selection._problem import Quantity
 from lowrank_core.workspace import Workspace
 from pages.ui import form, goals, question, words
@@ -26,28 +27,29 @@ MULTIPLES = (1, 4, 8, 16)
 
 def show(workspace: Workspace) -> Question:
     """The form; raises a LowRankError where something typed cannot be meant."""
-    names = sorted(RULES, key=lambda name: name != "budget")
-    name = st.selectbox("Rule", names, format_func=lambda n: RULES[n].label, key="search rule", persist_state="session")
+    name = st.selectbox("Rule", in_order(), format_func=in_a_line, key="search rule", persist_state="session")
     rule = RULES[name]
     says = " ".join((inspect.getdoc(rule) or "").split("\n\n")[0].split())
     st.caption(f"{words.plain(says)} *Source: {words.plain(rule.source)}.*")
     goals = [goal for goal in GOALS if goal in rule.serves]
-    goal = goals[0]
+    has_floor = plans.goals(workspace).floor is not None
+    goal = "max_drop" if has_floor and "max_drop" in goals else goals[0]
     if len(goals) > 1:
         goal = st.segmented_control(
             "Goal",
             goals,
-            default=goals[0],
+            default=goal,
             format_func=GOALS.__getitem__,
             required=True,
-            key=f"search goal {name}",
+            key=f"search goal {name} {has_floor}",
             persist_state="session",
         )
     max_drop = largest_drop(workspace) if goal == "max_drop" else None
     place = st.container()
-    settings = form.settings(rule, f"search {name}")
+    asked_for = [f.name for f in fields(rule) if f.metadata.get("goal", goal) == goal]
+    settings = form.settings(rule, f"search {name}", asked_for)
     with st.expander("Layers, methods, measurement"):
-        methods, locked, multiple_of, samples = details(workspace, rule.methods)
+        methods, locked, multiple_of, samples = details(workspace, rule)
         table = latency()
         corrected = plans.history(workspace).corrected
         st.caption(
@@ -146,11 +148,22 @@ def latency() -> str:
     return "" if file is None else file.getvalue().decode("utf-8", "replace")
 
 
-def details(workspace: Workspace, published: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], int, int]:
+def in_a_line(name: str) -> str:
+    """A rule as the list has it: what it is called, and what it does in a few words.
+
+    >>> in_a_line("budget")
+    'Budget (recommended): least loss in a budget'
+    """
+    recommended = " (recommended)" if name == RECOMMENDED else ""
+    return f"{RULES[name].label}{recommended}: {line_of(RULES[name])}"
+
+
+def details(workspace: Workspace, rule: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...], int, int]:
     """Methods, locked layers, the multiple of ranks, samples per trial."""
     layers, model = workspace.profile.layers, workspace.profile.fingerprint[7:19]
     usable = {m.name for layer in layers for m in layer.methods if not m.reference}
-    usual = f"As published: {', '.join(METHODS[m].label for m in published)}" if published else "All usual ones"
+    own = ", ".join(METHODS[m].label for m in rule.methods)
+    usual = f"{'Usual' if rule.name == RECOMMENDED else 'As published'}: {own}" if own else "All usual ones"
     methods = st.multiselect(
         "Methods",
         [m for m in METHODS if m in usable],
@@ -176,12 +189,12 @@ def details(workspace: Workspace, published: tuple[str, ...]) -> tuple[tuple[str
         persist_state="session",
     )
     samples = st.number_input(
-        "Samples per trial",
+        "Evaluation samples per trial",
         16,
         1_000_000,
         1000,
         100,
-        help="Evaluation samples that a plan is measured on within the search; of fewer, all.",
+        help="On so many a plan is scored within the search; where there are fewer, on all.",
         key="search samples",
         persist_state="session",
     )

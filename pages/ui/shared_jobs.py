@@ -29,11 +29,12 @@ An open page asks every few seconds, or every minute where its tab is in the bac
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A job of a session and the page that shows it."""
+    """A job of a session and the page that shows it; away: the session has seen that it is over."""
 
     page: str
     label: str
     job: Job[Any]
+    away: bool = False
 
     @property
     def key(self) -> str:
@@ -57,6 +58,7 @@ class SharedJobs(Generic[W, T]):
         self._asked: dict[tuple[str, str], tuple[W, ...]] = {}
         self._left: dict[tuple[str, str, W], Job[T]] = {}  # by who called a job off that went on for others
         self._seen: dict[str, float] = {}
+        self._away: set[tuple[str, str, W]] = set()  # by who has seen that a job is over
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -85,8 +87,15 @@ class SharedJobs(Generic[W, T]):
         with self._lock:
             self._seen[session] = self._clock()
             keys = [(model, wish) for (who, model), wishes in self._asked.items() if who == session for wish in wishes]
-            views = [self._view(session, *key) for key in keys if key in self._jobs]
-            return [Started(self.page, job.label, job) for job in views]
+            views = [(key, self._view(session, *key)) for key in keys if key in self._jobs]
+            return [Started(self.page, job.label, job, (session, *key) in self._away) for key, job in views]
+
+    def put_away(self, session: str, job: Job[Any]) -> None:
+        """The session has seen that a job is over, until it asks for the same again."""
+        with self._lock:
+            for model, wish in self._jobs:
+                if job.snapshot.over and self._view(session, model, wish) is job:
+                    self._away.add((session, model, wish))
 
     def cancel(self, session: str, job: Job[Any]) -> None:
         """The session calls a job off: for the session it is over, and it ends where nobody else waits for it."""
@@ -132,6 +141,7 @@ class SharedJobs(Generic[W, T]):
     def _note(self, session: str, model: str, wish: W) -> None:
         self._seen[session] = self._clock()
         self._left.pop((session, model, wish), None)
+        self._away.discard((session, model, wish))
         others = (other for other in self._asked.pop((session, model), ()) if other != wish)
         self._asked[session, model] = (*others, wish)
 
@@ -150,5 +160,6 @@ class SharedJobs(Generic[W, T]):
         for who in list(self._asked)[:-MOST_ASKERS]:
             del self._asked[who]
         self._left = {key: job for key, job in self._left.items() if key[2] in self._asked.get(key[:2], ())}
+        self._away = {key for key in self._away if key[2] in self._asked.get(key[:2], ())}
         known = {session for session, _ in self._asked}
         self._seen = {session: seen for session, seen in self._seen.items() if session in known}

@@ -14,14 +14,12 @@ from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.cost import Cost, break_even, dense_cost, layer_cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.scores import Score
-from lowrank_core.selection._problem import Trial
 from lowrank_core.sources._inventory import METHOD, Inventory
 from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.recipe import Settings
 from lowrank_core.training.sweep import Swept, summary
 from lowrank_core.workspace import Workspace
-from pages.ui import question, tuning, words
-from pages.ui.question import Search
+from pages.ui import tuning, words
 from pages.ui.tuning import Trained
 
 
@@ -129,25 +127,6 @@ def plan_rows(profile: ModelProfile, plan: RankPlan) -> list[dict[str, Any]]:
     return rows
 
 
-def searches(workspace: Workspace, all_searches: Iterable[Search]) -> list[dict[str, Any]]:
-    """One row per search: what was asked and, where it came to its end, what the answer costs and loses."""
-    scale = 100 if words.shares(workspace) else 1
-    rows = []
-    for search in all_searches:
-        answer, rule = search.answer, search.question.rule
-        score = None if answer is None else answer.score
-        row: dict[str, Any] = {"Rule": rule.label, "Asked": question.asked_text(workspace, search.question)}
-        if answer is not None and score is not None:
-            row |= {"Multiplies": answer.cost.multiplies, "Bytes": answer.cost.bytes, "Score": scale * score.value}
-            row |= {"Drop": scale * score.drop}
-            row["95 %"] = words.interval(workspace, score)
-            row["Samples"] = score.samples or None
-        snapshot = search.snapshot
-        row |= {"Trials": len(search.trials), "Seconds": snapshot.seconds}
-        rows.append(row | {"Ended": "cancelled" if snapshot.cancelled else "failed" if snapshot.error else "answered"})
-    return rows
-
-
 @dataclass(frozen=True, slots=True)
 class Dot:
     """A measured plan on the trade-off chart: share of the dense cost, score with its interval, and what it is."""
@@ -157,25 +136,6 @@ class Dot:
     low: float | None
     high: float | None
     says: str
-
-
-def dot(
-    workspace: Workspace, trial: Trial, quantity: str, says: str = "", dense: tuple[float, int] | None = None
-) -> Dot | None:
-    """A trial as a dot; None where it was not measured, or answers with NaN or infinity.
-
-    dense: the score of the dense network beside it, and on how many samples. A trial on others stands as far from it as
-    it is, on its own samples, from the dense network there: the two scores themselves must not be compared.
-    """
-    if (score := trial.score) is None or score.not_finite:
-        return None
-    share = getattr(trial.cost, quantity) / (getattr(plan_cost(workspace.profile), quantity) or 1)
-    says, shift = says or trial.note, 0.0
-    if dense is not None and dense[1] != score.samples:
-        shift = dense[0] - score.dense
-        says = f"{says}; by its difference to dense on {score.samples:,} samples"
-    low, high = (None if end is None else end + shift for end in (score.low, score.high))
-    return Dot(share, score.value + shift, low, high, says)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,7 +201,7 @@ def swept(workspace: Workspace, trained: Trained) -> list[dict[str, Any]]:
             "Bytes": plan.cost.bytes,
             "Indirect": scale * plan.indirect.value,
             "Direct": scale * plan.direct.value,
-            "Drop": scale * plan.direct.drop,
+            "Change": words.moved(workspace, plan.direct, plan.direct.drop),
             "95 %": words.interval(workspace, plan.direct),
             "Epochs": plan.epochs,
         }

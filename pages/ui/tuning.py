@@ -13,17 +13,19 @@ from torch import nn
 
 from lowrank_core.errors import InvalidFile, InvalidSearch, LowRankError
 from lowrank_core.exports import Compressed
+from lowrank_core.measure.effort import Effort
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Snapshot
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import nobody, raise_if_cancelled, report, scope
 from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
-from lowrank_core.selection import Rule, make, search
+from lowrank_core.selection import Rule, make, search, search_effort
 from lowrank_core.selection._problem import Problem, Quantity, Trial, problem_of
 from lowrank_core.store.documents import Kind
 from lowrank_core.training import sweep as sweeping
-from lowrank_core.training.finetune import Epoch, finetune, kept, provenance, training_data
+from lowrank_core.training.expected import training_effort
+from lowrank_core.training.finetune import Epoch, finetune, kept, not_mixed, provenance, training_data
 from lowrank_core.training.recipe import Settings
 from lowrank_core.training.sweep import Swept, compressed_score, state_path, tidy, tuned_score
 from lowrank_core.workspace import Workspace
@@ -172,6 +174,63 @@ class Trained:
         return tuple(sorted(plans, key=lambda swept: swept.cost.multiplies))
 
 
+# ---- before it starts -----------------------------------------------------------------------------------------------
+
+
+def before_it_starts(workspace: Workspace, wish: Training | Sweep, points: Path) -> tuple[str, ...]:
+    """What a person should know of a training: what it takes at most on this machine, and what is not done as asked.
+
+    What earlier searches have measured, which is in `points`, is left out. Raises what the training raises for a
+    question that has no answer.
+    """
+    settings, runs = wish.settings, len(wish.shares) if isinstance(wish, Sweep) else len(wish.runs)
+    steps = -(-len(training_data(workspace)) // settings.batch)
+    epochs = f"{settings.passes} epoch{'' if settings.passes == 1 else 's'}"
+    many = "" if runs == 1 else f"{runs} {'plans' if isinstance(wish, Sweep) else 'runs'} of "
+    each = f"At most {many}{epochs} of {steps:,} step{'' if steps == 1 else 's'}, {settings.batch:,} samples in each"
+    seconds = training_effort(workspace, settings, runs, watch=WATCH).seconds
+    found = _found_first(workspace, wish, points)
+    search = sum(search_effort(rule, problem).seconds for rule, problem in found)
+    ranks = f", {Effort(0, search).text} of it to find the ranks" if found else ""
+    takes = f"{each}: {Effort(0, seconds + search).text} on this machine{ranks}"
+    takes += f"; in {wish.workers} processes less." if isinstance(wish, Sweep) and wish.workers > 1 else "."
+    return tuple(filter(None, (takes, not_mixed(workspace, settings))))
+
+
+def takes_more(workspace: Workspace, longer: Training, epochs: int) -> str:
+    """What so many more epochs of a training take at most, in one sentence."""
+    settings = replace(longer.settings, epochs=epochs, run_on=())
+    seconds = training_effort(workspace, settings, len(longer.runs), watch=WATCH).seconds
+    return f"At most {Effort(0, seconds).text} on this machine."
+
+
+def _found_first(workspace: Workspace, wish: Training | Sweep, points: Path) -> list[tuple[Rule, Problem]]:
+    """The searches that come before the training itself."""
+    if isinstance(wish, Sweep):
+        return [(wish.rule, _at_share(workspace, wish, share, points)) for share in wish.shares]
+    return [] if wish.candidate is not None else [(make("bisection", {}), _within_drop(workspace, wish, points))]
+
+
+def _within_drop(workspace: Workspace, training: Training, points: Path) -> Problem:
+    return problem_of(
+        workspace,
+        max_drop=training.max_drop,
+        lock=training.locked,
+        corrected=training.corrected,
+        folder=points,
+    )
+
+
+def _at_share(workspace: Workspace, sweep: Sweep, share: float, points: Path) -> Problem:
+    return Problem(
+        workspace,
+        ((sweep.quantity, share * getattr(plan_cost(workspace.profile), sweep.quantity)),),
+        locked=frozenset(sweep.locked),
+        corrected=sweep.corrected,
+        folder=points,
+    )
+
+
 # ---- work -----------------------------------------------------------------------------------------------------------
 
 
@@ -185,14 +244,7 @@ def train(workspace: Workspace, training: Training, folder: Path, points: Path, 
     tidy(folder)
     candidate = training.candidate
     if candidate is None:
-        problem = problem_of(
-            workspace,
-            max_drop=training.max_drop,
-            lock=training.locked,
-            corrected=training.corrected,
-            folder=points,
-        )
-        for trial in search(make("bisection", {}), problem):
+        for trial in search(make("bisection", {}), _within_drop(workspace, training, points)):
             yield trial
             candidate = trial.candidate
         assert candidate is not None
@@ -247,13 +299,7 @@ def run_sweep(workspace: Workspace, sweep: Sweep, folder: Path, points: Path) ->
     candidates = []
     for share in sweep.shares:
         report(Progress(f"finding ranks at {words.share(share)} of the {sweep.quantity}"))
-        problem = Problem(
-            workspace,
-            ((sweep.quantity, share * getattr(plan_cost(workspace.profile), sweep.quantity)),),
-            locked=frozenset(sweep.locked),
-            corrected=sweep.corrected,
-            folder=points,
-        )
+        problem = _at_share(workspace, sweep, share, points)
         try:
             with scope(report=nobody):  # shares are counted, not plans
                 *_, answer = search(sweep.rule, problem)

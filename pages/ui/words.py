@@ -139,11 +139,6 @@ def loss(workspace: Workspace) -> str:
     return "rise" if rises(workspace) else "drop"
 
 
-def loss_title(workspace: Workspace) -> str:
-    """What it is called that a score gets worse, with its unit, as the title of a column."""
-    return f"{loss(workspace).capitalize()}, points" if shares(workspace) else loss(workspace).capitalize()
-
-
 def score(workspace: Workspace, value: float) -> str:
     """A score as text: percent where it is a share, else its own figure; words where answers are NaN or infinite."""
     if not isfinite(value):
@@ -156,12 +151,30 @@ def drop(workspace: Workspace, value: float) -> str:
     return drop_text(value, percent=shares(workspace))
 
 
+def change_title(workspace: Workspace) -> str:
+    """What a change of the score itself is called, with its unit, as the title of a column."""
+    return "Change, points" if shares(workspace) else "Change"
+
+
+def moved(workspace: Workspace, measured: Score, drop: float) -> float:
+    """A drop as the change of the score itself, in points where that is a share: −1 point is a drop of 0.01."""
+    scale = 100 if shares(workspace) else 1
+    return (-scale if measured.higher_is_better else scale) * drop + 0.0
+
+
+def signed(workspace: Workspace, measured: Score, drop: float) -> str:
+    """The same as text: points with two digits behind the point, small figures of other scores with two in all."""
+    change = moved(workspace, measured, drop)
+    small = not shares(workspace) and 0 < abs(change) < 0.1
+    return (f"{change:+.2g}" if small else f"{round(change, 2) + 0.0:+.2f}").replace("-", "−")
+
+
 def interval(workspace: Workspace, measured: Score) -> str:
-    """The 95 % interval of the drop as text, or why there is none."""
+    """The 95 % interval of the change of the score as text, or why there is none."""
     if measured.drop_low is None or measured.drop_high is None:
         return "too few samples" if measured.too_few else ""
-    scale, digits = (100, ".2f") if shares(workspace) else (1, ".4g")
-    return f"{scale * measured.drop_low:{digits}} to {scale * measured.drop_high:{digits}}".replace("-", "−")
+    ends = sorted((measured.drop_low, measured.drop_high), key=lambda drop: moved(workspace, measured, drop))
+    return " to ".join(signed(workspace, measured, drop) for drop in ends)
 
 
 def begun(words: str) -> str:
@@ -191,17 +204,11 @@ def change(workspace: Workspace, measured: Score, against: str) -> str:
     """
     if measured.not_finite:
         return f"⚠ answers with NaN or infinity on {measured.not_finite:,} of {measured.samples:,} samples"
-    scale, unit = (100, " points") if shares(workspace) else (1, "")
-    scale = -scale if measured.higher_is_better else scale
-
-    def signed(drop: float) -> str:
-        return f"{round(scale * drop, 2) + 0.0:+.2f}".replace("-", "−")
-
-    line = f"{signed(measured.drop)}{unit} {against}"
+    unit = " points" if shares(workspace) else ""
+    line = f"{signed(workspace, measured, measured.drop)}{unit} {against}".rstrip()
     if measured.drop_low is None or measured.drop_high is None:
         return f"{line} (too few samples that differ for an interval)" if measured.too_few else line
-    low, high = sorted((measured.drop_low, measured.drop_high), key=lambda drop: scale * drop)
-    return f"{line} (95 %: {signed(low)} to {signed(high)})"
+    return f"{line} (95 %: {interval(workspace, measured)})"
 
 
 def score_fields(score: Score | None) -> dict[str, Any] | None:

@@ -11,7 +11,9 @@ import streamlit as st
 from lowrank_core.exports import Exported
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.store.files import scratch
+from lowrank_core.store.room import Recent
 from lowrank_core.workspace import Workspace
+from pages.ui import words
 from pages.ui.at_start import place_for
 from pages.ui.state import models
 from pages.ui.state.session import session_id
@@ -19,6 +21,10 @@ from pages.ui.tuning import Tuned
 
 MOST_EXPORTED_BYTES = 4 * 10**9
 """Files that wait for their download take at most this, for all sessions; the oldest go first."""
+
+
+MOST_TIMED = 500
+"""Kinds of files, counted once for each network, of which it is known how long the last one took."""
 
 
 @st.cache_resource
@@ -38,6 +44,22 @@ def folder() -> Path:
 def place(folder_name: str, file: str) -> Path:
     """Where a file goes: into the folder that a person has named, or this session's own; raises InvalidFile."""
     return place_for(file, folder_name, never=_exports()) if folder_name else folder() / file
+
+
+@st.cache_resource
+def _seconds() -> Recent[tuple[str, str], float]:
+    return Recent(MOST_TIMED)
+
+
+def note_took(workspace: Workspace, kind: str, seconds: float) -> None:
+    """Remember how long a file of a kind took, for whoever writes the next one of that network."""
+    _seconds()[models.key(workspace), kind] = seconds
+
+
+def took(workspace: Workspace, kind: str) -> str | None:
+    """How long the last file of a kind took of this network, in words; None before the first."""
+    key = models.key(workspace), kind
+    return words.duration(max(1.0, _seconds()[key])) if key in _seconds() else None
 
 
 def ask_to_replace(path: Path) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import RankPlan
+from lowrank_core.predict.context import MeasuredPlan, joints_of
+from lowrank_core.predict.prediction import Joint, NoiseTable
 from lowrank_core.predict.survey import Finding, Learnt
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job, Snapshot
 from lowrank_core.scoring.scores import Score
+from lowrank_core.selection._problem import Quantity
 from lowrank_core.store.key import named
 from lowrank_core.store.room import Recent
 from lowrank_core.workspace import Workspace
-from pages.ui.front import Asked, Drawn, Measured, Tails, draw, more_tails, says
+from pages.ui.front import Asked, Drawn, Measured, PredictedPlan, Tails, draw, more_tails, predict, says
 from pages.ui.history import History
-from pages.ui.state import models, searches
+from pages.ui.state import measurements, models, plans, searches
 from pages.ui.state.session import session_id
 
 MOST_SESSIONS = 200
@@ -90,6 +94,68 @@ def shown(
         },
         "measured": measured_fields(workspace, history),
     }
+
+
+# ---- what its plans are predicted to score --------------------------------------------------------------------------
+
+MOST_NEAR = 16
+"""Plans measured by people that predictions start from: the browser computes with all of them while a thumb moves."""
+
+
+def measured_here(workspace: Workspace, learnt: Learnt, table: NoiseTable | None) -> tuple[Joint, ...]:
+    """The plans that people have measured last, near which the next one is likely to be; none before layers are."""
+    if table is None or not learnt.context.order:
+        return ()
+    corrected = plans.history(workspace).corrected
+    last = [
+        MeasuredPlan(candidate.plan, score.drop)
+        for candidate, score in list(workspace.scores.items())[-MOST_NEAR:]
+        if candidate.plan.choices and (candidate.correction is not None) == corrected and not score.not_finite
+    ]
+    return joints_of(workspace, learnt.points, table, learnt.context, last)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a front is: points of layers that are known, quantities that are drawn, whether anything more comes."""
+
+    points: int
+    drawn: int
+    settled: bool
+
+
+def state(workspace: Workspace) -> State:
+    """How far the front of this session is, which is begun where it was not."""
+    surveyed = measurements.survey(workspace).snapshot
+    job = front(workspace, plans.history(workspace), surveyed)
+    found = () if job is None else job.snapshot.found
+    return State(found[0].asked.points if found else 0, len(found), is_settled(job, surveyed))
+
+
+def known(workspace: Workspace, quantity: Quantity) -> tuple[tuple[PredictedPlan, ...], str]:
+    """The plans of the front that are known now, the cheapest first, as the board predicts them, and a line about them.
+
+    The line is empty where the front is whole.
+    """
+    surveyed = measurements.survey(workspace).snapshot
+    job = front(workspace, plans.history(workspace), surveyed)
+    snapshot: Snapshot[Drawn] = Snapshot() if job is None else job.snapshot
+    learnt = Learnt.of(surveyed)
+    line = says(workspace, learnt.points, snapshot.found, snapshot.error or surveyed.error)
+    one = next((each for each in snapshot.found if each.quantity == quantity), None)
+    table = None if one is None else models.noise(workspace)
+    if one is None or table is None:
+        return (), line
+    near = measured_here(workspace, learnt, table)
+    key = one, len(learnt.context.joints), near
+    if key not in _predicted():
+        _predicted()[key] = predict(workspace, one, learnt, near, table)
+    return _predicted()[key], line
+
+
+@st.cache_resource
+def _predicted() -> Recent[tuple[Drawn, int, tuple[Joint, ...]], tuple[PredictedPlan, ...]]:
+    return Recent(MOST_SESSIONS)
 
 
 # ---- plans that were measured ---------------------------------------------------------------------------------------

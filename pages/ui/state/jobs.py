@@ -70,13 +70,36 @@ def openings() -> SharedJobs[str, str]:
     return SharedJobs(HOME, MOST_OPENINGS)
 
 
+def is_done(job: Job[Any] | None) -> bool:
+    """Whether a job came to its end, so that asking for the same again brings what it has found."""
+    return job is not None and job.snapshot.over and not (job.snapshot.error or job.snapshot.cancelled)
+
+
+def of_session() -> list[Started]:
+    """The jobs of this session, for all models and pages."""
+    return [started for shared in _kinds() for started in shared.of_session(session_id())]
+
+
 def elsewhere(page: str) -> list[Started]:
-    """Jobs of this session, of any model, that other pages show: running, or over since it last looked there."""
-    looked: set[str] = st.session_state.setdefault("looked", set())
-    all_started = [started for jobs in _kinds() for started in jobs.of_session(session_id())]
-    looked |= {started.key for started in all_started if started.page == page and started.job.snapshot.over}
-    looked &= {started.key for started in all_started}
-    return [started for started in all_started if started.page != page and started.key not in looked]
+    """Jobs of this session, of any model, that other pages show: running, or over and not put away.
+
+    One whose page was looked at since it was over is put away.
+    """
+    for started in of_session():
+        if started.page == page and started.job.snapshot.over:
+            put_away(started)
+    return [started for started in of_session() if started.page != page and not started.away]
+
+
+def put_away(started: Started) -> None:
+    """This session has seen that a job is over; for all its tabs, until it is asked again."""
+    for shared in _kinds():
+        shared.put_away(session_id(), started.job)
+
+
+def page_of(started: Started) -> str:
+    """The name of the page that shows a job, as links have it."""
+    return "Home" if started.page == HOME else started.page
 
 
 def cancel(job: Job[Any]) -> None:

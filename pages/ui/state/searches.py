@@ -18,6 +18,8 @@ def begun(workspace: Workspace) -> dict[Question, Job[Trial]]:
 
 def before_it_starts(workspace: Workspace, question: Question) -> tuple[str, ...]:
     """What a person should know of a search before it starts, in sentences."""
+    if jobs.is_done(begun(workspace).get(question)):
+        return ("Answered already: it is shown at once.",)
     return asking.before_it_starts(workspace, question, models.cache().points)
 
 

@@ -183,6 +183,12 @@ def take_press(button: str) -> bool:
     return pressed
 
 
+def visit() -> dict[str, Any]:
+    """Small values that are forgotten when another page is turned to."""
+    found: dict[str, Any] = st.session_state.setdefault("visit", {})
+    return found
+
+
 def turn_to(page: str) -> None:
     """A page is shown: what was pressed on another one, and not seen there, is not meant for a later visit.
 
@@ -190,6 +196,7 @@ def turn_to(page: str) -> None:
     """
     if st.session_state.get("page turned to") != page:
         st.session_state["page turned to"] = page
+        st.session_state["visit"] = {}
         st.session_state.pop("pressed", None)
         read = st.session_state.pop("notices read", 0)
         st.session_state["notices"] = st.session_state.get("notices", [])[read:]

@@ -37,6 +37,13 @@ def begun(workspace: Workspace) -> dict[Training | Sweep, Job[Result]]:
     return jobs.trainings().asked_by(session_id(), models.key(workspace))
 
 
+def before_it_starts(workspace: Workspace, wish: Training | Sweep) -> tuple[str, ...]:
+    """What a person should know of a training before it starts, in sentences."""
+    if jobs.is_done(begun(workspace).get(wish)):
+        return ("Done already: it is shown at once.",)
+    return tuning.before_it_starts(workspace, wish, models.cache().points)
+
+
 def start(workspace: Workspace, wish: Training | Sweep) -> None:
     """Train, unless that is done or under way; what broke off, even with the server, goes on where it was."""
     cache, networks, model = models.cache(), _tuned_networks(), models.key(workspace)
