@@ -91,7 +91,7 @@ def opened(page: Page) -> Iterator[tuple[str, tuple[str, ...]]]:
         page.locator("[data-testid=answers-summary]", has_text="of").wait_for(timeout=PATIENCE_MS)
     yield seen("folds")
     for kind, name in (("rb-help", "help"), ("rb-term", "a term")):
-        for explanation in page.locator(f"button.{kind}[popovertarget]").all()[:1]:
+        for explanation in page.locator(f"button.{kind}[popovertarget]:visible").all()[:1]:
             explanation.click()
             yield seen(name)
             page.keyboard.press("Escape")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from lowrank_core.builtin import POINTS
 from lowrank_core.compression.start import suggested_plan
+from lowrank_core.errors import InvalidModel, InvalidPlan
 from lowrank_core.extras import extra
 from lowrank_core.measure.glance import Glances
 from lowrank_core.measure.measurement import Figure, measurement
@@ -63,11 +65,24 @@ def board(workspace: Workspace, plan: RankPlan | None = None) -> Board:
         live          # in a cell of its own: drag
         live.plan     # the plan as it stands; live.candidate has its correction, live.score what was measured
     """
+    if not isinstance(workspace, Workspace):
+        raise InvalidModel(
+            "board() takes a Workspace, as Workspace.open('net.onnx') or Workspace.of(model, inputs) gives it, but "
+            f"got {type(workspace).__name__}."
+        )
     workspace.require_figures()
     if plan is None:
         plan = suggested_plan(workspace.profile, workspace.factors)
-    check_plan(workspace.profile, plan)
+    _check(workspace, plan)
     return Board(workspace, plan)
+
+
+def _check(workspace: Workspace, plan: RankPlan) -> None:
+    if not isinstance(plan, RankPlan):
+        raise InvalidPlan(
+            f"the board's plan must be a RankPlan, but got {type(plan).__name__}; read one with read_plan."
+        )
+    check_plan(workspace.profile, plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +108,7 @@ class Board(anywidget.AnyWidget):
         self._history = History(plan)
         self._heard: dict[str, int] = {}
         self._last = ("", 0)
-        self._with_steps = False
+        self._with_steps = self._closed = False
         self._lock = threading.RLock()
         self._measuring: Job[Figure] | None = None
         self._surveying: dict[bool, Job[tuple[Finding, ...]]] = {}
@@ -118,7 +133,9 @@ class Board(anywidget.AnyWidget):
 
     @plan.setter
     def plan(self, plan: RankPlan) -> None:
-        check_plan(self.workspace.profile, plan)
+        _check(self.workspace, plan)
+        if self._closed:
+            raise InvalidPlan("this board was closed; make another one of its workspace.")
         self._become(self._history.commit(plan))
 
     @property
@@ -133,7 +150,8 @@ class Board(anywidget.AnyWidget):
         return known
 
     def close(self) -> None:
-        """End what is measured for it, and take it off."""
+        """End what is measured for it, and take it off, for good."""
+        self._closed = True
         for job in self._jobs():
             job.cancel()
         super().close()
@@ -145,14 +163,17 @@ class Board(anywidget.AnyWidget):
     # ---- what the browser says --------------------------------------------------------------------------------------
 
     def _hear(self, _: Any, content: Mapping[str, Any], buffers: Any) -> None:
-        match content.get("kind"):
-            case "question":
-                self._answer(int(content["question"]), content["choices"])
-            case "called off":
-                if (asked := self._asking.pop(int(content["question"]), None)) is not None:
-                    asked.cancel()
-            case "messages" if content.get("model") == self.workspace.identity:
-                self._take(str(content["board"]), content["messages"])
+        if self._closed or not isinstance(content, Mapping):
+            return
+        with suppress(KeyError, TypeError, ValueError):  # of a board that is not this one's
+            match content.get("kind"):
+                case "question":
+                    self._answer(int(content["question"]), content["choices"])
+                case "called off":
+                    if (asked := self._asking.pop(int(content["question"]), None)) is not None:
+                        asked.cancel()
+                case "messages" if content.get("model") == self.workspace.identity:
+                    self._take(str(content["board"]), content["messages"])
 
     def _take(self, view: str, messages: list[dict[str, Any]]) -> None:
         changed = self._history

@@ -110,11 +110,7 @@ def test_a_click_selects_on_all_pages_and_in_the_address_without_an_entry_in_the
     assert page.evaluate("history.length") == entries
     turn_to(page, "Model")
     layer_in_address(page, "fc1")
-    bars = page.locator(".js-plotly-plot .barlayer .point")
-    expect(bars).to_have_count(14)
-    place = bars.nth(2).bounding_box()  # the third layer's share of the multiplies
-    assert place is not None
-    page.mouse.click(place["x"] + 4, place["y"] + place["height"] / 2)
+    page.locator("button[data-pick-layer=conv3]").click()
     layer_in_address(page, "conv3")
     cells = page.locator("[data-testid=stDataFrame]:visible").first  # what each layer costs
     cells.scroll_into_view_if_needed()

@@ -19,7 +19,17 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from benchmarks.nothing_lost import COMMANDS, PLACES, Place, copy_of, may, options_that_write, tried, workplace_in
+from benchmarks.nothing_lost import (
+    COMMANDS,
+    ELSEWHERE,
+    PLACES,
+    Place,
+    copy_of,
+    may,
+    options_that_write,
+    tried,
+    workplace_in,
+)
 from lowrank_core.__main__ import main, stand_in_for_closed
 from lowrank_core.commands import Refused, _opening, cli
 from lowrank_core.errors import InvalidFile
@@ -64,7 +74,7 @@ def ran(*words: object) -> Result:
 
 
 def test_every_option_that_writes_is_tried() -> None:
-    assert options_that_write() == set(COMMANDS)
+    assert options_that_write() == {*COMMANDS, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("place", WITHOUT_ROOT, ids=lambda place: place.name)

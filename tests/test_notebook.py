@@ -12,7 +12,7 @@ from torch import nn
 
 pytest.importorskip("anywidget")
 
-from lowrank_core.errors import InvalidPlan
+from lowrank_core.errors import InvalidModel, InvalidPlan
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 from rank_explorer.notebook import Board, board
@@ -123,3 +123,18 @@ def test_a_network_that_can_have_no_figures_is_refused_as_everywhere() -> None:
     workspace = Workspace.of(Random().eval(), torch.zeros(1, 12), (torch.randn(40, 12), torch.arange(40) % 12))
     with pytest.raises(Exception, match="random"):
         board(workspace)
+
+
+def test_what_is_no_workspace_no_plan_or_no_message_is_refused_or_left_alone(live: Board) -> None:
+    with pytest.raises(InvalidModel, match="takes a Workspace"):
+        board("builtin:iris-mlp")  # type: ignore[arg-type]
+    with pytest.raises(InvalidPlan, match="must be a RankPlan"):
+        live.plan = None  # type: ignore[assignment]
+    before = live.plan
+    for nonsense in ("text", {}, {"kind": "messages"}, {"kind": "question", "question": "x"}):
+        live._hear(live, nonsense, [])
+    say(live, 1, "commit")
+    assert live.plan == before
+    ended(live)
+    with pytest.raises(InvalidPlan, match="was closed"):
+        live.plan = before

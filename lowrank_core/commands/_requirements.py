@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import inf, isfinite
+from math import inf, isclose, isfinite
 from typing import Any, Literal
 
 import click
@@ -226,7 +226,7 @@ def _of_score(
     verdict: Verdict
     limit = f"{'at most' if one.upper else 'at least'} {told(one.limit)}"
     sign = 1 if one.upper else -1
-    over = inf if score.not_finite else max(0.0, sign * (value - one.limit))
+    over = inf if score.not_finite else _over(sign * value, sign * one.limit)
     if score.not_finite:
         low, high, verdict, why = None, None, "broken", f"answers are not finite on {score.not_finite:,} samples"
     elif low is None or high is None:
@@ -234,7 +234,8 @@ def _of_score(
         why = f"{told(value)} without an interval" if score.samples == 0 else f"{told(value)}, too few samples"
     else:
         best, worst = (low, high) if one.upper else (high, low)
-        shown, refuted = sign * (worst - one.limit) <= 0, sign * (best - one.limit) > 0
+        shown = _over(sign * worst, sign * one.limit) == 0
+        refuted = _over(sign * best, sign * one.limit) > 0
         verdict = "holds" if shown else "broken" if refuted else "undecided"
         why = f"{told(value)} (95 % interval {told(low)} to {told(high)}, {score.samples:,} samples)"
     beyond = f", {drop_text(over, percent=percent)} beyond" if verdict == "broken" and isfinite(over) else ""
@@ -245,9 +246,18 @@ def _of_score(
     return Judged(one.text, one.quantity, None, one.limit, value, low, high, over, verdict, says)
 
 
+def _over(value: float, limit: float) -> float:
+    """By how much a value is above a limit; 0 where only rounding sets them apart.
+
+    >>> _over(2850.0, 0.57 * 5000), _over(0.95 - 0.94, 0.01), _over(3.0, 2.0)
+    (0.0, 0.0, 1.0)
+    """
+    return 0.0 if isclose(value, limit, rel_tol=1e-9, abs_tol=1e-12) else max(0.0, value - limit)
+
+
 def _of_cost(one: Requirement, now: float, dense: float) -> Judged:
     limit = one.limit * dense if one.of_dense else one.limit
-    over = max(0.0, now - limit)
+    over = _over(now, limit)
     verdict: Verdict = "holds" if over == 0 else "broken"
 
     def told(value: float) -> str:

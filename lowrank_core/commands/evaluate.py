@@ -81,6 +81,8 @@ def evaluate(
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
     check_compare(compare, plan, checkpoint, depth)
+    if plan is checkpoint is None and (drops := [one.text for one in required if one.quantity == "drop"]):
+        raise click.UsageError(f"--require {drops[0]!r} needs --plan or --checkpoint: dense loses nothing to itself.")
     table = None if latency_table is None else read_table(latency_table)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
     check_requirements(workspace, required, None if plan is None else read_plan_file(plan).plan, table)

@@ -70,7 +70,9 @@ def report(
 def _names(plans: tuple[Path, ...]) -> list[str]:
     """What each plan is called: its file without the ending, with its folder where two are alike."""
     stems = [path.stem for path in plans]
-    return [
+    named = [
         stem if stems.count(stem) == 1 else f"{path.parent.name}-{stem}"
         for path, stem in zip(plans, stems, strict=True)
     ]
+    before = [named[:at].count(name) for at, name in enumerate(named)]
+    return [name if same == 0 else f"{name} ({same + 1})" for name, same in zip(named, before, strict=True)]

@@ -16,7 +16,7 @@ def markdown(title: str, parts: Sequence[Section]) -> str:
     <BLANKLINE>
     ## Figures
     <BLANKLINE>
-    1 \\\\| 2
+    1 \\| 2
     <BLANKLINE>
     """
     blocks = [f"# {escaped(title)}"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from itertools import count as counting
 from math import isfinite
 from typing import Any
 
@@ -20,7 +23,7 @@ from lowrank_core.reports.drawing import Curve, Mark
 from lowrank_core.reports.findings import Confusion, Findings, Told
 from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.scoring.scores import Score
-from lowrank_core.store.reference import in_its_folder
+from lowrank_core.store.reference import address_of, in_its_folder
 from lowrank_core.version import versions
 
 MOST_CURVES = 36
@@ -71,18 +74,19 @@ def change_text(score: Score) -> str:
     """How the score itself has moved against the dense network's, with its interval; minus is a smaller score.
 
     >>> change_text(Score("top-1 accuracy", .98, .99, 500, True, .97, .99, .01, .004, .016))
-    '−1 points (95 %: −1.6 to −0.4)'
+    '−1 point (95 %: −1.6 to −0.4)'
     """
     if score.not_finite:
         return f"answers with NaN or infinity on {score.not_finite:,} of {score.samples:,} samples"
     percent, way = _percent(score), -1.0 if score.higher_is_better else 1.0
 
     def signed(drop: float) -> str:
-        text = drop_text(abs(drop), percent=percent).removesuffix(" points")
+        text = drop_text(abs(drop), percent=percent).partition(" ")[0]
         sign = "" if float(text) == 0 else "+" if way * drop > 0 else "−"
         return f"{sign}{text}"
 
-    line = f"{signed(score.drop)}{' points' if percent else ''}"
+    unit = drop_text(abs(score.drop), percent=percent).partition(" ")[2]
+    line = f"{signed(score.drop)} {unit}".rstrip()
     if score.drop_low is None or score.drop_high is None:
         return f"{line} (too few samples for an interval)" if score.too_few else line
     low, high = sorted((score.drop_low, score.drop_high), key=lambda drop: way * drop)
@@ -359,23 +363,40 @@ def _repeat(found: Findings) -> Section:
         plans = tuple((f"{plan.name}, a plan file", plan.document) for plan in found.plans)
         return Section("To repeat it", ("The network was given as a live module.",), copied=plans)
     lines = ["# in the folder of the model, with each plan below saved under its name"]
-    reference = " ".join(in_its_folder(model).split())
-    for plan in found.plans:
-        file = plan_file_name(plan.name)
-        flag = "" if plan.compressed.correction is not None or not plan.compressed.plan.choices else " --no-correct"
-        lines += [
-            f"rank-explorer evaluate {reference} --plan {file}{flag}",
-            f"rank-explorer export {reference} --plan {file}{flag} --format onnx --out {file[:-5]}.onnx",
-        ]
-    every = " ".join(f"--plan {plan_file_name(plan.name)}" for plan in found.plans)
-    lines.append(f"rank-explorer report {reference} {every} --out report.html")
+    chosen = [word for name in found.workspace.opened.outputs for word in ("--outputs", str(name))]
+    reference = (*address_of(in_its_folder(model)).words, *chosen)
+    files = _file_names([plan.name for plan in found.plans])
+    plain = [plan.compressed.correction is None and bool(plan.compressed.plan.choices) for plan in found.plans]
+    for file, uncorrected in zip(files, plain, strict=True):
+        flag = ["--no-correct"] * uncorrected
+        export = ("--format", "onnx", "--out", f"{file[:-5]}.onnx")
+        lines.append(shlex.join(("rank-explorer", "evaluate", *reference, "--plan", file, *flag)))
+        lines.append(shlex.join(("rank-explorer", "export", *reference, "--plan", file, *flag, *export)))
+    if len(set(plain)) == 1:  # a report has all its plans corrected, or none
+        every = [word for file in files for word in ("--plan", file)]
+        flag = ["--no-correct"] * plain[0]
+        lines.append(shlex.join(("rank-explorer", "report", *reference, *every, *flag, "--out", "report.html")))
     notes = tuple(
         f"The weights of {plan.name} were trained; a plan holds none, so these commands give its factors as compressed."
         for plan in found.plans
         if plan.compressed.tuned is not None
     )
-    plans = tuple((plan_file_name(plan.name), plan.document) for plan in found.plans)
+    plans = tuple((file, plan.document) for file, plan in zip(files, found.plans, strict=True))
     return Section("To repeat it", notes, copied=(("commands", "\n".join(lines)), *plans))
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+    """A file for each plan, each with another name.
+
+    >>> _file_names(["my plan", "my-plan"])
+    ['my-plan.json', 'my-plan-2.json']
+    """
+    files: list[str] = []
+    for name in names:
+        first = plan_file_name(name)
+        tried = chain((first,), (f"{first[:-5]}-{number}.json" for number in counting(2)))
+        files.append(next(file for file in tried if file not in files))
+    return files
 
 
 def plan_file_name(name: str) -> str:

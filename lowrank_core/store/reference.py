@@ -31,6 +31,16 @@ class Address:
         return self.model + "".join(named)
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """As the arguments of a command, each as it is before a shell's quotes.
+
+        >>> Address("my net.py", data="d.csv").words
+        ('my net.py', '--data', 'd.csv')
+        """
+        named = zip(OPTIONS, astuple(self)[1:], strict=True)
+        return (self.model, *(word for option, value in named if value for word in (option, value)))
+
+    @property
     def files(self) -> dict[str, Path]:
         """The files and folders that it names, by their options; the model's own under "", whether it is there or not.
 

@@ -257,7 +257,8 @@ def figures(workspace: Workspace, looked: Shown) -> None:
 def adopt(workspace: Workspace, looked: Shown, corrected: bool) -> None:
     """Make a plan the session's own, as a step that can be undone, and go to Ranks with it where that is asked."""
     history, used = plans.history(workspace), looked.correction
-    own = used if corrected and used is not None and used.samples > workspace.thorough.samples else None
+    usual = (workspace.thorough, workspace.correction_in(workspace.thorough))
+    own = used if corrected and used is not None and used not in usual else None
     if looked.score is None:
         own = history.correction
     now, wanted = (history.plan, history.corrected, history.correction), (looked.plan, corrected, own)

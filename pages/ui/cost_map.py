@@ -104,9 +104,12 @@ def cost_map(areas: Sequence[Area], selected: str | None, *, dark: bool) -> str:
     parts: list[str] = []
     for (name, inside), box in zip(largest, boxes, strict=True):
         parts += _block(name, sorted(inside, key=lambda area: -area.share), box, selected, stop)
+    areas_html = "".join(parts)
+    if 'tabindex="0"' not in areas_html:  # the selected layer's area is too small to be a stop
+        areas_html = areas_html.replace('tabindex="-1"', 'tabindex="0"', 1)
     style = f"--cm-line: {SKY if dark else BLUE}"
     label = "Share of the cost by layer; the same as a table below"
-    return f'{STYLE}<div class="cost-map" role="group" aria-label="{label}" style="{style}">{"".join(parts)}</div>'
+    return f'{STYLE}<div class="cost-map" role="group" aria-label="{label}" style="{style}">{areas_html}</div>'
 
 
 def _block(name: str, inside: Sequence[Area], box: Box, selected: str | None, stop: str | None) -> Iterator[str]:

@@ -71,12 +71,24 @@
     if (board() && event.target.closest?.('[data-testid="stPageLink"], [data-testid="stPageLink-NavLink"]')) board().post();
   }, true);
 
+  // A picture that is chosen by a key is drawn anew, and its place in the page is the same.
+  let chosen = null;
+  document.addEventListener("keydown", (event) => {
+    chosen = ["Enter", " "].includes(event.key) ? event.target.closest?.("[data-pick-layer]")?.dataset.pickLayer ?? null : null;
+  });
+  document.addEventListener("pointerdown", () => { chosen = null; });
+  window.addEventListener("rank-mended", () => {
+    if (chosen === null || document.activeElement !== document.body) return;
+    [...document.querySelectorAll("[data-pick-layer][tabindex]")].find((one) => one.dataset.pickLayer === chosen)?.focus();
+    chosen = null;
+  });
+
   // Pictures of layers are one stop of the Tab key; arrows lead from one to the next.
   const ARROWS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
   document.addEventListener("keydown", (event) => {
     const here = event.target.closest?.("[data-pick-layer]"), by = ARROWS[event.key];
     if (!here || !by || event.ctrlKey || event.altKey || event.metaKey) return;
-    const all = [...here.closest(".sm-grid, .cost-map").querySelectorAll("[data-pick-layer]")], next = all[all.indexOf(here) + by];
+    const all = [...here.closest(".sm-grid, .cost-map").querySelectorAll("[data-pick-layer][tabindex]")], next = all[all.indexOf(here) + by];
     event.preventDefault();
     if (!next) return;
     here.tabIndex = -1;

@@ -133,7 +133,7 @@ Object.assign(Board.prototype, {
     const chart = node("div", {
       class: "rb-chart", "data-testid": `chart-${kind}`, role: "img", "aria-label": `${label}, in total and layer by layer`,
     });
-    const [remarks, remarksSay] = this.explained("what the correction met", [], "About the correction");
+    const [remarks, remarksSay] = this.explained("what the correction met", [], "");
     this[kind + "Card"] = { figure, note, chart, remarks, remarksSay };
     remarks.hidden = true;
     const about = kind === "accuracy" ? [remarks, remarksSay] : [];

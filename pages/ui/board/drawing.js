@@ -86,6 +86,7 @@ Object.assign(Board.prototype, {
     if (button.hidden === !remarks.length && remarksSay.childElementCount === remarks.length
       && remarks.every((line, i) => remarksSay.children[i].textContent === line)) return;
     button.hidden = !remarks.length;
+    button.textContent = remarks.length ? "About the correction" : "";
     remarksSay.replaceChildren(...remarks.map(line => node("p", {}, line)));
   },
 

@@ -107,8 +107,9 @@ const words = {
 
   /* A change of the score, with its sign. */
   signed(model, value) {
-    const text = fixed(model.metric.share ? 100 * value : value, 2);
-    return text.startsWith("-") && Number(text) ? text.replace("-", "−") : `+${text.replace("-", "")}`;
+    const { share } = model.metric, shift = share ? 100 * value : value, small = !share && shift !== 0 && Math.abs(shift) < 0.1;
+    const text = small ? general(shift, 2) : fixed(shift, 2);
+    return `${text.startsWith("-") && Number(text) ? "−" : "+"}${text.replace(/^-/, "").replaceAll("-", "−")}`;
   },
 
   /* How far the score itself has moved against the dense network when so much is lost, with the interval if known. */
