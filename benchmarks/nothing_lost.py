@@ -102,7 +102,7 @@ COMMANDS = {
 """How each option that writes is tried, with the least work; a new one must be added here."""
 
 ELSEWHERE = {("report", "--out"), ("export", "--node-data"), ("search", "--optuna")}
-"""Options that take names of one ending alone, so that most places here are wrong usage: tried in tests of their own."""
+"""Options that take names of one ending alone, so that most places are wrong usage: tests of their own try them."""
 
 
 def options_that_write() -> set[tuple[str, str]]:

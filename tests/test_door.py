@@ -77,6 +77,30 @@ def test_every_option_that_writes_is_tried() -> None:
     assert options_that_write() == {*COMMANDS, *ELSEWHERE}
 
 
+@pytest.mark.parametrize(
+    ("words", "option", "name"),
+    [
+        ("report model.py --plan plan.json --no-correct --no-front", "--out", "mine.html"),
+        ("export model.py --plan plan.json --no-correct --format pt2 --out new.pt2", "--node-data", "mine.json"),
+    ],
+)
+def test_outputs_of_one_ending_replace_nothing_of_another_kind(
+    template: Path, words: str, option: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with copy_of(template) as folder:
+        monkeypatch.chdir(folder)
+        beside = [f"{Path(name).stem}-{what}.json" for what in ("bytes", "multiplies", "graph")]
+        mine = [Path(name)] if option == "--out" else [Path(one) for one in beside]
+        for path in mine:
+            path.write_text("mine")
+        result = ran(*words.split(), option, name, "--no-cache")
+        assert result.exit_code == 1, result.output
+        assert "not overwritten" in result.stderr
+        assert [path.read_text() for path in mine] == ["mine"] * len(mine)
+        assert not Path("new.pt2").exists()
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("place", WITHOUT_ROOT, ids=lambda place: place.name)
 def test_no_input_is_lost_and_what_cannot_be_written_is_refused_first(template: Path, place: Place) -> None:
     for command, option in MAY.get(place.may, [("search", "--out")]):
