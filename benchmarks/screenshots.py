@@ -188,7 +188,7 @@ def main() -> None:
                 write_whole(path, picture(page))
                 print(path)
                 page.close()
-            page = opened(browser, f"{url}/Ranks", 1200, 1060)
+            page = opened(browser, f"{url}/Ranks", 1200, 1400)
             moving(page, options.out / "drag.webp")
 
 

@@ -141,9 +141,14 @@ def place(handle: Locator, rank: int) -> tuple[float, float]:
 
 
 def drag(page: Page, handle: Locator, rank: int, *, release: bool = True) -> None:
-    handle.element_handle().wait_for_element_state("stable")  # after a change of the window the page moves on
-    page.mouse.move(*place(handle, int(handle.input_value())))
-    page.mouse.down()
+    holds = "input => document.querySelector('.rb-root').__board.held?.input === input"
+    while True:  # after a change of the window, or of a line above, the page moves on
+        handle.element_handle().wait_for_element_state("stable")
+        page.mouse.move(*place(handle, int(handle.input_value())))
+        page.mouse.down()
+        if handle.evaluate(holds):
+            break
+        page.mouse.up()
     x, y = place(handle, rank)
     page.mouse.move(x, y, steps=8)
     page.evaluate(DRAWN)
