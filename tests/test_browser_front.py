@@ -47,6 +47,7 @@ def board(browser: Browser, serve: Callable[..., str]) -> Iterator[Page]:
     with watched_page(browser) as page:
         page.goto(f"{serve()}/Ranks")
         page.wait_for_selector(MEASURED)
+        page.wait_for_function(f"() => {BOARD}.learning === ''")  # what is learnt meanwhile makes another front
         page.wait_for_function(RECKONED)
         yield page
 
@@ -94,13 +95,15 @@ def test_a_point_and_the_plan_that_it_adopts_have_one_figure(board: Page) -> Non
         choices = {name: Choice(c["method"], tuple(c["rank"])) for name, c in point["choices"].items()}
         cost = plan_cost(workspace.profile, RankPlan.of(workspace.profile.fingerprint, choices))
         assert (point["bytes"], point["multiplies"]) == (cost.bytes, cost.multiplies)
-    middle = len(points) // 2
     before = plan_of(board)
-    board.evaluate(f"{BOARD}.adoptPoint({middle})")
-    assert plan_of(board) == points[middle]["choices"]
-    shown = board.evaluate(FIGURES)
+    point, plan, shown = board.evaluate(f"""(() => {{
+        const b = {BOARD}, middle = b.front.points.length >> 1, point = b.front.points[middle];
+        b.adoptPoint(middle);
+        return [point, b.choices(), {FIGURES}];
+    }})()""")
+    assert plan == point["choices"]
     for figure in ("bytes", "multiplies", "value", "low", "high"):
-        assert shown[figure] == points[middle][figure]
+        assert shown[figure] == point[figure]
     board.wait_for_function(SETTLED)
     undone(board, before)
 
