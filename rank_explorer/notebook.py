@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +22,7 @@ from lowrank_core.measure.glance import Glances
 from lowrank_core.measure.measurement import Figure, measurement
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import check_plan
-from lowrank_core.plans.plan import Choice, RankPlan
-from lowrank_core.predict.prediction import NoiseTable, noise_table
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.predict.survey import Finding, Learnt
 from lowrank_core.predict.survey import survey as learn
 from lowrank_core.running.jobs import Job, Snapshot
@@ -47,8 +45,6 @@ with extra("notebook", "the board in a notebook"):
     from plotly.offline import get_plotlyjs
 
 HERE = Path(__file__)
-DENSE_SAMPLES = 1024
-"""On which the dense network is scored where it has not been run on all."""
 
 
 def board(workspace: Workspace, plan: RankPlan | None = None) -> Board:
@@ -85,14 +81,6 @@ def _check(workspace: Workspace, plan: RankPlan) -> None:
     check_plan(workspace.profile, plan)
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What was measured of a plan, and how."""
-
-    score: Score
-    how: str
-
-
 class Board(anywidget.AnyWidget):
     """A board in a cell. Figures come from threads of this process, which end when the widget is closed."""
 
@@ -116,9 +104,7 @@ class Board(anywidget.AnyWidget):
         self._asking: dict[int, Job[dict[str, Any]]] = {}
         self._folder = TemporaryDirectory(prefix="rank-explorer-")  # of a workspace that keeps nothing
         self._glances = Glances(workspace)
-        self._noise: NoiseTable | None = None
-        if workspace.opened.evaluate is None:
-            self._noise = noise_table(workspace.reference, DENSE_SAMPLES)
+        self._noise = board_values.noise(workspace)
         super().__init__(constants=board_values.constants(workspace, self._dense, self._noise), board=self._fields())
         self.on_msg(self._hear)
         self._measure()
@@ -218,9 +204,8 @@ class Board(anywidget.AnyWidget):
 
     @property
     def _dense(self) -> float:
-        workspace = self.workspace
-        complete = workspace.opened.evaluate is None and workspace.reference.complete
-        return workspace.dense_score(None if complete else DENSE_SAMPLES)[0]
+        value: float = board_values.dense_score(self.workspace)[0]
+        return value
 
     def _fields(self) -> dict[str, Any]:
         history, workspace = self._history, self.workspace
@@ -249,13 +234,10 @@ class Board(anywidget.AnyWidget):
             **board_values.figures(snapshot, self._dense, self.candidate.correction),
         }
 
-    def _find(self, plan: RankPlan) -> _Known | None:
+    def _find(self, plan: RankPlan) -> history_panel.Known | None:
         candidate = self.workspace.candidate(plan, corrected=self._history.corrected)
         score = self.workspace.scores.get(candidate.plain)
-        correction = candidate.correction
-        return (
-            None if score is None else _Known(score, "without correction" if correction is None else correction.depth)
-        )
+        return None if score is None else history_panel.Known(score, candidate.correction)
 
     def _show(self) -> None:
         with self._lock:  # figures come from other threads
@@ -317,16 +299,8 @@ class Board(anywidget.AnyWidget):
         snapshot = job.wait(until=lambda snapshot: snapshot.over)
         if self._drawing is not job or snapshot.cancelled:
             return
-        drawn, workspace = snapshot.found, self.workspace
-        held: dict[str, Choice | None] = dict(asked.held)
         self.front = {
-            "model": workspace.identity,
-            "front": {
-                "of": {one.quantity: one.to_dict() for one in drawn},
-                "held": {name: choice and choice.to_dict() for name, choice in held.items()},
-                "free": asked.free,
-                "tails": fronts.more_tails(workspace, drawn, board_values.tails_of),
-                "says": fronts.says(workspace, points, drawn, snapshot.error),
-            },
+            "model": self.workspace.identity,
+            "front": fronts.fields(self.workspace, snapshot.found, points, snapshot.error, board_values.tails_of),
             "measured": [],
         }

@@ -24,7 +24,7 @@ from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import amounts, break_even, check_plan, coefficients, dense_cost, has_free_ranks, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict import interval
-from lowrank_core.predict.prediction import Context, Joint, NoiseTable, curves, kept_curves
+from lowrank_core.predict.prediction import Context, Joint, NoiseTable, curves, kept_curves, noise_table
 from lowrank_core.predict.survey import Finding, Learnt
 from lowrank_core.running.jobs import Snapshot
 from lowrank_core.workspace import Workspace
@@ -72,6 +72,21 @@ def script() -> str:
 def style() -> str:
     """The style sheet of the board: all of STYLES."""
     return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in STYLES)
+
+
+DENSE_SAMPLES = 1024
+"""On which the dense network is scored where it has not been run on all."""
+
+
+def dense_score(workspace: Workspace) -> tuple[float, int]:
+    """(score, samples) of the dense network: on all samples once a measurement has run it on them, on some before."""
+    complete = workspace.opened.evaluate is None and workspace.reference.complete
+    return workspace.dense_score(None if complete else DENSE_SAMPLES)
+
+
+def noise(workspace: Workspace) -> NoiseTable | None:
+    """The prediction table; None where the model file scores itself."""
+    return None if workspace.opened.evaluate is not None else noise_table(workspace.reference, DENSE_SAMPLES)
 
 
 # ---- what it is told -------------------------------------------------------------------------------------------------

@@ -98,6 +98,20 @@ def more_tails(workspace: Workspace, fronts: tuple[Drawn, ...], tails: Tails) ->
     return {name: methods for name, methods in found.items() if methods}
 
 
+def fields(
+    workspace: Workspace, drawn: tuple[Drawn, ...], points: tuple[Point, ...], error: str | None, tails: Tails
+) -> dict[str, Any]:
+    """What a browser is told: fronts by quantity with what was held for them, and a line about them."""
+    held = dict(drawn[0].asked.held) if drawn else {}
+    return {
+        "of": {one.quantity: one.to_dict() for one in drawn},
+        "held": {name: choice and choice.to_dict() for name, choice in held.items()},
+        "free": bool(drawn and drawn[0].asked.free),
+        "tails": more_tails(workspace, drawn, tails),
+        "says": says(workspace, points, drawn, error),
+    }
+
+
 def says(workspace: Workspace, points: tuple[Point, ...], fronts: tuple[Drawn, ...], error: str | None) -> str:
     """One line about what there is of a front, or why there is none; "" where it is whole."""
     if not workspace.profile.layers:

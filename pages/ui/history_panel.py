@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.scores import Score
@@ -23,16 +25,29 @@ _COSTS: Recent[tuple[str, RankPlan], Cost] = Recent(2_000)
 """What plans cost, for they are shown at every release."""
 
 
-class Known(Protocol):
-    """A score that was measured before, and with which correction."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A score that was measured on all samples, now or before the server was started, and with which correction.
 
-    @property
-    def score(self) -> Score:
-        """As it was measured, on all samples."""
+    opened: elsewhere, on these weights and data, and taken from a file of this session's.
+    """
+
+    score: Score
+    correction: Correction | None
+    opened: bool = False
 
     @property
     def how(self) -> str:
-        """With which correction, in words."""
+        """With which correction it was measured, in words.
+
+        >>> from lowrank_core.scoring.scores import Score
+        >>> Known(Score("top-1", 0.5, 0.9, 10, True, None, None, 0.4, None, None), None).how
+        'without correction'
+        """
+        of = ", as the opened file says" if self.opened else ""
+        if self.correction is None:
+            return f"without correction{of}"
+        return f"{self.correction.depth or f'{self.correction.kind} correction'}{of}"
 
 
 Find = Callable[[RankPlan], Known | None]

@@ -18,7 +18,7 @@ from lowrank_core.selection._problem import Quantity
 from lowrank_core.store.key import named
 from lowrank_core.store.room import Recent
 from lowrank_core.workspace import Workspace
-from pages.ui.front import Asked, Drawn, Measured, PredictedPlan, Tails, draw, more_tails, predict, says
+from pages.ui.front import Asked, Drawn, Measured, PredictedPlan, Tails, draw, fields, predict, says
 from pages.ui.history import History
 from pages.ui.state import measurements, models, plans, searches
 from pages.ui.state.session import session_id
@@ -81,17 +81,10 @@ def shown(
 ) -> dict[str, Any]:
     """What a board draws: fronts by quantity with what was held for them, a line about them, and measured plans."""
     snapshot: Snapshot[Drawn] = Snapshot() if job is None else job.snapshot
-    drawn = snapshot.found
-    held = dict(drawn[0].asked.held) if drawn else {}
+    points, error = Learnt.of(surveyed).points, snapshot.error or surveyed.error
     return {
         "model": models.key(workspace),
-        "front": {
-            "of": {one.quantity: one.to_dict() for one in drawn},
-            "held": {name: choice and choice.to_dict() for name, choice in held.items()},
-            "free": bool(drawn and drawn[0].asked.free),
-            "tails": more_tails(workspace, drawn, tails),
-            "says": says(workspace, Learnt.of(surveyed).points, drawn, snapshot.error or surveyed.error),
-        },
+        "front": fields(workspace, snapshot.found, points, error, tails),
         "measured": measured_fields(workspace, history),
     }
 

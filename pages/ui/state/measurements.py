@@ -13,7 +13,6 @@ from lowrank_core.builtin import POINTS
 from lowrank_core.measure.ledger import VERSION, Ledger, score_key
 from lowrank_core.measure.measurement import Figure, measurement
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.predict.survey import Finding
 from lowrank_core.predict.survey import survey as learn
@@ -21,6 +20,7 @@ from lowrank_core.running.jobs import Job
 from lowrank_core.scoring.scores import Score
 from lowrank_core.store.room import Recent
 from lowrank_core.workspace import Workspace
+from pages.ui.history_panel import Known
 from pages.ui.state import looks, models, on_disk, plans
 from pages.ui.state.session import session_id
 
@@ -80,31 +80,6 @@ def measure(workspace: Workspace) -> Job[Figure]:
 def measured(workspace: Workspace, plan: RankPlan) -> Score | None:
     """The score of a plan if it has been measured on all samples, with the correction as it is set now."""
     return _known(workspace, plans.candidate(workspace, plan))
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A score that was measured on all samples, now or before the server was started, and with which correction.
-
-    opened: elsewhere, on these weights and data, and taken from a file of this session's.
-    """
-
-    score: Score
-    correction: Correction | None
-    opened: bool = False
-
-    @property
-    def how(self) -> str:
-        """With which correction it was measured, in words.
-
-        >>> from lowrank_core.scoring.scores import Score
-        >>> Known(Score("top-1", 0.5, 0.9, 10, True, None, None, 0.4, None, None), None).how
-        'without correction'
-        """
-        of = ", as the opened file says" if self.opened else ""
-        if self.correction is None:
-            return f"without correction{of}"
-        return f"{self.correction.depth or f'{self.correction.kind} correction'}{of}"
 
 
 def known(workspace: Workspace, plan: RankPlan) -> Known | None:

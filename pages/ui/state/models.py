@@ -13,7 +13,7 @@ import streamlit as st
 
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.errors import InvalidData, InvalidSettings
-from lowrank_core.predict.prediction import NoiseTable, noise_table
+from lowrank_core.predict.prediction import NoiseTable
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.store.cache import Cache
@@ -21,13 +21,11 @@ from lowrank_core.store.files import own_folder
 from lowrank_core.store.reference import address_of
 from lowrank_core.store.room import Recent, Room
 from lowrank_core.workspace import Workspace, open_to_look
-from pages.ui import dropped
+from pages.ui import board_values, dropped
 from pages.ui.at_start import at_start, shown
 from pages.ui.files_read import FilesRead, listening
 from pages.ui.once import Once
 from pages.ui.state import recent, session
-
-DENSE_SAMPLES = 1024
 
 MOST_MODELS = 2 * (len(BUILTIN) + 1)
 """Of which small things are kept: every built-in one and the given one, with the correction and without."""
@@ -244,8 +242,7 @@ def stamp(address: str) -> str:
 
 def dense_score(workspace: Workspace) -> tuple[float, int]:
     """(score, samples) of the dense network: on all samples once a measurement has run it on them, on some before."""
-    complete = workspace.opened.evaluate is None and workspace.reference.complete
-    return workspace.dense_score(None if complete else DENSE_SAMPLES)
+    return board_values.dense_score(workspace)
 
 
 def noise(workspace: Workspace) -> NoiseTable | None:
@@ -255,7 +252,7 @@ def noise(workspace: Workspace) -> NoiseTable | None:
 
 @st.cache_resource(max_entries=MOST_MODELS, show_spinner=False)
 def _noise(_workspace: Workspace, key: str) -> NoiseTable | None:
-    return None if _workspace.opened.evaluate is not None else noise_table(_workspace.reference, DENSE_SAMPLES)
+    return board_values.noise(_workspace)
 
 
 def factorise(workspace: Workspace, say: Callable[[str], None]) -> None:
