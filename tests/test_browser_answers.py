@@ -13,6 +13,7 @@ from lowrank_core.measure.answers import answers_of
 from lowrank_core.measure.depth import depth_errors
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
+from tests.hands import drag
 
 BOARD = "document.querySelector('.rb-root').__board"
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
@@ -90,17 +91,7 @@ def unfold(page: Page, *names: str) -> None:
 def release(page: Page, layer: str, rank: int) -> None:
     """Drag a thumb to a rank and let go; while it is held the panels say that they are of the plan before."""
     handle = page.get_by_role("slider", name=f"{layer} rank", exact=True)
-    handle.scroll_into_view_if_needed()
-    handle.element_handle().wait_for_element_state("stable")
-    box, top = handle.bounding_box(), int(handle.get_attribute("max") or 1)
-    assert box is not None
-
-    def x(at: int) -> float:
-        return box["x"] + 5 + (box["width"] - 10) * (at - 1) / (top - 1)
-
-    page.mouse.move(x(int(handle.input_value())), box["y"] + 10)
-    page.mouse.down()
-    page.mouse.move(x(rank), box["y"] + 10, steps=4)
+    drag(handle, rank, release=False)
     expect(page.get_by_test_id("answers-summary")).to_contain_text("Of the plan before.")
     page.mouse.up()
 

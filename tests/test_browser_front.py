@@ -14,6 +14,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.workspace import Workspace
 from tests.conftest import watched_page
+from tests.hands import point
 
 BOARD = "document.querySelector('.rb-root').__board"
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
@@ -75,12 +76,7 @@ def walk_slider(page: Page) -> Locator:
 
 def place(page: Page, share: float) -> tuple[float, float]:
     """Where the slider's thumb stands at a share of its way."""
-    slider = walk_slider(page)
-    slider.scroll_into_view_if_needed()
-    slider.element_handle().wait_for_element_state("stable")
-    box = slider.bounding_box()
-    assert box is not None
-    return box["x"] + box["width"] * share, box["y"] + box["height"] / 2
+    return point(walk_slider(page), share)
 
 
 def plan_of(page: Page) -> dict[str, Any]:
@@ -91,19 +87,19 @@ def plan_of(page: Page) -> dict[str, Any]:
 def test_a_point_and_the_plan_that_it_adopts_have_one_figure(board: Page) -> None:
     workspace = Workspace.open("builtin:digits-cnn")
     points = board.evaluate(f"{BOARD}.front.points")
-    for point in points:
-        choices = {name: Choice(c["method"], tuple(c["rank"])) for name, c in point["choices"].items()}
+    for each in points:
+        choices = {name: Choice(c["method"], tuple(c["rank"])) for name, c in each["choices"].items()}
         cost = plan_cost(workspace.profile, RankPlan.of(workspace.profile.fingerprint, choices))
-        assert (point["bytes"], point["multiplies"]) == (cost.bytes, cost.multiplies)
+        assert (each["bytes"], each["multiplies"]) == (cost.bytes, cost.multiplies)
     before = plan_of(board)
-    point, plan, shown = board.evaluate(f"""(() => {{
+    middle, plan, shown = board.evaluate(f"""(() => {{
         const b = {BOARD}, middle = b.front.points.length >> 1, point = b.front.points[middle];
         b.adoptPoint(middle);
         return [point, b.choices(), {FIGURES}];
     }})()""")
-    assert plan == point["choices"]
+    assert plan == middle["choices"]
     for figure in ("bytes", "multiplies", "value", "low", "high"):
-        assert shown[figure] == point[figure]
+        assert shown[figure] == middle[figure]
     board.wait_for_function(SETTLED)
     undone(board, before)
 
@@ -168,14 +164,13 @@ def test_a_hover_shows_the_card_and_a_click_adopts(board: Page) -> None:
 
 
 def test_a_plan_that_was_measured_is_adopted_as_it_was(board: Page) -> None:
-    board.evaluate(f"{BOARD}.adoptPoint(1)")
+    chosen = board.evaluate(f"{BOARD}.adoptPoint(1); {BOARD}.choices()")  # what is measured may make another front
     settled(board)
     board.wait_for_selector(MEASURED)
-    board.wait_for_function(f"""() => {BOARD}.measuredPlans.some(one => one.bytes === {BOARD}.front.points[1].bytes)""")
-    chosen, name = (
-        plan_of(board),
-        board.evaluate(f"{BOARD}.measuredPlans.find(one => one.bytes === {BOARD}.front.points[1].bytes).name"),
-    )
+    size = board.evaluate(f"RankBoard.totals({BOARD}.model, {BOARD}.choices()).bytes")
+    found = f"{BOARD}.measuredPlans.find(one => one.bytes === {size})"
+    board.wait_for_function(f"() => {found}")
+    name = board.evaluate(f"{found}.name")
     card = board.evaluate(f"{BOARD}.cardOf({BOARD}.measuredPlans.find(one => one.name === '{name}'))")
     assert card[0].startswith("Measured here · ")
     assert re.match(r"[\d.]+\u202f% \(95 %: ", card[1])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from playwright.sync_api import Page, TimeoutError, expect
 
 from benchmarks.accessibility import violations
+from tests.hands import hold, point
 
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
 
@@ -46,13 +47,9 @@ def test_cards_say_what_a_device_has_while_a_thumb_moves_and_export_says_the_sam
     assert page.evaluate("document.querySelector('[data-testid=chart-bytes]')._fullLayout.shapes.length") == 2
 
     handle = page.get_by_role("slider", name="fc1 rank", exact=True)
-    handle.scroll_into_view_if_needed()
+    hold(handle)
     before, heights = flash.inner_text(), [one.bounding_box() for one in (flash, score)]
-    box = handle.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 10)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.02 * box["width"], box["y"] + 10, steps=4)
+    page.mouse.move(*point(handle, 0.02), steps=4)
     expect(flash).to_have_attribute("data-kept", "kept")
     assert flash.inner_text() != before
     expect(ram).to_contain_text("known when you let go")

@@ -14,6 +14,7 @@ from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.workspace import Workspace
 from tests.conftest import running_app, slow_network, watched_page
+from tests.hands import point
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +54,10 @@ def drop(page: Page, *files: Path) -> None:
 
 def drag(page: Page, slider: Locator) -> None:
     """From the thumb, wherever it is, to a sixth of the track."""
-    slider.scroll_into_view_if_needed()
-    box = slider.bounding_box()
-    assert box is not None
     low, high = (float(slider.get_attribute(name) or 0) for name in ("min", "max"))
-    now = float(slider.input_value())
-    y = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + 8 + (box["width"] - 16) * (now - low) / (high - low), y)
+    page.mouse.move(*point(slider, (float(slider.input_value()) - low) / (high - low), margin=8))
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 6, y, steps=8)
+    page.mouse.move(*point(slider, 1 / 6), steps=8)
     page.mouse.up()
 
 

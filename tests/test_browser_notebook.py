@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.conftest import PATIENCE_SECONDS, ROOT, end, is_ready, visitor
+from tests.hands import drag
 
 pytest.importorskip("anywidget")
 pytest.importorskip("jupyterlab")
@@ -81,17 +82,8 @@ def test_a_drag_in_a_cell_is_a_plan_in_the_kernel(browser: Browser, lab: str) ->
         page.keyboard.press("Shift+Enter")
         page.wait_for_selector(MEASURED)
         handle = page.get_by_role("slider", name="conv3 rank", exact=True)
-        handle.scroll_into_view_if_needed()
-        handle.element_handle().wait_for_element_state("stable")
-        box, rank, top = handle.bounding_box(), int(handle.input_value()), int(handle.get_attribute("max") or 1)
-        assert box is not None
-
-        def at(rank: int) -> tuple[float, float]:
-            return box["x"] + 5 + (box["width"] - 10) * (rank - 1) / (top - 1), box["y"] + box["height"] / 2
-
-        page.mouse.move(*at(rank))
-        page.mouse.down()
-        page.mouse.move(*at(rank // 2), steps=5)
+        rank = int(handle.input_value())
+        drag(handle, rank // 2, release=False)
         expect(page.get_by_test_id("live-accuracy")).to_have_attribute("data-kind", "measured")
         page.mouse.up()
         page.wait_for_selector(MEASURED)

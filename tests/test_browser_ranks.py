@@ -21,6 +21,7 @@ from lowrank_core.predict.survey import Learnt, survey
 from lowrank_core.running.jobs import Job
 from lowrank_core.workspace import Workspace
 from tests.conftest import slow_network, watched_page
+from tests.hands import DRAWN, at_rank, drag, point
 
 BOARD = "document.querySelector('.rb-root').__board"
 FIGURES = ("accuracy", "bytes", "multiplies")
@@ -133,32 +134,6 @@ def slider(page: Page, layer: str) -> Locator:
     return page.get_by_role("slider", name=f"{layer} rank", exact=True)
 
 
-def place(handle: Locator, rank: int) -> tuple[float, float]:
-    box = handle.bounding_box()
-    assert box is not None
-    top = int(handle.get_attribute("max") or 1)
-    return box["x"] + 5 + (box["width"] - 10) * (rank - 1) / (top - 1), box["y"] + box["height"] / 2
-
-
-def drag(page: Page, handle: Locator, rank: int, *, release: bool = True) -> None:
-    holds = "input => document.querySelector('.rb-root').__board.held?.input === input"
-    while True:  # after a change of the window, or of a line above, the page moves on
-        handle.element_handle().wait_for_element_state("stable")
-        page.mouse.move(*place(handle, int(handle.input_value())))
-        page.mouse.down()
-        if handle.evaluate(holds):
-            break
-        page.mouse.up()
-    x, y = place(handle, rank)
-    page.mouse.move(x, y, steps=8)
-    page.evaluate(DRAWN)
-    if release:
-        page.mouse.up()
-
-
-DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-
-
 def test_drag_is_live_before_release(visit: Visit) -> None:
     page, sent = visit.page, visit.sent
     page.route("**/live", lambda route: None)  # what is asked while the thumb is held gets no answer
@@ -166,7 +141,7 @@ def test_drag_is_live_before_release(visit: Visit) -> None:
     pictures = {kind: picture(page, kind) for kind in FIGURES}
     sent.clear()
     handle = slider(page, "fc1")
-    drag(page, handle, 30, release=False)
+    drag(handle, 30, release=False)
     assert not sent, "nothing may be committed while the thumb moves"
     during = {kind: figure(page, kind) for kind in FIGURES}
     for kind in FIGURES:
@@ -199,7 +174,7 @@ def test_a_thumb_that_rests_is_measured_before_it_is_let_go(visit: Visit) -> Non
     assert accuracy.get_attribute("data-kind") == "measured"
     handle = slider(page, "fc1")
     page.evaluate("addEventListener('rank-answered', e => { window.answer = e.detail; })")
-    drag(page, handle, 12, release=False)
+    drag(handle, 12, release=False)
     sent.clear()
     page.wait_for_function("window.answer?.score && window.answer.plan.includes('12')")
     shown = figure(page, "accuracy")
@@ -207,12 +182,12 @@ def test_a_thumb_that_rests_is_measured_before_it_is_let_go(visit: Visit) -> Non
     assert (accuracy.get_attribute("data-kind"), accuracy.get_attribute("data-state")) == ("measured", "measuring")
     assert f"{samples} samples" in page.inner_text("section[aria-label='Top-1 accuracy']")
     page.evaluate(f"{BOARD}.tooSlow = 'it takes a day here'")
-    page.mouse.move(*place(handle, 70), steps=3)
+    page.mouse.move(*at_rank(handle, 70), steps=3)
     page.evaluate(DRAWN)
     assert accuracy.get_attribute("data-kind") == "predicted"
     assert "measured when you let go: it takes a day here" in page.inner_text("section[aria-label='Top-1 accuracy']")
     assert accuracy.get_attribute("data-samples") is None
-    page.mouse.move(*place(handle, 12), steps=3)
+    page.mouse.move(*at_rank(handle, 12), steps=3)
     page.evaluate(DRAWN)
     assert (figure(page, "accuracy"), accuracy.get_attribute("data-kind")) == (shown, "measured")
     assert not sent, "nothing is committed"
@@ -240,9 +215,9 @@ def test_nothing_is_committed_while_a_thumb_is_held(visit: Visit, thumb: str) ->
     sent.clear()
     for rank in (70, 20):
         if rank == 70:
-            drag(page, handle, rank, release=False)
+            drag(handle, rank, release=False)
         else:
-            page.mouse.move(*place(handle, rank), steps=8)
+            page.mouse.move(*at_rank(handle, rank), steps=8)
         page.wait_for_timeout(600)  # longer than keys rest until what they chose is sent
         page.evaluate(f"{BOARD}.post()")  # as its timer does
     assert page.evaluate(f"{BOARD}.outbox.length") == 1
@@ -263,7 +238,7 @@ def test_figures_that_come_in_a_drag_are_those_of_a_plan_that_it_goes_back_to(ra
     )
     ranks.evaluate(f"known => {BOARD}.feed({{ ...known, doing: 'measuring', done: false }})", known)
     assert ranks.get_attribute("[data-testid=live-accuracy]", "data-state") == "measuring"
-    drag(ranks, handle, 30, release=False)
+    drag(handle, 30, release=False)
     assert handle.input_value() != start
     ranks.evaluate(f"known => {BOARD}.feed({{ ...known, doing: '', done: true }})", known)
     assert ranks.get_attribute("[data-testid=live-accuracy]", "data-state") in {"rough", "predicted", "measuring"}
@@ -275,7 +250,7 @@ def test_figures_that_come_in_a_drag_are_those_of_a_plan_that_it_goes_back_to(ra
 
 def test_the_figures_are_those_of_the_core(ranks: Page) -> None:
     workspace = Workspace.open("builtin:digits-cnn")
-    drag(ranks, slider(ranks, "fc1"), 41)
+    drag(slider(ranks, "fc1"), 41)
     measured(ranks)
     plan = plan_on(ranks, workspace)
     cost = plan_cost(workspace.profile, plan)
@@ -340,7 +315,7 @@ def test_totals_of_the_browser_equal_pythons_for_1000_random_plans(ranks: Page) 
 def test_undo_and_redo(fresh: Page) -> None:
     handle = slider(fresh, "conv2")
     start = handle.input_value()
-    drag(fresh, handle, 30)
+    drag(handle, 30)
     measured(fresh)
     dragged = handle.input_value()
     assert dragged != start
@@ -398,14 +373,14 @@ def test_a_message_that_was_lost_comes_again(ranks: Page) -> None:
 
 def test_a_step_after_a_page_switch_is_a_step_of_its_own(ranks: Page) -> None:
     handle = slider(ranks, "fc1")
-    drag(ranks, handle, 30)
+    drag(handle, 30)
     measured(ranks)
     before = handle.input_value()
     for name in ("Model", "Ranks"):
         ranks.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click()
         ranks.get_by_role("heading", name=name, exact=True).wait_for()
     measured(ranks)
-    drag(ranks, slider(ranks, "fc1"), 12)
+    drag(slider(ranks, "fc1"), 12)
     measured(ranks)
     ranks.get_by_role("button", name="Undo").click()
     ranks.wait_for_function("([e, v]) => e.value === v", arg=[slider(ranks, "fc1").element_handle(), before])
@@ -456,7 +431,7 @@ def test_tucker_has_two_ranks_and_the_method_is_chosen_per_layer(ranks: Page) ->
     for axis in ("out", "in"):
         assert ranks.get_by_role("slider", name=f"conv3 rank {axis}").is_visible()
     before = figure(ranks, "bytes")
-    drag(ranks, ranks.get_by_role("slider", name="conv3 rank in"), 5)
+    drag(ranks.get_by_role("slider", name="conv3 rank in"), 5)
     measured(ranks)
     assert figure(ranks, "bytes") != before
 
@@ -471,7 +446,7 @@ def test_snapshot_and_restore(ranks: Page) -> None:
     ranks.get_by_role("button", name="Snapshot", exact=True).click()
     snapshot = ranks.locator(".rb-snapshots").get_by_role("button", name="before", exact=True)
     snapshot.wait_for()
-    drag(ranks, slider(ranks, "fc1"), 10)
+    drag(slider(ranks, "fc1"), 10)
     measured(ranks)
     assert slider(ranks, "fc1").input_value() != kept
     snapshot.click()
@@ -483,7 +458,7 @@ def test_budget_lock_holds(ranks: Page) -> None:
     ranks.get_by_label("Budget lock").select_option("bytes")
     held = ranks.evaluate(f"{total}.hold.total")
     others = {name: slider(ranks, name).input_value() for name in ("conv2", "conv3", "fc2")}
-    drag(ranks, slider(ranks, "fc1"), 100)
+    drag(slider(ranks, "fc1"), 100)
     measured(ranks)
     now = ranks.evaluate(f"RankBoard.totals({total}.model, {total}.choices()).bytes")
     assert now <= held
@@ -510,7 +485,7 @@ def test_group_slider_moves_its_block(ranks: Page) -> None:
 
 def test_ranks_snap_to_multiples(ranks: Page) -> None:
     ranks.get_by_label("Snap ranks to multiples").select_option("8")
-    drag(ranks, slider(ranks, "fc1"), 45)
+    drag(slider(ranks, "fc1"), 45)
     measured(ranks)
     assert int(slider(ranks, "fc1").input_value()) % 8 == 0
 
@@ -523,12 +498,10 @@ def test_filter_box(ranks: Page) -> None:
 def test_a_click_on_the_spectrum_sets_the_rank(ranks: Page) -> None:
     ranks.get_by_role("button", name="fc1", exact=True).click()
     before = slider(ranks, "fc1").input_value()
-    box = ranks.locator("[data-testid=chart-spectrum]").bounding_box()
-    assert box is not None
-    ranks.wait_for_selector("[data-testid=chart-spectrum] .nsewdrag")
+    plot = ranks.locator("[data-testid=chart-spectrum] .nsewdrag")
     ranks.evaluate(DRAWN)
     ranks.wait_for_timeout(200)
-    ranks.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + 80)
+    ranks.mouse.click(*point(plot, 0.8))
     handle = slider(ranks, "fc1").element_handle()
     ranks.wait_for_function("([e, v]) => Number(e.value) > v", arg=[handle, int(before)])
 
@@ -561,7 +534,7 @@ def test_tracks_and_marks_fit_every_window(ranks: Page) -> None:
 
 def test_reload_keeps_the_plan_and_the_history(ranks: Page) -> None:
     start = slider(ranks, "fc1").input_value()
-    drag(ranks, slider(ranks, "fc1"), 20)
+    drag(slider(ranks, "fc1"), 20)
     measured(ranks)
     dragged = slider(ranks, "fc1").input_value()
     assert dragged != start
@@ -581,7 +554,7 @@ def test_a_second_tab_with_another_model_does_not_disturb_the_first(ranks: Page,
     other.get_by_role("button", name="All dense").click()
     measured(other)
     ranks.bring_to_front()
-    drag(ranks, slider(ranks, "conv2"), 9)
+    drag(slider(ranks, "conv2"), 9)
     measured(ranks)
     assert slider(ranks, "fc1").input_value() == kept
     other.close()
@@ -644,7 +617,7 @@ def test_a_measurement_stops_once_it_is_decided_against_the_tolerance(ranks: Pag
 
 def test_no_late_rerun_moves_a_thumb_back(fresh: Page) -> None:
     old = fresh.evaluate(f"({{...{BOARD}.data}})")
-    drag(fresh, slider(fresh, "fc1"), 44)
+    drag(slider(fresh, "fc1"), 44)
     measured(fresh)
     kept = slider(fresh, "fc1").input_value()
     fresh.evaluate(f"old => {BOARD}.update({{...old, choices: {{}}}})", old)
@@ -659,7 +632,7 @@ def test_a_score_is_shown_only_with_the_plan_it_belongs_to(ranks: Page) -> None:
     stale = "{model: b.model.key, rev: b.rev - 1, score: {value: 0.5, dense: 0.9, samples: 9, drop: 0.4}, done: true}"
     ranks.evaluate(f"() => {{ const b = {BOARD}; b.feed({stale}); }}")
     assert figure(ranks, "accuracy") == before
-    drag(ranks, slider(ranks, "fc1"), 33, release=False)
+    drag(slider(ranks, "fc1"), 33, release=False)
     kind, state, named = ranks.eval_on_selector(
         "[data-testid=live-accuracy]", "e => [e.dataset.kind, e.dataset.state, e.className]"
     )

@@ -10,9 +10,9 @@ import pytest
 from playwright.sync_api import Browser, CDPSession, Page
 
 from tests.conftest import PATIENCE_SECONDS
+from tests.hands import DRAWN, point, tap
 
 BOARD = "document.querySelector('.rb-root').__board"
-DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 WIDE = """
 import torch
@@ -49,11 +49,7 @@ def value(page: Page, layer: str) -> int:
 
 
 def middle(page: Page, layer: str, share: float = 0.5) -> tuple[float, float]:
-    handle = page.get_by_role("slider", name=f"{layer} rank", exact=True)
-    handle.scroll_into_view_if_needed()
-    box = handle.bounding_box()
-    assert box is not None
-    return box["x"] + share * box["width"], box["y"] + box["height"] / 2
+    return point(page.get_by_role("slider", name=f"{layer} rank", exact=True), share)
 
 
 def swipe(session: CDPSession, page: Page, start: tuple[float, float], by: tuple[float, float]) -> None:
@@ -214,8 +210,7 @@ def test_every_width_has_tracks_to_drag_and_marks_where_they_belong(board: Page)
 def test_on_a_phone_the_selected_layer_is_a_sheet(board: Page) -> None:
     sheet = board.get_by_role("dialog", name="Selected layer")
     assert board.locator(".rb-detail").is_hidden()
-    swipe(board.context.new_cdp_session(board), board, middle(board, "2"), (0, 0))
-    sheet.wait_for()
+    tap(board.get_by_role("slider", name="2 rank", exact=True), 0.5, opens=sheet)
     assert "2 · 600" in sheet.inner_text()
     large = sheet.get_by_role("slider", name="Rank of the selected layer", exact=True)
     assert large.evaluate("e => e === document.activeElement")

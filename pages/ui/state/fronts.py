@@ -155,16 +155,15 @@ def _predicted() -> Recent[tuple[Drawn, int, tuple[Joint, ...]], tuple[Predicted
 
 
 @st.cache_resource
-def _names() -> Recent[Candidate, str]:
+def _names() -> Recent[RankPlan, str]:
     return Recent(10 * MOST_MEASURED)
 
 
-def _name(candidate: Candidate) -> str:
-    if candidate not in _names():
-        correction = candidate.correction
-        about = [candidate.plan.to_json(provenance={}), None if correction is None else correction.to_dict()]
-        _names()[candidate] = named(about)
-    return _names()[candidate]
+def _name(plan: RankPlan) -> str:
+    """Of the plan alone: a dot is still the same one when a thorough figure takes the place of its quick one."""
+    if plan not in _names():
+        _names()[plan] = named(plan.to_json(provenance={}))
+    return _names()[plan]
 
 
 def measured(workspace: Workspace, history: History) -> list[Measured]:
@@ -176,7 +175,7 @@ def measured(workspace: Workspace, history: History) -> list[Measured]:
         if score is not None and fits and not score.not_finite:
             scored[candidate.plan.plain] = kind, candidate, score
     latest = list(scored.values())[-MOST_MEASURED:]
-    return [Measured(_name(candidate), kind, candidate, score) for kind, candidate, score in latest]
+    return [Measured(_name(candidate.plan.plain), kind, candidate, score) for kind, candidate, score in latest]
 
 
 def measured_fields(workspace: Workspace, history: History) -> list[dict[str, Any]]:
