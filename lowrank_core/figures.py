@@ -20,6 +20,15 @@ def count(value: float, unit: str = "") -> str:
     return f"{value:g} {unit}".strip()
 
 
+def how_many(number: int, singular: str, plural: str = "") -> str:
+    """A number and what is counted.
+
+    >>> how_many(1, "sample"), how_many(5_000, "sample"), how_many(0, "branch", "branches")
+    ('1 sample', '5,000 samples', '0 branches')
+    """
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
+
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 """In bytes, as the makers of devices count."""
 

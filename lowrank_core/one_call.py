@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import EXPORTS, Compressed, Exported
-from lowrank_core.figures import drop_text, score_text, share
+from lowrank_core.figures import drop_text, how_many, score_text, share
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
@@ -50,7 +50,7 @@ class Compression:
         interval = " (too few samples that differ for an interval)" if score.too_few else ""
         if score.drop_low is not None and score.drop_high is not None:
             interval = f" (95 % interval {drop(score.drop_low)} to {drop(score.drop_high)})"
-        samples = f" on {score.samples:,} samples" if score.samples else ""
+        samples = f" on {how_many(score.samples, 'sample')}" if score.samples else ""
         each = "".join(f"\n{output.name}: {value(output.value)}; drop {drop(output.drop)}" for output in score.outputs)
         each = each if len(score.outputs) > 1 else ""
         return (

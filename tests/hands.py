@@ -7,6 +7,7 @@ makes such moments long: a place that was read once may be another thing's when 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from playwright.sync_api import Locator, TimeoutError
 
@@ -26,14 +27,15 @@ def point(element: Locator, right: float = 0.5, down: float = 0.5, margin: float
     """A place of an element on the screen, as shares of its box without its margins, once a press gets there."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
+        element.wait_for()
         element.element_handle().wait_for_element_state("stable")
-        box = element.bounding_box()
-        assert box is not None
-        x, y = box["x"] + margin + (box["width"] - 2 * margin) * right, box["y"] + box["height"] * down
-        in_the_way = element.evaluate(THERE, [x, y])
-        if not in_the_way:
-            return x, y
-        assert time.monotonic() < deadline, f"nobody can press ({x:.0f}, {y:.0f}): {in_the_way}"
+        box, in_the_way = element.bounding_box(), "not there any more"
+        if box is not None:
+            x, y = box["x"] + margin + (box["width"] - 2 * margin) * right, box["y"] + box["height"] * down
+            in_the_way = element.evaluate(THERE, [x, y])
+            if not in_the_way:
+                return x, y
+        assert time.monotonic() < deadline, f"nobody can press there: {in_the_way}"
         element.evaluate("element => element.scrollIntoView({ block: 'center', behavior: 'instant' })")
         element.page.evaluate(DRAWN)
 
@@ -43,22 +45,34 @@ def at_rank(thumb: Locator, rank: int) -> tuple[float, float]:
     return point(thumb, (rank - 1) / (int(thumb.get_attribute("max") or 1) - 1), margin=5)
 
 
+def until(seen: Callable[[float], object], act: Callable[[], object]) -> None:
+    """Do something until it is seen to have worked: what comes while a busy page is built anew is lost.
+
+    seen(milliseconds): raises TimeoutError or AssertionError where it is not seen by then.
+    """
+    for patience_milliseconds in (10_000, 30_000, 60_000):
+        act()
+        try:
+            seen(patience_milliseconds)
+            return
+        except (TimeoutError, AssertionError):
+            pass
+    act()
+    seen(1000 * PATIENCE_SECONDS)
+
+
 def tap(element: Locator, right: float, opens: Locator) -> None:
     """Tap on a place of an element, until what a tap opens is seen: a finger that a busy page holds long is no tap."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        element.page.touchscreen.tap(*point(element, right))
-        try:
-            return opens.wait_for(timeout=3_000)
-        except TimeoutError:
-            assert time.monotonic() < deadline, "a tap opens nothing"
+    until(
+        lambda patience: opens.wait_for(timeout=patience), lambda: element.page.touchscreen.tap(*point(element, right))
+    )
 
 
-def hold(thumb: Locator) -> None:
-    """Press the mouse on a thumb of the board where it stands, until the board holds it."""
+def hold(thumb: Locator, right: float | None = None) -> None:
+    """Press the mouse on a thumb of the board where it stands, or on a share of its track, until the board holds it."""
     deadline, mouse = time.monotonic() + PATIENCE_SECONDS, thumb.page.mouse
     while True:
-        mouse.move(*at_rank(thumb, int(thumb.input_value())))
+        mouse.move(*(at_rank(thumb, int(thumb.input_value())) if right is None else point(thumb, right)))
         mouse.down()
         if thumb.evaluate(HOLDS):
             return

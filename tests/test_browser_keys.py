@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from lowrank_core.plans.plan import read_plan
 from tests.conftest import watched_page
+from tests.hands import point, until
 
 BOARD = "document.querySelector('.rb-root').__board"
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
@@ -113,12 +114,12 @@ def test_a_click_selects_on_all_pages_and_in_the_address_without_an_entry_in_the
     page.locator("button[data-pick-layer=conv3]").click()
     layer_in_address(page, "conv3")
     cells = page.locator("[data-testid=stDataFrame]:visible").first  # what each layer costs
-    cells.scroll_into_view_if_needed()
-    canvas = cells.locator("canvas").first.bounding_box()
-    assert canvas is not None
     rows = 7  # the headings and six layers
-    page.mouse.click(canvas["x"] + 40, canvas["y"] + canvas["height"] * 5.5 / rows)
-    layer_in_address(page, "fc2")
+    address = "() => new URLSearchParams(location.search).get('layer') === 'fc2'"
+    until(
+        lambda patience: page.wait_for_function(address, timeout=patience),
+        lambda: page.mouse.click(*point(cells, 0.05, 5.5 / rows)),
+    )
     turn_to(page, "Ranks")
     measured(page)
     assert page.evaluate(f"{BOARD}.selected") == "fc2"

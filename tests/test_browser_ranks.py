@@ -498,7 +498,7 @@ def test_filter_box(ranks: Page) -> None:
 def test_a_click_on_the_spectrum_sets_the_rank(ranks: Page) -> None:
     ranks.get_by_role("button", name="fc1", exact=True).click()
     before = slider(ranks, "fc1").input_value()
-    plot = ranks.locator("[data-testid=chart-spectrum] .nsewdrag")
+    plot = ranks.locator("[data-testid=chart-spectrum] .nsewdrag").first
     ranks.evaluate(DRAWN)
     ranks.wait_for_timeout(200)
     ranks.mouse.click(*point(plot, 0.8))

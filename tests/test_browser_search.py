@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 from lowrank_core.selection import make, search
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.workspace import Workspace
+from tests.hands import DRAWN, until
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +113,14 @@ def test_a_click_on_a_dot_or_a_row_shows_that_plan_or_that_search(url: str, page
     at_rest(page)
 
     rows = page.get_by_test_id("stDataFrame").last
-    for patience_ms in (3_000, 5_000, 20_000, None):  # the table takes no click before it has drawn what it hovers
+
+    def click_row() -> None:
         rows.hover(position={"x": 60, "y": 52})  # the first row below the titles
-        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        page.evaluate(DRAWN)  # the table takes no click before it has drawn what it hovers
         page.mouse.down()
         page.mouse.up()
-        try:
-            expect(shown).to_have_value("Uniform: 50 % multiplies", timeout=patience_ms)
-            break
-        except AssertionError:
-            if patience_ms is None:
-                raise
+
+    until(lambda patience: expect(shown).to_have_value("Uniform: 50 % multiplies", timeout=patience), click_row)
     expect(plan).to_have_value(re.compile("the answer$"))
 
 

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, CDPSession, Page
 
 from tests.conftest import PATIENCE_SECONDS
-from tests.hands import DRAWN, point, tap
+from tests.hands import DRAWN, hold, point, tap
 
 BOARD = "document.querySelector('.rb-root').__board"
 
@@ -99,13 +99,14 @@ def test_keys_step_by_every_multiple(board: Page) -> None:
 def test_long_tracks_are_logarithmic_and_can_be_switched(board: Page) -> None:
     kinds = f"[...{BOARD}.rows.values()].map(r => r.tracks[0].log)"
     assert board.evaluate(kinds) == [False, True, False]
-    x, y = middle(board, "2", 0.75)
-    board.mouse.click(x, y)
+    track = board.get_by_role("slider", name="2 rank", exact=True)
+    hold(track, 0.75)
+    board.mouse.up()
     begun = value(board, "2")
     assert 110 < begun < 170  # 600 ** 0.75 = 121, and a little more where the thumb's own width counts
     assert "rb-log" in (board.locator("[data-layer='2'] .rb-track").get_attribute("class") or "")
-    board.mouse.move(x, y)
-    board.mouse.down()
+    x, y = point(track, 0.75)
+    hold(track, 0.75)
     board.keyboard.down("Shift")
     board.mouse.move(x + 24, y, steps=4)
     fine = value(board, "2")
@@ -115,15 +116,15 @@ def test_long_tracks_are_logarithmic_and_can_be_switched(board: Page) -> None:
     board.mouse.up()
     board.get_by_label("Scale of the tracks").select_option("linear")
     assert board.evaluate(kinds) == [False, False, False]
-    board.mouse.click(*middle(board, "2", 0.5))
+    hold(track, 0.5)
+    board.mouse.up()
     assert abs(value(board, "2") - 300) <= 8
     board.get_by_label("Scale of the tracks").select_option("")
     assert board.evaluate(kinds) == [False, True, False]
 
 
 def test_a_window_that_changes_size_ends_a_drag_where_it_was(board: Page) -> None:
-    board.mouse.move(*middle(board, "4", 0.5))
-    board.mouse.down()
+    hold(board.get_by_role("slider", name="4 rank", exact=True), 0.5)
     kept = value(board, "4")
     board.set_viewport_size({"width": 700, "height": 844})
     board.wait_for_function(f"!{BOARD}.pressed")

@@ -132,6 +132,32 @@ def test_classes_add_up_to_the_score(workspace, plans):
     assert sum(dense.right) == round(found.score.dense * found.score.samples)
 
 
+def test_classes_have_the_names_that_the_model_file_gives_them(tmp_path):
+    model = tmp_path / "net.py"
+    model.write_text("""
+import torch
+from torch import nn
+
+class_names = ["<i>cat", "dog"]
+
+def build_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+
+def example_inputs():
+    return (torch.zeros(1, 8),)
+
+def eval_data():
+    return torch.randn(60, 8, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 2
+""")
+    plan = tmp_path / "plan.json"
+    plan.write_text(uniform_plan(Workspace.open(str(model)).profile, 0.9).to_json(model_name="net"))
+    assert report(model, "--plan", plan, "--out", tmp_path / "r.html", "--no-front", "--no-correct").exit_code == 0
+    text = (tmp_path / "r.html").read_text()
+    assert '<th scope="row">&lt;i&gt;cat</th>' in text
+    assert '<th scope="col">dog</th>' in text
+
+
 def test_of_many_classes_those_that_lose_most_are_listed(workspace):
     plan = uniform_plan(workspace.profile, 0.9)
     found, _ = told(workspace, "wide", Compressed(workspace.compress(plan), plan))

@@ -21,6 +21,7 @@ from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.correct import CorrectedLayer, load_overlay, remarks_text
 from lowrank_core.errors import InvalidFile, InvalidPlan, LowRankError
 from lowrank_core.exports import Compressed
+from lowrank_core.figures import how_many
 from lowrank_core.measure.depth import depth_errors
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.plans.candidate import Candidate
@@ -202,7 +203,7 @@ def _corrected(workspace: Workspace, file: PlanFile, network: nn.Module) -> Comp
             say(f"\r{line}   " if live else line, newline=not live)
 
     overlay = workspace.corrector(file.plan.plain, correction, each=each)
-    done = f"corrected {total} of {total} layers on {correction.samples} samples, without labels"
+    done = f"corrected {total} of {total} layers on {how_many(correction.samples, 'sample')}, without labels"
     say(f"\r{done}   " if live else done)
     for line in remarks_text(remarks):
         say(f"Note: {line}.")

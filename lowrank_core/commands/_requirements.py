@@ -13,7 +13,7 @@ from torch import nn
 
 from lowrank_core.commands._terminal import SHARES
 from lowrank_core.errors import InvalidFile, InvalidSettings, cut, few
-from lowrank_core.figures import GIB, KIB, MIB, count, drop_text, kib, score_text, share
+from lowrank_core.figures import GIB, KIB, MIB, count, drop_text, how_many, kib, score_text, share
 from lowrank_core.graphs.memory import peak, trace
 from lowrank_core.measure.formats import AS_IT_IS, FORMATS, dense_flash_bytes, plan_flash_bytes
 from lowrank_core.measure.latency import LatencyTable
@@ -92,6 +92,8 @@ def read_requirement(text: str) -> Requirement:
 
     >>> read_requirement("drop <= 1%").limit, read_requirement("flash int8<=64KiB").limit
     (0.01, 65536.0)
+    >>> read_requirement("flash<=64kib").limit, read_requirement("multiplies<=2K").limit
+    (65536.0, 2000.0)
     >>> read_requirement("multiplies<=50%").of_dense
     True
     """
@@ -109,9 +111,9 @@ def read_requirement(text: str) -> Requirement:
         raise InvalidSettings(
             f"--require {cut(text)!r}: {quantity} is not counted in a number format; leave {found['number']} out."
         )
-    units = UNITS[quantity]
-    if found["unit"] not in units:
-        known = ", ".join(filter(None, units))
+    scales = {unit.lower(): scale for unit, scale in UNITS[quantity].items()}
+    if found["unit"].lower() not in scales:
+        known = ", ".join(filter(None, UNITS[quantity]))
         raise InvalidSettings(f"--require {cut(text)!r}: {quantity} is in {known}, but got {found['unit']!r}.")
     upper = found["sign"] in ("<=", "≤")
     if not upper and quantity != "score":
@@ -122,7 +124,7 @@ def read_requirement(text: str) -> Requirement:
         raise InvalidSettings(f"--require {cut(text)!r}: {cut(found['limit'])!r} is no number.") from error
     if not isfinite(limit) or (limit < 0 and quantity != "score"):
         raise InvalidSettings(f"--require {cut(text)!r}: the limit must be finite and 0 or more.")
-    scale = units[found["unit"]]
+    scale = scales[found["unit"].lower()]
     if scale == 0:
         return Requirement(text, quantity, limit / 100, upper, found["number"] or AS_IT_IS, of_dense=True)
     return Requirement(text, quantity, limit * scale, upper, found["number"] or AS_IT_IS)
@@ -156,6 +158,9 @@ def check_requirements(
             largest_drop(workspace, one.limit)
         elif one.quantity == "score":
             own = workspace.opened.evaluate is not None
+            if one.text.strip().lower().startswith("accuracy") and (own or "accuracy" not in workspace.metric.name):
+                scored = "the model file scores itself" if own else f"this network is scored by {workspace.metric.name}"
+                raise InvalidSettings(f"--require {cut(one.text)!r}: {scored}; write score instead of accuracy.")
             rises = not (workspace.opened.higher_is_better if own else workspace.metric.higher_is_better)
             if one.upper != rises:
                 raise InvalidSettings(
@@ -237,7 +242,7 @@ def _of_score(
         shown = _over(sign * worst, sign * one.limit) == 0
         refuted = _over(sign * best, sign * one.limit) > 0
         verdict = "holds" if shown else "broken" if refuted else "undecided"
-        why = f"{told(value)} (95 % interval {told(low)} to {told(high)}, {score.samples:,} samples)"
+        why = f"{told(value)} (95 % interval {told(low)} to {told(high)}, {how_many(score.samples, 'sample')})"
     beyond = f", {drop_text(over, percent=percent)} beyond" if verdict == "broken" and isfinite(over) else ""
     if verdict == "undecided" and low is not None and high is not None:
         end = sign * ((high if one.upper else low) - one.limit)

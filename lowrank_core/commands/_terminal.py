@@ -8,7 +8,7 @@ import time
 import click
 
 from lowrank_core.commands import printable
-from lowrank_core.figures import count, drop_text, duration, score_text, share
+from lowrank_core.figures import count, drop_text, duration, how_many, score_text, share
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.running.progress import Progress
 from lowrank_core.scoring.metrics import METRICS
@@ -91,7 +91,7 @@ def drop_value(score: Score, value: float) -> str:
 
 def score_line(score: Score, *, alone: bool) -> str:
     """The score in a sentence, with its 95 % interval."""
-    samples = f" on {score.samples:,} samples" if score.samples else ""
+    samples = f" on {how_many(score.samples, 'sample')}" if score.samples else ""
     if score.not_finite:
         return f"{score.metric}: answers with NaN or infinity on {score.not_finite:,} of {score.samples:,} samples"
     if alone:

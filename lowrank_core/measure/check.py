@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowrank_core.compression.self_check import SelfCheck
 from lowrank_core.errors import LowRankError
+from lowrank_core.figures import how_many
 from lowrank_core.layers.data import Dataset, first_axes, run, tensors
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.scoring.judging import Judged
@@ -143,7 +144,7 @@ def check(workspace: Workspace) -> Report:
 def _described(data: Dataset) -> str:
     """A data set in words: '500 samples, (3, 32, 32) float32; 10 classes of 48 to 53 samples'."""
     one = (data.axes or first_axes(data.inputs)).pick(data.inputs, torch.tensor(0))
-    text = f"{len(data):,} samples of {_shapes(one)}"
+    text = f"{how_many(len(data), 'sample')} of {_shapes(one)}"
     targets = data.targets
     text += "; weights" if data.weights is not None else ""
     if targets is None:

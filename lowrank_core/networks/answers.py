@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from lowrank_core.errors import Cancelled, InvalidData
+from lowrank_core.figures import how_many
 from lowrank_core.layers.data import Dataset, answer, data_hash, evaluating
 from lowrank_core.networks.twin import twin
 from lowrank_core.running.threads import one_thread
@@ -36,7 +37,7 @@ def answers(model: nn.Module, samples: Dataset) -> list[Tensor]:
         raise
     except (Exception, SystemExit) as error:
         raise InvalidData(
-            f"the network failed on {len(samples)} samples with {type(error).__name__}: "
+            f"the network failed on {how_many(len(samples), 'sample')} with {type(error).__name__}: "
             f"{' '.join(str(error).split())}; eval_data() and train_data() must give inputs of the same form as "
             "example_inputs()."
         ) from error

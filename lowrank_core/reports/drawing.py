@@ -135,9 +135,9 @@ def _curve(curve: Curve, largest: float, width: int = 150, height: int = 84) -> 
 def confusion(found: Confusion, dense: Confusion | None) -> str:
     """Samples by class (down) and answer (across) as a table, with what has changed against the dense network's."""
     most = max((count for row in found.counts for count in row), default=1) or 1
-    head = "".join(f'<th scope="col">{label}</th>' for label in found.labels)
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in found.shown)
     rows = []
-    for at, (label, row) in enumerate(zip(found.labels, found.counts, strict=True)):
+    for at, (label, row) in enumerate(zip(found.shown, found.counts, strict=True)):
         cells = []
         for answer, count in enumerate(row):
             before = count if dense is None else dense.counts[at][answer]
@@ -145,7 +145,7 @@ def confusion(found: Confusion, dense: Confusion | None) -> str:
             kind = "right" if at == answer else "wrong"
             strength = 0.08 + 0.62 * count / most if count else 0
             cells.append(f'<td class="{kind if count else "none"}" style="--s:{strength:.2f}">{count:,}{change}</td>')
-        rows.append(f'<tr><th scope="row">{label}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row">{escape(label)}</th>{"".join(cells)}</tr>')
     return (
         f'<table class="confusion"><thead><tr><td>class \\ answer</td>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"

@@ -30,10 +30,19 @@ CURVE_SAMPLES = 64
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Samples by class and answer: counts[at][answer] of the samples whose class is labels[at]."""
+    """Samples by class and answer: counts[at][answer] of the samples whose class is labels[at].
+
+    names: of the classes in that order, where the network's classes have names.
+    """
 
     labels: tuple[int, ...]
     counts: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What the classes are called: their names, or their numbers."""
+        return self.names or tuple(map(str, self.labels))
 
     @property
     def right(self) -> tuple[int, ...]:
@@ -127,6 +136,7 @@ class _Answers:
         own = workspace.opened.evaluate is not None
         self.told = not own and metric.class_axis == 1 and len(workspace.reference.outputs) == 1
         self._label_free = not own and metric.label_free
+        self._names = workspace.opened.preparation.labels
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __call__(self, data: Dataset, outputs: Outputs, dense: Outputs) -> None:
@@ -146,11 +156,13 @@ class _Answers:
         if targets.shape != ours.shape:
             return None, None
         labels = torch.tensor(sorted({*targets.tolist(), *dense.tolist(), *ours.tolist()}))
-        return _confusion(labels, targets, dense), _confusion(labels, targets, ours)
+        return _confusion(labels, self._names, targets, dense), _confusion(labels, self._names, targets, ours)
 
 
-def _confusion(labels: Tensor, targets: Tensor, answers: Tensor) -> Confusion:
+def _confusion(labels: Tensor, names: Sequence[str], targets: Tensor, answers: Tensor) -> Confusion:
     size = len(labels)
     places = torch.searchsorted(labels, targets) * size + torch.searchsorted(labels, answers)
     counts = torch.bincount(places, minlength=size * size).view(size, size)
-    return Confusion(tuple(labels.tolist()), tuple(map(tuple, counts.tolist())))
+    numbers = tuple(labels.tolist())
+    named = tuple(names[number] for number in numbers) if numbers[0] >= 0 and numbers[-1] < len(names) else ()
+    return Confusion(numbers, tuple(map(tuple, counts.tolist())), named)

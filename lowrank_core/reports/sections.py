@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any
 
 from lowrank_core.errors import LowRankError
-from lowrank_core.figures import count, drop_text, kib, score_text, share
+from lowrank_core.figures import count, drop_text, how_many, kib, score_text, share
 from lowrank_core.measure.formats import AS_IT_IS, FORMATS, dense_flash_bytes, plan_flash_bytes
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
@@ -134,7 +134,7 @@ def _figures(found: Findings) -> Section:
 
 
 def _says(plan: Told) -> str:
-    on = f" on {plan.score.samples:,} samples" if plan.score.samples else ""
+    on = f" on {how_many(plan.score.samples, 'sample')}" if plan.score.samples else ""
     value = _score_text(plan.score, plan.score.value)
     layers = len(plan.compressed.plan.choices)
     change = f"{change_text(plan.score)} against dense"
@@ -331,8 +331,8 @@ def _confusion(found: Findings, plan: Told) -> Section | None:
     name = f"Classes under {plan.name}" if len(found.plans) > 1 else "Classes"
     if len(now.labels) <= MOST_CLASSES:
         same = dense if dense is not None and dense.labels == now.labels else None
-        rows = tuple((str(label), *map(str, row)) for label, row in zip(now.labels, now.counts, strict=True))
-        table = Table(("class \\ answer", *map(str, now.labels)), rows, True)
+        rows = tuple((label, *map(str, row)) for label, row in zip(now.shown, now.counts, strict=True))
+        table = Table(("class \\ answer", *now.shown), rows, True)
         lines = ("Samples by class (down) and answer (across).",)
         picture, caption = drawing.confusion(now, same), "Small: the change against the dense network."
         return Section(name, lines, picture, caption if same else "", table)
@@ -340,7 +340,7 @@ def _confusion(found: Findings, plan: Told) -> Section | None:
     changed = sorted(range(len(now.labels)), key=lambda at: (now.right[at] - _right(dense, now.labels[at]), at))
     rows = tuple(
         (
-            str(now.labels[at]),
+            now.shown[at],
             f"{sum(now.counts[at]):,}",
             f"{_right(dense, now.labels[at]):,}",
             f"{now.right[at]:,}",

@@ -31,6 +31,9 @@ def hush_libraries(*, alone: bool = False) -> None:
     for name in EXPORTERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|onnx|onnxscript|onnx_ir|onnxruntime|tensorly|copyreg)(\.|$)")
+    warnings.filterwarnings(
+        "ignore", message="The tensor attributes? .* (was|were) assigned during export"
+    )  # of an LSTM
 
 
 @contextmanager

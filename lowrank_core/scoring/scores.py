@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import Cancelled, InvalidData, LowRankError
+from lowrank_core.figures import how_many
 from lowrank_core.layers.data import Dataset, Outputs, data_hash, run
 from lowrank_core.networks.footprint import with_pass_bytes
 from lowrank_core.networks.twin import twin
@@ -319,7 +320,7 @@ def no_number(metric: Metric, value: float, data: Dataset) -> str:
     targets, labels = data.targets, ""
     if targets is not None and not metric.label_free and len(data) > 1 and bool((targets == targets[:1]).all()):
         labels = f", whose labels are all alike ({targets.reshape(-1)[0].item():g})"
-    samples = "one sample" if len(data) == 1 else f"{len(data):,} samples"
+    samples = "one sample" if len(data) == 1 else how_many(len(data), "sample")
     if bad := data.not_finite():
         labels += f", of which {len(bad):,} hold NaN or infinity"
     what = "not a number" if isnan(value) else "infinite"

@@ -8,6 +8,7 @@ from math import inf
 from typing import ClassVar
 
 from lowrank_core.errors import Cancelled, InvalidSearch, LowRankError
+from lowrank_core.figures import how_many
 from lowrank_core.layers.data import Dataset, data_hash
 from lowrank_core.measure.effort import Measurements
 from lowrank_core.plans.plan import RankPlan
@@ -291,7 +292,7 @@ def _answered(
     if ours_to_choose and (more := with_more_samples(problem, best)) is not None:
         asked, losses[best] = more
         assert asked.correction is not None
-        words = f"{plans[best]}, {losses[best]:.4f} corrected on {asked.correction.samples:,} samples"
+        words = f"{plans[best]}, {losses[best]:.4f} corrected on {how_many(asked.correction.samples, 'sample')}"
         tried[best] = asked.trial(best, words, asked.measure(best))
         yield tried[best]
     told = f"divergence {losses[best]:.4f}"
@@ -326,4 +327,4 @@ def _is_within(problem: Problem, score: Score, tolerance: float) -> bool:
 def _verdict_text(good: bool, score: Score) -> str:
     open_question = score.within is None and score.drop_high is not None and not good
     words = "within the drop" if good else "not shown to be within the drop" if open_question else "more than the drop"
-    return words + (f", decided on {score.samples:,} samples" if score.samples else "")
+    return words + (f", decided on {how_many(score.samples, 'sample')}" if score.samples else "")

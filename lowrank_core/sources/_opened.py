@@ -14,6 +14,7 @@ from torch.utils import data
 from torch.utils._pytree import tree_map
 
 from lowrank_core.errors import InvalidData
+from lowrank_core.figures import how_many
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, first_axes, samples_named, tensors
 from lowrank_core.networks.filling import filled_by
@@ -202,7 +203,7 @@ def _weights(dataset: Dataset, where: str) -> Tensor | None:
     weights = cast(Tensor, dataset.weights)
     if weights.numel() != len(weights) or len(weights) != len(dataset):
         raise InvalidData(
-            f"{where}: weights must be one number for each of the {len(dataset)} samples, (N,), but are "
+            f"{where}: weights must be one number for each of the {how_many(len(dataset), 'sample')}, (N,), but are "
             f"{tuple(weights.shape)}; weights are the third of a tuple, or those of a .npz."
         )
     weights = weights.reshape(-1).double()

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from lowrank_core.errors import LowRankError
+from lowrank_core.figures import how_many
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
@@ -205,7 +206,7 @@ def listed(draw: Drawing, search: Search) -> list[Shown]:
         assert trial.score is not None
         verdict = tried.verdict(workspace, asked, trial.score, limit)
         figure = tried.short(workspace, trial.score, verdict)
-        on = "" if alike or "decided on" in figure else f" on {trial.score.samples:,} samples"
+        on = "" if alike or "decided on" in figure else f" on {how_many(trial.score.samples, 'sample')}"
         line = f"{figure}{on} {kept(trial.cost)}{', the answer' if trial == search.answer else ''}"
         says = tried.sentence(workspace, asked, trial.score, limit)
         key, plan, correction = tried.key_of(trial), trial.candidate.plan, trial.candidate.correction

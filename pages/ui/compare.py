@@ -11,7 +11,7 @@ from lowrank_core.compression.correct import reporting
 from lowrank_core.errors import Cancelled, InvalidFile, LowRankError, OtherModel
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._in_format import Measured, measured, plan_in, stored_in
-from lowrank_core.figures import kib
+from lowrank_core.figures import how_many, kib
 from lowrank_core.graphs.memory import Trace
 from lowrank_core.measure.apart import apart
 from lowrank_core.measure.comparison import Comparison, Flip, traces
@@ -387,7 +387,7 @@ def _score(workspace: Workspace, column: Column, findings: Findings) -> Cell:
     if found.comparison is None:
         return Cell(f"not measurable in {in_words(workspace, found.number)}", note=found.refused)
     score = found.comparison.score
-    notes = [f"{score.samples:,} samples"] if score.samples else []
+    notes = [how_many(score.samples, "sample")] if score.samples else []
     change, better = "", None
     if not column.is_reference:
         change, _, interval = words.change(workspace, score, "").partition(" (")

@@ -57,7 +57,9 @@ def page(title: str, advice: str, *, body: str) -> None:
     body: a module with `show(workspace)` and, for weights without a model, perhaps `show_weights(stock)`. It and all
     that is heavy are imported only when the frame is on the screen.
     """
-    st.set_page_config(page_title=f"{title} · Rank Explorer", page_icon="🎚️", layout="wide")
+    st.set_page_config(
+        page_title=title if title == "Rank Explorer" else f"{title} · Rank Explorer", page_icon="🎚️", layout="wide"
+    )
     st.html(STYLE)
     st.html(waiting.STYLE)
     if runs.turned_back():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lowrank_core.figures import how_many
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.workspace import Workspace
@@ -31,6 +32,6 @@ def take(workspace: Workspace, content: bytes) -> Taken:
     elif own is not None:
         said = (
             f"The file asks for a correction of its own, with which plans are measured now: {own.depth or own.kind} on "
-            f"{own.samples:,} samples, seed {own.seed}, ridge {own.ridge:g}."
+            f"{how_many(own.samples, 'sample')}, seed {own.seed}, ridge {own.ridge:g}."
         )
     return Taken(said, tuple(f"{warning}." for warning in warnings))

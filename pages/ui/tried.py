@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lowrank_core.figures import how_many
 from lowrank_core.plans.cost import Cost, plan_cost
 from lowrank_core.scoring.scores import Score
 from lowrank_core.selection._problem import Quantity, Trial, tests_samples
@@ -80,17 +81,18 @@ def sentence(workspace: Workspace, asked: Question, score: Score, limit: float |
     said = {"shown within": f"{loses} at most {most}", "refuted": f"{loses} more than {most}"}.get(judged)
     if said is None:
         figure = words.verdict(workspace, score)
-        samples = f"{score.samples:,} samples" if score.samples else "its score"
+        samples = how_many(score.samples, "sample") if score.samples else "its score"
         return f"{figure}. Undecided: {samples} cannot tell whether it {loses} at most {most}."
     if stopped_early(workspace, score):
-        return f"Decided on {score.samples:,} samples: it {said}; {words.change(workspace, score, 'on these')}."
+        changed = words.change(workspace, score, "on these")
+        return f"Decided on {how_many(score.samples, 'sample')}: it {said}; {changed}."
     return f"{words.verdict(workspace, score)}. It is shown that it {said}."
 
 
 def short(workspace: Workspace, score: Score, judged: Verdict | None) -> str:
     """The same in a few words, for a list of plans."""
     if judged is not None and stopped_early(workspace, score):
-        return f"{judged}, decided on {score.samples:,} samples"
+        return f"{judged}, decided on {how_many(score.samples, 'sample')}"
     figure = words.score(workspace, score.value)
     return figure if judged is None or score.not_finite else f"{figure}, {judged}"
 
@@ -110,7 +112,7 @@ def mark(workspace: Workspace, trial: Trial, quantity: str, key: str, *, says: s
         return None
     ends = [e if e is None else words.moved(workspace, score, e) for e in (score.drop_low, score.drop_high)]
     low, high = (None, None) if None in ends else sorted(e for e in ends if e is not None)
-    on = f" on {score.samples:,} samples" if score.samples else ""
+    on = f" on {how_many(score.samples, 'sample')}" if score.samples else ""
     told = ". ".join(filter(None, (says, trial.note, f"{words.change(workspace, score, 'against dense')}{on}")))
     return Mark(key, share(workspace, trial.cost, quantity), words.moved(workspace, score, score.drop), low, high, told)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from lowrank_core.errors import InvalidFile, InvalidSearch, LowRankError
 from lowrank_core.exports import Compressed
+from lowrank_core.figures import how_many
 from lowrank_core.measure.effort import Effort
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
@@ -404,7 +405,7 @@ def weights_name(workspace: Workspace, tuned: Tuned) -> str:
     """Weights in one line: which epoch's, their score, how they were trained."""
     broken = "" if tuned.complete else ", broken off"
     value = words.score(workspace, tuned.score.value)
-    on = f" on {tuned.score.samples:,} samples" if tuned.score.samples else ""
+    on = f" on {how_many(tuned.score.samples, 'sample')}" if tuned.score.samples else ""
     learnt = f"{run_name(tuned.settings)}, learning from {choice_text('loss', tuned.settings.loss)}"
     return f"epoch {tuned.epoch} of {tuned.epochs}{broken}, {value}{on} ({learnt})"
 

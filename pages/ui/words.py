@@ -10,7 +10,7 @@ from typing import Any
 
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.figures import count as count
-from lowrank_core.figures import drop_text, score_text
+from lowrank_core.figures import drop_text, how_many, score_text
 from lowrank_core.figures import duration as duration
 from lowrank_core.figures import share as share
 from lowrank_core.scoring.scores import Score
@@ -101,7 +101,7 @@ def model_description(address: str) -> str:
 
 def dense(workspace: Workspace, value: float, samples: int) -> str:
     """Model and dense score, as one line of Markdown; of several outputs which are judged."""
-    on = f" on {samples:,} samples" if samples else ""
+    on = f" on {how_many(samples, 'sample')}" if samples else ""
     judged = ""
     if workspace.opened.evaluate is None and len(workspace.judged.outputs) > 1:
         judged = f" · judged: {plain(', '.join(workspace.judged.names))}"
@@ -190,7 +190,7 @@ def verdict(workspace: Workspace, measured: Score) -> str:
     """A measured score with its paired interval, as one line, and that of each output where there are several."""
     if measured.not_finite:
         return change(workspace, measured, "")
-    on = f" on {measured.samples:,} samples" if measured.samples else ""
+    on = f" on {how_many(measured.samples, 'sample')}" if measured.samples else ""
     line = f"{score(workspace, measured.value)}{on}, {change(workspace, measured, 'against dense')}"
     if len(measured.outputs) < 2:
         return line
