@@ -14,6 +14,7 @@ from lowrank_core.plans.plan import read_plan
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.workspace import Workspace
 from tests.conftest import running_app, slow_network
+from tests.hands import until
 
 MODEL = "builtin:digits-cnn"
 
@@ -26,6 +27,17 @@ def at_rest(page: Page) -> None:
 def start(page: Page) -> Locator:
     """The button; while the page is built anew there are two for a moment, the old one first."""
     return page.get_by_role("button", name=re.compile("Start training")).last
+
+
+def begin(page: Page) -> None:
+    """Start it; a click that comes while the page is built anew is lost."""
+
+    def press() -> None:
+        if page.get_by_role("button", name="Cancel").count() == 0:
+            start(page).click()
+
+    said = page.get_by_role("button", name=re.compile("^(Cancel|Send to Export)$"))
+    until(lambda patience: expect(said.first).to_be_visible(timeout=patience), press)
 
 
 def fill(page: Page, label: str, value: str) -> None:
@@ -54,7 +66,7 @@ def test_a_newcomer_trains_and_exports_the_tuned_weights(page: Page, serve: Call
     page.get_by_test_id("stSidebar").get_by_role("link", name="Fine-tune").click()
     fill(page, "Epochs", "2")
     fill(page, "Learning rate", "0.01")
-    start(page).click()
+    begin(page)
     expect(page.get_by_role("button", name="Send to Export")).to_be_visible()
     at_rest(page)
     expect(page.get_by_label("Top-1 accuracy and loss after each epoch")).to_be_visible()
@@ -93,7 +105,7 @@ def test_it_goes_on_elsewhere_and_after_the_server_ended(page: Page, tmp_path: P
         page.goto(f"{url}/Fine_tune")
         fill(page, "Epochs", "200")
         fill(page, "Patience", "200")
-        start(page).click()
+        begin(page)
         expect(page.get_by_text(re.compile(r"epoch ([3-9]|\d\d+) of 200 .* left"))).to_be_visible()
         page.get_by_role("link", name="Model", exact=True).click()
         expect(page.get_by_role("heading", name="Model", exact=True)).to_be_visible()
@@ -104,7 +116,7 @@ def test_it_goes_on_elsewhere_and_after_the_server_ended(page: Page, tmp_path: P
         page.goto(address.replace(url, again))
         fill(page, "Epochs", "200")
         fill(page, "Patience", "200")
-        start(page).click()
+        begin(page)
         gone_on = "n => Number((document.body.innerText.match(/epoch (\\d+) of 200/) || [0, 0])[1]) >= n"
         page.wait_for_function(gone_on, arg=reached)  # what the state holds is told first, epoch by epoch
         page.get_by_role("button", name="Cancel").click()
