@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lowrank_core.compression.apply import chain_at, replacement_stages
 from lowrank_core.compression.calibration import POSITIONS
-from lowrank_core.compression.correct import Overlay, factor_names, load_overlay, offset_overlay
+from lowrank_core.compression.correct import Overlay, load_overlay, offset_overlay
 from lowrank_core.compression.dense_pass import DensePass
 from lowrank_core.compression.least_squares import NormalEquations
 from lowrank_core.compression.precision import Int8
@@ -26,11 +26,14 @@ from lowrank_core.compression.unfold import as_matrices, as_weight, draw_positio
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import call, evaluating
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.networks.profile import Layer, ModelProfile, module_at
+from lowrank_core.networks.profile import Layer, ModelProfile, module_at, place_of
 from lowrank_core.plans.plan import RankPlan
 
 LEVELS = 255
 """Steps of an int8 scale for what flows between layers; a weight has one less, as many below zero as above."""
+
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Dense layers whose offset takes up what rounding them shifts."""
 
 ROUNDS = 4
 """Times that norms are balanced along a chain: each pair of factors changes what its neighbours span."""
@@ -55,48 +58,59 @@ def refitted(
     layers = [layer for layer in profile.layers if _fits(layer, seen)]
     targets: dict[str, Tensor] = {}
 
+    def chains(of: nn.Module) -> dict[str, list[Any]]:
+        """The factors of each layer in a copy; a dense layer is one factor."""
+        found = {e.name: list(chain_at(model, of, e.name)) for e in layers if e.name in chosen}
+        dense = {e.name: [module_at(of, e.name)] for e in layers if e.name not in chosen}
+        return found | {name: chain for name, chain in dense.items() if type(chain[0]) in PLAIN}
+
     def teach(layer: Layer, _: nn.Module, args: Any, output: Tensor) -> None:
         targets[layer.name] = output_rows(layer.spec, output, seen.index[layer.name][0])
 
-    def place(of: nn.Module, layer: Layer) -> nn.Module:
-        return chain_at(model, of, layer.name) if layer.name in chosen else module_at(of, layer.name)
-
     with ExitStack() as hooks, evaluating(network):
-        for layer in layers:
-            hooks.callback(place(network, layer).register_forward_hook(partial(teach, layer)).remove)
+        for name, chain in chains(network).items():
+            hooks.callback(chain[-1].register_forward_hook(partial(teach, profile.layer(name))).remove)
         call(network, seen.inputs)
     rounded, overlay = copied(network), Overlay()
-    answered = set[str]()
+    open_still = set(targets)
 
-    def learn(layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Before a layer answers: fit it to what it is given, let it answer as int8 does."""
-        x = _as_int8(args[0] if args else next(iter(kwargs.values())))
-        if layer.name not in answered and rows_of(layer.spec, x) == seen.rows[layer.name][0]:
-            answered.add(layer.name)
-            chain = list(module) if isinstance(module, nn.Sequential) and layer.name in chosen else [module]
-            followers = seen.followers.get(layer.name, ())
-            weights, simulated, offset = _fitted(
-                chain,
-                x,
-                seen.index[layer.name][0],
-                targets[layer.name],
-                _gain(network, followers),
-                shifts=chain[-1].bias is not None or bool(followers),
-                int8=int8,
-                ridge=ridge,
-            )
-            names = factor_names(model, layer, module) if len(chain) > 1 else [layer.name]
-            bias = f"{names[-1]}.bias" if chain[-1].bias is not None else ""
-            shift = offset_overlay(network, bias, offset.to(x), followers)
-            overlay.update({f"{name}.weight": new for name, new in zip(names, weights, strict=True)} | shift)
-            load_overlay(rounded, {f"{n}.weight": w for n, w in zip(names, simulated, strict=True)} | shift)
-        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): x})
+    def learn(name: str, chain: list[Any], x: Tensor) -> None:
+        """Before a layer answers: fit it to what it is given, so that it answers as int8 does."""
+        layer, followers = profile.layer(name), seen.followers.get(name, ())
+        open_still.discard(name)
+        weights, simulated, offset = _fitted(
+            chain,
+            x,
+            seen.index[name][0],
+            targets[name],
+            _gain(network, followers),
+            shifts=chain[-1].bias is not None or bool(followers),
+            int8=int8,
+            ridge=ridge,
+        )
+        place = f"{place_of(model, layer)}."
+        names = [f"{place}{at}." for at in range(len(chain))] if name in chosen else [place]
+        names = [each.removeprefix(".") for each in names]
+        bias = f"{names[-1]}bias" if chain[-1].bias is not None else ""
+        shift = offset_overlay(network, bias, offset.to(x), followers)
+        fitted = {f"{at}weight": new for at, new in zip(names, weights, strict=True)} | shift
+        if not all(bool(value.isfinite().all()) for value in fitted.values()):
+            return  # nor are its inputs: what is not known is left as it is
+        overlay.update(fitted)
+        load_overlay(rounded, {f"{at}weight": new for at, new in zip(names, simulated, strict=True)} | shift)
+
+    def hear(name: str, chain: list[Any], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        values = (*args, *kwargs.values())
+        x = _as_int8(values[0])
+        if name in open_still and rows_of(profile.layer(name).spec, x) == seen.rows[name][0]:
+            learn(name, chain, x)
+        return (x, *values[1:]), {}
 
     with ExitStack() as hooks, evaluating(rounded):
-        for layer in layers:
-            module = place(rounded, layer)
-            hooks.callback(module.register_forward_pre_hook(partial(learn, layer), with_kwargs=True).remove)
-            for part in list(module)[1:] if layer.name in chosen and isinstance(module, nn.Sequential) else ():
+        for name, chain in chains(rounded).items():
+            first, *others = chain
+            hooks.callback(first.register_forward_pre_hook(partial(hear, name, chain), with_kwargs=True).remove)
+            for part in others:
                 hooks.callback(part.register_forward_pre_hook(lambda _, args: _as_int8(args[0])).remove)
         call(rounded, seen.inputs)
     return load_overlay(copied(network), overlay)
@@ -111,7 +125,8 @@ def depthwise_layers(profile: ModelProfile, plan: RankPlan) -> tuple[str, ...]:
 def _fits(layer: Layer, seen: DensePass) -> bool:
     """Whether a layer is one map of its own that runs once."""
     apart = layer.tied or layer.partial or layer.read or layer.expert is not None or layer.name in seen.states
-    return not apart and not layer.spec.table and layer.spec.copies == 1 and seen.calls.count(layer.name) == 1
+    known = not layer.spec.table and layer.spec.copies == 1 and not layer.transposed_weight
+    return known and not apart and seen.calls.count(layer.name) == 1
 
 
 def _fitted(

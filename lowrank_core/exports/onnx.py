@@ -78,7 +78,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         _narrow(proto, narrow)
     if stored.dtype == "int8":
         report(Progress("quantising"))
-        proto = _quantised(proto, workspace.calibration.inputs, stored.int8)
+        proto = quantised(proto, workspace.calibration.inputs, stored.int8)
         proto = checked(proto) if not _is_large(proto) else proto
         network = OnnxNetwork(proto.SerializeToString(), output_names)
         report(Progress("measuring"))
@@ -125,12 +125,12 @@ def _at_batch(workspace: Workspace, proto: onnx.ModelProto, batch: int, outputs:
             raise InvalidModel(
                 f"the network's own file takes {given.inputs[0].size} samples at a time; give that --batch."
             )
-        return at_sizes(proto, [sizes_of(value) for value in inputs_of(proto.graph)])
+        return at_sizes(proto, [sizes_of(value) for value in inputs_of(proto.graph)])  # type: ignore[no-any-return]
     inputs = workspace.opened.example_inputs
     axes = workspace.opened.axes or first_axes(inputs)
     places = Places.of(axes, outputs, batch)
     picked = axes.pick(inputs, torch.arange(batch) % axes.samples(inputs))
-    fixed = at_sizes(proto, [tensor.shape for tensor in tensors(picked)])
+    fixed: onnx.ModelProto = at_sizes(proto, [tensor.shape for tensor in tensors(picked)])
     onnx.helper.set_model_props(fixed, {**properties, PLACES: places.to_json()})
     return fixed
 
@@ -200,7 +200,7 @@ def _narrow(proto: onnx.ModelProto, dtype: torch.dtype) -> None:
     proto.graph.node.extend(nodes)
 
 
-def _quantised(proto: onnx.ModelProto, samples: Inputs, int8: Int8) -> onnx.ModelProto:
+def quantised(proto: onnx.ModelProto, samples: Inputs, int8: Int8) -> onnx.ModelProto:
     """Static quantisation: QuantizeLinear and DequantizeLinear around each operator, a scale per channel or weight."""
     import onnx
     from onnxruntime import quantization

@@ -60,7 +60,7 @@ def at_opset(proto: Any, opset: int) -> Any:
 
 def opset_of(proto: Any) -> int:
     """The version of ONNX's own operators that a graph is written in."""
-    return next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
+    return int(next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")))
 
 
 def checked(proto: Any) -> Any:
