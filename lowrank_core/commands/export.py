@@ -95,7 +95,7 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
     "--refit/--no-refit",
     "refit",
     default=None,
-    help="Fit factors to each other as int8 rounds them; default on for int8, off where nothing is factors.",
+    help="Fit factors to each other as int8 rounds them; default on.",
 )
 @click.option(
     "--batch", type=click.IntRange(1, MOST_SAMPLES), help="Samples that the file takes at a time, no size left open."
@@ -140,8 +140,7 @@ def export(
         raise click.UsageError("--latency-table goes with --node-data.")
     table = None if latency_table is None else read_table(latency_table)
     multiplied = dense and bool(plan or checkpoint)
-    fits = dtype == "int8" and refit is not False and bool(plan or checkpoint) and not multiplied
-    storage = Storage(dtype, fold_bias, multiplied, int8 or "per-channel", fits, batch, opset)
+    storage = Storage(dtype, fold_bias, multiplied, int8 or "per-channel", refit is not False, batch, opset)
     return exported(model, kind, out, plan, checkpoint, **how, storage=storage, nodes=nodes, table=table)
 
 

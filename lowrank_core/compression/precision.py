@@ -34,8 +34,8 @@ class Storage:
 
     dtype: "float16", "bfloat16", or "int8" where an export quantises. fold_bias: every Linear becomes [W b], its input
     extended by a one. dense: one weight per layer again, the product of its factors.
-    int8: how many scales an int8 weight has, one per output channel or one alone. refit: factors are fitted to each
-    other as int8 rounds them (`compression.quantised`).
+    int8: how many scales an int8 weight has, one per output channel or one alone. refit: whether int8's factors are
+    fitted to each other as it rounds them (`compression.quantised`).
     batch: samples that a graph takes at a time, with no size left open; None for any number. opset: version of ONNX's
     operators; None for the exporter's own.
     """
@@ -44,7 +44,7 @@ class Storage:
     fold_bias: bool = False
     dense: bool = False
     int8: Int8 = "per-channel"
-    refit: bool = False
+    refit: bool = True
     batch: int | None = None
     opset: int | None = None
 
