@@ -36,11 +36,12 @@ from lowrank_core.commands._options import (
 )
 from lowrank_core.commands._outputs import NodeData, write_text
 from lowrank_core.commands._terminal import say_step, score_line
-from lowrank_core.compression.precision import Storage
+from lowrank_core.compression.precision import INT8, MOST_SAMPLES, Int8, Storage
 from lowrank_core.errors import OtherAnswers
 from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, check_answers
 from lowrank_core.exports._node_data import files_of, node_data
 from lowrank_core.figures import count
+from lowrank_core.graphs.onnx_forms import OPSETS
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.plans.candidate import Candidate
@@ -88,7 +89,18 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
     "NAME-graph.json, -bytes, -multiplies, -rank, -error and, with --latency-table, -microseconds.",
 )
 @LATENCY_TABLE
-@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 for ONNX alone.")
+@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 is per channel.")
+@click.option("--int8", type=click.Choice(INT8), help="As --dtype int8, with a scale per output channel or per weight.")
+@click.option(
+    "--refit/--no-refit",
+    "refit",
+    default=None,
+    help="Fit factors to each other as int8 rounds them; default on.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1, MOST_SAMPLES), help="Samples that the file takes at a time, no size left open."
+)
+@click.option("--opset", type=click.IntRange(*OPSETS), help="Version of ONNX's operators; default the exporter's own.")
 def export(
     model: str,
     kind: str,
@@ -97,6 +109,10 @@ def export(
     dense: bool,
     fold_bias: bool,
     dtype: str | None,
+    int8: Int8 | None,
+    refit: bool | None,
+    batch: int | None,
+    opset: int | None,
     nodes: Path | None,
     latency_table: Path | None,
     out: Path,
@@ -105,14 +121,26 @@ def export(
     """Write a compressed network to a file, reload it in a fresh process and compare."""
     if not (dense or plan or checkpoint):
         raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
+    if int8 is not None and dtype not in (None, "int8"):
+        raise click.UsageError(f"--int8 is --dtype int8, but got --dtype {dtype}.")
+    dtype = "int8" if int8 is not None else dtype
+    if refit is not None and dtype != "int8":
+        raise click.UsageError("--refit goes with --int8 or --dtype int8.")
+    for option, value in (("batch", batch), ("opset", opset)):
+        if value is not None and option not in EXPORTS[kind].options:
+            knowing = ", ".join(name for name in FORMATS if option in EXPORTS[name].options)
+            raise click.UsageError(f"--{option} goes with --format {knowing}, but got {kind}.")
     if dtype is not None and dtype not in EXPORTS[kind].dtypes:
-        raise click.UsageError(f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes)}, but got {dtype}.")
+        raise click.UsageError(
+            f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes) or 'none'}, but got {dtype}."
+        )
     if nodes is not None and kind != "pt2":
         raise click.UsageError("--node-data goes with --format pt2, whose nodes it names.")
     if latency_table is not None and nodes is None:
         raise click.UsageError("--latency-table goes with --node-data.")
     table = None if latency_table is None else read_table(latency_table)
-    storage = Storage(dtype, fold_bias, dense and bool(plan or checkpoint))
+    multiplied = dense and bool(plan or checkpoint)
+    storage = Storage(dtype, fold_bias, multiplied, int8 or "per-channel", refit is not False, batch, opset)
     return exported(model, kind, out, plan, checkpoint, **how, storage=storage, nodes=nodes, table=table)
 
 
@@ -139,7 +167,7 @@ def exported(
     made = compressed_by(workspace, plan, checkpoint, corrected=corrected, free=free)
     if storage.told:
         made = made.stored(workspace, storage)
-    score = _score_of(workspace, made, named=checkpoint is None and not storage.told)
+    score = _score_of(workspace, made, named=checkpoint is None and not storage.rounds)
     check_answers(score, out)
     compressed = replace(made, score=score, accept_difference=accepting)
     try:

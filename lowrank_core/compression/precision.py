@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,12 @@ from lowrank_core.networks.profile import Layer, ModelProfile, bias_at, module_a
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """What weights may be rounded to; they are widened again before they are used."""
 
+Int8 = Literal["per-channel", "per-tensor"]
+INT8: tuple[Int8, ...] = ("per-channel", "per-tensor")
+
+MOST_SAMPLES = 65_536
+"""That a file may take at a time."""
+
 _ROWS = 512
 
 
@@ -28,16 +34,30 @@ class Storage:
 
     dtype: "float16", "bfloat16", or "int8" where an export quantises. fold_bias: every Linear becomes [W b], its input
     extended by a one. dense: one weight per layer again, the product of its factors.
+    int8: how many scales an int8 weight has, one per output channel or one alone. refit: whether int8's factors are
+    fitted to each other as it rounds them (`compression.quantised`).
+    batch: samples that a graph takes at a time, with no size left open; None for any number. opset: version of ONNX's
+    operators; None for the exporter's own.
     """
 
     dtype: str | None = None
     fold_bias: bool = False
     dense: bool = False
+    int8: Int8 = "per-channel"
+    refit: bool = True
+    batch: int | None = None
+    opset: int | None = None
 
     @property
     def told(self) -> dict[str, Any]:
         """The settings that differ from the defaults, for provenance."""
-        return {name: value for name, value in asdict(self).items() if value}
+        usual = asdict(Storage())
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
+
+    @property
+    def rounds(self) -> bool:
+        """Whether what is written is another network than the one that was given."""
+        return bool(self.dtype or self.fold_bias or self.dense)
 
 
 class BiasFolded(nn.Sequential):

@@ -13,7 +13,8 @@ from torch import nn
 
 from lowrank_core.compression.free_ranks import take_gauge_off
 from lowrank_core.compression.precision import Storage, stored_as
-from lowrank_core.errors import InvalidPlan, LowRankError, OtherAnswers
+from lowrank_core.compression.quantised import depthwise_layers, refitted
+from lowrank_core.errors import InvalidPlan, LowRankError, OtherAnswers, few
 from lowrank_core.exports._reload import answers_of, batches_for
 from lowrank_core.exports._rounding import (
     LARGEST,
@@ -53,7 +54,8 @@ class Compressed:
     storage: how its weights are written; `model` is the network that comes out of that.
     plain_bytes: how many more are written, where the plan has free ranks and its factors are written plain.
     accept_difference: save a file that answers otherwise than the network all the same, marked so.
-    accepted: how far the answers of such a file are from the network's.
+    accepted: how far the answers of such a file are from the network's. depthwise: layers with factors of one channel
+    each, where int8 has one scale for each weight.
     """
 
     model: nn.Module
@@ -65,6 +67,7 @@ class Compressed:
     plain_bytes: int = 0
     accept_difference: bool = False
     accepted: float | None = None
+    depthwise: tuple[str, ...] = ()
 
     def stored(self, workspace: Workspace, storage: Storage) -> Compressed:
         """What is written instead: no score yet, since it is another network; see `storage.stored_as`.
@@ -75,15 +78,39 @@ class Compressed:
             costs = [plan_cost(workspace.profile, plan).parameters for plan in (self.plan.plain, self.plan)]
             plain = replace(self, model=take_gauge_off(copied(self.model)), plan=self.plan.plain)
             return replace(plain.stored(workspace, storage), plain_bytes=costs[0] - costs[1])
-        model = stored_as(self.model, workspace.model, workspace.profile, storage)
-        return replace(self, model=model, score=None, storage=storage)
+        model = self.model
+        if storage.dtype == "int8" and storage.refit and self.plan.choices and not storage.dense:
+            model = self._refitted(workspace, storage)
+        model = stored_as(model, workspace.model, workspace.profile, storage)
+        one_scale = storage.dtype == "int8" and storage.int8 == "per-tensor" and not storage.dense
+        return replace(
+            self,
+            model=model,
+            score=None if storage.rounds else self.score,
+            storage=storage,
+            depthwise=depthwise_layers(workspace.profile, self.plan) if one_scale else (),
+        )
+
+    def _refitted(self, workspace: Workspace, storage: Storage) -> nn.Module:
+        """Its factors fitted to each other as int8 rounds them, on the samples of the usual correction."""
+        report(Progress("refitting the factors for int8"))
+        usual = workspace.correction
+        seen = workspace.corrector.dense_pass(usual)
+        about = workspace.model, workspace.profile, self.plan, seen
+        return refitted(self.model, *about, int8=storage.int8, ridge=usual.ridge)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is written otherwise than was asked, a sentence each."""
-        if not self.plain_bytes:
-            return ()
-        return (f"int8 is written with plain factors, {self.plain_bytes:,} B more than with free ranks",)
+        notes = []
+        if self.plain_bytes:
+            notes.append(f"int8 is written with plain factors, {self.plain_bytes:,} B more than with free ranks")
+        if self.depthwise:
+            notes.append(
+                f"{few(self.depthwise)}: one int8 scale for all channels of a depthwise factor rounds the small ones "
+                "away; a scale per channel, or spatial_svd in place of cp, does not"
+            )
+        return tuple(notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +150,7 @@ class Export:
     """One kind of artefact. write(workspace, compressed, path) reports its steps; snippets(reference or None, file).
 
     dtypes: what its weights can be written in beside their own. traces: whether exporters of PyTorch take part, which
-    set what a whole process shares while they run.
+    set what a whole process shares while they run. options: fields of `Storage` that it knows beside these.
     """
 
     name: str
@@ -133,6 +160,7 @@ class Export:
     snippets: Callable[[str | None, str], tuple[Snippet, ...]]
     dtypes: tuple[str, ...] = ()
     traces: bool = False
+    options: tuple[str, ...] = ()
 
 
 EXPORTS: dict[str, Export] = {}

@@ -14,8 +14,20 @@ from lowrank_core.running.scope import report, scope, under
 from lowrank_core.store.files import scratch, whole_or_nothing, write_whole
 from lowrank_core.workspace import Workspace
 
-MEMBERS = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx", "plan": "plan.json"}
-CALLED = {"safetensors": "the checkpoint", "pt2": "the exported program", "onnx": "the ONNX model", "plan": "the plan"}
+MEMBERS = {
+    "safetensors": "model.safetensors",
+    "pt2": "model.pt2",
+    "onnx": "model.onnx",
+    "executorch": "model.pte",
+    "plan": "plan.json",
+}
+CALLED = {
+    "safetensors": "the checkpoint",
+    "pt2": "the exported program",
+    "onnx": "the ONNX model",
+    "executorch": "the ExecuTorch program",
+    "plan": "the plan",
+}
 """As the steps of writing them say it."""
 
 LOADER = "load_lowrank.py"
@@ -32,6 +44,10 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     with whole_or_nothing(path) as temporary, scratch() as folder:
         written, missing = {}, {}
         for kind, member in MEMBERS.items():
+            dtype = compressed.storage.dtype
+            if kind not in ("safetensors", "plan") and dtype is not None and dtype not in EXPORTS[kind].dtypes:
+                missing[member] = f"there is no {dtype} of this kind."
+                continue
             try:
                 with scope(report=under(CALLED[kind])):
                     written[member] = EXPORTS[kind].write(workspace, compressed, folder / member)

@@ -1,8 +1,8 @@
-"""ONNX: one file that onnxruntime runs without PyTorch, at any batch size; its weights may be quantised to int8."""
+"""ONNX: one file that onnxruntime runs without PyTorch, at any batch size or at one, in float or in int8."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from lowrank_core.compression.precision import DTYPES
-from lowrank_core.errors import InvalidFile, InvalidModel
+from lowrank_core.compression.precision import DTYPES, Int8, Storage
+from lowrank_core.errors import InvalidFile, InvalidModel, few
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.exports._recurrent import forms_of
 from lowrank_core.extras import extra
-from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
-from lowrank_core.layers.data import Dataset, Inputs, run, tensors
+from lowrank_core.graphs.alone import Places
+from lowrank_core.graphs.exporting import PLACES, OnnxNetwork, onnx_program
+from lowrank_core.graphs.onnx_forms import at_opset, at_sizes, checked, inputs_of, opset_of, sizes_of, symbolic
+from lowrank_core.layers.data import Dataset, Inputs, first_axes, run, tensors
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
@@ -63,14 +66,26 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         )
     forms = forms_of(workspace, compressed)
     output_names = tuple(run(compressed.model, Dataset(workspace.opened.example_inputs)))
+    asked = stored.batch is not None or stored.opset is not None
+    if asked and _is_large(proto):
+        raise InvalidModel("above 2 GB ONNX's tools take no graph apart; write it without --batch and --opset.")
+    if stored.opset is not None:
+        proto = at_opset(proto, stored.opset)
+    if stored.batch is not None:
+        report(Progress("fixing the batch"))
+        proto = _at_batch(workspace, proto, stored.batch, len(output_names))
     if narrow is not None:
         _narrow(proto, narrow)
-    if compressed.storage.dtype == "int8":
+    if stored.dtype == "int8":
         report(Progress("quantising"))
-        proto = _quantised(proto, workspace.calibration.inputs)
+        proto = quantised(proto, workspace.calibration.inputs, stored.int8)
+        proto = checked(proto) if not _is_large(proto) else proto
         network = OnnxNetwork(proto.SerializeToString(), output_names)
         report(Progress("measuring"))
         compressed = replace(compressed, model=network, score=final_score(workspace.measure(network, keep=False)))
+    if asked:
+        proto = checked(proto)
+        _refuse_otherwise(proto, stored)
     for part in () if own else (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         del part.metadata_props[:]  # how each operator came about, often larger than the weights
     carried = {prop.key: prop.value for prop in proto.metadata_props}
@@ -97,6 +112,35 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             _save(proto, temporary, weights_beside(path).name)
         written = sum(file.stat().st_size for file in (temporary, weights_beside(temporary)) if file.is_file())
     return Exported(str(path), written, largest, compressed.score, verdict, (*compressed.notes, *forms.notes))
+
+
+def _at_batch(workspace: Workspace, proto: onnx.ModelProto, batch: int, outputs: int) -> onnx.ModelProto:
+    """The graph for so many samples at a time; which of its axes they are in stands among its properties."""
+    import onnx
+
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    if PLACES in properties:  # the file that the network came from fixes its batch
+        given = Places.from_json(properties[PLACES])
+        if any(place.size != batch for place in given.inputs):
+            raise InvalidModel(
+                f"the network's own file takes {given.inputs[0].size} samples at a time; give that --batch."
+            )
+        return at_sizes(proto, [sizes_of(value) for value in inputs_of(proto.graph)])  # type: ignore[no-any-return]
+    inputs = workspace.opened.example_inputs
+    axes = workspace.opened.axes or first_axes(inputs)
+    places = Places.of(axes, outputs, batch)
+    picked = axes.pick(inputs, torch.arange(batch) % axes.samples(inputs))
+    fixed: onnx.ModelProto = at_sizes(proto, [tensor.shape for tensor in tensors(picked)])
+    onnx.helper.set_model_props(fixed, {**properties, PLACES: places.to_json()})
+    return fixed
+
+
+def _refuse_otherwise(proto: onnx.ModelProto, stored: Storage) -> None:
+    """Raise InvalidModel where a graph is not at the opset, or has a size left open, that was asked for."""
+    if stored.opset is not None and opset_of(proto) != stored.opset:
+        raise InvalidModel(f"onnxruntime quantises into opset {opset_of(proto)}; give --opset {opset_of(proto)}.")
+    if stored.batch is not None and (left := symbolic(proto)):
+        raise InvalidModel(f"sizes of {few(left, repr)} are left open; write it without --batch.")
 
 
 @contextmanager
@@ -156,22 +200,24 @@ def _narrow(proto: onnx.ModelProto, dtype: torch.dtype) -> None:
     proto.graph.node.extend(nodes)
 
 
-def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
-    """Static quantisation with QuantizeLinear and DequantizeLinear around each operator, one scale per channel."""
+def quantised(proto: onnx.ModelProto, samples: Inputs, int8: Int8) -> onnx.ModelProto:
+    """Static quantisation: QuantizeLinear and DequantizeLinear around each operator, a scale per channel or weight."""
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     names, constant = [given.name for given in proto.graph.input], _constant_nodes(proto)
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
 
     class Samples(quantization.CalibrationDataReader):  # type: ignore[misc]
         """Calibration samples in batches, each named as the graph names its inputs."""
 
         def __init__(self) -> None:
-            split = [torch.split(tensor, _BATCH) for tensor in tensors(samples)]
-            self._feeds = iter(
-                [dict(zip(names, (t.numpy() for t in part), strict=True)) for part in zip(*split, strict=True)]
-            )
+            taken = tensors(samples)
+            batches: Iterable[Sequence[Tensor]] = zip(*(torch.split(tensor, _BATCH) for tensor in taken), strict=True)
+            if PLACES in properties:
+                batches = Places.from_json(properties[PLACES]).batches(taken)
+            self._feeds = (dict(zip(names, (t.numpy() for t in batch), strict=True)) for batch in batches)
 
         def get_next(self) -> dict[str, object] | None:
             """The next batch of calibration inputs for onnxruntime; None at the end."""
@@ -187,10 +233,12 @@ def _quantised(proto: onnx.ModelProto, samples: Inputs) -> onnx.ModelProto:
                 done,
                 Samples(),
                 quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
+                per_channel=int8 == "per-channel",
                 nodes_to_exclude=constant,
             )
-            return onnx.load(done)
+            made = onnx.load(done)
+            onnx.helper.set_model_props(made, properties)
+            return made
         except OSError:
             raise
         except Exception as error:
@@ -232,4 +280,5 @@ plan = json.loads(properties[{PLAN!r}])
     return Snippet("with onnxruntime alone", code), Snippet("and read the plan in it", plan)
 
 
-register(Export("onnx", "ONNX model", ".onnx", write, snippets, (*DTYPES, "int8"), traces=True))
+OPTIONS = ("int8", "refit", "batch", "opset")
+register(Export("onnx", "ONNX model", ".onnx", write, snippets, (*DTYPES, "int8"), traces=True, options=OPTIONS))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lowrank_core.errors import InvalidModel
+from lowrank_core.layers.data import BatchAxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,24 @@ class Places:
     inputs: tuple[Place, ...] = ()
     outputs: tuple[int | None, ...] = ()
 
+    @classmethod
+    def of(cls, axes: BatchAxes, outputs: int, size: int) -> Places:
+        """Those of a file that takes so many samples at a time of a network with these axes and so many outputs.
+
+        Raises InvalidModel where an input has no batch, or an output several rows for each sample.
+        """
+        if None in axes.inputs:
+            raise InvalidModel("no batch can be fixed: an input of the network has no batch axis.")
+        if any(rows > 1 for rows in axes.rows):
+            raise InvalidModel("no batch can be fixed: an output has several rows for each sample.")
+        return cls(tuple(Place(axis, size) for axis in axes.inputs), axes.outputs or (0,) * outputs)
+
+    def batches(self, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """The samples as the file takes them, in order; the last one again where there are too few."""
+        place = self.inputs[0]
+        for first in range(0, inputs[0].shape[place.axis or 0], place.size):
+            yield [at.taken(x, first) for x, at in zip(inputs, self.inputs, strict=True)]
+
     def to_json(self) -> str:
         """As a text that `from_json` reads."""
         return json.dumps({"inputs": [(at.axis, at.size) for at in self.inputs], "outputs": self.outputs})
@@ -57,10 +78,7 @@ def at_a_time(
     """
     place = places.inputs[0]
     samples = inputs[0].shape[place.axis or 0]
-    answers = [
-        list(run([at.taken(x, first) for x, at in zip(inputs, places.inputs, strict=True)]))
-        for first in range(0, samples, place.size)
-    ]
+    answers = [list(run(batch)) for batch in places.batches(inputs)]
     joined = []
     for axis, *parts in zip(places.outputs, *answers, strict=True):
         shapes = {tuple(part.shape) for part in parts}

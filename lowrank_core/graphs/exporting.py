@@ -62,6 +62,17 @@ def exported_program(model: nn.Module, inputs: Inputs, axes: BatchAxes | None = 
     return _traced(own, inputs, axes or first_axes(inputs))
 
 
+def fixed_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """The graph of a network at the batch that `inputs` are, no size left open, in eval mode; it answers with tensors.
+
+    Its inputs are the tensors of `inputs`, in the order of `data.tensors`; recurrent layers are calls of PyTorch's own.
+    Raises InvalidModel as `exported_program`.
+    """
+    own = sharing(_Tensors(model))
+    recurrent.call(own)
+    return _traced(own, (inputs,), None)
+
+
 def _plain(answered: Any) -> Any:
     """An answer as PyTorch alone knows it."""
     return answered if _is_plain(answered) else dict(named_outputs(answered))
@@ -73,13 +84,16 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, Tensor | int | float | str)
 
 
-def _traced(own: nn.Module, inputs: Inputs, axes: BatchAxes) -> ExportedProgram:
-    """The graph of a copy."""
-    inputs = _two_or_more(inputs, axes)
+def _traced(own: nn.Module, inputs: Inputs, axes: BatchAxes | None) -> ExportedProgram:
+    """The graph of a copy; without axes every size is that of the inputs."""
+    if axes is not None:
+        inputs = _two_or_more(inputs, axes)
     kwargs = inputs if isinstance(inputs, dict) else {}
     args = () if kwargs else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
 
     def free(lengths: bool) -> Any:
+        if axes is None:
+            return None
         shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
         for tensor, axis in zip(tensors(inputs), axes.inputs, strict=True):
             others = dict.fromkeys(range(tensor.ndim), Dim.AUTO) if lengths else {}
@@ -88,7 +102,7 @@ def _traced(own: nn.Module, inputs: Inputs, axes: BatchAxes) -> ExportedProgram:
 
     with exporters_turn, evaluating(own), _AsItsOperators(), nothing_printed():
         traced = None
-        if recurrent.is_placed(own):
+        if axes is not None and recurrent.is_placed(own):
             with suppress(Exception):  # then its code takes one length, and says so of anything but the batch
                 traced = torch.export.export(own, args, kwargs, dynamic_shapes=free(lengths=True))
         try:

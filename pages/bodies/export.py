@@ -5,15 +5,17 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
-from lowrank_core.compression.precision import Storage
+from lowrank_core.compression.precision import INT8, MOST_SAMPLES, Storage
 from lowrank_core.errors import Cancelled, LowRankError, OtherAnswers
 from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, Export, Exported, loading
 from lowrank_core.exports._apart import write_anywhere
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.figures import of_device
+from lowrank_core.graphs.onnx_forms import OPSETS
 from lowrank_core.measure.effort import Work, effort
 from lowrank_core.measure.formats import FORMATS
 from lowrank_core.measure.measurement import is_final
@@ -41,7 +43,7 @@ from pages.ui.goals import judged
 from pages.ui.state import downloads, measurements, peaks, plans, runs, session, trainings, works
 from pages.ui.tuning import Tuned
 
-ORDER = ("safetensors", "pt2", "onnx", "bundle")
+ORDER = ("safetensors", "pt2", "onnx", "executorch", "bundle")
 LARGEST_DOWNLOAD = 200 * 10**6
 """Bytes of a file that a browser is handed for download, at most; larger ones go to a folder."""
 
@@ -178,7 +180,53 @@ def storage_form(workspace: Workspace, export: Export) -> Storage:
             help="One weight per layer again, in the original architecture: for programs that know only that. "
             "It saves nothing; it shows what the compressed network answers.",
         )
-    return Storage(dtype or None, fold, dense)
+    storage = Storage(dtype or None, fold, dense)
+    return replace(storage, **graph_form(export, storage)) if export.options else storage
+
+
+def graph_form(export: Export, storage: Storage) -> dict[str, Any]:
+    """Widgets for what a graph is asked for beside its numbers: the scales of int8, its batch, its operators."""
+    asked: dict[str, Any] = {}
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        if "batch" in export.options:
+            asked["batch"] = st.number_input(
+                "Samples at a time",
+                min_value=1,
+                max_value=MOST_SAMPLES,
+                value=None,
+                placeholder="1" if export.name == "executorch" else "any number",
+                key=f"batch {export.name}",
+                help="A number fixes every size in the file, as tools for microcontrollers and NPUs want it.",
+                width=180,
+            )
+        if "opset" in export.options:
+            asked["opset"] = st.number_input(
+                "Opset",
+                min_value=OPSETS[0],
+                max_value=OPSETS[1],
+                value=None,
+                placeholder="as exported",
+                key=f"opset {export.name}",
+                help="Version of ONNX's operators, for tools that do not know the newest.",
+                width=180,
+            )
+        if storage.dtype == "int8":
+            asked["int8"] = st.selectbox(
+                "Scales of int8",
+                INT8,
+                format_func={"per-channel": "one per channel", "per-tensor": "one per weight"}.__getitem__,
+                key=f"int8 {export.name}",
+                help="Some NPUs know only one scale for each weight.",
+                width=180,
+            )
+            if not storage.dense:
+                asked["refit"] = st.toggle(
+                    "Refit for int8",
+                    value=True,
+                    key=f"refit {export.name}",
+                    help="Factors are fitted to each other as int8 rounds them, on samples without labels.",
+                )
+    return asked
 
 
 def formats_with(number: str | None) -> str:
@@ -242,7 +290,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
                 network = network_of(workspace, plan, tuned)
                 if storage.told:
                     network = network.stored(workspace, storage)
-                    if storage.dtype != "int8":
+                    if network.score is None and storage.dtype != "int8":
                         network = replace(network, score=final_score(workspace.measure(network.model)))
                 network = replace(network, accept_difference=accepting)
                 with scope(
@@ -265,7 +313,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
     written = downloads.written(workspace, key, source)
     if written is not None and Path(written.path).is_file():
         with place.container():
-            report(workspace, plan, export, written, file, in_folder=bool(folder_name))
+            report(workspace, plan, export, storage, written, file, in_folder=bool(folder_name))
 
 
 def may_replace(path: Path, *, pressed: bool) -> bool:
@@ -282,7 +330,14 @@ def may_replace(path: Path, *, pressed: bool) -> bool:
 
 
 def report(
-    workspace: Workspace, plan: RankPlan, export: Export, written: Exported, file: str, *, in_folder: bool
+    workspace: Workspace,
+    plan: RankPlan,
+    export: Export,
+    storage: Storage,
+    written: Exported,
+    file: str,
+    *,
+    in_folder: bool,
 ) -> None:
     """What was verified of a written file, and the file itself or where it lies."""
     rows = [
@@ -295,10 +350,10 @@ def report(
         ),
     ]
     if export.name != "safetensors":
-        rows.append(("Batch sizes", "1, 2, 7 and all samples at once"))
+        rows.append(("Batch sizes", batch_sizes(export, storage)))
     if written.score is not None:
         rows.append(("Score", words.plain(words.verdict(workspace, written.score))))
-    rows += [("Recurrent layers", words.plain(note)) for note in written.notes]
+    rows += [("Note", words.plain(note)) for note in written.notes]
     st.markdown("| Verified | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows))
     if in_folder or written.bytes > LARGEST_DOWNLOAD:
         st.success(words.plain(f"Written to {written.path}"), icon=":material/folder:")
@@ -313,6 +368,14 @@ def report(
         on_click="ignore",
         key=f"download {export.name}",
     )
+
+
+def batch_sizes(export: Export, storage: Storage) -> str:
+    """Which batches a file was tried on, in words."""
+    fixed = storage.batch or (1 if export.name == "executorch" else None)
+    if fixed is None:
+        return "1, 2, 7 and all samples at once"
+    return f"{fixed:,} at a time, every size in the file fixed; all samples were tried in turn"
 
 
 def size(export: Export, written_bytes: int, board_bytes: int) -> str:

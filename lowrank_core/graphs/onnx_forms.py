@@ -1,0 +1,158 @@
+"""A graph of ONNX as a tool wants it: at one batch with no size left open, in one version of operators, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lowrank_core.errors import InvalidModel, InvalidSettings, few
+
+OPSETS = (13, 23)
+"""Versions of ONNX's operators that are written on request: before the first there is no int8 with a scale per channel,
+after the last none that PyTorch knows."""
+
+FOLDED = 1024
+"""Numbers that a node's answer has, at most, to be computed beforehand: sizes, not products of factors."""
+
+
+def at_sizes(proto: Any, sizes: Sequence[Sequence[int]]) -> Any:
+    """The graph that takes inputs of these sizes alone; what it computed of sizes is computed beforehand.
+
+    sizes: in the order of its inputs. Raises InvalidModel where a size depends on values.
+    """
+    from onnxscript import optimizer
+
+    proto = _copied(proto)
+    for value, size in zip(inputs_of(proto.graph), sizes, strict=True):
+        _say(value, size)
+    for value in proto.graph.output:
+        for size in value.type.tensor_type.shape.dim:
+            size.Clear()
+    del proto.graph.value_info[:]
+    folded = optimizer.optimize(inferred(proto), input_size_limit=FOLDED, output_size_limit=FOLDED)
+    del folded.graph.value_info[:]
+    fixed = inferred(folded)
+    left = [value.name for value in _open(fixed.graph)]
+    if left:
+        raise InvalidModel(
+            f"no batch can be fixed: the size of {few(left, repr)} depends on what is computed; omit --batch."
+        )
+    return fixed
+
+
+def at_opset(proto: Any, opset: int) -> Any:
+    """The same graph in another version of ONNX's operators.
+
+    Raises InvalidSettings for a version that is not written, InvalidModel where an operator has no such form.
+    """
+    from onnx import helper, version_converter
+
+    least, most = OPSETS
+    if not least <= opset <= most:
+        raise InvalidSettings(f"--opset must be from {least} to {most}, but got {opset}.")
+    try:
+        changed = proto if opset == opset_of(proto) else version_converter.convert_version(proto, opset)
+    except Exception as error:  # a RuntimeError of its own for each operator
+        raise InvalidModel(f"ONNX cannot write this network in opset {opset}: {_said(error)}.") from error
+    changed.ir_version = helper.find_min_ir_version_for(changed.opset_import)
+    return changed
+
+
+def opset_of(proto: Any) -> int:
+    """The version of ONNX's own operators that a graph is written in."""
+    return int(next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")))
+
+
+def checked(proto: Any) -> Any:
+    """The graph as ONNX's own checker passes it, with the shapes that it infers, strictly; unused domains are gone.
+
+    Raises InvalidModel with the checker's words.
+    """
+    import onnx
+
+    used = {node.domain or "ai.onnx" for graph in _graphs(proto.graph) for node in graph.node}
+    used |= {node.domain or "ai.onnx" for function in proto.functions for node in function.node}
+    kept = [each for each in proto.opset_import if (each.domain or "ai.onnx") in used | {"ai.onnx"}]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+    made = inferred(proto)
+    try:
+        onnx.checker.check_model(made, full_check=True)
+    except Exception as error:
+        raise InvalidModel(f"ONNX's checker refuses what was written: {_said(error)}.") from error
+    return made
+
+
+def inferred(proto: Any) -> Any:
+    """The graph with the shapes that follow from its inputs; raises InvalidModel where they do not fit together."""
+    import onnx
+
+    try:
+        return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:
+        raise InvalidModel(f"ONNX finds no shapes for what was written: {_said(error)}.") from error
+
+
+def symbolic(proto: Any) -> list[str]:
+    """The values whose shape is not numbers throughout; of inner graphs those with a name in place of a size."""
+    return [value.name for value in _open(proto.graph)]
+
+
+def _open(graph: Any) -> Iterator[Any]:
+    known = {value.name: value for value in (*graph.input, *graph.output, *graph.value_info)}
+    for value in known.values():
+        if value.type.HasField("tensor_type") and not _is_said(value):
+            yield value
+    import onnx
+
+    for node in graph.node:
+        for name in node.output:
+            if name and name not in known:
+                yield onnx.ValueInfoProto(name=name)
+    for inner in list(_graphs(graph))[1:]:
+        for value in (*inner.input, *inner.output, *inner.value_info):
+            if any(size.dim_param for size in value.type.tensor_type.shape.dim):
+                yield value
+
+
+def _is_said(value: Any) -> bool:
+    tensor = value.type.tensor_type
+    return tensor.HasField("shape") and all(size.HasField("dim_value") for size in tensor.shape.dim)
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+def inputs_of(graph: Any) -> list[Any]:
+    """The inputs that are given, without stored tensors that are listed among them."""
+    stored = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in stored]
+
+
+def sizes_of(value: Any) -> list[int]:
+    """The sizes that a graph says of a value; 0 for one that is left open."""
+    return [size.dim_value for size in value.type.tensor_type.shape.dim]
+
+
+def _copied(proto: Any) -> Any:
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _say(value: Any, shape: Sequence[int]) -> None:
+    sizes = value.type.tensor_type.shape
+    del sizes.dim[:]
+    for size in shape:
+        sizes.dim.add().dim_value = int(size)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(". ")

@@ -1,0 +1,196 @@
+"""ONNX as tools want it: one batch, one version of operators, int8 per channel or per weight, factors refitted for it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+from torch import nn
+
+from lowrank_core import Choice, RankPlan, Workspace
+from lowrank_core.commands import cli
+from lowrank_core.compression.precision import Int8, Storage
+from lowrank_core.compression.quantised import weight_as_int8
+from lowrank_core.errors import InvalidModel, InvalidSettings
+from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.exports.onnx import quantised
+from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
+from lowrank_core.graphs.onnx_forms import at_opset, at_sizes, checked, opset_of, symbolic
+from lowrank_core.layers.data import run
+from lowrank_core.layers.spec import LayerSpec
+from lowrank_core.plans.uniform import uniform_plan
+from lowrank_core.scoring.scores import final_score
+
+MODEL = "builtin:iris-mlp"
+
+
+@pytest.fixture(scope="module")
+def iris() -> Workspace:
+    return Workspace.open(MODEL)
+
+
+def compressed(workspace: Workspace) -> Compressed:
+    plan = uniform_plan(workspace.profile, 0.9)
+    return Compressed(workspace.compress(plan), plan)
+
+
+@pytest.fixture(scope="module")
+def written(iris: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With every size free, in the exporter's own opset."""
+    path = tmp_path_factory.mktemp("onnx") / "iris.onnx"
+    EXPORTS["onnx"].write(iris, compressed(iris), path)
+    return path
+
+
+@pytest.mark.slow
+def test_a_batch_fixes_every_size_and_an_opset_is_kept(iris: Workspace, written: Path, tmp_path: Path) -> None:
+    free = onnx.load(written)
+    assert "input" in symbolic(free)
+    asked = Storage(batch=3, opset=15)
+    given = compressed(iris).stored(iris, asked)
+    found = EXPORTS["onnx"].write(iris, given, tmp_path / "fixed.onnx")
+    assert found.verdict == "same"  # 64, 1, 2 and 7 samples, three at a time
+    fixed = onnx.load(tmp_path / "fixed.onnx")
+    assert symbolic(fixed) == []
+    assert [size.dim_value for size in fixed.graph.input[0].type.tensor_type.shape.dim] == [3, 4]
+    assert (opset_of(fixed), [each.domain for each in fixed.opset_import]) == (15, [""])
+    assert fixed.ir_version < free.ir_version  # who knows opset 15 alone need not know newer files
+    (plan,) = [json.loads(entry.value) for entry in fixed.metadata_props if entry.key == "lowrank_plan"]
+    assert plan["provenance"]["storage"] == {"batch": 3, "opset": 15}
+
+
+@pytest.mark.slow
+def test_a_network_from_an_onnx_file_takes_them_too(written: Path, tmp_path: Path) -> None:
+    opened = Workspace.open(str(written))
+    plan = RankPlan(opened.profile.fingerprint)
+    given = Compressed(opened.model, plan).stored(opened, Storage("int8", int8="per-tensor", batch=2, opset=17))
+    EXPORTS["onnx"].write(opened, given, tmp_path / "again.onnx")
+    again = onnx.load(tmp_path / "again.onnx")
+    assert (symbolic(again), opset_of(again)) == ([], 17)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in again.graph.node}
+    fixed = Workspace.open(str(tmp_path / "again.onnx"))
+    other = Compressed(fixed.model, RankPlan(fixed.profile.fingerprint), storage=Storage(batch=5))
+    with pytest.raises(InvalidModel, match=r"own file takes 2 samples at a time; give that --batch"):
+        EXPORTS["onnx"].write(fixed, other, tmp_path / "five.onnx")
+    assert not (tmp_path / "five.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", ["per-channel", "per-tensor"])
+def test_int8_has_a_scale_for_each_channel_or_one(iris: Workspace, int8: Int8, tmp_path: Path) -> None:
+    arguments = ["export", MODEL, "--format", "onnx", "--int8", int8, "--dense", "--no-cache"]
+    done = CliRunner().invoke(cli, [*arguments, "--json", "--out", str(tmp_path / "m.onnx")])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["score"]["value"] > 0.9
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    weights = [
+        node for node in graph.node if node.op_type == "DequantizeLinear" and len(sizes.get(node.input[0], [])) > 1
+    ]
+    assert len(weights) == len(iris.profile.layers)
+    assert all(bool(sizes[node.input[1]]) == (int8 == "per-channel") for node in weights)
+
+
+def test_what_does_not_go_together_is_said(tmp_path: Path) -> None:
+    def refusal(*options: str) -> str:
+        done = CliRunner().invoke(cli, ["export", MODEL, "--dense", "--out", str(tmp_path / "x"), *options])
+        assert done.exit_code == 2, done.output
+        return done.stderr.strip().splitlines()[-1]
+
+    assert refusal("--format", "pt2", "--batch", "2").endswith("but got pt2.")
+    assert "--batch goes with --format executorch, onnx" in refusal("--format", "safetensors", "--batch", "2")
+    assert "--int8 is --dtype int8" in refusal("--format", "onnx", "--int8", "per-tensor", "--dtype", "float16")
+    assert "--refit goes with" in refusal("--format", "onnx", "--refit")
+    assert "13<=x<=23" in refusal("--format", "onnx", "--opset", "9")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_that_depends_on_values_is_refused() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+    y = helper.make_tensor_value_info("y", TensorProto.INT64, [1, "k"])
+    graph = helper.make_graph([helper.make_node("NonZero", ["x"], ["y"])], "g", [x], [y])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    with pytest.raises(InvalidModel, match="the size of 'y' depends on what is computed"):
+        at_sizes(proto, [[4]])
+    with pytest.raises(InvalidSettings, match="from 13 to 23, but got 5"):
+        at_opset(proto, 5)
+    graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(InvalidModel, match="NoSuchOperator"):
+        checked(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+
+
+# ---- quantise, then refit --------------------------------------------------------------------------------------------
+
+
+def test_a_rounded_weight_is_what_rounding_gives_again() -> None:
+    spec = LayerSpec(6, 4, kernel=(3,), stride=(1,), padding=(0,), dilation=(1,))
+    weight = (
+        torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 9, 0, 1e-3])[:, None, None]
+    )
+    alone = weight_as_int8(spec, weight, "per-tensor")
+    each = weight_as_int8(spec, weight, "per-channel")
+    torch.testing.assert_close(weight_as_int8(spec, each, "per-channel"), each)
+    torch.testing.assert_close(weight_as_int8(spec, alone, "per-tensor"), alone)
+    assert (each - weight).square().sum() < (alone - weight).square().sum()
+    gain = torch.tensor([9.0, 1.0, 1.0, 1e3])  # a BatchNorm behind evens them out
+    evened = weight_as_int8(spec, weight, "per-tensor", gain)
+    assert float((evened - weight)[3].abs().max()) < 0.1 * float(weight[3].abs().max())
+    assert not alone[3].any()
+
+
+def crooked(workspace: Workspace) -> Compressed:
+    """Factors whose channels are of very different size, which changes nothing in float."""
+    plan = RankPlan.of(workspace.profile.fingerprint, {"conv2": Choice("cp3", (12,)), "fc1": Choice("svd", (16,))})
+    made = workspace.compress(plan, workspace.correction)
+    for name in ("conv2", "fc1"):
+        first, second, *_ = made.get_submodule(name)
+        size = 10 ** torch.linspace(-2, 2, first.weight.shape[0])
+        with torch.no_grad():
+            first.weight.mul_(size.view(-1, *[1] * (first.weight.ndim - 1)))
+            along = 0 if name == "conv2" else 1  # a factor of one channel each has it first
+            second.weight.div_(size.view([-1 if axis == along else 1 for axis in range(second.weight.ndim)]))
+    return Compressed(made, plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", ["per-channel", "per-tensor"])
+def test_the_refit_brings_back_what_rounding_loses(int8: Int8) -> None:
+    digits = Workspace.open("builtin:digits-cnn")
+    given, errors = crooked(digits), []
+    before = {name: value.clone() for name, value in given.model.state_dict().items()}
+    data = digits.reference.dataset.pick(slice(0, 100))
+    (exact,) = run(given.model, data).values()
+    for refit in (False, True):
+        made = given.stored(digits, Storage("int8", int8=int8, refit=refit))
+        (float_answers,) = run(made.model, data).values()
+        assert float((float_answers - exact).square().mean() / exact.var()) < 0.02  # still that network
+        proto = onnx_program(made.model, digits.opened.example_inputs, digits.opened.axes)
+        network = OnnxNetwork(quantised(proto, digits.calibration.inputs, int8).SerializeToString())
+        (rounded,) = run(network, data).values()
+        errors.append(float((rounded - exact).square().mean() / exact.var()))
+    assert errors[1] < errors[0] / 2
+    if int8 == "per-tensor":
+        assert "conv2: one int8 scale for all channels of a depthwise factor" in made.notes[0]
+    for name, value in given.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_nothing_is_refitted_that_has_no_factors(iris: Workspace) -> None:
+    dense = Compressed(iris.model, RankPlan(iris.profile.fingerprint))
+    stored = dense.stored(iris, Storage("int8"))
+    assert stored.model is iris.model
+    scored = replace(dense, score=final_score(iris.measure(iris.model)))
+    assert scored.stored(iris, Storage(batch=2)).score is scored.score  # the same network, so measured once
+
+
+def test_the_network_itself_may_be_one_layer() -> None:
+    workspace = Workspace.of(nn.Linear(12, 12), torch.randn(40, 12, generator=torch.Generator().manual_seed(1)))
+    plan = RankPlan.of(workspace.profile.fingerprint, {"Linear": Choice("svd", (3,))})
+    made = Compressed(workspace.compress(plan), plan).stored(workspace, Storage("int8"))
+    assert tuple(next(made.model.parameters()).shape) == (3, 12)
+    (exact,), (fitted,) = (run(each, workspace.calibration).values() for each in (workspace.compress(plan), made.model))
+    torch.testing.assert_close(fitted, exact, rtol=0, atol=0.05 * float(exact.abs().max()))
