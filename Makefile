@@ -56,8 +56,8 @@ docs: .venv/dev.stamp
 	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --editable . || $(CLEAR_FAILURE)
 	@touch $@
 
-.venv/dev.stamp: .venv/app.stamp requirements-dev.txt requirements-hf.txt requirements-notebook.txt
-	@echo "Installing the tools for the tests: about 102 MB more to download, 0.4 GB on disk."
+.venv/dev.stamp: .venv/app.stamp requirements-dev.txt requirements-hf.txt requirements-notebook.txt requirements-edge.txt
+	@echo "Installing the tools for the tests: about 190 MB more to download, 0.8 GB on disk."
 	@$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt || $(CLEAR_FAILURE)
 	@touch $@
 
