@@ -22,6 +22,7 @@ OPTIONAL = {
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
+    "openvino",
     "optuna",
     "pyarrow",
     "soundfile",

@@ -107,6 +107,8 @@ def export(
         raise click.UsageError("give --plan and/or --checkpoint, or --dense.")
     if dtype is not None and dtype not in EXPORTS[kind].dtypes:
         raise click.UsageError(f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes)}, but got {dtype}.")
+    if kind == "openvino" and out.suffix != EXPORTS[kind].suffix:
+        raise click.UsageError("--format openvino writes NAME.xml, and NAME.bin beside it; give --out such a name.")
     if nodes is not None and kind != "pt2":
         raise click.UsageError("--node-data goes with --format pt2, whose nodes it names.")
     if latency_table is not None and nodes is None:
@@ -151,6 +153,7 @@ def exported(
         f"{file.path}: {count(file.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
         f"{file.max_abs_diff or 0:.3g}{VERDICT_WORDS[file.verdict]}.\n{score_line(file.score or score, alone=False)}"
     )
+    text += "".join(f"\n{one}: its weights." for one in file.beside)
     text += "".join(f"\n{note}." for note in file.notes)
     more: dict[str, Any] = {}
     if nodes is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import zipfile
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     verdict = max((one.verdict for one in written.values()), key=VERDICTS.index)
     notes = dict.fromkeys(f"{name}: {note}" for name, one in written.items() for note in one.notes)
     return Exported(str(path), size, largest, compressed.score, verdict, tuple(notes))
+
+
+def together(written: Exported) -> bytes:
+    """A file and those that belong to it as the bytes of one zip, for whoever can be handed only one."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in map(Path, (written.path, *written.beside)):
+            archive.writestr(zipfile.ZipInfo(file.name, _LONG_AGO), file.read_bytes())
+    return packed.getvalue()
 
 
 def _loads(fitting: list[Snippet]) -> Snippet:

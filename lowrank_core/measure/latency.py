@@ -27,17 +27,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowrank_core.errors import InvalidFile, InvalidModel
+from lowrank_core.errors import InvalidFile, InvalidModel, MissingExtra
 from lowrank_core.extras import extra
 from lowrank_core.graphs.exporting import onnx_program
+from lowrank_core.graphs.openvino import inference
 from lowrank_core.layers.data import Inputs, call, evaluating, tensors
 from lowrank_core.plans.plan import Choice
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import LOOK_SECONDS, raise_if_cancelled, report
 from lowrank_core.running.threads import using_threads
 
-Runtime = Literal["onnxruntime", "torch"]
-RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "torch")
+Runtime = Literal["onnxruntime", "torch", "openvino"]
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "torch", "openvino")
+OF_ONNX: tuple[Runtime, ...] = ("onnxruntime", "openvino")
+"""Runtimes that run what was written as ONNX, int8 too; chains in float32, whatever the network computes in."""
+
+_EXTRAS = {"onnxruntime": "onnx", "openvino": "edge"}
 
 Work = Callable[[], object]
 """One inference."""
@@ -181,7 +186,9 @@ def network_latency(
     threads: int = 1,
     rounds: int = ROUNDS,
 ) -> tuple[Timing, ...]:
-    """Time whole networks on the same inputs beside the dense one; bytes: an ONNX file, which onnxruntime runs.
+    """Time whole networks on the same inputs beside the dense one; bytes: an ONNX file.
+
+    PyTorch has a file run by onnxruntime.
 
     Raises InvalidModel where the runtime cannot.
     """
@@ -197,12 +204,19 @@ def network_latency(
 
 
 def _network(model: nn.Module | bytes, inputs: Inputs, runtime: Runtime, threads: int) -> Work:
-    if isinstance(model, bytes):
-        return session(model, [value.numpy() for value in tensors(inputs)], threads)
-    if runtime == "torch":
+    if runtime == "torch" and not isinstance(model, bytes):
         model.eval()
         return lambda: call(model, inputs)
-    return session(onnx_program(model, inputs), [value.numpy() for value in tensors(inputs)], threads)
+    content = model if isinstance(model, bytes) else onnx_program(model, inputs).SerializeToString()
+    return onnx_work(content, [value.numpy() for value in tensors(inputs)], runtime, threads)
+
+
+def onnx_work(content: bytes, values: Sequence[Any], runtime: Runtime, threads: int) -> Work:
+    """One run of an ONNX file on NumPy inputs, in their order. Raises InvalidModel where the runtime cannot."""
+    if runtime == "openvino":
+        infer: Work = inference(content, values, threads).infer
+        return infer
+    return session(content, values, threads)
 
 
 def session(program: Any, values: Sequence[Any], threads: int) -> Work:
@@ -228,9 +242,27 @@ def session(program: Any, values: Sequence[Any], threads: int) -> Work:
 
 
 def runtime_version(runtime: Runtime) -> str:
-    """Name and version of a runtime, 'onnxruntime 1.31.0', without importing it."""
-    with extra("onnx", "timing with onnxruntime"):
-        return f"{runtime} {torch.__version__ if runtime == 'torch' else version(runtime)}"
+    """Name and version of a runtime, 'onnxruntime 1.31.0', without importing it; raises MissingExtra."""
+    if runtime == "torch":
+        return f"torch {torch.__version__}"
+    with extra(_EXTRAS[runtime], f"timing with {runtime}"):
+        return f"{runtime} {version(runtime)}"
+
+
+def runtimes_here() -> tuple[Runtime, ...]:
+    """Those of `RUNTIMES` that are installed.
+
+    >>> "torch" in runtimes_here()
+    True
+    """
+
+    def is_here(runtime: Runtime) -> bool:
+        try:
+            return bool(runtime_version(runtime))
+        except MissingExtra:
+            return False
+
+    return tuple(filter(is_here, RUNTIMES))
 
 
 @cache

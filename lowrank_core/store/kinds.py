@@ -104,6 +104,11 @@ def _is_onnx(path: Path) -> bool:
         return content[:1] == b"\x08" and content.find(b"lowrank_plan") > 0  # it begins with its version
 
 
+def _is_openvino(path: Path) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return b"<net " in content[:200] and content.find(b"<lowrank_plan ") > 0
+
+
 def _is_bundle(path: Path) -> bool:
     return {"load_lowrank.py", "plan.json"} <= set(zipfile.ZipFile(path).namelist())
 
@@ -132,6 +137,7 @@ EXPORTED = {
     "safetensors": FileKind("a checkpoint of this product", _is_checkpoint),
     "pt2": FileKind("a program that this product exported", _is_program),
     "onnx": FileKind("an ONNX model that this product exported", _is_onnx),
+    "openvino": FileKind("an OpenVINO model that this product exported", _is_openvino),
     "bundle": FileKind("a bundle", _is_bundle),
     "plan": PLAN,
 }
