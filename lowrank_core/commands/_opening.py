@@ -19,7 +19,7 @@ from lowrank_core.commands._outputs import check_unread, say_not_kept
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, score_value, table
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.correct import CorrectedLayer, load_overlay, remarks_text
-from lowrank_core.errors import InvalidFile, InvalidPlan, LowRankError
+from lowrank_core.errors import InvalidFile, InvalidPlan, LowRankError, cut
 from lowrank_core.exports import Compressed
 from lowrank_core.measure.depth import depth_errors
 from lowrank_core.measure.latency import LatencyTable
@@ -154,9 +154,13 @@ def read_table(path: Path) -> LatencyTable:
             content = given.read(MOST_BYTES + 1)  # of a device, that has no end, no more
         if len(content) > MOST_BYTES:
             raise InvalidFile(f"it is larger than {MOST_BYTES // 10**6} MB, and no latency table.")
-        return LatencyTable.from_csv(content)
+        table = LatencyTable.from_csv(content)
     except LowRankError as error:
         raise InvalidFile(f"{path}: {error}") from error
+    if table.device:
+        beside = f", beside the network {cut(table.network)[:12]}..." if table.network else ""
+        say(f"Microseconds are those of {cut(table.device)}{beside}.")
+    return table
 
 
 def compressed_by(

@@ -1,4 +1,4 @@
-"""A bundle: every kind of file in one zip, with the loader, and a README of hashes, sizes and lines that load each."""
+"""A bundle: every kind of file in one zip, loader and device timer too, and a README of hashes and how each loads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 from lowrank_core.compression.precision import DTYPES
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.exports import EXPORTS, VERDICTS, Compressed, Export, Exported, Snippet, loading, register
+from lowrank_core.measure.on_device import NAME as DEVICE_FILE
+from lowrank_core.measure.on_device import device_file
+from lowrank_core.measure.staircases import setting_of
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report, scope, under
 from lowrank_core.store.files import scratch, whole_or_nothing, write_whole
@@ -44,6 +47,12 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             member: _loads(loading(EXPORTS[kind], workspace, compressed.plan, member))
             for kind, member in MEMBERS.items()
         }
+        try:
+            program = device_file(workspace, setting_of(workspace))
+        except LowRankError as error:
+            missing[DEVICE_FILE] = str(error)
+        else:
+            write_whole(folder / DEVICE_FILE, program.encode())
         write_whole(folder / LOADER, loads[MEMBERS["safetensors"]].loader.encode())
         write_whole(folder / README, _readme(workspace, compressed, folder, missing, loads).encode())
         report(Progress("packing"))
@@ -100,6 +109,9 @@ def _readme(
     for member, snippet in loads.items():
         if member not in missing:
             lines += ["", f"## {member}, {snippet.label}", "", "```python", snippet.code.strip(), "```"]
+    if DEVICE_FILE not in missing:
+        lines += ["", f"## {DEVICE_FILE}, on the device itself, with numpy and onnxruntime alone", "", "```"]
+        lines += [f"python {DEVICE_FILE} {MEMBERS['onnx']} --out table.csv", "```"]
     return "\n".join(lines) + "\n"
 
 

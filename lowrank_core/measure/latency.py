@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowrank_core.errors import InvalidFile, InvalidModel, MissingExtra
+from lowrank_core.errors import InvalidFile, InvalidModel, MissingExtra, cut
 from lowrank_core.extras import extra
 from lowrank_core.graphs.exporting import onnx_program
 from lowrank_core.graphs.openvino import inference
@@ -279,6 +279,7 @@ def cpu_name() -> str:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 COLUMNS = ("layer", "method", "rank", "microseconds")
+ORIGIN = ("device", "network")
 DENSE = "dense"
 
 
@@ -286,16 +287,23 @@ DENSE = "dense"
 class LatencyTable:
     """Microseconds by (layer, method) and rank; the dense layer goes by the method "dense" and no rank.
 
+    device: where they were taken, network: the hash of the file that lay beside; empty where the table does not say.
+
     >>> table = LatencyTable.from_csv("layer,method,rank,microseconds\\nfc,dense,,90\\nfc,svd,16,30\\nfc,svd,32,50\\n")
     >>> table("fc", None), table("fc", Choice("svd", (17,)))      # a rank that was not measured costs the next larger
     (90.0, 50.0)
     """
 
     steps: Mapping[tuple[str, str], tuple[tuple[tuple[int, ...], float], ...]] = field(default_factory=dict)
+    device: str = ""
+    network: str = ""
 
     @staticmethod
     def from_csv(text: str | bytes) -> LatencyTable:
-        """Columns layer, method, rank (16, or 16x12 for two axes) and microseconds, in UTF-8. Raises InvalidFile."""
+        """Columns layer, method, rank (16, or 16x12 for two axes), microseconds; also device, network. Raises
+        InvalidFile where it is none, or of several devices or networks.
+        """
+        origins: dict[tuple[str, str], int] = {}
         steps_of: dict[tuple[str, str], list[tuple[tuple[int, ...], float]]] = {}
         for number, row in enumerate(_rows(text), start=2):
             try:
@@ -311,15 +319,26 @@ class LatencyTable:
                     f"there, but got rank {row['rank']!r} and {row['microseconds']!r} microseconds."
                 )
             steps_of.setdefault((row["layer"], row["method"]), []).append((rank, taken))
-        return LatencyTable({key: tuple(sorted(steps)) for key, steps in steps_of.items()})
+            origins.setdefault((row.get("device") or "", row.get("network") or ""), number)
+        if len(origins) > 1:
+            (one, _), (other, line) = list(origins.items())[:2]
+            raise InvalidFile(
+                f"latency table, line {line}: all times must be of one device and network, but got "
+                f"{cut(' '.join(one)) or 'none'!r} and {cut(' '.join(other)) or 'none'!r}; give one table of each."
+            )
+        steps = {key: tuple(sorted(steps)) for key, steps in steps_of.items()}
+        return LatencyTable(steps, *next(iter(origins), ("", "")))
 
     def to_csv(self) -> str:
         """The table as CSV text, which `from_csv` reads."""
         rows = io.StringIO()
         writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        origin = (self.device, self.network) if self.device or self.network else ()
+        writer.writerow(COLUMNS + ORIGIN[: len(origin)])
         for (layer, method), steps in self.steps.items():
-            writer.writerows((layer, method, "x".join(map(str, rank)), f"{taken:.6g}") for rank, taken in steps)
+            writer.writerows(
+                (layer, method, "x".join(map(str, rank)), f"{taken:.6g}", *origin) for rank, taken in steps
+            )
         return rows.getvalue()
 
     def __call__(self, layer: str, choice: Choice | None) -> float | None:

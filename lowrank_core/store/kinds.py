@@ -52,6 +52,10 @@ def _is_table(path: Path) -> bool:
     return {"layer", "method", "rank", "microseconds"} <= set(first.split(","))
 
 
+def _is_device_file(path: Path) -> bool:
+    return b"python measure_on_device.py NETWORK" in _beginning(path, 200)
+
+
 def _is_front(path: Path) -> bool:
     if _beginning(path, 40).startswith(b"share,multiplies,bytes,parameters,loss"):
         return True
@@ -126,6 +130,7 @@ def _beginning(path: Path, length: int) -> bytes:
 
 PLAN = FileKind("a rank plan (JSON)", _is_plan, text=True)
 PROFILE = FileKind("what `profile` measured (JSON)", _is_profile, text=True)
+DEVICE_FILE = FileKind("a program that measures on a device (Python)", _is_device_file, text=True)
 TABLE = FileKind("a latency table (CSV)", _is_table, text=True)
 FRONT = FileKind("a front of plans (JSON or CSV)", _is_front, text=True)
 REPORT = FileKind("a report of this product (HTML or Markdown)", _is_report, text=True)

@@ -320,7 +320,7 @@ def rows(
     alike = [name for name, column in columns.items() if column.number == judged_in]
     if table.layers:
         taken = {n: _by_table(workspace, c.plan, table) if n in alike else None for n, c in columns.items()}
-        made.append(_amounts("Your table", taken, microseconds, "µs", "layers in it"))
+        made.append(_amounts("Your table", taken, microseconds, "µs", table.device or "layers in it"))
     if target.multiply_pj is not None and target.byte_pj is not None:
         pj, byte_pj = target.multiply_pj, target.byte_pj
         energy = {
