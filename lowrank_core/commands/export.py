@@ -13,6 +13,7 @@ from lowrank_core.commands import Answer, command
 from lowrank_core.commands._log import LOG
 from lowrank_core.commands._opening import (
     check_compare,
+    check_tuned,
     compared,
     compressed_by,
     judged_in,
@@ -31,6 +32,7 @@ from lowrank_core.commands._options import (
     MODEL,
     OUTPUTS,
     PLAN,
+    TUNED,
     existing,
     writing,
 )
@@ -78,6 +80,7 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
 @click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="Kind of file.")
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint to take the weights from; with --plan, both must agree.")
+@TUNED
 @click.option("--dense", is_flag=True, help="One weight per layer, the product of its factors; alone: uncompressed.")
 @click.option("--fold-bias", is_flag=True, help="Every Linear as [W b], its input extended by a one.")
 @click.option(
@@ -94,6 +97,7 @@ def export(
     kind: str,
     plan: Path | None,
     checkpoint: Path | None,
+    tuned: Path | None,
     dense: bool,
     fold_bias: bool,
     dtype: str | None,
@@ -115,7 +119,7 @@ def export(
         raise click.UsageError("--latency-table goes with --node-data.")
     table = None if latency_table is None else read_table(latency_table)
     storage = Storage(dtype, fold_bias, dense and bool(plan or checkpoint))
-    return exported(model, kind, out, plan, checkpoint, **how, storage=storage, nodes=nodes, table=table)
+    return exported(model, kind, out, plan, checkpoint, **how, tuned=tuned, storage=storage, nodes=nodes, table=table)
 
 
 def exported(
@@ -131,17 +135,19 @@ def exported(
     free: bool | None,
     compare: bool,
     accepting: bool,
+    tuned: Path | None = None,
     storage: Storage = Storage(),  # noqa: B008
     nodes: Path | None = None,
     table: LatencyTable | None = None,
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
-    check_compare(compare, plan, checkpoint)
+    check_tuned(tuned, plan, checkpoint)
+    check_compare(compare, plan, tuned or checkpoint)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
-    made = compressed_by(workspace, plan, checkpoint, corrected=corrected, free=free)
+    made = compressed_by(workspace, plan, checkpoint, tuned, corrected=corrected, free=free)
     if storage.told:
         made = made.stored(workspace, storage)
-    score = _score_of(workspace, made, named=checkpoint is None and not storage.told)
+    score = _score_of(workspace, made, named=checkpoint is tuned is None and not storage.told)
     check_answers(score, out)
     compressed = replace(made, score=score, accept_difference=accepting)
     try:
