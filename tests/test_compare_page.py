@@ -146,7 +146,7 @@ def test_latency_is_measured_by_a_button(opened: Open, monkeypatch: pytest.Monke
     row = table(page)["Latency, torch"]
     assert row["Dense"] == "10,000 µs | 10,000 to 10,000 µs"
     assert row["This plan"] == "10,000 µs | 1.00 × dense | 10,000 to 10,000 µs"
-    assert row["Dense int8"] == "– | int8 is run by onnxruntime"
+    assert row["Dense int8"] == "– | int8 is run by onnxruntime and openvino"
     assert not button(page, "Time again with torch").disabled
     page.segmented_control(key="stairs runtime").set_value("torch").run()
     page = button(page, "Measure the layers").click().run()

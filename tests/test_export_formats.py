@@ -320,7 +320,14 @@ def test_a_bundle_holds_everything_and_says_what_it_cannot(
     with zipfile.ZipFile(tmp_path / "b.zip") as archive:
         archive.extractall(tmp_path / "unpacked")
         names = set(archive.namelist())
-    assert names == {"README.md", "load_lowrank.py", "model.pt2", "model.safetensors", "plan.json"}
+    assert names == {
+        "README.md",
+        "load_lowrank.py",
+        "measure_on_device.py",
+        "model.pt2",
+        "model.safetensors",
+        "plan.json",
+    }
     text = (tmp_path / "unpacked" / "README.md").read_text()
     assert "There is no `model.onnx`: no operator for it." in text
     for name in names - {"README.md"}:

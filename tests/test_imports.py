@@ -13,6 +13,7 @@ MODULES = trees()
 
 SUPERSEDED = {"onnx_surgery"}  # paths that people were told of; each warns
 ONE_FILE_EACH = ("methods", "selection", "readers", "sources", "exports", "commands")
+HANDED_OUT = {"measure._measure_on_device"}  # runs elsewhere, without anything of ours
 OPTIONAL = {
     "dask",
     "PIL",
@@ -22,6 +23,7 @@ OPTIONAL = {
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
+    "openvino",
     "optuna",
     "pyarrow",
     "soundfile",
@@ -79,7 +81,7 @@ def test_the_core_imports_by_full_names_from_where_things_are_defined():
 
 def test_imports_stand_at_the_top():
     for module, tree in MODULES.items():
-        if module == "__main__":  # it first sees to Ctrl-C
+        if module == "__main__" or module in HANDED_OUT:  # it first sees to Ctrl-C
             continue
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -89,6 +91,8 @@ def test_imports_stand_at_the_top():
 
 def test_the_core_reads_no_environment_and_prints_nothing():
     for module, tree in MODULES.items():
+        if module in HANDED_OUT:
+            continue
         used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)}
         used |= {full for full, _ in imported(tree)}
         assert not used & {"os.environ", "os.environb", "os.getenv"}, module
@@ -151,7 +155,7 @@ def writes(tree: ast.AST) -> set[str]:
 def test_every_file_is_written_through_one_door():
     pages = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in (ROOT / "pages").rglob("*.py")}
     for module, tree in {**MODULES, **pages, "app.py": ast.parse((ROOT / "app.py").read_text())}.items():
-        if module != DOOR:
+        if module != DOOR and module not in HANDED_OUT:
             assert writes(tree) <= BY_LIBRARY.get(module, set()), module
             assert "tempfile" not in {full.partition(".")[0] for full, _ in imported(tree)}, module
 

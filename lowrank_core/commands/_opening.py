@@ -19,7 +19,8 @@ from lowrank_core.commands._outputs import check_unread, say_not_kept
 from lowrank_core.commands._terminal import ProgressLine, say, score_line, score_value, table
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.compression.correct import CorrectedLayer, load_overlay, remarks_text
-from lowrank_core.errors import InvalidFile, InvalidPlan, LowRankError
+from lowrank_core.compression.elsewhere import with_weights
+from lowrank_core.errors import InvalidFile, InvalidPlan, LowRankError, cut
 from lowrank_core.exports import Compressed
 from lowrank_core.figures import how_many
 from lowrank_core.measure.depth import depth_errors
@@ -155,15 +156,28 @@ def read_table(path: Path) -> LatencyTable:
             content = given.read(MOST_BYTES + 1)  # of a device, that has no end, no more
         if len(content) > MOST_BYTES:
             raise InvalidFile(f"it is larger than {MOST_BYTES // 10**6} MB, and no latency table.")
-        return LatencyTable.from_csv(content)
+        table = LatencyTable.from_csv(content)
     except LowRankError as error:
         raise InvalidFile(f"{path}: {error}") from error
+    if table.device:
+        beside = f", beside the network {cut(table.network)[:12]}..." if table.network else ""
+        say(f"Microseconds are those of {cut(table.device)}{beside}.")
+    return table
 
 
 def compressed_by(
-    workspace: Workspace, plan: Path | None, checkpoint: Path | None, *, corrected: bool, free: bool | None = None
+    workspace: Workspace,
+    plan: Path | None,
+    checkpoint: Path | None,
+    tuned: Path | None = None,
+    *,
+    corrected: bool,
+    free: bool | None = None,
 ) -> Compressed:
-    """The network of a checkpoint, or of a plan with its correction, or the dense one itself. free: as in `plan_of`."""
+    """The network of a checkpoint, or of a plan with its correction, or the dense one itself. free: as in `plan_of`.
+
+    tuned: weights for the network of the plan, which then is not corrected.
+    """
     if free is not None and (plan is None or checkpoint is not None):
         raise click.UsageError(
             "--free-ranks and --no-free-ranks go with --plan alone: a checkpoint is as it was stored."
@@ -175,6 +189,11 @@ def compressed_by(
             raise InvalidPlan(f"{checkpoint} was not made by the plan {plan}; give the one or the other.")
         tuned = loaded.provenance.get("tuned")
         return Compressed(loaded.model, loaded.plan or file.plan, correction=loaded.correction, tuned=tuned)
+    if tuned is not None:
+        returned = with_weights(workspace.compress(file.plan), tuned)
+        for notice in returned.notices:
+            say(f"Note: {notice}")
+        return Compressed(returned.model, file.plan, tuned=returned.about)
     if not file.plan.choices:
         return Compressed(workspace.model, file.plan)
     network = workspace.compress(file.plan.plain)
@@ -234,6 +253,12 @@ def check_compare(compare: bool, plan: Path | None, checkpoint: Path | None, dep
         raise click.UsageError("--depth needs --plan alone: a plan is compared before and after its correction.")
     if compare and (plan is None or checkpoint is not None):
         raise click.UsageError("--compare needs --plan alone: only a plan can be measured without its correction.")
+
+
+def check_tuned(tuned: Path | None, plan: Path | None, checkpoint: Path | None) -> None:
+    """Refuse --tuned where it is not said of which network, or said twice."""
+    if tuned is not None and (plan is None or checkpoint is not None):
+        raise click.UsageError("--tuned goes with --plan, whose network its weights are of, and without --checkpoint.")
 
 
 def with_depth(workspace: Workspace, made: Compressed, document: dict[str, Any], text: str) -> Answer:

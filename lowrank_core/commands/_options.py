@@ -81,6 +81,11 @@ AS_FREE = click.option(
     default=None,
     help="Store the factors of the plan with rows of the identity, or without; default: as the plan says.",
 )
+TUNED = existing(
+    "--tuned",
+    help="With --plan: weights that your own training loop made of that plan's network, a state_dict (.pt, "
+    ".safetensors) or a checkpoint of Lightning; taken as they are.",
+)
 MULTIPLIES = click.option(
     "--multiplies", type=Amount(), help="At most so many; up to 1: a share of the whole dense network."
 )

@@ -11,6 +11,7 @@ from lowrank_core.commands import Answer, command
 from lowrank_core.commands._log import LOG
 from lowrank_core.commands._opening import (
     check_compare,
+    check_tuned,
     compared,
     compressed_by,
     judged_in,
@@ -29,6 +30,7 @@ from lowrank_core.commands._options import (
     LATENCY_TABLE,
     MODEL,
     OUTPUTS,
+    TUNED,
     existing,
 )
 from lowrank_core.commands._requirements import UNITS, Required, Requirement, check_requirements, document_of, judge_all
@@ -39,6 +41,7 @@ from lowrank_core.commands._terminal import score_line
 @MODEL
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint of this product, or a state_dict of the network.")
+@TUNED
 @click.option("--samples", type=click.IntRange(min=1), help="Evaluation samples; default all.")
 @click.option(
     "--require",
@@ -61,6 +64,7 @@ def evaluate(
     model: str,
     plan: Path | None,
     checkpoint: Path | None,
+    tuned: Path | None,
     samples: int | None,
     required: tuple[Requirement, ...],
     latency_table: Path | None,
@@ -80,13 +84,14 @@ def evaluate(
     """
     if plan is not None and checkpoint is not None:
         raise click.UsageError("give --plan or --checkpoint, not both.")
-    check_compare(compare, plan, checkpoint, depth)
+    check_tuned(tuned, plan, checkpoint)
+    check_compare(compare, plan, tuned or checkpoint, depth)
     if plan is checkpoint is None and (drops := [one.text for one in required if one.quantity == "drop"]):
         raise click.UsageError(f"--require {drops[0]!r} needs --plan or --checkpoint: dense loses nothing to itself.")
     table = None if latency_table is None else read_table(latency_table)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
     check_requirements(workspace, required, None if plan is None else read_plan_file(plan).plan, table)
-    made = compressed_by(workspace, plan, checkpoint, corrected=corrected, free=free)
+    made = compressed_by(workspace, plan, checkpoint, tuned, corrected=corrected, free=free)
     score = measured(workspace, made.model, samples)
     document = {**asdict(score), "samples": score.samples or None, "correction": made.correction}
     document["judged"] = judged_in(workspace)

@@ -13,6 +13,7 @@ from lowrank_core.commands import Answer, command
 from lowrank_core.commands._log import LOG
 from lowrank_core.commands._opening import (
     check_compare,
+    check_tuned,
     compared,
     compressed_by,
     judged_in,
@@ -31,6 +32,7 @@ from lowrank_core.commands._options import (
     MODEL,
     OUTPUTS,
     PLAN,
+    TUNED,
     existing,
     writing,
 )
@@ -79,6 +81,7 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
 @click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="Kind of file.")
 @existing("--plan", help="Rank plan, a JSON file.")
 @existing("--checkpoint", help="Checkpoint to take the weights from; with --plan, both must agree.")
+@TUNED
 @click.option("--dense", is_flag=True, help="One weight per layer, the product of its factors; alone: uncompressed.")
 @click.option("--fold-bias", is_flag=True, help="Every Linear as [W b], its input extended by a one.")
 @click.option(
@@ -106,6 +109,7 @@ def export(
     kind: str,
     plan: Path | None,
     checkpoint: Path | None,
+    tuned: Path | None,
     dense: bool,
     fold_bias: bool,
     dtype: str | None,
@@ -134,6 +138,8 @@ def export(
         raise click.UsageError(
             f"--format {kind} knows --dtype {', '.join(EXPORTS[kind].dtypes) or 'none'}, but got {dtype}."
         )
+    if kind == "openvino" and out.suffix != EXPORTS[kind].suffix:
+        raise click.UsageError("--format openvino writes NAME.xml, and NAME.bin beside it; give --out such a name.")
     if nodes is not None and kind != "pt2":
         raise click.UsageError("--node-data goes with --format pt2, whose nodes it names.")
     if latency_table is not None and nodes is None:
@@ -141,7 +147,7 @@ def export(
     table = None if latency_table is None else read_table(latency_table)
     multiplied = dense and bool(plan or checkpoint)
     storage = Storage(dtype, fold_bias, multiplied, int8 or "per-channel", refit is not False, batch, opset)
-    return exported(model, kind, out, plan, checkpoint, **how, storage=storage, nodes=nodes, table=table)
+    return exported(model, kind, out, plan, checkpoint, **how, tuned=tuned, storage=storage, nodes=nodes, table=table)
 
 
 def exported(
@@ -157,17 +163,19 @@ def exported(
     free: bool | None,
     compare: bool,
     accepting: bool,
+    tuned: Path | None = None,
     storage: Storage = Storage(),  # noqa: B008
     nodes: Path | None = None,
     table: LatencyTable | None = None,
 ) -> Answer:
     """Compress and correct or load, measure, write, compare."""
-    check_compare(compare, plan, checkpoint)
+    check_tuned(tuned, plan, checkpoint)
+    check_compare(compare, plan, tuned or checkpoint)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
-    made = compressed_by(workspace, plan, checkpoint, corrected=corrected, free=free)
+    made = compressed_by(workspace, plan, checkpoint, tuned, corrected=corrected, free=free)
     if storage.told:
         made = made.stored(workspace, storage)
-    score = _score_of(workspace, made, named=checkpoint is None and not storage.rounds)
+    score = _score_of(workspace, made, named=checkpoint is tuned is None and not storage.rounds)
     check_answers(score, out)
     compressed = replace(made, score=score, accept_difference=accepting)
     try:
@@ -179,6 +187,7 @@ def exported(
         f"{file.path}: {count(file.bytes, 'B')}. Outputs after reloading in a fresh process differ by at most "
         f"{file.max_abs_diff or 0:.3g}{VERDICT_WORDS[file.verdict]}.\n{score_line(file.score or score, alone=False)}"
     )
+    text += "".join(f"\n{one}: its weights." for one in file.beside)
     text += "".join(f"\n{note}." for note in file.notes)
     more: dict[str, Any] = {}
     if nodes is not None:

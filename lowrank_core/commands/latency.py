@@ -13,11 +13,13 @@ from lowrank_core.commands._opening import opened, plan_of, points_of
 from lowrank_core.commands._options import AS_FREE, CACHED, MODEL, existing, writing
 from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, table
+from lowrank_core.figures import count
+from lowrank_core.measure import on_device
 from lowrank_core.measure.latency import RUNTIMES, Runtime, Timing, cpu_name, network_latency, runtime_version, timed
 from lowrank_core.measure.staircases import as_table, layer_latency, setting_of, staircases
 from lowrank_core.methods import METHODS
 from lowrank_core.running.scope import scope
-from lowrank_core.store.kinds import TABLE
+from lowrank_core.store.kinds import DEVICE_FILE, TABLE
 
 
 @command
@@ -34,7 +36,19 @@ from lowrank_core.store.kinds import TABLE
     help="Also time each layer at about ten ranks of each method and write a CSV for search --latency-table; - for "
     "standard output.",
 )
-@click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="For --table (repeatable).")
+@writing(
+    "--device-file",
+    kind=DEVICE_FILE,
+    help="Write a program that takes that table on a device of its own, with numpy and onnxruntime, or with --runtime "
+    "torch with that alone: copy it there beside the exported network, python FILE NETWORK.",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(list(METHODS)),
+    help="For --table and --device-file (repeatable).",
+)
 @AS_FREE
 @CACHED
 def latency(
@@ -43,6 +57,7 @@ def latency(
     runtime: Runtime,
     threads: int,
     csv_file: Path | None,
+    device_file: Path | None,
     methods: tuple[str, ...],
     free: bool | None,
     cached: bool,
@@ -52,8 +67,10 @@ def latency(
     Only the ratio means anything: the median over rounds, with its interquartile range; above 0.1 it is unstable and no
     number. Unlike the network, a layer is timed alone with random weights; one with fewer multiplies may be slower.
     """
-    if plan is None and csv_file is None:
-        raise click.UsageError("give --plan, --table or both.")
+    if plan is csv_file is device_file is None:
+        raise click.UsageError("give --plan, --table, --device-file or several of them.")
+    if device_file is not None and runtime == "openvino":
+        raise click.UsageError("--device-file times with --runtime onnxruntime or torch.")
     workspace, hears = opened(model, cached=cached, plan=plan), ProgressLine()
     file = None if plan is None else plan_of(workspace, plan, free=free)
     setting = setting_of(workspace, runtime, threads)
@@ -80,6 +97,11 @@ def latency(
         text.append(
             f"{csv_file}: {sum(len(s.stable) for s in stairs)} ranks of {len(workspace.profile.layers)} layers."
         )
+    if device_file is not None:
+        program = on_device.device_file(workspace, setting, methods=methods or None)
+        write_text(device_file, program)
+        document["device_file"] = str(device_file)
+        text.append(f"{device_file}: {count(len(program), 'B')}; there: python {device_file.name} NETWORK.")
     return document, "\n\n".join(text)
 
 

@@ -154,7 +154,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     Raises InvalidFile where it is damaged, unsafe, of another model, or where a weight is missing or does not fit.
     """
     path = Path(path)
-    sets, metadata = _read(path)
+    sets, metadata = read_weights(path)
     if metadata is None:
         return Checkpoint(filled_by(copied(model), sets, lambda tensor: tensor)[0])
     state = dict(sets.sets[""])
@@ -206,8 +206,11 @@ def _untied(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tens
     return state, ties
 
 
-def _read(path: Path) -> tuple[WeightSets[Tensor], str | None]:
-    """Tensors by name and our metadata, None where there is none; the kind of file is told by its first bytes."""
+def read_weights(path: Path) -> tuple[WeightSets[Tensor], str | None]:
+    """Tensors by name and our metadata, None where there is none; the kind of file is told by its first bytes.
+
+    Raises InvalidFile for a file of another kind, or one that is damaged.
+    """
     if not path.is_file():
         raise InvalidFile(f"there is no file {path}.")
     with path.open("rb") as file:

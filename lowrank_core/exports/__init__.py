@@ -119,7 +119,8 @@ class Exported:
 
     max_abs_diff: largest distance of any output; None where the file computes nothing.
     verdict: "same", "rounding" where two runtimes round otherwise, or "accepted" where somebody took more than that.
-    notes: what the file computes otherwise than the plan counts, a sentence each.
+    notes: what the file computes otherwise than the plan counts, a sentence each. beside: the other files that belong
+    to it, whose bytes are counted with its own.
     """
 
     path: str
@@ -128,6 +129,7 @@ class Exported:
     score: Score | None
     verdict: Verdict = "same"
     notes: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

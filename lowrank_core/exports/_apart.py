@@ -42,7 +42,8 @@ def write_apart(kind: str, workspace: Workspace, compressed: Compressed, path: P
         )
         made = replace(compressed, model=nn.Identity())
         (exported,) = apart(_written, workspace, kind, made, weights, path.absolute())
-    return replace(exported, path=str(path))
+    beside = tuple(str(path.with_name(Path(file).name)) for file in exported.beside)
+    return replace(exported, path=str(path), beside=beside)
 
 
 def _written(workspace: Workspace, kind: str, made: Compressed, weights: Path, path: Path) -> Iterator[Exported]:

@@ -15,6 +15,7 @@ from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.errors import Cancelled, InvalidFile, LowRankError
 from lowrank_core.graphs.executorch_network import ExecutorchNetwork
 from lowrank_core.graphs.exporting import OnnxNetwork
+from lowrank_core.graphs.openvino import OpenVinoNetwork
 from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, Outputs, call, cloned, first_axes, run
 from lowrank_core.running.fresh_process import in_fresh_process
 from lowrank_core.running.own_process import hush_libraries
@@ -137,6 +138,11 @@ def _executorch(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs
     return lambda inputs: call(model, inputs)
 
 
+def _openvino(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
+    model = OpenVinoNetwork(file)
+    return lambda inputs: call(model, inputs)
+
+
 def _dense_alone(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     model = dense if isinstance(dense, nn.Module) else open_source(dense).model
     return lambda inputs: run(model, Dataset(inputs))
@@ -147,6 +153,7 @@ READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]
     "pt2": _graph,
     "onnx": _onnx,
     "executorch": _executorch,
+    "openvino": _openvino,
     DENSE_ALONE: _dense_alone,
 }
 """How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""

@@ -37,6 +37,9 @@ SCORES_APART = 0.005
 VERSION = 1
 """Of the way runtimes are compared; what was kept by another version is not used."""
 
+_RUNTIMES = {"openvino": "openvino"}
+"""The package that runs files of a kind, where it is not onnxruntime or PyTorch."""
+
 WriteDense = Callable[[Path], None]
 
 
@@ -118,7 +121,12 @@ def dense_difference(workspace: Workspace, kind: str, inputs: Inputs, write_dens
             return measured()
         about = {
             "what": "difference between runtimes",
-            "version": [VERSION, torch.__version__, _version("onnxruntime"), torch.get_num_threads()],
+            "version": [
+                VERSION,
+                torch.__version__,
+                _version(_RUNTIMES.get(kind, "onnxruntime")),
+                torch.get_num_threads(),
+            ],
             "model": workspace.profile.fingerprint,
             "answers": data_hash(dense),
             "inputs": data_hash(inputs),

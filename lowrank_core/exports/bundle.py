@@ -1,14 +1,18 @@
-"""A bundle: every kind of file in one zip, with the loader, and a README of hashes, sizes and lines that load each."""
+"""A bundle: every kind of file in one zip, loader and device timer too, and a README of hashes and how each loads."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import zipfile
 from pathlib import Path
 
 from lowrank_core.compression.precision import DTYPES
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.exports import EXPORTS, VERDICTS, Compressed, Export, Exported, Snippet, loading, register
+from lowrank_core.measure.on_device import NAME as DEVICE_FILE
+from lowrank_core.measure.on_device import device_file
+from lowrank_core.measure.staircases import setting_of
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report, scope, under
 from lowrank_core.store.files import scratch, whole_or_nothing, write_whole
@@ -59,6 +63,12 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             member: _loads(loading(EXPORTS[kind], workspace, compressed.plan, member))
             for kind, member in MEMBERS.items()
         }
+        try:
+            program = device_file(workspace, setting_of(workspace))
+        except LowRankError as error:
+            missing[DEVICE_FILE] = str(error)
+        else:
+            write_whole(folder / DEVICE_FILE, program.encode())
         write_whole(folder / LOADER, loads[MEMBERS["safetensors"]].loader.encode())
         write_whole(folder / README, _readme(workspace, compressed, folder, missing, loads).encode())
         report(Progress("packing"))
@@ -74,6 +84,15 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     verdict = max((one.verdict for one in written.values()), key=VERDICTS.index)
     notes = dict.fromkeys(f"{name}: {note}" for name, one in written.items() for note in one.notes)
     return Exported(str(path), size, largest, compressed.score, verdict, tuple(notes))
+
+
+def together(written: Exported) -> bytes:
+    """A file and those that belong to it as the bytes of one zip, for whoever can be handed only one."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in map(Path, (written.path, *written.beside)):
+            archive.writestr(zipfile.ZipInfo(file.name, _LONG_AGO), file.read_bytes())
+    return packed.getvalue()
 
 
 def _loads(fitting: list[Snippet]) -> Snippet:
@@ -106,6 +125,9 @@ def _readme(
     for member, snippet in loads.items():
         if member not in missing:
             lines += ["", f"## {member}, {snippet.label}", "", "```python", snippet.code.strip(), "```"]
+    if DEVICE_FILE not in missing:
+        lines += ["", f"## {DEVICE_FILE}, on the device itself, with numpy and onnxruntime alone", "", "```"]
+        lines += [f"python {DEVICE_FILE} {MEMBERS['onnx']} --out table.csv", "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -27,17 +27,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowrank_core.errors import InvalidFile, InvalidModel
+from lowrank_core.errors import InvalidFile, InvalidModel, MissingExtra, cut
 from lowrank_core.extras import extra
 from lowrank_core.graphs.exporting import onnx_program
+from lowrank_core.graphs.openvino import inference
 from lowrank_core.layers.data import Inputs, call, evaluating, tensors
 from lowrank_core.plans.plan import Choice
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import LOOK_SECONDS, raise_if_cancelled, report
 from lowrank_core.running.threads import using_threads
 
-Runtime = Literal["onnxruntime", "torch"]
-RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "torch")
+Runtime = Literal["onnxruntime", "torch", "openvino"]
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "torch", "openvino")
+OF_ONNX: tuple[Runtime, ...] = ("onnxruntime", "openvino")
+"""Runtimes that run what was written as ONNX, int8 too; chains in float32, whatever the network computes in."""
+
+_EXTRAS = {"onnxruntime": "onnx", "openvino": "edge"}
 
 Work = Callable[[], object]
 """One inference."""
@@ -181,7 +186,9 @@ def network_latency(
     threads: int = 1,
     rounds: int = ROUNDS,
 ) -> tuple[Timing, ...]:
-    """Time whole networks on the same inputs beside the dense one; bytes: an ONNX file, which onnxruntime runs.
+    """Time whole networks on the same inputs beside the dense one; bytes: an ONNX file.
+
+    PyTorch has a file run by onnxruntime.
 
     Raises InvalidModel where the runtime cannot.
     """
@@ -197,12 +204,19 @@ def network_latency(
 
 
 def _network(model: nn.Module | bytes, inputs: Inputs, runtime: Runtime, threads: int) -> Work:
-    if isinstance(model, bytes):
-        return session(model, [value.numpy() for value in tensors(inputs)], threads)
-    if runtime == "torch":
+    if runtime == "torch" and not isinstance(model, bytes):
         model.eval()
         return lambda: call(model, inputs)
-    return session(onnx_program(model, inputs), [value.numpy() for value in tensors(inputs)], threads)
+    content = model if isinstance(model, bytes) else onnx_program(model, inputs).SerializeToString()
+    return onnx_work(content, [value.numpy() for value in tensors(inputs)], runtime, threads)
+
+
+def onnx_work(content: bytes, values: Sequence[Any], runtime: Runtime, threads: int) -> Work:
+    """One run of an ONNX file on NumPy inputs, in their order. Raises InvalidModel where the runtime cannot."""
+    if runtime == "openvino":
+        infer: Work = inference(content, values, threads).infer
+        return infer
+    return session(content, values, threads)
 
 
 def session(program: Any, values: Sequence[Any], threads: int) -> Work:
@@ -228,9 +242,27 @@ def session(program: Any, values: Sequence[Any], threads: int) -> Work:
 
 
 def runtime_version(runtime: Runtime) -> str:
-    """Name and version of a runtime, 'onnxruntime 1.31.0', without importing it."""
-    with extra("onnx", "timing with onnxruntime"):
-        return f"{runtime} {torch.__version__ if runtime == 'torch' else version(runtime)}"
+    """Name and version of a runtime, 'onnxruntime 1.31.0', without importing it; raises MissingExtra."""
+    if runtime == "torch":
+        return f"torch {torch.__version__}"
+    with extra(_EXTRAS[runtime], f"timing with {runtime}"):
+        return f"{runtime} {version(runtime)}"
+
+
+def runtimes_here() -> tuple[Runtime, ...]:
+    """Those of `RUNTIMES` that are installed.
+
+    >>> "torch" in runtimes_here()
+    True
+    """
+
+    def is_here(runtime: Runtime) -> bool:
+        try:
+            return bool(runtime_version(runtime))
+        except MissingExtra:
+            return False
+
+    return tuple(filter(is_here, RUNTIMES))
 
 
 @cache
@@ -247,6 +279,7 @@ def cpu_name() -> str:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 COLUMNS = ("layer", "method", "rank", "microseconds")
+ORIGIN = ("device", "network")
 DENSE = "dense"
 
 
@@ -254,16 +287,23 @@ DENSE = "dense"
 class LatencyTable:
     """Microseconds by (layer, method) and rank; the dense layer goes by the method "dense" and no rank.
 
+    device: where they were taken, network: the hash of the file that lay beside; empty where the table does not say.
+
     >>> table = LatencyTable.from_csv("layer,method,rank,microseconds\\nfc,dense,,90\\nfc,svd,16,30\\nfc,svd,32,50\\n")
     >>> table("fc", None), table("fc", Choice("svd", (17,)))      # a rank that was not measured costs the next larger
     (90.0, 50.0)
     """
 
     steps: Mapping[tuple[str, str], tuple[tuple[tuple[int, ...], float], ...]] = field(default_factory=dict)
+    device: str = ""
+    network: str = ""
 
     @staticmethod
     def from_csv(text: str | bytes) -> LatencyTable:
-        """Columns layer, method, rank (16, or 16x12 for two axes) and microseconds, in UTF-8. Raises InvalidFile."""
+        """Columns layer, method, rank (16, or 16x12 for two axes), microseconds; also device, network. Raises
+        InvalidFile where it is none, or of several devices or networks.
+        """
+        origins: dict[tuple[str, str], int] = {}
         steps_of: dict[tuple[str, str], list[tuple[tuple[int, ...], float]]] = {}
         for number, row in enumerate(_rows(text), start=2):
             try:
@@ -279,15 +319,26 @@ class LatencyTable:
                     f"there, but got rank {row['rank']!r} and {row['microseconds']!r} microseconds."
                 )
             steps_of.setdefault((row["layer"], row["method"]), []).append((rank, taken))
-        return LatencyTable({key: tuple(sorted(steps)) for key, steps in steps_of.items()})
+            origins.setdefault((row.get("device") or "", row.get("network") or ""), number)
+        if len(origins) > 1:
+            (one, _), (other, line) = list(origins.items())[:2]
+            raise InvalidFile(
+                f"latency table, line {line}: all times must be of one device and network, but got "
+                f"{cut(' '.join(one)) or 'none'!r} and {cut(' '.join(other)) or 'none'!r}; give one table of each."
+            )
+        steps = {key: tuple(sorted(steps)) for key, steps in steps_of.items()}
+        return LatencyTable(steps, *next(iter(origins), ("", "")))
 
     def to_csv(self) -> str:
         """The table as CSV text, which `from_csv` reads."""
         rows = io.StringIO()
         writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        origin = (self.device, self.network) if self.device or self.network else ()
+        writer.writerow(COLUMNS + ORIGIN[: len(origin)])
         for (layer, method), steps in self.steps.items():
-            writer.writerows((layer, method, "x".join(map(str, rank)), f"{taken:.6g}") for rank, taken in steps)
+            writer.writerows(
+                (layer, method, "x".join(map(str, rank)), f"{taken:.6g}", *origin) for rank, taken in steps
+            )
         return rows.getvalue()
 
     def __call__(self, layer: str, choice: Choice | None) -> float | None:

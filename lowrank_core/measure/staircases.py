@@ -17,15 +17,16 @@ from lowrank_core.graphs.onnx_chain import example_input, onnx_chain
 from lowrank_core.layers.spec import LayerSpec, Rank, half_up
 from lowrank_core.measure.latency import (
     DENSE,
+    OF_ONNX,
     UNSTABLE_IQR,
     LatencyTable,
     Runtime,
     Timing,
     Work,
     cpu_name,
+    onnx_work,
     race,
     runtime_version,
-    session,
 )
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer, ModelProfile
@@ -52,7 +53,7 @@ NOISE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How chains are run. dtype: of the network, as "float32"; onnxruntime runs chains in float32 all the same."""
+    """How chains are run. dtype: of the network, as "float32"; what runs ONNX runs chains in float32 all the same."""
 
     runtime: Runtime = "onnxruntime"
     threads: int = 1
@@ -63,7 +64,7 @@ class Setting:
 def setting_of(workspace: Workspace, runtime: Runtime = "onnxruntime", threads: int = 1) -> Setting:
     """The setting in which a network runs its layers: the batch of its example inputs, its element type."""
     floating = (p.dtype for p in workspace.model.parameters() if p.is_floating_point())
-    dtype = "float32" if runtime == "onnxruntime" else str(next(floating, torch.float32)).removeprefix("torch.")
+    dtype = "float32" if runtime in OF_ONNX else str(next(floating, torch.float32)).removeprefix("torch.")
     return Setting(runtime, threads, workspace.opened.batch, dtype)
 
 
@@ -242,8 +243,9 @@ def chain_work(stages: tuple[LayerSpec, ...], layer: Layer, setting: Setting) ->
     for (size, share), calls in sizes.items():
         batch = max(1, half_up(share * setting.batch))
         value = example_input(layer.spec, size, batch)
-        if setting.runtime == "onnxruntime":
-            works.append((session(onnx_chain(stages, size, batch), [value], setting.threads), calls))
+        if setting.runtime in OF_ONNX:
+            content = onnx_chain(stages, size, batch).SerializeToString()
+            works.append((onnx_work(content, [value], setting.runtime, setting.threads), calls))
             continue
         dtype = getattr(torch, setting.dtype)
         with torch.random.fork_rng(devices=[]):

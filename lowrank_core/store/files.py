@@ -161,11 +161,13 @@ class _Patient(io.RawIOBase):
 
 
 def weights_beside(path: Path) -> Path:
-    """Where an export that is too large for one file has its weights.
+    """Where an export that is no single file has its weights.
 
-    >>> weights_beside(Path("net.onnx")).name
-    'net.onnx.data'
+    >>> weights_beside(Path("net.onnx")).name, weights_beside(Path("net.xml")).name
+    ('net.onnx.data', 'net.bin')
     """
+    if path.suffix == ".xml":  # where OpenVINO looks for them
+        return path.with_suffix(".bin")
     return path.with_name(f"{path.name}.data")
 
 

@@ -52,6 +52,10 @@ def _is_table(path: Path) -> bool:
     return {"layer", "method", "rank", "microseconds"} <= set(first.split(","))
 
 
+def _is_device_file(path: Path) -> bool:
+    return b"python measure_on_device.py NETWORK" in _beginning(path, 200)
+
+
 def _is_front(path: Path) -> bool:
     if _beginning(path, 40).startswith(b"share,multiplies,bytes,parameters,loss"):
         return True
@@ -109,6 +113,11 @@ def _is_pte(path: Path) -> bool:
         return content[4:6] == b"ET" and content.find(b"lowrank_plan") > 0
 
 
+def _is_openvino(path: Path) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return b"<net " in content[:200] and content.find(b"<lowrank_plan ") > 0
+
+
 def _is_bundle(path: Path) -> bool:
     return {"load_lowrank.py", "plan.json"} <= set(zipfile.ZipFile(path).namelist())
 
@@ -126,6 +135,7 @@ def _beginning(path: Path, length: int) -> bytes:
 
 PLAN = FileKind("a rank plan (JSON)", _is_plan, text=True)
 PROFILE = FileKind("what `profile` measured (JSON)", _is_profile, text=True)
+DEVICE_FILE = FileKind("a program that measures on a device (Python)", _is_device_file, text=True)
 TABLE = FileKind("a latency table (CSV)", _is_table, text=True)
 FRONT = FileKind("a front of plans (JSON or CSV)", _is_front, text=True)
 REPORT = FileKind("a report of this product (HTML or Markdown)", _is_report, text=True)
@@ -138,6 +148,7 @@ EXPORTED = {
     "pt2": FileKind("a program that this product exported", _is_program),
     "onnx": FileKind("an ONNX model that this product exported", _is_onnx),
     "executorch": FileKind("an ExecuTorch program that this product exported", _is_pte),
+    "openvino": FileKind("an OpenVINO model that this product exported", _is_openvino),
     "bundle": FileKind("a bundle", _is_bundle),
     "plan": PLAN,
 }

@@ -13,7 +13,7 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.figures import KIB
 from lowrank_core.measure.comparison import Comparison, Flip
 from lowrank_core.measure.formats import AS_IT_IS
-from lowrank_core.measure.latency import RUNTIMES, LatencyTable, cpu_name
+from lowrank_core.measure.latency import OF_ONNX, LatencyTable, cpu_name, runtimes_here
 from lowrank_core.measure.staircases import as_table
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
@@ -218,12 +218,12 @@ def buttons(
     with st.container(horizontal=True, vertical_alignment="center"):
         if failed and not busy:
             ask(workspace, Scores(failed), "Measure again" if all(c in known for c in failed) else "Measure", busy)
-        for runtime in RUNTIMES:
+        for runtime in runtimes_here():
             entries = tuple(
                 dict.fromkeys(
                     column.timed
                     for column in columns.values()
-                    if not column.is_reference and (runtime == "onnxruntime" or column.number != "int8")
+                    if not column.is_reference and (runtime in OF_ONNX or column.number != "int8")
                 )
             )
             if entries:
@@ -382,9 +382,10 @@ def layers(workspace: Workspace, busy: bool) -> None:
     usable = tuple(
         dict.fromkeys(m.name for layer in workspace.profile.layers for m in layer.methods if not m.reference)
     )
+    here = runtimes_here()
     with st.container(horizontal=True, vertical_alignment="bottom"):
         runtime = st.segmented_control(
-            "Runtime", RUNTIMES, default=RUNTIMES[0], required=True, key="stairs runtime", persist_state="session"
+            "Runtime", here, default=here[0], required=True, key="stairs runtime", persist_state="session"
         )
         methods = st.multiselect(
             "Methods", usable, usual, format_func=lambda m: METHODS[m].label, key=f"stairs {usable}", help=words.METHOD

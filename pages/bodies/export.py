@@ -14,6 +14,7 @@ from lowrank_core.errors import Cancelled, LowRankError, OtherAnswers
 from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, Export, Exported, loading
 from lowrank_core.exports._apart import write_anywhere
 from lowrank_core.exports._provenance import plan_document
+from lowrank_core.exports.bundle import together
 from lowrank_core.figures import of_device
 from lowrank_core.graphs.onnx_forms import OPSETS
 from lowrank_core.measure.effort import Work, effort
@@ -43,7 +44,7 @@ from pages.ui.goals import judged
 from pages.ui.state import downloads, measurements, peaks, plans, runs, session, trainings, works
 from pages.ui.tuning import Tuned
 
-ORDER = ("safetensors", "pt2", "onnx", "executorch", "bundle")
+ORDER = ("safetensors", "pt2", "onnx", "executorch", "openvino", "bundle")
 LARGEST_DOWNLOAD = 200 * 10**6
 """Bytes of a file that a browser is handed for download, at most; larger ones go to a folder."""
 
@@ -358,9 +359,12 @@ def report(
     if in_folder or written.bytes > LARGEST_DOWNLOAD:
         st.success(words.plain(f"Written to {written.path}"), icon=":material/folder:")
         return
+    content = Path(written.path).read_bytes()
+    if written.beside:
+        content, file = together(written), f"{Path(file).stem}.zip"
     st.download_button(
         f"Download the {noun(export)}",
-        Path(written.path).read_bytes(),
+        content,
         file,
         "application/octet-stream",
         type="primary",

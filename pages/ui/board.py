@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from lowrank_core.measure.latency import RUNTIMES
+from lowrank_core.measure.latency import runtimes_here
 from lowrank_core.measure.measurement import Figure
 from lowrank_core.predict.survey import Finding, Learnt
 from lowrank_core.running.jobs import Job, Snapshot
@@ -269,9 +269,9 @@ def _figures(workspace: Workspace, snapshot: Snapshot[Figure]) -> dict[str, Any]
 
 
 def _latency(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """What was measured on Compare: break-even and dominated ranks; onnxruntime's where both runtimes were."""
+    """What was measured on Compare: break-even and dominated ranks; onnxruntime's where several runtimes were."""
     marks: dict[str, dict[str, Any]] = {}
-    for runtime in reversed(RUNTIMES):
+    for runtime in reversed(runtimes_here()):
         for stairs in comparisons.stairs(workspace, runtime):
             even, dominated = stairs.break_even, [list(rank) for rank in stairs.dominated]
             measured = {"runtime": runtime, "even": even and list(even), "dominated": dominated}

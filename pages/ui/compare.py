@@ -16,7 +16,16 @@ from lowrank_core.graphs.memory import Trace
 from lowrank_core.measure.apart import apart
 from lowrank_core.measure.comparison import Comparison, Flip, traces
 from lowrank_core.measure.formats import AS_IT_IS
-from lowrank_core.measure.latency import RUNTIMES, UNSTABLE_IQR, LatencyTable, Runtime, Timing, network_latency, turn
+from lowrank_core.measure.latency import (
+    OF_ONNX,
+    RUNTIMES,
+    UNSTABLE_IQR,
+    LatencyTable,
+    Runtime,
+    Timing,
+    network_latency,
+    turn,
+)
 from lowrank_core.measure.staircases import Staircase, setting_of, staircases
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
@@ -311,7 +320,7 @@ def rows(
     alike = [name for name, column in columns.items() if column.number == judged_in]
     if table.layers:
         taken = {n: _by_table(workspace, c.plan, table) if n in alike else None for n, c in columns.items()}
-        made.append(_amounts("Your table", taken, microseconds, "µs", "layers in it"))
+        made.append(_amounts("Your table", taken, microseconds, "µs", table.device or "layers in it"))
     if target.multiply_pj is not None and target.byte_pj is not None:
         pj, byte_pj = target.multiply_pj, target.byte_pj
         energy = {
@@ -432,8 +441,8 @@ def _latency(runtime: Runtime, columns: Mapping[str, Column], findings: Findings
         elif (column.timed, runtime) in findings.racing:
             cells[name] = Cell("timing…")
         elif one is None:
-            is_other = column.number == "int8" and runtime != "onnxruntime"
-            cells[name] = Cell("–", note="int8 is run by onnxruntime") if is_other else Cell("not timed")
+            is_other = column.number == "int8" and runtime not in OF_ONNX
+            cells[name] = Cell("–", note=f"int8 is run by {' and '.join(OF_ONNX)}") if is_other else Cell("not timed")
         elif one.timing is None:
             score = findings.measured.get(column)
             as_above = score is not None and score.refused == one.refused

@@ -1,0 +1,146 @@
+"""Somebody else's training loop: the examples of docs/training.md run, and what they leave is taken back."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+from lowrank_core import Workspace, load_checkpoint, read_plan
+from lowrank_core.commands import cli
+from lowrank_core.compression.elsewhere import with_weights
+from lowrank_core.errors import InvalidFile
+from lowrank_core.plans.uniform import uniform_plan
+from lowrank_core.store.torch_file import read_content
+
+IRIS = "builtin:iris-mlp"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = {
+    name.partition(", ")[0]: (name.partition(", ")[2], code)
+    for name, code in re.findall(
+        r"<!-- run: (.+?) -->\n\n```python\n(.+?)```", (ROOT / "docs" / "training.md").read_text("utf-8"), re.DOTALL
+    )
+}
+NEEDS = {"plain": (), "trainer": ("transformers", "accelerate"), "lightning": ("lightning",), "quantised": ()}
+
+
+@pytest.fixture(scope="module")
+def iris() -> Workspace:
+    return Workspace.open(IRIS)
+
+
+@pytest.fixture(scope="module")
+def folder(iris: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("loops")
+    (made / "plan.json").write_text(uniform_plan(iris.profile, 0.6).to_json(model_name="iris-mlp"))
+    return made
+
+
+def run(folder: Path, *options: str) -> Result:
+    return CliRunner().invoke(cli, [options[0], IRIS, "--plan", str(folder / "plan.json"), *options[1:]])
+
+
+def network_of(iris: Workspace, folder: Path) -> torch.nn.Module:
+    return iris.compress(read_plan((folder / "plan.json").read_bytes()).plan)
+
+
+def test_every_example_is_run() -> None:
+    assert EXAMPLES.keys() == {"before each", *NEEDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEEDS)
+def test_what_an_example_leaves_is_taken_back(name: str, iris: Workspace, folder: Path) -> None:
+    missing = [package for package in NEEDS[name] if find_spec(package) is None]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not installed")
+    file, code = EXAMPLES[name]
+    own = {"PYTHONPATH": str(ROOT), "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"{EXAMPLES['before each'][1]}\n{code}"],
+        cwd=folder,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    state = load_file(folder / file) if file.endswith(".safetensors") else read_content(folder / file)
+    state = state.get("state_dict", state)
+    returned = with_weights(network_of(iris, folder), folder / file)
+    assert (name == "quantised") == any("observers" in notice for notice in returned.notices)
+    for key, value in returned.model.state_dict().items():
+        (theirs,) = [given for full, given in state.items() if full == key or full == f"network.{key}"]
+        assert torch.equal(value, theirs)
+    assert not all(map(torch.equal, returned.model.parameters(), network_of(iris, folder).parameters()))
+
+
+def test_the_commands_measure_and_write_these_weights(iris: Workspace, folder: Path) -> None:
+    network = network_of(iris, folder)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, folder / "z.pt"
+    )
+    zero = run(folder, "evaluate", "--tuned", str(folder / "z.pt"), "--json", "--no-cache")
+    assert zero.exit_code == 0, zero.output
+    told = json.loads(zero.stdout)
+    assert told["value"] < 0.6 < told["dense"]
+    assert told["correction"] is None
+    out = folder / "small.safetensors"
+    done = run(
+        folder, "export", "--tuned", str(folder / "z.pt"), "--format", "safetensors", "--out", str(out), "--json"
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["score"]["value"] == told["value"]  # not that of the plan, which may be known
+    loaded = load_checkpoint(iris.model, out)
+    assert loaded.provenance["tuned"]["by"] == "a training loop of somebody else"
+    assert not any(parameter.any() for parameter in loaded.model.parameters())
+    wrong = run(folder, "evaluate", "--tuned", str(out))
+    assert "give it as --checkpoint" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda state: state.popitem(), "missing: "),
+        (lambda state: state.update(extra=torch.zeros(3)), "unexpected: extra"),
+        (
+            lambda state: state.update({next(iter(state)): torch.zeros(3, 3)}),
+            r"of another shape or kind: .* \(3, 3\) for",
+        ),
+        (lambda state: state.update({name: value * torch.nan for name, value in state.items()}), "NaN|finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_one_line(spoil, said: str, iris: Workspace, folder: Path) -> None:
+    state = network_of(iris, folder).state_dict()
+    spoil(state)
+    torch.save(state, folder / "bad.pt")
+    with pytest.raises(InvalidFile, match=said) as found:
+        with_weights(network_of(iris, folder), folder / "bad.pt")
+    assert "\n" not in str(found.value)
+    assert str(found.value).count(" Give ") == ("Give" in str(found.value))
+
+
+def test_the_dense_networks_weights_are_none_of_the_plans(iris: Workspace, folder: Path) -> None:
+    torch.save(iris.model.state_dict(), folder / "dense.pt")
+    said = run(folder, "evaluate", "--tuned", str(folder / "dense.pt"))
+    assert said.exit_code == 1
+    assert "Give the state_dict of the network that this plan makes." in said.output
+
+
+@pytest.mark.parametrize("more", [("--checkpoint", "plan.json"), ("--depth",), ("--compare",)])
+def test_options_that_contradict_are_refused(more: tuple[str, ...], folder: Path) -> None:
+    given = [str(folder / one) if one.endswith(".json") else one for one in more]
+    said = run(folder, "evaluate", "--tuned", str(folder / "plan.json"), *given)
+    assert said.exit_code == 2
+    alone = CliRunner().invoke(cli, ["evaluate", IRIS, "--tuned", str(folder / "plan.json")])
+    assert "--tuned goes with --plan" in alone.output
