@@ -131,6 +131,11 @@ def _onnx(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     return lambda inputs: call(model, inputs)
 
 
+def _folder(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
+    model = open_source(file).model
+    return lambda inputs: run(model, Dataset(inputs))
+
+
 def _dense_alone(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     model = dense if isinstance(dense, nn.Module) else open_source(dense).model
     return lambda inputs: run(model, Dataset(inputs))
@@ -140,6 +145,7 @@ READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]
     "safetensors": _checkpoint,
     "pt2": _graph,
     "onnx": _onnx,
+    "hf": _folder,
     DENSE_ALONE: _dense_alone,
 }
 """How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""

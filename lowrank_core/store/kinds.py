@@ -5,6 +5,7 @@ An empty file counts as every kind: there is nothing to lose.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import sqlite3
@@ -20,16 +21,20 @@ MOST_BYTES = 2**26
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """name: 'a rank plan'. text: whether it may go to standard output. tells(path): whether a file holds one."""
+    """name: 'a rank plan'. text: whether it may go to standard output. tells(path): whether a file holds one.
+
+    folder: whether it is a folder, or that as a zip, where the name ends so.
+    """
 
     name: str
     tells: Callable[[Path], bool]
     text: bool = False
+    folder: bool = False
 
     def __call__(self, path: Path) -> bool:
         """Whether a file is empty or one of these, written by this product; anything that cannot be read is none."""
         try:
-            return path.stat().st_size == 0 or self.tells(path)
+            return (path.is_file() and path.stat().st_size == 0) or self.tells(path)
         except Exception:  # whatever the bytes of a person's file make a reader say
             return False
 
@@ -108,6 +113,27 @@ def _is_bundle(path: Path) -> bool:
     return {"load_lowrank.py", "plan.json"} <= set(zipfile.ZipFile(path).namelist())
 
 
+HF_FILES = "files"
+"""Key of a plan's provenance: the other files of its folder, {name: SHA-256}."""
+
+
+def _is_hf(path: Path) -> bool:
+    """Whether a folder holds what an export wrote and nothing else, or a zip does."""
+    if path.is_file():
+        return {"config.json", "plan.json", "model.safetensors"} <= set(zipfile.ZipFile(path).namelist())
+    inside = [one for one in path.iterdir() if one.name != "plan.json"]
+    if not inside:
+        return not (path / "plan.json").exists()
+    written = json.loads(_beginning(path / "plan.json", MOST_BYTES))["provenance"][HF_FILES]
+    return {one.name: file_hash(one) for one in inside} == written
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _is_state(path: Path) -> bool:
     if _beginning(path, 200).startswith(b'{"kind": "training state"'):  # damaged it may be, and is set aside
         return True
@@ -133,6 +159,7 @@ EXPORTED = {
     "pt2": FileKind("a program that this product exported", _is_program),
     "onnx": FileKind("an ONNX model that this product exported", _is_onnx),
     "bundle": FileKind("a bundle", _is_bundle),
+    "hf": FileKind("a folder that this product exported, as it wrote it", _is_hf, folder=True),
     "plan": PLAN,
 }
 """By the names of the exports."""
