@@ -107,8 +107,8 @@ class _Written:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder that is written, and not that as a zip."""
-        return self.kind.folder and self.path.suffix.lower() != ".zip"
+        """Whether it is a folder that is written, and not a file that holds the same."""
+        return self.kind.folder and self.path.suffix.lower() not in (".zip", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ MOST_BYTES = 2**26
 class FileKind:
     """name: 'a rank plan'. text: whether it may go to standard output. tells(path): whether a file holds one.
 
-    folder: whether it is a folder, or that as a zip, where the name ends so.
+    folder: whether it is a folder, unless the name ends as that of a file that holds the same.
     """
 
     name: str
@@ -128,6 +128,21 @@ def _is_hf(path: Path) -> bool:
     return {one.name: file_hash(one) for one in inside} == written
 
 
+ADAPTER_KEY = "rank_explorer_adapter"
+"""Among the metadata of an adapter's weights that this product has written."""
+
+
+def _is_adapter(path: Path) -> bool:
+    if path.is_dir():
+        names = {one.name for one in path.iterdir()}
+        weights = path / "adapter_model.safetensors"
+        return not names or (names == {"adapter_config.json", weights.name} and _is_adapter(weights))
+    if path.suffix.lower() == ".zip":
+        return set(zipfile.ZipFile(path).namelist()) == {"adapter_config.json", "adapter_model.safetensors"}
+    length = int.from_bytes(_beginning(path, 8), "little")
+    return length <= MOST_BYTES and ADAPTER_KEY in json.loads(_beginning(path, 8 + length)[8:])["__metadata__"]
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
@@ -153,6 +168,7 @@ REPORT = FileKind("a report of this product (HTML or Markdown)", _is_report, tex
 LOG = FileKind("a log of this product (JSON lines)", _is_log, text=True)
 NODES = FileKind("a graph or node data for Model Explorer (JSON)", _is_node_data)
 STUDY = FileKind("an Optuna study of this product", _is_study)
+ADAPTER = FileKind("an adapter that this product resized", _is_adapter, folder=True)
 STATE = FileKind("the state of a training", _is_state)
 EXPORTED = {
     "safetensors": FileKind("a checkpoint of this product", _is_checkpoint),
