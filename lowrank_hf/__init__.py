@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowrank_core.layers.parts import PARTS, Chain
@@ -18,25 +19,27 @@ METHOD, FORMAT = "lowrank", "lowrank-hf/1"
 
 
 @register_quantization_config(METHOD)
-class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class LowRankConfig(QuantizationConfigMixin):
     """Which layers are replaced by which parts, {"name", "parts": [{"op", "args"}]}, and {name: the same tensor}."""
 
     def __init__(self, layers: list[dict[str, Any]], ties: dict[str, str], format: str = FORMAT, **_: Any) -> None:
         if format != FORMAT:
             raise ValueError(f"the format must be {FORMAT!r}, but is {format!r}; update rank-explorer.")
-        self.quant_method, self.format, self.layers, self.ties = METHOD, format, layers, ties
+        self.quant_method: Any = METHOD
+        self.format, self.layers, self.ties = format, layers, ties
 
 
 @register_quantizer(METHOD)
-class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
+class LowRankQuantizer(HfQuantizer):
     """Puts thin layers in before weights are loaded; what it replaced is saved as empty tensors of the old names.
 
     Those do not fit the network as it was, so that loading without this module is an error, and nothing is random.
     """
 
+    quantization_config: LowRankConfig
     is_trainable = is_qat_trainable = True
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         config, dense = self.quantization_config, {*model.state_dict()}
         for layer in config.layers:
             if (name := here(model, layer["name"])) is not None:  # a head that this class of network has not
@@ -50,7 +53,7 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
         model.all_tied_weights_keys = kept | {a: b for a, b in ties.items() if a in own and b in own}
         model._tied_weights_keys = {**model.all_tied_weights_keys}
 
-    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What `save_pretrained` writes: shared tensors once."""
         own = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
         return own | {name: torch.empty(0) for name in self.replaced}, {}

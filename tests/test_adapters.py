@@ -322,7 +322,7 @@ def test_without_its_configuration_it_is_looked_at_and_not_written(tmp_path: Pat
     found = open_any(str(folder))
     assert isinstance(found, Weights)
     assert any("no adapter_config.json beside it" in notice for notice in found.notices)
-    with pytest.raises(InvalidFile, match="has no adapter_config.json beside it"):
+    with pytest.raises(InvalidFile, match=r"has no adapter_config\.json beside it"):
         write_adapter(opened(folder), {"conv": 2}, tmp_path / "out")
     state = peft_state()
     state[f"{Q}.lora_A.weight"][0, 0] = math.nan

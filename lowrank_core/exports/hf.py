@@ -1,4 +1,4 @@
-"""A folder that `from_pretrained` of transformers loads (`import lowrank_hf` first), with its tokenizer and a model card."""
+"""A folder that `from_pretrained` of transformers loads, with `lowrank_hf` imported; tokenizer and model card in it."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _save(state: dict[str, Tensor], folder: Path) -> None:
     if len(parts) == 1:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         return
-    places = {}
+    places: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05}-of-{len(parts):05}.safetensors"
         save_file(part, folder / file, metadata={"format": "pt"})

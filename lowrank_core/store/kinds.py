@@ -120,12 +120,12 @@ HF_FILES = "files"
 def _is_hf(path: Path) -> bool:
     """Whether a folder holds what an export wrote and nothing else, or a zip does."""
     if path.is_file():
-        return {"config.json", "plan.json", "model.safetensors"} <= set(zipfile.ZipFile(path).namelist())
+        return {"config.json", "plan.json", "README.md"} <= set(zipfile.ZipFile(path).namelist())
     inside = [one for one in path.iterdir() if one.name != "plan.json"]
     if not inside:
         return not (path / "plan.json").exists()
     written = json.loads(_beginning(path / "plan.json", MOST_BYTES))["provenance"][HF_FILES]
-    return {one.name: file_hash(one) for one in inside} == written
+    return bool({one.name: file_hash(one) for one in inside} == written)
 
 
 ADAPTER_KEY = "rank_explorer_adapter"

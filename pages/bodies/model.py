@@ -105,6 +105,8 @@ def show_weights(stock: Inventory) -> None:
         st.header("Left as it is", anchor=False)
         table([{"Tensor": s.name, "Type": s.type, "Why": s.reason} for s in stock.skipped])
     frame.link("Spectra", says="See the spectra")
+    if stock.weights.adapter is not None:
+        frame.link("Ranks", says="Choose the ranks")
 
 
 def show(workspace: Workspace) -> None:

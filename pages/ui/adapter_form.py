@@ -39,6 +39,7 @@ def show(stock: Inventory) -> None:
     assert adapter is not None
     for notice in stock.notices:
         st.caption(f":material/info: {words.plain(notice)}")
+    st.caption("Energy is what the products keep, not a score: try the smaller adapter with its model.")
     key = f"adapter {stock.weights.ref}"
     figures = st.container(horizontal=True, gap="medium")
     _rule(adapter, key)
@@ -46,7 +47,7 @@ def show(stock: Inventory) -> None:
     ranks = _ranks(adapter, key)
     now, before = adapter.bytes_at(ranks), adapter.bytes_at(adapter.ranks)
     with figures:
-        change = f"{100 * (now / before - 1):+.1f} % against the file"
+        change = f"{100 * (now / before - 1):+.1f} % against the file" if now != before else None
         st.metric("Bytes of the tensors", words.count(now, "B"), change, delta_color="inverse", width="content")
         st.metric(
             "Energy kept",
@@ -75,7 +76,9 @@ def _rule(adapter: Adapter, key: str) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         rule = st.selectbox("Choose all ranks by", [ENERGY, BYTES, RANK], key=f"{key} rule", width=230)
         if rule == ENERGY:
-            share = st.slider("Share that is kept, %", 50.0, 100.0, 99.0, 0.5, key=f"{key} share", help=HELP[rule])
+            share = st.slider(
+                "Share that is kept, %", 50.0, 100.0, 99.0, 0.5, "%g", key=f"{key} share", help=HELP[rule]
+            )
         elif rule == RANK:
             most = max(adapter.ranks.values())
             rank = st.number_input("Rank, at most", 1, most, max(1, most // 2), key=f"{key} rank", help=HELP[rule])

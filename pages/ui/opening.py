@@ -45,8 +45,10 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
             for notice in session.notices():
                 frame.notices.warning(words.plain(notice), icon=":material/history:")
             _listen(frame, workspace)
-            shown = getattr(body, "show_adapter", None) if workspace.weights.adapter is not None else None
-            (shown or getattr(body, "show_weights", _needs_a_model))(workspace)
+            shown = getattr(body, "show_weights", _needs_a_model)
+            if workspace.weights.adapter is not None:
+                shown = getattr(body, "show_adapter", shown)
+            shown(workspace)
             return
         if workspace.self_check.refusal and hasattr(body, "show_weights"):  # it goes without figures
             frame.header.markdown(words.plain(workspace.name), width="content")
