@@ -1,4 +1,4 @@
-"""ONNX as tools want it: one batch, one version of operators, int8 per channel or per weight, factors refitted for it."""
+"""ONNX as tools want it: one batch, one version of operators, int8 by channel or by weight, factors refitted to it."""
 
 import json
 from dataclasses import replace

@@ -101,10 +101,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 def test_the_wheel_holds_library_and_dashboard_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    tops = {"lowrank_core", "rank_explorer", f"rank_explorer-{__version__}.dist-info"}
+    tops = {"lowrank_core", "lowrank_hf", "rank_explorer", f"rank_explorer-{__version__}.dist-info"}
     assert {name.partition("/")[0] for name in names} == tops
     notebook = {f"rank_explorer/{name}" for name in ("__init__.py", "notebook.py", "notebook.js", "notebook.css")}
     assert {name for name in names if name.startswith("rank_explorer/")} == notebook
+    assert "lowrank_hf/__init__.py" in names
     known = subprocess.run(["git", "ls-files", "lowrank_core"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     core = known or [str(path.relative_to(ROOT)) for path in (ROOT / "lowrank_core").rglob("*") if path.is_file()]
     assert {name for name in core if "__pycache__" not in name} <= names

@@ -17,6 +17,7 @@ from lowrank_core.store.files import (
     check_place,
     not_kept,
     scratch,
+    try_folder,
     try_place,
     weights_beside,
     whole_or_nothing,
@@ -104,6 +105,11 @@ class _Written:
     kind: FileKind
     goes_on: bool
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder that is written, and not a file that holds the same."""
+        return self.kind.folder and self.path.suffix.lower() not in (".zip", ".safetensors")
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
@@ -155,11 +161,13 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
         for name, path in inputs.items():
             if same_file(output.path, path) or (path.is_dir() and _is_below(output.path, path)):
                 raise InvalidFile(_refused(output, f"is {name}, which this command reads"))
+            if output.is_folder and path.exists() and path.resolve().is_relative_to(output.path.resolve()):
+                raise InvalidFile(_refused(output, f"holds {name}, which this command reads"))
         for other in outputs.written[:number]:
             if same_file(output.path, other.path):
                 raise InvalidFile(_refused(output, f"is the file of {other.option}, too"))
         try:
-            there = try_place(output.path)
+            there = (try_folder if output.is_folder else try_place)(output.path)
         except InvalidFile as error:
             raise InvalidFile(f"{output.option}: {error}") from error
         if there is not None:
@@ -222,6 +230,11 @@ def _files(param: click.Parameter, path: Path, options: dict[str, Any], *, as_js
 
 def _may_replace(output: _Written, there: os.stat_result, *, force: bool) -> None:
     """Raise InvalidFile where a file that is there holds something else than what is written."""
+    if output.is_folder:
+        if not output.kind(output.path):
+            what = f"holds something else than {output.kind.name}"
+            raise InvalidFile(_refused(output, what, "move away what is in it, or give another name"))
+        return
     is_file = stat.S_ISREG(there.st_mode)
     if is_file and there.st_size and output.kind(output.path):
         return

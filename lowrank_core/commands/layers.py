@@ -85,14 +85,14 @@ def _listed(stock: Inventory) -> Answer:
                 "weight_shape": layer.spec.weight_shape,
                 "weights": layer.spec.weights,
                 "itemsize": layer.itemsize,
-                "parameters": dense_cost(layer).parameters,
-                "bytes": dense_cost(layer).bytes,
+                "parameters": _stored(stock, layer).parameters,
+                "bytes": _stored(stock, layer).bytes,
                 "multiplies": None,
                 "methods": [
                     {
                         "name": METHOD,
                         "max_rank": METHODS[METHOD].max_rank(layer.spec),
-                        "break_even_bytes": break_even(layer, METHOD, "bytes"),
+                        "break_even_bytes": _pays(stock, layer),
                         "break_even_multiplies": None,
                     }
                 ],
@@ -107,19 +107,34 @@ def _listed(stock: Inventory) -> Answer:
 
     rows = []
     for layer in stock.layers:
-        cost, shape = dense_cost(layer), "x".join(map(str, layer.spec.weight_shape))
-        ranks = f"{METHOD}: {rank_text(break_even(layer, METHOD, 'bytes'))}"
+        cost, shape = _stored(stock, layer), "x".join(map(str, layer.spec.weight_shape))
+        ranks = f"{METHOD}: {rank_text(_pays(stock, layer))}"
         rows.append(row(layer.name, layer.type, shape, cost.parameters, cost.bytes, ranks))
     rows.append(row("everything else", "", "", stock.rest.parameters, stock.rest.bytes, ""))
     rows.append(row("total", "", "", stock.parameters, stock.bytes, ""))
     text = [
-        f"{stock.weights.name}, weights without a model",
+        f"{stock.weights.name}, {'weights' if stock.weights.adapter is None else 'a LoRA adapter'} without a model",
         "",
         table(["layer", "type", "weight", "parameters", "bytes", "multiplies", "ranks that save bytes, up to"], rows),
     ]
     if stock.skipped:
         text += ["", "Left as they are:", table([], [["  " + s.name, s.type, s.reason] for s in stock.skipped])]
     return document, "\n".join(text)
+
+
+def _stored(stock: Inventory, layer: Layer) -> Cost:
+    """What a layer takes in the file: of a product B A its two sides."""
+    if stock.weights.adapter is None:
+        return dense_cost(layer)
+    pair = next(pair for pair in stock.weights.adapter.pairs if pair.name == layer.name)
+    return Cost(pair.a.elements + pair.b.elements, pair.a.bytes + pair.b.bytes, 0)
+
+
+def _pays(stock: Inventory, layer: Layer) -> tuple[int, ...]:
+    """Up to which rank a layer takes fewer bytes than it does: of a product B A all below its own."""
+    if stock.weights.adapter is None:
+        return break_even(layer, METHOD, "bytes")
+    return (stock.weights.adapter.ranks[layer.name] - 1,)
 
 
 def _layer_row(layer: Layer) -> list[str]:

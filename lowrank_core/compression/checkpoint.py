@@ -99,7 +99,21 @@ def write_checkpoint(
 
     dtype: what its real parameters are written in. A network whose factors are multiplied out has no replaced layers.
     """
-    state, ties = _untied(model, dtype)
+    state, ties = untied(model, dtype)
+    layers = listed_layers(model, profile, plan)
+    about = {
+        "format": FORMAT,
+        "layers": layers,
+        "ties": ties,
+        "plan": json.loads(plan_document),
+        "provenance": {"versions": versions(), **provenance},
+    }
+    told = whole_characters(json.dumps(about, sort_keys=True, ensure_ascii=False, allow_nan=False))
+    save_file(state, path, metadata={KEY: told})
+
+
+def listed_layers(model: nn.Module, profile: ModelProfile, plan: RankPlan) -> list[dict[str, Any]]:
+    """The replaced layers of a compressed copy, {"name", "parts": [{"op", "args"}]} each, as a loader builds them."""
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = []
     for name, _ in plan.choices:
@@ -130,15 +144,7 @@ def write_checkpoint(
     for name, module in model.named_modules():
         if isinstance(module, BiasFolded):
             layers.append({"name": name, "parts": [_PAD, {"op": "Linear", "args": LayerSpec.of(module[1]).arguments}]})
-    about = {
-        "format": FORMAT,
-        "layers": layers,
-        "ties": ties,
-        "plan": json.loads(plan_document),
-        "provenance": {"versions": versions(), **provenance},
-    }
-    told = whole_characters(json.dumps(about, sort_keys=True, ensure_ascii=False, allow_nan=False))
-    save_file(state, path, metadata={KEY: told})
+    return layers
 
 
 _PAD = {"op": "ConstantPad1d", "args": {"padding": [0, 1], "value": 1.0}}
@@ -186,7 +192,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     return Checkpoint(compressed, plan.plan, plan.correction or None, about.provenance)
 
 
-def _untied(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def untied(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state_dict with each shared tensor once, contiguous, and the other names of shared tensors."""
     narrowed = {name for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
     state: dict[str, Tensor] = {}

@@ -143,6 +143,11 @@ def _openvino(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     return lambda inputs: call(model, inputs)
 
 
+def _folder(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
+    model = open_source(file).model
+    return lambda inputs: run(model, Dataset(inputs))
+
+
 def _dense_alone(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     model = dense if isinstance(dense, nn.Module) else open_source(dense).model
     return lambda inputs: run(model, Dataset(inputs))
@@ -154,6 +159,7 @@ READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]
     "onnx": _onnx,
     "executorch": _executorch,
     "openvino": _openvino,
+    "hf": _folder,
     DENSE_ALONE: _dense_alone,
 }
 """How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""

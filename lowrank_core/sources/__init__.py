@@ -101,6 +101,11 @@ def weights_alone(weights: Weights) -> str:
     """What is missing where weights alone are given, in one line."""
     if weights.wanting:
         return f"{weights.ref}: {weights.wanting}"
+    if weights.adapter is not None:
+        return (
+            f"{weights.name} is a LoRA adapter without its model: spectra and ranks only. `python -m lowrank_core "
+            "adapter` makes it smaller; what answers it changes is seen with its model, where it is used."
+        )
     return (
         f"{weights.name} is weights without a model: sizes and spectra only. Give a Python model file to measure or "
         "compress; `python -m lowrank_core new FILE` writes one to fill in."

@@ -18,6 +18,7 @@ from lowrank_core.algebra.linalg import worth_moving
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import Layer, Rest, Skipped
+from lowrank_core.sources._adapter import Adapter
 from lowrank_core.sources._weights import StoredTensor, Weights, content_hash, fingerprint
 from lowrank_core.store.cache import Cache
 
@@ -63,15 +64,21 @@ class Inventory:
     @property
     def parameters(self) -> int:
         """Numbers in all tensors that are not buffers."""
+        if self.weights.adapter is not None:
+            return sum(tensor.elements for tensor in self.weights.tensors)
         return self.rest.parameters + sum(layer.spec.parameters for layer in self.layers)
 
     @property
     def bytes(self) -> int:
         """Bytes, as stored, of all tensors that are not buffers."""
+        if self.weights.adapter is not None:
+            return self.weights.bytes
         return self.rest.bytes + sum(layer.spec.parameters * layer.itemsize for layer in self.layers)
 
     def known(self, name: str) -> Tensor | None:
-        """The spectrum of a layer if it was computed before."""
+        """The spectrum of a layer if it was computed before, or is no work, as that of two thin matrices."""
+        if self.weights.adapter is not None:
+            return self.spectrum(name)
         return self._kept.get(name)
 
     def spectrum(self, name: str) -> Tensor:
@@ -80,6 +87,8 @@ class Inventory:
         Takes less than four times the bytes of a large tensor, one layer at a time. Raises InvalidModel for NaN or
         Inf, InvalidFile where the file changed, Cancelled.
         """
+        if self.weights.adapter is not None:
+            return self.weights.adapter.product(name).sigma
         with self._turn:
             if name not in self._kept:
                 try:
@@ -101,7 +110,12 @@ class Inventory:
 
 
 def take_stock(weights: Weights, cache: Cache | None = None) -> Inventory:
-    """Sort tensors into layers (a matrix or a convolution each, with its bias), what is skipped, and the rest."""
+    """Sort tensors into layers (a matrix or a convolution each, with its bias), what is skipped, and the rest.
+
+    Of an adapter a layer is the product B A of a pair, which is nowhere stored.
+    """
+    if weights.adapter is not None:
+        return _of_adapter(weights, weights.adapter)
     by_name = {tensor.name: tensor for tensor in weights.tensors}
     layers: list[Layer] = []
     skipped: list[Skipped] = []
@@ -143,6 +157,16 @@ def take_stock(weights: Weights, cache: Cache | None = None) -> Inventory:
         tensors=taken,
         cache=cache,
     )
+
+
+def _of_adapter(weights: Weights, adapter: Adapter) -> Inventory:
+    layers = []
+    for pair in adapter.pairs:
+        spec = _spec(pair.name, (pair.b.shape[0], *pair.a.shape[1:]), biased=False)
+        layers.append(Layer(pair.name, spec.op, spec, (), pair.a.bytes // pair.a.elements))
+    others = adapter.others
+    rest = Rest(sum(tensor.elements for tensor in others), sum(tensor.bytes for tensor in others), 0, 0)
+    return Inventory(weights, tuple(layers), (), rest, weights.notices, {})
 
 
 def _obstacle(tensor: StoredTensor) -> str | None:

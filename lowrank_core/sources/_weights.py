@@ -15,6 +15,7 @@ from lowrank_core.algebra.gram import row_blocks
 from lowrank_core.errors import InvalidFile, cut, few
 from lowrank_core.layers.data import octets
 from lowrank_core.networks.profile import name_fault
+from lowrank_core.sources._adapter import CONFIG, Adapter, adapter_of
 from lowrank_core.store.trained import WeightSets, alone
 
 MOST_TENSORS = 100_000
@@ -53,7 +54,7 @@ class Weights:
     """What a file of weights alone tells: no structure, so nothing can be run, compressed or exported.
 
     tensors: those of the usual key, by the names that a network would have. sets: all that a network is filled from.
-    wanting: what a network would need to be run, where the file holds one.
+    wanting: what a network would need to be run, where the file holds one. adapter: the pairs, where they are a LoRA's.
     Raises InvalidFile for more than MOST_TENSORS, and for names that cannot be shown or kept.
     """
 
@@ -64,6 +65,7 @@ class Weights:
     notices: tuple[str, ...] = ()
     sets: WeightSets[StoredTensor] | None = None
     wanting: str = ""
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
         if len(self.tensors) > MOST_TENSORS:
@@ -104,7 +106,14 @@ def weights_of(
         tensors.append(replace(tensor, name=title))
     if tied:
         notices += (f"Tied tensors are listed once: {few(tied)}.",)
-    return Weights(f"{path}#{part}" if part else str(path), name, description, tuple(tensors), notices, held)
+    (named,) = held.part(part).values() if part else [next(iter(held.sets.values()))]
+    adapter = adapter_of(path, named)
+    if adapter is not None:
+        description = "A LoRA adapter."
+        if any(pair.scale is None for pair in adapter.pairs):
+            notices += (f"There is no {CONFIG} beside it, so what its products are multiplied by is not known.",)
+    ref = f"{path}#{part}" if part else str(path)
+    return Weights(ref, name, description, tuple(tensors), notices, held, adapter=adapter)
 
 
 def fingerprint(weights: Weights) -> str:

@@ -83,6 +83,9 @@ def _config(folder: Path) -> dict[str, Any]:
 def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
     with extra("hf", str(folder)), nothing_printed():  # its loggers keep to the stderr that is there at first
         import transformers
+
+        if _is_ours(config):
+            import lowrank_hf  # noqa: F401  # so that transformers knows what to put in
     name = config["architectures"][0]
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
@@ -110,11 +113,19 @@ def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
             f"{folder}: its weights do not fit {name}: {few(absent)} would be random; take config.json and weights of "
             "one model."
         )
+    if _is_ours(config) and (foreign := sorted(map(str, about["unexpected_keys"]))):
+        raise InvalidModel(f"{folder}: nothing takes {few(foreign)} of its weights; export it again.")
     for part in _with_parts(model.config):
         part.return_dict = True  # outputs have names
         if hasattr(part, "use_cache"):
             part.use_cache = False  # what was computed of earlier tokens is no answer
     return model.eval()
+
+
+def _is_ours(config: dict[str, Any]) -> bool:
+    """Whether layers of the network are thin ones, as `export --format hf` writes it."""
+    given = config.get("quantization_config")
+    return isinstance(given, dict) and given.get("quant_method") == "lowrank"
 
 
 def _with_parts(config: Any) -> Iterator[Any]:
@@ -141,7 +152,13 @@ def _check_size(folder: Path, kind: Any, config: dict[str, Any]) -> None:
                     "tensors; take config.json and weights of one model."
                 )
     with torch.device("meta"):
-        described = sum(p.numel() for p in kind(kind.config_class.from_pretrained(folder)).parameters())
+        model = kind(kind.config_class.from_pretrained(folder))
+        if _is_ours(config):
+            from lowrank_hf import put_in
+
+            for layer in config["quantization_config"]["layers"]:
+                put_in(model, layer["name"], layer["parts"])
+        described = sum(p.numel() for p in model.parameters())
     if described > TIES * numbers:
         raise InvalidModel(
             f"{folder}: config.json describes {described:,} numbers, but its files hold {numbers:,}; take config.json "

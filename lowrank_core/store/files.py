@@ -218,6 +218,32 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder under a temporary name, which takes the place of the folder `path` at the end.
+
+    What stood there goes once the new one is in its place; where anything fails all is as it was. Raises InvalidFile
+    where something else than a folder stands there (see `check_folder`), or where writing fails.
+    """
+    target, _ = check_folder(path)
+    temporary, before = temporary_name(target), target.with_name(f"{target.name}.before-{secrets.token_hex(4)}")
+    with _named(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            if target.exists():
+                os.replace(target, before)
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                if before.exists():
+                    os.replace(before, target)
+                raise
+            shutil.rmtree(before, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
     """An empty folder under a temporary name beside a file that is to be written, for several that name each other."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{_cut(path.name)}.", suffix=".tmp") as folder:
@@ -311,6 +337,35 @@ def check_place(path: Path) -> tuple[Path, os.stat_result | None]:
             "chmod u+w it, or give another name."
         )
     return target, there
+
+
+def check_folder(path: Path) -> tuple[Path, os.stat_result | None]:
+    """Where a folder of that name is written, which is the end of symbolic links, and what is there; None for nothing.
+
+    Raises InvalidFile where something else than a folder is there, where one is mounted, and for what `check_place`
+    refuses of a name.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.is_dir():
+        target, there = check_place(path)
+        if there is not None:
+            raise InvalidFile(f"{path} is a file; give the name of a folder, or a name that ends with .zip.")
+        return target, None
+    if target.is_mount() or target == Path.cwd() or not os.access(target.parent, os.W_OK):
+        raise InvalidFile(
+            f"{path} cannot be replaced whole, as it is mounted, or the folder this runs in; give another."
+        )
+    return target, target.stat()
+
+
+def try_folder(path: Path) -> os.stat_result | None:
+    """See, before any work, whether a folder can be written; gives what is there now, None for nothing.
+
+    Raises InvalidFile as `check_folder` does, and where there is no room beside it.
+    """
+    target, there = check_folder(path)
+    _try(temporary_name(target), path)
+    return there
 
 
 def _is_mounted(file: Path) -> bool:

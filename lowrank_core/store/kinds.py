@@ -5,6 +5,7 @@ An empty file counts as every kind: there is nothing to lose.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import sqlite3
@@ -20,16 +21,20 @@ MOST_BYTES = 2**26
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """name: 'a rank plan'. text: whether it may go to standard output. tells(path): whether a file holds one."""
+    """name: 'a rank plan'. text: whether it may go to standard output. tells(path): whether a file holds one.
+
+    folder: whether it is a folder, unless the name ends as that of a file that holds the same.
+    """
 
     name: str
     tells: Callable[[Path], bool]
     text: bool = False
+    folder: bool = False
 
     def __call__(self, path: Path) -> bool:
         """Whether a file is empty or one of these, written by this product; anything that cannot be read is none."""
         try:
-            return path.stat().st_size == 0 or self.tells(path)
+            return (path.is_file() and path.stat().st_size == 0) or self.tells(path)
         except Exception:  # whatever the bytes of a person's file make a reader say
             return False
 
@@ -122,6 +127,42 @@ def _is_bundle(path: Path) -> bool:
     return {"load_lowrank.py", "plan.json"} <= set(zipfile.ZipFile(path).namelist())
 
 
+HF_FILES = "files"
+"""Key of a plan's provenance: the other files of its folder, {name: SHA-256}."""
+
+
+def _is_hf(path: Path) -> bool:
+    """Whether a folder holds what an export wrote and nothing else, or a zip does."""
+    if path.is_file():
+        return {"config.json", "plan.json", "README.md"} <= set(zipfile.ZipFile(path).namelist())
+    inside = [one for one in path.iterdir() if one.name != "plan.json"]
+    if not inside:
+        return not (path / "plan.json").exists()
+    written = json.loads(_beginning(path / "plan.json", MOST_BYTES))["provenance"][HF_FILES]
+    return bool({one.name: file_hash(one) for one in inside} == written)
+
+
+ADAPTER_KEY = "rank_explorer_adapter"
+"""Among the metadata of an adapter's weights that this product has written."""
+
+
+def _is_adapter(path: Path) -> bool:
+    if path.is_dir():
+        names = {one.name for one in path.iterdir()}
+        weights = path / "adapter_model.safetensors"
+        return not names or (names == {"adapter_config.json", weights.name} and _is_adapter(weights))
+    if path.suffix.lower() == ".zip":
+        return set(zipfile.ZipFile(path).namelist()) == {"adapter_config.json", "adapter_model.safetensors"}
+    length = int.from_bytes(_beginning(path, 8), "little")
+    return length <= MOST_BYTES and ADAPTER_KEY in json.loads(_beginning(path, 8 + length)[8:])["__metadata__"]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _is_state(path: Path) -> bool:
     if _beginning(path, 200).startswith(b'{"kind": "training state"'):  # damaged it may be, and is set aside
         return True
@@ -142,6 +183,7 @@ REPORT = FileKind("a report of this product (HTML or Markdown)", _is_report, tex
 LOG = FileKind("a log of this product (JSON lines)", _is_log, text=True)
 NODES = FileKind("a graph or node data for Model Explorer (JSON)", _is_node_data)
 STUDY = FileKind("an Optuna study of this product", _is_study)
+ADAPTER = FileKind("an adapter that this product resized", _is_adapter, folder=True)
 STATE = FileKind("the state of a training", _is_state)
 EXPORTED = {
     "safetensors": FileKind("a checkpoint of this product", _is_checkpoint),
@@ -150,6 +192,7 @@ EXPORTED = {
     "executorch": FileKind("an ExecuTorch program that this product exported", _is_pte),
     "openvino": FileKind("an OpenVINO model that this product exported", _is_openvino),
     "bundle": FileKind("a bundle", _is_bundle),
+    "hf": FileKind("a folder that this product exported, as it wrote it", _is_hf, folder=True),
     "plan": PLAN,
 }
 """By the names of the exports."""

@@ -30,10 +30,12 @@ def show_weights(stock: Inventory) -> None:
         with st.container(horizontal=True, gap="medium"):
             st.metric("Parameters", words.count(stock.parameters), width="content")
             st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
-            st.metric("Layers", len(stock.layers), width="content")
+            st.metric("Layers" if stock.weights.adapter is None else "Modules", len(stock.layers), width="content")
         st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
         frame.link("Model", says="See what is in the file")
         frame.link("Spectra", says="See the spectra")
+        if stock.weights.adapter is not None:
+            frame.link("Ranks", says="Choose the ranks")
     open_network.show(right)
 
 

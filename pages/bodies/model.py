@@ -93,17 +93,20 @@ def show_weights(stock: Inventory) -> None:
     with st.container(horizontal=True, gap="large"):
         st.metric("Parameters", words.count(stock.parameters), width="content")
         st.metric("Bytes", words.count(stock.bytes, "B"), help=words.BYTES, width="content")
-        st.metric("Layers", len(stock.layers), width="content")
+        st.metric("Layers" if stock.weights.adapter is None else "Modules", len(stock.layers), width="content")
     st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
     for notice in stock.notices:
         st.caption(f":material/info: {words.plain(notice)}")
-    by_block(stock.layers, called=False)
-    st.header("Layers", anchor=False)
+    if stock.weights.adapter is None:
+        by_block(stock.layers, called=False)
+    st.header("Layers" if stock.weights.adapter is None else "Modules", anchor=False)
     layer_table(stock, tables.weights(stock), "weights table")
     if stock.skipped:
         st.header("Left as it is", anchor=False)
         table([{"Tensor": s.name, "Type": s.type, "Why": s.reason} for s in stock.skipped])
     frame.link("Spectra", says="See the spectra")
+    if stock.weights.adapter is not None:
+        frame.link("Ranks", says="Choose the ranks")
 
 
 def show(workspace: Workspace) -> None:

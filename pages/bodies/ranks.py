@@ -2,9 +2,16 @@
 
 import streamlit as st
 
+from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import board, open_file
+from pages.ui import adapter_form, board, frame, open_file
 from pages.ui.plotly_loader import load_plotly
+
+
+def show_adapter(stock: Inventory) -> None:
+    """The ranks of a LoRA adapter, which nothing here is measured of."""
+    adapter_form.show(stock)
+    frame.link("Spectra", says="See the spectra")
 
 
 def show(workspace: Workspace) -> None:

@@ -81,16 +81,17 @@ def figures(curve: tables.Curve, rank: str) -> None:
 
 def show_weights(stock: Inventory) -> None:
     """Spectra of weights alone, tensor by tensor."""
-    st.markdown(
-        "Look for curves that fall steeply: such a layer keeps nearly everything at a small rank. To measure or "
-        "compress it, a model is needed."
-    )
+    of_adapter = stock.weights.adapter is not None
+    more = "They are those of the products B A." if of_adapter else "To measure or compress it, a model is needed."
+    st.markdown(f"Look for curves that fall steeply: such a layer keeps nearly everything at a small rank. {more}")
     st.header("Every layer", anchor=False, help=HELP)
     progress, pictures = st.container(), Overview(stock.layers)
     st.caption("Dashed: break-even in bytes. The number is the effective rank.")
     pictures.draw(partial(known_curve, stock))
     st.header("One layer", anchor=False)
     one_of(stock)
+    if of_adapter:
+        frame.link("Ranks", says="Choose the ranks")
     frame.link("Model")
     with progress:
         compute(stock, pictures)

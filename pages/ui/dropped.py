@@ -34,7 +34,7 @@ KEPT_SECONDS = 7 * 86400.0
 """Seconds that a drop is kept for, since it was last opened."""
 
 INDEX = ".safetensors.index.json"
-WORK = ".jsonl"
+WORK, ADAPTER = ".jsonl", "adapter_config.json"
 KINDS = (".onnx.data", ".onnx", ".npz", INDEX, ".safetensors", WORK, ".json")
 """Endings that are taken; a longer one goes before what it ends with."""
 
@@ -108,6 +108,8 @@ def take(session: str, files: Sequence[tuple[str, bytes]], before: str | None = 
     earlier = _parts(before) if before is not None and beside and not networks else []
     if beside and not networks and not earlier:
         raise InvalidFile(f"{few(beside)} lies beside a network: drop its .onnx together with it.")
+    if ADAPTER in named and not _ending(named, ".safetensors"):
+        raise InvalidFile(f"{ADAPTER} lies beside the weights of an adapter: drop its .safetensors together with it.")
     _check_alone(named)
     folder = folder_of_all() / session / secrets.token_hex(16)
     try:
@@ -153,7 +155,8 @@ def _ending(names: dict[str, bytes] | list[str], ending: str) -> list[str]:
 
 def _plans(names: list[str]) -> list[str]:
     """Plans, and works, which hold some."""
-    return [*_ending(names, WORK), *(name for name in _ending(names, ".json") if not name.endswith(INDEX))]
+    others = (INDEX, ADAPTER)
+    return [*_ending(names, WORK), *(name for name in _ending(names, ".json") if not name.endswith(others))]
 
 
 def _check_alone(named: dict[str, bytes]) -> None:

@@ -54,7 +54,8 @@ class Frame:
 def page(title: str, advice: str, *, body: str) -> None:
     """Show a page: first its frame, then what `body` makes of the session's model.
 
-    body: a module with `show(workspace)` and, for weights without a model, perhaps `show_weights(stock)`. It and all
+    body: a module with `show(workspace)` and, for weights without a model, perhaps `show_weights(stock)`, of an
+        adapter `show_adapter(stock)`. It and all
     that is heavy are imported only when the frame is on the screen.
     """
     st.set_page_config(

@@ -140,13 +140,16 @@ def _drop() -> None:
         accept_multiple_files=True,
         max_upload_size=dropped.LARGEST_MB,
         help="`.onnx` with its data in a `.npz` and weights beside it in a `.onnx.data`; `.safetensors` for sizes and "
-        "spectra; a plan in a `.json`; the work of a session in a `.jsonl`. They are read as data, and kept for a week "
-        "where only you can name them. Code is never uploaded: `.py`, `.pt2` and `.pt` open by their path.",
+        "spectra, of a LoRA adapter with its `adapter_config.json` for its ranks; a plan in a `.json`; the work of a "
+        "session in a `.jsonl`. They are read as data, and kept for a week where only you can name them. Code is never "
+        "uploaded: `.py`, `.pt2` and `.pt` open by their path.",
         key=f"drop {number}",
         on_change=_dropped,
         args=(number,),
     )
-    st.caption("`.onnx` with its `.npz`, `.safetensors`, a plan (`.json`) or a work (`.jsonl`); never code.")
+    st.caption(
+        "`.onnx` with its `.npz`, `.safetensors`, an adapter, a plan (`.json`) or a work (`.jsonl`); never code."
+    )
 
 
 def _dropped(number: int) -> None:

@@ -38,13 +38,17 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
         with say:
             workspace = models.opened(say)
         if isinstance(workspace, Inventory):
-            frame.header.markdown(f"{words.plain(workspace.weights.name)} · weights without a model", width="content")
+            what = "weights without a model" if workspace.weights.adapter is None else "a LoRA adapter"
+            frame.header.markdown(f"{words.plain(workspace.weights.name)} · {what}", width="content")
             frame.advice.empty()
             selected.layer(workspace)
             for notice in session.notices():
                 frame.notices.warning(words.plain(notice), icon=":material/history:")
             _listen(frame, workspace)
-            getattr(body, "show_weights", _needs_a_model)(workspace)
+            shown = getattr(body, "show_weights", _needs_a_model)
+            if workspace.weights.adapter is not None:
+                shown = getattr(body, "show_adapter", shown)
+            shown(workspace)
             return
         if workspace.self_check.refusal and hasattr(body, "show_weights"):  # it goes without figures
             frame.header.markdown(words.plain(workspace.name), width="content")

@@ -14,6 +14,7 @@ from lowrank_core.networks.profile import Layer, ModelProfile
 from lowrank_core.plans.cost import Cost, break_even, dense_cost, layer_cost, plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.scores import Score
+from lowrank_core.sources._adapter import Pair
 from lowrank_core.sources._inventory import METHOD, Inventory
 from lowrank_core.training.finetune import Epoch
 from lowrank_core.training.recipe import Settings
@@ -64,6 +65,8 @@ def layer_ranks(profile: ModelProfile) -> list[dict[str, Any]]:
 
 def weights(stock: Inventory) -> list[dict[str, Any]]:
     """One row per layer that weights without a model seem to belong to."""
+    if stock.weights.adapter is not None:
+        return [_pair(pair) for pair in stock.weights.adapter.pairs]
     rows = []
     for layer in stock.layers:
         cost = dense_cost(layer)
@@ -79,6 +82,19 @@ def weights(stock: Inventory) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    """The row of a module of an adapter: what its file holds of it."""
+    return {
+        "Layer": pair.name,
+        "A": words.sizes(pair.a.shape),
+        "B": words.sizes(pair.b.shape),
+        "Rank": pair.rank,
+        "Scale": pair.scale,
+        "Parameters": pair.a.elements + pair.b.elements,
+        "Bytes": pair.a.bytes + pair.b.bytes,
+    }
 
 
 def blocks(layers: Iterable[Layer], *, called: bool = True) -> list[dict[str, Any]]:
@@ -245,7 +261,8 @@ def curves(workspace: Workspace, layer: Layer, method: str, plan: RankPlan | Non
 
 def weights_curve(layer: Layer, spectrum: Tensor) -> Curve:
     """The spectrum of weights without a model, of which no plan and no multiplies are known."""
-    return _curve(layer.name, "rank", spectrum, None, break_even(layer, METHOD, "bytes")[0], 0)
+    pays = min(break_even(layer, METHOD, "bytes")[0], len(spectrum))  # of an adapter's product no more ranks are there
+    return _curve(layer.name, "rank", spectrum, None, pays, 0)
 
 
 def _curve(layer: str, axis: str, spectrum: Tensor, chosen: int | None, in_bytes: int, in_multiplies: int) -> Curve:
