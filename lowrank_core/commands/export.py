@@ -88,7 +88,7 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
     "NAME-graph.json, -bytes, -multiplies, -rank, -error and, with --latency-table, -microseconds.",
 )
 @LATENCY_TABLE
-@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 for ONNX alone.")
+@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 for ONNX and C.")
 def export(
     model: str,
     kind: str,

@@ -25,6 +25,7 @@ from lowrank_core.exports._rounding import (
     own_rounding,
     scores_agree,
 )
+from lowrank_core.graphs.c_compiled import CompiledSize
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import Dataset, Inputs, run
 from lowrank_core.plans.cost import plan_cost
@@ -93,6 +94,7 @@ class Exported:
     max_abs_diff: largest distance of any output; None where the file computes nothing.
     verdict: "same", "rounding" where two runtimes round otherwise, or "accepted" where somebody took more than that.
     notes: what the file computes otherwise than the plan counts, a sentence each.
+    compiled: what it takes on a device, where it was compiled.
     """
 
     path: str
@@ -101,11 +103,12 @@ class Exported:
     score: Score | None
     verdict: Verdict = "same"
     notes: tuple[str, ...] = ()
+    compiled: CompiledSize | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """Lines of code that load an artefact, and what they need.
+    """Lines of code that load an artefact, in a language, and what they need.
 
     partial: whether they are for plans that factorise layers which are not `plain`, or have free ranks; None for every
     plan.
@@ -116,6 +119,7 @@ class Snippet:
     code: str
     partial: bool | None = None
     loader: str = ""
+    language: str = "python"
 
 
 @dataclass(frozen=True, slots=True)

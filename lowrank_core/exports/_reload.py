@@ -13,6 +13,7 @@ from torch import nn
 
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.errors import Cancelled, InvalidFile, LowRankError
+from lowrank_core.graphs.c_compiled import CNetwork
 from lowrank_core.graphs.exporting import OnnxNetwork
 from lowrank_core.layers.data import BatchAxes, Dataset, Inputs, Outputs, call, cloned, first_axes, run
 from lowrank_core.running.fresh_process import in_fresh_process
@@ -131,6 +132,11 @@ def _onnx(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     return lambda inputs: call(model, inputs)
 
 
+def _compiled(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
+    model = CNetwork(Path(file))
+    return lambda inputs: call(model, inputs)
+
+
 def _dense_alone(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     model = dense if isinstance(dense, nn.Module) else open_source(dense).model
     return lambda inputs: run(model, Dataset(inputs))
@@ -140,6 +146,7 @@ READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]
     "safetensors": _checkpoint,
     "pt2": _graph,
     "onnx": _onnx,
+    "c": _compiled,
     DENSE_ALONE: _dense_alone,
 }
 """How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""

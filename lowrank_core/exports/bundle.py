@@ -14,8 +14,20 @@ from lowrank_core.running.scope import report, scope, under
 from lowrank_core.store.files import scratch, whole_or_nothing, write_whole
 from lowrank_core.workspace import Workspace
 
-MEMBERS = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx", "plan": "plan.json"}
-CALLED = {"safetensors": "the checkpoint", "pt2": "the exported program", "onnx": "the ONNX model", "plan": "the plan"}
+MEMBERS = {
+    "safetensors": "model.safetensors",
+    "pt2": "model.pt2",
+    "onnx": "model.onnx",
+    "c": "model.h",
+    "plan": "plan.json",
+}
+CALLED = {
+    "safetensors": "the checkpoint",
+    "pt2": "the exported program",
+    "onnx": "the ONNX model",
+    "c": "the C header",
+    "plan": "the plan",
+}
 """As the steps of writing them say it."""
 
 LOADER = "load_lowrank.py"
@@ -89,7 +101,7 @@ def _readme(
         lines += ["", f"There is no `{member}`: {reason}"]
     for member, snippet in loads.items():
         if member not in missing:
-            lines += ["", f"## {member}, {snippet.label}", "", "```python", snippet.code.strip(), "```"]
+            lines += ["", f"## {member}, {snippet.label}", "", f"```{snippet.language}", snippet.code.strip(), "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -108,6 +108,10 @@ def _is_bundle(path: Path) -> bool:
     return {"load_lowrank.py", "plan.json"} <= set(zipfile.ZipFile(path).namelist())
 
 
+def _is_header(path: Path) -> bool:
+    return _beginning(path, 40).startswith(b"/* rank-explorer network:")
+
+
 def _is_state(path: Path) -> bool:
     if _beginning(path, 200).startswith(b'{"kind": "training state"'):  # damaged it may be, and is set aside
         return True
@@ -134,5 +138,6 @@ EXPORTED = {
     "onnx": FileKind("an ONNX model that this product exported", _is_onnx),
     "bundle": FileKind("a bundle", _is_bundle),
     "plan": PLAN,
+    "c": FileKind("a C header of this product", _is_header, text=False),
 }
 """By the names of the exports."""
