@@ -172,17 +172,18 @@ def program_of_one(model: nn.Module, inputs: Inputs, axes: BatchAxes, whole: Seq
         warnings.simplefilter("ignore")
         try:
             traced = torch.export.export(own, (one,))
-            known = torch.export.default_decompositions()
+            known: Any = torch.export.default_decompositions()
             for name in whole:
                 packet = getattr(torch.ops.aten, name)
                 for overload in packet.overloads():
                     known.pop(getattr(packet, overload), None)
-            return traced.run_decompositions(known)
+            lowered: ExportedProgram = traced.run_decompositions(known)
         except Exception as error:
             raise InvalidModel(
                 f"the network cannot be exported as a graph: {_place(own, error)}{_short(error)}; a checkpoint "
                 "(safetensors) holds it all the same."
             ) from error
+    return lowered
 
 
 def layer_of(node: Any) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_core.errors import InvalidModel
-from lowrank_core.graphs.steps import FLOAT, Step, Steps, convolved, pooled, spread, unary, values_of
+from lowrank_core.graphs.steps import COMPUTED, Step, Steps, convolved, pooled, spread, unary, values_of
 from lowrank_core.layers.data import BatchAxes, Inputs, tensors
 
 LEAST, MOST = -128, 127
@@ -353,7 +353,8 @@ def scaled(value: Tensor, multiplier: Tensor | int, shift: Tensor | int) -> Tens
     """
     product = value * multiplier
     half = 1 << (shift - 1) if isinstance(shift, int) else torch.bitwise_left_shift(torch.ones_like(shift), shift - 1)
-    return (product + half - (product < 0).to(torch.int64)) >> shift
+    found: Tensor = (product + half - (product < 0).to(torch.int64)) >> shift
+    return found
 
 
 def _conv_q(a: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor, by: Tensor, shift: Tensor) -> Tensor:
@@ -368,7 +369,7 @@ def _conv_q(a: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor, by: T
 def _linear_q(a: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor, by: Tensor, shift: Tensor) -> Tensor:
     rows = (x - a["zero_x"]).to(a["sums"]).view(a["rows"], -1)
     sums = F.linear(rows, weight.to(a["sums"]).view(a["out"], -1)).to(torch.int64) + bias
-    return scaled(sums, by.to(torch.int64), shift.to(torch.int64)).reshape(-1) + a["zero_y"]
+    return scaled(sums, by.to(torch.int64), shift.to(torch.int64)).reshape(-1).add(a["zero_y"])
 
 
 def _pool_q(a: Mapping[str, Any], x: Tensor) -> Tensor:
@@ -376,32 +377,32 @@ def _pool_q(a: Mapping[str, Any], x: Tensor) -> Tensor:
         return pooled(a, x.double()).to(torch.int64)
     count = a["kernel"][0] * a["kernel"][1]
     sums = (pooled(a, (x - a["zero_x"]).double()) * count).round().to(torch.int64)
-    return scaled(sums, a["multiplier"], a["shift"]) + a["zero_y"]
+    return scaled(sums, a["multiplier"], a["shift"]).add(a["zero_y"])
 
 
 def _reduce_q(a: Mapping[str, Any], x: Tensor) -> Tensor:
     shaped = x.view(a["outer"], a["size"], a["inner"])
     if a["of"] == "max":
         return shaped.amax(1).reshape(-1)
-    return scaled((shaped - a["zero_x"]).sum(1), a["multiplier"], a["shift"]).reshape(-1) + a["zero_y"]
+    return scaled((shaped - a["zero_x"]).sum(1), a["multiplier"], a["shift"]).reshape(-1).add(a["zero_y"])
 
 
 def _add_q(a: Mapping[str, Any], x: Tensor, y: Tensor) -> Tensor:
     sums = (spread(a, 0, x) - a["zero_a"]) * a["by_a"] + (spread(a, 1, y) - a["zero_b"]) * a["by_b"]
-    return scaled(sums, 1, a["shift"]) + a["zero_y"]
+    return scaled(sums, 1, a["shift"]).add(a["zero_y"])
 
 
 def _mul_q(a: Mapping[str, Any], x: Tensor, y: Tensor) -> Tensor:
     products = (spread(a, 0, x) - a["zero_a"]) * (spread(a, 1, y) - a["zero_b"])
-    return scaled(products, a["multiplier"], a["shift"]) + a["zero_y"]
+    return scaled(products, a["multiplier"], a["shift"]).add(a["zero_y"])
 
 
 def _quantise(a: Mapping[str, Any], x: Tensor) -> Tensor:
     by = torch.tensor(a["by"], dtype=torch.float32)
-    return ((x * by).clamp(-1000.0, 1000.0).round().to(torch.int64) + a["zero"]).clamp(LEAST, MOST)
+    return ((x * by).clamp(-1000.0, 1000.0).round().to(torch.int64).add(a["zero"])).clamp(LEAST, MOST)
 
 
-FLOAT |= {
+COMPUTED |= {
     "quantise": _quantise,
     "dequantise": lambda a, x: (x - a["zero"]).float() * torch.tensor(a["by"], dtype=torch.float32),
     "conv_q": _conv_q,

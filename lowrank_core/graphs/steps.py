@@ -231,9 +231,9 @@ class _Reading:
             return given
         return self.constant(given if isinstance(given, Tensor) else torch.tensor(float(given)))
 
-    def known(self, given: Any) -> Tensor | None:
+    def known(self, given: Any) -> Tensor:
         """A constant operand; raises where it is computed."""
-        if isinstance(given, _Value):
+        if not isinstance(given, Tensor):
             raise _Unknown(" with weights that it computes")
         return given
 
@@ -289,7 +289,7 @@ class _Reading:
         dim %= len(values[0].shape)
         shape = list(values[0].shape)
         shape[dim] = sum(value.shape[dim] for value in values)
-        places = torch.arange(prod(shape)).reshape(shape).split([value.shape[dim] for value in values], dim)
+        places = torch.split(torch.arange(prod(shape)).reshape(shape), [value.shape[dim] for value in values], dim)
         if len(values) == 1:
             return values[0]
         return self._joined(list(zip(values, places, strict=True)), tuple(shape), None)
@@ -394,8 +394,6 @@ class _Reading:
 
     def on_linear(self, input: _Value, weight: Any, bias: Any = None) -> _Value:
         weight = self.known(weight)
-        if not isinstance(input, _Value):
-            raise _Unknown(" with weights that it computes")
         columns = weight.shape[1]
         given = torch.zeros(len(weight)) if bias is None else self.known(bias)
         rows = prod(input.shape) // columns
@@ -423,7 +421,7 @@ class _Reading:
         one, two = self.value(self_), self.value(other)
         if len(one.shape) < 2 or len(two.shape) < 2:
             raise _Unknown(" of vectors")
-        batch = tuple(torch.broadcast_shapes(one.shape[:-2], two.shape[:-2]))
+        batch = _broadcast(one.shape[:-2], two.shape[:-2])
         one, two = self._spread(one, (*batch, *one.shape[-2:])), self._spread(two, (*batch, *two.shape[-2:]))
         rows, inner, columns = one.shape[-2], one.shape[-1], two.shape[-1]
         return self.step(
@@ -457,7 +455,6 @@ class _Reading:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
         if attn_mask is not None:
             mask = self.known(attn_mask)
-            assert mask is not None
             if mask.dtype == torch.bool:
                 mask = torch.zeros(mask.shape).masked_fill(~mask, -1e30)
             scores = self._binary("add", scores, mask.clamp(min=-1e30))
@@ -469,10 +466,8 @@ class _Reading:
         """BatchNorm as a convolution of each channel with one number; it goes into the one before where it can."""
         channels = input.shape[1] if len(input.shape) > 1 else input.shape[0]
         mean, var = self.known(mean), self.known(var)
-        assert mean is not None and var is not None  # noqa: PT018
         one = torch.ones(channels) if weight is None else self.known(weight)
         zero = torch.zeros(channels) if bias is None else self.known(bias)
-        assert one is not None and zero is not None  # noqa: PT018
         scale = one.double() / torch.sqrt(var.double() + eps)
         shift = zero.double() - mean.double() * scale
         places = prod(input.shape[2:])
@@ -526,7 +521,6 @@ class _Reading:
         size = prod(normalized_shape)
         one = torch.ones(size) if weight is None else self.known(weight)
         zero = torch.zeros(size) if bias is None else self.known(bias)
-        assert one is not None and zero is not None  # noqa: PT018
         operands = (input, self.constant(one), self.constant(zero))
         return self.step("norm", operands, input.shape, outer=prod(input.shape) // size, inner=size, eps=eps)
 
@@ -593,9 +587,11 @@ class _Reading:
         kernel, dilated = both(size, 1), both(dilation, 1)
         step, pad = both(stride or size, 1), both(padding, 0)
         height, width = (1, x.shape[2]) if axes == 1 else x.shape[2:]
-        pool = F.max_pool2d if of == "max" else F.avg_pool2d
-        more = {"dilation": dilated} if of == "max" else {}
-        rows, columns = pool(torch.zeros(1, 1, height, width), kernel, step, pad, ceil_mode=ceil, **more).shape[2:]
+        image = torch.zeros(1, 1, height, width)
+        if of == "max":
+            rows, columns = F.max_pool2d(image, kernel, step, pad, dilated, ceil).shape[2:]
+        else:
+            rows, columns = F.avg_pool2d(image, kernel, step, pad, ceil).shape[2:]
         if of == "mean" and (
             (rows - 1) * step[0] + kernel[0] > height + 2 * pad[0]
             or (columns - 1) * step[1] + kernel[1] > width + 2 * pad[1]
@@ -677,18 +673,13 @@ class _Reading:
         if alpha != 1:
             other = self._binary("mul", other, alpha) if isinstance(other, _Value) else torch.as_tensor(other) * alpha
         given = [value if isinstance(value, _Value | Tensor) else torch.tensor(float(value)) for value in (one, other)]
-        if not isinstance(given[1], _Value) and of in ("div", "sub"):  # the same number another way round
-            number = torch.as_tensor(given[1], dtype=torch.float32)
-            given[1] = -number if of == "sub" else number
-            of = "add" if of == "sub" else of
         values = [self.value(value.float() if isinstance(value, Tensor) else value) for value in given]
-        shape = tuple(torch.broadcast_shapes(*(value.shape for value in values)))
+        shape = _broadcast(*(value.shape for value in values))
         places = [torch.arange(prod(v.shape)).reshape(v.shape).expand(shape) for v in values]
         loops = _loops(shape, places)
         if loops is None:
             values = [self._spread(value, shape) for value in values]
-            loops = _loops(shape, [torch.arange(prod(shape)).reshape(shape)] * 2)
-            assert loops is not None
+            loops = (1,) * (MOST_DIMS - 1) + (prod(shape),), ((0,) * (MOST_DIMS - 1) + (1,),) * 2
         dims, strides = loops
         return self.step("binary", tuple(values), shape, of=of, dims=dims, strides=strides)
 
@@ -746,7 +737,6 @@ class _Reading:
 
     def on_embedding(self, weight: Any, indices: Any, *_: Any, **__: Any) -> _Value:
         table = self.known(weight)
-        assert table is not None
         places = self.value(indices)
         return self.step(
             "rows",
@@ -755,6 +745,10 @@ class _Reading:
             width=table.shape[1],
             rows=len(table),
         )
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(torch.broadcast_tensors(*(torch.zeros(()).expand(shape) for shape in shapes))[0].shape)
 
 
 def _name(target: Any) -> str:
@@ -875,7 +869,7 @@ def values_of(steps: Steps, inputs: list[Tensor]) -> dict[str, Tensor]:
     found |= {port.value: value.reshape(-1) for port, value in zip(steps.inputs, inputs, strict=True)}
     for step in steps.steps:
         given = [found[name] for name in step.inputs]
-        value = FLOAT[step.op](step.args, *given)
+        value = COMPUTED[step.op](step.args, *given)
         found[step.output] = value if (step.low, step.high) == (-inf, inf) else value.clamp(step.low, step.high)
     return found
 
@@ -960,7 +954,7 @@ def _over(args: Mapping[str, Any], x: Tensor, of: Callable[..., Tensor]) -> Tens
     return of(x.view(args["outer"], args["size"], args["inner"]), dim=1).reshape(-1)
 
 
-FLOAT: dict[str, Callable[..., Tensor]] = {
+COMPUTED: dict[str, Callable[..., Tensor]] = {
     "conv": convolved,
     "linear": lambda a, x, w, b: F.linear(x.view(a["rows"], -1), w.view(a["out"], -1), b).reshape(-1),
     "matmul": lambda a, x, y: (
@@ -979,4 +973,4 @@ FLOAT: dict[str, Callable[..., Tensor]] = {
     "join": joined,
     "rows": lambda a, table, index: F.embedding(index, table.view(-1, a["width"])).reshape(-1),
 }
-"""What each kind of step computes, in floating point: of its args and its inputs."""
+"""What each kind of step computes, of its args and its inputs; `graphs.integers` adds those in whole numbers."""
