@@ -26,6 +26,7 @@ from lowrank_core.exports._rounding import (
     own_rounding,
     scores_agree,
 )
+from lowrank_core.graphs.c_compiled import CompiledSize
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import Dataset, Inputs, run
 from lowrank_core.plans.cost import plan_cost
@@ -121,6 +122,7 @@ class Exported:
     verdict: "same", "rounding" where two runtimes round otherwise, or "accepted" where somebody took more than that.
     notes: what the file computes otherwise than the plan counts, a sentence each. beside: the other files that belong
     to it, whose bytes are counted with its own.
+    compiled: what it takes on a device, where it was compiled.
     """
 
     path: str
@@ -130,11 +132,12 @@ class Exported:
     verdict: Verdict = "same"
     notes: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    compiled: CompiledSize | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """Lines of code that load an artefact, and what they need.
+    """Lines of code that load an artefact, in a language, and what they need.
 
     partial: whether they are for plans that factorise layers which are not `plain`, or have free ranks; None for every
     plan.
@@ -145,6 +148,7 @@ class Snippet:
     code: str
     partial: bool | None = None
     loader: str = ""
+    language: str = "python"
 
 
 @dataclass(frozen=True, slots=True)

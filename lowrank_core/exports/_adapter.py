@@ -1,4 +1,4 @@
-"""A LoRA adapter at other ranks: chosen by energy, by one rank or by bytes, and written as PEFT or kohya's tools load it."""
+"""A LoRA adapter at other ranks: by energy, by one rank or by bytes, written as PEFT or kohya's tools load it."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.errors import Cancelled, InvalidFile, LowRankError
+from lowrank_core.graphs.c_compiled import CNetwork
 from lowrank_core.graphs.executorch_network import ExecutorchNetwork
 from lowrank_core.graphs.exporting import OnnxNetwork
 from lowrank_core.graphs.openvino import OpenVinoNetwork
@@ -148,6 +149,11 @@ def _folder(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     return lambda inputs: run(model, Dataset(inputs))
 
 
+def _compiled(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
+    model = CNetwork(Path(file))
+    return lambda inputs: call(model, inputs)
+
+
 def _dense_alone(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     model = dense if isinstance(dense, nn.Module) else open_source(dense).model
     return lambda inputs: run(model, Dataset(inputs))
@@ -160,6 +166,7 @@ READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]
     "executorch": _executorch,
     "openvino": _openvino,
     "hf": _folder,
+    "c": _compiled,
     DENSE_ALONE: _dense_alone,
 }
 """How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""

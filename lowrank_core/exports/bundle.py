@@ -23,6 +23,7 @@ MEMBERS = {
     "pt2": "model.pt2",
     "onnx": "model.onnx",
     "executorch": "model.pte",
+    "c": "model.h",
     "plan": "plan.json",
 }
 CALLED = {
@@ -30,6 +31,7 @@ CALLED = {
     "pt2": "the exported program",
     "onnx": "the ONNX model",
     "executorch": "the ExecuTorch program",
+    "c": "the C header",
     "plan": "the plan",
 }
 """As the steps of writing them say it."""
@@ -124,7 +126,7 @@ def _readme(
         lines += ["", f"There is no `{member}`: {reason}"]
     for member, snippet in loads.items():
         if member not in missing:
-            lines += ["", f"## {member}, {snippet.label}", "", "```python", snippet.code.strip(), "```"]
+            lines += ["", f"## {member}, {snippet.label}", "", f"```{snippet.language}", snippet.code.strip(), "```"]
     if DEVICE_FILE not in missing:
         lines += ["", f"## {DEVICE_FILE}, on the device itself, with numpy and onnxruntime alone", "", "```"]
         lines += [f"python {DEVICE_FILE} {MEMBERS['onnx']} --out table.csv", "```"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -170,6 +171,39 @@ def onnx_program(
     recurrent.expand(proto, placed)
     _name_axes(proto.graph, axes or first_axes(inputs))
     return proto
+
+
+def program_of_one(model: nn.Module, inputs: Inputs, axes: BatchAxes, whole: Sequence[str]) -> ExportedProgram:
+    """The graph of a network for one sample, all sizes fixed, in the core operators of PyTorch; recurrent layers step
+    by step. Its placeholders are weights and inputs, its outputs those of `data.call`, in that order.
+
+    whole: operators that stay as they are, by their names in `torch.ops.aten`. Raises InvalidModel as
+    `exported_program` does.
+    """
+    one = axes.pick(inputs, slice(0, 1))
+    own = sharing(_Tensors(model))
+    with exporters_turn, evaluating(own), _AsItsOperators(), nothing_printed(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            traced = torch.export.export(own, (one,))
+            known: Any = torch.export.default_decompositions()
+            for name in whole:
+                packet = getattr(torch.ops.aten, name)
+                for overload in packet.overloads():
+                    known.pop(getattr(packet, overload), None)
+            lowered: ExportedProgram = traced.run_decompositions(known)
+        except Exception as error:
+            raise InvalidModel(
+                f"the network cannot be exported as a graph: {_place(own, error)}{_short(error)}; a checkpoint "
+                "(safetensors) holds it all the same."
+            ) from error
+    return lowered
+
+
+def layer_of(node: Any) -> str:
+    """The name of the layer that a node of a traced network is called in; "" for the network itself."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values()) or [("", None)]
+    return _own_name(str(stack[-1][0]))
 
 
 def _lay_out(traced: ExportedProgram) -> None:

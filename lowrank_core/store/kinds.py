@@ -163,6 +163,10 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_header(path: Path) -> bool:
+    return _beginning(path, 40).startswith(b"/* rank-explorer network:")
+
+
 def _is_state(path: Path) -> bool:
     if _beginning(path, 200).startswith(b'{"kind": "training state"'):  # damaged it may be, and is set aside
         return True
@@ -194,5 +198,6 @@ EXPORTED = {
     "bundle": FileKind("a bundle", _is_bundle),
     "hf": FileKind("a folder that this product exported, as it wrote it", _is_hf, folder=True),
     "plan": PLAN,
+    "c": FileKind("a C header of this product", _is_header, text=False),
 }
 """By the names of the exports."""

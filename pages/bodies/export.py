@@ -44,7 +44,7 @@ from pages.ui.goals import judged
 from pages.ui.state import downloads, measurements, peaks, plans, runs, session, trainings, works
 from pages.ui.tuning import Tuned
 
-ORDER = ("safetensors", "pt2", "onnx", "executorch", "openvino", "bundle")
+ORDER = ("safetensors", "pt2", "onnx", "executorch", "openvino", "c", "hf", "bundle")
 LARGEST_DOWNLOAD = 200 * 10**6
 """Bytes of a file that a browser is handed for download, at most; larger ones go to a folder."""
 
@@ -354,7 +354,8 @@ def report(
         rows.append(("Batch sizes", batch_sizes(export, storage)))
     if written.score is not None:
         rows.append(("Score", words.plain(words.verdict(workspace, written.score))))
-    rows += [("Note", words.plain(note)) for note in written.notes]
+    label = "Note" if written.compiled is None else "Compiled"
+    rows += [(label, words.plain(note)) for note in written.notes]
     st.markdown("| Verified | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows))
     if in_folder or written.bytes > LARGEST_DOWNLOAD:
         st.success(words.plain(f"Written to {written.path}"), icon=":material/folder:")
@@ -387,6 +388,8 @@ def size(export: Export, written_bytes: int, board_bytes: int) -> str:
     now, board = words.count(written_bytes, "B"), words.count(board_bytes, "B")
     if export.name == "bundle":
         return f"{now}: the weights, which the board shows as {board}, once in each file that the network comes as"
+    if export.name == "c":
+        return f"{now} of text; what it takes on a device is below"
     if written_bytes < board_bytes:
         return f"{now}; the board shows {board}, the weights in their own type"
     return f"{now}, of which {board} are the weights that the board shows; the rest is buffers, names and the plan"
@@ -399,11 +402,12 @@ def on_device(workspace: Workspace, plan: RankPlan, written: Exported) -> list[t
         return []
     most, how = chosen.device.flash_bytes, f" in {chosen.number}" if chosen.number else ""
     need = of_device(goals.flash_bytes(workspace, plan, chosen.format), most)
-    mark = "⚠" if written.bytes > most else "✓"
+    taken = written.bytes if written.compiled is None else written.compiled.flash_bytes
+    mark, what = "⚠" if taken > most else "✓", "the file itself" if written.compiled is None else "the compiled object"
     return [
         (
             "Flash",
-            f"{need} for parameters and buffers{how}; {mark} the file itself takes {of_device(written.bytes, most)}",
+            f"{need} for parameters and buffers{how}; {mark} {what} takes {of_device(taken, most)}",
         )
     ]
 
@@ -416,7 +420,7 @@ def lines(workspace: Workspace, plan: RankPlan, export: Export, file: str) -> No
         with place:
             if not long:
                 st.caption(f"Load it {words.plain(snippet.label)}")
-            st.code(snippet.code.strip(), language="python")
+            st.code(snippet.code.strip(), language=snippet.language)
 
 
 def work(workspace: Workspace, file: str) -> None:
