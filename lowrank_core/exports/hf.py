@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowrank_core.compression.checkpoint import listed_layers, untied
 from lowrank_core.compression.precision import DTYPES
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidModel, InvalidSettings
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.extras import extra
@@ -47,6 +47,11 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     then `path` is as it was.
     """
     source = _source(workspace)
+    if compressed.storage.fold_bias:
+        raise InvalidSettings(
+            f"{path}: a folder of transformers has no folded biases, since its networks ask layers for theirs; write "
+            "it without, or as pt2 or ONNX."
+        )
     with extra("hf", "a folder of transformers"), nothing_printed():
         import transformers
     with folder_or_zip(path) as folder:
