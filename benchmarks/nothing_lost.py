@@ -101,7 +101,7 @@ COMMANDS = {
 }
 """How each option that writes is tried, with the least work; a new one must be added here."""
 
-ELSEWHERE = {("report", "--out"), ("export", "--node-data"), ("search", "--optuna")}
+ELSEWHERE = {("report", "--out"), ("export", "--node-data"), ("search", "--optuna"), ("adapter", "--out")}
 """Options that take names of one ending alone, so that most places are wrong usage: tests of their own try them."""
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from lowrank_core import RankPlan, Workspace
 from lowrank_core.commands import cli
-from lowrank_core.errors import InvalidFile, InvalidModel
+from lowrank_core.compression.precision import Storage
+from lowrank_core.errors import InvalidFile, InvalidModel, InvalidSettings
 from lowrank_core.exports import EXPORTS, Compressed, hf, loading
 from lowrank_core.layers.data import Dataset, run
 from lowrank_core.plans.plan import Choice
@@ -195,6 +196,14 @@ def test_nothing_half_written_where_it_fails(
     with pytest.raises(InvalidFile, match="could not be written: No space left on device"):
         EXPORTS["hf"].write(workspace, compressed, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_folded_biases_are_refused(
+    written_folders: dict[str, tuple[Workspace, Compressed, Path]], tmp_path: Path
+) -> None:
+    workspace, compressed, _ = written_folders["BertForSequenceClassification"]
+    with pytest.raises(InvalidSettings, match="has no folded biases"):
+        EXPORTS["hf"].write(workspace, compressed.stored(workspace, Storage(fold_bias=True)), tmp_path / "out")
 
 
 def test_another_network_has_no_configuration_to_write(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ ONE_FILE_EACH = ("methods", "selection", "readers", "sources", "exports", "comma
 HANDED_OUT = {"measure._measure_on_device"}  # runs elsewhere, without anything of ours
 OPTIONAL = {
     "dask",
+    "huggingface_hub",
+    "lowrank_hf",
     "PIL",
     "joblib",
     "mlflow",
@@ -122,7 +124,9 @@ BY_LIBRARY = {
     "__main__": {"os.open"},  # of the null device
     "compression.checkpoint": {"save_file"},  # to, of `whole_or_nothing` in exports.safetensors
     "exports._reload": {"torch.save"},  # into `writing`
+    "exports._adapter": {"save_file"},
     "exports.bundle": {"zipfile.ZipFile"},
+    "exports.hf": {"save_file"},
     "exports.onnx": {"onnx.save", *INT8},
     "exports.pt2": {"torch.export.save"},  # into `writing`
     "pages/ui/node_data_form.py": {"zipfile.ZipFile"},  # into memory

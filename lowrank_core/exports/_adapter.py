@@ -1,14 +1,12 @@
-"""A LoRA adapter at other ranks: by energy, by one rank or by bytes, written as PEFT or kohya's tools load it."""
+"""A LoRA adapter at other ranks: chosen by energy, by one rank or by bytes, and written for PEFT or kohya's tools."""
 
 from __future__ import annotations
 
 import heapq
 import json
 import math
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ from lowrank_core.algebra.spectra import rank_for_energy
 from lowrank_core.errors import InvalidFile, InvalidPlan, InvalidSettings
 from lowrank_core.sources._adapter import CONFIG, Adapter, Pair
 from lowrank_core.store.as_json import plain
-from lowrank_core.store.files import scratch, whole_folder, whole_or_nothing, write_whole
+from lowrank_core.store.files import folder_or_zip, whole_or_nothing, write_whole
 from lowrank_core.store.kinds import ADAPTER_KEY
 from lowrank_core.version import versions
 
 WEIGHTS = "adapter_model.safetensors"
-_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # so that the same adapter gives the same zip
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,7 @@ def write_adapter(adapter: Adapter, ranks: Mapping[str, int], path: Path) -> Res
             save_file(state, temporary, metadata=metadata)
             size = temporary.stat().st_size
         return Resized(str(path), size, ranks, lost)
-    with _folder(path) as folder:
+    with folder_or_zip(path) as folder:
         save_file(state, folder / WEIGHTS, metadata=metadata)
         write_whole(folder / CONFIG, (json.dumps(peft_config(adapter, ranks), indent=2) + "\n").encode())
         size = sum(file.stat().st_size for file in folder.iterdir())
@@ -149,19 +146,6 @@ def write_adapter(adapter: Adapter, ranks: Mapping[str, int], path: Path) -> Res
 
 
 _READS = {True: "PEFT reads from a folder", False: "is one file"}
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    if path.suffix.lower() != ".zip":
-        with whole_folder(path) as folder:
-            yield folder
-        return
-    with whole_or_nothing(path) as temporary, scratch() as folder:
-        yield folder
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for file in sorted(folder.iterdir()):
-                archive.writestr(zipfile.ZipInfo(file.name, _LONG_AGO), file.read_bytes())
 
 
 def _state(adapter: Adapter, ranks: Mapping[str, int]) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ from torch import Tensor
 
 from lowrank_core.compression.checkpoint import listed_layers, untied
 from lowrank_core.compression.precision import DTYPES
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidModel, InvalidSettings
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.extras import extra
@@ -25,7 +21,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.own_process import nothing_printed
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
-from lowrank_core.store.files import scratch, whole_folder, whole_or_nothing, write_whole
+from lowrank_core.store.files import folder_or_zip, write_whole
 from lowrank_core.store.kinds import HF_FILES, file_hash
 from lowrank_core.store.reference import address_of
 from lowrank_core.workspace import Workspace
@@ -43,8 +39,6 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.js
 LARGEST_BESIDE = 10**8
 """Bytes of a file beside the weights that is copied, at most: a tokenizer of a million words takes a third."""
 
-_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # so that the same network gives the same zip
-
 
 def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     """Write the folder, or a zip of it where the name ends so, load it in a fresh process and compare.
@@ -53,9 +47,14 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     then `path` is as it was.
     """
     source = _source(workspace)
+    if compressed.storage.fold_bias:
+        raise InvalidSettings(
+            f"{path}: a folder of transformers has no folded biases, since its networks ask layers for theirs; write "
+            "it without, or as pt2 or ONNX."
+        )
     with extra("hf", "a folder of transformers"), nothing_printed():
         import transformers
-    with _place(path) as folder:
+    with folder_or_zip(path) as folder:
         report(Progress("writing"))
         config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
         _copy_beside(source, folder)
@@ -72,22 +71,6 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             put_plan(accepted_difference=largest)
         size = sum(one.stat().st_size for one in folder.iterdir())
     return Exported(str(path), size, largest, compressed.score, verdict, compressed.notes)
-
-
-@contextmanager
-def _place(path: Path) -> Iterator[Path]:
-    """The folder to write to, which is moved to `path`, or packed there, at the end."""
-    if path.suffix.lower() != ".zip":
-        with whole_folder(path) as folder:
-            yield folder
-        return
-    with whole_or_nothing(path) as temporary, scratch() as folder:
-        yield folder
-        report(Progress("packing"))
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for file in sorted(folder.iterdir()):
-                with file.open("rb") as read, archive.open(zipfile.ZipInfo(file.name, _LONG_AGO), "w") as packed:
-                    shutil.copyfileobj(read, packed)
 
 
 def _source(workspace: Workspace) -> Path:
@@ -107,7 +90,7 @@ def _copy_beside(source: Path, folder: Path) -> None:
     for file in sorted(source.iterdir()):
         known = file.suffix in (".json", ".txt", ".model", ".jinja", ".vocab", ".bpe") or file.name == "LICENSE"
         if file.is_file() and known and file.name not in others and file.stat().st_size <= LARGEST_BESIDE:
-            shutil.copyfile(file, folder / file.name)
+            write_whole(folder / file.name, file.read_bytes())
 
 
 def _write_network(

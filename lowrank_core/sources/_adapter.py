@@ -8,16 +8,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowrank_core.algebra.product import ThinProduct
 from lowrank_core.errors import InvalidFile, cut, few
-
-if TYPE_CHECKING:
-    from lowrank_core.sources._weights import StoredTensor
+from lowrank_core.sources._stored import StoredTensor
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."

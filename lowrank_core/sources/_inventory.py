@@ -19,7 +19,8 @@ from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import Layer, Rest, Skipped
 from lowrank_core.sources._adapter import Adapter
-from lowrank_core.sources._weights import StoredTensor, Weights, content_hash, fingerprint
+from lowrank_core.sources._stored import StoredTensor
+from lowrank_core.sources._weights import Weights, content_hash, fingerprint
 from lowrank_core.store.cache import Cache
 
 METHOD = "svd"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.errors import InvalidFile
-from lowrank_core.sources._weights import StoredTensor
+from lowrank_core.sources._stored import StoredTensor
 
 LARGEST_HEADER = 16 * 2**20
 """Bytes of the header of a safetensors file, or of an index, at most: those of a hundred thousand tensors."""

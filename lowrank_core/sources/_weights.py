@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from lowrank_core.algebra.gram import row_blocks
 from lowrank_core.errors import InvalidFile, cut, few
 from lowrank_core.layers.data import octets
 from lowrank_core.networks.profile import name_fault
 from lowrank_core.sources._adapter import CONFIG, Adapter, adapter_of
+from lowrank_core.sources._stored import StoredTensor
 from lowrank_core.store.trained import WeightSets, alone
 
 MOST_TENSORS = 100_000
 """Tensors in the weights of a model, at most."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredTensor:
-    """A tensor in a file. read(rows) gives those of its first axis, in its own dtype; of a scalar itself.
-
-    dtype: None for a kind of number that is not read, such as 8-bit floats, whose name `kind` is. identity: the same
-    for tensors that share their memory; () where that is not known.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None
-    kind: str
-    bytes: int
-    read: Callable[[slice], Tensor]
-    identity: tuple[object, ...] = ()
-
-    @property
-    def elements(self) -> int:
-        """How many numbers the tensor holds."""
-        return prod(self.shape)
-
-    @property
-    def whole(self) -> Tensor:
-        """All of it."""
-        return self.read(slice(0, self.shape[0] if self.shape else 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,7 +30,8 @@ from lowrank_core.sources._contract import ModelContract, open_contract
 from lowrank_core.sources._given import GivenData
 from lowrank_core.sources._npz_data import NpzData
 from lowrank_core.sources._opened import COMPARED, Opened
-from lowrank_core.sources._weights import StoredTensor, Weights
+from lowrank_core.sources._stored import StoredTensor
+from lowrank_core.sources._weights import Weights
 
 SAMPLES, LEAST = 256, 16
 """Random inputs where there are no data, at most and at least."""

@@ -19,7 +19,8 @@ from torch import Tensor
 from lowrank_core.errors import InvalidFile, UnknownModel
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._shards import LARGEST_HEADER, index_in, of_index, read_object
-from lowrank_core.sources._weights import StoredTensor, Weights, weights_of
+from lowrank_core.sources._stored import StoredTensor
+from lowrank_core.sources._weights import Weights, weights_of
 from lowrank_core.store.reference import file_and_part
 
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"

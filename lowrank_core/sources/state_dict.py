@@ -14,7 +14,8 @@ from torch import Tensor
 from lowrank_core.errors import InvalidFile, UnknownModel
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._shards import index_in, of_index
-from lowrank_core.sources._weights import StoredTensor, Weights, weights_of
+from lowrank_core.sources._stored import StoredTensor
+from lowrank_core.sources._weights import Weights, weights_of
 from lowrank_core.store.reference import file_and_part
 from lowrank_core.store.trained import WeightSets, read_sets
 

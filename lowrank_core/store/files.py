@@ -18,6 +18,7 @@ import stat
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS
@@ -215,6 +216,25 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_or_zip(path: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `path` at the end, or whose files are packed there: `NAME.zip`.
+
+    The same files give the same zip. Raises what `whole_folder` and `whole_or_nothing` raise.
+    """
+    if path.suffix.lower() != ".zip":
+        with whole_folder(path) as folder:
+            yield folder
+        return
+    with whole_or_nothing(path) as temporary, scratch() as folder:
+        yield folder
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for file in sorted(folder.iterdir()):
+                named = zipfile.ZipInfo(file.name, (1980, 1, 1, 0, 0, 0))
+                with file.open("rb") as read, archive.open(named, "w", force_zip64=True) as packed:
+                    shutil.copyfileobj(read, packed)
 
 
 @contextmanager
