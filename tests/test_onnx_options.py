@@ -1,4 +1,4 @@
-"""ONNX as tools want it: one batch, one version of operators, int8 per channel or per weight, factors refitted for it."""
+"""ONNX as tools want it: one batch, one opset, int8 per channel or per weight, and factors refitted for int8."""
 
 import json
 from dataclasses import replace
