@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import gettempdir
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +29,13 @@ from lowrank_core.graphs.exporting import PLACES, OnnxNetwork, onnx_program
 from lowrank_core.layers.data import Dataset, first_axes, run, tensors
 from lowrank_core.selection import make, search
 from lowrank_core.selection._problem import problem_of
+from lowrank_core.store.cache import Cache
 from lowrank_core.workspace import Workspace
 
 METHODS = {"CP": "cp3", "spatial SVD": "spatial_svd", "SVD": "svd"}
+TRIED = 64
+"""Samples of the one trial of the rule, which is not what is told here."""
+
 BATCH = 50
 """Samples that ExecuTorch takes at a time."""
 
@@ -64,13 +70,14 @@ def points(found: Tensor, data: Dataset) -> float:
 
 
 def rows(options: argparse.Namespace) -> None:
-    workspace = Workspace.open(options.model)
+    workspace = Workspace.open(options.model, cache=Cache(options.folder / "cache"))
     data = workspace.reference.dataset.pick(slice(0, options.samples))
     print(f"dense, float32: {points(answers(workspace.model, data), data):.2f} % on {len(data):,} samples", flush=True)
     kept = [f"{runtime}, {scales}, {how}" for runtime in options.runtime for scales in INT8 for how in ("", "refit")]
     print(f"| method | float32 | {' | '.join(name.removesuffix(', ') for name in kept)} |\n|{'---|' * (2 + len(kept))}")
     for method in options.only or METHODS:
-        problem = problem_of(workspace, multiplies=0.5, lock=options.lock, methods=(METHODS.get(method, method),))
+        asked = {"lock": options.lock, "methods": (METHODS.get(method, method),), "samples": TRIED}
+        problem = problem_of(workspace, multiplies=0.5, **asked)
         *_, last = search(make("balf", {}), problem)
         plan = last.candidate.plan
         made = Compressed(workspace.compress(plan, workspace.correction), plan)
@@ -95,6 +102,7 @@ def main() -> None:
     parser.add_argument("--model", default="../shared/data/resnet20_cifar10.py", help="model file or builtin:NAME")
     parser.add_argument("--lock", action="append", help="layer to leave dense (repeatable); default conv1 and linear")
     parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--folder", type=Path, default=Path(gettempdir(), "int8"), help="keeps factors between runs")
     parser.add_argument("--only", action="append", help="a method (repeatable)")
     parser.add_argument("--runtime", action="append", choices=list(RUNTIMES))
     options = parser.parse_args()
@@ -105,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_benchmark(main)
+    run_benchmark(main, apart=("--folder",))
