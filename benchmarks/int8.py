@@ -4,8 +4,8 @@
     python -m benchmarks.int8 --only svd --runtime onnx       # one row of one runtime
 
 One plan for each method, by BALF, with the quick correction; first and last layer stay dense. Each is quantised with a
-scale per output channel and with one per weight. Points are those that int8 loses against the same
-network in float; error is that of all outputs, relative to their variance. Ranges come from the calibration samples.
+scale per output channel and with one per weight. A cell holds the points that int8 loses against the same network in
+float, and in parentheses the error of all outputs relative to their variance, which tells more where samples are few.
 """
 
 from __future__ import annotations
