@@ -31,6 +31,8 @@ OPTIONAL = {
     "soundfile",
     "tensorly",
     "transformers",
+    "executorch",
+    "torchao",
 }  # imported where used
 TERMINAL = "commands"  # run by a person in a terminal
 FOREIGN = {"streamlit", "plotly", "matplotlib", "altair", "sklearn", "pages", "app", "tests", "benchmarks"}

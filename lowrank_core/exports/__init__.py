@@ -56,7 +56,7 @@ class Compressed:
     plain_bytes: how many more are written, where the plan has free ranks and its factors are written plain.
     accept_difference: save a file that answers otherwise than the network all the same, marked so.
     accepted: how far the answers of such a file are from the network's. depthwise: layers with factors of one channel
-    each, where int8 has one scale for each weight.
+    each, where int8 has one scale for each weight and nothing is refitted.
     """
 
     model: nn.Module
@@ -83,7 +83,7 @@ class Compressed:
         if storage.dtype == "int8" and storage.refit and self.plan.choices and not storage.dense:
             model = self._refitted(workspace, storage)
         model = stored_as(model, workspace.model, workspace.profile, storage)
-        one_scale = storage.dtype == "int8" and storage.int8 == "per-tensor" and not storage.dense
+        one_scale = storage.dtype == "int8" and storage.int8 == "per-tensor" and not (storage.refit or storage.dense)
         return replace(
             self,
             model=model,
@@ -109,7 +109,7 @@ class Compressed:
         if self.depthwise:
             notes.append(
                 f"{few(self.depthwise)}: one int8 scale for all channels of a depthwise factor rounds the small ones "
-                "away; a scale per channel, or spatial_svd in place of cp, does not"
+                "away; the refit, a scale per channel, or spatial_svd in place of cp, keeps them"
             )
         return tuple(notes)
 

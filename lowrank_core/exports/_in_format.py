@@ -130,7 +130,7 @@ def measured(workspace: Workspace, compressed: Compressed, number: str, traced: 
     """
     if traced is None:
         (traced,) = traces(workspace, [Candidate(plan_in(compressed.plan, number))])
-    plain = compressed.stored(workspace, Storage("int8")) if number in PLAIN else compressed
+    plain = compressed.stored(workspace, Storage("int8", refit=False)) if number in PLAIN else compressed
     memory = {name: memory_of(traced, plain.model, itemsize=size) for name, size in FORMATS.items()}
     found = Measured(number, None, memory)
     try:

@@ -93,4 +93,6 @@ plan = json.loads(text)
 
 
 OPTIONS = ("int8", "refit", "batch")
-register(Export("executorch", "ExecuTorch (.pte)", ".pte", write, snippets, ("int8",), traces=True, options=OPTIONS))
+register(
+    Export("executorch", "ExecuTorch program (.pte)", ".pte", write, snippets, ("int8",), traces=True, options=OPTIONS)
+)

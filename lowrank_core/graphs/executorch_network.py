@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_map_only
 
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
@@ -45,6 +46,7 @@ def lowered(
     from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    inputs = tree_map_only(Tensor, torch.Tensor.contiguous, inputs)  # the order of its axes becomes the program's
     program = fixed_program(model, inputs)
     with exporters_turn, _quiet():
         try:
@@ -115,8 +117,6 @@ def said_in(program: Any, name: str) -> str:
 
 def _as_given(inputs: Inputs, batch: Sequence[Tensor]) -> Any:
     """Tensors in the form that the inputs have."""
-    from torch.utils._pytree import tree_map
-
     parts = iter(batch)
     return tree_map(lambda leaf: next(parts) if isinstance(leaf, Tensor) else leaf, inputs)
 
