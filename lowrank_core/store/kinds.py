@@ -113,6 +113,10 @@ def _is_openvino(path: Path) -> bool:
         return b"<net " in content[:200] and content.find(b"<lowrank_plan ") > 0
 
 
+def _is_tflite(path: Path) -> bool:
+    return _beginning(path, 8)[4:] == b"TFL3"
+
+
 def _is_bundle(path: Path) -> bool:
     return {"load_lowrank.py", "plan.json"} <= set(zipfile.ZipFile(path).namelist())
 
@@ -143,6 +147,7 @@ EXPORTED = {
     "pt2": FileKind("a program that this product exported", _is_program),
     "onnx": FileKind("an ONNX model that this product exported", _is_onnx),
     "openvino": FileKind("an OpenVINO model that this product exported", _is_openvino),
+    "tflite": FileKind("a LiteRT model", _is_tflite),
     "bundle": FileKind("a bundle", _is_bundle),
     "plan": PLAN,
 }
