@@ -4,6 +4,7 @@
 # make check          ruff, mypy and the quick tests: those without a browser, training, exports and processes
 # make test           ruff, mypy and all tests
 # make docs           the pages in docs/ that the code writes, then the site in site/
+# make litert         an environment in .litert that `export --format tflite --litert-python .litert` takes
 # make clean          remove the environment and the caches
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PY := .venv/bin/python
 CLEAR_FAILURE := { echo; echo "Installing stopped; the reason is in the lines above. A download needs a network connection" \
 	"(behind a proxy: set HTTPS_PROXY)."; echo "Run the same command again to go on from here, or 'make clean' first to begin anew."; exit 1; }
 
-.PHONY: app lint check test docs clean
+.PHONY: app lint check test docs litert clean
 .DEFAULT_GOAL := app
 
 app: .venv/app.stamp
@@ -38,6 +39,10 @@ docs: .venv/dev.stamp
 	$(PY) -m benchmarks.reference --write
 	$(PY) -m mkdocs build --strict
 
+litert:
+	@"$(PYTHON)" -m venv .litert
+	@.litert/bin/python -m pip install --disable-pip-version-check torch==2.13.0 litert-torch==0.10.0 || $(CLEAR_FAILURE)
+
 .venv/bin/python:
 	@command -v "$(PYTHON)" >/dev/null || { echo "Rank Explorer needs Python 3.11 or newer, and there is no '$(PYTHON)' here."; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,5 +67,5 @@ docs: .venv/dev.stamp
 	@touch $@
 
 clean:
-	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .litert site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -71,6 +71,9 @@ GOOD: dict[str, tuple[str, ...]] = {
     "file": ("new.py",),
     "out": ("out",),
     "csv_file": ("times.csv",),
+    "device_file": ("measure.py",),
+    "tuned": ("weights.safetensors",),
+    "litert_python": ("folder",),
 }
 """Values that are right, by the name of the parameter; of others click knows them."""
 
@@ -85,7 +88,7 @@ OUTPUTS = (*FILES, *SPECIAL, "link-to-input", "-", os.devnull, FULL, "/dev/stdou
 FRESH: dict[Path, bytes] = {}
 """The files of the workplace as they were made."""
 
-ABOUT_MODEL = {"model", "plan", "checkpoint", "latency_table", "outputs", "names", "lock", "state", "max_drop"}
+ABOUT_MODEL = {"model", "plan", "checkpoint", "tuned", "latency_table", "outputs", "names", "lock", "state", "max_drop"}
 ABOUT_MODEL |= {"multiplies", "bytes", "multiple_of", "methods", "method", "augment"}
 """What can be judged only beside a model: its layers, outputs, weights, metric, and files about them."""
 

@@ -146,7 +146,8 @@ def test_no_path_of_this_machine_is_written(
 
     model = awkward.compress(awkward_plan(awkward))
     monkeypatch.setattr(reload, "outputs_in_fresh_process", here)
-    for name, export in EXPORTS.items():
+    for name in EXPORTS.keys() - {"openvino", "tflite"}:  # tests of their own
+        export = EXPORTS[name]
         target = tmp_path / f"out-{name}"
         export.write(awkward, Compressed(model, awkward_plan(awkward)), target)
         assert str(tmp_path).encode() not in target.read_bytes()

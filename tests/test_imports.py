@@ -13,7 +13,7 @@ MODULES = trees()
 
 SUPERSEDED = {"onnx_surgery"}  # paths that people were told of; each warns
 ONE_FILE_EACH = ("methods", "selection", "readers", "sources", "exports", "commands")
-HANDED_OUT = {"measure._measure_on_device"}  # runs elsewhere, without anything of ours
+HANDED_OUT = {"measure._measure_on_device", "exports._litert"}  # runs elsewhere, without anything of ours
 OPTIONAL = {
     "dask",
     "huggingface_hub",
@@ -131,6 +131,7 @@ BY_LIBRARY = {
     "exports.hf": {"save_file"},
     "exports.onnx": {"onnx.save", *INT8},
     "exports.pt2": {"torch.export.save"},  # into `writing`
+    "exports.tflite": {"torch.export.save", "torch.save"},  # into `writing`
     "pages/ui/node_data_form.py": {"zipfile.ZipFile"},  # into memory
     "store.lock": {"os.open"},  # of a file that holds nothing
     "training.finetune": {"torch.save"},  # into memory

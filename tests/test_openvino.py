@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import Tensor, nn
 
 from lowrank_core import RankPlan, Workspace
 from lowrank_core.commands import cli
-from lowrank_core.errors import InvalidFile, InvalidModel, MissingExtra
+from lowrank_core.errors import InvalidFile, InvalidModel, MissingExtra, OtherAnswers
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.graphs import openvino as runtime
 from lowrank_core.graphs.exporting import onnx_program
@@ -53,6 +54,7 @@ def test_a_fresh_process_runs_what_was_written(iris: Workspace, halved: Compress
     assert (found.verdict, found.beside) == ("same", (str(tmp_path / "net.bin"),))
     assert found.bytes == sum(file.stat().st_size for file in files)
     assert EXPORTED["openvino"](tmp_path / "net.xml")
+    assert not any(str(tmp_path).encode() in file.read_bytes() for file in files)
     (code, plan) = (snippet.code for snippet in WRITTEN.snippets("builtin:iris-mlp", str(tmp_path / "net.xml")))
     (inputs,), names = iris.opened.example_inputs, {"array": iris.opened.example_inputs[0].numpy()}
     with runtime._untold():
@@ -78,6 +80,28 @@ def test_every_batch_of_every_kind_of_layer(name: str, tmp_path: Path) -> None:
     for size in (1, 2, 7):
         (ours,), (theirs,) = run(network, Dataset(inputs[:size])).values(), call(read, inputs[:size]).values()
         assert torch.allclose(ours, theirs, atol=1e-5), size
+
+
+class ScaledMean(nn.Module):
+    """A product with a mean over places, which OpenVINO 2026.4 takes for a product with the places themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 3, bias=False)
+        self.register_buffer("scale", torch.linspace(1, 2, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean(-1) * self.scale
+
+
+@pytest.mark.slow
+def test_what_it_computes_otherwise_is_not_saved(tmp_path: Path) -> None:
+    inputs = torch.randn(9, 4, 12, generator=torch.Generator().manual_seed(0))
+    workspace = Workspace.of(ScaledMean().eval(), inputs, eval_data=lambda: Dataset(inputs))
+    given = Compressed(workspace.model, RankPlan(workspace.profile.fingerprint))
+    with pytest.raises(OtherAnswers, match="of the largest output, and rounding explains"):
+        WRITTEN.write(workspace, given, tmp_path / "net.xml")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_nothing_is_told_and_nothing_is_written_into_the_home_folder(tmp_path: Path) -> None:

@@ -12,13 +12,16 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
+from streamlit.testing.v1 import AppTest
 
 from lowrank_core import Workspace, load_checkpoint, read_plan
 from lowrank_core.commands import cli
-from lowrank_core.compression.elsewhere import with_weights
+from lowrank_core.compression.elsewhere import BY, with_weights
 from lowrank_core.errors import InvalidFile
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.store.torch_file import read_content
+from pages.ui import compare, tuning
+from tests.conftest import PATIENCE_SECONDS
 
 IRIS = "builtin:iris-mlp"
 ROOT = Path(__file__).parents[1]
@@ -62,7 +65,11 @@ def test_what_an_example_leaves_is_taken_back(name: str, iris: Workspace, folder
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed")
     file, code = EXAMPLES[name]
-    own = {"PYTHONPATH": str(ROOT), "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    own = {
+        "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))),
+        "HOME": str(folder),
+        "HF_HUB_OFFLINE": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"{EXAMPLES['before each'][1]}\n{code}"],
         cwd=folder,
@@ -144,3 +151,39 @@ def test_options_that_contradict_are_refused(more: tuple[str, ...], folder: Path
     assert said.exit_code == 2
     alone = CliRunner().invoke(cli, ["evaluate", IRIS, "--tuned", str(folder / "plan.json")])
     assert "--tuned goes with --plan" in alone.output
+
+
+def test_the_page_takes_them_for_compare_and_export(
+    iris: Workspace, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["app.py", IRIS])
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=PATIENCE_SECONDS)
+    page.switch_page("pages/5_Fine_tune.py").run()
+    plan = next(iter(page.session_state["histories"].values())).plan
+    network = iris.compress(plan)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    torch.save(network.state_dict(), tmp_path / "zero.pt")
+    page.file_uploader[0].upload("bad.pt", b"PK nothing", "application/octet-stream").run()
+    take = "Take these weights"
+    next(one for one in page.button if one.label == take).click().run()
+    assert ["neither safetensors" in error.value or "bad" in error.value for error in page.error] == [True]
+    page.file_uploader[0].upload("zero.pt", (tmp_path / "zero.pt").read_bytes(), "application/octet-stream").run()
+    next(one for one in page.button if one.label == take).click().run()
+    assert not page.error
+    assert "zero" in page.success[0].value
+    page.switch_page("pages/7_Export.py").run()
+    assert any("trained elsewhere" in option for option in page.radio[0].options)
+
+    content = (tmp_path / "zero.pt").read_bytes()
+    weights, epoch, said = tuning.given(iris, plan, content, tmp_path)
+    assert (said, weights.given[:4].isalnum(), weights.score.value < weights.score.dense) == ((), True, True)
+    again = tuning.weights(iris, weights, tmp_path)
+    assert all(map(torch.equal, again.model.parameters(), epoch.model.parameters()))
+    made = tuning.compressed(iris, weights, again)
+    assert made.tuned == {"by": BY, "sha256": weights.given}
+    assert not any(parameter.any() for parameter in made.model.parameters())
+    column = compare.Column(weights.candidate, "as it is", weights)
+    found = compare.network_of(iris, column, lambda one: tuning.weights(iris, one, tmp_path))
+    assert not any(parameter.any() for parameter in found.model.parameters())

@@ -42,6 +42,7 @@ from lowrank_core.compression.precision import INT8, MOST_SAMPLES, Int8, Storage
 from lowrank_core.errors import OtherAnswers
 from lowrank_core.exports import EXPORTS, VERDICT_WORDS, Compressed, check_answers
 from lowrank_core.exports._node_data import files_of, node_data
+from lowrank_core.exports.tflite import interpreter
 from lowrank_core.figures import count
 from lowrank_core.graphs.onnx_forms import OPSETS
 from lowrank_core.measure.latency import LatencyTable
@@ -92,6 +93,11 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
     "NAME-graph.json, -bytes, -multiplies, -rank, -error and, with --latency-table, -microseconds.",
 )
 @LATENCY_TABLE
+@click.option(
+    "--litert-python",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="With --format tflite: folder of an environment with litert-torch, as `make litert` makes one.",
+)
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 is per channel.")
 @click.option("--int8", type=click.Choice(INT8), help="As --dtype int8, with a scale per output channel or per weight.")
 @click.option(
@@ -119,6 +125,7 @@ def export(
     opset: int | None,
     nodes: Path | None,
     latency_table: Path | None,
+    litert_python: Path | None,
     out: Path,
     **how: Any,
 ) -> Answer:
@@ -140,6 +147,10 @@ def export(
         )
     if kind == "openvino" and out.suffix != EXPORTS[kind].suffix:
         raise click.UsageError("--format openvino writes NAME.xml, and NAME.bin beside it; give --out such a name.")
+    if litert_python is not None and kind != "tflite":
+        raise click.UsageError("--litert-python goes with --format tflite.")
+    if kind == "tflite":
+        interpreter(litert_python)
     if nodes is not None and kind != "pt2":
         raise click.UsageError("--node-data goes with --format pt2, whose nodes it names.")
     if latency_table is not None and nodes is None:
@@ -147,7 +158,19 @@ def export(
     table = None if latency_table is None else read_table(latency_table)
     multiplied = dense and bool(plan or checkpoint)
     storage = Storage(dtype, fold_bias, multiplied, int8 or "per-channel", refit is not False, batch, opset)
-    return exported(model, kind, out, plan, checkpoint, **how, tuned=tuned, storage=storage, nodes=nodes, table=table)
+    return exported(
+        model,
+        kind,
+        out,
+        plan,
+        checkpoint,
+        **how,
+        tuned=tuned,
+        litert=litert_python,
+        storage=storage,
+        nodes=nodes,
+        table=table,
+    )
 
 
 def exported(
@@ -164,6 +187,7 @@ def exported(
     compare: bool,
     accepting: bool,
     tuned: Path | None = None,
+    litert: Path | None = None,
     storage: Storage = Storage(),  # noqa: B008
     nodes: Path | None = None,
     table: LatencyTable | None = None,
@@ -177,7 +201,7 @@ def exported(
         made = made.stored(workspace, storage)
     score = _score_of(workspace, made, named=checkpoint is tuned is None and not storage.rounds)
     check_answers(score, out)
-    compressed = replace(made, score=score, accept_difference=accepting)
+    compressed = replace(made, score=score, accept_difference=accepting, litert_python=litert)
     try:
         with scope(report=say_step):
             file = EXPORTS[kind].write(workspace, compressed, out)

@@ -15,6 +15,9 @@ from lowrank_core.errors import InvalidFile
 from lowrank_core.layers.computed import copied
 from lowrank_core.networks.filling import filled_by
 
+BY = "a training loop of somebody else"
+"""In provenance."""
+
 _OBSERVES = re.compile(r"(^|\.)((weight|activation)_fake_quant(izer)?|activation_post_process(_\d+)?)(\.|$)")
 """In names: what quantisation-aware training keeps beside a weight, not of the network."""
 
@@ -54,7 +57,7 @@ def with_weights(model: nn.Module, path: Path) -> Returned:
         )
         notices = (*notices, said)
     with path.open("rb") as file:
-        about = {"by": "a training loop of somebody else", "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        about = {"by": BY, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     return Returned(network, about, notices)
 
 

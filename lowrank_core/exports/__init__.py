@@ -55,6 +55,7 @@ class Compressed:
     storage: how its weights are written; `model` is the network that comes out of that.
     plain_bytes: how many more are written, where the plan has free ranks and its factors are written plain.
     accept_difference: save a file that answers otherwise than the network all the same, marked so.
+    litert_python: the folder of the environment that writes and tries .tflite files.
     accepted: how far the answers of such a file are from the network's. depthwise: layers with factors of one channel
     each, where int8 has one scale for each weight and nothing is refitted.
     """
@@ -67,6 +68,7 @@ class Compressed:
     storage: Storage = Storage()  # noqa: RUF009
     plain_bytes: int = 0
     accept_difference: bool = False
+    litert_python: Path | None = None
     accepted: float | None = None
     depthwise: tuple[str, ...] = ()
 

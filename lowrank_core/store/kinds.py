@@ -123,6 +123,10 @@ def _is_openvino(path: Path) -> bool:
         return b"<net " in content[:200] and content.find(b"<lowrank_plan ") > 0
 
 
+def _is_tflite(path: Path) -> bool:
+    return _beginning(path, 8)[4:] == b"TFL3"
+
+
 def _is_bundle(path: Path) -> bool:
     return {"load_lowrank.py", "plan.json"} <= set(zipfile.ZipFile(path).namelist())
 
@@ -195,6 +199,7 @@ EXPORTED = {
     "onnx": FileKind("an ONNX model that this product exported", _is_onnx),
     "executorch": FileKind("an ExecuTorch program that this product exported", _is_pte),
     "openvino": FileKind("an OpenVINO model that this product exported", _is_openvino),
+    "tflite": FileKind("a LiteRT model", _is_tflite),
     "bundle": FileKind("a bundle", _is_bundle),
     "hf": FileKind("a folder that this product exported, as it wrote it", _is_hf, folder=True),
     "plan": PLAN,

@@ -185,6 +185,8 @@ def headings(workspace: Workspace, columns: dict[str, Column]) -> dict[str, str]
 
     def below(column: Column) -> str:
         number, correction = compare.in_words(workspace, column.number), column.candidate.correction
+        if column.tuned is not None and column.tuned.given:
+            return f"{number}, trained elsewhere"
         if column.tuned is not None:
             epoch, epochs = column.tuned.epoch, column.tuned.epochs
             return f"{number}, {f'epoch {epoch} of {epochs}' if epoch else f'the start, better than {epochs} epochs'}"

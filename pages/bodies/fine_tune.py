@@ -5,6 +5,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
+from lowrank_core.errors import LowRankError
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.running.jobs import Job
 from lowrank_core.training.sweep import Swept
@@ -218,6 +219,31 @@ def show_sweep(workspace: Workspace, trained: Trained) -> None:
         st.switch_page("pages/7_Export.py", query_params=session.address())
 
 
+def taken_back(workspace: Workspace) -> None:
+    """Weights of a training loop of somebody else, for the plan as it stands."""
+    plan = plans.plan(workspace)
+    with st.expander("Trained elsewhere"):
+        st.caption("The plan's network is a plain module; what your own loop has made of it counts as tuned weights.")
+        file = st.file_uploader(
+            "Weights of this plan's network",
+            ["pt", "pth", "bin", "ckpt", "safetensors"],
+            key="weights trained elsewhere",
+            help="A state_dict (.pt, .safetensors) or a checkpoint of Lightning. Compare and Export take it from here.",
+        )
+        if file is None or not button("Take these weights", icon=":material/upload_file:", disabled=not plan.choices):
+            return
+        try:
+            with st.spinner("Measuring on all samples…"):
+                notices = trainings.take(workspace, plan, file.getvalue())
+        except (LowRankError, OSError) as error:
+            st.error(words.plain(f"{file.name}: {error}"), icon=":material/error:")
+            return
+        for notice in notices:
+            st.info(words.plain(notice), icon=":material/info:")
+        (weights,) = (one for one in trainings.tuned(workspace)[-1:])
+        st.success(words.plain(f"{file.name}: {words.verdict(workspace, weights.score)}"), icon=":material/check:")
+
+
 def show(workspace: Workspace) -> None:
     """Ask for a training in a form, and show what the trainings of this session came to."""
     with st.container():  # which stays when the steps to the first plan are gone: all below keeps its place
@@ -250,3 +276,4 @@ def show(workspace: Workspace) -> None:
     else:
         with at_rest.container():
             rest(workspace, [Trained(wish, job.snapshot) for wish, job in jobs.items() if job.snapshot.over])
+    taken_back(workspace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,12 +12,14 @@ from pathlib import Path
 import msgspec
 from torch import nn
 
+from lowrank_core.compression.elsewhere import BY, with_weights
 from lowrank_core.errors import InvalidFile, InvalidSearch, LowRankError
 from lowrank_core.exports import Compressed
 from lowrank_core.figures import how_many
 from lowrank_core.measure.effort import Effort
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.jobs import Snapshot
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import nobody, raise_if_cancelled, report, scope
@@ -24,6 +27,7 @@ from lowrank_core.scoring.scores import Reference, Score, evaluate, final_score
 from lowrank_core.selection import Rule, make, search, search_effort
 from lowrank_core.selection._problem import Problem, Quantity, Trial, problem_of
 from lowrank_core.store.documents import Kind
+from lowrank_core.store.files import write_whole
 from lowrank_core.training import sweep as sweeping
 from lowrank_core.training.expected import training_effort
 from lowrank_core.training.finetune import Epoch, finetune, kept, not_mixed, provenance, training_data
@@ -98,6 +102,7 @@ class Tuned:
     """Trained weights: where they come from, which epoch's they are, and their score. The network is kept elsewhere.
 
     epochs: passes that were made; watch: as the training had it; complete: it was neither cancelled nor broke off.
+    given: hash of the file that they came in, of weights that were trained elsewhere; then nothing else is known of it.
     """
 
     candidate: Candidate
@@ -108,6 +113,7 @@ class Tuned:
     validation_loss: float
     score: Score
     complete: bool = True
+    given: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +334,8 @@ def as_compressed(workspace: Workspace, candidate: Candidate) -> Before:
 
 def weights(workspace: Workspace, tuned: Tuned, folder: Path) -> Epoch:
     """The network with these weights, from its state on disk; raises InvalidFile where that has gone or gone on."""
+    if tuned.given:
+        return _epoch_of(with_weights(workspace.compress(tuned.candidate.plan), given_path(folder, tuned.given)).model)
     state = state_path(workspace, tuned.candidate, tuned.settings, folder, watch=tuned.watch)
     if not state.exists():
         raise InvalidFile("the tuned weights are not on disk any more; train the plan again on Fine-tune.")
@@ -338,6 +346,36 @@ def weights(workspace: Workspace, tuned: Tuned, folder: Path) -> Epoch:
             "weights."
         )
     return epoch
+
+
+def given_path(folder: Path, digest: str) -> Path:
+    """Where weights that were trained elsewhere are kept; they go as old states of trainings do."""
+    return folder / f"tune-given-{digest}.pt"
+
+
+def given(workspace: Workspace, plan: RankPlan, content: bytes, folder: Path) -> tuple[Tuned, Epoch, tuple[str, ...]]:
+    """Weights that were trained elsewhere for a plan, measured and kept; and what there is to say of them.
+
+    Raises InvalidFile where they are not of the plan's network.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    path = given_path(folder, digest)
+    write_whole(path, content)
+    try:
+        returned = with_weights(workspace.compress(plan), path)
+    except InvalidFile as error:
+        path.unlink(missing_ok=True)
+        raise InvalidFile(str(error).replace(str(path), "the file")) from error
+    score = final_score(workspace.measure(returned.model, keep=False))
+    return (
+        Tuned(Candidate(plan), Settings(), 0, 0, 0, 0.0, score, given=digest),
+        _epoch_of(returned.model),
+        returned.notices,
+    )
+
+
+def _epoch_of(model: nn.Module) -> Epoch:
+    return Epoch(0, 0, None, 0.0, 0.0, 0, 0.0, 0.0, model=model)
 
 
 def of_sweep(workspace: Workspace, sweep: Sweep, swept: Swept, folder: Path) -> tuple[Tuned, Epoch]:
@@ -358,7 +396,7 @@ def compressed(workspace: Workspace, tuned: Tuned, epoch: Epoch) -> Compressed:
         plan,
         tuned.score,
         None if correction is None else correction.to_dict(),
-        provenance(workspace, tuned.settings, plan, epoch),
+        {"by": BY, "sha256": tuned.given} if tuned.given else provenance(workspace, tuned.settings, plan, epoch),
     )
 
 
@@ -403,6 +441,8 @@ def run_name(settings: Settings) -> str:
 
 def weights_name(workspace: Workspace, tuned: Tuned) -> str:
     """Weights in one line: which epoch's, their score, how they were trained."""
+    if tuned.given:
+        return f"trained elsewhere, {words.score(workspace, tuned.score.value)} (file {tuned.given[:8]})"
     broken = "" if tuned.complete else ", broken off"
     value = words.score(workspace, tuned.score.value)
     on = f" on {how_many(tuned.score.samples, 'sample')}" if tuned.score.samples else ""

@@ -10,6 +10,7 @@ import streamlit as st
 
 from lowrank_core.errors import LowRankError
 from lowrank_core.plans.candidate import Candidate
+from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.store.room import Part
 from lowrank_core.training.finetune import Epoch
@@ -96,6 +97,14 @@ def send_swept(workspace: Workspace, sweep: Sweep, swept: Swept) -> None:
     send_to_export(workspace, weights)
 
 
+def take(workspace: Workspace, plan: RankPlan, content: bytes) -> tuple[str, ...]:
+    """Take weights that were trained elsewhere as a plan's tuned ones; what there is to say. Raises InvalidFile."""
+    weights, epoch, notices = tuning.given(workspace, plan, content, models.cache().tuning)
+    _keep_network(_tuned_networks(), (models.key(workspace), weights), epoch)
+    _note(workspace, tuned(workspace), (weights,))
+    return notices
+
+
 def tuned_network(workspace: Workspace, weights: Tuned) -> Epoch:
     """The epoch with the network that has these weights; raises InvalidFile where they are gone."""
     return trained(workspace)(weights)
@@ -118,8 +127,8 @@ def trained(workspace: Workspace) -> Callable[[Tuned], Epoch]:
 def _note(workspace: Workspace, earlier: tuple[Tuned, ...], fresh: tuple[Tuned, ...]) -> tuple[Tuned, ...]:
     """Add weights; of one training the latest alone."""
 
-    def of(weights: Tuned) -> tuple[Candidate, Settings, int]:
-        return weights.candidate, weights.settings, weights.watch
+    def of(weights: Tuned) -> tuple[Candidate, Settings, int, bool]:
+        return weights.candidate, weights.settings, weights.watch, bool(weights.given)
 
     replaced = {of(weights) for weights in fresh}
 
