@@ -21,7 +21,7 @@ from lowrank_core.measure.formats import FORMATS
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.store.files import scratch, whole_or_nothing, writing
+from lowrank_core.store.files import scratch, whole_or_nothing, write_whole, writing
 from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
 
@@ -103,7 +103,7 @@ def compiled_size(workspace: Workspace, compressed: Compressed) -> CompiledSize:
     steps = _steps(workspace, compressed.model, names, number_of(compressed))
     with scratch() as folder:
         file = folder / "network.h"
-        file.write_text(header_of(workspace, compressed, steps).text)
+        write_whole(file, header_of(workspace, compressed, steps).text.encode())
         taken = size_of(file)
     if taken is None:
         raise InvalidFile("this machine has no `size` (of binutils) that tells the sections of an object.")

@@ -261,11 +261,12 @@ def how_measured(columns: dict[str, Column], findings: compare.Findings) -> None
         if any(column.number == "int8" for column in columns.values())
         else ""
     )
+    plain = " C: the header that **Export** writes, compiled with -Os for this processor." if findings.compiled else ""
     st.caption(
         f"Flash: parameters and buffers, tied ones once. Peak RAM: activations that live at one time, from {how}; a "
         "lower bound, for a runtime adds scratch space. Bytes moved: weights read once, activations whenever they are "
         f"used. Memory and latency at the batch of the example inputs. Latency: this processor ({cpu_name()}), one "
-        f"thread, in turn with the dense network.{narrow}",
+        f"thread, in turn with the dense network.{narrow}{plain}",
     )
 
 
