@@ -20,9 +20,12 @@ from lowrank_core.graphs.c_source import about_in, header, memory_plan, prefix_o
 from lowrank_core.graphs.integers import StepsNetwork, integers, ranges_of
 from lowrank_core.graphs.steps import Steps, steps_of
 from lowrank_core.layers.data import BatchAxes, call, first_axes
+from lowrank_core.measure.latency import LatencyTable
+from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.store.kinds import EXPORTED
+from pages.ui.compare import Column, Compiles, Findings, PlanCompiled, Target, rows, work
 from tests.awkward_layers import filled
 
 needs_cc = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="this machine has no C compiler")
@@ -235,3 +238,22 @@ def test_a_name_cannot_leave_its_comment() -> None:
     assert text.count("*/") == text.count("/*")
     assert about_in(text)["plan"] == "*/ ??/"
     assert prefix_of("while") == "net_while"
+
+
+@needs_cc
+def test_compare_shows_the_compiled_object_beside_what_the_board_counts(tmp_path: Path) -> None:
+    workspace = Workspace.open("builtin:iris-mlp")
+    dense, plan = RankPlan(workspace.profile.fingerprint), uniform_plan(workspace.profile, 0.5)
+    columns = {"Dense": Column(Candidate(dense)), "This plan": Column(Candidate(plan), "int8")}
+    wish = Compiles(tuple(column.timed for column in columns.values()))
+    compiled = {one.entry: one for one in work(workspace, wish, tmp_path) if isinstance(one, PlanCompiled)}
+    assert list(compiled) == list(wish.entries)
+    taken = [one.taken for one in compiled.values()]
+    if None not in taken:
+        found = rows(workspace, columns, Findings({}, {}, compiled=compiled), Target(), LatencyTable())
+        cells = {row.label: row.cells for row in found}
+        assert [cell.value for cell in cells["C, flash"].values()] == [one.flash_bytes for one in taken]
+        assert cells["C, RAM"]["This plan"].note.startswith("cc -Os for")
+    refused = PlanCompiled(wish.entries[0], None, "no loop for it")
+    found = rows(workspace, columns, Findings({}, {}, compiled={refused.entry: refused}), Target(), LatencyTable())
+    assert next(row for row in found if row.label == "C, RAM").cells["Dense"].note == "no loop for it"

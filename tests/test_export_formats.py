@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.exports import _reload as reload
 from lowrank_core.exports import onnx as onnx_export
 from lowrank_core.exports._reload import READERS
+from lowrank_core.graphs.c_compiled import COMPILERS
 from lowrank_core.layers.data import Dataset, Inputs
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.plans.uniform import uniform_plan
@@ -322,7 +324,9 @@ def test_a_bundle_holds_everything_and_says_what_it_cannot(
         archive.extractall(tmp_path / "unpacked")
         names = set(archive.namelist())
     usual = {"README.md", "load_lowrank.py", "measure_on_device.py", "model.pt2", "model.safetensors", "plan.json"}
-    assert names == usual | ({"model.pte"} if find_spec("executorch") else set())
+    programs = {"model.pte"} if find_spec("executorch") else set()
+    headers = {"model.h"} if any(map(shutil.which, COMPILERS)) else set()
+    assert names == usual | programs | headers
     text = (tmp_path / "unpacked" / "README.md").read_text()
     assert "There is no `model.onnx`: no operator for it." in text
     for name in names - {"README.md"}:

@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from torch import nn
+
+from lowrank_core.errors import InvalidFile
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.graphs.c_compiled import CompiledSize, compiler, size_of
@@ -18,7 +21,7 @@ from lowrank_core.measure.formats import FORMATS
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import final_score
-from lowrank_core.store.files import whole_or_nothing, writing
+from lowrank_core.store.files import scratch, whole_or_nothing, write_whole, writing
 from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
 
@@ -39,14 +42,11 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     report(Progress("following one inference through the network"))
     opened = workspace.opened
     names = tuple(run(compressed.model, Dataset(opened.example_inputs)))
-    steps = steps_of(compressed.model, opened.example_inputs, opened.axes, names)
+    steps = _steps(workspace, compressed.model, names, number_of(compressed))
     one = (opened.axes or first_axes(opened.example_inputs)).pick(opened.example_inputs, slice(0, 1))
     traced = trace(compressed.model, one)
     counted = memory_of(traced, compressed.model, itemsize=FORMATS[number_of(compressed)])
     if compressed.storage.dtype == "int8":
-        report(Progress("quantising"))
-        samples = workspace.calibration.inputs
-        steps = integers(steps, ranges_of(steps, samples, opened.axes or first_axes(samples)))
         network = StepsNetwork(steps)
         report(Progress("measuring"))
         compressed = replace(compressed, model=network, score=final_score(workspace.measure(network, keep=False)))
@@ -58,7 +58,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         return made
 
     def save_dense(to: Path) -> None:
-        save(steps_of(workspace.model, opened.example_inputs, opened.axes, names), compressed, to)
+        save(_steps(workspace, workspace.model, names, "float32"), compressed, to)
 
     with whole_or_nothing(path) as temporary:
         report(Progress("writing"))
@@ -81,6 +81,33 @@ def beside(taken: CompiledSize, counted: Memory) -> str:
         f"parameters and buffers), RAM {taken.ram_bytes:,} B (the board: {counted.peak.bytes:,} B, with inputs and "
         f"outputs, which are the caller's here), by {taken.compiler}"
     )
+
+
+def _steps(workspace: Workspace, model: nn.Module, names: tuple[str, ...], number: str) -> Steps:
+    opened = workspace.opened
+    steps = steps_of(model, opened.example_inputs, opened.axes, names)
+    if number != "int8":
+        return steps
+    report(Progress("quantising"))
+    samples = workspace.calibration.inputs
+    return integers(steps, ranges_of(steps, samples, opened.axes or first_axes(samples)))
+
+
+def compiled_size(workspace: Workspace, compressed: Compressed) -> CompiledSize:
+    """What the compiled object of a network takes, without running it.
+
+    Raises what `write` raises, and InvalidFile where this machine cannot tell the sections of an object.
+    """
+    compiler()
+    names = tuple(run(compressed.model, Dataset(workspace.opened.example_inputs)))
+    steps = _steps(workspace, compressed.model, names, number_of(compressed))
+    with scratch() as folder:
+        file = folder / "network.h"
+        write_whole(file, header_of(workspace, compressed, steps).text.encode())
+        taken = size_of(file)
+    if taken is None:
+        raise InvalidFile("this machine has no `size` (of binutils) that tells the sections of an object.")
+    return taken
 
 
 def number_of(compressed: Compressed) -> str:

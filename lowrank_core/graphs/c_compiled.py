@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lowrank_core.errors import InvalidFile, MissingExtra
 from lowrank_core.graphs.alone import Place, Places, at_a_time
 from lowrank_core.graphs.c_source import about_in
-from lowrank_core.store.files import scratch
+from lowrank_core.store.files import scratch, write_whole
 
 COMPILERS = ("cc", "gcc", "clang")
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
@@ -61,9 +61,9 @@ def compiled(header: Path, folder: Path, *, options: Sequence[str], out: str, co
     """A shared library or object of a header, in a folder; raises InvalidFile with the compiler's first complaint."""
     command = command or compiler()
     prefix = str(about_in(header.read_text(encoding="utf-8"))["prefix"])
-    source, made = folder / "network.c", folder / out
-    source.write_text(f'#define {prefix.upper()}_IMPLEMENTATION\n#include "{prefix}.h"\n')
-    shutil.copyfile(header, folder / f"{prefix}.h")
+    made = folder / out
+    write_whole(folder / "network.c", f'#define {prefix.upper()}_IMPLEMENTATION\n#include "{prefix}.h"\n'.encode())
+    write_whole(folder / f"{prefix}.h", header.read_bytes())
     asked = [command, *STRICT, *options, "-o", out, "network.c"]
     try:
         done = subprocess.run(

@@ -360,10 +360,8 @@ def scaled(value: Tensor, multiplier: Tensor | int, shift: Tensor | int) -> Tens
 def _conv_q(a: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor, by: Tensor, shift: Tensor) -> Tensor:
     kind = a["sums"]  # in which all of its sums are exact
     sums = convolved(a, (x - a["zero_x"]).to(kind), weight.to(kind), None).to(torch.int64).view(a["out"], -1)
-    return (
-        scaled(sums + bias[:, None], by.to(torch.int64)[:, None], shift.to(torch.int64)[:, None]).reshape(-1)
-        + a["zero_y"]
-    )
+    by, shift = by.to(torch.int64)[:, None], shift.to(torch.int64)[:, None]
+    return scaled(sums + bias[:, None], by, shift).reshape(-1).add(a["zero_y"])
 
 
 def _linear_q(a: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor, by: Tensor, shift: Tensor) -> Tensor:

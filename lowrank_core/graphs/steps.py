@@ -748,7 +748,10 @@ class _Reading:
 
 
 def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(torch.broadcast_tensors(*(torch.zeros(()).expand(shape) for shape in shapes))[0].shape)
+    total = torch.zeros(())
+    for shape in shapes:
+        total = total + torch.zeros(()).expand(shape)
+    return tuple(total.shape)
 
 
 def _name(target: Any) -> str:

@@ -22,10 +22,10 @@ from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, compare, goals_bar, question, running, selecting, words
 from pages.ui.button import button
-from pages.ui.compare import Column, Races, Result, Row, Scores, Stairs, Wish
+from pages.ui.compare import Column, Compiles, Races, Result, Row, Scores, Stairs, Wish
 from pages.ui.compare_table import as_csv, comparison_csv, table
 from pages.ui.devices import Device
-from pages.ui.goals import Goals, own_format
+from pages.ui.goals import Goals, flash_bytes, own_format
 from pages.ui.history import and_so_on
 from pages.ui.state import comparisons, plans, session, trainings
 
@@ -33,6 +33,9 @@ IMAGE_CHANNELS, LARGEST_IMAGE, MOST_IMAGES = (1, 3), 256, 24
 MOST_BARS = 40
 INT8_UNASKED_BYTES = 50 * 10**6
 """A dense network of more is measured in int8 only where somebody asks for that column: it takes minutes."""
+
+MOST_COMPILED_BYTES = 16 << 20
+"""Of flash as the board counts it; what has more is for no microcontroller."""
 
 
 def side_by_side(workspace: Workspace, chosen: Goals) -> dict[str, Column]:
@@ -232,6 +235,14 @@ def buttons(
                 wish = Races(entries, runtime)
                 again = "again " if wish in begun else ""
                 ask(workspace, wish, f"Time {again}with {runtime}", busy)
+        smallest = {
+            column.timed: None
+            for column in columns.values()
+            if column.number in ("int8", "float32", AS_IT_IS)
+            and flash_bytes(workspace, column.plan, column.number) <= MOST_COMPILED_BYTES
+        }
+        if smallest:
+            ask(workspace, Compiles(tuple(smallest)), "Compile as C", busy)
         offer(workspace, comparison_csv(rows, headings(workspace, columns)), "comparison", "Table as CSV")
     if unsure:
         st.caption(
@@ -252,11 +263,12 @@ def how_measured(columns: dict[str, Column], findings: compare.Findings) -> None
         if any(column.number == "int8" for column in columns.values())
         else ""
     )
+    plain = " C: the header that **Export** writes, compiled with -Os for this processor." if findings.compiled else ""
     st.caption(
         f"Flash: parameters and buffers, tied ones once. Peak RAM: activations that live at one time, from {how}; a "
         "lower bound, for a runtime adds scratch space. Bytes moved: weights read once, activations whenever they are "
         f"used. Memory and latency at the batch of the example inputs. Latency: this processor ({cpu_name()}), one "
-        f"thread, in turn with the dense network.{narrow}",
+        f"thread, in turn with the dense network.{narrow}{plain}",
     )
 
 

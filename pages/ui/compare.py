@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 from lowrank_core.compression.correct import reporting
+from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import Cancelled, InvalidFile, LowRankError, OtherModel
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._in_format import Measured, measured, plan_in, stored_in
+from lowrank_core.exports.c import compiled_size
 from lowrank_core.figures import how_many, kib
+from lowrank_core.graphs.c_compiled import CompiledSize
 from lowrank_core.graphs.memory import Trace
 from lowrank_core.measure.apart import apart
 from lowrank_core.measure.comparison import Comparison, Flip, traces
@@ -84,6 +87,13 @@ class Races:
 
 
 @dataclass(frozen=True, slots=True)
+class Compiles:
+    """Compile these (plan, number format) as plain C, to see what they take."""
+
+    entries: tuple[tuple[RankPlan, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Stairs:
     """Time every layer at some ranks of these methods."""
 
@@ -109,18 +119,29 @@ class PlanTiming:
     refused: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PlanCompiled:
+    """What a plan takes in a number format as a compiled object; taken: None where `refused` says why."""
+
+    entry: tuple[RankPlan, str]
+    taken: CompiledSize | None
+    refused: str = ""
+
+
 Arguments = TypeVarTuple("Arguments")
 Given = TypeVar("Given")
 
-Wish = Scores | Races | Stairs
-Result = ColumnMeasured | PlanTiming | Staircase
+Wish = Scores | Races | Stairs | Compiles
+Result = ColumnMeasured | PlanTiming | Staircase | PlanCompiled
 Trained = Callable[[Tuned], Epoch]
 """The network with trained weights; raises InvalidFile where they are gone."""
 
 
 def label(wish: Wish) -> str:
     """What a job measures for Compare, in two words, for the badge on other pages."""
-    return {Scores: "Comparing plans", Races: "Timing plans", Stairs: "Timing layers"}[type(wish)]
+    return {Scores: "Comparing plans", Races: "Timing plans", Stairs: "Timing layers", Compiles: "Compiling plans"}[
+        type(wish)
+    ]
 
 
 # ---- work -----------------------------------------------------------------------------------------------------------
@@ -139,6 +160,8 @@ def work(workspace: Workspace, wish: Wish, folder: Path, trained: Trained = gone
     """
     if isinstance(wish, Scores):
         yield from _scores(workspace, wish.columns, trained)
+    elif isinstance(wish, Compiles):
+        yield from _elsewhere(_compiled, workspace, wish)
     elif isinstance(wish, Stairs):
         with somebody_waits(), turn():
             yield from _elsewhere(_stairs, workspace, wish, folder)
@@ -199,6 +222,20 @@ def _elsewhere(
 def _stairs(workspace: Workspace, wish: Stairs, folder: Path) -> Iterator[Staircase]:
     setting = setting_of(workspace, wish.runtime)
     return staircases(workspace.profile.layers, setting, methods=wish.methods, folder=folder)
+
+
+def _compiled(workspace: Workspace, wish: Compiles) -> Iterator[PlanCompiled]:
+    for plan, number in wish.entries:
+        model = workspace.compress(plan) if plan.choices else workspace.model
+        given = Compressed(model, plan)
+        try:
+            if number == "int8":
+                given = given.stored(workspace, Storage("int8"))
+            yield PlanCompiled((plan, number), compiled_size(workspace, given))
+        except Cancelled:
+            raise
+        except LowRankError as error:
+            yield PlanCompiled((plan, number), None, str(error))
 
 
 def _races(workspace: Workspace, wish: Races) -> Iterator[PlanTiming]:
@@ -275,6 +312,7 @@ class Findings:
     timings: Mapping[tuple[tuple[RankPlan, str], Runtime], PlanTiming]
     busy: frozenset[Column] = frozenset()
     racing: frozenset[tuple[tuple[RankPlan, str], Runtime]] = frozenset()
+    compiled: Mapping[tuple[RankPlan, str], PlanCompiled] = field(default_factory=dict)
 
 
 def rows(
@@ -302,6 +340,9 @@ def rows(
     files = {name: None if one is None else one.file_bytes for name, one in found.items()}
     kinds = {name: one.kind for name, one in found.items() if one is not None}
     made.append(_amounts("File", files, size, "B", "as it is written", notes=kinds))
+    objects = {name: findings.compiled.get(column.timed) for name, column in columns.items()}
+    if any(objects.values()):
+        made += _objects(objects, size)
     peaks = {name: memory[name].peak.bytes if name in memory else None for name in columns}
     during = {name: f"during {one.peak.node}" for name, one in memory.items()}
     made.append(_amounts("Peak RAM", peaks, size, "B", "of activations", notes=during))
@@ -331,6 +372,24 @@ def rows(
         }
         made.append(_amounts("Energy", energy, "{:.3g} µJ".format, "µJ", "a rough guess"))
     return made
+
+
+def _objects(objects: Mapping[str, PlanCompiled | None], size: Callable[[float], str]) -> list[Row]:
+    """Flash and RAM of each network as a compiled object."""
+    known = {name: one.taken for name, one in objects.items() if one is not None and one.taken is not None}
+    notes = {name: taken.compiler for name, taken in known.items()}
+    amounts: dict[tuple[str, str], dict[str, float | None]] = {
+        ("C, flash", "of the compiled object"): {
+            name: known[name].flash_bytes if name in known else None for name in objects
+        },
+        ("C, RAM", "its arena"): {name: known[name].ram_bytes if name in known else None for name in objects},
+    }
+    rows = [_amounts(label, values, size, "B", what, notes=notes) for (label, what), values in amounts.items()]
+    refused = {name: one.refused for name, one in objects.items() if one is not None and one.taken is None}
+    return [
+        replace(row, cells={name: replace(cell, note=refused.get(name, cell.note)) for name, cell in row.cells.items()})
+        for row in rows
+    ]
 
 
 def _amounts(

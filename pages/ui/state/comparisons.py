@@ -10,7 +10,7 @@ from lowrank_core.measure.staircases import Setting, Staircase, known_staircases
 from lowrank_core.running.jobs import PATIENCE_SECONDS, Job
 from lowrank_core.workspace import Workspace
 from pages.ui import compare
-from pages.ui.compare import Column, ColumnMeasured, Findings, PlanTiming, Races, Result, Scores
+from pages.ui.compare import Column, ColumnMeasured, Findings, PlanCompiled, PlanTiming, Races, Result, Scores
 from pages.ui.state import jobs, models, trainings
 from pages.ui.state.session import session_id
 
@@ -48,7 +48,8 @@ def findings(workspace: Workspace) -> Findings:
     wishes = [wish for wish, job in begun(workspace).items() if not job.snapshot.over]
     columns = {column for wish in wishes if isinstance(wish, Scores) for column in wish.columns}
     racing = {(entry, wish.runtime) for wish in wishes if isinstance(wish, Races) for entry in wish.entries}
-    return Findings(known, timings, frozenset(columns - known.keys()), frozenset(racing - timings.keys()))
+    compiled = {one.entry: one for one in _results(workspace) if isinstance(one, PlanCompiled)}
+    return Findings(known, timings, frozenset(columns - known.keys()), frozenset(racing - timings.keys()), compiled)
 
 
 def _results(workspace: Workspace) -> list[Result]:
