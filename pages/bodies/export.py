@@ -142,8 +142,7 @@ def network_of(workspace: Workspace, plan: RankPlan, tuned: Tuned | None) -> Com
 def noun(export: Export) -> str:
     """What a kind of file is called in a sentence."""
     first = export.label.split(" (")[0]
-    named = first[1:] != first[1:].lower()  # ONNX, ExecuTorch
-    return first if named else first[0].lower() + first[1:]
+    return first[0].lower() + first[1:] if first.split()[0][1:].islower() else first
 
 
 def storage_form(workspace: Workspace, export: Export) -> Storage:
