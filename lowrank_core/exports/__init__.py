@@ -159,6 +159,7 @@ class Export:
 
     dtypes: what its weights can be written in beside their own. traces: whether exporters of PyTorch take part, which
     set what a whole process shares while they run. options: fields of `Storage` that it knows beside these.
+    offered(workspace): whether a page offers it for this network.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Export:
     dtypes: tuple[str, ...] = ()
     traces: bool = False
     options: tuple[str, ...] = ()
+    offered: Callable[[Workspace], bool] = lambda workspace: True
 
 
 EXPORTS: dict[str, Export] = {}

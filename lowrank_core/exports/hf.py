@@ -75,13 +75,18 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
 
 def _source(workspace: Workspace) -> Path:
     """The folder that the network came from; raises InvalidModel where it came from none."""
-    folder = Path(address_of(workspace.opened.ref).model) if workspace.opened.ref else None
-    if folder is None or not (folder / CONFIG).is_file() or not hasattr(workspace.model, "base_model_prefix"):
+    if not _came_from_folder(workspace):
         raise InvalidModel(
             f"{workspace.name} did not come from a folder of save_pretrained (transformers), so there is no "
             "configuration to write; export --format safetensors, pt2 or onnx write it."
         )
-    return folder
+    return Path(address_of(str(workspace.opened.ref)).model)
+
+
+def _came_from_folder(workspace: Workspace) -> bool:
+    """Whether it was opened from a folder of `save_pretrained`."""
+    folder = Path(address_of(workspace.opened.ref).model) if workspace.opened.ref else None
+    return folder is not None and (folder / CONFIG).is_file() and hasattr(workspace.model, "base_model_prefix")
 
 
 def _copy_beside(source: Path, folder: Path) -> None:
@@ -237,4 +242,6 @@ def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     return (Snippet("with transformers and lowrank_hf", unpack + _code(kind, folder)),)
 
 
-register(Export("hf", "Folder of transformers (zip)", ".zip", write, snippets, tuple(DTYPES)))
+register(
+    Export("hf", "Folder of transformers (zip)", ".zip", write, snippets, tuple(DTYPES), offered=_came_from_folder)
+)

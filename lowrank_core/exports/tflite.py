@@ -134,4 +134,9 @@ print(run.get_input_details(), run.get_output_details())
     return (Snippet("with ai-edge-litert alone", code),)
 
 
-register(Export("tflite", "LiteRT model", ".tflite", write, snippets, traces=True))
+def _never(workspace: Workspace) -> bool:
+    """Not on a page: whoever looks at one would name a program that this machine then runs."""
+    return False
+
+
+register(Export("tflite", "LiteRT model", ".tflite", write, snippets, traces=True, offered=_never))

@@ -452,9 +452,8 @@ def show(workspace: Workspace) -> None:
         st.caption("A plan holds ranks, not weights: opened elsewhere, its factors start **untrained**.")
     lines(workspace, plan, EXPORTS["plan"], f"{name}-plan.json")
     st.header("Compressed network", anchor=False)
-    kinds = sorted(
-        (kind for kind in EXPORTS if kind not in ("plan", "tflite")), key=lambda kind: (*ORDER, kind).index(kind)
-    )
+    offered = [kind for kind, export in EXPORTS.items() if kind != "plan" and export.offered(workspace)]
+    kinds = sorted(offered, key=lambda kind: (*ORDER, kind).index(kind))
     number = plans.goals(workspace).number
     usual = next((kind for kind in kinds if number in EXPORTS[kind].dtypes), kinds[0])
     kind = st.segmented_control(

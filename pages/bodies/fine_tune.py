@@ -260,6 +260,7 @@ def show(workspace: Workspace) -> None:
         before = trainings.asked_before(workspace)
         titles = [tuning.title(workspace, wish) for wish in before]
         running.earlier(before, titles, partial(trainings.start, workspace), takes)
+        taken_back(workspace)
     with right:
         job = None if at_work is None else jobs[at_work]
         bar = running.bar(label, ":material/model_training:", ready=wish is not None, job=job)
@@ -276,4 +277,3 @@ def show(workspace: Workspace) -> None:
     else:
         with at_rest.container():
             rest(workspace, [Trained(wish, job.snapshot) for wish, job in jobs.items() if job.snapshot.over])
-    taken_back(workspace)
