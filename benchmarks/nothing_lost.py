@@ -101,7 +101,10 @@ COMMANDS = {
 }
 """How each option that writes is tried, with the least work; a new one must be added here."""
 
-ELSEWHERE = {("report", "--out"), ("export", "--node-data"), ("search", "--optuna"), ("adapter", "--out")}
+ELSEWHERE = {
+    *(("report", "--out"), ("export", "--node-data"), ("search", "--optuna"), ("adapter", "--out")),
+    ("latency", "--device-file"),
+}
 """Options that take names of one ending alone, so that most places are wrong usage: tests of their own try them."""
 
 

@@ -148,7 +148,7 @@ def test_no_path_of_this_machine_is_written(
 
     model = awkward.compress(awkward_plan(awkward))
     monkeypatch.setattr(reload, "outputs_in_fresh_process", here)
-    for name in EXPORTS.keys() - {"openvino", "tflite"}:  # tests of their own
+    for name in EXPORTS.keys() - {"hf", "openvino", "tflite"}:  # tests of their own
         export = EXPORTS[name]
         target = tmp_path / f"out-{name}"
         if name == "c" and not any(map(shutil.which, COMPILERS)):

@@ -43,11 +43,14 @@ class GramMatrix:
         self._blocks = [
             torch.zeros(columns - at, min(WIDTH, columns - at), dtype=torch.float64) for at in range(0, columns, WIDTH)
         ]
+        self._wide = torch.empty(0, columns, dtype=torch.float64)  # rows in float64: one memory for all of them
 
     def add(self, rows: Tensor) -> None:
         """Add rows (k, columns) of X in any floating dtype; raises Cancelled."""
         raise_if_cancelled()
-        rows = rows.to(torch.float64)
+        if len(self._wide) < len(rows):
+            self._wide = torch.empty(len(rows), self.columns, dtype=torch.float64)
+        rows = self._wide[: len(rows)].copy_(rows)
         for at, block in zip(range(0, self.columns, WIDTH), self._blocks, strict=True):
             block.addmm_(rows[:, at:].mT, rows[:, at : at + WIDTH])
 
@@ -56,7 +59,7 @@ class GramMatrix:
 
         Raises InvalidModel where X held NaN or Inf, and Cancelled.
         """
-        blocks, self._blocks = self._blocks, []
+        blocks, self._blocks, self._wide = self._blocks, [], self._wide[:0].clone()
         for block in blocks:
             _check(block.diagonal())
         whole = self.columns <= WHOLE
