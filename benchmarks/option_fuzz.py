@@ -191,6 +191,8 @@ def values(param: click.Parameter) -> list[str | None]:
 def plain_line(command: click.Command) -> Line:
     """The shortest line that is right."""
     given = [(param, right(param)[0]) for param in command.params if param.required or param.name in ("model", "file")]
+    if command.name == "adapter":
+        given = [(param, "adapter.safetensors" if param.name == "model" else value) for param, value in given]
     options = {param.name: param for param in command.params}
     by_command: dict[str, list[tuple[str, str | None]]] = {
         "search": [("multiplies", "0.5")],
@@ -243,6 +245,8 @@ def workplace() -> Iterator[Path]:
         Path("plan.json").write_text(json.dumps({**plan, "layers": {"fc2": {"method": "svd", "rank": [1]}}}))
         save_file({n: t.clone() for n, t in workspace.model.state_dict().items()}, "weights.safetensors")
         torch.save(workspace.model.state_dict(), "weights.pth")
+        sides = {"fc1.lora_down.weight": torch.ones(2, 4), "fc1.lora_up.weight": torch.ones(10, 2)}
+        save_file({**sides, "fc1.alpha": torch.tensor(2.0)}, "adapter.safetensors")
         Path("table.csv").write_text("layer,method,rank,microseconds\nfc1,dense,,9\nfc1,svd,1,5\nfc2,dense,,9\n")
         Path("model.py").write_text("x = 1\n")
         Path("empty").touch()

@@ -20,7 +20,7 @@ from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.exports.onnx import quantised
 from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
 from lowrank_core.graphs.onnx_forms import at_opset, at_sizes, checked, opset_of, symbolic
-from lowrank_core.layers.data import run
+from lowrank_core.layers.data import call, run
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.scoring.scores import final_score
@@ -61,6 +61,18 @@ def test_a_batch_fixes_every_size_and_an_opset_is_kept(iris: Workspace, written:
     assert fixed.ir_version < free.ir_version  # who knows opset 15 alone need not know newer files
     (plan,) = [json.loads(entry.value) for entry in fixed.metadata_props if entry.key == "lowrank_plan"]
     assert plan["provenance"]["storage"] == {"batch": 3, "opset": 15}
+
+
+def test_an_old_opset_whose_operators_differ_by_types_alone(iris: Workspace, written: Path) -> None:
+    """onnx's own converter knows no way from Relu of opset 14 to that of 13."""
+    old = checked(at_opset(onnx.load(written), 13))
+    assert opset_of(old) == 13
+    inputs = iris.opened.example_inputs
+    answers = [
+        list(call(OnnxNetwork(proto.SerializeToString(), ("output",)), inputs).values())
+        for proto in (onnx.load(written), old)
+    ]
+    assert torch.equal(answers[0][0], answers[1][0])
 
 
 @pytest.mark.slow
@@ -105,6 +117,7 @@ def test_what_does_not_go_together_is_said(tmp_path: Path) -> None:
     assert "--batch goes with --format executorch, onnx" in refusal("--format", "safetensors", "--batch", "2")
     assert "--int8 is --dtype int8" in refusal("--format", "onnx", "--int8", "per-tensor", "--dtype", "float16")
     assert "--refit goes with" in refusal("--format", "onnx", "--refit")
+    assert "--int8 goes with --format executorch, onnx" in refusal("--format", "c", "--int8", "per-tensor")
     assert "13<=x<=23" in refusal("--format", "onnx", "--opset", "9")
     assert not list(tmp_path.iterdir())
 

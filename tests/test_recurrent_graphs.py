@@ -18,7 +18,7 @@ from lowrank_core.compression.factors import FactorStore
 from lowrank_core.errors import InvalidModel
 from lowrank_core.exports import Compressed
 from lowrank_core.exports._recurrent import forms_of
-from lowrank_core.exports.onnx import _quantised
+from lowrank_core.exports.onnx import quantised
 from lowrank_core.graphs import recurrent
 from lowrank_core.graphs.exporting import exported_program, onnx_program
 from lowrank_core.layers.parts import Recurrent
@@ -243,7 +243,7 @@ def test_int8_leaves_the_factors_of_a_recurrent_side_as_they_are():
     """Quantising optimises the graph, which would put the product of 28 x 2 and 2 x 7 into the file."""
     network = compressed(filled(Net(nn.LSTM(5, 7))).float().eval(), "ih hh")
     x = seeded((6, 2, 5)).float()
-    proto = _quantised(written(network, False), x)
+    proto = quantised(written(network, False), x, "per-channel")
     assert {"rnn.weight_hh_l0.0.weight", "rnn.weight_hh_l0.1.weight"} <= {i.name for i in proto.graph.initializer}
     with torch.no_grad():
         torch.testing.assert_close(answers(proto, [x])[0], network.rnn(x)[0], rtol=0, atol=0.05)

@@ -137,6 +137,18 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(spoil, said: str, iris:
     assert str(found.value).count(" Give ") == ("Give" in str(found.value))
 
 
+def test_of_two_networks_in_one_file_none_is_taken_by_chance(iris: Workspace, folder: Path) -> None:
+    state = network_of(iris, folder).state_dict()
+    both = {
+        f"{who}.{name}": value * factor
+        for who, factor in (("teacher", 0), ("student", 1))
+        for name, value in state.items()
+    }
+    torch.save({"state_dict": both}, folder / "both.ckpt")
+    with pytest.raises(InvalidFile, match=r"more than once: under state_dict\.student and state_dict\.teacher; save"):
+        with_weights(network_of(iris, folder), folder / "both.ckpt")
+
+
 def test_the_dense_networks_weights_are_none_of_the_plans(iris: Workspace, folder: Path) -> None:
     torch.save(iris.model.state_dict(), folder / "dense.pt")
     said = run(folder, "evaluate", "--tuned", str(folder / "dense.pt"))

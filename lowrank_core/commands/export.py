@@ -137,7 +137,7 @@ def export(
     dtype = "int8" if int8 is not None else dtype
     if refit is not None and dtype != "int8":
         raise click.UsageError("--refit goes with --int8 or --dtype int8.")
-    for option, value in (("batch", batch), ("opset", opset)):
+    for option, value in (("batch", batch), ("opset", opset), ("int8", int8), ("refit", refit)):
         if value is not None and option not in EXPORTS[kind].options:
             knowing = ", ".join(name for name in FORMATS if option in EXPORTS[name].options)
             raise click.UsageError(f"--{option} goes with --format {knowing}, but got {kind}.")

@@ -49,8 +49,9 @@ def with_weights(model: nn.Module, path: Path) -> Returned:
     try:
         network, notices = filled_by(copied(model), replace(sets, sets=plain), _as_it_is)
     except InvalidFile as error:
-        told = str(error).partition(" Give the weights of")[0]
-        raise InvalidFile(f"{told} Give the state_dict of the network that this plan makes.") from error
+        told, differs, _ = str(error).partition(" Give the weights of")
+        what_to_do = " Give the state_dict of the network that this plan makes." if differs else ""
+        raise InvalidFile(f"{told}{what_to_do}") from error
     if observed:
         said = (
             f"Left off: {observed} tensors of observers and fake quantisation; the weights count as they are, in float."

@@ -145,4 +145,4 @@ int main(void) {{
     return (Snippet("with a C compiler alone", code, language="c"),)
 
 
-register(Export("c", "C header", ".h", write, snippets, ("int8",), traces=True))
+register(Export("c", "C header", ".h", write, snippets, ("int8",), traces=True, options=("refit",)))

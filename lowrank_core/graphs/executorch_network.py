@@ -23,7 +23,7 @@ from lowrank_core.running.own_process import nothing_printed
 
 def available() -> None:
     """Raise MissingExtra where ExecuTorch or what quantises for it is not installed."""
-    with extra("edge", "ExecuTorch"):
+    with extra("edge", "ExecuTorch"), _quiet():
         import executorch.runtime  # noqa: F401
         import torchao  # noqa: F401
 

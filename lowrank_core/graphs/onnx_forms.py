@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,17 +46,49 @@ def at_opset(proto: Any, opset: int) -> Any:
 
     Raises InvalidSettings for a version that is not written, InvalidModel where an operator has no such form.
     """
-    from onnx import helper, version_converter
+    from onnx import helper
 
     least, most = OPSETS
     if not least <= opset <= most:
         raise InvalidSettings(f"--opset must be from {least} to {most}, but got {opset}.")
-    try:
-        changed = proto if opset == opset_of(proto) else version_converter.convert_version(proto, opset)
-    except Exception as error:  # a RuntimeError of its own for each operator
-        raise InvalidModel(f"ONNX cannot write this network in opset {opset}: {_said(error)}.") from error
+    now = opset_of(proto)
+    changed = proto if opset == now else _converted(proto, range(opset, now) if opset < now else (opset,), opset)
     changed.ir_version = helper.find_min_ir_version_for(changed.opset_import)
     return changed
+
+
+def _converted(proto: Any, versions: Sequence[int], opset: int) -> Any:
+    """The graph in the first of these versions that ONNX's converter reaches, said to be of the one asked for."""
+    from onnx import version_converter
+
+    errors: list[Exception] = []
+    for version in versions:
+        try:
+            return _as_types_alone(version_converter.convert_version(proto, version), opset)
+        except Exception as error:  # a RuntimeError of its own for each operator
+            errors.append(error)
+    raise InvalidModel(f"ONNX cannot write this network in opset {opset}: {_said(errors[0])}.") from errors[0]
+
+
+def _as_types_alone(proto: Any, opset: int) -> Any:
+    """The graph said to be of an older version, whose operators differ from these by the types that they take alone.
+
+    Raises InvalidModel where one of them differs by more; types are then checked with the graph as a whole.
+    """
+    from onnx import defs
+
+    version = opset_of(proto)
+    for node in (node for graph in _graphs(proto.graph) for node in graph.node if node.domain in ("", "ai.onnx")):
+        now, then = (defs.get_schema(node.op_type, each) for each in (version, opset))
+        same = [port.name for port in now.inputs] == [port.name for port in then.inputs]
+        if now.since_version != then.since_version and not (
+            same and {attribute.name for attribute in node.attribute} <= set(then.attributes)
+        ):
+            raise InvalidModel(f"{node.op_type} is another operator before opset {now.since_version}")
+    for each in proto.opset_import:
+        if each.domain in ("", "ai.onnx"):
+            each.version = opset
+    return proto
 
 
 def opset_of(proto: Any) -> int:
@@ -155,4 +188,7 @@ def _say(value: Any, shape: Sequence[int]) -> None:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(". ")
+    """Its words without the place in ONNX's own sources that they begin with."""
+    return re.sub(r"^\S+\.(h|cc):\d+: \w+: (Assertion `\w+` failed: )?", "", " ".join(str(error).split()))[:200].rstrip(
+        ". "
+    )

@@ -13,7 +13,10 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import NoReturn
 
-EXPORTERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "onnxscript", "onnx_ir")
+EXPORTERS = (
+    *("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.utils._pytree"),
+    *("onnxscript", "onnx_ir", "torchao", "executorch"),
+)
 """Loggers of what writes and reads graphs."""
 
 

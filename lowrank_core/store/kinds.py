@@ -123,8 +123,9 @@ def _is_openvino(path: Path) -> bool:
         return b"<net " in content[:200] and content.find(b"<lowrank_plan ") > 0
 
 
-def _is_tflite(path: Path) -> bool:
-    return _beginning(path, 8)[4:] == b"TFL3"
+def _is_told(path: Path) -> bool:
+    """Never: such a file has no room to say whose it is, so none is replaced unasked."""
+    return False
 
 
 def _is_bundle(path: Path) -> bool:
@@ -199,10 +200,10 @@ EXPORTED = {
     "onnx": FileKind("an ONNX model that this product exported", _is_onnx),
     "executorch": FileKind("an ExecuTorch program that this product exported", _is_pte),
     "openvino": FileKind("an OpenVINO model that this product exported", _is_openvino),
-    "tflite": FileKind("a LiteRT model", _is_tflite),
+    "tflite": FileKind("a LiteRT model that says it is this product's", _is_told),
     "bundle": FileKind("a bundle", _is_bundle),
     "hf": FileKind("a folder that this product exported, as it wrote it", _is_hf, folder=True),
     "plan": PLAN,
-    "c": FileKind("a C header of this product", _is_header, text=False),
+    "c": FileKind("a C header of this product", _is_header),
 }
 """By the names of the exports."""

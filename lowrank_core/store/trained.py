@@ -155,6 +155,13 @@ def fitted(held: WeightSets[T], ours: Collection[str], parameters: Collection[st
     ]
     best = min(readings, key=lambda one: (one.faults(own, needed), is_averaged(one.label) != is_averaged(part)))
     rivals = [one.label for one in readings if one.state.keys() >= needed and one.state.keys() <= own]
+    beside = [one for one in readings if one.key == best.key and one.label in rivals and not is_averaged(one.label)]
+    if not part and best in beside and len({one.prefix for one in beside}) > 1:
+        told = " and ".join(sorted({one.label for one in beside}))
+        raise InvalidFile(
+            f"{held.path} holds this network more than once: under {told}; save the one that is meant alone, or name "
+            f"it as FILE#{best.label} with --weights."
+        )
     said = [*held.taken(best.key, rivals if best.label in rivals else (), best.label), *best.said]
     if best.prefix:
         said.append(f"The prefix {best.prefix!r} of names is left off{_rest(best.beside)}.")

@@ -211,7 +211,7 @@ def graph_form(export: Export, storage: Storage) -> dict[str, Any]:
                 help="Version of ONNX's operators, for tools that do not know the newest.",
                 width=180,
             )
-        if storage.dtype == "int8":
+        if storage.dtype == "int8" and "int8" in export.options:
             asked["int8"] = st.selectbox(
                 "Scales of int8",
                 INT8,
@@ -220,13 +220,13 @@ def graph_form(export: Export, storage: Storage) -> dict[str, Any]:
                 help="Some NPUs know only one scale for each weight.",
                 width=180,
             )
-            if not storage.dense:
-                asked["refit"] = st.toggle(
-                    "Refit for int8",
-                    value=True,
-                    key=f"refit {export.name}",
-                    help="Factors are fitted to each other as int8 rounds them, on samples without labels.",
-                )
+        if storage.dtype == "int8" and not storage.dense:
+            asked["refit"] = st.toggle(
+                "Refit for int8",
+                value=True,
+                key=f"refit {export.name}",
+                help="Factors are fitted to each other as int8 rounds them, on samples without labels.",
+            )
     return asked
 
 
