@@ -194,7 +194,13 @@ def exports() -> str:
 
 
 def _numbers(export: Export) -> str:
-    return ", ".join(("float32", *export.dtypes)) if export.dtypes else "ranks alone"
+    return (
+        ", ".join(("float32", *export.dtypes))
+        if export.dtypes
+        else "ranks alone"
+        if export.name == "plan"
+        else "float32"
+    )
 
 
 def sources() -> str:

@@ -69,11 +69,12 @@ class Compression:
     ) -> Exported:
         """Write a file, reload it in a fresh process and compare; `path` is there whole and right, or as it was.
 
-        format: a key of `EXPORTS`; without one the ending of the path tells (.safetensors, .pt2, .onnx, .zip, .json).
+        format: a key of `EXPORTS`; without one the ending of the path tells (.safetensors, .pt2, .onnx, .pte, .h,
+        .json; .zip is a bundle).
         Raises InvalidFile or InvalidModel where it cannot be written, or answers otherwise once it is read.
         """
         path = Path(path)
-        kinds = {export.suffix: name for name, export in EXPORTS.items()}
+        kinds = {export.suffix: name for name, export in EXPORTS.items() if name != "hf"}
         kind = format or kinds.get(path.suffix)
         if kind not in EXPORTS:
             raise InvalidFile(

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -422,6 +423,9 @@ def test_files_of_a_live_network_are_tried_in_a_fresh_process(compression: Compr
     assert loaded.plan == compression.plan
     assert loaded.provenance["model"]["source"] == {"class": "torch.nn.modules.container.Sequential"}
     assert loaded.provenance["score"]["value"] == compression.score.value
+    assert zipfile.is_zipfile(
+        compression.export(tmp_path / "all.zip").path
+    )  # a bundle; a folder of transformers is asked for
     plan = compression.export(tmp_path / "plan.json")
     assert RankPlan.from_json(Path(plan.path).read_bytes()) == compression.plan
     with pytest.raises(InvalidFile, match=r"net\.bin ends in none of .*\.safetensors.*give format, one of"):
