@@ -3,11 +3,11 @@
     python -m benchmarks.fresh_env [MODEL[=EXPRESSION] ...] [--only ENVIRONMENT ...] [--keep FOLDER]
 
 A plan of uniform ranks is exported as every kind of file that ENVIRONMENTS names. In a virtual environment made for
-each (torch and safetensors; torch; onnxruntime and numpy; a C compiler and numpy) the file is loaded and run in batches
-of 1, 2 and 7, and the outputs are compared with stored ones: the largest difference. A network that a kind cannot hold
-has the reason instead. EXPRESSION builds the untrained network from the classes of the model file, default
-untrained(); a network of transformers needs that package, too, where it is built. --keep keeps the environments and
-uses those that are there. A new runtime is one more of ENVIRONMENTS.
+each (torch and safetensors; torch; onnxruntime and numpy; OpenVINO; ExecuTorch; a C compiler and numpy) the file is
+loaded and run in batches of 1, 2 and 7, and the outputs are compared with stored ones: the largest difference. A
+network that a kind cannot hold has the reason instead. EXPRESSION builds the untrained network from the classes of the
+model file, default untrained(); a network of transformers needs that package, too, where it is built. --keep keeps the
+environments and uses those that are there. A new runtime is one more of ENVIRONMENTS.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from lowrank_core.errors import LowRankError
 from lowrank_core.exports import EXPORTS, Compressed, reference_inputs
 from lowrank_core.layers.data import Dataset, run, tensors
 from lowrank_core.plans.uniform import uniform_plan
+from lowrank_core.store.files import weights_beside
 
 BATCHES = (1, 2, 7)
 BERT_TINY = "benchmarks/real_networks/bert_tiny.py"
@@ -64,6 +65,26 @@ import onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
 names = [given.name for given in session.get_inputs()]
 found = [float(abs(session.run(None, dict(zip(names, x)))[0] - y).max()) for x, y in batches]
+print(json.dumps(found))
+"""
+OPENVINO_CHECK = """
+import sys
+sys.modules["openvino_telemetry"] = None  # which tells its maker and writes into the home folder
+import openvino
+core = openvino.Core()
+compiled = core.compile_model("model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+found = [float(abs(compiled(x)[0] - y).max()) for x, y in batches]
+print(json.dumps(found))
+"""
+EXECUTORCH_CHECK = """
+import json, torch
+from executorch.runtime import Runtime
+forward = Runtime.get().load_program("model.pte").load_method("forward")
+inputs, outputs = torch.load("reference.pt", weights_only=True)
+found = []
+for x, y in zip(inputs, outputs):
+    answers = [forward.execute([each[n : n + 1].contiguous() for each in x])[0].clone() for n in range(len(y))]
+    found.append(float((torch.cat(answers) - y).abs().max()))
 print(json.dumps(found))
 """
 C_CHECK = """
@@ -102,6 +123,8 @@ ENVIRONMENTS = (
     Environment("torch-safetensors", ("torch", "safetensors"), "safetensors", CHECKPOINT + TORCH_CHECK),
     Environment("torch", ("torch",), "pt2", PROGRAM + TORCH_CHECK),
     Environment("onnxruntime-numpy", ("onnxruntime", "numpy"), "onnx", STORED + ONNX_CHECK),
+    Environment("openvino", ("numpy", "openvino"), "openvino", STORED + OPENVINO_CHECK),
+    Environment("executorch", ("torch", "numpy", "executorch"), "executorch", EXECUTORCH_CHECK),
     Environment("cc-numpy", ("numpy",), "c", STORED + C_CHECK),
 )
 
@@ -216,7 +239,9 @@ def main() -> None:
                     else:
                         python = interpreter(packages, keep.resolve())
                         found = differences(python, environment.script, Path(folder))
-                        cells = [f"{Path(folder, file).stat().st_size:,}", *(f"{one:.2g}" for one in found)]
+                        beside = weights_beside(Path(folder, file)) if environment.kind == "openvino" else Path()
+                        size = Path(folder, file).stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+                        cells = [f"{size:,}", *(f"{one:.2g}" for one in found)]
                     rows.append([workspace.name, ", ".join(packages), f"`{file}`", *cells])
     print(table_of(HEAD, rows))
 

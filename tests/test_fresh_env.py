@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,16 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-def skip_without_compiler(environment: Environment) -> None:
+def skip_without_runtime(environment: Environment) -> None:
     if environment.kind == "c" and not shutil.which("cc"):
         pytest.skip("this machine has no C compiler")
+    if environment.kind in ("executorch", "openvino") and find_spec(environment.kind) is None:
+        pytest.skip(f"{environment.kind} is not installed")
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=[e.name for e in ENVIRONMENTS])
 def test_an_artefact_needs_its_runtime_alone(environment: Environment, written: Path) -> None:
-    skip_without_compiler(environment)
+    skip_without_runtime(environment)
     block = BLOCK.format(refused=tuple(set(REFUSED) - set(environment.packages)))
     found = differences(sys.executable, block + environment.script, written)
     assert len(found) == 3
@@ -70,7 +73,7 @@ def test_an_artefact_needs_its_runtime_alone(environment: Environment, written: 
 @pytest.mark.parametrize("written", ["builtin:digits-cnn"], indirect=True)
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=[e.name for e in ENVIRONMENTS])
 def test_it_would_be_noticed_if_it_needed_more(environment: Environment, written: Path) -> None:
-    skip_without_compiler(environment)
+    skip_without_runtime(environment)
     block = BLOCK.format(refused=(environment.packages[-1],))
     done = subprocess.run([sys.executable, "-I", "-c", block + environment.script], cwd=written, capture_output=True)
     assert f"No module named '{environment.packages[-1]}'" in done.stderr.decode()
