@@ -24,6 +24,8 @@ from lowrank_core.scoring.scores import Score, final_score
 from lowrank_core.selection import Rule, check_answer, make, of_all_samples, search
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.store.cache import Cache
+from lowrank_core.store.files import weights_beside
+from lowrank_core.store.kinds import EXPORTED
 from lowrank_core.workspace import Workspace
 
 
@@ -80,10 +82,20 @@ class Compression:
             raise InvalidFile(
                 f"{path} ends in none of {', '.join(kinds)}; name it so, or give format, one of {', '.join(EXPORTS)}."
             )
+        check_beside(kind, path)
         fitted = None if self.correction is None else self.correction.to_dict()
         compressed = Compressed(self.model, self.plan, self.score, fitted)
         with scope(report=report):
             return EXPORTS[kind].write(self.workspace, compressed, path)
+
+
+def check_beside(kind: str, path: Path) -> None:
+    """Raise InvalidFile where the weights of an export would take the place of a file that nobody named."""
+    beside = weights_beside(path)
+    if EXPORTED[kind].beside and beside.exists() and not EXPORTED[kind](beside):
+        raise InvalidFile(
+            f"{beside}, where the weights go, is not of a {path.name} of ours; remove it, or give another name."
+        )
 
 
 def compress(

@@ -279,6 +279,10 @@ def _foreign(state: dict[str, Tensor], folder: Path) -> None:
     state |= {name.removeprefix("base_model.model."): value for name, value in peft_state().items() if "conv" in name}
 
 
+def configured(**more: Any) -> Harm:
+    return lambda state, folder: (folder / "adapter_config.json").write_text(json.dumps(CONFIG | more)) and None
+
+
 HARMS: dict[str, Harm] = {
     "A and B do not fit": lambda state, _: state.update({f"{Q}.lora_B.weight": random(24, 5)}),
     "has no lora_B beside it": lambda state, _: state.__delitem__(f"{Q}.lora_B.weight"),
@@ -292,10 +296,19 @@ HARMS: dict[str, Harm] = {
     "says rank 6 of .* but its A has 3 rows": lambda state, _: state.update(
         {f"{Q}.lora_A.weight": random(3, 16), f"{Q}.lora_B.weight": random(24, 3)}
     ),
-    "must say r and lora_alpha": lambda state, folder: (folder / "adapter_config.json").write_text("{}") and None,
-    "only peft_type LORA": lambda state, folder: (
-        (folder / "adapter_config.json").write_text(json.dumps(CONFIG | {"peft_type": "LOHA"})) and None
+    "must say r and lora_alpha of a LoRA, but has no r;": lambda state, folder: (
+        (folder / "adapter_config.json").write_text("{}") and None
     ),
+    r"adapter_config.json is cut short or damaged: it is no JSON \(line 1: Expecting": lambda state, folder: (
+        (folder / "adapter_config.json").write_text("{") and None
+    ),
+    "only peft_type LORA is read, but it is 'LOHA'": configured(peft_type="LOHA"),
+    r"lora_alpha must be a number above 0 \(1e-30 to 1e\+30\), but is inf": configured(lora_alpha=math.inf),
+    r"lora_alpha must be .*, but is 0\.": configured(lora_alpha=0),
+    "lora_alpha must be .*, but is '9'": configured(lora_alpha="9"),
+    r"json: r must be .*, but is 0\.": configured(r=0),
+    r"alpha_pattern of 'down_proj' must be .*, but is 0\.": configured(alpha_pattern={"down_proj": 0}),
+    "rank_pattern must be a JSON object .*, but is 3": configured(rank_pattern=3),
     "holds several adapters": lambda state, _: state.update(
         {f"{DOWN}.lora_A.other.weight": random(4, 20), f"{DOWN}.lora_B.other.weight": random(12, 4)}
     ),
@@ -314,6 +327,33 @@ def test_what_is_no_whole_adapter_is_refused_in_one_line(said: str, tmp_path: Pa
     with pytest.raises(InvalidFile, match=said) as refused:
         open_any(str(folder))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf, 0.0, -1.0])
+def test_an_alpha_of_kohya_is_a_number_above_0(alpha: float, tmp_path: Path) -> None:
+    save_file(kohya_state(alpha), tmp_path / "style.safetensors")
+    with pytest.raises(InvalidFile, match=rf"alpha' must be a number above 0 .*, but is {alpha}\."):
+        open_any(str(tmp_path / "style.safetensors"))
+    save_file(kohya_state() | {"lora_unet_conv.alpha": torch.ones(2)}, tmp_path / "style.safetensors")
+    with pytest.raises(InvalidFile, match=r"'lora_unet_conv.alpha' must be one number, but is \(2,\) F32"):
+        open_any(str(tmp_path / "style.safetensors"))
+
+
+def test_what_is_missing_packed_or_in_the_way_is_named(tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path / "peft")
+    ran = [CliRunner().invoke(cli, ["adapter", str(folder), "--rank", "2", "--out", str(folder / "sub")])]
+    export = ["export", str(folder), "--dense", "--format", "hf"]
+    ran.append(CliRunner().invoke(cli, [*export, "--out", str(folder / "sub")]))
+    assert CliRunner().invoke(cli, ["adapter", str(folder), "--out", str(tmp_path / "small.zip")]).exit_code == 0
+    ran.append(CliRunner().invoke(cli, ["adapter", str(tmp_path / "small.zip")]))
+    (folder / "adapter_model.safetensors").unlink()
+    ran.append(CliRunner().invoke(cli, ["adapter", str(folder)]))
+    assert [(one.exit_code, one.output.count("\n")) for one in ran] == [(1, 1)] * 4, [one.output for one in ran]
+    assert all("sub lies in the model, which this command reads" in one.output for one in ran[:2])
+    assert "is a zip, which is not opened; unpack it and give the folder" in ran[2].output
+    assert "peft has no adapter_model.safetensors beside its adapter_config.json" in ran[3].output
+    assert [file.name for file in folder.iterdir()] == ["adapter_config.json"]
+    assert "--weights" not in CliRunner().invoke(cli, ["adapter", "--help"]).output
 
 
 def test_without_its_configuration_it_is_looked_at_and_not_written(tmp_path: Path) -> None:

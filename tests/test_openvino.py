@@ -22,6 +22,7 @@ from lowrank_core.layers.data import Dataset, call, run
 from lowrank_core.measure import latency
 from lowrank_core.measure.latency import network_latency, runtimes_here
 from lowrank_core.measure.staircases import Setting, chain_work, setting_of
+from lowrank_core.one_call import check_beside
 from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.store.files import weights_beside
 from lowrank_core.store.kinds import EXPORTED
@@ -150,22 +151,57 @@ def test_its_work_runs_in_the_thread_whose_clock_is_read(iris: Workspace) -> Non
     assert max(seen) > 0.8, seen
 
 
-@pytest.mark.parametrize(
-    ("name", "there", "said"),
-    [
-        ("net.onnx", "", "must end in .xml"),
-        ("net.xml", "net.bin", "net.bin, where the weights go, is there without net.xml"),
-    ],
-)
-def test_a_place_that_does_not_fit_is_refused(
-    iris: Workspace, halved: Compressed, tmp_path: Path, name: str, there: str, said: str
-) -> None:
-    if there:
-        (tmp_path / there).write_text("somebody's")
-    with pytest.raises(InvalidFile, match=said):
-        WRITTEN.write(iris, halved, tmp_path / name)
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["somebody's"] * bool(there)
+def test_a_name_that_does_not_fit_is_refused(iris: Workspace, halved: Compressed, tmp_path: Path) -> None:
+    with pytest.raises(InvalidFile, match=r"must end in \.xml"):
+        WRITTEN.write(iris, halved, tmp_path / "net.onnx")
+    assert [*tmp_path.iterdir()] == []
     assert weights_beside(tmp_path / "net.xml") == tmp_path / "net.bin"
+
+
+def test_weights_are_replaced_where_they_are_of_our_graph_alone(
+    iris: Workspace, halved: Compressed, tmp_path: Path
+) -> None:
+    kind, graph, weights = EXPORTED["openvino"], tmp_path / "net.xml", tmp_path / "net.bin"
+    model = runtime.from_onnx(onnx_program(halved.model, iris.opened.example_inputs).SerializeToString())
+    model.set_rt_info("{}", "lowrank_plan")
+    runtime.save(model, graph)
+    assert kind(graph)
+    assert kind(weights)
+    own, export = weights.read_bytes(), ["export", "builtin:iris-mlp", "--dense", "--format", "openvino", "--out"]
+    weights.write_text("precious")
+    for _ in range(2):  # beside a graph of ours, and without one
+        refused = CliRunner().invoke(cli, [*export, str(graph)])
+        assert (refused.exit_code, refused.output.count("\n")) == (1, 1), refused.output
+        assert "net.bin is there and holds something else than an OpenVINO model" in refused.output
+        with pytest.raises(InvalidFile, match=r"net\.bin, where the weights go, is not of a net\.xml of ours"):
+            check_beside("openvino", graph)
+        graph.unlink(missing_ok=True)
+    assert weights.read_text() == "precious"
+    done = CliRunner().invoke(cli, [*export, str(graph), "--force"])
+    assert done.exit_code == 0, done.output
+    assert kind(graph)
+    assert kind(weights)
+    assert weights.read_bytes() != own
+    check_beside("openvino", graph)
+
+
+def test_a_full_disk_is_said_as_it_is_of_other_files(
+    iris: Workspace, halved: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource", reason="limits of file sizes are of Unix")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(model: object, path: Path) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            runtime.save(model, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr("lowrank_core.exports.openvino.save", save)
+    with pytest.raises(InvalidFile, match=r"net\.bin could not be written: File too large; larger files are not"):
+        WRITTEN.write(iris, halved, tmp_path / "net.xml")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_what_it_has_no_operator_for_is_said_in_one_line() -> None:

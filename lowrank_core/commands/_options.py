@@ -11,6 +11,7 @@ import click
 
 from lowrank_core.commands import Refused
 from lowrank_core.commands._outputs import Input, Output
+from lowrank_core.commands._reference import FILE as FILE
 from lowrank_core.commands._reference import MODEL as MODEL
 from lowrank_core.errors import InvalidSearch, cut
 from lowrank_core.running.parallel import MOST_WORKERS

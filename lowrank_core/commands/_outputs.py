@@ -68,7 +68,7 @@ class Output(click.ParamType[Path]):
 
     def files(self, path: Path, options: dict[str, Any]) -> list[Path]:
         """The files that are written where a person gave this one."""
-        return [path]
+        return [path, weights_beside(path)] if self.kind(options).beside else [path]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not str(value):
@@ -161,6 +161,8 @@ def tried(ctx: click.Context, options: dict[str, Any], *, as_json: bool, force: 
         for name, path in inputs.items():
             if same_file(output.path, path) or (path.is_dir() and _is_below(output.path, path)):
                 raise InvalidFile(_refused(output, f"is {name}, which this command reads"))
+            if output.is_folder and path.is_dir() and output.path.resolve().is_relative_to(path.resolve()):
+                raise InvalidFile(_refused(output, f"lies in {name}, which this command reads"))
             if output.is_folder and path.exists() and path.resolve().is_relative_to(output.path.resolve()):
                 raise InvalidFile(_refused(output, f"holds {name}, which this command reads"))
         for other in outputs.written[:number]:
@@ -245,7 +247,7 @@ def _may_replace(output: _Written, there: os.stat_result, *, force: bool) -> Non
         return
     if not force:
         raise InvalidFile(_refused(output, f"is there and {what}", "--force replaces it, or give another name"))
-    if output.path.suffix.lower() in UNHEARD:
+    if output.path.suffix.lower() in UNHEARD and not output.kind.beside:
         raise InvalidFile(_refused(output, f"{what}, and may be data that the model reads", "remove it first"))
 
 

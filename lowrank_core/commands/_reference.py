@@ -64,8 +64,13 @@ BESIDES = (
 """What belongs to the model: each becomes a part of its reference."""
 
 
+def FILE(function: Callable[..., Any], *, required: bool = True) -> Callable[..., Any]:  # noqa: N802
+    """A model of a command that nothing belongs to: it is looked at as it lies there."""
+    return click.argument("model", callback=_model, required=required)(function)
+
+
 def MODEL(function: Callable[..., Any], *, required: bool = True) -> Callable[..., Any]:  # noqa: N802
     """The model of a command, with the files of its weights and data if some are given."""
     for option in reversed(BESIDES):
         function = option(function)
-    return click.argument("model", callback=_model, required=required)(function)
+    return FILE(function, required=required)

@@ -9,7 +9,7 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import looked_at
-from lowrank_core.commands._options import MODEL, writing
+from lowrank_core.commands._options import FILE, writing
 from lowrank_core.commands._terminal import table
 from lowrank_core.errors import InvalidModel
 from lowrank_core.exports._adapter import (
@@ -27,7 +27,7 @@ from lowrank_core.store.kinds import ADAPTER
 
 
 @command
-@MODEL
+@FILE
 @writing("--out", kind=ADAPTER, help="Folder (or .zip) that PEFT loads; of kohya's names a .safetensors.")
 @click.option("--energy", type=float, metavar="SHARE", help="Of each product keep this share of its energy, as 0.99.")
 @click.option("--rank", type=int, help="At most this rank everywhere.")

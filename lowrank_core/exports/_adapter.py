@@ -18,13 +18,11 @@ from torch import Tensor
 from lowrank_core.algebra.product import distance
 from lowrank_core.algebra.spectra import rank_for_energy
 from lowrank_core.errors import InvalidFile, InvalidPlan, InvalidSettings
-from lowrank_core.sources._adapter import CONFIG, Adapter, Pair
+from lowrank_core.sources._adapter import CONFIG, WEIGHTS, Adapter, Pair
 from lowrank_core.store.as_json import plain
 from lowrank_core.store.files import folder_or_zip, whole_or_nothing, write_whole
 from lowrank_core.store.kinds import ADAPTER_KEY
 from lowrank_core.version import versions
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.exports._recurrent import forms_of
 from lowrank_core.graphs.exporting import PLACES, onnx_program
-from lowrank_core.graphs.openvino import from_onnx, runtime
+from lowrank_core.graphs.openvino import from_onnx, runtime, save
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
@@ -37,7 +37,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     Raises InvalidModel where OpenVINO has no operator for the network, InvalidFile where the name does not end in .xml
     or a step fails; then `path` is as it was.
     """
-    openvino = runtime()
+    runtime()
     check_name(path)
     report(Progress("following one inference through the network"))
     stored, inputs, axes = compressed.storage, workspace.opened.example_inputs, workspace.opened.axes
@@ -53,26 +53,26 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         if prop.key == PLACES:
             model.set_rt_info(prop.value, PLACES)
 
-    def save(compressed: Compressed, to: Path) -> None:
+    def save_with_plan(compressed: Compressed, to: Path) -> None:
         model.set_rt_info(plan_document(workspace, compressed, **forms.provenance), PLAN)
-        openvino.save_model(model, to, compress_to_fp16=False)
+        save(model, to)
 
     def save_dense(to: Path) -> None:
         empty = RankPlan(workspace.profile.fingerprint)
         dense = (
             compressed_onnx(workspace, workspace.model, empty) if own else onnx_program(workspace.model, inputs, axes)
         )
-        openvino.save_model(from_onnx(dense.SerializeToString()), to.with_suffix(SUFFIX), compress_to_fp16=False)
+        save(from_onnx(dense.SerializeToString()), to.with_suffix(SUFFIX))
         move(to.with_suffix(SUFFIX), to)
 
     with _files(path) as temporary:
         report(Progress("writing"))
-        save(compressed, temporary)
+        save_with_plan(compressed, temporary)
         largest, verdict = reloaded(
             "openvino", workspace, compressed, temporary, path, tolerance=TOLERANCE, write_dense=save_dense
         )
         if verdict == "accepted":
-            save(replace(compressed, accepted=largest), temporary)
+            save_with_plan(replace(compressed, accepted=largest), temporary)
         size = sum(file.stat().st_size for file in (temporary, weights_beside(temporary)))
     beside = (str(weights_beside(path)),)
     return Exported(str(path), size, largest, compressed.score, verdict, forms.notes, beside)
@@ -90,10 +90,6 @@ def check_name(path: Path) -> None:
 def _files(path: Path) -> Iterator[Path]:
     """A name for the graph, the weights beside it, in a folder of their own; both are moved at the end."""
     data = weights_beside(path)
-    if data.exists() and not path.is_file():
-        raise InvalidFile(
-            f"{data}, where the weights go, is there without {path.name}; remove it, or give another name."
-        )
     with whole_or_nothing(path) as temporary, whole_or_nothing(data) as weights, folder_beside(path) as folder:
         inside = folder / path.name
         yield inside

@@ -15,7 +15,7 @@ from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
 from lowrank_core.graphs.alone import Places, at_a_time
 from lowrank_core.graphs.exporting import PLACES
-from lowrank_core.store.files import weights_beside
+from lowrank_core.store.files import temporary_name, try_room, weights_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +70,20 @@ def from_onnx(content: bytes) -> Any:
             f"OpenVINO cannot take this network: {_short(error)}; an ONNX model, which onnxruntime runs, holds it all "
             "the same."
         ) from error
+
+
+_GRAPH_BYTES = 2**20
+"""What the graph itself takes beside its weights, roughly."""
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a graph, and its weights beside it, in their own types; raises OSError, InvalidFile where none says why."""
+    try:
+        runtime().save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # of a stream, which does not say what the system said
+        weights = sum(each.data.nbytes for each in model.get_ops() if each.get_type_name() == "Constant")
+        try_room(temporary_name(path), weights + _GRAPH_BYTES)
+        raise InvalidFile(f"OpenVINO could not write {path.name}: {_short(error)}.") from error
 
 
 class OpenVinoNetwork(nn.Module):

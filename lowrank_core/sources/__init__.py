@@ -13,6 +13,8 @@ from pathlib import Path
 
 from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
 from lowrank_core.registry import enter, register_all
+from lowrank_core.sources._adapter import CONFIG
+from lowrank_core.sources._adapter import WEIGHTS as ADAPTER
 from lowrank_core.sources._given import GivenData, given_by, opened_on
 from lowrank_core.sources._opened import Opened, filled_with
 from lowrank_core.sources._weights import Weights
@@ -91,6 +93,10 @@ def _source(ref: str) -> Source:
     for source in SOURCES.values():
         if source.accepts(ref):
             return source
+    if place.suffix.lower() == ".zip" and place.is_file():
+        raise InvalidModel(f"{ref} is a zip, which is not opened; unpack it and give the folder.")
+    if (place / CONFIG).is_file():
+        raise InvalidModel(f"{ref} has no {ADAPTER} beside its {CONFIG}; put it there.")
     examples = ", ".join(source.example for source in SOURCES.values())
     if Path(ref).expanduser().exists():
         raise InvalidModel(f"{ref} is no model file; give one of: {examples}.")

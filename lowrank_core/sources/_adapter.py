@@ -17,7 +17,7 @@ from lowrank_core.algebra.product import ThinProduct
 from lowrank_core.errors import InvalidFile, cut, few
 from lowrank_core.sources._stored import StoredTensor
 
-CONFIG = "adapter_config.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What PEFT puts in front of the name of every module."""
 
@@ -183,18 +183,38 @@ def _config(path: Path) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        numbers = config["r"], config["lora_alpha"]
-        patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
-        fits = config.get("peft_type") == "LORA" and all(isinstance(n, int | float) and n > 0 for n in numbers)
-        fits &= all(isinstance(p, dict) and all(isinstance(n, int | float) for n in p.values()) for p in patterns)
-    except (ValueError, KeyError, TypeError, OSError, RecursionError, AttributeError) as error:
-        raise InvalidFile(f"{file} must say r and lora_alpha of a LoRA, but cannot be read so ({error!r}).") from error
-    if not fits or config.get("target_parameters"):
-        raise InvalidFile(
-            f"{file}: only peft_type LORA of modules, with numbers above 0, is read; got {config.get('peft_type')!r}"
-            f"{' of parameters' if config.get('target_parameters') else ''}."
-        )
-    return dict(config)
+    except OSError as error:
+        raise InvalidFile(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        where = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
+        raise InvalidFile(f"{file} is cut short or damaged: it is no JSON{where}; download it again.") from error
+    if not isinstance(config, dict):
+        raise InvalidFile(f"{file} must be a JSON object that says r and lora_alpha; download it again.")
+    for key in ("r", "lora_alpha"):
+        if key not in config:
+            raise InvalidFile(f"{file} must say r and lora_alpha of a LoRA, but has no {key}; download it again.")
+        _check_number(f"{file}: {key}", config[key])
+    if config.get("peft_type") != "LORA":
+        raise InvalidFile(f"{file}: only peft_type LORA is read, but it is {cut(repr(config.get('peft_type')))}.")
+    if config.get("target_parameters"):
+        raise InvalidFile(f"{file}: only a LoRA of modules is read, but it has target_parameters.")
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, dict):
+            raise InvalidFile(f"{file}: {key} must be a JSON object of modules, but is {cut(repr(pattern))}.")
+        for module, value in pattern.items():
+            _check_number(f"{file}: {key} of {cut(module)!r}", value)
+    return config
+
+
+LEAST, MOST = 1e-30, 1e30
+"""Bounds of ranks and alphas: the squares of what they multiply are finite and not 0."""
+
+
+def _check_number(what: str, value: Any) -> None:
+    """Raise InvalidFile unless it is a number that a scale can be made of."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST <= value <= MOST:
+        raise InvalidFile(f"{what} must be a number above 0 ({LEAST:g} to {MOST:g}), but is {cut(repr(value))}.")
 
 
 def _scale(
@@ -202,7 +222,7 @@ def _scale(
 ) -> float | None:
     """What the product of a module is multiplied by; raises InvalidFile where the configuration is another's."""
     if part in ("lora_down", "lora.down"):
-        return 1.0 if alpha is None else float(alpha.whole.double().reshape(-1)[0]) / rank
+        return 1.0 if alpha is None else _number_in(path, alpha) / rank
     if config is None:
         return None
     said = matching(config.get("rank_pattern") or {}, name, config["r"])
@@ -213,6 +233,16 @@ def _scale(
         )
     size = matching(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
     return float(size / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _number_in(path: Path, alpha: StoredTensor) -> float:
+    """The number that a tensor holds; raises InvalidFile."""
+    what = f"{path}: {cut(alpha.name)!r}"
+    if alpha.dtype is None or alpha.dtype.is_complex or alpha.elements != 1:
+        raise InvalidFile(f"{what} must be one number, but is {alpha.shape} {alpha.kind}.")
+    value = float(alpha.whole.double())
+    _check_number(what, value)
+    return value
 
 
 def matching(pattern: Mapping[str, Any], name: str, otherwise: Any) -> Any:

@@ -412,11 +412,18 @@ def try_place(path: Path) -> os.stat_result | None:
 
 def _try(temporary: Path, path: Path) -> None:
     with _named(path):
-        try:
-            temporary.write_bytes(b"\0" * TRIED_BYTES)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        try_room(temporary, TRIED_BYTES)
+
+
+def try_room(temporary: Path, size: int) -> None:
+    """Write so many bytes and remove them again; raises OSError, which says why they do not fit."""
+    try:
+        with temporary.open("wb", buffering=0) as file:
+            while size > 0:
+                size -= file.write(bytes(min(size, 2**20)))
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _short(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 import sqlite3
 import zipfile
 from collections.abc import Callable
@@ -23,13 +24,15 @@ MOST_BYTES = 2**26
 class FileKind:
     """name: 'a rank plan'. text: whether it may go to standard output. tells(path): whether a file holds one.
 
-    folder: whether it is a folder, unless the name ends as that of a file that holds the same.
+    folder: whether it is a folder, unless the name ends as that of a file that holds the same. beside: whether it is
+    always two files, the other with its weights, which `tells` knows by their name too.
     """
 
     name: str
     tells: Callable[[Path], bool]
     text: bool = False
     folder: bool = False
+    beside: bool = False
 
     def __call__(self, path: Path) -> bool:
         """Whether a file is empty or one of these, written by this product; anything that cannot be read is none."""
@@ -119,6 +122,12 @@ def _is_pte(path: Path) -> bool:
 
 
 def _is_openvino(path: Path) -> bool:
+    """Whether a graph is ours, or weights are those of such a graph: they end where it says that its last one ends."""
+    if path.suffix == ".bin":
+        graph = path.with_suffix(".xml")
+        found = re.findall(rb'<data [^>]*offset="(\d+)" size="(\d+)"', graph.read_bytes())
+        ends = max(int(offset) + int(size) for offset, size in found)
+        return ends == path.stat().st_size and _is_openvino(graph)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return b"<net " in content[:200] and content.find(b"<lowrank_plan ") > 0
 
@@ -199,7 +208,7 @@ EXPORTED = {
     "pt2": FileKind("a program that this product exported", _is_program),
     "onnx": FileKind("an ONNX model that this product exported", _is_onnx),
     "executorch": FileKind("an ExecuTorch program that this product exported", _is_pte),
-    "openvino": FileKind("an OpenVINO model that this product exported", _is_openvino),
+    "openvino": FileKind("an OpenVINO model that this product exported", _is_openvino, beside=True),
     "tflite": FileKind("a LiteRT model that says it is this product's", _is_told),
     "bundle": FileKind("a bundle", _is_bundle),
     "hf": FileKind("a folder that this product exported, as it wrote it", _is_hf, folder=True),
