@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from lowrank_core.errors import MissingExtra
 
@@ -21,3 +22,14 @@ def extra(name: str, what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingExtra(f"{what} needs more packages: pip install 'rank-explorer[{name}]'") from error
+
+
+def check_installed(name: str, what: str, *packages: str) -> None:
+    """Raise MissingExtra where one of the packages of an extra is missing; none of them is imported.
+
+    >>> check_installed("onnx", "an ONNX file", "torch")
+    """
+    with extra(name, what):
+        for package in packages:
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(package)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lowrank_core import Choice, Workspace
+from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.commands import cli
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.graphs.exporting import exported_program, onnx_program
@@ -18,6 +18,7 @@ from lowrank_core.measure import on_device
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.on_device import PROGRAM, device_file
 from lowrank_core.measure.staircases import Setting, setting_of
+from pages.ui import question
 from tests.test_export_formats import workspace_of
 
 IRIS = "builtin:iris-mlp"
@@ -70,6 +71,7 @@ def test_the_table_of_a_device_is_one_that_a_search_reads(runtime: str, iris: Wo
     table = LatencyTable.from_csv((tmp_path / "table.csv").read_bytes())
     assert table.device.startswith(f"Pi, the small one, {runtime} ")
     assert table.network == hashlib.sha256(network.read_bytes()).hexdigest()
+    assert table.fingerprint == iris.profile.fingerprint
     assert table.layers == {layer.name for layer in iris.profile.layers}
     assert all(taken > 0 for steps in table.steps.values() for _, taken in steps)
     assert table.steps.keys() >= {(layer.name, "dense") for layer in iris.profile.layers}
@@ -101,13 +103,24 @@ def test_it_is_the_file_of_the_repository_but_for_its_list(iris: Workspace) -> N
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["nowhere.onnx"], "nowhere.onnx cannot be read"), ([], "the following arguments are required")],
+    [
+        (["nowhere.onnx"], "nowhere.onnx cannot be read"),
+        ([], "the following arguments are required"),
+        (["mine.txt", "--threads", "0"], "--threads must be 1 or more, but got 0."),
+        (["mine.txt"], "mine.txt is not run: this file times with torch, which takes a network as .pt2."),
+        (["mine.pt2"], "mine.pt2 cannot be run by torch "),
+        (["mine.pt2", "--out", "mine.pt2"], "mine.pt2 is there and is no table of this file; give --out another name."),
+        (["mine.pt2", "--out", "mine.txt"], "mine.txt is there and is no table of this file; give --out another name."),
+    ],
 )
 def test_a_device_that_lacks_something_says_so_in_one_line(
     iris: Workspace, tmp_path: Path, options: list[str], said: str
 ) -> None:
     (tmp_path / "measure_on_device.py").write_text(device_file(iris, Setting("torch")))
+    for name in ("mine.txt", "mine.pt2"):
+        (tmp_path / name).write_text("layer,method\n")
     done = on_the_device(tmp_path, *options)
+    assert [(tmp_path / name).read_text() for name in ("mine.txt", "mine.pt2")] == 2 * ["layer,method\n"]
     assert done.returncode != 0
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -129,6 +142,32 @@ def test_a_table_of_two_devices_is_refused_and_one_goes_round(tmp_path: Path) ->
     assert table("fc", Choice("svd", (1,))) is None
     with pytest.raises(InvalidFile, match="line 3: all times must be of one device and network, but got 'Pi ab'"):
         LatencyTable.from_csv(f"{text}\nfc,svd,3,4,phone,ab\n")
+
+
+def test_a_table_of_another_network_is_refused_wherever_one_is_given(
+    iris: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "layer,method,rank,microseconds,fingerprint\nfc1,dense,,9,{0}\nfc1,svd,2,4,{0}\nfc2,dense,,9,{0}\n"
+    ours, theirs, plan = tmp_path / "ours.csv", tmp_path / "theirs.csv", tmp_path / "plan.json"
+    ours.write_text(rows.format(iris.profile.fingerprint))
+    theirs.write_text(rows.format("sha256:" + "0" * 64))
+    plan.write_text(RankPlan.of(iris.profile.fingerprint, {"fc1": Choice("svd", (2,))}).to_json())
+    question.latency_table(ours.read_text(), iris)
+    with pytest.raises(InvalidFile, match="the latency table was taken of the network sha256:000000000000"):
+        question.latency_table(theirs.read_text(), iris)
+    asked = [
+        ["search", IRIS, "--microseconds", "0.9", "--rule", "uniform", "--samples", "20", "--out", "found.json"],
+        ["evaluate", IRIS, "--plan", str(plan), "--require", "microseconds<=90%"],
+        ["export", IRIS, "--dense", "--format", "pt2", "--node-data", "n.json", "--out", "net.pt2"],
+    ]
+    monkeypatch.chdir(tmp_path)
+    before = {*tmp_path.iterdir()}
+    for command in asked:
+        said = CliRunner().invoke(cli, [*command, "--no-cache", "--latency-table", str(theirs)])
+        assert said.exit_code == 1, said.output
+        assert "the latency table was taken of the network sha256:000000000000..., but this" in said.output
+        assert {*tmp_path.iterdir()} == before
+    assert CliRunner().invoke(cli, [*asked[0], "--no-cache", "--latency-table", str(ours)]).exit_code == 0
 
 
 def test_the_command_refuses_what_it_cannot_time(tmp_path: Path) -> None:

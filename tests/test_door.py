@@ -139,7 +139,7 @@ def test_standard_output_takes_text_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads(plan.stdout)["format"] == "lowrank-plan"
     assert "layers compressed" in plan.stderr
     table = ran("latency", IRIS, "--runtime", "torch", "--method", "svd", "--table", "-")
-    assert table.stdout.startswith("layer,method,rank,microseconds\n")
+    assert table.stdout.startswith("layer,method,rank,microseconds,fingerprint\n")
     profile = ran("profile", IRIS, "--samples", "10", "--out", "-")
     assert json.loads(profile.stdout)["samples"] == 10
     (tmp_path / "plan").write_text(plan.stdout)

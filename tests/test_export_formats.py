@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,10 +15,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from lowrank_core import Choice, RankPlan, Workspace, load_checkpoint, plan_cost
+from lowrank_core.commands import cli
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import InvalidFile, InvalidModel, InvalidSettings
 from lowrank_core.exports import EXPORTS, Compressed
@@ -366,3 +369,27 @@ def test_a_file_that_answers_otherwise_is_not_saved(kind: str, tmp_path: Path, m
     with pytest.raises(InvalidFile, match=r"differ by 0\.01 in a batch of 7"):
         EXPORTS[kind].write(workspace, Compressed(workspace.model, RankPlan("")), tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "says"),
+    [
+        ("onnx", "onnxruntime", "ONNX needs more packages: pip install 'rank-explorer[onnx]'"),
+        ("openvino", "openvino", "OpenVINO needs more packages: pip install 'rank-explorer[edge]'"),
+        ("executorch", "executorch", "ExecuTorch needs more packages: pip install 'rank-explorer[edge]'"),
+        ("c", "", "no C compiler"),
+        ("hf", "", "iris-mlp did not come from a folder of save_pretrained"),
+    ],
+)
+def test_what_cannot_be_written_here_is_said_before_any_work(
+    kind: str, missing: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowrank_core.commands.export.compressed_by", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    out = tmp_path / f"net{EXPORTS[kind].suffix}"
+    said = CliRunner().invoke(cli, ["export", "builtin:iris-mlp", "--dense", "--format", kind, "--out", str(out)])
+    assert says in said.output
+    assert said.exit_code == 1
+    assert not out.exists()

@@ -23,7 +23,7 @@ from streamlit.testing.v1 import AppTest
 from lowrank_core.builtin import BUILTIN
 from lowrank_core.commands import cli
 from lowrank_core.compression.start import suggested_plan
-from lowrank_core.errors import InvalidFile, InvalidSettings
+from lowrank_core.errors import InvalidFile, InvalidSettings, MissingExtra
 from lowrank_core.exports import EXPORTS, Compressed, Exported, _reload
 from lowrank_core.layers.data import Outputs
 from lowrank_core.networks.profile import ModelProfile
@@ -488,6 +488,18 @@ def test_export_writes_each_format_as_it_is_asked_for(
     assert traced_here == [], "exporters run in a process of their own"
     page.text_input(key="export folder").set_value(str(tmp_path / "missing")).run()
     assert "there is no folder" in page.error[0].value
+
+
+def test_export_says_before_any_work_that_it_cannot_write(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ready(workspace: Workspace) -> None:
+        raise MissingExtra("it needs more packages")
+
+    monkeypatch.setitem(EXPORTS, "safetensors", replace(EXPORTS["safetensors"], ready=ready))
+    page = opened("Export", "builtin:iris-mlp")
+    monkeypatch.setattr("lowrank_core.workspace.Workspace.compress", None)
+    next(button for button in page.button if button.label == "Write the checkpoint").click().run()
+    assert not page.exception
+    assert [error.value for error in page.error] == ["it needs more packages"]
 
 
 def test_export_asks_before_it_replaces_a_file(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

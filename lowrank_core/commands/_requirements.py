@@ -150,6 +150,8 @@ def check_requirements(
 
     plan: None where only a checkpoint will say it.
     """
+    if table is not None:
+        table.check(workspace.profile.fingerprint)
     is_share = workspace.opened.evaluate is None and workspace.metric.share
     for one in required:
         if one.quantity == "drop" and one.text.rstrip().endswith(("%", "points")):

@@ -196,6 +196,9 @@ def exported(
     check_tuned(tuned, plan, checkpoint)
     check_compare(compare, plan, tuned or checkpoint)
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plan)
+    EXPORTS[kind].ready(workspace)
+    if table is not None:
+        table.check(workspace.profile.fingerprint)
     made = compressed_by(workspace, plan, checkpoint, tuned, corrected=corrected, free=free)
     if storage.told:
         made = made.stored(workspace, storage)

@@ -91,7 +91,7 @@ def latency(
         layers, folder = workspace.profile.layers, points_of(workspace)
         with scope(report=hears):
             stairs = list(staircases(layers, setting, methods=methods or None, folder=folder))
-        write_text(csv_file, as_table(stairs).to_csv())
+        write_text(csv_file, as_table(stairs, workspace.profile.fingerprint).to_csv())
         document["table"] = str(csv_file)
         document["staircases"] = [{**asdict(s), "break_even": s.break_even, "dominated": s.dominated} for s in stairs]
         text.append(

@@ -159,7 +159,8 @@ class Export:
 
     dtypes: what its weights can be written in beside their own. traces: whether exporters of PyTorch take part, which
     set what a whole process shares while they run. options: fields of `Storage` that it knows beside these.
-    offered(workspace): whether a page offers it for this network.
+    offered(workspace): whether a page offers it for this network. ready(workspace): raises, before any work, where it
+    cannot be written here.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Export:
     traces: bool = False
     options: tuple[str, ...] = ()
     offered: Callable[[Workspace], bool] = lambda workspace: True
+    ready: Callable[[Workspace], object] = lambda workspace: None
 
 
 EXPORTS: dict[str, Export] = {}

@@ -145,4 +145,8 @@ int main(void) {{
     return (Snippet("with a C compiler alone", code, language="c"),)
 
 
-register(Export("c", "C header", ".h", write, snippets, ("int8",), traces=True, options=("refit",)))
+def _ready(workspace: Workspace) -> None:
+    compiler()
+
+
+register(Export("c", "C header", ".h", write, snippets, ("int8",), traces=True, options=("refit",), ready=_ready))

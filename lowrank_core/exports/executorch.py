@@ -10,6 +10,7 @@ import torch
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.exports._recurrent import forms_of
+from lowrank_core.extras import check_installed
 from lowrank_core.graphs.alone import Places
 from lowrank_core.graphs.executorch_network import ExecutorchNetwork, available, lowered
 from lowrank_core.graphs.exporting import PLACES
@@ -93,6 +94,22 @@ plan = json.loads(text)
 
 
 OPTIONS = ("int8", "refit", "batch")
+
+
+def _ready(workspace: Workspace) -> None:
+    check_installed("edge", "ExecuTorch", "executorch", "torchao")
+
+
 register(
-    Export("executorch", "ExecuTorch program (.pte)", ".pte", write, snippets, ("int8",), traces=True, options=OPTIONS)
+    Export(
+        "executorch",
+        "ExecuTorch program (.pte)",
+        ".pte",
+        write,
+        snippets,
+        ("int8",),
+        traces=True,
+        options=OPTIONS,
+        ready=_ready,
+    )
 )

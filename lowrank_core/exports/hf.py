@@ -243,5 +243,14 @@ def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
 
 
 register(
-    Export("hf", "Folder of transformers (zip)", ".zip", write, snippets, tuple(DTYPES), offered=_came_from_folder)
+    Export(
+        "hf",
+        "Folder of transformers (zip)",
+        ".zip",
+        write,
+        snippets,
+        tuple(DTYPES),
+        offered=_came_from_folder,
+        ready=_source,
+    )
 )

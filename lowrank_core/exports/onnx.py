@@ -18,7 +18,7 @@ from lowrank_core.exports import Compressed, Export, Exported, Snippet, register
 from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.exports._recurrent import forms_of
-from lowrank_core.extras import extra
+from lowrank_core.extras import check_installed, extra
 from lowrank_core.graphs.alone import Places
 from lowrank_core.graphs.exporting import PLACES, OnnxNetwork, onnx_program
 from lowrank_core.graphs.onnx_forms import at_opset, at_sizes, checked, inputs_of, opset_of, sizes_of, symbolic
@@ -281,4 +281,22 @@ plan = json.loads(properties[{PLAN!r}])
 
 
 OPTIONS = ("int8", "refit", "batch", "opset")
-register(Export("onnx", "ONNX model", ".onnx", write, snippets, (*DTYPES, "int8"), traces=True, options=OPTIONS))
+
+
+def _ready(workspace: Workspace) -> None:
+    check_installed("onnx", "ONNX", "onnx", "onnxruntime")
+
+
+register(
+    Export(
+        "onnx",
+        "ONNX model",
+        ".onnx",
+        write,
+        snippets,
+        (*DTYPES, "int8"),
+        traces=True,
+        options=OPTIONS,
+        ready=_ready,
+    )
+)

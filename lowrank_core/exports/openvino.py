@@ -12,6 +12,7 @@ from lowrank_core.exports import Compressed, Export, Exported, Snippet, register
 from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.exports._recurrent import forms_of
+from lowrank_core.extras import check_installed
 from lowrank_core.graphs.exporting import PLACES, onnx_program
 from lowrank_core.graphs.openvino import from_onnx, runtime, save
 from lowrank_core.plans.plan import RankPlan
@@ -115,4 +116,9 @@ plan = json.loads(openvino.Core().read_model({file!r}).get_rt_info({PLAN!r}).val
     return Snippet("with openvino alone", code), Snippet("and read the plan in it", plan)
 
 
-register(Export("openvino", "OpenVINO model", SUFFIX, write, snippets, traces=True))
+def _ready(workspace: Workspace) -> None:
+    check_installed("edge", "OpenVINO", "openvino")
+    check_installed("onnx", "OpenVINO, which converts an ONNX graph,", "onnx")
+
+
+register(Export("openvino", "OpenVINO model", SUFFIX, write, snippets, traces=True, ready=_ready))

@@ -14,6 +14,7 @@ import base64
 import csv
 import hashlib
 import json
+import logging
 import lzma
 import os
 import platform
@@ -26,7 +27,8 @@ from typing import Any
 
 WORK = ""  # what is timed: JSON, lzma, base64
 
-COLUMNS = ("layer", "method", "rank", "microseconds", "device", "network")
+COLUMNS = ("layer", "method", "rank", "microseconds", "device", "network", "fingerprint")
+WRITTEN = ",".join(COLUMNS[:6])  # how a table of this file begins, also one of before
 ROUNDS, TURN_SECONDS, SAMPLE_SECONDS, UNSTABLE_IQR, ATTEMPTS = 7, 5e-3, 100e-6, 0.1, 3
 
 
@@ -37,17 +39,31 @@ def main() -> None:
     given.add_argument("--device", default="", help="name of this device; default what the system calls it")
     given.add_argument("--threads", type=int, default=1, help="default 1, timed by the CPU time of the thread")
     asked = given.parse_args()
+    if asked.threads < 1:
+        sys.exit(f"--threads must be 1 or more, but got {asked.threads}.")
+    may_write(asked.out)
     work = json.loads(lzma.decompress(base64.b64decode(WORK)))
     try:
         with open(asked.network, "rb") as file:
             network = hashlib.sha256(file.read()).hexdigest()
     except OSError as error:
         sys.exit(f"{asked.network} cannot be read ({error.strerror}); give the exported network.")
+    runs = ".pt2" if work["runtime"] == "torch" else ".onnx"
+    if not asked.network.lower().endswith(runs):
+        sys.exit(
+            f"{asked.network} is not run: this file times with {work['runtime']}, which takes a network as {runs}."
+        )
     with tempfile.TemporaryDirectory() as folder:
         try:
             runtime = (Torch if work["runtime"] == "torch" else Onnx)(work, folder, asked.threads)
         except ImportError as error:
             sys.exit(f"this file times with {work['runtime']}, and {error}; install it here.")
+        try:
+            whole = runtime.whole(asked.network)
+            whole()
+        except Exception as error:  # each runtime has its own
+            reason = " ".join(str(error).split())[:300]
+            sys.exit(f"{asked.network} cannot be run by {runtime.version} ({reason}); give the exported network.")
         threads = f"{asked.threads} thread{'s' * (asked.threads > 1)}"
         device = f"{asked.device or name()}, {runtime.version}, {threads}"
         say(f"{work['model']}: {device}")
@@ -69,10 +85,9 @@ def main() -> None:
                         rows += [(each, method, told, ratio * first) for each in layer["names"]]
                     else:
                         say(f"rank {told} is left out: its rounds disagree by {iqr:.2f}")
-        whole = runtime.whole(asked.network)
-        if whole is not None:
-            say(f"the network itself: {race([whole], asked.threads)[0][0]:.6g} microseconds")
-    write(asked.out, [(*row[:3], f"{row[3]:.6g}", device, network) for row in rows])
+        say(f"the network itself: {race([whole], asked.threads)[0][0]:.6g} microseconds")
+    origin = (device, network, work["fingerprint"])
+    write(asked.out, [(*row[:3], f"{row[3]:.6g}", *origin) for row in rows])
     say(f"{asked.out}: {len(rows)} times of {device}")
 
 
@@ -145,9 +160,7 @@ class Onnx:
             works.append((self.session(path, [(shape, layer["kind"])]), calls))
         return together(works)
 
-    def whole(self, path: str) -> Callable[[], object] | None:
-        if not path.endswith(".onnx"):
-            return None
+    def whole(self, path: str) -> Callable[[], object]:
         return self.session(path, self.work["inputs"])
 
     def session(self, path: str, inputs: list[Any]) -> Callable[[], object]:
@@ -166,6 +179,7 @@ class Torch:
     def __init__(self, work: dict[str, Any], folder: str, threads: int) -> None:
         import torch
 
+        logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # a file it cannot read it tells at length
         self.torch, self.work = torch, work
         self.version = "torch " + torch.__version__
         torch.set_num_threads(threads)
@@ -177,9 +191,7 @@ class Torch:
             works.append((self.call(network.to(getattr(torch, self.work["dtype"])), [(shape, layer["kind"])]), calls))
         return together(works)
 
-    def whole(self, path: str) -> Callable[[], object] | None:
-        if not path.endswith(".pt2"):
-            return None
+    def whole(self, path: str) -> Callable[[], object]:
         return self.call(self.torch.export.load(path).module(), self.work["inputs"])
 
     def call(self, network: Any, inputs: list[Any]) -> Callable[[], object]:
@@ -220,11 +232,27 @@ def name() -> str:
     return platform.processor() or platform.machine()
 
 
+def may_write(path: str) -> None:
+    """Stop where something else than a table of this file is there."""
+    if not os.path.lexists(path):
+        return
+    ours = False
+    if os.path.isfile(path):  # a pipe would be waited for
+        try:
+            with open(path, "rb") as file:
+                ours = file.read(len(WRITTEN)) == WRITTEN.encode()
+        except OSError as error:
+            sys.exit(f"{path} cannot be read ({error.strerror}); give --out another name.")
+    if not ours:
+        sys.exit(f"{path} is there and is no table of this file; give --out another name.")
+
+
 def write(path: str, rows: list[Any]) -> None:
     """The table, whole or not at all."""
-    temporary = path + ".tmp"
+    may_write(path)
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with open(temporary, "x", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
         os.replace(temporary, path)
     except OSError as error:

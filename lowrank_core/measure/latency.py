@@ -279,7 +279,7 @@ def cpu_name() -> str:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 COLUMNS = ("layer", "method", "rank", "microseconds")
-ORIGIN = ("device", "network")
+ORIGIN = ("device", "network", "fingerprint")
 DENSE = "dense"
 
 
@@ -287,7 +287,8 @@ DENSE = "dense"
 class LatencyTable:
     """Microseconds by (layer, method) and rank; the dense layer goes by the method "dense" and no rank.
 
-    device: where they were taken, network: the hash of the file that lay beside; empty where the table does not say.
+    device: where they were taken, network: the hash of the file that lay beside, fingerprint: that of the network whose
+    layers they are; empty where the table does not say.
 
     >>> table = LatencyTable.from_csv("layer,method,rank,microseconds\\nfc,dense,,90\\nfc,svd,16,30\\nfc,svd,32,50\\n")
     >>> table("fc", None), table("fc", Choice("svd", (17,)))      # a rank that was not measured costs the next larger
@@ -297,13 +298,15 @@ class LatencyTable:
     steps: Mapping[tuple[str, str], tuple[tuple[tuple[int, ...], float], ...]] = field(default_factory=dict)
     device: str = ""
     network: str = ""
+    fingerprint: str = ""
 
     @staticmethod
     def from_csv(text: str | bytes) -> LatencyTable:
-        """Columns layer, method, rank (16, or 16x12 for two axes), microseconds; also device, network. Raises
-        InvalidFile where it is none, or of several devices or networks.
+        """Columns layer, method, rank (16, or 16x12 for two axes), microseconds; also device, network, fingerprint.
+
+        Raises InvalidFile where it is none, or of several devices or networks.
         """
-        origins: dict[tuple[str, str], int] = {}
+        origins: dict[tuple[str, ...], int] = {}
         steps_of: dict[tuple[str, str], list[tuple[tuple[int, ...], float]]] = {}
         for number, row in enumerate(_rows(text), start=2):
             try:
@@ -319,25 +322,25 @@ class LatencyTable:
                     f"there, but got rank {row['rank']!r} and {row['microseconds']!r} microseconds."
                 )
             steps_of.setdefault((row["layer"], row["method"]), []).append((rank, taken))
-            origins.setdefault((row.get("device") or "", row.get("network") or ""), number)
+            origins.setdefault(tuple(row.get(column) or "" for column in ORIGIN), number)
         if len(origins) > 1:
             (one, _), (other, line) = list(origins.items())[:2]
             raise InvalidFile(
                 f"latency table, line {line}: all times must be of one device and network, but got "
-                f"{cut(' '.join(one)) or 'none'!r} and {cut(' '.join(other)) or 'none'!r}; give one table of each."
+                f"{_told(one)!r} and {_told(other)!r}; give one table of each."
             )
         steps = {key: tuple(sorted(steps)) for key, steps in steps_of.items()}
-        return LatencyTable(steps, *next(iter(origins), ("", "")))
+        return LatencyTable(steps, *next(iter(origins), ()))
 
     def to_csv(self) -> str:
         """The table as CSV text, which `from_csv` reads."""
         rows = io.StringIO()
         writer = csv.writer(rows, lineterminator="\n")
-        origin = (self.device, self.network) if self.device or self.network else ()
-        writer.writerow(COLUMNS + ORIGIN[: len(origin)])
+        origin = {column: told for column in ORIGIN if (told := getattr(self, column))}
+        writer.writerow((*COLUMNS, *origin))
         for (layer, method), steps in self.steps.items():
             writer.writerows(
-                (layer, method, "x".join(map(str, rank)), f"{taken:.6g}", *origin) for rank, taken in steps
+                (layer, method, "x".join(map(str, rank)), f"{taken:.6g}", *origin.values()) for rank, taken in steps
             )
         return rows.getvalue()
 
@@ -349,10 +352,22 @@ class LatencyTable:
         above = [t for rank, t in measured if all(a >= b for a, b in zip(rank, choice.rank, strict=False))]
         return min(above) if above else None
 
+    def check(self, fingerprint: str) -> None:
+        """Raise InvalidFile where the table says that it is of another network than the one of this fingerprint."""
+        if self.fingerprint not in ("", fingerprint):
+            raise InvalidFile(
+                f"the latency table was taken of the network {cut(self.fingerprint)[:19]}..., but this network is "
+                f"{fingerprint[:19]}...; give a table of this network."
+            )
+
     @property
     def layers(self) -> frozenset[str]:
         """Names of the layers whose dense time is in the table."""
         return frozenset(layer for layer, method in self.steps if method == DENSE)
+
+
+def _told(origin: tuple[str, ...]) -> str:
+    return cut(" ".join(filter(None, origin))) or "none"
 
 
 def _rows(text: str | bytes) -> Iterator[dict[str, str]]:

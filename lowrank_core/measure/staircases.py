@@ -272,16 +272,17 @@ def _torch_work(chain: torch.nn.Module, value: torch.Tensor) -> Work:
     return work
 
 
-def as_table(staircases: Iterable[Staircase]) -> LatencyTable:
+def as_table(staircases: Iterable[Staircase], fingerprint: str = "") -> LatencyTable:
     """Staircases as the table that a budget of microseconds takes; unstable ranks are left out.
 
-    A layer's dense time is the one of its first staircase; the others' shares are taken of that.
+    A layer's dense time is the one of its first staircase; the others' shares are taken of that. fingerprint: of the
+    network whose layers they are.
     """
     steps: dict[tuple[str, str], tuple[tuple[Rank, float], ...]] = {}
     for stairs in staircases:
         ((_, dense),) = steps.setdefault((stairs.layer, DENSE), (((), stairs.dense_us),))
         steps[stairs.layer, stairs.method] = tuple((rung.rank, rung.ratio * dense) for rung in stairs.stable)
-    return LatencyTable(steps)
+    return LatencyTable(steps, fingerprint=fingerprint)
 
 
 class StairFile:

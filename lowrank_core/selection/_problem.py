@@ -278,9 +278,11 @@ def problem_of(
     """A problem as people state it: a budget up to 1 is a share of the whole dense network, above it an amount.
 
     max_drop: see `largest_drop`. lock: names of layers, or patterns where they hold a `*`. folder: keeps scores and
-    points. Raises InvalidSearch.
+    points. Raises InvalidSearch, and InvalidFile for the latency table of another network.
     """
     workspace.require_figures()
+    if latency is not None:
+        latency.check(workspace.profile.fingerprint)
     drop = None if max_drop is None else largest_drop(workspace, max_drop)
     problem = Problem(workspace, max_drop=drop, latency=latency or LatencyTable(), folder=folder, **wishes)
     budgets: list[tuple[Quantity, float]] = []

@@ -416,7 +416,7 @@ def layers(workspace: Workspace, busy: bool) -> None:
         offer(workspace, as_csv(rows), "layers")
         offer(
             workspace,
-            as_table(staircases).to_csv(),
+            as_table(staircases, workspace.profile.fingerprint).to_csv(),
             "latency",
             "Every rank as CSV",
             "For a budget of microseconds in Search, or search --microseconds --latency-table.",

@@ -287,6 +287,7 @@ def artefact(workspace: Workspace, plan: RankPlan, tuned: Tuned | None, export: 
     if go:
         began = time.monotonic()
         try:
+            export.ready(workspace)
             with place.status("Measuring", expanded=False) as status:
                 network = network_of(workspace, plan, tuned)
                 if storage.told:

@@ -88,8 +88,10 @@ def problem(workspace: Workspace, question: Question, folder: Path) -> Problem:
 
 
 def latency_table(text: str, workspace: Workspace | None = None) -> LatencyTable:
-    """The table in a text, empty for none; raises InvalidFile, also where it knows no layer of the network."""
+    """The table in a text, empty for none; raises InvalidFile, also where it is of another network or has no layer."""
     table = LatencyTable.from_csv(text) if text else LatencyTable()
+    if workspace is not None:
+        table.check(workspace.profile.fingerprint)
     if text and workspace is not None and not table.layers & {layer.name for layer in workspace.profile.layers}:
         raise InvalidFile("the latency table holds no dense time of any layer of this network; check the layer names.")
     return table
