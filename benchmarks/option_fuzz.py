@@ -317,7 +317,7 @@ def changed(line: Line, ended: Ended, folder: Path, before: dict[str, tuple[obje
     """What a line has lost or left behind of files that it was not asked for, of any where it refused; "" for none."""
     after, asked = seen(folder), set()
     for param, value in line.given:
-        if value and (isinstance(param.type, Output) or param.name == "file") and ended.status == 0:
+        if value and (isinstance(param.type, Output) or param.name in ("file", "log")) and ended.status == 0:
             endings = [f".{seed}" for seed in range(100)] if isinstance(param.type, States) else [""]
             asked |= {os.path.relpath(os.path.realpath(folder / f"{value}{end}"), folder.resolve()) for end in endings}
     lost = [name for name, old in before.items() if after.get(name) != old and name not in asked]
