@@ -248,6 +248,14 @@ def test_a_search_sees_their_costs_and_a_history_keeps_them(tmp_path: Path):
     assert History.from_json(history.to_json()).undo().plan == plan
 
 
+@pytest.mark.parametrize("rule", ["budget", "balf"])
+def test_every_rule_that_measures_searches_in_their_form(rule: str):
+    workspace = Workspace.open("builtin:iris-mlp")
+    *_, answer = search(make(rule, {}), problem_of(workspace, multiplies=0.5, free=True))
+    assert {choice.free for _, choice in answer.candidate.plan.choices} == {True}
+    assert answer.cost.multiplies <= 0.5 * plan_cost(workspace.profile).multiplies
+
+
 def test_int8_takes_them_off_and_says_so():
     workspace, plan = everything()
     given = Compressed(workspace.compress(plan), plan)

@@ -123,7 +123,7 @@ def sharpened(problem: Problem, points: tuple[Point, ...], data: Dataset) -> tup
     low. Raises InvalidSearch where no plan fits, Cancelled.
     """
     for _ in range(ROUNDS):
-        plan = best_plan(problem, menus_of(problem, points), dict(problem.budgets))
+        plan = best_plan(problem, menus_of(problem, points), dict(problem.budgets)).plain
         known = {(p.layer, p.method, p.rank) for p in points}
         new = [(name, c) for name, c in plan.choices if (name, c.method, c.rank) not in known]
         if not new:
@@ -206,7 +206,8 @@ class Table:
         return tuple(options)
 
     def _numbers(self, plan: RankPlan) -> Iterator[int | None]:
-        """Of each layer the number of the plan's choice in its menu; None where it is not there."""
+        """Of each layer the number of the plan's choice in its menu, in whatever form; None where it is not there."""
+        plan = plan.plain
         for layer, menu in zip(self.problem.layers, self.menus, strict=True):
             choice = plan.get(layer.name)
             yield next((number for number, (offered, _) in enumerate(menu) if offered == choice), None)
