@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from lowrank_core.compression.checkpoint import read_weights
 from lowrank_core.errors import InvalidFile
 from lowrank_core.layers.computed import copied
 from lowrank_core.networks.filling import filled_by
+from lowrank_core.store.kinds import file_hash
 
 BY = "a training loop of somebody else"
 """In provenance."""
@@ -57,9 +57,7 @@ def with_weights(model: nn.Module, path: Path) -> Returned:
             f"Left off: {observed} tensors of observers and fake quantisation; the weights count as they are, in float."
         )
         notices = (*notices, said)
-    with path.open("rb") as file:
-        about = {"by": BY, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    return Returned(network, about, notices)
+    return Returned(network, {"by": BY, "sha256": file_hash(path)}, notices)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ SCORES_APART = 0.005
 VERSION = 1
 """Of the way runtimes are compared; what was kept by another version is not used."""
 
-_RUNTIMES = {"openvino": "openvino"}
+_RUNTIMES = {"executorch": "executorch", "openvino": "openvino"}
 """The package that runs files of a kind, where it is not onnxruntime or PyTorch."""
 
 WriteDense = Callable[[Path], None]

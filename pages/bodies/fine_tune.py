@@ -240,8 +240,8 @@ def taken_back(workspace: Workspace) -> None:
             return
         for notice in notices:
             st.info(words.plain(notice), icon=":material/info:")
-        (weights,) = (one for one in trainings.tuned(workspace)[-1:])
-        st.success(words.plain(f"{file.name}: {words.verdict(workspace, weights.score)}"), icon=":material/check:")
+        score = trainings.tuned(workspace)[-1].score
+        st.success(words.plain(f"{file.name}: {words.verdict(workspace, score)}"), icon=":material/check:")
 
 
 def show(workspace: Workspace) -> None:
