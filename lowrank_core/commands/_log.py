@@ -5,7 +5,6 @@ A log that cannot be written is said once, and the work goes on: what was writte
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -22,6 +21,7 @@ from lowrank_core.extras import extra
 from lowrank_core.store.as_json import plain, whole_characters
 from lowrank_core.store.files import append, try_place
 from lowrank_core.store.kinds import LOG as KIND
+from lowrank_core.store.kinds import file_hash
 from lowrank_core.store.reads import same_file
 from lowrank_core.version import versions
 
@@ -193,9 +193,7 @@ def _figures(document: dict[str, Any], under: str = "") -> Iterator[tuple[str, f
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"path": str(path), "bytes": path.stat().st_size, "sha256": digest}
+        return {"path": str(path), "bytes": path.stat().st_size, "sha256": file_hash(path)}
     except OSError as error:
         return {"path": str(path), "bytes": None, "sha256": None, "error": error.strerror or str(error)}
 

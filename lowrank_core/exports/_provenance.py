@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from lowrank_core.layers.data import data_hash
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.store.as_json import plain
+from lowrank_core.store.kinds import file_hash
 from lowrank_core.store.reference import address_of, file_and_part, in_its_folder
 from lowrank_core.version import versions
 from lowrank_core.workspace import Workspace
@@ -62,12 +62,7 @@ def _source(workspace: Workspace) -> dict[str, str]:
     model, weights = address.model, address.weights
     source = {"ref": in_its_folder(ref)}
     if Path(model).is_file():
-        source["sha256"] = _hash(Path(model))
+        source["sha256"] = file_hash(Path(model))
     if weights is not None and (file := file_and_part(weights)[0]).is_file():
-        source["weights_sha256"] = _hash(file)
+        source["weights_sha256"] = file_hash(file)
     return source
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
