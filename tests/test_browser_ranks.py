@@ -361,6 +361,23 @@ def test_a_rank_chosen_before_an_undo_has_answered_is_the_plan(ranks: Page) -> N
     assert ranks.evaluate(f"{BOARD}.data.choices.fc1.rank") == [21]
 
 
+@pytest.mark.parametrize("step", ["act('restore', { name: 'as opened' })", "act('undo')"])
+def test_what_is_pressed_right_after_a_key_takes_its_step_back(ranks: Page, step: str) -> None:
+    """Keys rest for a moment before they count as let go; until then the board believes its own plan."""
+    thumb = slider(ranks, "fc1")
+    before = thumb.input_value()
+    ranks.evaluate(f"() => {{ const b = {BOARD}; b.drag(b.rows.get('fc1'), 0, 3); b.{step}; }}")
+    ranks.wait_for_function("([e, v]) => e.value === v", arg=[thumb.element_handle(), before])
+    ranks.wait_for_function(ONE_PLAN)
+
+
+def test_what_comes_while_a_thumb_is_held_where_it_stands_is_taken_when_it_is_let_go(ranks: Page) -> None:
+    ranks.evaluate(f"() => {{ const b = {BOARD}; b.act('undo'); b.pressed = b.dragging = true; }}")
+    ranks.wait_for_function(f"{BOARD}.data.rev > {BOARD}.rev")
+    ranks.evaluate(f"() => {{ const b = {BOARD}; b.pressed = false; b.settle(); }}")
+    ranks.wait_for_function(ONE_PLAN)
+
+
 def test_a_message_that_was_lost_comes_again(ranks: Page) -> None:
     ranks.evaluate(f"() => {{ const b = {BOARD}; b.sends = b.send; b.send = () => {{ b.send = b.sends; }}; }}")
     entry = ranks.get_by_label("fc1 exact rank")

@@ -107,6 +107,7 @@ Object.assign(Board.prototype, {
 
   pending() {
     clearTimeout(this.timer);
+    if (!this.pressed) this.dragging = false;                   // keys rest by being told: what Python answers is the plan
     const choices = this.choices(), now = JSON.stringify(choices);
     if (now === this.sent) return null;
     const before = this.sent ? JSON.parse(this.sent) : null;  // another tab may have changed other layers since
@@ -121,7 +122,10 @@ Object.assign(Board.prototype, {
   commit() {
     const plan = this.pending();
     if (plan) { this.say("commit", plan); this.drawDifference(); }
-    else this.post();                                           // what was held back while a thumb was held
+    else {
+      this.post();                                              // what was held back while a thumb was held
+      if (this.data.rev > this.rev) this.update(this.data);     // and what came meanwhile
+    }
     this.draw(true);
   },
 
