@@ -168,6 +168,21 @@ def test_every_table_can_be_taken_along(visit: Page) -> None:
     assert {line[0] for line in downloaded(visit, "CSV", 1)[1:]} == {"<b>in", "out"}
 
 
+def test_a_file_stands_beside_the_plan_while_it_is_picked(visit: Page) -> None:
+    pytest.importorskip("openvino")
+    before = columns(visit)
+    visit.get_by_role("button", name="OpenVINO", exact=True).click()
+    expect(table(visit).get_by_role("columnheader")).to_have_count(len(before) + 1)
+    whole(visit)
+    assert columns(visit) == [*before, "This plan, OpenVINO"]
+    assert "OpenVINO" in row(visit, "File").locator("td").last.inner_text()
+    expect(visit.get_by_text("Files of", exact=True)).to_be_visible()
+    assert not violations(visit)
+    visit.get_by_role("button", name="OpenVINO", exact=True).click()
+    expect(table(visit).get_by_role("columnheader")).to_have_count(len(before))
+    rest(visit)
+
+
 def test_a_bar_of_two_plans_selects_its_layer(visit: Page) -> None:
     expect(visit.get_by_role("combobox", name="From")).to_have_value("=first <i>")
     expect(visit.get_by_role("combobox", name="To")).to_have_value("This plan")

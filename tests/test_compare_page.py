@@ -5,6 +5,7 @@ import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,8 +17,10 @@ from torch import nn
 
 from lowrank_core.compression.precision import Storage
 from lowrank_core.compression.start import suggested_plan
-from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.errors import InvalidModel, MissingExtra
+from lowrank_core.exports import EXPORTS, Compressed, _in_format
 from lowrank_core.exports._in_format import Measured, measured
+from lowrank_core.graphs.exporting import OnnxNetwork
 from lowrank_core.measure import latency
 from lowrank_core.measure.comparison import ClassChange, Comparison
 from lowrank_core.measure.comparison import compare as measure
@@ -28,6 +31,7 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.scoring.scores import Score
+from lowrank_core.store.cache import Cache
 from lowrank_core.workspace import Workspace
 from pages.ui import charts, compare, compare_table, devices, words
 from pages.ui.compare import Cell, Column, ColumnMeasured, Findings, PlanTiming, Scores, Target
@@ -114,6 +118,30 @@ def test_in_int8_all_columns_are_measured_in_int8(opened: Open) -> None:
     assert "95 %:" in rows["Top-1 accuracy"]["Dense"]  # beside the dense network in float32
     columns = comparisons_of(page)
     assert {column.number for column in columns if not column.plan.choices} == {"as it is", "int8"}
+
+
+def test_a_file_has_a_column_of_its_own_where_its_runtime_is_here(
+    monkeypatch: pytest.MonkeyPatch, opened: Open
+) -> None:
+    pytest.importorskip("openvino")
+
+    def missing(workspace: Workspace) -> None:
+        raise MissingExtra("ExecuTorch needs more packages")
+
+    monkeypatch.setitem(EXPORTS, "executorch", replace(EXPORTS["executorch"], ready=missing))
+    page = opened("builtin:iris-mlp")
+    files = labelled(page, "button_group", "As files")
+    assert files.options == ["int8 ONNX", "int8 ONNX without refit", "OpenVINO"]
+    assert "No ExecuTorch program (.pte): ExecuTorch needs more packages" in {found.value for found in page.caption}
+    files.set_value(["OpenVINO"]).run()
+    assert not page.exception
+    assert not page.error
+    rows = table(page)
+    assert rows["File"]["This plan, OpenVINO"].endswith("| OpenVINO")
+    assert rows["Flash"]["This plan, OpenVINO"] == rows["Flash"]["This plan"]
+    assert rows["Top-1 accuracy"]["This plan, OpenVINO"] == rows["Top-1 accuracy"]["This plan"]
+    heads = next(found.proto.body for found in page.get("html") if 'class="comparison"' in found.proto.body)
+    assert f"This plan, OpenVINO<small>float32, run by openvino {version('openvino')}, thorough" in heads
 
 
 def comparisons_of(page: AppTest) -> set[Column]:
@@ -244,6 +272,46 @@ def test_int8_is_measured_as_export_writes_it(workspace: Workspace, tmp_path: Pa
     assert rows["Goal"]["Dense"].note == "not measured in int8"
     assert rows["File"]["Small"].value == written.bytes
     assert rows["Peak RAM"]["Small"].text == "4.096 kB"
+
+
+def test_a_file_is_run_once_and_kept_with_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    iris = Workspace.open("builtin:iris-mlp", cache=Cache(tmp_path))
+    plan = RankPlan.of(iris.profile.fingerprint, {"fc2": Choice("svd", (3,))})
+    given = network(iris, plan)
+    found = measured(iris, given, "as it is", file="OpenVINO")
+    assert found.comparison is not None
+    assert found.comparison.classes == measure(iris, given.model).classes  # OpenVINO rounds otherwise, and no class
+    beside = EXPORTS["openvino"].write(iris, given, tmp_path / "network.xml").beside
+    sizes = [path.stat().st_size for path in (tmp_path / "network.xml", *map(Path, beside))]
+    assert (found.kind, found.file_bytes) == ("OpenVINO", pytest.approx(sum(sizes), rel=0.02))  # the time is in it
+
+    def again(*args: object, **kwargs: object) -> None:
+        raise InvalidModel("it was written again")
+
+    monkeypatch.setattr(_in_format, "write_anywhere", again)
+    assert measured(iris, given, "as it is", file="OpenVINO") == found
+    for other in (replace(given, correction={"kind": "quick"}), network(iris, RankPlan(plan.fingerprint))):
+        assert measured(iris, other, "as it is", file="OpenVINO").refused == "it was written again"
+    monkeypatch.setattr(_in_format, "version", lambda package: "0.0")
+    assert measured(iris, given, "as it is", file="OpenVINO").refused == "it was written again"
+
+
+def test_int8_runs_over_the_samples_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    forward = OnnxNetwork.forward
+
+    def counted(self: OnnxNetwork, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ran.append(len(args[0]))
+        return forward(self, *args)
+
+    monkeypatch.setattr(OnnxNetwork, "forward", counted)
+    torch.manual_seed(0)
+    data = torch.randn(100, 8), torch.randint(3, (100,))
+    live = Workspace.of(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), data[0][:1], data)
+    found = measured(live, network(live, RankPlan(live.profile.fingerprint)), "int8")
+    assert not found.refused
+    assert sum(ran) == 100
 
 
 def test_a_network_that_int8_leaves_wide_is_not_measured_in_int8() -> None:

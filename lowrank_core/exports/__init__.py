@@ -29,6 +29,7 @@ from lowrank_core.exports._rounding import (
 from lowrank_core.graphs.c_compiled import CompiledSize
 from lowrank_core.layers.computed import copied
 from lowrank_core.layers.data import Dataset, Inputs, run
+from lowrank_core.measure.comparison import Comparison
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.registry import enter, register_all
@@ -124,7 +125,8 @@ class Exported:
     verdict: "same", "rounding" where two runtimes round otherwise, or "accepted" where somebody took more than that.
     notes: what the file computes otherwise than the plan counts, a sentence each. beside: the other files that belong
     to it, whose bytes are counted with its own.
-    compiled: what it takes on a device, where it was compiled.
+    compiled: what it takes on a device, where it was compiled. comparison: how a file answers beside the dense network
+    whose answers were looked at for its score, as those of int8 are. wide: why most of an int8 file is none, or "".
     """
 
     path: str
@@ -135,6 +137,8 @@ class Exported:
     notes: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     compiled: CompiledSize | None = None
+    comparison: Comparison | None = None
+    wide: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,40 +1,83 @@
-"""A network measured as it is stored in a number format: int8 as the ONNX file that is written, run by onnxruntime."""
+"""A network measured as it is stored: in a number format, or as a file that its runtime runs; int8 is always one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import prod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from lowrank_core.compression.precision import DTYPES, Storage, rounded
 from lowrank_core.errors import Cancelled, InvalidModel, LowRankError
-from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.exports import EXPORTS, Compressed, Exported
 from lowrank_core.exports._apart import write_anywhere
+from lowrank_core.extras import extra
 from lowrank_core.figures import count
-from lowrank_core.graphs.exporting import OnnxNetwork
 from lowrank_core.graphs.memory import Memory, Trace, memory_of
-from lowrank_core.layers.data import Dataset, run
 from lowrank_core.measure.comparison import Comparison, checkpoint_bytes, compare, traces
 from lowrank_core.measure.formats import AS_IT_IS, FORMATS, PLAIN
+from lowrank_core.networks.profile import fingerprint
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.store.files import scratch, weights_beside
+from lowrank_core.store.lines import append_line, read_lines
 from lowrank_core.workspace import Workspace
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stored:
-    """What a network computes once it is stored in a number format. onnx: the file itself, of int8 alone.
+@dataclass(frozen=True, slots=True)
+class AsFile:
+    """A file that a network is measured as: written as `export` writes it, and run by its own runtime.
 
-    kind: of the file, which takes so many bytes; a checkpoint is counted with its numbers and their names.
+    kind: of `EXPORTS`; label: of the file; package: the runtime, on whose version the answers depend.
+
+    >>> FILES["int8 ONNX without refit"].number, FILES["OpenVINO"].number
+    ('int8', 'as it is')
     """
 
-    network: nn.Module
     kind: str
+    label: str
+    package: str
+    storage: Storage = Storage()  # noqa: RUF009 - frozen
+
+    @property
+    def number(self) -> str:
+        """The number format by which its memory is counted."""
+        return "int8" if self.storage.dtype == "int8" else AS_IT_IS
+
+    @property
+    def words(self) -> str:
+        """With which options it is written, and what runs it; raises MissingExtra."""
+        options = f"{self.storage.int8}, {'refitted' if self.storage.refit else 'not refitted'}, "
+        with extra(EXTRAS[self.package], self.label):
+            return f"{options if self.number == 'int8' else ''}run by {self.package} {version(self.package)}"
+
+
+EXTRAS = {"onnxruntime": "onnx", "executorch": "edge", "openvino": "edge"}
+INT8 = "int8 ONNX"
+"""The file that stands for int8 where no other is asked for."""
+
+FILES = {
+    INT8: AsFile("onnx", "ONNX", "onnxruntime", Storage("int8")),
+    "int8 ONNX without refit": AsFile("onnx", "ONNX", "onnxruntime", Storage("int8", refit=False)),
+    "ExecuTorch": AsFile("executorch", "ExecuTorch", "executorch"),
+    "ExecuTorch int8": AsFile("executorch", "ExecuTorch", "executorch", Storage("int8")),
+    "OpenVINO": AsFile("openvino", "OpenVINO", "openvino"),
+}
+
+VERSION = 1
+"""Of the way files are measured; what was kept by another version is not used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a file answered beside the dense network, and how many bytes it takes with those that belong to it."""
+
+    comparison: Comparison
     file_bytes: int
-    onnx: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,70 +100,82 @@ def plan_in(plan: RankPlan, number: str) -> RankPlan:
     return plan.plain if number in PLAIN else plan
 
 
-def stored_in(workspace: Workspace, compressed: Compressed, number: str) -> Stored:
-    """What a network computes in a number format of `FORMATS`; int8 is written and tried as Export does.
+def network_in(compressed: Compressed, number: str) -> nn.Module:
+    """What a network computes in a number format that PyTorch runs; raises InvalidModel beyond its range."""
+    kinds = {"float32": torch.float32, **DTYPES}
+    return compressed.model if number == AS_IT_IS else rounded(compressed.model, kinds[number])
 
-    Raises InvalidModel where it cannot be stored so, and what `write_anywhere` raises.
+
+def int8_file(workspace: Workspace, compressed: Compressed) -> bytes:
+    """The ONNX file of a network in int8; raises InvalidModel where it cannot be one, and what an export raises."""
+    with _written(workspace, compressed, FILES[INT8], compared=False) as (path, _):
+        return path.read_bytes()
+
+
+def run_as(workspace: Workspace, compressed: Compressed, asked: AsFile) -> Ran:
+    """Write a network as a file in a fresh process and run it there on all evaluation samples, by its own runtime.
+
+    Kept in the workspace's cache under all that it depends on: weights, plan, data, options, versions of runtimes.
+    Raises Cancelled, InvalidModel where the file is not what it is called, and what an export raises.
     """
-    if number == "int8":
-        return _quantised(workspace, compressed)
-    network, kinds = compressed.model, {"float32": torch.float32, **DTYPES}
-    if number != AS_IT_IS:
-        network = rounded(network, kinds[number])
-    return Stored(network, "safetensors", checkpoint_bytes(network, FORMATS[number]))
+    kept = _kept(workspace, compressed, asked)
+    found = None if kept is None else next(iter(read_lines(kept, Ran)), None)
+    if found is None:
+        with _written(workspace, compressed, asked, compared=True) as (_, written):
+            assert written.comparison is not None
+            found = Ran(written.comparison, written.bytes)
+        if kept is not None:
+            append_line(kept, found)
+    return found
 
 
-def _quantised(workspace: Workspace, compressed: Compressed) -> Stored:
-    names = tuple(run(compressed.model, Dataset(workspace.opened.example_inputs)))
+@contextmanager
+def _written(
+    workspace: Workspace, compressed: Compressed, asked: AsFile, *, compared: bool
+) -> Iterator[tuple[Path, Exported]]:
+    export = EXPORTS[asked.kind]
+    export.ready(workspace)
     with scratch() as folder:
-        path = folder / "network.onnx"
-        network = compressed.stored(workspace, Storage("int8"))
+        path = folder / f"network{export.suffix}"
+        network = compressed.stored(workspace, asked.storage)
         try:
-            written = write_anywhere(workspace, EXPORTS["onnx"], network, path)
+            written = write_anywhere(workspace, export, network, path, compared=compared)
         except LowRankError as error:
             if str(path) not in str(error):
                 raise
-            raise type(error)(str(error).replace(str(path), "the ONNX file")) from error
-        if weights_beside(path).exists():
+            raise type(error)(str(error).replace(str(path), f"the {asked.label} file")) from error
+        if asked.kind == "onnx" and weights_beside(path).exists():
             raise InvalidModel("its ONNX file is larger than 2 GB, which is measured by nothing here.")
-        content = path.read_bytes()
-    _refuse_where_wide(content)
-    return Stored(OnnxNetwork(content, names), "ONNX", written.bytes, content)
+        if written.wide:
+            raise InvalidModel(f"{written.wide}, in a file of {count(written.bytes, 'B')}.")
+        yield path, written
 
 
-MOST_WIDE = 0.1
-"""Share of the weights that may stay in float32 in a file that is called int8: tables and odd layers, not the bulk."""
+def _kept(workspace: Workspace, compressed: Compressed, asked: AsFile) -> Path | None:
+    """Where the answers of a file are kept; nowhere for a network from Python: nothing says how it is judged."""
+    if workspace.cache is None or workspace.opened.ref is None:
+        return None
+    name = workspace.name_for(
+        "network run as a file",
+        VERSION,
+        kind=asked.kind,
+        options=asdict(asked.storage),
+        plan=[(layer, choice.to_dict()) for layer, choice in compressed.plan.choices],
+        weights=fingerprint(compressed.model),
+        correction=compressed.correction,
+        versions=[torch.__version__, asked.words],
+    )
+    return workspace.cache.points / f"ran-{name}.jsonl"
 
 
-def _refuse_where_wide(content: bytes) -> None:
-    """Raise InvalidModel where a quantised file holds most of its weights in float32 all the same."""
-    import onnx
-
-    wide, users, sizes = set[str](), set[str](), dict[str, int]()
-    graphs = [onnx.load_from_string(content).graph]
-    for graph in graphs:  # grows by what is inside of its nodes
-        for weight in graph.initializer:
-            if len(weight.dims) > 1:
-                sizes[weight.name] = prod(weight.dims)
-                is_wide = weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
-                wide |= {weight.name} if is_wide else set()
-        for node in graph.node:
-            users |= {node.op_type} if wide & set(node.input) else set()
-            graphs += [part.g for part in node.attribute if part.HasField("g")]
-    narrow = sum(size for name, size in sizes.items() if name not in wide)
-    left = sum(sizes[name] for name in wide)
-    if left > MOST_WIDE * (left + narrow):
-        raise InvalidModel(
-            f"onnxruntime quantises no {', no '.join(sorted(users))} here: {100 * left / (left + narrow):.0f} % of the "
-            f"weights stay in float32, in a file of {count(len(content), 'B')}."
-        )
-
-
-def measured(workspace: Workspace, compressed: Compressed, number: str, traced: Trace | None = None) -> Measured:
+def measured(
+    workspace: Workspace, compressed: Compressed, number: str, traced: Trace | None = None, file: str = ""
+) -> Measured:
     """Measure a network in one number format, all figures of it in that one: answers, file, memory.
 
     compressed: as it is exported, the dense network with an empty plan. traced: one inference of `plan_in` of its plan,
-    traced here where not given. A network that cannot be measured in the format is an answer, too. Raises Cancelled.
+    traced here where not given. file: one of FILES in that format, whose answers are measured instead of the network's;
+    int8 is always a file. A network that cannot be measured is an answer, too. Raises Cancelled.
 
     >>> workspace = Workspace.open("builtin:iris-mlp")
     >>> dense = Compressed(workspace.model, RankPlan(workspace.profile.fingerprint))
@@ -133,11 +188,16 @@ def measured(workspace: Workspace, compressed: Compressed, number: str, traced: 
     plain = compressed.stored(workspace, Storage("int8", refit=False)) if number in PLAIN else compressed
     memory = {name: memory_of(traced, plain.model, itemsize=size) for name, size in FORMATS.items()}
     found = Measured(number, None, memory)
+    asked = FILES.get(file or INT8 * (number == "int8"))
     try:
-        stored = stored_in(workspace, compressed, number)
-        comparison = compare(workspace, stored.network)
+        if asked is not None:
+            ran = run_as(workspace, compressed, asked)
+            return replace(found, comparison=ran.comparison, kind=asked.label, file_bytes=ran.file_bytes)
+        network = network_in(compressed, number)
+        comparison = compare(workspace, network)
     except Cancelled:
         raise
     except LowRankError as error:
         return replace(found, refused=str(error))
-    return replace(found, comparison=comparison, kind=stored.kind, file_bytes=stored.file_bytes)
+    size = checkpoint_bytes(network, FORMATS[number])
+    return replace(found, comparison=comparison, kind="safetensors", file_bytes=size)

@@ -129,29 +129,17 @@ def _graph(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     return torch.no_grad()(lambda inputs: call(model, inputs))
 
 
-def _onnx(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
-    model = OnnxNetwork(file)
-    return lambda inputs: call(model, inputs)
-
-
-def _executorch(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
-    model = ExecutorchNetwork(file)
-    return lambda inputs: call(model, inputs)
-
-
-def _openvino(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
-    model = OpenVinoNetwork(file)
-    return lambda inputs: call(model, inputs)
-
-
 def _folder(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
     model = open_source(file).model
     return lambda inputs: run(model, Dataset(inputs))
 
 
-def _compiled(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
-    model = CNetwork(Path(file))
-    return lambda inputs: call(model, inputs)
+def _run_by(network: Callable[[str], nn.Module]) -> Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]:
+    def read(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
+        model = network(file)
+        return lambda inputs: call(model, inputs)
+
+    return read
 
 
 def _dense_alone(dense: str | nn.Module, file: str) -> Callable[[Inputs], Outputs]:
@@ -159,15 +147,20 @@ def _dense_alone(dense: str | nn.Module, file: str) -> Callable[[Inputs], Output
     return lambda inputs: run(model, Dataset(inputs))
 
 
+RUNNABLE: dict[str, Callable[..., nn.Module]] = {
+    "onnx": OnnxNetwork,
+    "executorch": ExecutorchNetwork,
+    "openvino": OpenVinoNetwork,
+}
+"""Files that their own runtime runs as a module, given the path and what the outputs are to be called."""
+
 READERS: dict[str, Callable[[str | nn.Module, str], Callable[[Inputs], Outputs]]] = {
     "safetensors": _checkpoint,
     "pt2": _graph,
-    "onnx": _onnx,
-    "executorch": _executorch,
-    "openvino": _openvino,
     "hf": _folder,
-    "c": _compiled,
+    "c": _run_by(lambda file: CNetwork(Path(file))),
     DENSE_ALONE: _dense_alone,
+    **{kind: _run_by(network) for kind, network in RUNNABLE.items()},
 }
 """How the fresh process reads each kind of file, given the reference of the model, or that itself, and the path."""
 

@@ -10,14 +10,15 @@ import torch
 from lowrank_core.exports import Compressed, Export, Exported, Snippet, register, reloaded
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.exports._recurrent import forms_of
+from lowrank_core.exports._wide import wide_words
 from lowrank_core.extras import check_installed
 from lowrank_core.graphs.alone import Places
 from lowrank_core.graphs.executorch_network import ExecutorchNetwork, available, lowered
 from lowrank_core.graphs.exporting import PLACES
 from lowrank_core.layers.data import Dataset, first_axes, run, tensors
+from lowrank_core.measure.comparison import compare
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
-from lowrank_core.scoring.scores import final_score
 from lowrank_core.store.files import whole_or_nothing, writing
 from lowrank_core.workspace import Workspace
 
@@ -55,10 +56,12 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     samples = places.batches(tensors(workspace.calibration.inputs)) if stored.dtype == "int8" else None
     report(Progress("lowering to XNNPACK" if samples is None else "quantising and lowering to XNNPACK"))
     content = lowered(compressed.model, inputs, samples=samples, per_channel=stored.int8 == "per-channel")
+    comparison = None
     if samples is not None:
         report(Progress("measuring"))
         network = ExecutorchNetwork(content(said(compressed)), output_names)
-        compressed = replace(compressed, model=network, score=final_score(workspace.measure(network, keep=False)))
+        comparison = compare(workspace, network)
+        compressed = replace(compressed, model=network, score=comparison.score)
     with whole_or_nothing(path) as temporary:
         _save(content(said(compressed)), temporary)
         largest, verdict = reloaded(
@@ -67,7 +70,9 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         if verdict == "accepted":
             _save(content(said(replace(compressed, accepted=largest))), temporary)
         size = temporary.stat().st_size
-    return Exported(str(path), size, largest, compressed.score, verdict, (*compressed.notes, *forms.notes))
+    wide = wide_words("ExecuTorch", content.wide, content.narrow)
+    notes = (*compressed.notes, *forms.notes, *filter(None, (wide,)))
+    return Exported(str(path), size, largest, compressed.score, verdict, notes, comparison=comparison, wide=wide)
 
 
 def _save(content: bytes, to: Path) -> None:

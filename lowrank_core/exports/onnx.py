@@ -18,15 +18,16 @@ from lowrank_core.exports import Compressed, Export, Exported, Snippet, register
 from lowrank_core.exports._onnx_surgery import came_from_onnx, compressed_onnx
 from lowrank_core.exports._provenance import plan_document
 from lowrank_core.exports._recurrent import forms_of
+from lowrank_core.exports._wide import wide_in_onnx
 from lowrank_core.extras import check_installed, extra
 from lowrank_core.graphs.alone import Places
 from lowrank_core.graphs.exporting import PLACES, OnnxNetwork, onnx_program
 from lowrank_core.graphs.onnx_forms import at_opset, at_sizes, checked, inputs_of, opset_of, sizes_of, symbolic
 from lowrank_core.layers.data import Dataset, Inputs, first_axes, run, tensors
+from lowrank_core.measure.comparison import compare
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report
-from lowrank_core.scoring.scores import final_score
 from lowrank_core.store.files import folder_beside, move, scratch, weights_beside, whole_or_nothing, writing
 from lowrank_core.workspace import Workspace
 
@@ -76,13 +77,15 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         proto = _at_batch(workspace, proto, stored.batch, len(output_names))
     if narrow is not None:
         _narrow(proto, narrow)
+    comparison = None
     if stored.dtype == "int8":
         report(Progress("quantising"))
         proto = quantised(proto, workspace.calibration.inputs, stored.int8)
         proto = checked(proto) if not _is_large(proto) else proto
         network = OnnxNetwork(proto.SerializeToString(), output_names)
         report(Progress("measuring"))
-        compressed = replace(compressed, model=network, score=final_score(workspace.measure(network, keep=False)))
+        comparison = compare(workspace, network)
+        compressed = replace(compressed, model=network, score=comparison.score)
     if asked:
         proto = checked(proto)
         _refuse_otherwise(proto, stored)
@@ -111,7 +114,9 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             put_plan(replace(compressed, accepted=largest))
             _save(proto, temporary, weights_beside(path).name)
         written = sum(file.stat().st_size for file in (temporary, weights_beside(temporary)) if file.is_file())
-    return Exported(str(path), written, largest, compressed.score, verdict, (*compressed.notes, *forms.notes))
+    wide = wide_in_onnx(proto) if stored.dtype == "int8" else ""
+    notes = (*compressed.notes, *forms.notes, *filter(None, (wide,)))
+    return Exported(str(path), written, largest, compressed.score, verdict, notes, comparison=comparison, wide=wide)
 
 
 def _at_batch(workspace: Workspace, proto: onnx.ModelProto, batch: int, outputs: int) -> onnx.ModelProto:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,32 @@ def available() -> None:
         import torchao  # noqa: F401
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lowered:
+    """A network as a program. Called with texts that it is to answer under their names it gives the bytes of a file.
+
+    wide: of int8, how many numbers of weights each operator keeps in float all the same; narrow: those in eight bits.
+    """
+
+    edge: Any
+    wide: dict[str, int] = field(default_factory=dict)
+    narrow: int = 0
+
+    def __call__(self, said: dict[str, str]) -> bytes:
+        from executorch.exir import EdgeProgramManager
+
+        edge = self.edge
+        with exporters_turn, _quiet():
+            return bytes(EdgeProgramManager(edge.exported_program(), said, edge.compile_config).to_executorch().buffer)
+
+
 def lowered(
     model: nn.Module, inputs: Inputs, *, samples: Iterator[list[Tensor]] | None = None, per_channel: bool = True
-) -> Callable[[dict[str, str]], bytes]:
+) -> Lowered:
     """A network as a program for XNNPACK, at the batch that `inputs` are; what XNNPACK lacks runs in portable kernels.
 
-    What comes back makes the bytes of the file, given texts that the program is to answer under their names, and may be
-    called again. samples: batches to learn the ranges of int8 from, in the order of `data.tensors`; without them it
-    computes in float. Raises InvalidModel where the network cannot be traced, quantised or lowered.
+    samples: batches to learn the ranges of int8 from, in the order of `data.tensors`; without them it computes in
+    float. Raises InvalidModel where the network cannot be traced, quantised or lowered.
     """
     available()
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -43,11 +63,11 @@ def lowered(
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
-    from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
+    from executorch.exir import to_edge_transform_and_lower
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     inputs = tree_map_only(Tensor, torch.Tensor.contiguous, inputs)  # the order of its axes becomes the program's
-    program = fixed_program(model, inputs)
+    program, wide, narrow = fixed_program(model, inputs), dict[str, int](), 0
     with exporters_turn, _quiet():
         try:
             if samples is not None:
@@ -57,6 +77,7 @@ def lowered(
                     for batch in samples:
                         prepared(_as_given(inputs, batch))
                 quantised = convert_pt2e(prepared)
+                wide, narrow = _weights_of(quantised)
                 program = torch.export.export(quantised, (inputs,))
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         except Exception as error:  # of a compiler with many passes
@@ -65,11 +86,23 @@ def lowered(
                 "all the same."
             ) from error
 
-    def written(said: dict[str, str]) -> bytes:
-        with exporters_turn, _quiet():
-            return bytes(EdgeProgramManager(edge.exported_program(), said, edge.compile_config).to_executorch().buffer)
+    return Lowered(edge, wide, narrow)
 
-    return written
+
+def _weights_of(quantised: torch.fx.GraphModule) -> tuple[dict[str, int], int]:
+    """Numbers of weights that each operator takes in float, and how many there are in whole numbers."""
+    wide, narrow = dict[str, int](), 0
+    for module in quantised.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            weight = attrgetter(node.target)(module) if node.op == "get_attr" and node.users else None
+            if not isinstance(weight, Tensor) or weight.ndim < 2:
+                continue
+            if weight.is_floating_point():
+                kind = str(next(iter(node.users)).target).removeprefix("aten.").partition(".")[0]
+                wide[kind] = wide.get(kind, 0) + weight.numel()
+            else:
+                narrow += weight.numel()
+    return wide, narrow
 
 
 class ExecutorchNetwork(nn.Module):

@@ -87,9 +87,12 @@ def save(model: Any, path: Path) -> None:
 
 
 class OpenVinoNetwork(nn.Module):
-    """A file of OpenVINO, its weights beside it, called as the network was that it was made from."""
+    """A file of OpenVINO, its weights beside it, called as the network was that it was made from.
 
-    def __init__(self, path: str) -> None:
+    output_names: what its outputs are to be called.
+    """
+
+    def __init__(self, path: str, output_names: Sequence[str] = ()) -> None:
         super().__init__()
         openvino = runtime()
         try:
@@ -99,6 +102,11 @@ class OpenVinoNetwork(nn.Module):
             raise InvalidFile(f"OpenVINO cannot open it: {_short(error)}.") from error
         self._places = Places.from_json(model.get_rt_info(PLACES).value) if model.has_rt_info(PLACES) else None
         self._taken = [given.get_any_name() for given in model.inputs]
+        self.output_names = tuple(output_names)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OpenVinoNetwork:
+        """Itself: it keeps nothing between two calls."""
+        return self
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> tuple[Tensor, ...]:
         """All outputs of the graph, in its order."""

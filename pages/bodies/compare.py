@@ -10,10 +10,12 @@ import streamlit as st
 import torch
 
 from lowrank_core.errors import LowRankError
+from lowrank_core.exports import EXPORTS
+from lowrank_core.exports._in_format import FILES
 from lowrank_core.figures import KIB
 from lowrank_core.measure.comparison import Comparison, Flip
 from lowrank_core.measure.formats import AS_IT_IS
-from lowrank_core.measure.latency import OF_ONNX, LatencyTable, cpu_name, runtimes_here
+from lowrank_core.measure.latency import LatencyTable, cpu_name, runtimes_here
 from lowrank_core.measure.staircases import as_table
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
@@ -63,6 +65,7 @@ def side_by_side(workspace: Workspace, chosen: Goals) -> dict[str, Column]:
     if number != "int8":
         more[compare.DENSE_INT8] = Column(columns[compare.DENSE].candidate, "int8")
     columns |= pick(workspace, more, list(snapshots)[-4:])
+    columns |= pick_files(workspace, columns)
     unique = {column: name for name, column in reversed(columns.items())}
     equal = [f"{name} as {unique[column]}" for name, column in columns.items() if unique[column] != name]
     if equal:
@@ -94,6 +97,40 @@ def pick(workspace: Workspace, more: dict[str, Column], latest: list[str]) -> di
         hint = " and ".join(hints)
         st.caption(f"For more columns {hint}.")
     return {name: more[name] for name in picked}
+
+
+def pick_files(workspace: Workspace, columns: dict[str, Column]) -> dict[str, Column]:
+    """Columns for files of networks that stand in others, each run by its own runtime."""
+    ready, missing = [], {}
+    for name, file in FILES.items():
+        try:
+            EXPORTS[file.kind].ready(workspace)
+            ready.append(name)
+        except LowRankError as error:
+            missing[EXPORTS[file.kind].label] = str(error)
+    files, of = [], [compare.THIS]
+    if ready:
+        files = st.pills(
+            "As files",
+            ready,
+            selection_mode="multi",
+            key="as files",
+            persist_state="session",
+            help="Written as **Export** writes them and run on all samples by their own runtime, in a process of its "
+            "own; it takes up to a few minutes each, and is kept.",
+        )
+    if files and len(columns) > 2:
+        of = st.pills(
+            "Files of",
+            list(columns),
+            default=of,
+            selection_mode="multi",
+            format_func=words.plain,
+            key=f"files of {list(columns)}",
+        )
+    for label, reason in missing.items():
+        st.caption(words.plain(f"No {label}: {reason}"))
+    return {f"{name}, {file}": columns[name].written_as(file) for name in of for file in files}
 
 
 def ask_target(workspace: Workspace) -> compare.Target:
@@ -187,7 +224,7 @@ def headings(workspace: Workspace, columns: dict[str, Column]) -> dict[str, str]
     """What stands below the name of each column: its number format and what its weights are."""
 
     def below(column: Column) -> str:
-        number, correction = compare.in_words(workspace, column.number), column.candidate.correction
+        number, correction = compare.as_measured(workspace, column), column.candidate.correction
         if column.tuned is not None and column.tuned.given:
             return f"{number}, trained elsewhere"
         if column.tuned is not None:
@@ -228,7 +265,7 @@ def buttons(
                 dict.fromkeys(
                     column.timed
                     for column in columns.values()
-                    if not column.is_reference and (runtime in OF_ONNX or column.number != "int8")
+                    if not column.is_reference and runtime in column.runtimes
                 )
             )
             if entries:
@@ -238,7 +275,8 @@ def buttons(
         smallest = {
             column.timed: None
             for column in columns.values()
-            if column.number in ("int8", "float32", AS_IT_IS)
+            if not column.file
+            and column.number in ("int8", "float32", AS_IT_IS)
             and flash_bytes(workspace, column.plan, column.number) <= MOST_COMPILED_BYTES
         }
         if smallest:
@@ -259,8 +297,8 @@ def how_measured(columns: dict[str, Column], findings: compare.Findings) -> None
         graph = next(iter(traced.memory.values())).how == "torch.export"
         how = "the graph of torch.export" if graph else "one run, since torch.export cannot trace it"
     narrow = (
-        " int8: as the ONNX file that **Export** writes, run by onnxruntime."
-        if any(column.number == "int8" for column in columns.values())
+        " Files: as **Export** writes them, run on all samples; int8 is one of ONNX where nothing else is said."
+        if any(column.kind for column in columns.values())
         else ""
     )
     plain = " C: the header that **Export** writes, compiled with -Os for this processor." if findings.compiled else ""

@@ -10,8 +10,8 @@ from typing import TypeVar, TypeVarTuple
 from lowrank_core.compression.correct import reporting
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import Cancelled, InvalidFile, LowRankError, OtherModel
-from lowrank_core.exports import Compressed
-from lowrank_core.exports._in_format import Measured, measured, plan_in, stored_in
+from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.exports._in_format import FILES, INT8, Measured, int8_file, measured, network_in, plan_in
 from lowrank_core.exports.c import compiled_size
 from lowrank_core.figures import how_many, kib
 from lowrank_core.graphs.c_compiled import CompiledSize
@@ -49,11 +49,30 @@ DENSE, THIS, TUNED, DENSE_INT8 = "Dense", "This plan", "Tuned", "Dense int8"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A network that stands in a column: a plan with its correction or with trained weights, in one number format."""
+    """A network that stands in a column: a plan with its correction or with trained weights, in one number format.
+
+    file: of FILES, where it is measured as one; int8 without any is measured as INT8.
+    """
 
     candidate: Candidate
     number: str = AS_IT_IS
     tuned: Tuned | None = None
+    file: str = ""
+
+    def written_as(self, file: str) -> Column:
+        """The same network as one of FILES."""
+        return replace(self, number=FILES[file].number, file="" if file == INT8 else file)
+
+    @property
+    def kind(self) -> str:
+        """The kind of file that it is measured as; "" where PyTorch runs it."""
+        file = self.file or INT8 * (self.number == "int8")
+        return FILES[file].kind if file else ""
+
+    @property
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """Those that time what stands in the column."""
+        return {"": RUNTIMES, "onnx": OF_ONNX, "openvino": ("openvino",)}.get(self.kind, ())
 
     @property
     def plan(self) -> RankPlan:
@@ -68,7 +87,7 @@ class Column:
     @property
     def is_reference(self) -> bool:
         """Whether it is the dense network as it is, which all others are compared with."""
-        return not self.plan.choices and self.number == AS_IT_IS
+        return not self.plan.choices and self.number == AS_IT_IS and not self.file
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +199,7 @@ def _scores(workspace: Workspace, columns: Sequence[Column], trained: Trained) -
             if plan not in traced:
                 traced[plan] = next(coming)
             found = _measured(workspace, column, traced[plan], trained)
-        if found.comparison is not None and column.number == AS_IT_IS and column.tuned is None:
+        if found.comparison is not None and not column.kind and column.number == AS_IT_IS and column.tuned is None:
             workspace.scores[column.candidate.plain] = found.comparison.score
         yield ColumnMeasured(column, found)
 
@@ -192,7 +211,7 @@ def _measured(workspace: Workspace, column: Column, traced: Trace, trained: Trai
         raise
     except LowRankError as error:  # trained weights that are gone
         return Measured(column.number, None, {}, refused=str(error))
-    return measured(workspace, network, column.number, traced)
+    return measured(workspace, network, column.number, traced, column.file)
 
 
 def network_of(workspace: Workspace, column: Column, trained: Trained) -> Compressed:
@@ -244,13 +263,14 @@ def _races(workspace: Workspace, wish: Races) -> Iterator[PlanTiming]:
     for plan, number in wish.entries:
         model = workspace.compress(plan) if plan.choices else workspace.model
         try:
-            stored = stored_in(workspace, Compressed(model, plan), number)
+            given = Compressed(model, plan)
+            racer = int8_file(workspace, given) if number == "int8" else network_in(given, number)
         except Cancelled:
             raise
         except LowRankError as error:
             yield PlanTiming((plan, number), wish.runtime, None, str(error))
         else:
-            racing.append(((plan, number), stored.onnx or stored.network))
+            racing.append(((plan, number), racer))
     timings = network_latency(
         workspace.model,
         [network for _, network in racing],
@@ -340,7 +360,7 @@ def rows(
     files = {name: None if one is None else one.file_bytes for name, one in found.items()}
     kinds = {name: one.kind for name, one in found.items() if one is not None}
     made.append(_amounts("File", files, size, "B", "as it is written", notes=kinds))
-    objects = {name: findings.compiled.get(column.timed) for name, column in columns.items()}
+    objects = {name: None if column.file else findings.compiled.get(column.timed) for name, column in columns.items()}
     if any(objects.values()):
         made += _objects(objects, size)
     peaks = {name: memory[name].peak.bytes if name in memory else None for name in columns}
@@ -356,7 +376,8 @@ def rows(
     }
     made.append(_amounts("Multiplies per byte", intensity, "{:.2f}".format, lower_is_better=None))
     for runtime in RUNTIMES:
-        if any((column.timed, runtime) in findings.timings.keys() | findings.racing for column in columns.values()):
+        times = findings.timings.keys() | findings.racing
+        if any(runtime in column.runtimes and (column.timed, runtime) in times for column in columns.values()):
             made.append(_latency(runtime, columns, findings))
     alike = [name for name, column in columns.items() if column.number == judged_in]
     if table.layers:
@@ -431,6 +452,20 @@ def in_words(workspace: Workspace, number: str) -> str:
     return own_format(workspace) if number == AS_IT_IS else number
 
 
+def as_measured(workspace: Workspace, column: Column) -> str:
+    """The number format of a column, and of a file its options and what runs it."""
+    number = in_words(workspace, column.number)
+    try:
+        return f"{number}, {FILES[column.file or INT8].words}" if column.kind else number
+    except LowRankError:  # the runtime is not here, which the score says
+        return number
+
+
+def _how(workspace: Workspace, column: Column) -> str:
+    """What it is measured as, in words."""
+    return f"as {column.file}" if column.file else f"in {in_words(workspace, column.number)}"
+
+
 def _scores_row(workspace: Workspace, columns: Mapping[str, Column], findings: Findings) -> Row:
     """The score of each column, its paired difference to the dense network's, and the interval of that."""
     cells = {name: _score(workspace, column, findings) for name, column in columns.items()}
@@ -453,7 +488,7 @@ def _score(workspace: Workspace, column: Column, findings: Findings) -> Cell:
     if found is None:
         return Cell("measuring…" if column in findings.busy else "not measured")
     if found.comparison is None:
-        return Cell(f"not measurable in {in_words(workspace, found.number)}", note=found.refused)
+        return Cell(f"not measurable {_how(workspace, column)}", note=found.refused)
     score = found.comparison.score
     notes = [how_many(score.samples, "sample")] if score.samples else []
     change, better = "", None
@@ -489,7 +524,10 @@ def microseconds(value: float) -> str:
 
 def _latency(runtime: Runtime, columns: Mapping[str, Column], findings: Findings) -> Row:
     """Microseconds of one inference beside the dense network's; the ratio is that of rounds that were run in turn."""
-    found = {name: findings.timings.get((column.timed, runtime)) for name, column in columns.items()}
+    found = {
+        name: findings.timings.get((column.timed, runtime)) if runtime in column.runtimes else None
+        for name, column in columns.items()
+    }
     known = [one.timing for one in found.values() if one is not None and one.timing is not None]
     longest = max((max(timing.dense_us, timing.compressed_us) for timing in known), default=0.0)
     cells = {}
@@ -497,11 +535,14 @@ def _latency(runtime: Runtime, columns: Mapping[str, Column], findings: Findings
         one = found[name]
         if column.is_reference:
             cells[name] = dense_latency(known[0], longest) if known else NOTHING
+        elif runtime not in column.runtimes:
+            what = EXPORTS[column.kind].label if column.file else column.number
+            by = f"run by {' and '.join(column.runtimes)}" if column.runtimes else "not timed here"
+            cells[name] = Cell("–", note=f"{what} is {by}")
         elif (column.timed, runtime) in findings.racing:
             cells[name] = Cell("timing…")
         elif one is None:
-            is_other = column.number == "int8" and runtime not in OF_ONNX
-            cells[name] = Cell("–", note=f"int8 is run by {' and '.join(OF_ONNX)}") if is_other else Cell("not timed")
+            cells[name] = Cell("not timed")
         elif one.timing is None:
             score = findings.measured.get(column)
             as_above = score is not None and score.refused == one.refused
@@ -553,12 +594,12 @@ def _between(middle_half: tuple[float, float] | None) -> str:
 
 def unstable(columns: Mapping[str, Column], findings: Findings) -> tuple[Runtime, ...]:
     """Runtimes of which a column shows no figure, because its rounds disagree."""
-    timed = {column.timed for column in columns.values()}
+    timed = {(column.timed, runtime) for column in columns.values() for runtime in column.runtimes}
     return tuple(
         dict.fromkeys(
             runtime
             for (entry, runtime), found in findings.timings.items()
-            if entry in timed and found.timing is not None and found.timing.unstable
+            if (entry, runtime) in timed and found.timing is not None and found.timing.unstable
         )
     )
 
@@ -570,7 +611,7 @@ def _beside(need: int, chosen: Goals) -> str:
 
 def _floor(workspace: Workspace, chosen: Goals, column: Column, found: Measured | None) -> Cell:
     """The worst score that is allowed, judged in the number format of the column."""
-    how = f"in {in_words(workspace, column.number)}"
+    how = _how(workspace, column)
     if found is None or found.comparison is None:
         return Cell("–", note=f"not measured {how}" if found is None else f"not measurable {how}")
     judged = floor_judged(workspace, chosen, found.comparison.score.value, how)
