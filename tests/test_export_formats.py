@@ -327,14 +327,19 @@ def test_a_bundle_holds_everything_and_says_what_it_cannot(
         archive.extractall(tmp_path / "unpacked")
         names = set(archive.namelist())
     usual = {"README.md", "load_lowrank.py", "measure_on_device.py", "model.pt2", "model.safetensors", "plan.json"}
+    usual |= {"SHA256SUMS"}
     programs = {"model.pte"} if find_spec("executorch") else set()
+    programs |= {"model.xml", "model.bin"} if find_spec("openvino") else set()
     headers = {"model.h"} if any(map(shutil.which, COMPILERS)) else set()
     assert names == usual | programs | headers
     text = (tmp_path / "unpacked" / "README.md").read_text()
     assert "There is no `model.onnx`: no operator for it." in text
-    for name in names - {"README.md"}:
+    sums = dict(line.split("  ")[::-1] for line in (tmp_path / "unpacked" / "SHA256SUMS").read_text().splitlines())
+    assert set(sums) == names - {"SHA256SUMS"}
+    for name, found_hash in sums.items():
         content = (tmp_path / "unpacked" / name).read_bytes()
-        assert f"| `{name}` | {len(content):,} | `{hashlib.sha256(content).hexdigest()}` |" in text
+        assert found_hash == hashlib.sha256(content).hexdigest()
+        assert name == "README.md" or f"| `{name}` | {len(content):,} | `{found_hash}` |" in text
     again = EXPORTS["bundle"].write(workspace, given, tmp_path / "c.zip")
     assert again.bytes == found.bytes
 

@@ -20,10 +20,11 @@ from lowrank_core import RankPlan, Workspace
 from lowrank_core.commands import cli
 from lowrank_core.compression.precision import Storage
 from lowrank_core.errors import InvalidFile, InvalidModel, InvalidSettings
-from lowrank_core.exports import EXPORTS, Compressed, hf, loading
+from lowrank_core.exports import EXPORTS, Compressed, bundle, hf, loading
 from lowrank_core.layers.data import Dataset, run
 from lowrank_core.plans.plan import Choice
 from lowrank_core.scoring.scores import Score
+from lowrank_core.store.kinds import file_hash
 from lowrank_core.store.reference import with_parts
 
 pytest.importorskip("transformers")
@@ -93,6 +94,20 @@ def written_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
         assert (exported.max_abs_diff, exported.verdict) == (0.0, "same")
         made[kind] = (workspace, compressed, base / f"{kind}-low")
     return made
+
+
+def test_a_bundle_holds_the_folder(
+    written_folders: dict[str, tuple[Workspace, Compressed, Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    workspace, compressed, folder = written_folders[KINDS[0]]
+    few = {kind: bundle.MEMBERS[kind] for kind in ("safetensors", "hf", "plan")}
+    monkeypatch.setattr(bundle, "MEMBERS", few)
+    EXPORTS["bundle"].write(workspace, compressed, tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        sums = dict(line.split("  ")[::-1] for line in archive.read("SHA256SUMS").decode().splitlines())
+        assert {f"hf/{file.name}" for file in folder.iterdir()} <= set(sums)
+        assert sums["hf/model.safetensors"] == file_hash(folder / "model.safetensors")
+        assert "## hf, with transformers and lowrank_hf" in archive.read("README.md").decode()
 
 
 def test_a_fresh_process_loads_it_with_the_plug_in_and_refuses_without(

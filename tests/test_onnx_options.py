@@ -118,7 +118,7 @@ def test_what_does_not_go_together_is_said(tmp_path: Path) -> None:
     assert "--int8 is --dtype int8" in refusal("--format", "onnx", "--int8", "per-tensor", "--dtype", "float16")
     assert "--refit goes with" in refusal("--format", "onnx", "--refit")
     assert "--int8 goes with --format executorch, onnx" in refusal("--format", "c", "--int8", "per-tensor")
-    assert "13<=x<=23" in refusal("--format", "onnx", "--opset", "9")
+    assert "7<=x<=23" in refusal("--format", "onnx", "--opset", "6")
     assert not list(tmp_path.iterdir())
 
 
@@ -129,11 +129,31 @@ def test_a_size_that_depends_on_values_is_refused() -> None:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     with pytest.raises(InvalidModel, match="the size of 'y' depends on what is computed"):
         at_sizes(proto, [[4]])
-    with pytest.raises(InvalidSettings, match="from 13 to 23, but got 5"):
+    with pytest.raises(InvalidSettings, match="from 7 to 23, but got 5"):
         at_opset(proto, 5)
     graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(InvalidModel, match="NoSuchOperator"):
         checked(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+
+
+def test_operators_take_the_form_that_they_had_before() -> None:
+    """Axes that became inputs are attributes again, and what only says the usual is left out."""
+    given = torch.randn(3, 1, 6, 5, generator=torch.Generator().manual_seed(0))
+
+    class Few(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            pooled = nn.functional.max_pool2d(x, 2).squeeze(1).clamp(-0.5, 0.5)
+            return torch.softmax(pooled.reshape(-1, 6), dim=-1).unsqueeze(1)
+
+    written = onnx_program(Few().eval(), given)
+    for opset in (7, 10, 12):
+        older = checked(at_opset(written, opset))
+        assert opset_of(older) == opset
+        found = OnnxNetwork(older.SerializeToString())(given)
+        torch.testing.assert_close(found, (Few()(given),), atol=1e-6, rtol=0)
+    spread = onnx_program(nn.Sequential(nn.Softmax(dim=1)).eval(), given)
+    with pytest.raises(InvalidModel, match="Softmax is another operator before opset 13"):
+        at_opset(spread, 12)
 
 
 # ---- quantise, then refit --------------------------------------------------------------------------------------------

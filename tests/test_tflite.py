@@ -1,6 +1,8 @@
 """LiteRT through an environment that a person names: what is asked of it, what it answers, and what is refused."""
 
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from click.testing import CliRunner
 from lowrank_core import Workspace
 from lowrank_core.commands import cli
 from lowrank_core.errors import InvalidFile
-from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.exports import EXPORTS, Compressed, bundle
 from lowrank_core.plans.uniform import uniform_plan
 
 IRIS = "builtin:iris-mlp"
@@ -69,6 +71,18 @@ def test_what_that_environment_wrote_and_answered_is_saved(tmp_path: Path) -> No
     assert (tmp_path / "net.tflite").read_bytes() == b"....TFL3" + bytes(8)
 
 
+def test_a_bundle_holds_it_where_the_environment_is_named(
+    iris: Workspace, halved: Compressed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bundle, "MEMBERS", {kind: bundle.MEMBERS[kind] for kind in ("safetensors", "tflite", "plan")})
+    home = environment(tmp_path, ANSWERS.replace("OFFSET", "0.0"))
+    for named in (None, home):
+        EXPORTS["bundle"].write(iris, replace(halved, litert_python=named), tmp_path / "b.zip")
+        with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+            assert ("model.tflite" in archive.namelist()) == (named is not None)
+            assert ("model.tflite" in archive.read("README.md").decode()) == (named is not None)
+
+
 def test_other_answers_are_not_saved_unless_they_are_accepted(tmp_path: Path) -> None:
     home = environment(tmp_path, ANSWERS.replace("OFFSET", "1.0"))
     code, said = export(home, tmp_path / "net.tflite")
@@ -96,7 +110,7 @@ def test_a_place_without_such_an_environment_is_said_before_any_work(tmp_path: P
     result = CliRunner().invoke(
         cli, ["export", IRIS, "--dense", "--format", "onnx", "--out", "x", "--litert-python", "."]
     )
-    assert "--litert-python goes with --format tflite" in result.output
+    assert "--litert-python goes with --format tflite or bundle" in result.output
 
 
 def test_the_library_refuses_the_same(iris: Workspace, halved: Compressed, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import looked_at
 from lowrank_core.commands._options import FILE, writing
 from lowrank_core.commands._terminal import table
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.exports._adapter import (
     check_ranks,
     kept_energy,
@@ -21,8 +23,9 @@ from lowrank_core.exports._adapter import (
     write_adapter,
 )
 from lowrank_core.figures import count
-from lowrank_core.sources._adapter import Adapter
+from lowrank_core.sources._adapter import Adapter, in_zip
 from lowrank_core.sources._inventory import Inventory
+from lowrank_core.store.files import scratch, write_whole
 from lowrank_core.store.kinds import ADAPTER
 
 
@@ -43,11 +46,40 @@ def adapter(
 ) -> Answer:
     """List the modules of a LoRA adapter, choose their ranks, and write it smaller.
 
-    MODEL: a folder of PEFT, or a .safetensors of PEFT's or kohya's names.
+    MODEL: a folder of PEFT, a .safetensors of PEFT's or kohya's names, or a .zip of either.
     """
     if sum(rule is not None for rule in (energy, rank, most_bytes)) > 1:
         raise click.UsageError("give one of --energy, --rank and --bytes; --set changes single modules after it.")
-    stock = looked_at(model)
+    with _unpacked(model) as given:
+        return _resized(model, given, out, energy, rank, most_bytes, chosen)
+
+
+@contextmanager
+def _unpacked(model: str) -> Iterator[str]:
+    """Where the adapter lies: in a folder of ours where it was given as a zip, which messages then name."""
+    if not model.lower().endswith(".zip"):
+        yield model
+        return
+    with scratch() as folder:
+        packed = in_zip(model, model)
+        for name, content in packed.items():
+            write_whole(folder / name, content)
+        try:
+            yield str(folder / next(iter(packed)))
+        except LowRankError as error:
+            raise type(error)(str(error).replace(f"{folder}/", f"{model}: ")) from error
+
+
+def _resized(
+    model: str,
+    given: str,
+    out: Path | None,
+    energy: float | None,
+    rank: int | None,
+    most_bytes: int | None,
+    chosen: tuple[str, ...],
+) -> Answer:
+    stock = looked_at(given)
     held = stock.weights.adapter if isinstance(stock, Inventory) else None
     if held is None:
         raise InvalidModel(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def apply(model: str, plan: Path, out: Path, **how: Any) -> Answer:
 @click.option(
     "--litert-python",
     type=click.Path(file_okay=False, path_type=Path),
-    help="With --format tflite: folder of an environment with litert-torch, as `make litert` makes one.",
+    help="With --format tflite or bundle: folder of an environment with litert-torch, as `make litert` makes one.",
 )
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="What weights are stored in; int8 is per channel.")
 @click.option("--int8", type=click.Choice(INT8), help="As --dtype int8, with a scale per output channel or per weight.")
@@ -147,9 +147,9 @@ def export(
         )
     if kind == "openvino" and out.suffix != EXPORTS[kind].suffix:
         raise click.UsageError("--format openvino writes NAME.xml, and NAME.bin beside it; give --out such a name.")
-    if litert_python is not None and kind != "tflite":
-        raise click.UsageError("--litert-python goes with --format tflite.")
-    if kind == "tflite":
+    if litert_python is not None and kind not in ("tflite", "bundle"):
+        raise click.UsageError("--litert-python goes with --format tflite or bundle.")
+    if kind == "tflite" or litert_python is not None:
         interpreter(litert_python)
     if nodes is not None and kind != "pt2":
         raise click.UsageError("--node-data goes with --format pt2, whose nodes it names.")
@@ -220,7 +220,7 @@ def exported(
     if nodes is not None:
         more["node_data"] = _write_nodes(workspace, compressed, table, nodes)
         text += f"\n{', '.join(more['node_data'])}: what each node takes."
-    document = {**asdict(file), **more, "judged": judged_in(workspace), "correction": compressed.correction}
+    document = {**file.told, **more, "judged": judged_in(workspace), "correction": compressed.correction}
     return compared(workspace, compressed, None, document, text) if compare else (document, text)
 
 

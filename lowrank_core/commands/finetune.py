@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def finetune(
     with scope(report=say_step):
         written = EXPORTS["safetensors"].write(workspace, compressed, out)
     document = {
-        **asdict(written),
+        **written.told,
         "epochs": [_epoch_document(epoch) for epoch in chosen.epochs],
         "mixed": used.mix and not as_they_are,
         "before": before,

@@ -8,7 +8,7 @@ import click
 
 from lowrank_core.commands import Answer, command
 from lowrank_core.commands._opening import compressed_by, opened, points_of, read_plan_file
-from lowrank_core.commands._options import CACHED, CORRECT, MODEL, OUTPUTS, existing, writing
+from lowrank_core.commands._options import CACHED, CORRECT, MODEL, OUTPUTS, TUNED, existing, writing
 from lowrank_core.commands._outputs import write_text
 from lowrank_core.commands._terminal import ProgressLine, score_line
 from lowrank_core.figures import count
@@ -29,11 +29,19 @@ from lowrank_core.store.kinds import REPORT
 @existing("--plan", "plans", required=True, multiple=True, help="Rank plan, a JSON file (repeatable).")
 @writing("--out", required=True, kind=REPORT, help="File to write, .html or .md; - prints Markdown.")
 @click.option("--front/--no-front", default=True, help="Also the front and the curves of single layers; default on.")
+@TUNED
 @OUTPUTS
 @CACHED
 @CORRECT
 def report(
-    model: str, plans: tuple[Path, ...], out: Path, front: bool, outputs: tuple[str, ...], cached: bool, corrected: bool
+    model: str,
+    plans: tuple[Path, ...],
+    out: Path,
+    front: bool,
+    tuned: Path | None,
+    outputs: tuple[str, ...],
+    cached: bool,
+    corrected: bool,
 ) -> Answer:
     """Write what there is to say of a plan, or of several of one network, as one HTML or Markdown file.
 
@@ -43,11 +51,13 @@ def report(
     as_text = out.suffix.lower() in (".md", ".markdown") or str(out) == "-"
     if not as_text and out.suffix.lower() not in (".html", ".htm"):
         raise click.UsageError(f"--out writes .html or .md, but got {out.name!r}.")
+    if tuned is not None and len(plans) > 1:
+        raise click.UsageError(f"--tuned goes with one --plan, whose network its weights are of, but got {len(plans)}.")
     check_one_network([(str(path), read_plan_file(path)) for path in plans])
     workspace = opened(model, with_data=True, cached=cached, outputs=outputs, plan=plans[0])
     inputs, every, dense = workspace.opened.example_inputs, [], None
     for path, name in zip(plans, _names(plans), strict=True):
-        made = compressed_by(workspace, path, None, corrected=corrected)
+        made = compressed_by(workspace, path, None, tuned, corrected=corrected)
         traced = trace(made.model, inputs)
         peaks = {number: peak(traced, itemsize=size).bytes for number, size in FORMATS.items()}
         with scope(report=ProgressLine()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -139,6 +139,11 @@ class Exported:
     compiled: CompiledSize | None = None
     comparison: Comparison | None = None
     wide: str = ""
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What commands answer with, as plain values; what only a page asks for is left out."""
+        return {name: value for name, value in asdict(self).items() if name not in ("comparison", "wide")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,17 @@ from lowrank_core.extras import extra
 from lowrank_core.graphs.alone import Places, at_a_time
 from lowrank_core.graphs.exporting import PLACES, exporters_turn, fixed_program
 from lowrank_core.layers.data import Inputs, tensors
-from lowrank_core.running.own_process import nothing_printed
+from lowrank_core.running.own_process import errors_alone, nothing_printed
 
 
 def available() -> None:
     """Raise MissingExtra where ExecuTorch or what quantises for it is not installed."""
-    with extra("edge", "ExecuTorch"), _quiet():
+    with extra("edge", "ExecuTorch"), _importing, _quiet(), errors_alone("torchao", "torch.utils._pytree"):
         import executorch.runtime  # noqa: F401
         import torchao  # noqa: F401
+
+
+_importing = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

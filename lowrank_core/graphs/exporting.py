@@ -87,6 +87,12 @@ def _is_plain(value: Any) -> bool:
 
 def _traced(own: nn.Module, inputs: Inputs, axes: BatchAxes | None) -> ExportedProgram:
     """The graph of a copy; without axes every size is that of the inputs."""
+    unsayable = next((name for name in own.state_dict() if {"'", '"'} <= set(name)), None)
+    if unsayable is not None:  # PyTorch writes code with it as a text
+        raise InvalidModel(
+            f"{_own_name(unsayable)}: no graph of PyTorch holds a name with both kinds of quotes; a checkpoint "
+            "(safetensors) holds it all the same."
+        )
     if axes is not None:
         inputs = _two_or_more(inputs, axes)
     kwargs = inputs if isinstance(inputs, dict) else {}

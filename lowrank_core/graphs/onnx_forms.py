@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lowrank_core.errors import InvalidModel, InvalidSettings, few
 
-OPSETS = (13, 23)
-"""Versions of ONNX's operators that are written on request: before the first there is no int8 with a scale per channel,
-after the last none that PyTorch knows."""
+OPSETS = (7, 23)
+"""Versions of ONNX's operators that are written on request: before the first onnxruntime promises nothing, after the
+last there is none that PyTorch knows."""
+
+LEAST_IR = 4
+"""Version of the file itself, at least: before it weights stood among the inputs."""
 
 FOLDED = 1024
 """Numbers that a node's answer has, at most, to be computed beforehand: sizes, not products of factors."""
@@ -53,7 +56,7 @@ def at_opset(proto: Any, opset: int) -> Any:
         raise InvalidSettings(f"--opset must be from {least} to {most}, but got {opset}.")
     now = opset_of(proto)
     changed = proto if opset == now else _converted(proto, range(opset, now) if opset < now else (opset,), opset)
-    changed.ir_version = helper.find_min_ir_version_for(changed.opset_import)
+    changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import))
     return changed
 
 
@@ -67,28 +70,70 @@ def _converted(proto: Any, versions: Sequence[int], opset: int) -> Any:
             return _as_types_alone(version_converter.convert_version(proto, version), opset)
         except Exception as error:  # a RuntimeError of its own for each operator
             errors.append(error)
-    raise InvalidModel(f"ONNX cannot write this network in opset {opset}: {_said(errors[0])}.") from errors[0]
+    said = next((error for error in errors if isinstance(error, InvalidModel)), errors[0])
+    raise InvalidModel(f"ONNX cannot write this network in opset {opset}: {_said(said)}.") from said
 
 
 def _as_types_alone(proto: Any, opset: int) -> Any:
-    """The graph said to be of an older version, whose operators differ from these by the types that they take alone.
+    """The graph said to be of an older version, whose operators differ from these by types alone once `_as_before` is
+    done with them.
 
     Raises InvalidModel where one of them differs by more; types are then checked with the graph as a whole.
     """
-    from onnx import defs
+    from onnx import defs, numpy_helper
 
     version = opset_of(proto)
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+            known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     for node in (node for graph in _graphs(proto.graph) for node in graph.node if node.domain in ("", "ai.onnx")):
         now, then = (defs.get_schema(node.op_type, each) for each in (version, opset))
-        same = [port.name for port in now.inputs] == [port.name for port in then.inputs]
-        if now.since_version != then.since_version and not (
-            same and {attribute.name for attribute in node.attribute} <= set(then.attributes)
-        ):
-            raise InvalidModel(f"{node.op_type} is another operator before opset {now.since_version}")
+        if now.since_version != then.since_version:
+            _as_before(node, now, then, known)
     for each in proto.opset_import:
         if each.domain in ("", "ai.onnx"):
             each.version = opset
     return proto
+
+
+LAST_AXIS_ALONE = {"Softmax", "LogSoftmax", "Hardmax"}
+"""Which before opset 13 took all axes from the one that they name."""
+
+
+def _as_before(node: Any, now: Any, then: Any, known: Mapping[str, Any]) -> None:
+    """Give a node the form that its operator had: attributes for inputs that are constant, none that say the usual.
+
+    known: the constants of the graph. Raises InvalidModel where it had no such form.
+    """
+    from onnx import helper
+
+    def differs() -> InvalidModel:
+        return InvalidModel(f"{node.op_type} is another operator before opset {now.since_version}")
+
+    names = [port.name for port in now.inputs]
+    if names != [port.name for port in then.inputs] and len(names) >= len(node.input):
+        for at in reversed(range(len(then.inputs), len(node.input))):
+            name, given = names[at], node.input[at]
+            if given and (name not in then.attributes or given not in known):
+                raise differs()
+            if given:
+                value = known[given]
+                node.attribute.append(helper.make_attribute(name, value.tolist() if value.ndim else value.item()))
+            del node.input[at]
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if node.op_type == "Reshape" and given.get("allowzero") and 0 not in known.get(node.input[1], [0]):
+        given["allowzero"] = 0  # which is the same without a zero
+    usual = {name: attribute.default_value for name, attribute in now.attributes.items()}
+    for name in given.keys() - then.attributes.keys():
+        said = name in usual and given[name] == helper.get_attribute_value(usual[name])
+        if not said and not (name == "dilations" and set(given[name]) == {1}):
+            raise differs()
+        node.attribute.remove(next(attribute for attribute in node.attribute if attribute.name == name))
+    if node.op_type in LAST_AXIS_ALONE and then.since_version < 13 and given.get("axis", -1) != -1:
+        raise differs()
+    if node.op_type in LAST_AXIS_ALONE and then.since_version < 13 and "axis" not in given:
+        node.attribute.append(helper.make_attribute("axis", -1))
 
 
 def opset_of(proto: Any) -> int:

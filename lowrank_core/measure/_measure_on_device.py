@@ -167,10 +167,20 @@ class Onnx:
         session = self.runtime.InferenceSession(path, self.options, providers=["CPUExecutionProvider"])
         bound = session.io_binding()
         for given, (shape, kind) in zip(session.get_inputs(), inputs):
-            bound.bind_cpu_input(given.name, self.numpy.ones(shape, kind))
+            bound.bind_cpu_input(given.name, self.numpy.ones(sizes(given, shape), kind))
         for made in session.get_outputs():
             bound.bind_output(made.name)
         return lambda: session.run_with_iobinding(bound)
+
+
+def sizes(given: Any, shape: list[int]) -> list[int]:
+    """The sizes that a network has fixed for an input, as a batch of its own; those asked for where it leaves them."""
+    if len(given.shape) != len(shape):
+        return shape
+    taken = [own if isinstance(own, int) else size for own, size in zip(given.shape, shape)]
+    if taken != list(shape):
+        say(f"the network takes {given.name} as {taken}; its layers are timed at {list(shape)}")
+    return taken
 
 
 class Torch:

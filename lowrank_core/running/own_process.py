@@ -40,6 +40,19 @@ def hush_libraries(*, alone: bool = False) -> None:
 
 
 @contextmanager
+def errors_alone(*loggers: str) -> Iterator[None]:
+    """Hear nothing but errors of these loggers meanwhile; afterwards they are as their host set them."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
 def nothing_printed() -> Iterator[None]:
     """Keep off stderr what libraries print there; only in a process where nobody else writes to it."""
     if not _alone:

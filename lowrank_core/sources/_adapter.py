@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -101,6 +103,35 @@ class Adapter:
         """Bytes of all tensors at these ranks."""
         pairs = sum(pair.rank_bytes * ranks[pair.name] for pair in self.pairs)
         return pairs + sum(tensor.bytes for tensor in self.others) + sum(p.alpha.bytes for p in self.pairs if p.alpha)
+
+
+MOST_BYTES_PACKED = 4 * 10**9
+"""Of an adapter in a zip, unpacked."""
+
+
+def in_zip(file: str | Path | IO[bytes], name: str) -> dict[str, bytes]:
+    """The weights of an adapter in a zip, then its configuration if there is one, by the names that they have there.
+
+    What else a zip holds is left there; nothing is unpacked by its own path. name: of the zip, for messages.
+    Raises InvalidFile where it is damaged, locked, too large, or holds no adapter, or several.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inside = [each for each in archive.infolist() if not each.is_dir() and "__MACOSX" not in each.filename]
+            weights = [each for each in inside if each.filename.lower().endswith(".safetensors")]
+            if len(weights) != 1:
+                held = "no .safetensors" if not weights else f"{len(weights)} files of weights"
+                raise InvalidFile(f"{name} holds {held}; give the zip of one adapter.")
+            folder = weights[0].filename.rpartition("/")[0]
+            beside = [each for each in inside if each.filename == f"{folder}/{CONFIG}".removeprefix("/")]
+            taken = [*weights, *beside]
+            if sum(each.file_size for each in taken) > MOST_BYTES_PACKED:
+                raise InvalidFile(f"{name} holds more than {MOST_BYTES_PACKED:,} bytes; unpack it and give its folder.")
+            return {Path(each.filename).name: archive.read(each) for each in taken}
+    except OSError as error:
+        raise InvalidFile(f"{name} cannot be read: {error.strerror or error}.") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+        raise InvalidFile(f"{name} is damaged, locked, or no zip ({error}); pack or download it again.") from error
 
 
 def adapter_of(path: Path, tensors: Mapping[str, StoredTensor]) -> Adapter | None:

@@ -11,10 +11,12 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from lowrank_core.errors import InvalidFile, cut, few
 from lowrank_core.plans.plan import LARGEST_BYTES as LARGEST_PLAN
+from lowrank_core.sources._adapter import in_zip
 from lowrank_core.store.files import own_folder, same_file, write_whole
 from lowrank_core.store.reference import address_of, with_parts
 
@@ -34,7 +36,7 @@ KEPT_SECONDS = 7 * 86400.0
 """Seconds that a drop is kept for, since it was last opened."""
 
 INDEX = ".safetensors.index.json"
-WORK, ADAPTER = ".jsonl", "adapter_config.json"
+WORK, ADAPTER, ZIP = ".jsonl", "adapter_config.json", ".zip"
 KINDS = (".onnx.data", ".onnx", ".npz", INDEX, ".safetensors", WORK, ".json")
 """Endings that are taken; a longer one goes before what it ends with."""
 
@@ -80,8 +82,8 @@ def safe_name(name: str) -> tuple[str, str]:
         why = (
             "is code or may run some, so it is never dropped: give its path instead"
             if suffix in CODE
-            else "is no file that can be dropped here: .onnx with its .npz or .onnx.data, .safetensors, a plan "
-            "(.json), a work (.jsonl)"
+            else "is no file that can be dropped here: .onnx with its .npz or .onnx.data, .safetensors, an adapter "
+            "(also as .zip), a plan (.json), a work (.jsonl)"
         )
         raise InvalidFile(f"{_in_a_line(last)!r} {why}.")
     stem = re.sub(r"[^\w .()+=@,\[\]-]", "-", last[: -len(ending)])
@@ -132,7 +134,11 @@ def _named(files: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
     if len(files) > MOST_FILES:
         raise InvalidFile(f"{len(files)} files were dropped at once; drop one network, at most {MOST_FILES} files.")
     named: dict[str, bytes] = {}
+    unpacked: list[tuple[str, bytes]] = []
     for name, content in files:
+        packed = content and name.lower().endswith(ZIP)
+        unpacked += in_zip(BytesIO(content), repr(_in_a_line(name))).items() if packed else [(name, content)]
+    for name, content in unpacked:
         stem, ending = safe_name(name)
         if f"{stem}{ending}" in named:
             raise InvalidFile(f"two files are called {stem + ending!r}; drop the one that is meant.")

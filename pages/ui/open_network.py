@@ -148,7 +148,8 @@ def _drop() -> None:
         args=(number,),
     )
     st.caption(
-        "`.onnx` with its `.npz`, `.safetensors`, an adapter, a plan (`.json`) or a work (`.jsonl`); never code."
+        "`.onnx` with its `.npz`, `.safetensors`, an adapter (also as `.zip`), a plan (`.json`) or a work (`.jsonl`); "
+        "never code."
     )
 
 
