@@ -24,6 +24,7 @@ from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.plans.uniform import uniform_plan
+from lowrank_core.scoring.scores import final_score
 from lowrank_core.store.kinds import EXPORTED
 from pages.ui.compare import Column, Compiles, Findings, PlanCompiled, Target, rows, work
 from tests.awkward_layers import filled
@@ -209,6 +210,8 @@ def test_export_writes_a_header_for_c_and_cplusplus(tmp_path: Path) -> None:
         constants = 4 * sum(parameter.numel() for parameter in given.model.parameters())
         assert constants <= size.rodata < constants + 200
         assert size.ram_bytes <= 64
+        assert size.stack_bytes is None or 0 < size.stack_bytes < 2_000  # by gcc and clang
+        assert size.stack_bytes is None or f"stack at most {size.stack_bytes:,} B" in found.notes[0]
         assert f"flash {size.flash_bytes:,} B" in found.notes[0]
 
 
@@ -223,6 +226,18 @@ def test_int8_is_scored_as_it_is_written(tmp_path: Path) -> None:
     (answers,) = call(network, data.inputs).values()
     assert found.score is not None
     assert found.score.value == pytest.approx(float((answers.argmax(1) == data.targets).double().mean()))
+
+
+def test_steps_through_time_share_their_scales() -> None:
+    lstm = Workspace.open("builtin:digits-lstm")
+    inputs, samples = lstm.opened.example_inputs, lstm.calibration.inputs
+    steps = steps_of(lstm.model, inputs, lstm.opened.axes, ("logits",))
+    whole = integers(steps, ranges_of(steps, samples, lstm.opened.axes or first_axes(samples)))
+    taken = sum(value.nbytes for value in whole.constants.values())
+    weights = sum(parameter.numel() for parameter in lstm.model.parameters())
+    assert taken < 1.4 * weights  # 2.6 where each step has its own
+    score = final_score(lstm.measure(StepsNetwork(whole), keep=False))
+    assert score.value > score.dense - 0.01
 
 
 def test_without_a_compiler_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +270,7 @@ def test_compare_shows_the_compiled_object_beside_what_the_board_counts(tmp_path
         cells = {row.label: row.cells for row in found}
         assert [cell.value for cell in cells["C, flash"].values()] == [one.flash_bytes for one in taken]
         assert cells["C, RAM"]["This plan"].note.startswith("cc -Os for")
+        assert [cell.value for cell in cells["C, stack"].values()] == [one.stack_bytes for one in taken]
     refused = PlanCompiled(wish.entries[0], None, "no loop for it")
     found = rows(workspace, columns, Findings({}, {}, compiled={refused.entry: refused}), Target(), LatencyTable())
     assert next(row for row in found if row.label == "C, RAM").cells["Dense"].note == "no loop for it"

@@ -76,10 +76,11 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
 
 def beside(taken: CompiledSize, counted: Memory) -> str:
     """What the compiled object takes, beside what the board counts."""
+    stack = "" if taken.stack_bytes is None else f", stack at most {taken.stack_bytes:,} B beside math.h's"
     return (
         f"flash {taken.flash_bytes:,} B ({taken.text:,} of code; the board counts {counted.flash_bytes:,} B of "
         f"parameters and buffers), RAM {taken.ram_bytes:,} B (the board: {counted.peak.bytes:,} B, with inputs and "
-        f"outputs, which are the caller's here), by {taken.compiler}"
+        f"outputs, which are the caller's here){stack}, by {taken.compiler}"
     )
 
 

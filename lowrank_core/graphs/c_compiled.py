@@ -27,13 +27,18 @@ CODE, CONSTANTS, DATA, ZEROED = (".text",), (".rodata",), (".data",), (".bss",)
 
 @dataclass(frozen=True, slots=True)
 class CompiledSize:
-    """Bytes of a compiled object by section, as `size` counts them; compiler: what made it, for which processor."""
+    """Bytes of a compiled object by section, as `size` counts them; compiler: what made it, for which processor.
+
+    stack_bytes: what a call takes of the stack, at most: the frames of all functions, of which none calls itself, but
+    for those of math.h. None where the compiler does not say.
+    """
 
     text: int
     rodata: int
     data: int
     bss: int
     compiler: str
+    stack_bytes: int | None = None
 
     @property
     def flash_bytes(self) -> int:
@@ -94,7 +99,7 @@ def size_of(
     if not size:
         return None
     with scratch() as folder:
-        made = compiled(header, folder, options=(*options, "-c"), out="network.o", command=command)
+        made, stack = _object(header, folder, options=(*options, "-c"), command=command)
         told = subprocess.run([size, "-A", str(made)], capture_output=True, text=True, errors="replace", check=False)
         machine = subprocess.run([command, "-dumpmachine"], capture_output=True, text=True, check=False).stdout.strip()
     if told.returncode:
@@ -113,7 +118,21 @@ def size_of(
         data,
         total(ZEROED),
         f"{Path(command).name} {' '.join(options)} for {machine}",
+        stack,
     )
+
+
+def _object(header: Path, folder: Path, *, options: Sequence[str], command: str) -> tuple[Path, int | None]:
+    """The object of a header, and the bytes of its stack where the compiler tells those of each function."""
+    try:
+        made = compiled(header, folder, options=(*options, "-fstack-usage"), out="network.o", command=command)
+    except InvalidFile:  # it knows no such option, or refuses the header
+        return compiled(header, folder, options=options, out="network.o", command=command), None
+    told = made.with_suffix(".su")
+    frames = [line.split("\t") for line in told.read_text().splitlines()] if told.is_file() else []
+    if not frames or any(len(frame) != 3 or frame[2] == "dynamic" for frame in frames):
+        return made, None
+    return made, sum(int(frame[1]) for frame in frames)
 
 
 class CNetwork(nn.Module):

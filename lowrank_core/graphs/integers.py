@@ -113,9 +113,33 @@ def integers(steps: Steps, ranges: Mapping[str, tuple[float, float]]) -> Steps:
     return _Quantising(steps, ranges).done()
 
 
+def _alike_through_time(steps: Steps, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Ranges with one for what a recurrent layer computes at every step: its tables and scales are then kept once.
+
+    Alike is what the same operator of a layer makes, with the same constants, of what was made alike.
+    """
+    made = {step.output: step for step in steps.steps}
+
+    def told(step: Step) -> tuple[Any, ...]:
+        args = sorted((name, str(value)) for name, value in step.args.items() if name != "offset")
+        return step.layer, step.op, tuple(args), tuple(name for name in step.inputs if name in steps.constants)
+
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for step in steps.steps:
+        sources = tuple(told(made[name]) if name in made else name for name in step.inputs)
+        alike.setdefault((told(step), sources), []).append(step.output)
+    found = dict(ranges)
+    for names in alike.values():
+        known = [ranges[name] for name in names if name in ranges]
+        if len(known) > 1:
+            both = min(low for low, _ in known), max(high for _, high in known)
+            found |= dict.fromkeys((name for name in names if name in ranges), both)
+    return found
+
+
 class _Quantising:
     def __init__(self, steps: Steps, ranges: Mapping[str, tuple[float, float]]) -> None:
-        self._steps, self._ranges = steps, ranges
+        self._steps, self._ranges = steps, _alike_through_time(steps, ranges)
         self._scales: dict[str, Scale] = {}
         self._made: list[Step] = []
         self._sizes, self._constants = dict(steps.sizes), dict[str, Tensor]()

@@ -55,9 +55,35 @@ def at_opset(proto: Any, opset: int) -> Any:
     if not least <= opset <= most:
         raise InvalidSettings(f"--opset must be from {least} to {most}, but got {opset}.")
     now = opset_of(proto)
+    if opset < ONE_AXIS <= now:
+        proto = _last_axes_said(proto, opset)
     changed = proto if opset == now else _converted(proto, range(opset, now) if opset < now else (opset,), opset)
     changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import))
     return changed
+
+
+LAST_AXIS_ALONE, ONE_AXIS = {"Softmax", "LogSoftmax", "Hardmax"}, 13
+"""Operators that before that opset took all axes from the one they name, which ONNX's converter does not mind."""
+
+
+def _last_axes_said(proto: Any, opset: int) -> Any:
+    """The graph with the axis of these operators said; raises InvalidModel where it is not the last."""
+    from onnx import helper
+
+    proto = inferred(proto)
+    graph = proto.graph
+    known = (*graph.input, *graph.output, *graph.value_info)
+    last = {value.name: len(value.type.tensor_type.shape.dim) - 1 for value in known}
+    for node in (node for part in _graphs(graph) for node in part.node if node.op_type in LAST_AXIS_ALONE):
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), None)
+        if axis is None:
+            node.attribute.append(helper.make_attribute("axis", -1))
+        elif axis not in (-1, last.get(node.output[0])):
+            raise InvalidModel(
+                f"ONNX cannot write this network in opset {opset}: {node.op_type} over another axis than the last is "
+                f"another operator before opset {ONE_AXIS}."
+            )
+    return proto
 
 
 def _converted(proto: Any, versions: Sequence[int], opset: int) -> Any:
@@ -97,10 +123,6 @@ def _as_types_alone(proto: Any, opset: int) -> Any:
     return proto
 
 
-LAST_AXIS_ALONE = {"Softmax", "LogSoftmax", "Hardmax"}
-"""Which before opset 13 took all axes from the one that they name."""
-
-
 def _as_before(node: Any, now: Any, then: Any, known: Mapping[str, Any]) -> None:
     """Give a node the form that its operator had: attributes for inputs that are constant, none that say the usual.
 
@@ -130,10 +152,6 @@ def _as_before(node: Any, now: Any, then: Any, known: Mapping[str, Any]) -> None
         if not said and not (name == "dilations" and set(given[name]) == {1}):
             raise differs()
         node.attribute.remove(next(attribute for attribute in node.attribute if attribute.name == name))
-    if node.op_type in LAST_AXIS_ALONE and then.since_version < 13 and given.get("axis", -1) != -1:
-        raise differs()
-    if node.op_type in LAST_AXIS_ALONE and then.since_version < 13 and "axis" not in given:
-        node.attribute.append(helper.make_attribute("axis", -1))
 
 
 def opset_of(proto: Any) -> int:

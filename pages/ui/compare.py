@@ -404,6 +404,9 @@ def _objects(objects: Mapping[str, PlanCompiled | None], size: Callable[[float],
             name: known[name].flash_bytes if name in known else None for name in objects
         },
         ("C, RAM", "its arena"): {name: known[name].ram_bytes if name in known else None for name in objects},
+        ("C, stack", "at most, beside math.h's"): {
+            name: known[name].stack_bytes if name in known else None for name in objects
+        },
     }
     rows = [_amounts(label, values, size, "B", what, notes=notes) for (label, what), values in amounts.items()]
     refused = {name: one.refused for name, one in objects.items() if one is not None and one.taken is None}
