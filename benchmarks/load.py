@@ -25,7 +25,6 @@ import re
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -111,7 +110,6 @@ class Visitor:
     draw: random.Random
     ranks: Ranks = field(default_factory=dict)
     past: list[Ranks] = field(default_factory=list)
-    done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     unanswered: int = 0
     measured: dict[tuple[tuple[str, str], ...], tuple[str, str]] = field(default_factory=dict)  # figure, correction
@@ -144,7 +142,6 @@ class Visitor:
         began = time.monotonic()
         try:
             await step()
-            self.done[name] += 1
             self.seconds.setdefault(name, []).append(time.monotonic() - began)
         except (BrowserError, AssertionError) as error:
             self.unanswered += isinstance(error, BrowserError)
@@ -153,7 +150,7 @@ class Visitor:
                 print(f"session {self.number}: {await self.page.evaluate(BOARD)}", flush=True)
                 print((await self.page.inner_text(MAIN))[:2000], flush=True)
                 await self.page.goto(re.sub(r":(\d+)/\w*", r":\1/Ranks", self.page.url))
-                await self.page.wait_for_selector(FRESH)
+                await self.until(FRESH)
                 self.ranks = await self.shown()
 
     def say(self, what: str) -> None:
@@ -167,7 +164,7 @@ class Visitor:
         Streamlit looks for its own address below the page's first, and finds nothing. And it asks for the file of a
         download button as soon as it draws one: by then a run that followed may have brought another file.
         """
-        expected = re.search(r"/\w+/_stcore/(health|host-config)$|/media/\w+\.\w+$", url)
+        expected = re.search(r"/\w+/_stcore/(health|host-config)$|/media/\w+(\.\w+)?$", url)
         if not expected and "Download Button source error" not in text:
             self.say(f"console: {text} {url}")
 
@@ -176,14 +173,14 @@ class Visitor:
     async def arrive(self) -> None:
         """Open the model for the first time and set ranks that nobody else has."""
         await self.page.goto(f"{self.url}/Ranks?model={self.workspace.opened.ref}")
-        await self.page.wait_for_selector(FRESH)
+        await self.until(FRESH)
         self.ranks = await self.shown()
         for name in self.draw.sample(list(self.ranks), min(len(self.ranks), 4)):
             entry = self.page.get_by_label(f"{name} exact rank", exact=True)
             top = self.workspace.profile.layer(name).methods[0].max_rank(self.workspace.profile.layer(name).spec)
             await entry.fill(", ".join(str(self.draw.randint(1, max(1, rank // 2))) for rank in top))
             await entry.press("Enter")
-            await self.page.wait_for_selector(FRESH)
+            await self.until(FRESH)
             self.past.append(self.ranks)
             self.ranks = await self.shown()
 
@@ -194,7 +191,7 @@ class Visitor:
 
     async def see(self, *, wait: bool) -> None:
         """The board must show this session's plan, with its bytes and multiplies."""
-        await self.page.wait_for_selector(FRESH)
+        await self.until(FRESH)
         if wait and await self.shown() != self.ranks:  # the board may still be adopting them
             wanted = json.dumps(self.ranks, separators=(",", ":"))
             await self.page.wait_for_function(f"wanted => JSON.stringify(({RANKS})()) === wanted", arg=wanted)
@@ -254,7 +251,7 @@ class Visitor:
     async def measure(self) -> None:
         """Wait for the accuracy of the plan."""
         await self.on_ranks()
-        await self.page.wait_for_selector(MEASURED)
+        await self.until(MEASURED)
         await self.see(wait=False)
         text, depth = await self.page.evaluate(FIGURE)
         self.measured[tuple(self.ranks.items())] = text, depth
@@ -276,20 +273,24 @@ class Visitor:
     async def go(self, title: str) -> None:
         """Switch to a page as people do."""
         if "/Ranks" in self.page.url:
-            await self.page.wait_for_selector(FRESH)  # what was let go of has arrived
+            await self.until(FRESH)  # what was let go of has arrived
         await self.page.get_by_test_id("stSidebar").get_by_role("link", name=title, exact=True).click()
         await self.page.get_by_role("heading", name=title, exact=True).wait_for()
 
-    async def at_rest(self) -> None:
-        """The page is whole, and complains of nothing; while it works it must say something new within WAIT."""
+    async def until(self, selector: str) -> None:
+        """Wait for it as long as the page says something new within WAIT: a person who sees it work waits, too."""
         said, since = "", time.monotonic()
-        while not await self.page.locator(IDLE).count():
+        while not await self.page.locator(selector).count():
             now = await self.page.inner_text(MAIN)
             if now != said:
                 said, since = now, time.monotonic()
             if time.monotonic() - since > WAIT / 1000:
-                raise BrowserTimeout(f"nothing new was said for {WAIT / 1000:.0f} s")
-            await asyncio.sleep(0.5)
+                raise BrowserTimeout(f"nothing new was said for {WAIT / 1000:.0f} s: {selector}")
+            await asyncio.sleep(0.2)
+
+    async def at_rest(self) -> None:
+        """The page is whole, and complains of nothing."""
+        await self.until(IDLE)
         alerts = await self.page.locator(
             "[data-testid=stException], [data-testid=stAlertContentError]"
         ).all_inner_texts()
