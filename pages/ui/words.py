@@ -224,4 +224,5 @@ def score_fields(score: Score | None) -> dict[str, Any] | None:
         "drop_low": score.drop_low,
         "drop_high": score.drop_high,
         "within": score.within,
+        "why_none": score.why_none,
     }
