@@ -1,19 +1,19 @@
 """How often 95 % intervals hold the truth, and how wide they are, by simulation.
 
-    python -m benchmarks.coverage [--part pairs|metrics|weights|verdict]
+    python -m benchmarks.coverage [--part pairs|metrics|documents|weights|verdict]
 
 pairs: the paired drop of a metric that is right or wrong, 20,000 draws for each cell, for four published methods; then
 the method in use without draws, over all counts that may come, with many more small chances of a change. metrics: drop
 and value of other metrics, in worlds that are made up, 8,000 draws each, 2,000 of AUC; where an interval is not always
-given, coverage is that of those given. weights: samples that count differently. verdict: how often the sequential test,
-looked at after every 64 of 5,120 samples, is wrong.
+given, coverage is that of those given. documents: perplexity of texts that are cut into parts. weights: samples that
+count differently. verdict: how often the sequential test, looked at after every 64 of 5,120 samples, is wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import erf, sqrt
+from math import erf, exp, sqrt
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ CHUNK = 1000
 """Draws that are in memory at once."""
 
 AUC_CHUNK = 100
+
+PART_CHUNK = 200
 
 WORLD_SAMPLES = 1_000_000
 """Of which a figure counts as the true one, where no formula gives it."""
@@ -238,6 +240,51 @@ class World:
     of: Callable[[torch.Tensor], torch.Tensor]
     bounded: bool = False
     rises: bool = False
+
+
+def in_parts(draws: int) -> None:
+    """Perplexity of texts in parts: groups of whole documents, as the product has them, and of parts dealt out alone.
+
+    Documents of 1 to 8 parts of 60 words; all parts of one are as hard, and lose as much, as it is.
+    """
+    sizes = (30, 50, 100, 500)
+    print(f"\n| coverage, % (width over that of a known spread) | {' | '.join(f'{n:,} documents' for n in sizes)} |")
+    print(f"|---|{'---|' * len(sizes)}")
+    for whole in (True, False):
+        rows = list(zip(*(_in_parts(n, draws, whole=whole) for n in sizes), strict=True))
+        for kind, row in zip(("drop", "value"), rows, strict=True):
+            name = "groups of documents" if whole else "groups of loose parts"
+            print(f"| perplexity, documents in parts, {name}: {kind} | {' | '.join(row)} |", flush=True)
+
+
+def _in_parts(n: int, draws: int, *, whole: bool) -> list[str]:
+    """Coverage of drop and value as in `covered`; the truth is the mean over all documents, by their words."""
+    g = torch.Generator().manual_seed(n)
+    found: list[Drawn] = []
+    sizes = torch.ones(1)
+    for _ in range(max(1, draws // PART_CHUNK)):
+        words = 60.0 * (torch.randint(1, 9, (PART_CHUNK, n, 1), generator=g) > torch.arange(8))
+        hard = 2.5 + 0.6 * normal(g, PART_CHUNK, n, 1)
+        dense = hard + 0.2 * normal(g, PART_CHUNK, n, 8)
+        ours = dense + 0.1 + 0.15 * normal(g, PART_CHUNK, n, 1) + 0.06 * normal(g, PART_CHUNK, n, 8)
+        figures = []
+        for nats in (ours, dense):
+            totals = torch.stack([nats * words, words], -1)
+            sums, sizes = grouped(totals.sum(2) if whole else totals.flatten(1, 2))
+            figures.append(perplexity(sums))
+        found.append((figures[0], figures[1]))
+    value, base = (torch.cat(figures) for figures in zip(*found, strict=True))
+    texts = []
+    for figures, true in ((value - base, _PARTS_TRUTH[0] - _PARTS_TRUTH[1]), (value, _PARTS_TRUTH[0])):
+        low, high = jackknife_interval(figures[:, 0], figures[:, 1:], sizes, n, bounded=False)
+        holds = ((low <= true) & (true <= high)).double().mean()
+        wide = float((high - low).median() / (2 * Z95 * figures[:, 0].std()))
+        texts.append(f"{100 * float(holds):.1f} ({wide:.2f})")
+    return texts
+
+
+_PARTS_TRUTH = (exp(2.6), exp(2.5))
+"""exp of the mean surprise of a word: difficulty has nothing to do with length here."""
 
 
 def normal(g: torch.Generator, *shape: int) -> torch.Tensor:
@@ -572,6 +619,7 @@ def _verdicts(
 PARTS: dict[str, Callable[[], None]] = {
     "pairs": lambda: pairs(DRAWS),
     "metrics": lambda: metrics(8000),
+    "documents": lambda: in_parts(4000),
     "weights": lambda: weights(8000),
     "verdict": lambda: verdict(500),
 }

@@ -5,8 +5,10 @@
 Every session follows a seeded script, first each step once and then whatever comes: drags ranks, reads the live
 figures, undoes, switches pages, searches, compares, trains, exports, downloads its plan, reloads. It knows which ranks
 it has set; whenever a page shows them, and in every file, they must be these and no others, and bytes and multiplies
-must be those of this plan. Afterwards accuracies that were shown are measured again here. Printed: the curve of the
-server's resident memory, what was done, and all that went wrong: foreign plans, alerts, time-outs, errors in a
+must be those of this plan. Afterwards accuracies that were shown are measured again here, with the correction
+that they were shown with. A step is unanswered where what it waits for does not come, or the page, while it works, says
+nothing new for 300 s. Printed: what was done and how long it took, the load of the machine, the curve of the server's
+resident memory, and all that went wrong: foreign plans, alerts, time-outs, errors in a
 browser's console, exceptions in the server's log. The exit status is 1 if anything did, or if memory still grows: after
 the warm-up, a line through the curve must rise by less than 0.5 % of its median per minute (or by nothing that differs
 from zero), and the last third of the run must have at most 2 % more than the third before it.
@@ -23,7 +25,6 @@ import re
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from statistics import median
 import torch
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 from playwright.async_api import Error as BrowserError
+from playwright.async_api import TimeoutError as BrowserTimeout
 from scipy.stats import linregress, t
 
 from benchmarks.page import benchmark_parser, run_benchmark
@@ -59,6 +61,10 @@ BOARD = """() => {
         rev: board.rev, python: board.data.rev, scored: board.scoreRev, measuring: board.measuring, doing: board.doing,
         dragging: board.dragging, unheard: board.outbox.length, status: board.status.textContent }) };
 }"""
+FIGURE = """() => [document.querySelector('[data-testid=live-accuracy]').innerText,
+    document.querySelector('.rb-root').__board.depth]"""
+"""What is shown, and the correction that it was measured with: the quick one is there sooner."""
+
 FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 FRESH = "[data-testid=live-accuracy]:is([data-state=measuring], [data-state=measured])"
 MAIN = "[data-testid=stMain]"
@@ -104,9 +110,10 @@ class Visitor:
     draw: random.Random
     ranks: Ranks = field(default_factory=dict)
     past: list[Ranks] = field(default_factory=list)
-    done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    measured: dict[tuple[tuple[str, str], ...], str] = field(default_factory=dict)
+    unanswered: int = 0
+    measured: dict[tuple[tuple[str, str], ...], tuple[str, str]] = field(default_factory=dict)  # figure, correction
+    seconds: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def small(self) -> bool:
@@ -132,16 +139,18 @@ class Visitor:
 
     async def attempt(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
         """One step; what goes wrong is noted, and the session begins again where the address leads."""
+        began = time.monotonic()
         try:
             await step()
-            self.done[name] += 1
+            self.seconds.setdefault(name, []).append(time.monotonic() - began)
         except (BrowserError, AssertionError) as error:
+            self.unanswered += isinstance(error, BrowserError)
             self.say(f"{name}: {str(error).strip()[:300]}")
             with suppress(BrowserError):
                 print(f"session {self.number}: {await self.page.evaluate(BOARD)}", flush=True)
                 print((await self.page.inner_text(MAIN))[:2000], flush=True)
                 await self.page.goto(re.sub(r":(\d+)/\w*", r":\1/Ranks", self.page.url))
-                await self.page.wait_for_selector(FRESH)
+                await self.until(FRESH)
                 self.ranks = await self.shown()
 
     def say(self, what: str) -> None:
@@ -155,7 +164,7 @@ class Visitor:
         Streamlit looks for its own address below the page's first, and finds nothing. And it asks for the file of a
         download button as soon as it draws one: by then a run that followed may have brought another file.
         """
-        expected = re.search(r"/\w+/_stcore/(health|host-config)$|/media/\w+\.\w+$", url)
+        expected = re.search(r"/\w+/_stcore/(health|host-config)$|/media/\w+(\.\w+)?$", url)
         if not expected and "Download Button source error" not in text:
             self.say(f"console: {text} {url}")
 
@@ -164,14 +173,14 @@ class Visitor:
     async def arrive(self) -> None:
         """Open the model for the first time and set ranks that nobody else has."""
         await self.page.goto(f"{self.url}/Ranks?model={self.workspace.opened.ref}")
-        await self.page.wait_for_selector(FRESH)
+        await self.until(FRESH)
         self.ranks = await self.shown()
         for name in self.draw.sample(list(self.ranks), min(len(self.ranks), 4)):
             entry = self.page.get_by_label(f"{name} exact rank", exact=True)
             top = self.workspace.profile.layer(name).methods[0].max_rank(self.workspace.profile.layer(name).spec)
             await entry.fill(", ".join(str(self.draw.randint(1, max(1, rank // 2))) for rank in top))
             await entry.press("Enter")
-            await self.page.wait_for_selector(FRESH)
+            await self.until(FRESH)
             self.past.append(self.ranks)
             self.ranks = await self.shown()
 
@@ -182,7 +191,7 @@ class Visitor:
 
     async def see(self, *, wait: bool) -> None:
         """The board must show this session's plan, with its bytes and multiplies."""
-        await self.page.wait_for_selector(FRESH)
+        await self.until(FRESH)
         if wait and await self.shown() != self.ranks:  # the board may still be adopting them
             wanted = json.dumps(self.ranks, separators=(",", ":"))
             await self.page.wait_for_function(f"wanted => JSON.stringify(({RANKS})()) === wanted", arg=wanted)
@@ -242,10 +251,10 @@ class Visitor:
     async def measure(self) -> None:
         """Wait for the accuracy of the plan."""
         await self.on_ranks()
-        await self.page.wait_for_selector(MEASURED)
+        await self.until(MEASURED)
         await self.see(wait=False)
-        text = await self.page.inner_text("[data-testid=live-accuracy]")
-        self.measured[tuple(self.ranks.items())] = text
+        text, depth = await self.page.evaluate(FIGURE)
+        self.measured[tuple(self.ranks.items())] = text, depth
 
     async def reload(self) -> None:
         """The address brings everything back."""
@@ -264,13 +273,24 @@ class Visitor:
     async def go(self, title: str) -> None:
         """Switch to a page as people do."""
         if "/Ranks" in self.page.url:
-            await self.page.wait_for_selector(FRESH)  # what was let go of has arrived
+            await self.until(FRESH)  # what was let go of has arrived
         await self.page.get_by_test_id("stSidebar").get_by_role("link", name=title, exact=True).click()
         await self.page.get_by_role("heading", name=title, exact=True).wait_for()
 
+    async def until(self, selector: str) -> None:
+        """Wait for it as long as the page says something new within WAIT: a person who sees it work waits, too."""
+        said, since = "", time.monotonic()
+        while not await self.page.locator(selector).count():
+            now = await self.page.inner_text(MAIN)
+            if now != said:
+                said, since = now, time.monotonic()
+            if time.monotonic() - since > WAIT / 1000:
+                raise BrowserTimeout(f"nothing new was said for {WAIT / 1000:.0f} s: {selector}")
+            await asyncio.sleep(0.2)
+
     async def at_rest(self) -> None:
         """The page is whole, and complains of nothing."""
-        await self.page.wait_for_selector(IDLE)
+        await self.until(IDLE)
         alerts = await self.page.locator(
             "[data-testid=stException], [data-testid=stAlertContentError]"
         ).all_inner_texts()
@@ -335,8 +355,8 @@ class Visitor:
             await budget.press("ArrowRight")
         await self.at_rest()
         await start.click()
-        await self.page.get_by_text(re.compile("Adopt this plan|This is the plan now")).first.wait_for()
         await self.at_rest()
+        await self.page.get_by_text(re.compile("Adopt this plan|This is the plan now")).first.wait_for()
 
     async def tune(self) -> None:
         """Train for one epoch."""
@@ -344,7 +364,7 @@ class Visitor:
         start = self.page.get_by_role("button", name=re.compile("Start training"))
         await expect(start).to_be_enabled(timeout=WAIT)
         await self.at_rest()
-        epochs = self.page.get_by_role("spinbutton", name="Epochs")
+        epochs = self.page.get_by_role("spinbutton", name="Epochs", exact=True)
         if not await epochs.is_visible():
             await self.page.get_by_text("More settings").click()
         await epochs.fill("1")
@@ -403,14 +423,31 @@ def measured_again(workspace: Workspace, visitors: list[Visitor], draw: random.R
     shown = sorted({item for visitor in visitors for item in visitor.measured.items()})
     chosen = draw.sample(shown, min(len(shown), RECOMPUTED))
     wrong = []
-    for ranks, text in chosen:
+    for ranks, (text, depth) in chosen:
         plan = plan_of(workspace, dict(ranks))
-        model = workspace.compress(plan, workspace.candidate(plan).correction)
+        asked = workspace.candidate(plan)
+        asked = workspace.quick(asked) if depth == "quick" else asked
+        model = workspace.compress(plan, asked.correction)
         value = final_score(workspace.measure(model)).value
         if abs(100 * value - float(text.split()[0])) > 0.0051:
-            wrong.append(f"{workspace.name}: {text} shown for {dict(ranks)}, {100 * value:.2f} % measured here")
+            wrong.append(
+                f"{workspace.name}: {text} ({depth}) shown for {dict(ranks)}, {100 * value:.2f} % measured here"
+            )
     print(f"{workspace.name}: {len(chosen) - len(wrong)} of {len(chosen)} accuracies are the same measured again here")
     return wrong
+
+
+def tell_steps(visitors: list[Visitor]) -> None:
+    """Print how often each step was done and how long it took, and how many were not answered."""
+    took: dict[str, list[float]] = {}
+    for visitor in visitors:
+        for step, seconds in visitor.seconds.items():
+            took.setdefault(step, []).extend(seconds)
+    print("\n| step | times | median, s | longest, s |\n|---|---|---|---|")
+    for step, seconds in sorted(took.items(), key=lambda item: -len(item[1])):
+        print(f"| {step} | {len(seconds)} | {median(seconds):.1f} | {max(seconds):.1f} |")
+    unanswered = sum(visitor.unanswered for visitor in visitors)
+    print(f"\n{unanswered} of {unanswered + sum(map(len, took.values()))} steps unanswered")
 
 
 async def crowd(browser: Browser, url: str, options: argparse.Namespace, workspaces: list[Workspace]) -> list[Visitor]:
@@ -459,12 +496,12 @@ def main() -> None:
         told = log.read_text(errors="replace")
     wrong = [problem for visitor in visitors for problem in visitor.wrong]
     wrong += [f"log: {line}" for line in told.splitlines() if WRONG.search(line)]
-    steps: Counter[str] = sum((visitor.done for visitor in visitors), Counter())
-    done = ", ".join(f"{count} {step}" for step, count in steps.most_common())
-    print(f"\n{len(visitors)} sessions on {', '.join(w.name for w in workspaces)}, {options.minutes:g} minutes: {done}")
+    tell_steps(visitors)
+    print(f"\n{len(visitors)} sessions on {', '.join(w.name for w in workspaces)}, {options.minutes:g} minutes")
     for workspace in workspaces:
         mine = [visitor for visitor in visitors if visitor.workspace is workspace]
         wrong += measured_again(workspace, mine, random.Random(options.seed))
+    print(f"load of the machine: {os.getloadavg()[2]:.1f} processes wished to run, averaged over the last 15 minutes")
     is_flat = flat(curve, options.minutes, options.warm_up)
     print(f"memory is {'flat' if is_flat else 'NOT flat'}; {len(wrong)} things went wrong")
     print("\n".join(wrong))

@@ -49,7 +49,7 @@ class Compression:
         cost, dense, score, layers = self.cost, self.dense_cost, self.score, len(self.workspace.profile.layers)
         percent = self.workspace.opened.evaluate is None and self.workspace.metric.share
         value, drop = partial(score_text, percent=percent), partial(drop_text, percent=percent)
-        interval = " (too few samples that differ for an interval)" if score.too_few else ""
+        interval = f" ({score.why_none})" if score.too_few else ""
         if score.drop_low is not None and score.drop_high is not None:
             interval = f" (95 % interval {drop(score.drop_low)} to {drop(score.drop_high)})"
         samples = f" on {how_many(score.samples, 'sample')}" if score.samples else ""

@@ -271,7 +271,7 @@ class Workspace:
             judged = ["evaluate(model)", opened.higher_is_better, sorted(opened.code.values())]
         if opened.evaluate is None or "eval_data" in opened.provides:  # else nobody judges answers to example inputs
             few = drawn(self._eval_data)
-            data = data_hash((self._eval_data.inputs, self._eval_data.targets, self._eval_data.weights))
+            data = self._eval_data.hash
             with one_thread():
                 answered = answers_hash(self.model, few)
                 try:

@@ -14,6 +14,7 @@ from scipy.linalg import eigvals_banded
 from torch import Tensor
 
 from lowrank_core.errors import InvalidModel
+from lowrank_core.running.operations import count
 from lowrank_core.running.scope import raise_if_cancelled
 
 WIDTH = 64
@@ -24,6 +25,7 @@ WHOLE = 768
 
 BLOCK_BYTES = 2**23
 """Memory for one part of the matrix in float64."""
+
 
 Blocks = list[Tensor]
 """The lower triangle of a symmetric matrix: block column j from its diagonal downwards, (n - j * WIDTH, WIDTH)."""
@@ -53,6 +55,7 @@ class GramMatrix:
         rows = self._wide[: len(rows)].copy_(rows)
         for at, block in zip(range(0, self.columns, WIDTH), self._blocks, strict=True):
             block.addmm_(rows[:, at:].mT, rows[:, at : at + WIDTH])
+        count(float(len(rows) * self.columns**2))
 
     def singular_values(self) -> Tensor:
         """(columns,) float64, descending; the Gram matrix is used up.
@@ -64,6 +67,7 @@ class GramMatrix:
             _check(block.diagonal())
         whole = self.columns <= WHOLE
         values = torch.linalg.eigvalsh(_whole(blocks)) if whole else _eigenvalues(blocks)
+        count(4 / 3 * self.columns**3)
         return values.clamp_min(0).sqrt().flip(0)
 
 
@@ -84,6 +88,7 @@ class DeviceGram:
         raise_if_cancelled()
         there = rows.to(self._whole.device, torch.float64)
         self._whole.addmm_(there.mT, there)
+        count(float(len(rows) * len(self._whole) ** 2))
         if self._whole.is_cuda:
             torch.cuda.synchronize()  # so that it can be cancelled, and its time be told
 
@@ -92,7 +97,21 @@ class DeviceGram:
         raise_if_cancelled()
         _check(self._whole.diagonal())
         energies: Tensor = torch.linalg.eigvalsh(self._whole)
+        count(4 / 3 * len(self._whole) ** 3)
         return energies.clamp_min(0).sqrt().flip(0).cpu()
+
+
+def operations(rows: int, columns: int) -> float:
+    """Additions and multiplications that all singular values of a matrix take.
+
+    With n the shorter side: m n^2 for half the Gram matrix, and 4/3 n^3 for its reduction to a band. What the band's
+    eigenvalues take is of order n^2, and left out.
+
+    >>> f"{operations(11008, 4096):.3g}"
+    '2.76e+11'
+    """
+    long, short = max(rows, columns), min(rows, columns)
+    return float(long * short**2) + 4 / 3 * short**3
 
 
 def _check(diagonal: Tensor) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from math import sqrt
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from lowrank_core.algebra.gram import operations
 from lowrank_core.errors import InvalidModel
+from lowrank_core.running.operations import count
 from lowrank_core.store.memo import Memo
 
 R = TypeVar("R", Tensor, tuple[Tensor, Tensor])
@@ -43,11 +45,13 @@ class Nested:
     left (groups, m, k), right (groups, k, n); the square root of each singular value sits on either side, so that both
     factors have the same scale (kind to fine-tuning and to 8-bit storage). singular_values (groups, k), float64.
     values() and factors() compute them when they are first asked for; the values alone take a fraction of the time.
+    matrices() gives the stack itself, (groups, m, n), where it is at hand.
     """
 
     values: Callable[[], Tensor]
     factors: Callable[[], tuple[Tensor, Tensor]]
     memo: Memo = field(default_factory=Memo)
+    matrices: Callable[[], Tensor] | None = None
 
     @property
     def left(self) -> Tensor:
@@ -129,7 +133,8 @@ def factorize_matrices(weight: Tensor, to_matrices: Callable[[Tensor], Tensor] =
     Raises InvalidModel for NaN or Inf entries.
     """
     check_finite(weight)
-    return Nested(lambda: singular_values(to_matrices(weight)), lambda: _where_fastest(_factors, to_matrices(weight)))
+    matrices = partial(to_matrices, weight)
+    return Nested(lambda: singular_values(matrices()), lambda: _where_fastest(_factors, matrices()), matrices=matrices)
 
 
 def check_finite(weight: Tensor) -> None:
@@ -170,6 +175,7 @@ def _where_fastest(work: Callable[[Tensor], R], matrices: Tensor) -> R:
 def _singular_values(matrices: Tensor) -> Tensor:
     wide = matrices.detach()
     wide = wide if wide.shape[1] <= wide.shape[2] else wide.mT
+    count(len(wide) * operations(*wide.shape[1:]))
     if wide.shape[1] <= EXACT:
         values: Tensor = torch.linalg.svdvals(wide.to(torch.float64))
         return values

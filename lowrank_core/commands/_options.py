@@ -117,13 +117,13 @@ WORKERS = click.option(
     "--workers",
     type=click.IntRange(1, MOST_WORKERS),
     default=1,
-    help="Processes that measure layers; default 1, this one.",
+    help="Processes that work on layers; default 1, this one.",
 )
 DASK = click.option(
     "--dask",
     callback=_address,
     metavar="ADDRESS",
-    help="Measure layers on the dask cluster of this scheduler: tcp://...",
+    help="Work on layers on the dask cluster of this scheduler: tcp://...",
 )
 OUTPUTS = click.option(
     "--outputs",

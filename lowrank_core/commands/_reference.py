@@ -59,7 +59,12 @@ BESIDES = (
         "SPEC",
         "How they become inputs: mean/std/size (0.5/0.5/224), imagenet, a processor's .json, target=COLUMN.",
     ),
-    _besides("--text", "FILE", "A text that a causal language model is judged on, by perplexity.", type=_FILE),
+    _besides(
+        "--text",
+        "FILE",
+        "A text that a causal language model is judged on, by perplexity; a folder: each .txt is a document.",
+        type=_FILE,
+    ),
 )
 """What belongs to the model: each becomes a part of its reference."""
 

@@ -15,8 +15,6 @@ from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
-TOO_FEW = " (too few samples that differ for an interval)"
-
 SHARES = {metric.name for metric in METRICS.values() if metric.share}
 """Metrics that are read in percent."""
 
@@ -92,14 +90,15 @@ def drop_value(score: Score, value: float) -> str:
 def score_line(score: Score, *, alone: bool) -> str:
     """The score in a sentence, with its 95 % interval."""
     samples = f" on {how_many(score.samples, 'sample')}" if score.samples else ""
+    samples += f" of {how_many(score.documents, 'document')}" if score.documents else ""
     if score.not_finite:
         return f"{score.metric}: answers with NaN or infinity on {score.not_finite:,} of {score.samples:,} samples"
     if alone:
-        bounds = TOO_FEW if score.samples and score.low is None else ""
+        bounds = f" ({score.why_none})" if score.samples and score.low is None else ""
         if score.low is not None and score.high is not None:
             bounds = _between(score_value(score, score.low), score_value(score, score.high))
         return f"{score.metric} {score_value(score, score.value)}{bounds}{samples}"
-    bounds = TOO_FEW if score.too_few else ""
+    bounds = f" ({score.why_none})" if score.too_few else ""
     if score.drop_low is not None and score.drop_high is not None:
         bounds = _between(drop_value(score, score.drop_low), drop_value(score, score.drop_high))
     each = ""

@@ -88,6 +88,7 @@ class Dataset:
     weights: (N,), how much each sample counts in scores; None where all count alike.
     axes: where the batch is in the inputs, and in what the network answers; None is the first axis of all.
     more: whether there were more samples than are read.
+    documents: (N,), the number of the document that each sample is a part of; None where samples stand alone.
     """
 
     inputs: Inputs
@@ -95,6 +96,7 @@ class Dataset:
     weights: Tensor | None = None
     axes: BatchAxes | None = None
     more: bool = False
+    documents: Tensor | None = None
 
     def __len__(self) -> int:
         return batch_size(self.inputs) if self.axes is None else self.axes.samples(self.inputs)
@@ -102,8 +104,15 @@ class Dataset:
     def pick(self, index: Tensor | slice) -> Dataset:
         """The samples at `index`, in that order."""
         inputs = (self.axes or first_axes(self.inputs)).pick(self.inputs, index)
-        targets, weights = (None if each is None else each[index] for each in (self.targets, self.weights))
-        return replace(self, inputs=inputs, targets=targets, weights=weights)
+        others = (self.targets, self.weights, self.documents)
+        targets, weights, documents = (None if each is None else each[index] for each in others)
+        return replace(self, inputs=inputs, targets=targets, weights=weights, documents=documents)
+
+    @property
+    def hash(self) -> str:
+        """'sha256:' over all that scores on these samples depend on."""
+        given = self.inputs, self.targets, self.weights
+        return data_hash(given if self.documents is None else (*given, self.documents))
 
     def not_finite(self) -> list[int]:
         """Numbers of the samples whose inputs or targets hold NaN or infinity; minus infinity may be that of a mask.
@@ -121,12 +130,12 @@ class Dataset:
 
     def unlabelled(self) -> Dataset:
         """The same samples without targets and weights."""
-        return replace(self, targets=None, weights=None)
+        return replace(self, targets=None, weights=None, documents=None)
 
     def alone(self) -> Dataset:
         """These samples in memory of their own: what a slice picks is sent with all that it was picked from."""
-        inputs, targets, weights = cloned((self.inputs, self.targets, self.weights))
-        return replace(self, inputs=inputs, targets=targets, weights=weights)
+        inputs, targets, weights, documents = cloned((self.inputs, self.targets, self.weights, self.documents))
+        return replace(self, inputs=inputs, targets=targets, weights=weights, documents=documents)
 
     def shuffled(self, seed: int) -> Dataset:
         """These samples in an order that depends on the seed alone, so that any leading part is a fair subset."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.correct import load_overlay
 from lowrank_core.errors import InvalidData
-from lowrank_core.layers.data import Dataset, Outputs, data_hash, joined, run
+from lowrank_core.layers.data import Dataset, Outputs, joined, run
 from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
@@ -198,7 +198,7 @@ def _measured(
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
     model = workspace.address, workspace.key, workspace.cache, workspace.opened.outputs
-    samples = _Samples(data_hash((data.inputs, data.targets, data.weights)), data.alone())
+    samples = _Samples(data.hash, data.alone())
     pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
     pace, done = Pace(len(todo)), 0
     for _, points in map_elsewhere(_measured_elsewhere, pieces, workers):
@@ -337,7 +337,7 @@ class PointFile:
 def _measured_on(workspace: Workspace, correction: Correction | None, data: Dataset | None) -> dict[str, object]:
     data = _samples(workspace, SAMPLES) if data is None else data
     about: dict[str, object] = {
-        "data": data_hash((data.inputs, data.targets, data.weights)),
+        "data": data.hash,
         "correction": None if correction is None else correction.to_dict(),
     }
     return {**about, "shares": True} if _answers_shares(workspace) else about  # once taken for logarithms

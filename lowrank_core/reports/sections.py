@@ -88,7 +88,7 @@ def change_text(score: Score) -> str:
     unit = drop_text(abs(score.drop), percent=percent).partition(" ")[2]
     line = f"{signed(score.drop)} {unit}".rstrip()
     if score.drop_low is None or score.drop_high is None:
-        return f"{line} (too few samples for an interval)" if score.too_few else line
+        return f"{line} ({score.why_none})" if score.too_few else line
     low, high = sorted((score.drop_low, score.drop_high), key=lambda drop: way * drop)
     return f"{line} (95 %: {signed(low)} to {signed(high)})"
 

@@ -95,9 +95,13 @@ def map_elsewhere(function: Callable[[A], R], asks: Sequence[A], workers: Worker
                     raise WorkersLost(
                         f"worker processes died {ATTEMPTS} times ({why}); is there enough memory? Take fewer workers."
                     ) from error
-            except BaseException:  # an error of the work, a cancellation, Ctrl-C, or a caller who has enough
+            except BaseException as error:  # of the work, a cancellation, Ctrl-C, or a caller who has enough
                 if workers.dask is None:  # those of a cluster end by themselves once nobody waits for them
                     get_reusable_executor(reuse=True).shutdown(wait=False, kill_workers=True)
+                elif type(error).__name__ == "KilledWorker":  # of distributed, which is not imported for its name
+                    raise WorkersLost(
+                        "workers of the cluster died again and again over one piece of work; have they enough memory?"
+                    ) from error
                 raise
 
 

@@ -27,6 +27,7 @@ class Preparation:
     tokens(texts, second texts or None): a batch of tokens, padded to one length, with all else that the network takes.
     images(images of Pillow) and waves(arrays (samples,), their rate): the same of images and audio; where one is given
     it does all of the work, and the numbers above are not used for that kind.
+    documents: how those of a text are told apart: "lines", "paragraphs", "file"; None where nobody says.
     ids(text): the numbers of the tokens of one long text, (n,), whole: neither cut nor padded nor with tokens added at
     its ends. text(numbers): the other way round, what tokens of these numbers stand for. context: tokens that the
     network takes at once, at most.
@@ -46,6 +47,7 @@ class Preparation:
     labels: tuple[str, ...] = ()
     target: str | None = None
     header: bool | None = None
+    documents: str | None = None
     tokens: Callable[[Sequence[str], Sequence[str] | None], Arrays] | None = None
     images: Callable[[Sequence[Any]], Arrays] | None = None
     waves: Callable[[Sequence[Any], int], Arrays] | None = None

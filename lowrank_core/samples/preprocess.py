@@ -29,7 +29,7 @@ NAMES: dict[str, dict[str, Any]] = {
 
 GRAMMAR = (
     "mean/std/size, any of them empty (0.5/0.5/224, //256:224), imagenet, half, clip, raw, a .json of an image "
-    "processor, and size=, stretch, rescale=, rate=, length=, target=, header=, labels=FILE"
+    "processor, and size=, stretch, rescale=, rate=, length=, target=, header=, documents=, labels=FILE"
 )
 
 _OF_IMAGES = {"mean", "std", "size", "shorter", "stretch", "rescale"}
@@ -127,6 +127,12 @@ def _header(text: str) -> dict[str, Any]:
     return {"header": text == "yes"}
 
 
+def _documents(text: str) -> dict[str, Any]:
+    if text not in ("lines", "paragraphs", "file"):
+        raise InvalidSettings(f"--preprocess: documents must be lines, paragraphs or file; got {cut(text)!r}.")
+    return {"documents": text}
+
+
 def _labels(text: str) -> dict[str, Any]:
     """Names of classes, one a line, in the order of their numbers."""
     lines = [line.strip() for line in _file(Path(text)).splitlines()]
@@ -158,6 +164,7 @@ _VALUES: dict[str, Callable[[str], dict[str, Any]]] = {
     "length": _one("length", int, 1),
     "target": lambda text: {"target": text},
     "header": _header,
+    "documents": _documents,
     "labels": _labels,
 }
 

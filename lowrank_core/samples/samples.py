@@ -45,6 +45,7 @@ class Samples:
     targets, weights: (N, ...) and (N,), None where there are none. metric: a name of METRICS, None where the outputs
     tell. outputs: names of those judged. held: inputs that are the same for all samples. classes: their names in the
     order of their numbers. more: whether there were more than are read. train: samples for training beside them.
+    documents: (N,), of which document each is a part, and how they are told apart, in words.
     """
 
     inputs: dict[str, Tensor]
@@ -57,6 +58,8 @@ class Samples:
     more: bool = False
     train: Samples | None = None
     as_taken: bool = False
+    documents: Tensor | None = None
+    told_apart: str = ""
 
 
 def classes_said(classes: tuple[str, ...], where: str) -> tuple[str, ...]:

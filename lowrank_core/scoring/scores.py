@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import Cancelled, InvalidData, LowRankError
 from lowrank_core.figures import how_many
-from lowrank_core.layers.data import Dataset, Outputs, data_hash, run
+from lowrank_core.layers.data import Dataset, Outputs, run
 from lowrank_core.networks.footprint import with_pass_bytes
 from lowrank_core.networks.twin import twin
 from lowrank_core.running.scope import give_way
-from lowrank_core.scoring.intervals import GROUPS, jackknife_interval, paired_interval, wilson_interval
+from lowrank_core.scoring.intervals import FEWEST, GROUPS, jackknife_interval, paired_interval, wilson_interval
 from lowrank_core.scoring.judging import Names, judge
 from lowrank_core.scoring.metrics import Metric, weighted
 from lowrank_core.scoring.verdict import is_within
@@ -43,6 +43,7 @@ class Score:
     low and high bound the value, drop_low and drop_high the paired drop; None where the samples are too few for that.
     within: whether the drop is at most the tolerance that was asked for; None while that is open.
     outputs: the figure of each output that is judged; of several all the others are those of the one that drops most.
+    documents: that the samples are parts of, over which the intervals are; 0 where samples stand alone.
     not_finite: samples whose answers hold NaN or infinity where the dense network's do not. Then there is no value, the
     drop is infinite, and no rule accepts the network.
     """
@@ -60,6 +61,14 @@ class Score:
     within: bool | None = None
     outputs: tuple[OutputScore, ...] = ()
     not_finite: int = 0
+    documents: int = 0
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no interval where there is none, in words."""
+        if 0 < self.documents < FEWEST:
+            return f"{how_many(self.documents, 'document')}: too few for an interval, which takes {FEWEST}"
+        return "too few samples that differ for an interval"
 
     @property
     def too_few(self) -> bool:
@@ -160,7 +169,7 @@ class Reference:
     @cached_property
     def hash(self) -> str:
         """'sha256:' over the samples in the order in which they are used."""
-        return data_hash((self.dataset.inputs, self.dataset.targets, self.dataset.weights))
+        return self.dataset.hash
 
     @property
     def complete(self) -> bool:
@@ -179,7 +188,7 @@ class Reference:
             seen += len(part)
             for name, tally in tallies.items():
                 target = self.metric.targets_of(dense[name], part.targets)
-                tally.add(dense[name], dense[name], target, part.weights)
+                tally.add(dense[name], dense[name], target, part.weights, part.documents)
         scores = {name: tally.dense() for name, tally in tallies.items()}
         for value in scores.values():
             if not isfinite(value):
@@ -302,7 +311,8 @@ def _scores(
             yield Score(metric.name, nan, dense_value, seen, metric.higher_is_better, *sides, figures, count)
             return
         for name, tally in tallies.items():
-            tally.add(outputs[name], dense[name], metric.targets_of(dense[name], part.targets), part.weights)
+            target = metric.targets_of(dense[name], part.targets)
+            tally.add(outputs[name], dense[name], target, part.weights, part.documents)
         if metric.per_sample is not None or seen >= due or seen == total:
             due = 2 * seen
             score = _of_all({name: tally.score(tolerance) for name, tally in tallies.items()})
@@ -348,12 +358,14 @@ class _Tally:
         self._kept: list[tuple[Tensor, ...]] = []  # ours, dense, targets, weights, where all are judged at once
         self._within: bool | None = None
 
-    def add(self, ours: Tensor, dense: Tensor, target: Tensor, weights: Tensor | None) -> None:
-        """Take in a batch more, and how much each sample counts."""
+    def add(
+        self, ours: Tensor, dense: Tensor, target: Tensor, weights: Tensor | None, documents: Tensor | None
+    ) -> None:
+        """Take in a batch more, how much each sample counts, and of which document it is a part."""
         with _judging(self.metric, ours, target):
             self._judge = self._judge or self.metric.by_sample(target[:1])
             if self._judge is not None:
-                self._pairs.add(self._judge(ours, target), self._judge(dense, target), weights)
+                self._pairs.add(self._judge(ours, target), self._judge(dense, target), weights, documents)
                 return
         self._kept.append((ours, dense, target) if weights is None else (ours, dense, target, weights))
 
@@ -420,19 +432,27 @@ class _Pairs:
         self.counts = [0, 0, 0, 0]  # neither is right, only ours, only dense, both
         self.sums: Tensor | None = None  # (groups, 2, k): what ours and dense add up to in each group
         self.sizes, self.squares = torch.zeros(GROUPS, dtype=torch.float64), 0.0  # weights, and squares of all
+        self.documents: dict[int, int] = {}  # the place of each in the order in which they are met
 
-    def add(self, ours: Tensor, dense: Tensor, weights: Tensor | None = None) -> None:
-        """Take in (N,) more judgements of each network, or (N, k), and how much each sample counts."""
+    def add(self, ours: Tensor, dense: Tensor, weights: Tensor | None = None, documents: Tensor | None = None) -> None:
+        """Take in (N,) more judgements of each network, or (N, k), and how much each sample counts.
+
+        documents: (N,), samples of one of which go into one group: they are alike, and so no samples of their own.
+        """
         both = torch.stack([ours, dense], dim=1).double()
-        self.binary &= weights is None and bool(((both == 0) | (both == 1)).all())
+        self.binary &= weights is None and documents is None and bool(((both == 0) | (both == 1)).all())
         self.bounded &= self.metric.bounded or bool(((both >= 0) & (both <= 1)).all())
         if self.binary:
             counts = torch.bincount((ours + 2 * dense).long(), minlength=4).tolist()
             self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
         self.samples += len(ours)
         weights = torch.ones(len(ours), dtype=torch.float64) if weights is None else weights.double()
-        both, weights = both[weights > 0], weights[weights > 0]
+        counts = weights > 0
+        both, weights = both[counts], weights[counts]
         group = (self.counted + torch.arange(len(both))) % GROUPS
+        if documents is not None:
+            met = self.documents
+            group = torch.tensor([met.setdefault(int(n), len(met)) for n in documents[counts]]).long() % GROUPS
         self.counted += len(both)
         numbers = weighted(both.flatten(2) if both.ndim > 2 else both.unsqueeze(2), weights)
         if self.sums is None:
@@ -467,11 +487,19 @@ class _Pairs:
 
     def _of_groups(self) -> Score:
         assert self.sums is not None
-        groups = min(self.counted, GROUPS)
+        groups = min(len(self.documents) or self.counted, GROUPS)
         sums, sizes = self.sums[:groups], self.sizes[:groups]
         sums, sizes = torch.cat([sums.sum(0, keepdim=True), sums]), torch.cat([sizes.sum(0, keepdim=True), sizes])
         sums[1:], sizes[1:] = sums[0] - sums[1:], sizes[0] - sizes[1:]  # of all samples, then without each group
         ours, dense = self._figures(sums, sizes)
+        if self.documents:
+            count = len(self.documents)
+            each = torch.bincount(torch.arange(count) % GROUPS).double()
+            return replace(
+                _jackknifed(self.metric, count, ours, dense, each, count, bounded=self.bounded),
+                samples=self.samples,
+                documents=count,
+            )
         effective = float(sizes[0].square()) / self.squares
         sizes = sizes[0] - sizes[1:]
         return _jackknifed(self.metric, self.samples, ours, dense, sizes, effective, bounded=self.bounded)

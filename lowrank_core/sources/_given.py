@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lowrank_core.errors import InvalidData, InvalidSettings
+from lowrank_core.figures import how_many
 from lowrank_core.layers.data import Dataset, Inputs, first_axes, run, tensors
 from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.readers import read
@@ -18,6 +19,7 @@ from lowrank_core.readers._running_text import read_text
 from lowrank_core.samples.preparation import Preparation
 from lowrank_core.samples.preprocess import prepared
 from lowrank_core.samples.samples import Samples, Taken, classes_said
+from lowrank_core.scoring.intervals import FEWEST
 from lowrank_core.scoring.metrics import METRICS
 from lowrank_core.sources._opened import Opened, as_dataset, turned
 from lowrank_core.store.reference import Address
@@ -88,7 +90,7 @@ def opened_on(opened: Opened, given: GivenData, ref: str) -> Opened:
         data = replace(data, axes=axes)
     run(opened.model, replace(data, axes=axes or first_axes(inputs)).pick(slice(0, 1)), source=str(given.path))
     name = given.path.name
-    train, said = opened.train_data, classes_said(samples.classes, name)
+    train, said = opened.train_data, (*classes_said(samples.classes, name), *_documents_said(samples, name))
     if samples.train is not None:
         train = partial(_dataset, samples.train, opened, takes, given.train or given.path)
     elif train is None or inputs is not opened.example_inputs:
@@ -112,6 +114,18 @@ def opened_on(opened: Opened, given: GivenData, ref: str) -> Opened:
             *said,
         ),
         of_own_data=(),
+    )
+
+
+def _documents_said(samples: Samples, name: str) -> tuple[str, ...]:
+    """What counts as a document, as a notice, where intervals are over them; else nothing."""
+    if samples.documents is None:
+        return ()
+    count = len(samples.documents.unique())
+    enough = "" if count >= FEWEST else f", of which that takes {FEWEST}, so there are none"
+    return (
+        f"{name}: {how_many(count, 'document')}, {samples.told_apart}. Intervals are over documents{enough}. "
+        "--preprocess documents=lines, paragraphs or file tells them apart otherwise.",
     )
 
 
@@ -163,7 +177,7 @@ def _dataset(samples: Samples, opened: Opened, takes: Sequence[Taken], where: Pa
             )
         listed = tuple(arrays.values()) if len(takes) == 1 else tuple(arrays[taken.name] for taken in takes)
         inputs = listed if len(listed) > 1 else listed[0]
-    dataset = Dataset(inputs, samples.targets, samples.weights, more=samples.more)
+    dataset = Dataset(inputs, samples.targets, samples.weights, more=samples.more, documents=samples.documents)
     if samples.as_taken:
         return as_dataset(dataset, str(where), axes=opened.axes)
     return as_dataset(turned(dataset, opened.axes), str(where))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import time
@@ -13,9 +14,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lowrank_core.algebra.gram import DeviceGram, GramMatrix, row_blocks
+from lowrank_core.algebra.gram import WHOLE, DeviceGram, GramMatrix, row_blocks
 from lowrank_core.algebra.linalg import worth_moving
+from lowrank_core.algebra.preview import COLUMNS, ROUNDS, Preview, of_all, preview
 from lowrank_core.errors import InvalidModel
+from lowrank_core.layers.data import octets
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import Layer, Rest, Skipped
 from lowrank_core.sources._adapter import Adapter
@@ -98,16 +101,62 @@ class Inventory:
                     raise InvalidModel(f"layer {name!r}: {error}") from error
             return self._kept[name]
 
+    def preview(self, name: str) -> Preview:
+        """The leading singular values and what they leave open; of a small layer, or of two thin matrices, all of them.
+
+        Takes the memory of the parts that are read and of a few matrices of COLUMNS columns. Raises as `spectrum`.
+        """
+        if self.weights.adapter is not None or _side(self.tensors[name]) <= WHOLE:
+            return of_all(self.spectrum(name))
+        try:
+            return self._previewed(self.tensors[name])
+        except InvalidModel as error:
+            raise InvalidModel(f"layer {name!r}: {error}") from error
+
+    def mark(self, name: str) -> str:
+        """A hash of a layer's form and of three rows of its weight: that of another checkpoint differs."""
+        adapter = self.weights.adapter
+        if adapter is None:
+            tensors: tuple[StoredTensor, ...] = (self.tensors[name],)
+        else:
+            pair = next(pair for pair in adapter.pairs if pair.name == name)
+            tensors = (pair.b, pair.a)
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(f"{tensor.dtype}|{tensor.shape}|".encode())
+            for row in (0, tensor.shape[0] // 2, tensor.shape[0] - 1):
+                digest.update(octets(tensor.read(slice(row, row + 1))))
+        return digest.hexdigest()
+
     def _computed(self, tensor: StoredTensor) -> Tensor:
         if self.cache is None:
             return _spectrum(tensor)
-        about = {
-            "what": "spectrum of a stored tensor",
-            "version": [VERSION, torch.__version__],
-            "tensor": content_hash(tensor),
-            "threads": "cuda" if worth_moving(_side(tensor)) else torch.get_num_threads(),
-        }
+        about = _about(tensor, "spectrum of a stored tensor", on_device=worth_moving(_side(tensor)))
         return self.cache.remembered(about, lambda: {"values": _spectrum(tensor)})["values"]
+
+    def _previewed(self, tensor: StoredTensor) -> Preview:
+        def computed() -> dict[str, Tensor]:
+            rows, columns = tensor.shape[0], prod(tensor.shape[1:])
+            seen = preview(
+                lambda: (tensor.read(part).reshape(-1, columns) for part in row_blocks(rows, columns)),
+                columns,
+                _side(tensor),
+            )
+            return {"found": seen.found, "energy": torch.tensor(seen.energy, dtype=torch.float64)}
+
+        about = {**_about(tensor, "preview of a stored tensor", on_device=False), "columns": [COLUMNS, ROUNDS]}
+        kept = computed() if self.cache is None else self.cache.remembered(about, computed)
+        return Preview(kept["found"], float(kept["energy"]), _side(tensor))
+
+
+def _about(tensor: StoredTensor, what: str, *, on_device: bool) -> dict[str, object]:
+    """All that what is kept of a tensor depends on."""
+    return {
+        "what": what,
+        "version": [VERSION, torch.__version__],
+        "tensor": content_hash(tensor),
+        "threads": "cuda" if on_device else torch.get_num_threads(),
+    }
 
 
 def take_stock(weights: Weights, cache: Cache | None = None) -> Inventory:
@@ -243,6 +292,14 @@ class Estimate:
         shape = layer.spec.weight_shape
         long, short = sorted((shape[0], prod(shape[1:])), reverse=True)
         return self.gram * long * short**2 + self.eigenvalues * _steps(short)
+
+    def preview_seconds(self, layer: Layer) -> float:
+        """What its preview will take: float32 is twice as fast as float64, which the Gram matrix is added up in."""
+        shape = layer.spec.weight_shape
+        rows, columns = shape[0], prod(shape[1:])
+        if min(rows, columns) <= WHOLE:
+            return self.seconds(layer)
+        return self.gram * rows * columns * COLUMNS * (2 * ROUNDS + 2)
 
 
 def _steps(side: int) -> float:

@@ -30,7 +30,6 @@ from lowrank_core.layers.data import (
     Inputs,
     Outputs,
     call,
-    data_hash,
     evaluating,
     joined,
     picked,
@@ -191,7 +190,7 @@ def run_key(workspace: Workspace, candidate: Candidate, settings: Settings, *, w
         correction=None if candidate.correction is None else candidate.correction.to_dict(),
         settings=asdict(settings),
         watch=watch,
-        data=data_hash((data.inputs, data.targets, data.weights)),
+        data=data.hash,
         **({} if data.weights is None else {"weights": "in the loss"}),  # which they once were not
     )
 
@@ -215,7 +214,7 @@ def provenance(workspace: Workspace, settings: Settings, plan: RankPlan, last: E
         "epochs": last.number,
         "best_epoch": last.best,
         "validation": last.validation,
-        "data": data_hash((data.inputs, data.targets, data.weights)),
+        "data": data.hash,
     }
 
 

@@ -172,7 +172,7 @@ def signed(workspace: Workspace, measured: Score, drop: float) -> str:
 def interval(workspace: Workspace, measured: Score) -> str:
     """The 95 % interval of the change of the score as text, or why there is none."""
     if measured.drop_low is None or measured.drop_high is None:
-        return "too few samples" if measured.too_few else ""
+        return f"too few {'documents' if measured.documents else 'samples'}" if measured.too_few else ""
     ends = sorted((measured.drop_low, measured.drop_high), key=lambda drop: moved(workspace, measured, drop))
     return " to ".join(signed(workspace, measured, drop) for drop in ends)
 
@@ -207,7 +207,7 @@ def change(workspace: Workspace, measured: Score, against: str) -> str:
     unit = " points" if shares(workspace) else ""
     line = f"{signed(workspace, measured, measured.drop)}{unit} {against}".rstrip()
     if measured.drop_low is None or measured.drop_high is None:
-        return f"{line} (too few samples that differ for an interval)" if measured.too_few else line
+        return f"{line} ({measured.why_none})" if measured.too_few else line
     return f"{line} (95 %: {interval(workspace, measured)})"
 
 
@@ -224,4 +224,5 @@ def score_fields(score: Score | None) -> dict[str, Any] | None:
         "drop_low": score.drop_low,
         "drop_high": score.drop_high,
         "within": score.within,
+        "why_none": score.why_none,
     }

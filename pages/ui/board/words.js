@@ -113,11 +113,11 @@ const words = {
   },
 
   /* How far the score itself has moved against the dense network when so much is lost, with the interval if known. */
-  change(model, { drop, drop_low: low, drop_high: high, samples, not_finite: broken }) {
+  change(model, { drop, drop_low: low, drop_high: high, samples, not_finite: broken, why_none: why }) {
     if (broken) return `⚠ answers with NaN or infinity on ${words.whole(broken)} of ${words.whole(samples)} samples`;
     const line = `${words.signed(model, against(model, drop))}${model.metric.share ? " points" : ""} against dense`;
     if (typeof low !== "number" || typeof high !== "number") {
-      return samples > 0 ? `${line} (too few samples that differ for an interval)` : line;
+      return samples > 0 ? `${line} (${why ?? "too few samples that differ for an interval"})` : line;
     }
     const ends = [low, high].map(end => against(model, end)).sort((a, b) => a - b);
     return `${line} (95 %: ${ends.map(end => words.signed(model, end)).join(" to ")})`;
