@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lowrank_core.plans.plan import RankPlan
+
+if TYPE_CHECKING:
+    from lowrank_core.scoring.scores import Score
 
 WINDOWS, TOKENS = 128, 512
 """Windows of the text that factors are fitted to, and tokens of each, unless one says otherwise."""
@@ -77,31 +80,12 @@ class Outlook:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """How good the compressed network is on text that nothing was fitted to, against the dense one.
-
-    metric: "perplexity" of a causal language model, before and after; else "relative error of the last block's
-    outputs", whose `before` is 0. low and high: its 95 % interval over windows, None where they are too few. ratio: of
-    after to before with its interval, paired, None of an error.
-    """
-
-    metric: str
-    before: float
-    after: float
-    low: float | None
-    high: float | None
-    ratio: float | None
-    ratio_low: float | None
-    ratio_high: float | None
-    windows: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class CompressedFolder:
     """A folder that was written: what `export --format hf` writes, and `from_pretrained` loads with `lowrank_hf`.
 
-    bytes: of its parameters, exactly. seconds: of this run, without what earlier ones did.
+    score: on windows that nothing was fitted to, paired with the dense network: perplexity of a causal language model,
+    else the cosine similarity of hidden states behind the last block. bytes: of its parameters, exactly. seconds: of
+    this run, without what earlier ones did.
     """
 
     path: Path
@@ -109,20 +93,20 @@ class CompressedFolder:
     layers: int
     bytes: int
     dense_bytes: int
-    held: Held
+    score: Score
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One more part is done and kept. phase: "looking" (for ranks), "fitting", "scoring" or "done"; done of total parts
-    of that phase. seconds: that it took. errors: {layer: relative error of its outputs on the text} of a block that is
-    fitted. answer: once all is done.
+    of that phase. seconds: that it took. error: relative error of the hidden states behind a block that is fitted, to
+    those of the dense network. answer: once all is done.
     """
 
     phase: Literal["looking", "fitting", "scoring", "done"]
     done: int
     total: int
     seconds: float
-    errors: tuple[tuple[str, float], ...] = ()
+    error: float | None = None
     answer: CompressedFolder | None = None
