@@ -78,14 +78,14 @@ def _documents(path: Path, how: str | None) -> tuple[list[str], str, bool]:
             raise InvalidData(f"--preprocess documents={how}: in a folder each file is a document; leave it out.")
         found, more, left = [], False, MOST_TEXT
         for file in files:
-            text, cut_off = _text(file)
+            text, cut_off = text_of(file)
             size = len(text.encode())
             if more := more or cut_off or size > left:
                 break
             left -= size
             found.append(text)
         return [text for text in found if text.strip()], "each file is one", more
-    text, more = _text(path)
+    text, more = text_of(path)
     if how == "file":
         parts, told_apart = [text], "the whole file is one"
     elif how == "lines":
@@ -95,15 +95,15 @@ def _documents(path: Path, how: str | None) -> tuple[list[str], str, bool]:
     return [part for part in parts if part.strip()], told_apart, more
 
 
-def _text(path: Path) -> tuple[str, bool]:
-    """(the text, whether there was more)."""
+def text_of(path: Path, option: str = "--text") -> tuple[str, bool]:
+    """(the text, whether there was more); raises InvalidData."""
     try:
         with path.open("rb") as file:
             raw = file.read(MOST_TEXT + 1)
         more = len(raw) > MOST_TEXT
         text = raw[:MOST_TEXT].decode("utf-8-sig", errors="ignore" if more else "strict")
     except OSError as error:
-        raise InvalidData(f"--text {path} cannot be read: {error.strerror}.") from error
+        raise InvalidData(f"{option} {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise InvalidData(f"{path} is no text of UTF-8: {error.reason} at byte {error.start:,}.") from error
     return text.replace("\r\n", "\n"), more
