@@ -46,6 +46,7 @@ ORDER = (
     "training",
     "predict",
     "selection",
+    "streaming",
     "one_call",
     "reports",
     "commands",

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lowrank_core.algebra.linalg import check_finite, principal_basis, storage_dtype, tail_energy
+from lowrank_core.algebra.linalg import check_finite, definite_root, principal_basis, storage_dtype, tail_energy
 from lowrank_core.layers.spec import LayerSpec, Rank
 from lowrank_core.store.memo import Memo, Tensors
 
@@ -148,6 +148,27 @@ def moment_roots(second_moment: Tensor) -> tuple[Tensor, Tensor]:
     floor = (values[..., -1:] * CUT_OFF).clamp_min(torch.finfo(values.dtype).tiny)
     scale = torch.where(values[..., -1:] > 0, values.maximum(floor), 1.0).sqrt()[..., None, :]
     return (vectors * scale) @ vectors.mT, (vectors / scale) @ vectors.mT
+
+
+def output_directions(matrix: Tensor, second_moment: Tensor, *, vectors: bool = True) -> tuple[Tensor, Tensor]:
+    """(energies (k,), directions (m, k)) of the outputs of a matrix (m, n) on what it sees, the strongest first.
+
+    k = min(m, n). The first r directions U give the best matrix of rank r, U U^T W; what it loses of E|W x|^2 are the
+    other energies. Nothing is inverted, so that the moment (n, n) may be singular. vectors: whether directions are
+    asked for; without them an empty tensor.
+
+    >>> output_directions(torch.diag(torch.tensor([1.0, 3.0])), torch.eye(2))[0].tolist()
+    [9.0, 1.0]
+    """
+    root = None if matrix.shape[0] <= matrix.shape[1] else matrix @ definite_root(second_moment)
+    gram = matrix @ second_moment @ matrix.mT if root is None else root.mT @ root
+    if not vectors:
+        return torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0), gram.new_empty(0)
+    energies, basis = torch.linalg.eigh(gram)
+    energies, basis = energies.flip(-1).clamp_min(0), basis.flip(-1)
+    if root is None:
+        return energies, basis
+    return energies, root @ basis / energies.sqrt().clamp_min(torch.finfo(basis.dtype).tiny)
 
 
 def _added_energy(features: Tensor, target: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ WORTH_MOVING = 1024
 agree with the CPU's to 1e-7 of the largest, their squares to 1e-14, as those of two CPUs do."""
 
 
+TINY = 1e-9
+"""Added to a definite matrix, relative to its diagonal: keeps it definite."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Nested:
     """`left[:, :, :r] @ right[:, :r]` is the best rank-r approximation, for every r, of each matrix of a stack.
@@ -210,6 +214,19 @@ def principal_basis(gram: Tensor) -> Tensor:
     """Eigenvectors of a symmetric (..., n, n) matrix as columns, the largest eigenvalue first."""
     vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
     return vectors.flip(-1)
+
+
+def definite_root(matrices: Tensor) -> Tensor:
+    """The factor of Cholesky (..., n, n), with as little more on the diagonal as rounding asks for."""
+    diagonal = matrices.diagonal(dim1=-2, dim2=-1)
+    lift = TINY * diagonal + torch.finfo(matrices.dtype).eps * diagonal.amax(-1, keepdim=True).clamp_min(1e-30)
+    while True:
+        lifted = matrices.clone()
+        lifted.diagonal(dim1=-2, dim2=-1).add_(lift)
+        found: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(lifted)
+        if not bool(found[1].any()) or not bool(lift.isfinite().all()):
+            return found[0]
+        lift = 100 * lift
 
 
 def tail_energy(singular_values: Tensor) -> Tensor:

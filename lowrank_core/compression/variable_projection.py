@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lowrank_core.algebra.linalg import TINY, definite_root
 from lowrank_core.compression.least_squares import SMALL, ridge_step
 from lowrank_core.compression.unfold import as_matrices, as_weight
 from lowrank_core.layers.spec import LayerSpec
@@ -53,9 +54,6 @@ ROWS = 256
 MOMENT_BYTES = 2**27
 """The second moments of a layer's inputs take at most this, the work on them about four times as much; of a layer that
 would need more the last factor alone is refitted."""
-
-TINY = 1e-9
-"""Ridge of the features, relative to each one's own variance: keeps their matrix definite."""
 
 FLOOR = 1e-3
 """Inputs that hardly move are held to their dense weights as if they had this share of the mean variance."""
@@ -149,7 +147,7 @@ def refit(
     if not bool(moments.second.any()):  # one input only: it tells nothing but an offset
         return none
     with one_thread() if moments.second.shape[-1] <= SMALL else nullcontext():
-        quick = [*old[:-1], _last_alone(spec, stages, old, moments, ridge)]
+        quick = [*old[:-1], last_alone(spec, stages, old, moments, ridge)]
         fits = [
             none,
             _fit(spec, stages, quick, moments, pulled, "quick"),
@@ -166,7 +164,7 @@ def _fit(
     return Fit(tuple(weights), moments.error(matrices), pulled.error(matrices), depth)
 
 
-def _last_alone(
+def last_alone(
     spec: LayerSpec, stages: Sequence[LayerSpec], weights: Sequence[Tensor], moments: Moments, ridge: float
 ) -> Tensor:
     """The last factor refitted alone, with the ridge of the quick correction."""
@@ -217,7 +215,7 @@ def _closed_form(moments: Moments, start: Tensor) -> tuple[Tensor, Tensor]:
     With S = L L^T it is C L^-T cut to its leading singular vectors, times L^-1. Those of the shorter side are enough:
     eigenvectors of C S^-1 C^T or of L^-1 C^T C L^-T.
     """
-    root, relation, rank = _root(moments.second), moments.relation, start.shape[-1]
+    root, relation, rank = definite_root(moments.second), moments.relation, start.shape[-1]
     outputs, inputs = relation.shape[1:]
     if outputs <= inputs:
         best = _solved(lambda rows: torch.cholesky_solve(rows.mT, root).mT, relation)
@@ -262,19 +260,6 @@ def _leading(matrices: Tensor, rank: int, start: Tensor) -> tuple[Tensor, Tensor
         basis, _ = torch.linalg.qr(matrices @ basis)
     values, turned = torch.linalg.eigh(basis.mT @ matrices @ basis)
     return values.flip(-1), basis @ turned.flip(-1)
-
-
-def _root(matrices: Tensor) -> Tensor:
-    """The factor of Cholesky, with as little more on the diagonal as rounding asks for."""
-    diagonal = matrices.diagonal(dim1=-2, dim2=-1)
-    lift = TINY * diagonal + torch.finfo(matrices.dtype).eps * diagonal.amax(-1, keepdim=True).clamp_min(1e-30)
-    while True:
-        lifted = matrices.clone()
-        lifted.diagonal(dim1=-2, dim2=-1).add_(lift)
-        found: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(lifted)
-        if not bool(found[1].any()) or not bool(lift.isfinite().all()):
-            return found[0]
-        lift = 100 * lift
 
 
 # ---- other chains ---------------------------------------------------------------------------------------------------

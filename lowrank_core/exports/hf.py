@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
     with folder_or_zip(path) as folder:
         report(Progress("writing"))
         config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-        _copy_beside(source, folder)
+        copy_beside(source, folder)
         _write_network(workspace, compressed, config, getattr(transformers, config["architectures"][0]), folder)
         write_whole(folder / CARD, _card(workspace, compressed, source).encode())
 
@@ -89,7 +90,7 @@ def _came_from_folder(workspace: Workspace) -> bool:
     return folder is not None and (folder / CONFIG).is_file() and hasattr(workspace.model, "base_model_prefix")
 
 
-def _copy_beside(source: Path, folder: Path) -> None:
+def copy_beside(source: Path, folder: Path) -> None:
     """Tokenizer, processor and what else lies beside the weights; no folders, no code, no card and plan of before."""
     others = {CONFIG, CARD, PLAN, *(file.name for pattern in WEIGHTS for file in source.glob(pattern))}
     for file in sorted(source.iterdir()):
@@ -109,19 +110,30 @@ def _write_network(
     for alias in sorted({*ties} - parameters):  # transformers ties parameters alone
         state[alias] = state[ties.pop(alias)].clone()
     if layers:
-        config["quantization_config"] = {
-            "quant_method": "lowrank",
-            "format": "lowrank-hf/1",
-            "layers": layers,
-            "ties": ties,
-        }
+        config["quantization_config"] = thin_layers(layers, ties)
         with torch.device("meta"), nothing_printed():
             dense = kind(kind.config_class.from_dict({**config, "quantization_config": None})).state_dict()
         state |= {name: torch.empty(0) for name in dense if name not in state and name not in ties}
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(compressed.model.dtype).removeprefix("torch.")
-    write_whole(folder / CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    put_config(folder, config, compressed.model.dtype)
     _save(state, folder)
+
+
+def thin_layers(layers: list[dict[str, Any]], ties: dict[str, str]) -> dict[str, Any]:
+    """What config.json says of layers {"name", "parts": [{"op", "args"}]} that are chains, for `lowrank_hf`."""
+    return {"quant_method": "lowrank", "format": "lowrank-hf/1", "layers": layers, "ties": ties}
+
+
+def put_config(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> None:
+    """Write config.json, with the type of the weights."""
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    write_whole(folder / CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def put_index(folder: Path, places: dict[str, str], size: int) -> None:
+    """Write the index of several files of weights: {tensor: file}, and the bytes of all tensors."""
+    index = {"metadata": {"total_size": size}, "weight_map": places}
+    write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=2).encode())
 
 
 def _save(state: dict[str, Tensor], folder: Path) -> None:
@@ -142,56 +154,80 @@ def _save(state: dict[str, Tensor], folder: Path) -> None:
         file = f"model-{number:05}-of-{len(parts):05}.safetensors"
         save_file(part, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(part, file)
-    index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())}, "weight_map": places}
-    write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=2).encode())
+    put_index(folder, places, sum(tensor.nbytes for tensor in state.values()))
 
 
 def _card(workspace: Workspace, compressed: Compressed, source: Path) -> str:
-    """README.md as the Hub reads it: what it was made from, what was measured, how it is loaded. No licence."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    score, profile, kind = compressed.score, workspace.profile, _kind(source)
-    task = next((task for ending, task in TASKS.items() if kind.endswith(ending)), None)
+    """README.md of an opened network's export."""
+    score, profile = compressed.score, workspace.profile
     data = address_of(str(workspace.opened.ref)).data
-    results = None
-    if score is not None and data is not None and task is not None:
-        interval = {} if score.low is None else {"interval_95": [score.low, score.high]}
-        results = [
-            EvalResult(
-                task_type=task,
-                dataset_type=Path(data).stem,
-                dataset_name=Path(data).stem,
-                metric_type=score.metric,
-                metric_value=score.value,
-                metric_args={**interval, "before": score.dense, "samples": score.samples},
-            )
-        ]
-    about = ModelCardData(
-        base_model=workspace.name,
-        base_model_relation="quantized",
-        library_name="transformers",
-        pipeline_tag=task,
-        tags=["lowrank", "rank-explorer"],
-        model_name=f"{workspace.name}-lowrank",
-        eval_results=results,
-    )
+    measured = None
     cost, dense = plan_cost(profile, compressed.plan), plan_cost(profile)
     rows = [
         f"| Weights | {count(cost.bytes, 'B')} | {count(dense.bytes, 'B')} |",
         f"| Multiplies of one sample | {count(cost.multiplies)} | {count(dense.multiplies)} |",
     ]
     if score is not None:
+        if data is not None:
+            interval = None if score.low is None or score.high is None else (score.low, score.high)
+            measured = Measured(Path(data).stem, score.metric, score.value, interval, score.dense, score.samples)
         bounds = "" if score.low is None else f" (95 % interval {score.low:.4g} to {score.high:.4g})"
         what = f"{score.metric}, {score.samples:,} {'random inputs' if data is None else 'samples'}"
         rows.append(f"| {what} | {score.value:.4g}{bounds} | {score.dense:.4g} |")
+    chosen = len(compressed.plan.choices), len(profile.layers)
+    return card(workspace.name, architecture_in(source), chosen, rows, measured)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A figure for the Hub: on which data, which metric, after compression with its 95 % interval, and before."""
+
+    data: str
+    metric: str
+    value: float
+    interval: tuple[float, float] | None
+    before: float
+    samples: int
+
+
+def card(name: str, kind: str, layers: tuple[int, int], rows: list[str], measured: Measured | None) -> str:
+    """README.md as the Hub reads it: what it was made from, what was measured, how it is loaded. No licence.
+
+    kind: the class of transformers; layers: how many of how many are compressed; rows: of the table.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = next((task for ending, task in TASKS.items() if kind.endswith(ending)), None)
+    results = None
+    if measured is not None and task is not None:
+        interval = {} if measured.interval is None else {"interval_95": [*measured.interval]}
+        results = [
+            EvalResult(
+                task_type=task,
+                dataset_type=measured.data,
+                dataset_name=measured.data,
+                metric_type=measured.metric,
+                metric_value=measured.value,
+                metric_args={**interval, "before": measured.before, "samples": measured.samples},
+            )
+        ]
+    about = ModelCardData(
+        base_model=name,
+        base_model_relation="quantized",
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["lowrank", "rank-explorer"],
+        model_name=f"{name}-lowrank",
+        eval_results=results,
+    )
     return f"""---
 {about.to_yaml().strip()}
 # license: yours to choose; that of the base model may bind you
 ---
 
-# {workspace.name}, compressed
+# {name}, compressed
 
-{len(compressed.plan.choices)} of {len(profile.layers)} layers are products of thinner ones, by the plan in `{PLAN}`.
+{layers[0]} of {layers[1]} layers are products of thinner ones, by the plan in `{PLAN}`.
 
 | | compressed | before |
 |---|---|---|
@@ -220,7 +256,7 @@ TASKS = {
 """What the Hub calls the task of a network, by how its class ends."""
 
 
-def _kind(source: Path) -> str:
+def architecture_in(source: Path) -> str:
     """The class of the network in a folder."""
     return str(json.loads((source / CONFIG).read_text(encoding="utf-8"))["architectures"][0])
 
@@ -236,7 +272,7 @@ model = {kind}.from_pretrained({folder!r})
 def snippets(ref: str | None, file: str) -> tuple[Snippet, ...]:
     """The lines that load it, after unpacking where it is a zip."""
     source = Path(address_of(ref).model) if ref else Path()
-    kind = _kind(source) if (source / CONFIG).is_file() else "AutoModel"
+    kind = architecture_in(source) if (source / CONFIG).is_file() else "AutoModel"
     folder = file.removesuffix(".zip")
     unpack = f"import zipfile\n\nzipfile.ZipFile({file!r}).extractall({folder!r})\n\n" if folder != file else ""
     return (Snippet("with transformers and lowrank_hf", unpack + _code(kind, folder)),)

@@ -38,7 +38,7 @@ def read_text(path: Path, takes: Sequence[Taken], preparation: Preparation) -> S
             f"--text {path} needs a causal language model with its tokenizer: a folder of save_pretrained that holds "
             "both. Give other networks their tokens in a .npz (--data)."
         )
-    text, more = _text(path)
+    text, more = text_of(path)
     documents = [part for part in re.split(r"\n\s*\n", text) if part.strip()]
     if not documents:
         raise InvalidData(f"{path} is empty; it must hold a text.")
@@ -61,15 +61,15 @@ def read_text(path: Path, takes: Sequence[Taken], preparation: Preparation) -> S
     return Samples(inputs, targets, metric="perplexity", more=more or len(rows) > most)
 
 
-def _text(path: Path) -> tuple[str, bool]:
-    """(the text, whether there was more)."""
+def text_of(path: Path, option: str = "--text") -> tuple[str, bool]:
+    """(the text, whether there was more); raises InvalidData."""
     try:
         with path.open("rb") as file:
             raw = file.read(MOST_TEXT + 1)
         more = len(raw) > MOST_TEXT
         text = raw[:MOST_TEXT].decode("utf-8-sig", errors="ignore" if more else "strict")
     except OSError as error:
-        raise InvalidData(f"--text {path} cannot be read: {error.strerror}.") from error
+        raise InvalidData(f"{option} {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise InvalidData(f"{path} is no text of UTF-8: {error.reason} at byte {error.start:,}.") from error
     return text.replace("\r\n", "\n"), more

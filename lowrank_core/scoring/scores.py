@@ -409,6 +409,13 @@ def final_score(scores: Iterator[Score]) -> Score:
     return last
 
 
+def paired_score(metric: Metric, ours: Tensor, dense: Tensor) -> Score:
+    """The score of samples that were judged elsewhere: what the metric tells of each, (N,) or (N, k) of each network."""
+    pairs = _Pairs(metric)
+    pairs.add(ours, dense)
+    return pairs.score(None)
+
+
 class _Pairs:
     """What is known of the samples so far, each judged for both networks: by a number, or by several that add up."""
 

@@ -38,7 +38,7 @@ def preparation(folder: Folder) -> Preparation:
     """
     names = folder.names
     kinds = {kind: name for name, kind in KINDS.items() if name in names}
-    tokenizer = cache(lambda: _tokenizer(folder))
+    tokenizer = cache(lambda: tokenizer_of(folder))
     reader = cache(lambda: _check_foretelling(folder, tokenizer()))
     processor = cache(lambda: _opened(folder, "AutoImageProcessor", "image processor"))
     extractor = cache(lambda: _opened(folder, "AutoFeatureExtractor", "feature extractor"))
@@ -51,7 +51,7 @@ def preparation(folder: Folder) -> Preparation:
         tokens=(lambda texts, second: _tokens(folder, tokenizer(), texts, second)) if "texts" in kinds else None,
         images=(lambda images: _images(folder, processor(), images)) if "images" in kinds else None,
         waves=(lambda waves, rate: _waves(folder, extractor(), waves, rate)) if "sound" in kinds else None,
-        ids=(lambda text: _ids(folder, reader(), text)) if "texts" in kinds else None,
+        ids=(lambda text: token_ids(folder, reader(), text)) if "texts" in kinds else None,
         text=(lambda numbers: str(tokenizer().decode(list(numbers)))) if "texts" in kinds else None,
         context=min(folder.longest() or CONTEXT, CONTEXT) if "texts" in kinds else None,
     )
@@ -71,7 +71,7 @@ def _opened(folder: Folder, kind: str, what: str) -> Any:
         ) from error
 
 
-def _tokenizer(folder: Folder) -> Any:
+def tokenizer_of(folder: Folder) -> Any:
     """The tokenizer of the folder: without files of its own transformers would make one that knows no word."""
     tokenizer = _opened(folder, "AutoTokenizer", "tokenizer")
     files = sorted(set(getattr(tokenizer, "vocab_files_names", {}).values()))
@@ -145,7 +145,8 @@ def _check_foretelling(folder: Folder, tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _ids(folder: Folder, tokenizer: Any, text: str) -> Tensor:
+def token_ids(folder: Folder, tokenizer: Any, text: str) -> Tensor:
+    """(tokens,) of a text, none added before or after it; raises InvalidData where they are another network's."""
     found = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]
     return _known(folder, found.reshape(-1))
 

@@ -52,7 +52,7 @@ def _is_of_another_library(folder: Path) -> bool:
 def _open(ref: str) -> Opened:
     """Offline, no code of the folder is run and nothing is unpickled; there are no data but random ones."""
     folder = Path(ref).expanduser().resolve()
-    config = _config(folder)
+    config = configuration(folder)
     model = cache(lambda: _model(folder, config))
     about = cache(lambda: Folder.of(folder, model()))
     contract = ModelContract(
@@ -67,7 +67,8 @@ def _open(ref: str) -> Opened:
     return open_contract(contract)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def configuration(folder: Path) -> dict[str, Any]:
+    """What config.json says; raises InvalidModel where it names no architecture, or code that would have to be run."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         named = isinstance(config["architectures"][0], str)
@@ -80,7 +81,8 @@ def _config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
+def architecture(folder: Path, config: dict[str, Any]) -> Any:
+    """The class of transformers that the configuration of a folder names; raises InvalidModel where there is none."""
     with extra("hf", str(folder)), nothing_printed():  # its loggers keep to the stderr that is there at first
         import transformers
 
@@ -90,6 +92,12 @@ def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise InvalidModel(f"{folder}: transformers {transformers.__version__} has no model {name!r}; update it.")
+    return kind
+
+
+def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
+    kind = architecture(folder, config)
+    name = kind.__name__
     try:
         with nothing_printed():
             _check_size(folder, kind, config)
@@ -115,11 +123,16 @@ def _model(folder: Path, config: dict[str, Any]) -> nn.Module:
         )
     if _is_ours(config) and (foreign := sorted(map(str, about["unexpected_keys"]))):
         raise InvalidModel(f"{folder}: nothing takes {few(foreign)} of its weights; export it again.")
-    for part in _with_parts(model.config):
-        part.return_dict = True  # outputs have names
-        if hasattr(part, "use_cache"):
-            part.use_cache = False  # what was computed of earlier tokens is no answer
+    answers_alone(model.config)
     return model.eval()
+
+
+def answers_alone(config: Any) -> None:
+    """Let a network's outputs have names, and nothing of earlier tokens be kept, which is no answer."""
+    for part in _with_parts(config):
+        part.return_dict = True
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
 
 
 def _is_ours(config: dict[str, Any]) -> bool:

@@ -1,0 +1,1 @@
+"""Large networks compressed block by block, from a folder of `save_pretrained` to another, weights and text streamed"""

@@ -1,0 +1,51 @@
+"""Ranks of all layers within one budget of bytes, from what truncation loses of each layer's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from lowrank_core.algebra.knapsack import cheapest_losses
+from lowrank_core.errors import InvalidSearch
+from lowrank_core.figures import share
+from lowrank_core.networks.profile import ModelProfile
+from lowrank_core.plans.cost import amounts, break_even, plan_cost
+from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.streaming.fit import METHOD
+
+WITHIN = 0.001
+"""Share of the least loss that ranks may lose more, so that hundreds of layers take seconds."""
+
+
+def ranks_within(
+    profile: ModelProfile, energies: Mapping[str, Tensor], limit: float, weights: Mapping[str, float] | None = None
+) -> RankPlan:
+    """The plan whose layers together lose least of their outputs' energy, each relative to its own, in `limit` bytes.
+
+    energies: (k,) of each layer's directions, strongest first. weights: how much the loss of a layer counts; without
+    them all count alike. Raises InvalidSearch where even ranks of one are too large.
+    """
+    names = [layer.name for layer in profile.layers if layer.name in energies]
+    options: list[list[Choice | None]] = []
+    losses, costs = [], []
+    for name in names:
+        layer = profile.layer(name)
+        (top,) = break_even(layer, METHOD, "bytes")
+        kept = np.concatenate([[0.0], np.cumsum(energies[name].numpy())])
+        lost = np.maximum(0.0, 1 - kept / max(kept[-1], 1e-300)) * (1.0 if weights is None else weights[name])
+        options.append([None, *(Choice(METHOD, (rank,)) for rank in range(1, top + 1))])
+        losses.append(np.concatenate([[0.0], lost[1 : top + 1]]))
+        costs.append(np.array(amounts(layer, options[-1], "bytes")))
+    dense = plan_cost(profile).bytes
+    beside = dense - sum(int(cost[0]) for cost in costs)
+    (found,) = cheapest_losses(losses, costs, [limit - beside], WITHIN)
+    if found is None:
+        least = beside + sum(int(cost.min()) for cost in costs)
+        raise InvalidSearch(
+            f"at most {share(limit / dense)} of the bytes cannot be reached: with every rank 1 the blocks and what is "
+            f"outside of them take {share(least / dense)}; ask for more (--bytes)."
+        )
+    choices = {name: chosen[at] for name, chosen, at in zip(names, options, found, strict=True)}
+    return RankPlan.of(profile.fingerprint, {name: choice for name, choice in choices.items() if choice is not None})
