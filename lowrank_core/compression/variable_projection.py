@@ -181,7 +181,7 @@ def _all(
 ) -> list[Tensor]:
     first, last = stages[0], stages[-1]
     if len(stages) == 2 and prod(last.kernel) == 1 == last.copies and first.groups == spec.groups:
-        left, right = _closed_form(moments, as_matrices(last, weights[-1]))
+        left, right = closed_form(moments, as_matrices(last, weights[-1]))
         return [as_weight(first, right), as_weight(last, left)]
     parts_alone = any(stage.groups == stage.in_channels for stage in stages[1:-1])  # others cannot cancel each other
     projected = _Projected(moments, bound if parts_alone else 0.0)
@@ -209,7 +209,7 @@ def _all(
 # ---- a chain of two, in closed form ---------------------------------------------------------------------------------
 
 
-def _closed_form(moments: Moments, start: Tensor) -> tuple[Tensor, Tensor]:
+def closed_form(moments: Moments, start: Tensor) -> tuple[Tensor, Tensor]:
     """(left (g, m, r), right (g, r, n)): the best matrix of that rank; start: a left factor that is near it.
 
     With S = L L^T it is C L^-T cut to its leading singular vectors, times L^-1. Those of the shorter side are enough:

@@ -114,7 +114,7 @@ def _write_network(
         with torch.device("meta"), nothing_printed():
             dense = kind(kind.config_class.from_dict({**config, "quantization_config": None})).state_dict()
         state |= {name: torch.empty(0) for name in dense if name not in state and name not in ties}
-    put_config(folder, config, compressed.model.dtype)
+    put_config(folder, config, next(compressed.model.parameters()).dtype)
     _save(state, folder)
 
 

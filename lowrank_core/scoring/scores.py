@@ -410,7 +410,7 @@ def final_score(scores: Iterator[Score]) -> Score:
 
 
 def paired_score(metric: Metric, ours: Tensor, dense: Tensor) -> Score:
-    """The score of samples that were judged elsewhere: what the metric tells of each, (N,) or (N, k) of each network."""
+    """The score of samples judged elsewhere: what the metric tells of each, (N,) or (N, k), for each network."""
     pairs = _Pairs(metric)
     pairs.add(ours, dense)
     return pairs.score(None)

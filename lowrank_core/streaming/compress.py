@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -32,6 +33,7 @@ from lowrank_core.running.heap import give_back
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import report as say
 from lowrank_core.running.scope import scope
+from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.metrics import METRICS, Metric
 from lowrank_core.scoring.scores import Score, paired_score
 from lowrank_core.store.files import try_folder
@@ -39,7 +41,7 @@ from lowrank_core.store.kinds import EXPORTED, file_hash
 from lowrank_core.streaming.fit import METHOD, Block, compressed_block, energies, readings, seen_by
 from lowrank_core.streaming.flow import Flow
 from lowrank_core.streaming.folder import write_folder
-from lowrank_core.streaming.ranks import ranks_within
+from lowrank_core.streaming.ranks import check_reachable, ranks_within
 from lowrank_core.streaming.request import CompressedFolder, Outlook, Request, Step
 from lowrank_core.streaming.skeleton import Skeleton, skeleton_of, unfilled
 from lowrank_core.streaming.windows import Windows, is_decoder, windows_of
@@ -54,6 +56,9 @@ PROGRAM_BYTES = 900 * 10**6
 
 COSINE = Metric("cosine similarity of hidden states to the dense network", per_sample=lambda ours, _: ours)
 """Of a network that tells no next token: over tokens, behind the last block."""
+
+SMALL = 2**20
+"""Numbers in a block below which one thread is faster on a busy machine."""
 
 OUTSIDE = "is outside of the blocks, which are compressed one by one"
 
@@ -78,7 +83,7 @@ class _Job:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of the hidden states of all windows."""
-        return (*self.tokens.shape, self.skeleton.width)  # type: ignore[return-value]
+        return (*self.tokens.shape, self.skeleton.width)
 
 
 def look(request: Request) -> Outlook:
@@ -173,11 +178,13 @@ def _checked(request: Request) -> _Job:
     if request.windows < 2 or request.tokens < 2:
         raise InvalidSettings("--windows and --tokens must be at least 2.")
     device = _device(request.device)
-    if request.out.exists() and not EXPORTED["hf"](request.out):
+    if request.out.exists() and not (request.replace or EXPORTED["hf"](request.out)):
         raise InvalidFile(f"{request.out} is there and holds something else; give another folder, or move it away.")
     skeleton = skeleton_of(request.folder)
     if request.out.resolve() == skeleton.folder.resolve():
         raise InvalidFile(f"{request.out} is the folder that is read; give another one to write.")
+    if request.bytes_share is not None:
+        check_reachable(_profile(skeleton, "", 1), request.bytes_share)
     windows = windows_of(skeleton, request)
     try_folder(request.out)
     key = _key(request, skeleton, device)
@@ -429,12 +436,9 @@ class _Run:
         self.skeleton.empty(self.skeleton.inside(self.blocks[number]))
         give_back()
 
-    def _go_on(self, number: int, kind: str, block: nn.Module, stop: int) -> None:
-        """Write what comes out of a block, where it is not there yet."""
-        before, after = (self.work.states(kind, number + n, (stop, *self.job.shape[1:])) for n in (0, 1))
-        with after.written() as add:
-            for first, last in [*self.flow.batches(0, self.fit), *self.flow.batches(self.fit, stop)]:
-                add(self.flow.run(number, block, before.read(first, last, self.device)))
+    def _threads(self) -> AbstractContextManager[None]:
+        """Small blocks are not worth handing round between threads."""
+        return one_thread() if _block_numbers(self.skeleton) < SMALL else nullcontext()
 
     # -- the phases
 
@@ -444,27 +448,28 @@ class _Run:
             return
         total = len(self.blocks)
         for number in range(total):
-            if self.work.has(self.work.looked(number)):
-                continue
-            self._begin()
-            began = time.monotonic()
-            self._report(f"looking for ranks: block {number + 1} of {total}", LOOKING * number)
-            block = self._filled(number)
-            kind = "dense" if number == 0 else "look"
-            states = self.work.states(kind, number, (self.fit, *self.job.shape[1:]))
-            found: dict[str, Tensor] = {}
-            for group in readings(self.flow, block, states.read(0, min(self.flow.batch, self.fit), self.device)):
-                seen = seen_by(self.flow, block, group, None, (states, states), self.fit)
-                found |= {name: energies(block.layers[name], seen) for name in group}
-            after = self.work.states("look", number + 1, (self.fit, *self.job.shape[1:]))
-            with after.written() as add:
-                for first, last in self.flow.batches(0, self.fit):
-                    add(self.flow.run(number, block.module, states.read(first, last, self.device)))
-            self.work.keep_tensors(self.work.looked(number), found)
-            self._emptied(number)
-            self.work.forget_states("look", number + 1)
-            self._done += LOOKING
-            yield Step("looking", number + 1, total, time.monotonic() - began)
+            if not self.work.has(self.work.looked(number)):
+                self._begin()
+                began = time.monotonic()
+                self._report(f"looking for ranks: block {number + 1} of {total}", LOOKING * number)
+                with self._threads():
+                    self._look(number)
+                self._done += LOOKING
+                yield Step("looking", number + 1, total, time.monotonic() - began)
+
+    def _look(self, number: int) -> None:
+        block, shape = self._filled(number), (self.fit, *self.job.shape[1:])
+        states = self.work.states("dense" if number == 0 else "look", number, shape)
+        found: dict[str, Tensor] = {}
+        for group in readings(self.flow, block, states.read(0, min(self.flow.batch, self.fit), self.device)):
+            seen = seen_by(self.flow, block, group, None, (states, states), self.fit)
+            found |= {name: energies(block.layers[name], seen) for name in group}
+        with self.work.states("look", number + 1, shape).written() as add:
+            for first, last in self.flow.batches(0, self.fit):
+                add(self.flow.run(number, block.module, states.read(first, last, self.device)))
+        self.work.keep_tensors(self.work.looked(number), found)
+        self._emptied(number)
+        self.work.forget_states("look", number + 1)
 
     def plan(self) -> RankPlan:
         """The plan that was given, or the ranks that spectra choose."""
@@ -487,28 +492,28 @@ class _Run:
     def fitting(self, plan: RankPlan) -> Iterator[Step]:
         """Factors of one block after the other, and both streams through it."""
         total, ranks = len(self.blocks), {name: choice.rank[0] for name, choice in plan.choices}
-        spent = self._looks * total
         for number in range(total):
-            if self.work.has(self.work.shard(number)):
-                continue
-            self._begin()
-            began = time.monotonic()
-            self._report(f"fitting factors: block {number + 1} of {total}", spent + FITTING * number)
-            block = self._filled(number)
-            shape = self.job.shape
-            states = (
-                self.work.states("dense", number, shape),
-                self.work.states("given" if number else "dense", number, shape),
-            )
-            now = compressed_block(self.flow, block, ranks, self.job.request.correction, states, self.fit)
-            error = self._both(number, block.module, now, states)
-            self.work.keep_tensors(self.work.shard(number), self._state(block, now, ranks))
-            del now
-            self._emptied(number)
-            for kind in ("dense", "given"):
-                self.work.forget_states(kind, number + 1)
-            self._done += FITTING
-            yield Step("fitting", number + 1, total, time.monotonic() - began, error)
+            if not self.work.has(self.work.shard(number)):
+                self._begin()
+                began = time.monotonic()
+                self._report(f"fitting factors: block {number + 1} of {total}", self._looks * total + FITTING * number)
+                with self._threads():
+                    error = self._fit(number, ranks)
+                self._done += FITTING
+                yield Step("fitting", number + 1, total, time.monotonic() - began, error)
+
+    def _fit(self, number: int, ranks: dict[str, int]) -> float:
+        block, shape = self._filled(number), self.job.shape
+        kinds = ("dense", "given" if number else "dense")  # into the first block goes the same
+        states = self.work.states(kinds[0], number, shape), self.work.states(kinds[1], number, shape)
+        now = compressed_block(self.flow, block, ranks, self.job.request.correction, states, self.fit)
+        error = self._both(number, block.module, now, states)
+        self.work.keep_tensors(self.work.shard(number), self._state(block, now, ranks))
+        del now
+        self._emptied(number)
+        for kind in ("dense", "given"):
+            self.work.forget_states(kind, number + 1)
+        return error
 
     def _both(self, number: int, dense: nn.Module, now: nn.Module, states: tuple[Any, Any]) -> float:
         """Send both streams through a block; the relative error of what comes out, on the windows held out."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_core.algebra.aware import output_directions
 from lowrank_core.compression.least_squares import NormalEquations
-from lowrank_core.compression.variable_projection import Moments, chain_matrices, last_alone, refit, sums_kept_in
+from lowrank_core.compression.variable_projection import Moments, closed_form, last_alone, sums_kept_in
 from lowrank_core.errors import InvalidData
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.parts import Chain
@@ -92,7 +92,7 @@ def _inputs(flow: Flow, number: int, block: nn.Module, layer: str, hidden: Tenso
 class Seen:
     """What layers that share an input see, z in the network compressed so far and x in the dense one.
 
-    E z z^T (1, n, n), E z (1, 1, n), E x z^T (1, n, n), E x (1, n, 1); products centred where an offset is fitted beside.
+    E z z^T (1, n, n), E z (1, 1, n), E x z^T (1, n, n), E x (1, n, 1); products centred for layers with a bias.
     """
 
     second: Tensor
@@ -156,19 +156,23 @@ def fitted(
             "for weights that are, or take another text."
         )
     dense = weight.to(second)
-    left = output_directions(dense, second[0])[1][:, :rank]
-    factors = (left.mT @ dense, left)
-    offset = bias
-    if correction != "whitened":
-        moments = Moments(second, dense @ seen.cross, seen.rows)
-        give_way()
-        if correction == "thorough":
-            factors = refit(spec, stages, factors, moments, dense, ridge=RIDGE).weights
-        else:
-            factors = (factors[0], last_alone(spec, stages, factors, moments, RIDGE))
-        if bias is not None:
-            whole = chain_matrices(spec, stages, factors)
-            offset = bias + (dense @ seen.dense_mean[0] - whole[0] @ seen.mean[0].mT).reshape(-1).to(bias)
+    if correction == "whitened":
+        left = output_directions(dense, second[0])[1][:, :rank]
+        return _chain(stages, (left.mT @ dense, left), bias, dtype, weight)
+    moments = Moments(second, dense @ seen.cross, seen.rows)
+    give_way()
+    if correction == "quick":
+        plain = [factor.to(second) for factor in METHODS[METHOD].factorize(spec, weight).weights((rank,))]
+        factors = (plain[0], last_alone(spec, stages, plain, moments, RIDGE))
+    else:
+        moments = moments.towards(dense[None], RIDGE)
+        start = output_directions(dense, moments.second[0])[1][:, :rank]
+        left, right = (factor[0] for factor in closed_form(moments, start[None]))
+        factors = (right, left)
+    offset: Tensor | None = bias
+    if bias is not None:
+        whole = factors[1] @ factors[0]
+        offset = bias + (dense @ seen.dense_mean[0] - whole @ seen.mean[0].mT).reshape(-1).to(bias)
     return _chain(stages, factors, offset, dtype, weight)
 
 

@@ -49,7 +49,11 @@ class Hidden:
     def written(self) -> Iterator[Callable[[Tensor], None]]:
         """A function that adds windows; the file is there at the end, whole. Raises InvalidFile, of a full disk say."""
         with whole_or_nothing(self.path) as temporary, writing(temporary) as file:
-            yield lambda states: file.write(states.contiguous().cpu().numpy().data.cast("B")) and None
+
+            def add(states: Tensor) -> None:
+                file.write(states.contiguous().cpu().numpy().data.cast("B"))
+
+            yield add
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]

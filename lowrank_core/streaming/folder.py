@@ -28,7 +28,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.scoring.scores import Score
 from lowrank_core.store.as_json import plain
-from lowrank_core.store.files import same_file, whole_folder, write_whole
+from lowrank_core.store.files import same_file, whole_folder, whole_or_nothing, write_whole
 from lowrank_core.store.kinds import HF_FILES, file_hash
 from lowrank_core.streaming.request import Request
 from lowrank_core.streaming.skeleton import Skeleton
@@ -101,7 +101,8 @@ def _put_weights(skeleton: Skeleton, blocks: list[Path], folder: Path) -> tuple[
         return f"model-{number:05}-of-{total:05}.safetensors"
 
     state: dict[str, Tensor] = {name: skeleton.stored[name].whole for name in skeleton.outside}
-    save_file(state, folder / named(1), metadata={"format": "pt"})
+    with whole_or_nothing(folder / named(1)) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
     places |= dict.fromkeys(state, named(1))
     size += sum(tensor.nbytes for tensor in state.values())
     del state

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lowrank_core.algebra.knapsack import cheapest_losses
 from lowrank_core.errors import InvalidSearch
-from lowrank_core.figures import share
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.cost import amounts, break_even, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
@@ -19,13 +18,24 @@ WITHIN = 0.001
 """Share of the least loss that ranks may lose more, so that hundreds of layers take seconds."""
 
 
+def check_reachable(profile: ModelProfile, asked: float) -> None:
+    """Raise InvalidSearch where even with all ranks 1 a network takes more than that share of its bytes."""
+    smallest = {layer.name: Choice(METHOD, (1,)) for layer in profile.layers if break_even(layer, METHOD, "bytes")[0]}
+    least = plan_cost(profile, RankPlan.of(profile.fingerprint, smallest)).bytes / plan_cost(profile).bytes
+    if asked < least:
+        raise InvalidSearch(
+            f"--bytes {asked:g} cannot be reached: with every rank 1 the blocks, and what is outside of them, take "
+            f"{least:.4f} of the bytes; ask for more."
+        )
+
+
 def ranks_within(
     profile: ModelProfile, energies: Mapping[str, Tensor], limit: float, weights: Mapping[str, float] | None = None
 ) -> RankPlan:
     """The plan whose layers together lose least of their outputs' energy, each relative to its own, in `limit` bytes.
 
     energies: (k,) of each layer's directions, strongest first. weights: how much the loss of a layer counts; without
-    them all count alike. Raises InvalidSearch where even ranks of one are too large.
+    them all count alike. The limit can be reached (`check_reachable`).
     """
     names = [layer.name for layer in profile.layers if layer.name in energies]
     options: list[list[Choice | None]] = []
@@ -41,11 +51,6 @@ def ranks_within(
     dense = plan_cost(profile).bytes
     beside = dense - sum(int(cost[0]) for cost in costs)
     (found,) = cheapest_losses(losses, costs, [limit - beside], WITHIN)
-    if found is None:
-        least = beside + sum(int(cost.min()) for cost in costs)
-        raise InvalidSearch(
-            f"at most {share(limit / dense)} of the bytes cannot be reached: with every rank 1 the blocks and what is "
-            f"outside of them take {share(least / dense)}; ask for more (--bytes)."
-        )
+    assert found is not None
     choices = {name: chosen[at] for name, chosen, at in zip(names, options, found, strict=True)}
     return RankPlan.of(profile.fingerprint, {name: choice for name, choice in choices.items() if choice is not None})

@@ -31,7 +31,8 @@ class Request:
     bytes_share: at most this share of the dense network's bytes; plan: ranks that are given instead. held_out: a text
     to score on, without it the tail of `text`, which is kept apart. windows: of the text, each of `tokens` tokens, that
     factors are fitted to. ranks_by: what ranks are chosen by. device: "cpu" or "cuda"; None for CUDA where there is
-    one. work: where activations and finished blocks are kept meanwhile, `.OUT.work` beside `out` without it.
+    one. work: where activations and finished blocks are kept meanwhile, `.OUT.work` beside `out` without it. replace:
+    what stands at `out`, though it is no folder of this product.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Request:
     correction: Correction = "thorough"
     device: str | None = None
     work: Path | None = None
+    replace: bool = False
 
     @property
     def work_folder(self) -> Path:

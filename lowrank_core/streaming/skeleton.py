@@ -59,7 +59,7 @@ class Skeleton:
     @property
     def dtype(self) -> torch.dtype:
         """The type that its weights are stored in."""
-        return next(one.dtype for one in self.stored.values() if one.dtype in REAL)  # type: ignore[return-value]
+        return next(one.dtype for one in self.stored.values() if one.dtype in REAL)
 
     @property
     def width(self) -> int:
@@ -163,7 +163,9 @@ def _blocks(folder: Path, model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) and len({type(one) for one in module}) == 1
     }
     name = max(lists, key=lambda one: matrices(lists[one]), default=None)
-    if name is None or not any(is_map(module) for module in lists[name].modules()):
+    said = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # ALBERT runs one block several times
+    alike = name is not None and said in (None, len(lists[name]))
+    if name is None or not alike or not any(is_map(module) for module in lists[name].modules()):
         raise InvalidModel(
             f"{folder}: in {type(model).__name__} no list of like blocks with Linear layers is found, so it cannot be "
             "compressed block by block; open it as a whole (search, export --format hf)."
