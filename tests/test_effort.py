@@ -99,7 +99,7 @@ def test_timing_takes_longer_for_more_networks_for_a_runtime_that_reads_files_an
     layers = [(layer, "svd") for layer in workspace.profile.layers]
     assert stairs_effort(workspace, layers[:1]).seconds < stairs_effort(workspace, layers).seconds
     workspace.__dict__["sample_seconds"] = 1.0
-    assert timing_effort(workspace, 1, exported=False).seconds > 2 * ROUNDS * len(workspace.opened.example_inputs[0])
+    assert timing_effort(workspace, 1, exported=False).seconds > 2 * ROUNDS * len(workspace.opened.example_inputs)
     del workspace.__dict__["sample_seconds"]
 
 

@@ -62,11 +62,11 @@ def bytes_with(stock: Inventory, choices: Choices) -> int:
 
 # ---- what it takes --------------------------------------------------------------------------------------------------
 
-PASSES = 8
-"""Passes of all tokens through a block, of the dense and the compressed network, until it is scored."""
+PASSES = 3
+"""Passes of all tokens through a block, as long as the sums that a speed is measured by: half, in single precision."""
 
-MOMENTS = 3
-"""Sums over all tokens of what a layer reads: for ranks, and for factors."""
+MOMENTS = 1
+"""Sums over all tokens of what a layer reads, for ranks and for factors: layers that read the same share them."""
 
 TAKEN_APART = 4
 """Decompositions of a layer: of what it reads, twice, of its whitened weight, and of what its factors are fitted to."""
@@ -116,7 +116,7 @@ def answer_in(found: Iterable[Step]) -> CompressedFolder | None:
 def fitted_rows(found: Iterable[Step]) -> list[dict[str, object]]:
     """A row for each block that is fitted."""
     return [
-        {"Block": step.done, "Error behind it, %": 100 * step.error, "Seconds": step.seconds}
+        {"Block": step.done, "Error of its outputs, %": 100 * step.error, "Seconds": step.seconds}
         for step in found
         if step.phase == "fitting" and step.error is not None
     ]
@@ -127,7 +127,7 @@ def compared(score: Score) -> str:
     before, after = (score_text(value, percent=False) for value in (score.dense, score.value))
     line = f"{before} before, {after} after"
     if score.drop_low is None or score.drop_high is None:
-        return f"{line}, on {score.samples:,} windows"
+        return f"{line}, on {score.samples:,} windows, too few for an interval"
     sign = -1 if score.higher_is_better else 1
     low, high = sorted((sign * score.drop_low, sign * score.drop_high))
     return f"{line} (95 % interval of the change: {low:+.3g} to {high:+.3g}, on {score.samples:,} windows)".replace(

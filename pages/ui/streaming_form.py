@@ -10,7 +10,7 @@ import streamlit as st
 from lowrank_core.errors import InvalidFile, LowRankError
 from lowrank_core.running.jobs import Job, Snapshot
 from lowrank_core.sources._inventory import Inventory
-from lowrank_core.sources._pretrained_folder import folder_of
+from lowrank_core.sources._pretrained_folder import architecture_in, folder_of
 from lowrank_core.streaming.request import TOKENS, WINDOWS, CompressedFolder, Outlook, Request, Step
 from pages.ui import at_start, frame, may_open, opening, running, streaming, words
 from pages.ui.commands import core_command
@@ -189,17 +189,19 @@ def steps(found: tuple[Step, ...]) -> None:
     if not found:
         return
     last = found[-1]
-    names = {"looking": "Looking for ranks", "fitting": "Fitting", "scoring": "Scoring", "done": "Done"}
+    names = {"looking": "Looking for ranks", "fitting": "Fitting", "scoring": "Scoring"}
     with st.container():
-        st.progress(last.done / last.total, f"{names[last.phase]}: {last.done} of {last.total}")
+        if last.phase != "done":
+            st.progress(last.done / last.total, f"{names[last.phase]}: {last.done} of {last.total}")
         if rows := streaming.fitted_rows(found):
             st.dataframe(
                 pd.DataFrame(rows),
                 hide_index=True,
                 height=220 if len(rows) > 5 else "content",
                 column_config={
-                    "Error behind it, %": st.column_config.NumberColumn(
-                        format="%.2f", help="Of the hidden states behind the block, to those of the dense network."
+                    "Error of its outputs, %": st.column_config.NumberColumn(
+                        format="%.2f",
+                        help="Hidden states behind the block against those of the dense network, relative.",
                     ),
                     "Seconds": st.column_config.NumberColumn(format="%.1f"),
                 },
@@ -236,4 +238,5 @@ def result(answer: CompressedFolder) -> None:
     name = "Perplexity" if not score.higher_is_better else "Cosine similarity of the last hidden states"
     st.markdown(words.plain(f"{name}: {streaming.compared(score)}."), help=words.INTERVAL)
     st.caption("A folder is no download: it lies on this machine. With `lowrank_hf` installed this loads it:")
-    st.code(f"import lowrank_hf\nfrom transformers import AutoModel\n\nAutoModel.from_pretrained({str(answer.path)!r})")
+    kind = architecture_in(answer.path)
+    st.code(f"import lowrank_hf\nfrom transformers import {kind}\n\n{kind}.from_pretrained({str(answer.path)!r})")
