@@ -182,6 +182,36 @@ def test_a_plan_that_was_measured_is_adopted_as_it_was(board: Page) -> None:
     undone(board, {})
 
 
+def test_a_uniform_plan_is_adopted_by_a_click_and_by_the_table_of_the_chart(board: Page) -> None:
+    """The dots of all kinds do the same, and whoever has no mouse finds them in the table."""
+    before = plan_of(board)
+    board.wait_for_function(f"() => {BOARD}.uniformPlans.length > 3")
+    card = board.evaluate(f"{BOARD}.cardOf({BOARD}.uniformPlans[1])")
+    assert card[0].startswith("The same share of every rank · ")
+    assert card[-1] == "Click to adopt this plan"
+    board.get_by_text("The chart as a table", exact=True).click()
+    rows = board.get_by_role("region", name="The chart as a table").get_by_role(
+        "button", name=re.compile(r"^uniform at")
+    )
+    for number, press in ((1, rows.nth(1).click), (2, lambda: rows.nth(2).press("Enter"))):
+        wanted = board.evaluate(f"{BOARD}.uniformPlans[{number}]")
+        press()
+        board.wait_for_function(
+            f"n => RankBoard.totals({BOARD}.model, {BOARD}.choices()).bytes === n", arg=wanted["bytes"]
+        )
+        settled(board)
+        assert board.evaluate(FIGURES)["multiplies"] == wanted["multiplies"]
+    board.get_by_role("button", name="Undo", exact=True).click()
+    settled(board)
+    undone(board, before)
+    board.get_by_text("The chart as a table", exact=True).click()
+    dot = '{ points: [{ data: { name: "uniform" }, pointNumber: 0 }] }'
+    size = board.evaluate(f"{BOARD}.clicked({dot}); {BOARD}.uniformPlans[0].bytes")
+    board.wait_for_function(f"n => RankBoard.totals({BOARD}.model, {BOARD}.choices()).bytes === n", arg=size)
+    settled(board)
+    undone(board, before)
+
+
 def test_plans_of_the_front_keep_to_multiples(board: Page) -> None:
     snap = board.get_by_role("combobox", name="Snap ranks to multiples")
     snap.select_option("8")

@@ -230,6 +230,7 @@ def test_back_takes_one_press_for_each_page_and_brings_its_model(page: Page, url
     def link(title: str) -> None:
         page.get_by_test_id("stSidebar").get_by_role("link", name=title, exact=True).click()
 
+    page.goto(f"{url}/_stcore/health")  # a page before
     page.goto(url)
     shown("Rank Explorer", "digits-cnn")
     link("Model")
@@ -247,10 +248,13 @@ def test_back_takes_one_press_for_each_page_and_brings_its_model(page: Page, url
         ("Rank Explorer", "iris-mlp"),
         ("Rank Explorer", "digits-cnn"),
         ("Model", "digits-cnn"),
+        ("Rank Explorer", "digits-cnn"),
     ]
     for title, model in trail:
         page.go_back()
         shown(title, model)
-    for title, model in [*trail[2::-1], ("Spectra", "iris-mlp")]:
+    page.go_back()  # from the app's first page out of it
+    assert page.url == f"{url}/_stcore/health"
+    for title, model in [*trail[::-1], ("Spectra", "iris-mlp")]:
         page.go_forward()
         shown(title, model)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_core.measure.effort import Effort, Measurements, Work, effort
+from lowrank_core.measure.effort import Effort, Measurements, Work, effort, stairs_effort, timing_effort
+from lowrank_core.measure.latency import ROUNDS
 from lowrank_core.measure.ledger import Ledger
 from lowrank_core.predict import sensitivity
 from lowrank_core.scoring.scores import Score
@@ -88,6 +89,18 @@ def test_a_network_that_scores_itself_is_timed_by_its_own_score(workspace: Works
     own.__dict__["own_score_seconds"] = 7.0
     assert effort(own, Work((Measurements(3, 0),), corrected=False)).seconds == pytest.approx(21, abs=1)
     assert search_effort(make("uniform", {}), problem_of(own, multiplies=0.5)).seconds == pytest.approx(7, abs=2)
+
+
+def test_timing_takes_longer_for_more_networks_for_a_runtime_that_reads_files_and_for_slow_ones(
+    workspace: Workspace,
+) -> None:
+    one, two = (timing_effort(workspace, count, exported=False).seconds for count in (1, 2))
+    assert 0 < one < two < timing_effort(workspace, 2, exported=True).seconds
+    layers = [(layer, "svd") for layer in workspace.profile.layers]
+    assert stairs_effort(workspace, layers[:1]).seconds < stairs_effort(workspace, layers).seconds
+    workspace.__dict__["sample_seconds"] = 1.0
+    assert timing_effort(workspace, 1, exported=False).seconds > 2 * ROUNDS * len(workspace.opened.example_inputs)
+    del workspace.__dict__["sample_seconds"]
 
 
 def test_a_training_counts_its_epochs_and_runs(workspace: Workspace) -> None:

@@ -84,6 +84,14 @@ def test_a_log_is_no_output_of_the_same_command(plan_file, tmp_path):
     assert "--log" in refused.stderr
 
 
+def test_a_log_is_no_standard_output(plan_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = run("cost", MODEL, "--plan", plan_file, "--log", "-")
+    assert refused.exit_code == 2
+    assert "- is standard output" in refused.stderr
+    assert not (tmp_path / "-").exists()
+
+
 def test_a_run_of_mlflow_has_params_figures_and_files(plan_file, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")

@@ -70,6 +70,8 @@ def _noted(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     """Files as they are called from where the person stands, whatever folder a model file changes to."""
     if any(not target.strip("\x00 ") for target in value):
         raise click.BadParameter("it is empty; name a file, or mlflow.", ctx, param)
+    if "-" in value:
+        raise click.BadParameter("- is standard output, where the answer goes; name a file, or mlflow.", ctx, param)
     ctx.meta[_KEY] = tuple(target if target == MLFLOW else os.path.abspath(target) for target in value)
 
 

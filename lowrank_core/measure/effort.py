@@ -8,10 +8,13 @@ rough (`benchmarks.effort` holds them against what the same work took).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
 from lowrank_core.figures import duration
+from lowrank_core.layers.data import batch_size
+from lowrank_core.measure import latency, staircases
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import layer_cost
@@ -40,6 +43,18 @@ SVD_OPERATIONS = 22
 
 SWEEPS = 150
 """Of the alternating least squares of a CP fit; how many one takes is known only afterwards."""
+
+OWN_PROCESS_SECONDS = 5.0
+"""Until a process of its own has loaded PyTorch and the network, which is timed or compiled there."""
+
+EXPORT_SECONDS = 3.0
+"""What a network takes to become an ONNX program that a runtime has opened."""
+
+COMPILE_SECONDS = 5.0
+"""What a network takes to become plain C, compiled and compared."""
+
+RUNS_A_TURN = 4
+"""Of work that is timed, where one run alone takes longer than a turn."""
 
 OPERATIONS_A_SECOND = 4e9
 """Of small matrices in double precision on one thread of a usual processor."""
@@ -117,6 +132,42 @@ def effort(workspace: Workspace, work: Work) -> Effort:
     seconds = passes * workspace.sample_seconds + plans * PLAN_SECONDS + len(factorised) * LAYER_SECONDS
     scored = plans * workspace.own_score_seconds if own_score else 0.0
     return Effort(plans, seconds + scored + algebra / OPERATIONS_A_SECOND)
+
+
+def timing_effort(workspace: Workspace, networks: int, *, exported: bool) -> Effort:
+    """What timing so many networks in turn with the dense one takes, where their rounds agree at the first attempt.
+
+    exported: as ONNX programs. Where rounds disagree it takes up to three times as long.
+    """
+    own = EXPORT_SECONDS if exported else 0.0
+    return Effort(
+        0, OWN_PROCESS_SECONDS + (networks + 1) * (own + _turns(_once(workspace), latency.ROUNDS, latency.TURN_SECONDS))
+    )
+
+
+def stairs_effort(workspace: Workspace, asked: Iterable[tuple[Layer, str]]) -> Effort:
+    """What timing these layers at some ranks of a method each takes, as `staircases` does."""
+    whole = sum(layer_cost(layer, None).multiplies for layer in workspace.profile.layers) or 1
+    seconds = OWN_PROCESS_SECONDS
+    for layer, method in asked:
+        chains = 1 + len(staircases.ranks(layer, method))
+        once = _once(workspace) * layer_cost(layer, None).multiplies / whole
+        seconds += chains * (LAYER_SECONDS + _turns(once, staircases.ROUNDS, staircases.TURN_SECONDS))
+    return Effort(0, seconds)
+
+
+def compile_effort(networks: int) -> Effort:
+    """What compiling so many networks as plain C takes."""
+    return Effort(0, OWN_PROCESS_SECONDS + networks * COMPILE_SECONDS)
+
+
+def _once(workspace: Workspace) -> float:
+    """Seconds of one inference of the dense network on its example inputs."""
+    return workspace.sample_seconds * batch_size(workspace.opened.example_inputs)
+
+
+def _turns(once: float, rounds: int, turn_seconds: float) -> float:
+    return rounds * max(turn_seconds, RUNS_A_TURN * once)
 
 
 def _shares_from(workspace: Workspace) -> dict[str, float]:

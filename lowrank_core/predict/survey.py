@@ -37,9 +37,10 @@ EVERY = 8
 class Uniform:
     """A plan that keeps the same share of every layer's break-even rank, and its score on SAMPLES samples."""
 
+    candidate: Candidate
     bytes: int
     multiplies: int
-    score: float
+    score: Score
 
 
 Finding = Point | Uniform | Context
@@ -183,4 +184,4 @@ def uniform_reference(workspace: Workspace, ledger: Ledger, *, corrected: bool) 
 
         score = ledger.remembered(score_key(candidate, SAMPLES), measure)
         cost = plan_cost(workspace.profile, plan)
-        yield Uniform(cost.bytes, cost.multiplies, score.value)
+        yield Uniform(candidate, cost.bytes, cost.multiplies, score)

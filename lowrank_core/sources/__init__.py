@@ -17,6 +17,7 @@ from lowrank_core.sources._adapter import CONFIG
 from lowrank_core.sources._adapter import WEIGHTS as ADAPTER
 from lowrank_core.sources._given import GivenData, given_by, opened_on
 from lowrank_core.sources._opened import Opened, filled_with
+from lowrank_core.sources._pretrained_folder import folder_of
 from lowrank_core.sources._weights import Weights
 from lowrank_core.store.reference import DATA, address_of, file_and_part, with_parts
 
@@ -111,6 +112,11 @@ def weights_alone(weights: Weights) -> str:
         return (
             f"{weights.name} is a LoRA adapter without its model: spectra and ranks only. `python -m lowrank_core "
             "adapter` makes it smaller; what answers it changes is seen with its model, where it is used."
+        )
+    if folder_of(weights) is not None:
+        return (
+            f"{weights.name} is weights alone: sizes and spectra. `python -m lowrank_core compress FOLDER --text FILE "
+            "--out FOLDER` makes its network smaller block by block, in little memory; Export of the app does it, too."
         )
     return (
         f"{weights.name} is weights without a model: sizes and spectra only. Give a Python model file to measure or "

@@ -18,6 +18,7 @@ from lowrank_core.running.own_process import nothing_printed
 from lowrank_core.sources import Source, register
 from lowrank_core.sources._contract import ModelContract, open_contract, told
 from lowrank_core.sources._opened import Opened
+from lowrank_core.sources._pretrained_folder import architecture_in, beyond_memory
 from lowrank_core.sources._processors import preparation
 from lowrank_core.sources._transformers_inputs import Folder, random_inputs
 
@@ -33,7 +34,11 @@ TIES = 8
 
 def _accepts(ref: str) -> bool:
     folder = Path(ref).expanduser()
-    return (folder / "config.json").is_file() and not _is_of_another_library(folder)
+    return (
+        (folder / "config.json").is_file()
+        and not _is_of_another_library(folder)
+        and not (architecture_in(folder) and beyond_memory(folder))  # its weights can be looked at
+    )
 
 
 def _is_of_another_library(folder: Path) -> bool:

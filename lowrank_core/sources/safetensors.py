@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lowrank_core.errors import InvalidFile, UnknownModel
 from lowrank_core.sources import Source, register
+from lowrank_core.sources._pretrained_folder import FILES, architecture_in, beyond_memory
 from lowrank_core.sources._shards import LARGEST_HEADER, index_in, of_index, read_object
 from lowrank_core.sources._stored import StoredTensor
 from lowrank_core.sources._weights import Weights, weights_of
@@ -59,11 +60,14 @@ def _open(ref: str) -> Weights:
     if path.is_dir():
         index = index_in(path, INDEX)
         tensors = of_index(index, _of_file) if index else _of_shards(sorted(path.glob(f"*{SUFFIX}")))
-        return weights_of(path, path.name, f"Weights in a folder of {SUFFIX}.", _in_order(tensors), part)
+        weights = weights_of(path, path.name, f"Weights in a folder of {SUFFIX}.", _in_order(tensors), part)
+        too_large = beyond_memory(path) if architecture_in(path) else ""
+        return replace(weights, notices=(*weights.notices, too_large)) if too_large else weights
+    name = path.name.removesuffix(INDEX).removesuffix(SUFFIX)
+    if path.name in FILES and architecture_in(path.parent):  # all such files have one name
+        name = path.parent.name
     if path.name.endswith(INDEX):
-        tensors, name = of_index(path, _of_file), path.name.removesuffix(INDEX)
-        return weights_of(path, name, "Weights in several files.", _in_order(tensors), part)
-    name = path.name.removesuffix(SUFFIX)
+        return weights_of(path, name, "Weights in several files.", _in_order(of_index(path, _of_file)), part)
     return weights_of(path, name, "Weights in a file.", _in_order(_of_file(path)), part)
 
 

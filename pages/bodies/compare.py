@@ -14,6 +14,7 @@ from lowrank_core.exports import EXPORTS
 from lowrank_core.exports._in_format import FILES
 from lowrank_core.figures import KIB
 from lowrank_core.measure.comparison import Comparison, Flip
+from lowrank_core.measure.effort import Effort, compile_effort, stairs_effort, timing_effort
 from lowrank_core.measure.formats import AS_IT_IS
 from lowrank_core.measure.latency import LatencyTable, cpu_name, runtimes_here
 from lowrank_core.measure.staircases import as_table
@@ -257,6 +258,7 @@ def buttons(
     last = next((job for wish, job in reversed(begun.items()) if isinstance(wish, Scores)), None)
     if last is not None and last.snapshot.error and Scores(failed) not in begun:  # else it stands at the button
         st.error(words.plain(last.snapshot.error), icon=":material/error:")
+    takes: dict[str, Effort] = {}
     with st.container(horizontal=True, vertical_alignment="center"):
         if failed and not busy:
             ask(workspace, Scores(failed), "Measure again" if all(c in known for c in failed) else "Measure", busy)
@@ -272,6 +274,7 @@ def buttons(
                 wish = Races(entries, runtime)
                 again = "again " if wish in begun else ""
                 ask(workspace, wish, f"Time {again}with {runtime}", busy)
+                takes[runtime] = timing_effort(workspace, len(entries), exported=runtime in OF_ONNX)
         smallest = {
             column.timed: None
             for column in columns.values()
@@ -281,7 +284,11 @@ def buttons(
         }
         if smallest:
             ask(workspace, Compiles(tuple(smallest)), "Compile as C", busy)
+            takes["C"] = compile_effort(len(smallest))
         offer(workspace, comparison_csv(rows, headings(workspace, columns)), "comparison", "Table as CSV")
+    if takes and not busy:
+        each = ", ".join(f"{name} {takes[name].text}" for name in takes)
+        st.caption(words.plain(f"On this machine, roughly: {each}; up to three times that where other work disturbs."))
     if unsure:
         st.caption(
             f"Unstable with {' and '.join(unsure)}: other work on this machine came between the rounds. Time it again "
@@ -443,9 +450,14 @@ def layers(workspace: Workspace, busy: bool) -> None:
             "Methods", usable, usual, format_func=lambda m: METHODS[m].label, key=f"stairs {usable}", help=words.METHOD
         )
     wish = Stairs(runtime, tuple(methods))
+    staircases = [s for s in comparisons.stairs(workspace, runtime) if s.method in methods]
     if methods:
         ask(workspace, wish, "Measure the layers", busy)
-    staircases = [s for s in comparisons.stairs(workspace, runtime) if s.method in methods]
+        known = {(s.layer, s.method) for s in staircases if not any(rung.unstable for rung in s.rungs)}
+        asked = [(layer, m.name) for layer in workspace.profile.layers for m in layer.methods if m.name in methods]
+        left = [(layer, method) for layer, method in asked if (layer.name, method) not in known]
+        if left and not busy:
+            running.costs(st.empty(), lambda: (f"Takes {stairs_effort(workspace, left).text} on this machine.",))
     if not staircases:
         return
     rows = compare.stair_rows(staircases)

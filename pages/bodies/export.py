@@ -25,6 +25,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.scores import Score, final_score
+from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
 from pages.ui import (
     at_start,
@@ -35,6 +36,7 @@ from pages.ui import (
     open_file,
     report_form,
     running,
+    streaming_form,
     tuning,
     words,
     work_file,
@@ -472,3 +474,8 @@ def show(workspace: Workspace) -> None:
     work(workspace, f"{name}{work_file.ENDING}")
     st.header("Open a plan or a work", anchor=False)
     open_file.show(workspace)
+
+
+def show_weights(stock: Inventory) -> None:
+    """A folder of save_pretrained is compressed block by block; other weights need a model."""
+    streaming_form.show(stock)

@@ -34,6 +34,7 @@ def show_weights(stock: Inventory) -> None:
         st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
         frame.link("Model", says="See what is in the file")
         frame.link("Spectra", says="See the spectra")
+        opening.link_to_compress(stock)
         if stock.weights.adapter is not None:
             frame.link("Ranks", says="Choose the ranks")
     open_network.show(right)

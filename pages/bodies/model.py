@@ -10,7 +10,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
 from lowrank_core.workspace import Workspace
-from pages.ui import frame, outputs, selecting, tables, words
+from pages.ui import frame, opening, outputs, selecting, tables, words
 from pages.ui.commands import as_here
 from pages.ui.cost_map import Area, cost_map
 from pages.ui.state import selected
@@ -105,6 +105,7 @@ def show_weights(stock: Inventory) -> None:
         st.header("Left as it is", anchor=False)
         table([{"Tensor": s.name, "Type": s.type, "Why": s.reason} for s in stock.skipped])
     frame.link("Spectra", says="See the spectra")
+    opening.link_to_compress(stock)
     if stock.weights.adapter is not None:
         frame.link("Ranks", says="Choose the ranks")
 

@@ -12,8 +12,9 @@ from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.jobs import Snapshot
 from lowrank_core.running.scope import somebody_waits
 from lowrank_core.sources._inventory import Inventory, remaining
+from lowrank_core.sources._pretrained_folder import folder_of
 from lowrank_core.workspace import Workspace
-from pages.ui import beside, charts, frame, running, selecting, tables, words
+from pages.ui import beside, charts, frame, opening, running, selecting, tables, words
 from pages.ui.button import button
 from pages.ui.state import plans, selected, session, spectra
 from pages.ui.state.selected import Network
@@ -82,7 +83,9 @@ def figures(curve: tables.Curve, rank: str) -> None:
 def show_weights(stock: Inventory) -> None:
     """Spectra of weights alone, tensor by tensor."""
     of_adapter = stock.weights.adapter is not None
-    more = "They are those of the products B A." if of_adapter else "To measure or compress it, a model is needed."
+    more = "To measure or compress it, a model is needed."
+    if of_adapter or folder_of(stock.weights) is not None:
+        more = "They are those of the products B A." if of_adapter else ""
     st.markdown(f"Look for curves that fall steeply: such a layer keeps nearly everything at a small rank. {more}")
     st.header("Every layer", anchor=False, help=HELP)
     progress, pictures = st.container(), Overview(stock.layers)
@@ -92,6 +95,7 @@ def show_weights(stock: Inventory) -> None:
     one_of(stock)
     if of_adapter:
         frame.link("Ranks", says="Choose the ranks")
+    opening.link_to_compress(stock)
     frame.link("Model")
     with progress:
         compute(stock, pictures)

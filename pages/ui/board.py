@@ -177,6 +177,7 @@ def _stream(workspace: Workspace, history: History, measurement: Job[Figure], pu
         if more or (measured.over and not pushed.over):
             table = models.noise(workspace)
             news |= survey_fields(surveyed, table, fronts.measured_here(workspace, Learnt.of(surveyed), table))
+            news["uniform"] = fronts.uniform_fields(workspace, history, surveyed)
             pushed_survey = surveyed
         if measured.over and not pushed.over:
             dense_line.show(workspace)

@@ -238,7 +238,6 @@ def survey_fields(
     return {
         "points": points,
         "context": {"kept": kept_curves(learnt.context.repairs), "residuals": residuals(learnt.context, table, more)},
-        "uniform": [asdict(uniform) for uniform in learnt.uniform],
         "learning": progress.words + left,
     }
 

@@ -185,7 +185,7 @@ def plans_of(workspace: Workspace, front: Drawn) -> list[RankPlan]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A plan that was measured, and by whom: "measured" on the board, or "search"."""
+    """A plan that was measured, and why: "measured" on the board, by a "search", or a "uniform" one to compare with."""
 
     name: str
     kind: str

@@ -86,6 +86,14 @@ def named(
     return str(replace(whole, model=str(_allowed(given.model, start, home))))
 
 
+def text_file(path: str, *, start: Path = STARTED_IN) -> Path:
+    """The whole path of a text that a person has named on a page, from the start folder on; raises InvalidFile."""
+    found = _allowed(path.strip(), start, home=True)  # it is read, and nothing of it is run
+    if not found.is_file():
+        raise InvalidFile(f"{shown(path)!r} is no file; name a file of text.")
+    return found
+
+
 def _allowed(name: str, start: Path, home: bool) -> Path:
     """The whole path of a file or folder that may be opened."""
     try:

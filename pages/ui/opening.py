@@ -12,6 +12,7 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.sources import weights_alone
 from lowrank_core.sources._inventory import Inventory
+from lowrank_core.sources._pretrained_folder import folder_of
 from lowrank_core.store.files import not_kept
 from lowrank_core.store.reference import address_of
 from lowrank_core.workspace import Workspace
@@ -45,7 +46,7 @@ def show(frame: Frame, body: ModuleType, say: Steps) -> None:
             for notice in session.notices():
                 frame.notices.warning(words.plain(notice), icon=":material/history:")
             _listen(frame, workspace)
-            shown = getattr(body, "show_weights", _needs_a_model)
+            shown = getattr(body, "show_weights", needs_a_model)
             if workspace.weights.adapter is not None:
                 shown = getattr(body, "show_adapter", shown)
             shown(workspace)
@@ -90,11 +91,18 @@ def _listen(frame: Frame, model: Workspace | Inventory) -> None:
             selecting.listen(model)
 
 
-def _needs_a_model(stock: Inventory) -> None:
+def needs_a_model(stock: Inventory) -> None:
     """What a page can do with weights alone: nothing, and why."""
     st.info(words.plain(as_here(weights_alone(stock.weights))), icon=":material/info:")
+    link_to_compress(stock)
     link("Model", says="See what is in the file")
     link("Spectra", says="See the spectra")
+
+
+def link_to_compress(stock: Inventory) -> None:
+    """Where a folder is compressed whose network is not built here; nothing for other weights."""
+    if folder_of(stock.weights) is not None:
+        link("Export", says="Compress it block by block")
 
 
 def _choose_another() -> None:

@@ -17,9 +17,10 @@ from streamlit import runtime
 from lowrank_core.errors import InvalidSettings
 from lowrank_core.running.own_process import leave
 from pages.ui import at_start, live
+from pages.ui.named_session import NamedSession
 from pages.ui.same_origin import SameOrigin
 
-MIDDLEWARE = (Middleware(SameOrigin),)
+MIDDLEWARE = (Middleware(SameOrigin), Middleware(NamedSession))
 """What stands in front of everything that is served."""
 
 ROUTES = live.routes()

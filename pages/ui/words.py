@@ -53,6 +53,10 @@ SELF_CHECK = (
 METHOD = "How the layer is replaced by a chain of thinner ones; each has its own ranks, spectrum and cost."
 
 
+COMMAND = r"`[^`\n]*\b(?:lowrank_core|rank-explorer(?:\.exe)?|make) [^`\n]+`"
+"""What is shown as code in a message: all else between backticks may be a part of somebody's name."""
+
+
 def block(name: str) -> str:
     """The block of a layer: its name up to the last number in front of its own, or all but its own.
 
@@ -74,12 +78,14 @@ def sizes(numbers: tuple[int, ...]) -> str:
 
 
 def plain(text: str) -> str:
-    """A text with nothing in it that Markdown would take for itself, except `code`.
+    """A text with nothing in it that Markdown would take for itself, except `a command of ours`.
 
-    >>> print(plain("`run x_y`: __init__ is $5"))
-    `run x_y`\\: \\_\\_init\\_\\_ is \\$5
+    >>> print(plain("`python -m lowrank_core new FILE_1` writes one: __init__ is $5"))
+    `python -m lowrank_core new FILE_1` writes one\\: \\_\\_init\\_\\_ is \\$5
+    >>> print(plain("a `name` with ticks.onnx"))
+    a \\`name\\` with ticks.onnx
     """
-    return re.sub(r"(`[^`\n]+`)|([\\*_\[\]$~<>#|:])", lambda match: match[1] or f"\\{match[2]}", text)
+    return re.sub(rf"({COMMAND})|([\\*_\[\]$~<>#|:`])", lambda match: match[1] or f"\\{match[2]}", text)
 
 
 def model_name(address: str) -> str:

@@ -1,17 +1,27 @@
 /* Beside each chart its numbers as a table, folded; written when it is opened, and anew when something has changed. */
 
-/* What a chart of Plotly's shows, point by point: a row of headings, then rows of text. */
-function pointRows(chart, across, up) {
+/* What a chart of Plotly's shows, point by point: a row of headings, then rows of text.
+
+   does(point): what a press on the name of such a point does, as a click on its dot; null where that does nothing. */
+function pointRows(chart, across, up, does) {
   const rows = [["Series", across, up]];
-  for (const { name, x, y, text } of chart.data || [])
-    (y || []).forEach((value, i) => {
-      if (value !== null && value !== undefined) rows.push([(text && text[i]) || name || "", general(Number(x[i]), 4), general(Number(value), 4)]);
+  for (const data of chart.data || [])
+    (data.y || []).forEach((value, i) => {
+      if (value === null || value === undefined) return;
+      const text = (data.text && data.text[i]) || data.name || "", share = general(Number(data.x[i]), 4);
+      const act = does({ data, pointNumber: i, customdata: data.customdata && data.customdata[i] });
+      rows.push([act ? { text, act, says: `${text} at ${share}: adopt this plan` } : text, share, general(Number(value), 4)]);
     });
   return rows;
 }
 
+function cell(content) {
+  return typeof content === "string" ? content
+    : node("button", { type: "button", class: "rb-term", "aria-label": content.says, title: content.says, onclick: content.act }, content.text);
+}
+
 Object.assign(Board.prototype, {
-  /* rows(): a row of headings, then rows of text. */
+  /* rows(): a row of headings, then rows of text, of which one that can be pressed is { text, act, says }. */
   buildTable(label, rows) {
     const table = node("table", {}), one = { table, rows, written: "" };
     one.details = node("details", { class: "rb-table", ontoggle: () => this.drawTables() },
@@ -26,8 +36,10 @@ Object.assign(Board.prototype, {
       const [head, ...rows] = one.rows(), written = JSON.stringify([head, rows]);
       if (one.written === written) continue;
       one.written = written;
-      const line = (cells, tag) => node("tr", {}, ...cells.map((text, at) => node(at ? tag : "th", { scope: tag === "th" ? "col" : at ? null : "row" }, text)));
+      const line = (cells, tag) => node("tr", {}, ...cells.map((text, at) => node(at ? tag : "th", { scope: tag === "th" ? "col" : at ? null : "row" }, cell(text))));
+      const buttons = () => [...one.table.querySelectorAll("button")], pressed = buttons().indexOf(document.activeElement);
       one.table.replaceChildren(node("thead", {}, line(head, "th")), node("tbody", {}, ...rows.map(cells => line(cells, "td"))));
+      if (pressed >= 0) (buttons()[pressed] || buttons().at(-1))?.focus({ preventScroll: true });
     }
   },
 
@@ -58,6 +70,7 @@ Object.assign(Board.prototype, {
 
   tradeoffRows() {
     const { share, label } = this.model.metric;
-    return pointRows(this.tradeoffChart, `${this.axis}, % of dense`, share ? `${label}, %` : label);
+    return pointRows(this.tradeoffChart, `${this.axis}, % of dense`, share ? `${label}, %` : label,
+      point => this.hit({ points: [point] }) || point.customdata ? () => this.takeUp(point) : null);
   },
 });

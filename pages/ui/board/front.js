@@ -224,7 +224,7 @@ Object.assign(Board.prototype, {
     const { model } = this, [score, bytes, multiplies] = this.figuresOf(point), share = quantity => words.share(point[quantity] / model.dense[quantity]);
     const goals = point.kind ? "" : { kept: "✓ keeps the goals", open: "? may keep the goals", broken: "⚠ breaks a goal", "": "" }[this.keeps(point)];
     const samples = point.samples ? `${words.whole(point.samples)} samples` : "all samples";
-    const head = point.kind ? `${point.kind === "search" ? "Found by a search" : "Measured here"} · ${samples} · ${point.depth === "no" ? "no" : point.depth || "its own"} correction`
+    const head = point.kind ? `${{ search: "Found by a search", uniform: "The same share of every rank" }[point.kind] || "Measured here"} · ${samples} · ${point.depth === "no" ? "no" : point.depth || "its own"} correction`
       : `On the front${point.value === null ? "" : ` · most likely ${words.score(model, point.value)}`}`;
     return [head, score, `${bytes} · ${share("bytes")} of dense`, `${multiplies} · ${share("multiplies")}`, goals, ADOPTS].filter(Boolean);
   },
@@ -302,14 +302,19 @@ Object.assign(Board.prototype, {
   /* A point of the chart that was hovered or clicked, where it is one of the front's or a plan that was measured. */
   hit({ points: [{ data, pointNumber }] }) {
     const known = this.front.points.filter(point => point.value !== null);
-    return { front: known, measured: this.measuredPlans }[data.name]?.[pointNumber] || null;
+    return { front: known, measured: this.measuredPlans, uniform: this.uniformPlans }[data.name]?.[pointNumber] || null;
   },
 
   clicked(event) {
-    const point = this.hit(event), [{ customdata, data }] = event.points;
+    this.takeUp(event.points[0]);
+    this.hidePoint();
+  },
+
+  /* The plan of a point of the chart becomes the plan. */
+  takeUp({ data, pointNumber, customdata }) {
+    const point = this.hit({ points: [{ data, pointNumber }] });
     if (point && point.kind) this.act("adopt", { name: point.name });
     else if (point) this.adoptPoint(this.front.points.indexOf(point));
     else if (data.name === "snapshot" && customdata) this.act("restore", { name: customdata });
-    this.hidePoint();
   },
 });

@@ -4,7 +4,7 @@ Object.assign(Board.prototype, {
   drawTradeoff() {
     if (!window.Plotly || !this.data) return;
     const colours = this.colours, { model, axis } = this;
-    const uniform = (model.uniform || []).slice().sort((a, b) => a[axis] - b[axis]);
+    const uniform = this.uniformPlans = (model.uniform || []).slice().sort((a, b) => a[axis] - b[axis]);
     const snapshots = (this.data.snapshots || []).filter(s => s.score !== null);
     const x = value => 100 * value / model.dense[axis];
     const y = value => model.metric.share ? 100 * value : value;
@@ -13,8 +13,8 @@ Object.assign(Board.prototype, {
       marker: { color: colours.snapshot, symbol: "diamond", size: 11 }, hovertemplate: "%{hovertext}: %{y:.4g} at %{x:.1f} %<extra>click restores</extra>" };
     const traces = [
       ...this.frontTraces(x, y),
-      { x: uniform.map(u => x(u[axis])), y: uniform.map(u => y(u.score)), mode: "lines+markers", name: "uniform",
-        line: { color: colours.muted, width: 1.5 }, marker: { size: 5 }, hovertemplate: "uniform: %{y:.4g} at %{x:.1f} %<extra></extra>" },
+      { x: uniform.map(u => x(u[axis])), y: uniform.map(u => y(u.value)), mode: "lines+markers", name: "uniform", hoverinfo: "none",
+        line: { color: colours.muted, width: 1.5 }, marker: { size: 7 } },
       { x: [100], y: [model.metric.dense === null ? null : y(model.metric.dense)], mode: "markers", name: "dense",
         marker: { color: colours.text, symbol: "square-open", size: 9 }, hovertemplate: "dense<extra></extra>" },
       named,
@@ -48,8 +48,8 @@ Object.assign(Board.prototype, {
     }
     const key = [["now", "this plan"], ["ghost", "predicted"], ["dense", "dense"]];
     if (this.front.points.length > 1) key.push(["front", "front, predicted (click to adopt)"]);
-    if (this.measuredPlans.length) key.push(["measured", "measured plan"]);
-    if (uniform.length) key.push(["uniform", "the same share of every rank"]);
+    if (this.measuredPlans.length) key.push(["measured", "measured plan (click to adopt)"]);
+    if (uniform.length) key.push(["uniform", "the same share of every rank (click to adopt)"]);
     if (snapshots.length) key.push(["snapshot", "snapshot (click to restore)"]);
     this.tradeoffKey.replaceChildren(...key.map(([kind, text]) => node("span", { class: `rb-key-${kind}` }, text)));
     this.moveTradeoff(totals(model, choices), predicted);

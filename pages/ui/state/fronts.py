@@ -184,8 +184,23 @@ def measured_fields(workspace: Workspace, history: History) -> list[dict[str, An
     return [one.to_dict(workspace, free=free) for one in measured(workspace, history)]
 
 
-def adopted(workspace: Workspace, history: History, name: str) -> History:
-    """The history with a measured plan as its newest step; itself where no such plan is known any more."""
+def uniform(surveyed: Snapshot[tuple[Finding, ...]]) -> list[Measured]:
+    """The plans of the survey that keep the same share of every rank."""
+    found = Learnt.of(surveyed).uniform
+    return [Measured(_name(one.candidate.plan.plain), "uniform", one.candidate, one.score) for one in found]
+
+
+def uniform_fields(
+    workspace: Workspace, history: History, surveyed: Snapshot[tuple[Finding, ...]]
+) -> list[dict[str, Any]]:
+    """The same as a browser takes them."""
     free = any(choice.free for _, choice in history.plan.choices)
-    plan = next((one.plan(free=free) for one in measured(workspace, history) if one.name == name), None)
+    return [one.to_dict(workspace, free=free) for one in uniform(surveyed)]
+
+
+def adopted(workspace: Workspace, history: History, name: str) -> History:
+    """The history with a plan that a dot stands for as its newest step; itself where none is known by that name."""
+    free = any(choice.free for _, choice in history.plan.choices)
+    dots = (*measured(workspace, history), *uniform(measurements.survey(workspace).snapshot))
+    plan = next((one.plan(free=free) for one in dots if one.name == name), None)
     return history if plan is None else history.commit(plan)

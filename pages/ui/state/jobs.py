@@ -10,6 +10,7 @@ import streamlit as st
 from lowrank_core.errors import LowRankError
 from lowrank_core.running.jobs import Job
 from lowrank_core.selection._problem import Trial
+from lowrank_core.streaming.request import Step
 from lowrank_core.workspace import Workspace
 from pages.ui import compare, tuning
 from pages.ui.asked import ASKED, Wish, to_json
@@ -18,6 +19,7 @@ from pages.ui.question import Question
 from pages.ui.shared_jobs import SharedJobs, Started
 from pages.ui.state import on_disk, session
 from pages.ui.state.session import session_id
+from pages.ui.streaming import Stream
 from pages.ui.tuning import Sweep, Training
 
 MOST_ASKED = 50
@@ -70,6 +72,12 @@ def openings() -> SharedJobs[str, str]:
     return SharedJobs(HOME, MOST_OPENINGS)
 
 
+@st.cache_resource
+def streams() -> SharedJobs[Stream, Step]:
+    """The folders that are compressed block by block, shared between all sessions."""
+    return SharedJobs("Export", 20)
+
+
 def is_done(job: Job[Any] | None) -> bool:
     """Whether a job came to its end, so that asking for the same again brings what it has found."""
     return job is not None and job.snapshot.over and not (job.snapshot.error or job.snapshot.cancelled)
@@ -115,7 +123,7 @@ def still_here() -> None:
 
 
 def _kinds() -> tuple[SharedJobs[Any, Any], ...]:
-    return searches(), trainings(), comparisons(), spectra(), openings()
+    return searches(), trainings(), comparisons(), spectra(), openings(), streams()
 
 
 def note_asked(workspace: Workspace, wish: Wish) -> None:

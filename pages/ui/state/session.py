@@ -9,6 +9,9 @@ from typing import Any
 
 import streamlit as st
 
+OWN = ("w", "view")
+"""What an address says of whose work is shown: one of these."""
+
 MOST_SHOWN = 40
 """Letters of an address in a message."""
 
@@ -90,9 +93,9 @@ def own_address() -> dict[str, str]:
 def put_own_in_address() -> None:
     """Say whose work is shown in the address, and nothing else about that."""
     own = own_address()
-    if all(st.query_params.get(name, "") == own.get(name, "") for name in ("w", "view")):
+    if all(st.query_params.get(name, "") == own.get(name, "") for name in OWN):
         return
-    others = {name: value for name, value in st.query_params.items() if name not in ("w", "view")}
+    others = {name: value for name, value in st.query_params.items() if name not in OWN}
     st.query_params.from_dict(others | own)  # at once: each setting is an entry in the browser's history
 
 
