@@ -16,7 +16,7 @@ from lowrank_core.figures import KIB
 from lowrank_core.measure.comparison import Comparison, Flip
 from lowrank_core.measure.effort import Effort, compile_effort, stairs_effort, timing_effort
 from lowrank_core.measure.formats import AS_IT_IS
-from lowrank_core.measure.latency import LatencyTable, cpu_name, runtimes_here
+from lowrank_core.measure.latency import OF_ONNX, LatencyTable, cpu_name, runtimes_here
 from lowrank_core.measure.staircases import as_table
 from lowrank_core.methods import METHODS
 from lowrank_core.plans.cost import plan_cost
