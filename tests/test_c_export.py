@@ -244,7 +244,7 @@ def test_int8_is_scored_as_it_is_written(tmp_path: Path) -> None:
 def test_steps_through_time_share_their_scales() -> None:
     lstm = Workspace.open("builtin:digits-lstm")
     inputs, samples = lstm.opened.example_inputs, lstm.calibration.inputs
-    steps = steps_of(lstm.model, inputs, lstm.opened.axes, ("logits",))
+    steps = steps_of(lstm.model, inputs, lstm.opened.axes, ("output",))
     whole = integers(steps, ranges_of(steps, samples, lstm.opened.axes or first_axes(samples)))
     taken = sum(value.nbytes for value in whole.constants.values())
     weights = sum(parameter.numel() for parameter in lstm.model.parameters())
