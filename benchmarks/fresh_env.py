@@ -1,13 +1,14 @@
 """Each runtime alone in an environment of its own: every kind of file loaded and run where nothing else is installed
 
     python -m benchmarks.fresh_env [MODEL[=EXPRESSION] ...] [--only ENVIRONMENT ...] [--keep FOLDER]
+    python -m benchmarks.fresh_env --only litert --litert-python .litert       # which `make litert` makes
 
 A plan of uniform ranks is exported as every kind of file that ENVIRONMENTS names. In a virtual environment made for
-each (torch and safetensors; torch; onnxruntime and numpy; OpenVINO; ExecuTorch; a C compiler and numpy) the file is
-loaded and run in batches of 1, 2 and 7, and the outputs are compared with stored ones: the largest difference. A
-network that a kind cannot hold has the reason instead. EXPRESSION builds the untrained network from the classes of the
-model file, default untrained(); a network of transformers needs that package, too, where it is built. --keep keeps the
-environments and uses those that are there. A new runtime is one more of ENVIRONMENTS.
+each (torch and safetensors; torch; onnxruntime and numpy; OpenVINO; ExecuTorch; LiteRT; a C compiler and numpy) the
+file is loaded and run in batches of 1, 2 and 7, and the outputs are compared with stored ones: the largest difference.
+A network that a kind cannot hold has the reason instead. EXPRESSION builds the untrained network from the classes of
+the model file, default untrained(); a network of transformers needs that package, too, where it is built. --keep keeps
+the environments and uses those that are there. A new runtime is one more of ENVIRONMENTS.
 """
 
 from __future__ import annotations
@@ -109,6 +110,18 @@ print(json.dumps(found))
 """
 
 
+LITERT_CHECK = """
+from ai_edge_litert.interpreter import Interpreter
+run = Interpreter("model.tflite").get_signature_runner()
+names = sorted(run.get_input_details(), key=lambda name: int(name.rpartition("_")[2]))
+found = []
+for inputs, expected in batches:
+    answers = [run(**{name: x[n : n + 1] for name, x in zip(names, inputs)}) for n in range(len(expected))]
+    found.append(float(max(abs(next(iter(y.values()))[0] - z).max() for y, z in zip(answers, expected))))
+print(json.dumps(found))
+"""
+
+
 @dataclass(frozen=True)
 class Environment:
     """What is installed, and what is run there on which file."""
@@ -125,6 +138,7 @@ ENVIRONMENTS = (
     Environment("onnxruntime-numpy", ("onnxruntime", "numpy"), "onnx", STORED + ONNX_CHECK),
     Environment("openvino", ("numpy", "openvino"), "openvino", STORED + OPENVINO_CHECK),
     Environment("executorch", ("torch", "numpy", "executorch"), "executorch", EXECUTORCH_CHECK),
+    Environment("litert", ("numpy", "ai-edge-litert==2.3.0"), "tflite", STORED + LITERT_CHECK),
     Environment("cc-numpy", ("numpy",), "c", STORED + C_CHECK),
 )
 
@@ -144,13 +158,15 @@ def architecture(text: str, expression: str) -> str:
     return "\n\n".join(["from __future__ import annotations", *kept, f"build_model = lambda: {expression}\n"])
 
 
-def write_artefacts(workspace: Workspace, expression: str, share: float, folder: Path) -> dict[str, str]:
+def write_artefacts(
+    workspace: Workspace, expression: str, share: float, folder: Path, litert: Path | None = None
+) -> dict[str, str]:
     """Everything a fresh environment is given: files, the loader, the architecture, inputs and outputs.
 
-    Gives the kinds that the network has no file of, with the reason.
+    litert: the environment that writes LiteRT's. Gives the kinds that the network has no file of, with the reason.
     """
     plan, refused = uniform_plan(workspace.profile, share), dict[str, str]()
-    compressed = Compressed(workspace.compress(plan), plan)
+    compressed = Compressed(workspace.compress(plan), plan, litert_python=litert)
     for environment in ENVIRONMENTS:
         export = EXPORTS[environment.kind]
         try:
@@ -182,13 +198,15 @@ def needed(environment: Environment, folder: Path) -> tuple[str, ...]:
 
 def interpreter(packages: tuple[str, ...], folder: Path) -> Path:
     """Python in a virtual environment with these packages alone, made where it is not there."""
-    name = "-".join(packages)
+    name = "-".join(package.partition("==")[0] for package in packages)
     home, ready = folder / name, folder / f"{name}.ready"
     python = home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not ready.exists():
         print(f"making {name} ...", file=sys.stderr)
         venv.create(home, with_pip=True, clear=True)
-        wanted = [f"{package}=={version(package).partition('+')[0]}" for package in packages]
+        wanted = [
+            package if "==" in package else f"{package}=={version(package).partition('+')[0]}" for package in packages
+        ]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
         ready.touch()
     return python
@@ -220,6 +238,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="share of the multiplies that the plan keeps")
     parser.add_argument("--only", nargs="+", choices=[e.name for e in ENVIRONMENTS], help="environments to run in")
     parser.add_argument("--keep", type=Path, help="folder for the environments; a temporary one by default")
+    parser.add_argument("--litert-python", type=Path, help="environment that writes LiteRT's files")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -229,7 +248,9 @@ def main() -> None:
             ref, _, expression = given.partition("=")
             workspace = Workspace.open(ref)
             with tempfile.TemporaryDirectory() as folder:
-                refused = write_artefacts(workspace, expression or "untrained()", options.share, Path(folder))
+                refused = write_artefacts(
+                    workspace, expression or "untrained()", options.share, Path(folder), options.litert_python
+                )
                 for environment in ENVIRONMENTS:
                     if options.only and environment.name not in options.only:
                         continue
@@ -247,4 +268,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_benchmark(main, apart=("--keep",))
+    run_benchmark(main, apart=("--keep", "--litert-python"))

@@ -261,6 +261,13 @@ def test_the_command_lists_chooses_and_writes(tmp_path: Path) -> None:
     assert {one["name"]: one["rank"] for one in document["modules"]}["conv"] == 2
     assert document["bytes"] < document["bytes_before"]
     assert document["written"]["bytes"] > 0
+    packed = CliRunner().invoke(cli, ["adapter", str(out), "--json"])
+    assert packed.exit_code == 0, packed.output
+    assert json.loads(packed.stdout)["bytes"] == document["bytes"]
+    out.write_bytes(b"PK")
+    damaged = CliRunner().invoke(cli, ["adapter", str(out)])
+    assert (damaged.exit_code, damaged.output.count("\n")) == (1, 1)
+    assert f"{out} is damaged, locked, or no zip" in damaged.output
     ran = CliRunner().invoke(cli, ["adapter", str(folder), "--out", str(folder), "--force"])
     assert (ran.exit_code, ran.output.count("\n")) == (1, 1), ran.output
     assert {file.name for file in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}

@@ -14,6 +14,7 @@ from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.commands import cli
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.graphs.exporting import exported_program, onnx_program
+from lowrank_core.graphs.onnx_forms import at_sizes
 from lowrank_core.measure import on_device
 from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.on_device import PROGRAM, device_file
@@ -59,7 +60,7 @@ def test_the_table_of_a_device_is_one_that_a_search_reads(runtime: str, iris: Wo
     inputs = iris.opened.example_inputs
     network = tmp_path / ("net.onnx" if runtime == "onnxruntime" else "net.pt2")
     if runtime == "onnxruntime":
-        network.write_bytes(onnx_program(iris.model, inputs).SerializeToString())
+        network.write_bytes(at_sizes(onnx_program(iris.model, inputs), [[5, 4]]).SerializeToString())
     else:
         torch.export.save(exported_program(iris.model, inputs), network)
     to = tmp_path / "measure_on_device.py"
@@ -68,6 +69,7 @@ def test_the_table_of_a_device_is_one_that_a_search_reads(runtime: str, iris: Wo
     done = on_the_device(tmp_path, network.name, "--device", "Pi, the small one")
     assert done.returncode == 0, done.stderr
     assert "the network itself: " in done.stderr
+    assert ("the network takes input as [5, 4]" in done.stderr) == (runtime == "onnxruntime")
     table = LatencyTable.from_csv((tmp_path / "table.csv").read_bytes())
     assert table.device.startswith(f"Pi, the small one, {runtime} ")
     assert table.network == hashlib.sha256(network.read_bytes()).hexdigest()

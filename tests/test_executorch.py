@@ -1,6 +1,8 @@
 """Programs of ExecuTorch: lowered to XNNPACK, run by ExecuTorch's own runtime in a fresh process, in float and int8."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,14 @@ from lowrank_core.plans.uniform import uniform_plan
 from lowrank_core.store.kinds import EXPORTED
 
 pytest.importorskip("executorch", reason="the extra edge is not installed")
+ALONE = """
+import logging
+from lowrank_core.graphs.executorch_network import available
+
+logging.getLogger("torchao").setLevel(logging.DEBUG)
+available()
+print(logging.getLogger("torchao").level)
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -58,3 +68,8 @@ def test_a_file_that_is_no_program_is_refused_in_one_line(tmp_path: Path) -> Non
     (tmp_path / "cut.pte").write_bytes(b"\x1c\0\0\0ET12" + b"\0" * 40)
     with pytest.raises(InvalidFile, match=r"^ExecuTorch cannot open it: "):
         ExecutorchNetwork(str(tmp_path / "cut.pte"))
+
+
+def test_importing_it_says_nothing_to_a_host_program() -> None:
+    ran = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("10\n", "")

@@ -57,6 +57,8 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def skip_without_runtime(environment: Environment) -> None:
     if environment.kind == "c" and not shutil.which("cc"):
         pytest.skip("this machine has no C compiler")
+    if environment.kind == "tflite":
+        pytest.skip("its packages do not go with ours")
     if environment.kind in ("executorch", "openvino") and find_spec(environment.kind) is None:
         pytest.skip(f"{environment.kind} is not installed")
 

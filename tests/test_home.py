@@ -2,6 +2,8 @@
 
 import os
 import sys
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -235,6 +237,15 @@ def test_a_dropped_file_gets_a_safe_name(given: str, kept: str) -> None:
     assert "".join(dropped.safe_name(given)) == kept
 
 
+def packed(**files: bytes) -> bytes:
+    """A zip of these files."""
+    content = BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, inside in files.items():
+            archive.writestr(name, inside)
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [
@@ -249,6 +260,9 @@ def test_a_dropped_file_gets_a_safe_name(given: str, kept: str) -> None:
         ([("net.npz", b"1")], "drop its .onnx together with it"),
         ([(f"{n}.npz", b"1") for n in range(50)], "50 files"),
         ([("net.onnx", b"12345")], "has 5 bytes; at most 0 MB"),
+        ([("style.zip", b"12345")], "'style.zip' is damaged, locked, or no zip"),
+        ([("style.zip", packed(a=b"1"))], "'style.zip' holds no .safetensors"),
+        ([("style.zip", packed(**{"a.safetensors": b"1", "b.safetensors": b"2"}))], "2 files of weights"),
     ],
 )
 def test_a_drop_that_is_refused_leaves_nothing(
@@ -267,6 +281,15 @@ def test_a_drop_that_is_refused_leaves_nothing(
 def uploads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(dropped, "folder_of_all", lambda: tmp_path / "uploads")
     return tmp_path / "uploads"
+
+
+def test_an_adapter_in_a_zip_is_dropped_as_its_files(uploads: Path) -> None:
+    inside = {"run/adapter_config.json": b"{}", "run/adapter_model.safetensors": b"weights", "run/../x.py": b"code"}
+    taken = dropped.take(VISITOR, [("Style.ZIP", packed(**inside))])
+    assert taken.network is not None
+    assert Path(taken.network).read_bytes() == b"weights"
+    names = {path.name for path in uploads.rglob("*") if path.is_file()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_data_go_by_the_name_of_their_network_and_may_come_later(uploads: Path) -> None:

@@ -18,7 +18,7 @@ from lowrank_core.compression.quantised import weight_as_int8
 from lowrank_core.errors import InvalidModel, InvalidSettings
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.exports.onnx import quantised
-from lowrank_core.graphs.exporting import OnnxNetwork, onnx_program
+from lowrank_core.graphs.exporting import OnnxNetwork, exported_program, onnx_program
 from lowrank_core.graphs.onnx_forms import at_opset, at_sizes, checked, opset_of, symbolic
 from lowrank_core.layers.data import call, run
 from lowrank_core.layers.spec import LayerSpec
@@ -156,6 +156,14 @@ def test_operators_take_the_form_that_they_had_before() -> None:
         InvalidModel, match="Softmax over another axis than the last is another operator before opset 13"
     ):
         at_opset(spread, 12)
+
+
+def test_a_name_with_both_kinds_of_quotes_is_in_no_graph() -> None:
+    odd = nn.Sequential()
+    odd.add_module("""a'b"c""", nn.Linear(4, 3))
+    for write in (onnx_program, exported_program):
+        with pytest.raises(InvalidModel, match=r"c.weight: no graph of PyTorch .* both kinds of quotes; a checkpoint"):
+            write(odd.eval(), torch.zeros(2, 4))
 
 
 # ---- quantise, then refit --------------------------------------------------------------------------------------------

@@ -111,6 +111,9 @@ def test_the_commands_measure_and_write_these_weights(iris: Workspace, folder: P
     loaded = load_checkpoint(iris.model, out)
     assert loaded.provenance["tuned"]["by"] == "a training loop of somebody else"
     assert not any(parameter.any() for parameter in loaded.model.parameters())
+    page = run(folder, "report", "--tuned", str(folder / "z.pt"), "--no-front", "--out", str(folder / "r.md"))
+    assert page.exit_code == 0, page.output
+    assert "a training loop of somebody else" in (folder / "r.md").read_text()
     wrong = run(folder, "evaluate", "--tuned", str(out))
     assert "give it as --checkpoint" in wrong.output
 

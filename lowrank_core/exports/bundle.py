@@ -155,9 +155,9 @@ def _readme(
     for member, snippet in loads.items():
         if member not in missing:
             lines += ["", f"## {member}, {snippet.label}", "", f"```{snippet.language}", snippet.code.strip(), "```"]
-    if DEVICE_FILE not in missing:
+    if DEVICE_FILE not in missing and (onnx := MEMBERS.get("onnx")) in loads.keys() - missing.keys():
         lines += ["", f"## {DEVICE_FILE}, on the device itself, with numpy and onnxruntime alone", "", "```"]
-        lines += [f"python {DEVICE_FILE} {MEMBERS['onnx']} --out table.csv", "```"]
+        lines += [f"python {DEVICE_FILE} {onnx} --out table.csv", "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -64,12 +65,17 @@ def from_onnx(content: bytes) -> Any:
     """An `openvino.Model` of an ONNX file; raises InvalidModel, with the operator, where OpenVINO has none for it."""
     core = runtime().Core()
     try:
-        return core.read_model(content)
+        model = core.read_model(content)
     except Exception as error:
         raise InvalidModel(
             f"OpenVINO cannot take this network: {_short(error)}; an ONNX model, which onnxruntime runs, holds it all "
             "the same."
         ) from error
+    for number, node in enumerate(model.get_ordered_ops()):
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):  # counted over all that this process has read
+            node.set_friendly_name(f"{kind}_{number}")
+    return model
 
 
 _GRAPH_BYTES = 2**20

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.exporting import layer_of, program_of_one
 from lowrank_core.layers.data import BatchAxes, Inputs, first_axes
+from lowrank_core.layers.spec import inputs_first
 
 WHOLE = (
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool1d", "conv1d", "conv2d",
@@ -391,8 +392,37 @@ class _Reading:
         groups: int,
     ) -> _Value:
         if transposed:
-            raise _Unknown(" transposed")
+            return self._transposed(input, weight, bias, stride, padding, dilation, output_padding, groups)
         return self._convolved(input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+    def _transposed(
+        self,
+        x: _Value,
+        weight: Any,
+        bias: Any,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        output_padding: list[int],
+        groups: int,
+    ) -> _Value:
+        """A convolution with the window turned about, over an image with zeros between its numbers and around them."""
+        weight = self.known(weight)
+        axes = weight.dim() - 2
+        sizes, shape, inside = x.shape[-axes:], list[int](), [slice(None)]
+        for size, step, cut, far, more, taps in zip(
+            sizes, stride, padding, dilation, output_padding, weight.shape[2:], strict=True
+        ):
+            before = far * (taps - 1) - cut
+            if before < 0 or axes > 2:
+                raise _Unknown(" transposed, with more padding than its window" if axes < 3 else " over three axes")
+            shape.append(2 * before + step * (size - 1) + 1 + more)
+            inside.append(slice(before, before + step * (size - 1) + 1, step))
+        whole = (x.shape[-axes - 1], *shape)
+        places = torch.arange(prod(whole)).reshape(whole)[tuple(inside)]
+        image = self._joined([(x, places)], (1, *whole), 0.0)
+        turned = inputs_first(weight, groups).flip(tuple(range(2, axes + 2)))
+        return self._convolved(image, turned, bias, stride=1, padding=0, dilation=dilation, groups=groups)
 
     def on_linear(self, input: _Value, weight: Any, bias: Any = None) -> _Value:
         weight = self.known(weight)

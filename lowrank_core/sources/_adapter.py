@@ -109,11 +109,11 @@ MOST_BYTES_PACKED = 4 * 10**9
 """Of an adapter in a zip, unpacked."""
 
 
-def in_zip(file: str | Path | IO[bytes], name: str) -> dict[str, bytes]:
+def in_zip(file: str | Path | IO[bytes], name: str, most_bytes: int = MOST_BYTES_PACKED) -> dict[str, bytes]:
     """The weights of an adapter in a zip, then its configuration if there is one, by the names that they have there.
 
-    What else a zip holds is left there; nothing is unpacked by its own path. name: of the zip, for messages.
-    Raises InvalidFile where it is damaged, locked, too large, or holds no adapter, or several.
+    What else a zip holds is left there; nothing is unpacked by its own path. name: of the zip, for messages;
+    most_bytes: of both together. Raises InvalidFile where it is damaged, locked or too large, or holds none or several.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -125,8 +125,8 @@ def in_zip(file: str | Path | IO[bytes], name: str) -> dict[str, bytes]:
             folder = weights[0].filename.rpartition("/")[0]
             beside = [each for each in inside if each.filename == f"{folder}/{CONFIG}".removeprefix("/")]
             taken = [*weights, *beside]
-            if sum(each.file_size for each in taken) > MOST_BYTES_PACKED:
-                raise InvalidFile(f"{name} holds more than {MOST_BYTES_PACKED:,} bytes; unpack it and give its folder.")
+            if sum(each.file_size for each in taken) > most_bytes:
+                raise InvalidFile(f"{name} holds more than {most_bytes:,} bytes; unpack it and give the path.")
             return {Path(each.filename).name: archive.read(each) for each in taken}
     except OSError as error:
         raise InvalidFile(f"{name} cannot be read: {error.strerror or error}.") from error

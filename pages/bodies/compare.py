@@ -120,14 +120,15 @@ def pick_files(workspace: Workspace, columns: dict[str, Column]) -> dict[str, Co
             help="Written as **Export** writes them and run on all samples by their own runtime, in a process of its "
             "own; it takes up to a few minutes each, and is kept.",
         )
-    if files and len(columns) > 2:
+    if files:
+        networks = [name for name in columns if name != compare.DENSE_INT8]
         of = st.pills(
             "Files of",
-            list(columns),
+            networks,
             default=of,
             selection_mode="multi",
             format_func=words.plain,
-            key=f"files of {list(columns)}",
+            key=f"files of {networks}",
         )
     for label, reason in missing.items():
         st.caption(words.plain(f"No {label}: {reason}"))

@@ -436,7 +436,8 @@ def _amounts(
         change, better = "", None
         if at and dense:
             percent = 100 * (value / dense - 1)
-            change = "as dense" if abs(percent) < 0.05 else f"{percent:+.3g} %".replace("-", "−")
+            digits = "+,.0f" if abs(percent) >= 999.5 else "+.3g"
+            change = "as dense" if abs(percent) < 0.05 else f"{percent:{digits}} %".replace("-", "−")
             if lower_is_better is not None and abs(percent) >= 0.05:
                 better = (percent < 0) == lower_is_better
         more = (notes or {}).get(name, "")

@@ -137,7 +137,10 @@ def _named(files: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
     unpacked: list[tuple[str, bytes]] = []
     for name, content in files:
         packed = content and name.lower().endswith(ZIP)
-        unpacked += in_zip(BytesIO(content), repr(_in_a_line(name))).items() if packed else [(name, content)]
+        if not packed:
+            unpacked.append((name, content))
+            continue
+        unpacked += in_zip(BytesIO(content), repr(_in_a_line(name)), LARGEST_MB * 2**20).items()
     for name, content in unpacked:
         stem, ending = safe_name(name)
         if f"{stem}{ending}" in named:
