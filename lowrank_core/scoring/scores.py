@@ -454,12 +454,12 @@ class _Pairs:
             self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
         self.samples += len(ours)
         weights = torch.ones(len(ours), dtype=torch.float64) if weights is None else weights.double()
-        counts = weights > 0
-        both, weights = both[counts], weights[counts]
+        some = weights > 0
+        both, weights = both[some], weights[some]
         group = (self.counted + torch.arange(len(both))) % GROUPS
         if documents is not None:
             met = self.documents
-            group = torch.tensor([met.setdefault(int(n), len(met)) for n in documents[counts]]).long() % GROUPS
+            group = torch.tensor([met.setdefault(int(n), len(met)) for n in documents[some]]).long() % GROUPS
         self.counted += len(both)
         numbers = weighted(both.flatten(2) if both.ndim > 2 else both.unsqueeze(2), weights)
         if self.sums is None:

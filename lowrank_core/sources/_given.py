@@ -121,7 +121,7 @@ def _documents_said(samples: Samples, name: str) -> tuple[str, ...]:
     """What counts as a document, as a notice, where intervals are over them; else nothing."""
     if samples.documents is None:
         return ()
-    count = len(samples.documents.unique())
+    count = len(set(samples.documents.tolist()))
     enough = "" if count >= FEWEST else f", of which that takes {FEWEST}, so there are none"
     return (
         f"{name}: {how_many(count, 'document')}, {samples.told_apart}. Intervals are over documents{enough}. "
