@@ -50,7 +50,7 @@ from lowrank_core.streaming.compress import compress_folder, compressing, finger
 from lowrank_core.streaming.request import Request
 from lowrank_core.streaming.skeleton import skeleton_of
 
-WIDTH, INNER, BLOCKS, WORDS = 768, 2048, 16, 96_000
+WIDTH, INNER, BLOCKS, WORDS = 768, 2048, 8, 128_000
 
 
 def tokenizer(folder: Path, words: list[str]) -> None:
@@ -104,10 +104,13 @@ def killed(folder: Path, seed: int) -> None:
     text = drawn_text(folder / "text.txt", words, 20_000)
     size = sum(path.stat().st_size for path in (folder / "dense").glob("*.safetensors"))
     shards = len([*(folder / "dense").glob("*.safetensors")])
-    print(f"{count(size, 'B')} in {shards} shards, {BLOCKS} blocks", flush=True)
+    tables = 2 * 4 * WORDS * WIDTH
+    print(
+        f"{count(size, 'B')} in {shards} shards, of it {count(tables, 'B')} in two tables, {BLOCKS} blocks", flush=True
+    )
 
     def command(out: str) -> list[str]:
-        given = ["--text", str(text), "--bytes", "0.8", "--windows", "16", "--tokens", "64"]
+        given = ["--text", str(text), "--bytes", "0.9", "--windows", "16", "--tokens", "64"]
         return [
             sys.executable,
             "-m",

@@ -133,9 +133,15 @@ def seen_by(
 
 
 def energies(module: nn.Module, seen: dict[bool, Seen]) -> Tensor:
-    """(k,) float64, on the CPU: what each direction of a layer's outputs carries on the text, the strongest first."""
-    second = seen[spec_of(module).bias].second[0].double()
-    return output_directions(matrix_of(module).double(), second, vectors=False)[0].cpu()
+    """(k,) float64, on the CPU: what each direction of a layer's outputs carries on the text, the strongest first.
+
+    Each output relative to its own spread: a few of a hidden state are a hundred times as large as the others, which
+    the norm behind them undoes.
+    """
+    matrix, second = matrix_of(module).double(), seen[spec_of(module).bias].second[0].double()
+    spread = ((matrix @ second) * matrix).sum(1, keepdim=True).sqrt()
+    matrix = matrix / spread.clamp_min(1e-6 * float(spread.amax()) + torch.finfo(torch.float64).tiny)
+    return output_directions(matrix, second, vectors=False)[0].cpu()
 
 
 def fitted(
