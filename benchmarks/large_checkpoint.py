@@ -58,8 +58,8 @@ def tensors() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "lm_head.weight", (WORDS, WIDTH)
 
 
-def write(folder: Path) -> int:
-    """Write the shards and their index; gives the bytes of all tensors."""
+def write(folder: Path, real: tuple[str, ...] = (REAL,)) -> int:
+    """Write the shards and their index; gives the bytes of all tensors. real: what has numbers, by how it begins."""
     listed = list(tensors())
     each = -(-len(listed) // SHARDS)
     index: dict[str, str] = {}
@@ -76,7 +76,7 @@ def write(folder: Path) -> int:
         with (folder / file).open("wb") as out:
             out.write(len(text).to_bytes(8, "little") + text)
             for name, entry in header.items():
-                if name.startswith(REAL):
+                if name.startswith(real):
                     out.seek(8 + len(text) + entry["data_offsets"][0])
                     numbers = torch.randn(entry["shape"], generator=generator, dtype=torch.float32) / WIDTH**0.5
                     out.write(numbers.bfloat16().view(torch.uint8).numpy().data)

@@ -110,7 +110,7 @@ def compressing(request: Request) -> Iterator[Step]:
     with working(request.work_folder) as work:
         if job.noted is None:
             say(Progress("reading the weights"))
-            work.keep(ABOUT, {"key": job.key, "fingerprint": _fingerprint(job.skeleton)})
+            work.keep(ABOUT, {"key": job.key, "fingerprint": fingerprint_of(job.skeleton)})
         about = work.kept(ABOUT)
         assert about is not None
         profile = _profile(job.skeleton, about["fingerprint"], job.windows.fit.shape[1])
@@ -229,7 +229,7 @@ def _text_hash(request: Request) -> str:
     return f"sha256:{file_hash(request.text)}"
 
 
-def _fingerprint(skeleton: Skeleton) -> str:
+def fingerprint_of(skeleton: Skeleton) -> str:
     """That of the network opened as a whole, `networks.profile.fingerprint`; reads every byte once."""
     digest = hashlib.sha256()
     names = {name: name for name in skeleton.stored} | skeleton.ties

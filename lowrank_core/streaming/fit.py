@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_core.algebra.aware import output_directions
 from lowrank_core.compression.least_squares import NormalEquations
-from lowrank_core.compression.variable_projection import Moments, closed_form, last_alone, sums_kept_in
+from lowrank_core.compression.variable_projection import WIDE, Moments, closed_form, last_alone, sums_kept_in
 from lowrank_core.errors import InvalidData
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.parts import Chain
@@ -166,7 +166,8 @@ def fitted(
         factors = (plain[0], last_alone(spec, stages, plain, moments, RIDGE))
     else:
         moments = moments.towards(dense[None], RIDGE)
-        start = output_directions(dense, moments.second[0])[1][:, :rank]
+        wide = min(dense.shape) > WIDE  # else eigenvectors are found without a start
+        start = output_directions(dense, moments.second[0])[1][:, :rank] if wide else dense[:, :rank]
         left, right = (factor[0] for factor in closed_form(moments, start[None]))
         factors = (right, left)
     offset: Tensor | None = bias
