@@ -64,6 +64,11 @@ def looked_through(page: Page, url: str) -> Iterator[tuple[View, tuple[str, ...]
     page.emulate_media(color_scheme=VIEWS[0].scheme)
     page.goto(url, timeout=PATIENCE_MS)
     page.get_by_text("dense top-1 accuracy").first.wait_for(timeout=PATIENCE_MS)
+    yield from in_each_view(page)
+
+
+def in_each_view(page: Page) -> Iterator[tuple[View, tuple[str, ...]]]:
+    """A page that is open, seen in each view."""
     for view in VIEWS:
         page.set_viewport_size({"width": view.width_px, "height": 1000})
         page.emulate_media(color_scheme=view.scheme)

@@ -86,7 +86,7 @@ def test_a_log_is_no_output_of_the_same_command(plan_file, tmp_path):
 
 def test_a_log_is_no_standard_output(plan_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused = run("cost", MODEL, "--plan", plan_file, "--log", "-")
+    refused = run("apply", MODEL, "--plan", plan_file, "--out", tmp_path / "small", "--log", "-")
     assert refused.exit_code == 2
     assert "- is standard output" in refused.stderr
     assert not (tmp_path / "-").exists()

@@ -8,7 +8,9 @@ from math import prod
 
 import torch
 
+from lowrank_core.errors import InvalidModel
 from lowrank_core.figures import score_text
+from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice
 from lowrank_core.scoring.scores import Score
 from lowrank_core.sources._inventory import Estimate, Inventory
@@ -20,10 +22,13 @@ Choices = tuple[tuple[str, Choice], ...]
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What is asked for. choices: the ranks, by layer, where they do not follow from a share of the bytes."""
+    """What is asked for. choices: the ranks, by layer, where they do not follow from a share of the bytes, and `bytes`
+    what they come to.
+    """
 
     request: Request
     choices: Choices | None = None
+    bytes: int | None = None
 
     @property
     def shared(self) -> Request:
@@ -34,15 +39,32 @@ class Stream:
 # ---- ranks by energy ------------------------------------------------------------------------------------------------
 
 
-def ranks_by_energy(stock: Inventory, names: Iterable[str], share: float) -> Choices:
+def layers_named(stock: Inventory, names: Iterable[str]) -> dict[str, Layer]:
+    """The layers of the files by the names that a network has for them, which may have another beginning.
+
+    Raises InvalidModel for one that is not there.
+    """
+    own = {layer.name: layer for layer in stock.layers}
+    found = {}
+    for name in names:
+        parts = name.split(".")
+        ends = (".".join(parts[at:]) for at in range(len(parts)))
+        layer = next((own[end] for end in ends if end in own), None)
+        layer = layer or next((one for one in stock.layers if one.name.endswith(f".{name}")), None)
+        if layer is None:
+            raise InvalidModel(f"{stock.weights.name} holds nothing for the layer {name!r}.")
+        found[name] = layer
+    return found
+
+
+def ranks_by_energy(stock: Inventory, layers: dict[str, Layer], share: float) -> Choices:
     """Of each layer the smallest rank that keeps this share of its squared singular values.
 
-    names: of layers whose spectra are known; one that no such rank makes cheaper is left out.
+    layers: whose spectra are known; one that no such rank makes cheaper is left out.
     """
-    layers = {layer.name: layer for layer in stock.layers}
     chosen = []
-    for name in names:
-        sigma, (rows, columns) = stock.known(name), layers[name].spec.weight_shape
+    for name, layer in layers.items():
+        sigma, (rows, columns) = stock.known(layer.name), layer.spec.weight_shape
         assert sigma is not None
         kept = torch.cumsum(sigma.square(), 0)
         rank = min(len(sigma), 1 + int((kept < share * kept[-1]).sum()))
@@ -51,9 +73,9 @@ def ranks_by_energy(stock: Inventory, names: Iterable[str], share: float) -> Cho
     return tuple(chosen)
 
 
-def bytes_with(stock: Inventory, choices: Choices) -> int:
+def bytes_with(stock: Inventory, layers: dict[str, Layer], choices: Choices) -> int:
     """Bytes of all weights with these layers factorised, as they will be stored."""
-    layers, whole = {layer.name: layer for layer in stock.layers}, stock.bytes
+    whole = stock.bytes
     for name, choice in choices:
         rows, columns = layers[name].spec.weight_shape
         whole -= (rows * columns - choice.rank[0] * (rows + columns)) * layers[name].itemsize
@@ -87,7 +109,7 @@ def seconds(stock: Inventory, outlook: Outlook, speed: Estimate) -> float:
 
 def before_it_starts(stock: Inventory, stream: Stream, outlook: Outlook, speed: Estimate) -> Iterator[str]:
     """What a person should know before it starts, in sentences."""
-    size = outlook.bytes if stream.choices is None else bytes_with(stock, stream.choices)
+    size = outlook.bytes if stream.choices is None else stream.bytes
     assert size is not None
     least = "" if stream.choices is not None else "at most "
     becomes = f"{words.count(outlook.dense_bytes, 'B')} become {least}{words.count(size, 'B')}"

@@ -106,7 +106,7 @@ def form(stock: Inventory, folder: Path) -> Stream | None:
         )
         tokens = st.number_input("Tokens of each", 2, 1_000_000, TOKENS, key=f"{key} tokens", width=130)
     try:
-        choices = None if by == BYTES else by_energy(stock, folder, share / 100)
+        choices, size = (None, None) if by == BYTES else by_energy(stock, folder, share / 100)
         if choices == () or not (text.strip() and out.strip()):
             return None
         request = Request(
@@ -121,7 +121,7 @@ def form(stock: Inventory, folder: Path) -> Stream | None:
     except LowRankError as error:
         st.error(words.plain(str(error)), icon=":material/error:")
         return None
-    return Stream(request, choices)
+    return Stream(request, choices, size)
 
 
 def place(out: str) -> Path:
@@ -132,25 +132,25 @@ def place(out: str) -> Path:
     return downloads.place(str(named.parent), named.name)
 
 
-def by_energy(stock: Inventory, folder: Path, share: float) -> streaming.Choices:
-    """The ranks, with the bytes that they come to; none where spectra are missing, which is said."""
-    names = streams.layers(folder)
-    missing = sum(stock.known(name) is None for name in names)
+def by_energy(stock: Inventory, folder: Path, share: float) -> tuple[streaming.Choices, int]:
+    """The ranks, and the bytes that they come to; no ranks where spectra are missing, which is said."""
+    layers = streaming.layers_named(stock, streams.layers(folder))
+    missing = sum(stock.known(layer.name) is None for layer in layers.values())
     if missing:
         job = spectra.job(stock)
         going = " They are being computed." if job is not None and not job.snapshot.over else ""
-        st.info(f"{missing} of {len(names)} spectra are not known yet.{going}", icon=":material/show_chart:")
+        st.info(f"{missing} of {len(layers)} spectra are not known yet.{going}", icon=":material/show_chart:")
         frame.link("Spectra", says="Compute the spectra")
-        return ()
-    choices = streaming.ranks_by_energy(stock, names, share)
-    size = streaming.bytes_with(stock, choices)
+        return (), stock.bytes
+    choices = streaming.ranks_by_energy(stock, layers, share)
+    size = streaming.bytes_with(stock, layers, choices)
     st.markdown(
         f"**{words.count(size, 'B')}**, {words.share(size / stock.bytes)} of the bytes: {len(choices)} of "
-        f"{len(names)} layers factorised."
+        f"{len(layers)} layers factorised."
     )
     if not choices:
         st.caption("No layer becomes smaller at such ranks: keep less of the energy.")
-    return choices
+    return choices, size
 
 
 def looked_at(asked: Stream | None, begun: dict[Stream, Job[Step]]) -> tuple[Outlook | None, str]:
