@@ -94,11 +94,6 @@ def look(request: Request) -> Outlook:
     return _outlook(_checked(request))
 
 
-def fingerprint_of(folder: Path) -> str:
-    """The fingerprint that a plan for a folder has; reads every byte once. Raises InvalidModel, InvalidFile."""
-    return _fingerprint(skeleton_of(folder))
-
-
 def compressing(request: Request) -> Iterator[Step]:
     """Compress, a step for each block that is done; the last has the answer.
 

@@ -31,10 +31,11 @@ def start(stock: Inventory, stream: Stream) -> None:
 
     def work() -> Iterator[Step]:
         from lowrank_core.streaming.compress import compressing, fingerprint_of
+        from lowrank_core.streaming.skeleton import skeleton_of
 
         request = stream.request
         if stream.choices is not None:
-            plan = RankPlan.of(fingerprint_of(request.folder), dict(stream.choices))
+            plan = RankPlan.of(fingerprint_of(skeleton_of(request.folder)), dict(stream.choices))
             request = replace(request, plan=plan, bytes_share=None)
         yield from compressing(request)
 
