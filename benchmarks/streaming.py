@@ -50,7 +50,8 @@ from lowrank_core.streaming.compress import compress_folder, compressing, finger
 from lowrank_core.streaming.request import Request
 from lowrank_core.streaming.skeleton import skeleton_of
 
-WIDTH, INNER, BLOCKS, WORDS = 768, 2048, 16, 96_000
+WIDTH, BLOCKS = 1024, 20
+"""Of the network that is killed: a gigabyte."""
 
 
 def tokenizer(folder: Path, words: list[str]) -> None:
@@ -91,23 +92,22 @@ def drawn_text(path: Path, words: list[str], length: int) -> Path:
 # ---- killed ---------------------------------------------------------------------------------------------------------
 
 
-def killed(folder: Path, seed: int) -> None:
-    """Of a random network of a gigabyte."""
+def killed(folder: Path, width: int, blocks: int, seed: int) -> None:
+    """Of a random network."""
     from transformers import LlamaForCausalLM
 
-    words = ["<unknown>", *(f"w{number}" for number in range(WORDS - 1))]
+    words = ["<unknown>", *(f"w{number}" for number in range(8 * width - 1))]
     torch.manual_seed(seed)
-    LlamaForCausalLM(llama(WORDS, WIDTH, INNER, BLOCKS, 12, 512)).save_pretrained(
-        folder / "dense", max_shard_size="200MB"
-    )
+    config = llama(len(words), width, 11 * width // 4, blocks, max(2, width // 64), 512)
+    LlamaForCausalLM(config).save_pretrained(folder / "dense", max_shard_size="200MB")
     tokenizer(folder / "dense", words)
     text = drawn_text(folder / "text.txt", words, 20_000)
     size = sum(path.stat().st_size for path in (folder / "dense").glob("*.safetensors"))
     shards = len([*(folder / "dense").glob("*.safetensors")])
-    print(f"{count(size, 'B')} in {shards} shards, {BLOCKS} blocks", flush=True)
+    print(f"{count(size, 'B')} in {shards} shards, {blocks} blocks", flush=True)
 
     def command(out: str) -> list[str]:
-        given = ["--text", str(text), "--bytes", "0.8", "--windows", "16", "--tokens", "64"]
+        given = ["--text", str(text), "--bytes", "0.8", "--windows", "16", "--tokens", "128"]
         return [
             sys.executable,
             "-m",
@@ -132,7 +132,7 @@ def killed(folder: Path, seed: int) -> None:
         kills += process.wait() == -signal.SIGKILL
         work = folder / ".killed.work"
         done = [len([*work.glob(f"{kind}-*.safetensors")]) for kind in ("looked", "block")]
-        print(f"killed: {done[0]} spectra and {done[1]} blocks of {BLOCKS} are done", flush=True)
+        print(f"killed: {done[0]} spectra and {done[1]} blocks of {blocks} are done", flush=True)
     peak, _ = ended(command("killed"))
     print(f"gone on with to the end: peak resident {count(peak, 'B')}")
     one, two = (
@@ -300,6 +300,8 @@ def main() -> None:
     parser.add_argument("part", choices=["killed", "shapes", "quality", "block"])
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=WIDTH, help="killed: of hidden states")
+    parser.add_argument("--depth", type=int, default=BLOCKS, help="killed: blocks")
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
@@ -313,7 +315,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="streaming-"))
     try:
         if asked.part == "killed":
-            killed(folder, asked.seed)
+            killed(folder, asked.width, asked.depth, asked.seed)
         elif asked.part == "shapes":
             shapes(folder, asked.blocks, asked.windows, asked.tokens)
         else:

@@ -134,6 +134,8 @@ BY_LIBRARY = {
     "exports.tflite": {"torch.export.save", "torch.save"},  # into `writing`
     "pages/ui/node_data_form.py": {"zipfile.ZipFile"},  # into memory
     "store.lock": {"os.open"},  # of a file that holds nothing
+    "streaming.folder": {"save_file"},  # to, of `whole_or_nothing`
+    "streaming.work": {"save_file"},
     "training.finetune": {"torch.save"},  # into memory
 }
 WRITES = {"write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "rename", "renames"}

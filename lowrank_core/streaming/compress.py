@@ -216,7 +216,7 @@ def _key(request: Request, skeleton: Skeleton, device: torch.device) -> dict[str
         "bytes": request.bytes_share,
         "plan": None if request.plan is None else json.loads(request.plan.to_json(provenance={})),
         "windows": [request.windows, request.tokens],
-        "settings": [request.ranks_by, request.correction, device.type],
+        "settings": [request.correction, device.type],
     }
 
 

@@ -151,7 +151,7 @@ def skeleton_of(folder: Path) -> Skeleton:
     return Skeleton(folder, config, model, _blocks(folder, model), stored, ties)
 
 
-def _blocks(folder: Path, model: nn.Module) -> dict[str, nn.Module]:
+def _blocks(folder: Path, model: Any) -> dict[str, nn.Module]:
     """The list of modules of one class that holds most of the network's matrices."""
 
     def matrices(module: nn.Module) -> int:
