@@ -5,8 +5,8 @@
     python -m benchmarks.streaming quality                 # perplexity at 80 and 60 % of the bytes, four ways to fit
 
 killed: a random LLaMA in float32, in shards, is compressed by the command in a process of its own, whose peak resident
-memory the system tells; then again, killed (SIGKILL) at two drawn moments, and gone on with until it ends. Every file
-of both folders must be the same to the last byte.
+memory the system tells; then again, killed (SIGKILL) twice, a drawn while after a drawn number of parts, and gone on
+with until it ends. Every file of both folders must be the same to the last byte.
 
 shapes: headers and sizes of LLaMA-7B in bfloat16, of which the table and the first blocks have numbers and the rest is
 holes that take no disk. A process of its own looks at the first blocks for their spectra, another fits their factors at
@@ -124,15 +124,19 @@ def killed(folder: Path, width: int, blocks: int, seed: int) -> None:
     seconds = time.monotonic() - began
     bound = re.search(r"at most ([\d.]+ \w+) of memory", said)
     print(f"undisturbed: {seconds:.0f} s, peak resident {count(peak, 'B')}, said before: {bound[1] if bound else said}")
-    draw, kills = random.Random(seed), 0
-    for moment in sorted(draw.uniform(0.15, 0.85) * seconds for _ in range(2)):
+    draw, kills, work = random.Random(seed), 0, folder / ".killed.work"
+
+    def done() -> list[int]:
+        return [len([*work.glob(f"{kind}-*.safetensors")]) for kind in ("looked", "block")]
+
+    for parts in sorted(draw.sample(range(1, 2 * blocks - 1), 2)):
         process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moment / (1 + kills))
+        while sum(done()) < parts and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, seconds / (4 * blocks)))
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
-        work = folder / ".killed.work"
-        done = [len([*work.glob(f"{kind}-*.safetensors")]) for kind in ("looked", "block")]
-        print(f"killed: {done[0]} spectra and {done[1]} blocks of {blocks} are done", flush=True)
+        print(f"killed: {done()[0]} spectra and {done()[1]} blocks of {blocks} are done", flush=True)
     peak, _ = ended(command("killed"))
     print(f"gone on with to the end: peak resident {count(peak, 'B')}")
     one, two = (

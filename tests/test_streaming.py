@@ -339,6 +339,12 @@ def test_the_command_compresses_and_says_what_it_did(given, tmp_path):
     assert "at most" in said.stderr
     assert "of memory" in said.stderr
     assert loaded(tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("a person's")
+    kept = CliRunner().invoke(cli, [*given_so[:-3], str(tmp_path / "mine"), "--tokens", "16"])
+    assert kept.exit_code == 1
+    assert "so it is not overwritten" in kept.stderr
+    assert files_in(tmp_path / "mine") == {"file": b"a person's"}
     refused = CliRunner().invoke(cli, [*given_so, "--bytes", "2"])
     assert refused.exit_code == 1
     assert refused.stderr.strip().splitlines()[-1].startswith("Error: --bytes must be a share")
