@@ -103,7 +103,7 @@ COMMANDS = {
 
 ELSEWHERE = {
     *(("report", "--out"), ("export", "--node-data"), ("search", "--optuna"), ("adapter", "--out")),
-    ("latency", "--device-file"),
+    *(("latency", "--device-file"), ("compress", "--out")),
 }
 """Options that take names of one ending alone, so that most places are wrong usage: tests of their own try them."""
 

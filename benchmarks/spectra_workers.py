@@ -9,7 +9,8 @@ PyTorch by the command. On a machine with other work they say little; so CPU sec
 and of the busiest one, imports included: its share of the one process's is what two idle cores would take of its time.
 GFLOP/s are those of a CPU second of the one process or of all together, operations counted by the formulas of
 `algebra.gram` and `algebra.preview`. Last column: the 226 matrices of LLaMA 7B, 4.8e13 operations, or their previews,
-at that pace on a core for each process. All values must be the same to the last bit.
+as the busiest process took, on a core for each: its imports are in it, so of a small checkpoint, and of previews above
+all, it says too much. All values must be the same to the last bit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=11008)
     parser.add_argument("--skip", choices=["dask"], help="leave this out")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "checkpoint"
         folder.mkdir()
         count = write(folder, options.blocks, options.width, options.inner)
@@ -125,9 +126,11 @@ def main() -> None:
         for name, more in ways:
             if "--dask" in more:
                 (Path(temporary) / "dask").mkdir()
-                more = ["--dask", stack.enter_context(dask_cluster(Path(temporary) / "dask"))]
+                with dask_cluster(Path(temporary) / "dask") as address:
+                    took = run(folder, "--dask", address)
+            else:
+                took = run(folder, *more)
             preview = "--preview" in more
-            took = run(folder, *more)
             one = first.setdefault(preview, took)
             assert took.found == one.found, f"{name} found other values"
             busiest, whole = max(took.cpu_seconds), sum(took.cpu_seconds)

@@ -5,8 +5,8 @@
     python -m benchmarks.streaming quality                 # perplexity at 80 and 60 % of the bytes, four ways to fit
 
 killed: a random LLaMA in float32, in shards, is compressed by the command in a process of its own, whose peak resident
-memory the system tells; then again, killed (SIGKILL) at two drawn moments, and gone on with until it ends. Every file
-of both folders must be the same to the last byte.
+memory the system tells; then again, killed (SIGKILL) twice, a drawn while after a drawn number of parts, and gone on
+with until it ends. Every file of both folders must be the same to the last byte.
 
 shapes: headers and sizes of LLaMA-7B in bfloat16, of which the table and the first blocks have numbers and the rest is
 holes that take no disk. A process of its own looks at the first blocks for their spectra, another fits their factors at
@@ -50,7 +50,8 @@ from lowrank_core.streaming.compress import compress_folder, compressing, finger
 from lowrank_core.streaming.request import Request
 from lowrank_core.streaming.skeleton import skeleton_of
 
-WIDTH, INNER, BLOCKS, WORDS = 768, 2048, 8, 128_000
+WIDTH, BLOCKS = 1024, 20
+"""Of the network that is killed: a gigabyte."""
 
 
 def tokenizer(folder: Path, words: list[str]) -> None:
@@ -91,26 +92,22 @@ def drawn_text(path: Path, words: list[str], length: int) -> Path:
 # ---- killed ---------------------------------------------------------------------------------------------------------
 
 
-def killed(folder: Path, seed: int) -> None:
-    """Of a random network of a gigabyte."""
+def killed(folder: Path, width: int, blocks: int, seed: int) -> None:
+    """Of a random network."""
     from transformers import LlamaForCausalLM
 
-    words = ["<unknown>", *(f"w{number}" for number in range(WORDS - 1))]
+    words = ["<unknown>", *(f"w{number}" for number in range(8 * width - 1))]
     torch.manual_seed(seed)
-    LlamaForCausalLM(llama(WORDS, WIDTH, INNER, BLOCKS, 12, 512)).save_pretrained(
-        folder / "dense", max_shard_size="200MB"
-    )
+    config = llama(len(words), width, 11 * width // 4, blocks, max(2, width // 64), 512)
+    LlamaForCausalLM(config).save_pretrained(folder / "dense", max_shard_size="200MB")
     tokenizer(folder / "dense", words)
     text = drawn_text(folder / "text.txt", words, 20_000)
     size = sum(path.stat().st_size for path in (folder / "dense").glob("*.safetensors"))
     shards = len([*(folder / "dense").glob("*.safetensors")])
-    tables = 2 * 4 * WORDS * WIDTH
-    print(
-        f"{count(size, 'B')} in {shards} shards, of it {count(tables, 'B')} in two tables, {BLOCKS} blocks", flush=True
-    )
+    print(f"{count(size, 'B')} in {shards} shards, {blocks} blocks", flush=True)
 
     def command(out: str) -> list[str]:
-        given = ["--text", str(text), "--bytes", "0.9", "--windows", "16", "--tokens", "64"]
+        given = ["--text", str(text), "--bytes", "0.8", "--windows", "16", "--tokens", "128"]
         return [
             sys.executable,
             "-m",
@@ -127,15 +124,19 @@ def killed(folder: Path, seed: int) -> None:
     seconds = time.monotonic() - began
     bound = re.search(r"at most ([\d.]+ \w+) of memory", said)
     print(f"undisturbed: {seconds:.0f} s, peak resident {count(peak, 'B')}, said before: {bound[1] if bound else said}")
-    draw, kills = random.Random(seed), 0
-    for moment in sorted(draw.uniform(0.15, 0.85) * seconds for _ in range(2)):
+    draw, kills, work = random.Random(seed), 0, folder / ".killed.work"
+
+    def done() -> list[int]:
+        return [len([*work.glob(f"{kind}-*.safetensors")]) for kind in ("looked", "block")]
+
+    for parts in sorted(draw.sample(range(1, 2 * blocks - 1), 2)):
         process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moment / (1 + kills))
+        while sum(done()) < parts and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, seconds / (4 * blocks)))
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
-        work = folder / ".killed.work"
-        done = [len([*work.glob(f"{kind}-*.safetensors")]) for kind in ("looked", "block")]
-        print(f"killed: {done[0]} spectra and {done[1]} blocks of {BLOCKS} are done", flush=True)
+        print(f"killed: {done()[0]} spectra and {done()[1]} blocks of {blocks} are done", flush=True)
     peak, _ = ended(command("killed"))
     print(f"gone on with to the end: peak resident {count(peak, 'B')}")
     one, two = (
@@ -303,6 +304,8 @@ def main() -> None:
     parser.add_argument("part", choices=["killed", "shapes", "quality", "block"])
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=WIDTH, help="killed: of hidden states")
+    parser.add_argument("--depth", type=int, default=BLOCKS, help="killed: blocks")
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
@@ -316,7 +319,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="streaming-"))
     try:
         if asked.part == "killed":
-            killed(folder, asked.seed)
+            killed(folder, asked.width, asked.depth, asked.seed)
         elif asked.part == "shapes":
             shapes(folder, asked.blocks, asked.windows, asked.tokens)
         else:

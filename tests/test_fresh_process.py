@@ -197,6 +197,35 @@ def test_commands_end_on_a_model_file_whose_thread_does_not(tmp_path: Path) -> N
     assert load_checkpoint(Workspace.open(str(model)).model, tmp_path / "out.safetensors").plan
 
 
+ENDS_SLOWLY = """
+import atexit, threading, time
+from lowrank_core.running import own_process
+
+own_process.LINGER_SECONDS = 0.0
+begun, late = threading.Event(), threading.Event()
+
+class Late(threading.Timer):
+    def run(self):
+        begun.wait()
+        self.function(*self.args, **self.kwargs)
+        late.set()
+
+def ending():
+    print("ends", flush=True)
+    begun.set()
+    late.wait()
+
+with own_process.ending_with_its_work():
+    threading.Timer = Late
+    atexit.register(ending)
+"""
+
+
+def test_what_is_registered_for_the_end_of_a_command_is_done_once_however_long_it_takes() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS_SLOWLY], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "ends\n"), done.stderr
+
+
 @pytest.fixture
 def few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_reload, "LIMIT_SECONDS", 1.0)

@@ -418,7 +418,7 @@ def test_ctrl_c_is_as_it_was_once_the_command_is_imported(usual: Any, monkeypatc
         main()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert own_process.leave not in [getattr(thread, "function", None) for thread in threading.enumerate()]
+    assert own_process._leave_if_it_waits not in [getattr(thread, "function", None) for thread in threading.enumerate()]
     assert seen == [("layers", usual if usual is signal.SIG_IGN else signal.SIG_DFL), ("run", usual)]
 
 

@@ -184,7 +184,7 @@ def test_factors_are_those_of_the_correction_in_memory(kind, given, tmp_path):
         ours = streamed.get_submodule(name)
         first, last = (overlay[f"{name}.{part}.weight"] for part in (0, 1))
         exact = last @ first
-        size = weight_at(dense.model, dense.profile.layer(name)).norm()
+        size = weight_at(dense.model, dense.profile.layer(name)).detach().norm()
         assert float((ours[1].weight @ ours[0].weight - exact).norm() / size) < 1e-3, name
         if f"{name}.1.bias" in overlay:
             torch.testing.assert_close(ours[1].bias, overlay[f"{name}.1.bias"], atol=5e-3, rtol=5e-3)
@@ -389,6 +389,12 @@ def test_the_command_compresses_and_says_what_it_did(given, tmp_path):
     assert "at most" in said.stderr
     assert "of memory" in said.stderr
     assert loaded(tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("a person's")
+    kept = CliRunner().invoke(cli, [*given_so[:-3], str(tmp_path / "mine"), "--tokens", "16"])
+    assert kept.exit_code == 1
+    assert "so it is not overwritten" in kept.stderr
+    assert files_in(tmp_path / "mine") == {"file": b"a person's"}
     refused = CliRunner().invoke(cli, [*given_so, "--bytes", "2"])
     assert refused.exit_code == 1
     assert refused.stderr.strip().splitlines()[-1].startswith("Error: --bytes must be a share")

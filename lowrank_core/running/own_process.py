@@ -87,13 +87,24 @@ LINGER_SECONDS = 2.0
 """After its work a command waits so long for threads that a model file started, and that do not end."""
 
 
+_ending = threading.RLock()
+"""Held by the thread that does what was registered for the end of this process, which is done once."""
+
+
 def leave(status: int) -> NoReturn:
     """End this process now: what was registered for its end is done, and no thread is waited for.
 
     What was printed must be flushed before, as click does.
     """
+    _ending.acquire()
     atexit._run_exitfuncs()
     os._exit(status)
+
+
+def _leave_if_it_waits(status: int) -> None:
+    """End this process, unless its end is under way, as where worker processes take their time."""
+    if _ending.acquire(blocking=False):
+        leave(status)
 
 
 @contextmanager
@@ -110,6 +121,7 @@ def ending_with_its_work() -> Iterator[None]:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     finally:
-        late = threading.Timer(LINGER_SECONDS, leave, (status,))
+        atexit.register(_ending.acquire)  # the last to be registered, and so the first that is called
+        late = threading.Timer(LINGER_SECONDS, _leave_if_it_waits, (status,))
         late.daemon = True
         late.start()

@@ -238,7 +238,7 @@ def _key(request: Request, skeleton: Skeleton, device: torch.device) -> dict[str
         "bytes": request.bytes_share,
         "plan": None if request.plan is None else json.loads(request.plan.to_json(provenance={})),
         "windows": [request.windows, request.tokens],
-        "settings": [request.ranks_by, request.correction, device.type],
+        "settings": [request.correction, device.type],
     }
 
 
@@ -396,7 +396,7 @@ class _Run:
         tables = self._outside(head=False)
         first = self.blocks[0]
         self.skeleton.fill([*tables, *self.skeleton.inside(first)], self.device)
-        if missing := [*unfilled(self.skeleton, self.skeleton.blocks[first])]:
+        if missing := [*unfilled(self.skeleton.blocks[first])]:
             raise InvalidModel(f"{self.skeleton.folder}: nothing in its files gives {few(missing)} of a block.")
         tokens = self.job.tokens
         dense = self.work.states("dense", 0, self.job.shape)

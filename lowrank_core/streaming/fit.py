@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank_core.algebra.aware import output_directions
 from lowrank_core.compression.least_squares import NormalEquations
 from lowrank_core.compression.variable_projection import WIDE, Moments, closed_form, last_alone, sums_kept_in
-from lowrank_core.errors import InvalidData
+from lowrank_core.errors import InvalidData, InvalidPlan, few
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.parts import Chain
 from lowrank_core.layers.spec import LayerSpec
@@ -222,7 +222,10 @@ def compressed_block(
     """
     now = sharing(block.module)
     first = states[0].read(0, min(flow.batch, stop), flow.device)
-    for group in readings(flow, block, first):
+    groups = readings(flow, block, first)
+    if idle := sorted({name for name in block.layers if name in ranks} - {name for group in groups for name in group}):
+        raise InvalidPlan(f"{few(idle, repr)} did not run on the text, so nothing can be fitted; leave them dense.")
+    for group in groups:
         chosen = [name for name in group if name in ranks]
         if not chosen:
             continue

@@ -29,13 +29,12 @@ def check_reachable(profile: ModelProfile, asked: float) -> None:
         )
 
 
-def ranks_within(
-    profile: ModelProfile, energies: Mapping[str, Tensor], limit: float, weights: Mapping[str, float] | None = None
-) -> RankPlan:
-    """The plan whose layers together lose least of their outputs' energy, each relative to its own, in `limit` bytes.
+def ranks_within(profile: ModelProfile, energies: Mapping[str, Tensor], limit: float) -> RankPlan:
+    """The plan of at most `limit` bytes whose layers lose least of what their outputs carry: the sum of squared shares.
 
-    energies: (k,) of each layer's directions, strongest first. weights: how much the loss of a layer counts; without
-    them all count alike. The limit can be reached (`check_reachable`).
+    Squared, so that none is taken far while others stay dense: what one layer loses, the next ones see.
+
+    energies: (k,) of each layer's directions, strongest first. The limit can be reached (`check_reachable`).
     """
     names = [layer.name for layer in profile.layers if layer.name in energies]
     options: list[list[Choice | None]] = []
@@ -44,7 +43,7 @@ def ranks_within(
         layer = profile.layer(name)
         (top,) = break_even(layer, METHOD, "bytes")
         kept = np.concatenate([[0.0], np.cumsum(energies[name].numpy())])
-        lost = np.maximum(0.0, 1 - kept / max(kept[-1], 1e-300)) * (1.0 if weights is None else weights[name])
+        lost = np.maximum(0.0, 1 - kept / max(kept[-1], 1e-300)) ** 2
         options.append([None, *(Choice(METHOD, (rank,)) for rank in range(1, top + 1))])
         losses.append(np.concatenate([[0.0], lost[1 : top + 1]]))
         costs.append(np.array(amounts(layer, options[-1], "bytes")))

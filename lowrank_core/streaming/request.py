@@ -20,9 +20,6 @@ HELD_OUT = 64
 Correction = Literal["thorough", "quick", "whitened", "svd"]
 """What factors are: refitted both, the last one refitted, those of the whitened weight, or those of the weight."""
 
-Basis = Literal["spectra", "divergence"]
-"""What ranks are chosen by: what truncation loses of each layer's outputs, or of the network's block by block."""
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -30,7 +27,7 @@ class Request:
 
     bytes_share: at most this share of the dense network's bytes; plan: ranks that are given instead. held_out: a text
     to score on, without it the tail of `text`, which is kept apart. windows: of the text, each of `tokens` tokens, that
-    factors are fitted to. ranks_by: what ranks are chosen by. device: "cpu" or "cuda"; None for CUDA where there is
+    factors are fitted to. correction: how they are. device: "cpu" or "cuda"; None for CUDA where there is
     one. work: where activations and finished blocks are kept meanwhile, `.OUT.work` beside `out` without it. replace:
     what stands at `out`, though it is no folder of this product.
     """
@@ -43,7 +40,6 @@ class Request:
     held_out: Path | None = None
     windows: int = WINDOWS
     tokens: int = TOKENS
-    ranks_by: Basis = "spectra"
     correction: Correction = "thorough"
     device: str | None = None
     work: Path | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +150,7 @@ def skeleton_of(folder: Path) -> Skeleton:
     return Skeleton(folder, config, model, _blocks(folder, model), stored, ties)
 
 
-def _blocks(folder: Path, model: nn.Module) -> dict[str, nn.Module]:
+def _blocks(folder: Path, model: Any) -> dict[str, nn.Module]:
     """The list of modules of one class that holds most of the network's matrices."""
 
     def matrices(module: nn.Module) -> int:
@@ -223,13 +222,8 @@ def _renamed(folder: Path, model: Any, held: dict[str, StoredTensor]) -> dict[st
     return {now: held[name] for name, (now, _) in names.items()}
 
 
-def unfilled(skeleton: Skeleton, module: nn.Module) -> Iterator[str]:
+def unfilled(module: nn.Module) -> Iterator[str]:
     """Names inside a module of what has no values, though nothing in the files gives them."""
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if value.is_meta:
             yield name
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts numbers in names as numbers: 'layers.10' behind 'layers.2'."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]

@@ -57,6 +57,10 @@ COMMAND = r"`[^`\n]*\b(?:lowrank_core|rank-explorer(?:\.exe)?|make) [^`\n]+`"
 """What is shown as code in a message: all else between backticks may be a part of somebody's name."""
 
 
+INSIDE = r"(?<=[^\W_])_+(?=[^\W_])"
+"""Underscores in a word, which mean nothing to Markdown; a screen reader would read the backslashes of a label."""
+
+
 def block(name: str) -> str:
     """The block of a layer: its name up to the last number in front of its own, or all but its own.
 
@@ -84,8 +88,10 @@ def plain(text: str) -> str:
     `python -m lowrank_core new FILE_1` writes one\\: \\_\\_init\\_\\_ is \\$5
     >>> print(plain("a `name` with ticks.onnx"))
     a \\`name\\` with ticks.onnx
+    >>> plain("self_attn.q_proj")
+    'self_attn.q_proj'
     """
-    return re.sub(rf"({COMMAND})|([\\*_\[\]$~<>#|:`])", lambda match: match[1] or f"\\{match[2]}", text)
+    return re.sub(rf"({COMMAND}|{INSIDE})|([\\*_\[\]$~<>#|:`])", lambda match: match[1] or f"\\{match[2]}", text)
 
 
 def model_name(address: str) -> str:
