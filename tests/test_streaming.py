@@ -1,6 +1,7 @@
 """Streaming compression of tiny random networks: exact at full rank, within the bytes, resumed to the same bytes."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,6 +45,20 @@ def tiny(kind: str) -> nn.Module:
     elif kind == "gpt2":
         config = transformers.GPT2Config(**small, n_embd=24, n_layer=2, n_head=4, n_positions=64)
         model = transformers.GPT2LMHeadModel(config)
+    elif kind == "bloom":  # its blocks hand on their attention, which nobody takes
+        model = transformers.BloomForCausalLM(transformers.BloomConfig(**small, hidden_size=24, n_layer=2, n_head=4))
+    elif kind == "neox":  # its head has another name in files
+        config = transformers.GPTNeoXConfig(**small, **wide, max_position_embeddings=64)
+        model = transformers.GPTNeoXForCausalLM(config)
+    elif kind == "mixtral":  # its experts are joined when it is loaded
+        config = transformers.MixtralConfig(**small, **wide, num_key_value_heads=2, num_local_experts=2)
+        model = transformers.MixtralForCausalLM(config)
+    elif kind == "deberta":  # its blocks answer with two, of which one is none
+        config = transformers.DebertaV2Config(vocab_size=WORDS + 5, **wide, relative_attention=True)
+        model = transformers.DebertaV2ForMaskedLM(config)
+    elif kind == "xlnet":
+        config = transformers.XLNetConfig(vocab_size=WORDS + 5, d_model=24, n_layer=2, n_head=4, d_inner=56)
+        model = transformers.XLNetLMHeadModel(config)
     else:
         config = transformers.BertConfig(**small, **wide, max_position_embeddings=64)
         model = transformers.BertForMaskedLM(config)
@@ -63,7 +78,7 @@ def folder_of(path: Path, model: nn.Module, kind: str) -> Path:
         tokenizers.models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]")
     )
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"} if kind == "bert" else {}
+    special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"} if kind in ("bert", "deberta") else {}
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", **special).save_pretrained(path)
     model.save_pretrained(path, max_shard_size="30kB")
     return path
@@ -116,14 +131,14 @@ def whole(folder: Path, share: float) -> RankPlan:
     )
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "bloom", "neox", "deberta"])
 def test_at_full_rank_a_network_answers_as_before(kind, given, tmp_path):
     folder, text = given(kind)
     answer = compress_folder(folder, text, out=tmp_path / "out", plan=whole(folder, 1.0), **SETTINGS)
     exact, ours = answers(loaded(folder)), answers(loaded(answer.path))
     assert float((ours - exact).norm() / exact.norm()) < 2e-4
     assert not (tmp_path / ".out.work").exists()
-    if kind == "bert":
+    if kind in ("bert", "deberta"):
         assert answer.score.metric.startswith("cosine similarity of hidden states")
         assert answer.score.value == pytest.approx(1.0, abs=1e-6)
     else:
@@ -285,6 +300,34 @@ def test_a_folder_that_cannot_be_streamed_is_refused_in_one_line(change, error, 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("mixtral", "joined or cut when MixtralForCausalLM is loaded"), ("xlnet", "not .windows, tokens, width.")],
+)
+def test_a_network_that_does_not_run_block_by_block_is_refused_in_one_line(kind, said, given, tmp_path):
+    folder, text = given(kind)
+    with pytest.raises(InvalidModel, match=said) as refused:
+        compress_folder(folder, text, out=tmp_path / "out", bytes_share=0.85, **SETTINGS)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e36])
+def test_weights_that_are_not_finite_are_named(value, given, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder, text = given("llama")
+
+    def spoil(copy: Path) -> None:
+        for shard in copy.glob("*.safetensors"):
+            state = load_file(shard)
+            for name in state.keys() & {"model.layers.0.mlp.up_proj.weight"}:
+                state[name][0, 0] = value
+            save_file(state, shard, metadata={"format": "pt"})
+
+    with pytest.raises(InvalidData, match=r"layer 'model\.layers\.0\.mlp\..*_proj': .* is NaN or infinite"):
+        compress_folder(changed(folder, tmp_path, spoil), text, out=tmp_path / "out", bytes_share=0.85, **SETTINGS)
+
+
 def test_a_network_without_blocks_is_refused(given, tmp_path):
     _, text = given("bert")
     config = transformers.AlbertConfig(
@@ -300,6 +343,7 @@ def test_what_is_asked_is_checked_before_any_work(given, tmp_path):
     good = Request(folder, text, tmp_path / "out", **SETTINGS)
     (tmp_path / "short.txt").write_text("w1 w2 w3")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xfa")
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("a person's")
     other = RankPlan.of("sha256:0", {"model.layers.0.mlp.up_proj": Choice("svd", (2,))})
@@ -316,6 +360,12 @@ def test_what_is_asked_is_checked_before_any_work(given, tmp_path):
         (replace(good, out=folder), InvalidFile, "is there and holds something else|folder that is read"),
         (replace(good, out=tmp_path / "no" / "where"), InvalidFile, "there is no folder"),
         (replace(good, work=tmp_path / "full"), InvalidFile, "holds something else than the work of a compression"),
+        (replace(good, out=folder / "out"), InvalidFile, "is the folder that is read, or in it"),
+        (replace(good, work=folder / "work"), InvalidFile, "--work .* is the folder that is read, or in it"),
+        (replace(good, work=tmp_path / "out"), InvalidFile, "lie in each other"),
+        (replace(good, work=tmp_path), InvalidFile, "lie in each other"),
+        (replace(good, held_out=text), InvalidData, "holds the same as --text"),
+        (replace(good, text=tmp_path / "pipe"), InvalidData, "no file that can be read twice"),
         (replace(good, device="tpu"), InvalidSettings, "must be cpu or cuda"),
         (replace(good, bytes_share=None, plan=other), InvalidPlan, "was made for the model sha256:0"),
         (replace(good, bytes_share=None, plan=head), InvalidPlan, "outside of the blocks"),

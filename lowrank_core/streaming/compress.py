@@ -175,9 +175,8 @@ def _checked(request: Request) -> _Job:
     device = _device(request.device)
     if request.out.exists() and not (request.replace or EXPORTED["hf"](request.out)):
         raise InvalidFile(f"{request.out} is there and holds something else; give another folder, or move it away.")
+    _check_apart(request)
     skeleton = skeleton_of(request.folder)
-    if request.out.resolve() == skeleton.folder.resolve():
-        raise InvalidFile(f"{request.out} is the folder that is read; give another one to write.")
     if request.bytes_share is not None:
         check_reachable(_profile(skeleton, "", 1), request.bytes_share)
     windows = windows_of(skeleton, request)
@@ -186,13 +185,36 @@ def _checked(request: Request) -> _Job:
     noted = check_work(request.work_folder, key)
     job = _Job(request, skeleton, windows, device, _batch(skeleton, windows), key, noted)
     if noted is None:
-        needed, free = _disk_bytes(job), shutil.disk_usage(request.work_folder.parent).free
+        place = next(one for one in request.work_folder.absolute().parents if one.is_dir())
+        needed, free = _disk_bytes(job), shutil.disk_usage(place).free
         if needed > free:
             raise InvalidFile(
-                f"{request.work_folder.parent} has {count(free, 'B')} free, but {count(needed, 'B')} are needed; give "
+                f"{place} has {count(free, 'B')} free, but {count(needed, 'B')} are needed; give "
                 "fewer windows (--windows), or another place (--work)."
             )
     return job
+
+
+def _check_apart(request: Request) -> None:
+    """Raise where what is written would lie in what is read, or in what is removed at the end, or what is scored on is
+    what is fitted to; or where a text cannot be read twice."""
+    read, out, work = (one.resolve() for one in (request.folder, request.out, request.work_folder))
+    for option, path in (("--out", out), ("--work", work)):
+        if path == read or read in path.parents:
+            raise InvalidFile(f"{option} {path} is the folder that is read, or in it; give another one to write.")
+    if work == out or work in out.parents or out in work.parents:
+        raise InvalidFile(
+            f"--work {work} and --out {out} lie in each other, but the first is removed at the end; give another one."
+        )
+    for option, text in (("--text", request.text), ("--held-out", request.held_out)):
+        if text is not None and text.exists() and not text.is_file():
+            raise InvalidData(f"{option} {text} is no file that can be read twice; save the text as one first.")
+    texts = [text for text in (request.text, request.held_out) if text is not None and text.is_file()]
+    if len(texts) == 2 and file_hash(texts[0]) == file_hash(texts[1]):
+        raise InvalidData(
+            f"--held-out {request.held_out} holds the same as --text, so nothing would be held out; give another text, "
+            "or leave the option out."
+        )
 
 
 def _device(asked: str | None) -> torch.device:
@@ -458,7 +480,7 @@ class _Run:
         found: dict[str, Tensor] = {}
         for group in readings(self.flow, block, states.read(0, min(self.flow.batch, self.fit), self.device)):
             seen = seen_by(self.flow, block, group, None, (states, states), self.fit)
-            found |= {name: energies(block.layers[name], seen) for name in group}
+            found |= {name: energies(name, block.layers[name], seen) for name in group}
         with self.work.states("look", number + 1, shape).written() as add:
             for first, last in self.flow.batches(0, self.fit):
                 add(self.flow.run(number, block.module, states.read(first, last, self.device)))

@@ -132,16 +132,27 @@ def seen_by(
     return found
 
 
-def energies(module: nn.Module, seen: dict[bool, Seen]) -> Tensor:
+def energies(name: str, module: nn.Module, seen: dict[bool, Seen]) -> Tensor:
     """(k,) float64, on the CPU: what each direction of a layer's outputs carries on the text, the strongest first.
 
     Each output relative to its own spread: a few of a hidden state are a hundred times as large as the others, which
-    the norm behind them undoes.
+    the norm behind them undoes. Raises InvalidData where numbers are not finite.
     """
     matrix, second = matrix_of(module).double(), seen[spec_of(module).bias].second[0].double()
+    _check_finite(name, matrix, second)
     spread = ((matrix @ second) * matrix).sum(1, keepdim=True).sqrt()
     matrix = matrix / spread.clamp_min(1e-6 * float(spread.amax()) + torch.finfo(torch.float64).tiny)
     return output_directions(matrix, second, vectors=False)[0].cpu()
+
+
+def _check_finite(name: str, weight: Tensor, *seen: Tensor) -> None:
+    """Raise InvalidData where the weight of a layer, or what it sees, is NaN or infinite."""
+    for what, parts in (("its weight", (weight,)), ("what goes into it on this text", seen)):
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise InvalidData(
+                f"layer {name!r}: {what} is NaN or infinite, so nothing can be fitted to it; look for weights that "
+                "are, or too large."
+            )
 
 
 def fitted(
@@ -153,14 +164,11 @@ def fitted(
     weight = matrix_of(module)
     bias = module._parameters.get("bias")
     if correction == "svd" or seen is None:
+        _check_finite(name, weight)
         factors = METHODS[METHOD].factorize(spec, weight).weights((rank,))
         return _chain(stages, factors, bias, dtype, weight)
     second = seen.second
-    if not all(bool(part.isfinite().all()) for part in (second, seen.cross)):
-        raise InvalidData(
-            f"layer {name!r}: what goes into it is NaN or infinite on this text, so nothing can be fitted to it; look "
-            "for weights that are, or take another text."
-        )
+    _check_finite(name, weight, second, seen.cross)
     dense = weight.to(second)
     if correction == "whitened":
         left = output_directions(dense, second[0])[1][:, :rank]

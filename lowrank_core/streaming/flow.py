@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.running.scope import give_way
+from lowrank_core.sources._contract import told
 from lowrank_core.store.files import whole_or_nothing, writing
 from lowrank_core.streaming.skeleton import Skeleton
 
@@ -63,14 +64,15 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Flow:
     """Runs blocks of a network on batches of windows. batch: windows at once, at most.
 
-    calls: {windows of a batch: what each block is given beside hidden states}.
+    calls: {windows of a batch: what each block is given beside hidden states}. beside: what blocks hand on behind
+    hidden states, where they answer with a tuple.
     """
 
     skeleton: Skeleton
     device: torch.device
     batch: int
     calls: dict[int, list[Call]] = field(default_factory=dict)
-    in_tuple: bool = False
+    beside: tuple[Any, ...] | None = None
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """(first, one behind the last) window of each batch; gives way before each."""
@@ -95,13 +97,29 @@ class Flow:
                 found.append(hidden)
                 if not new:
                     raise Enough
-                self.in_tuple = self._is_tuple(own(*args, **kwargs))
+                self.beside = self._beside(own(*args, **kwargs))
             if number == len(blocks) - 1:
                 raise Enough
             return self._formed(hidden)
 
-        with _heard(blocks, heard), suppress(Enough):
-            self.skeleton.model(input_ids=tokens.to(self.device))
+        try:
+            with _heard(blocks, heard), suppress(Enough):
+                self.skeleton.model(input_ids=tokens.to(self.device))
+        except InvalidModel:
+            raise
+        except Exception as error:  # whatever the code of one of some hundred architectures says
+            raise InvalidModel(
+                f"{self.skeleton.folder}: {self.skeleton.architecture} does not run block by block "
+                f"({told(error, None)}); open it as a whole."
+            ) from error
+        if any(hidden.shape != (*tokens.shape, self.skeleton.width) for hidden in found):
+            raise InvalidModel(
+                f"{self.skeleton.folder}: the blocks of {self.skeleton.architecture} are given "
+                f"{tuple(found[0].shape)}, not (windows, tokens, width), so it cannot be compressed block by block; "
+                "open it as a whole."
+            )
+        if any(isinstance(one, Tensor) and one.is_meta for one in tree_flatten(noted)[0]):
+            raise self._hands_on()
         if new and len(noted) == len(blocks):
             self.calls[len(tokens)] = noted
         if len(found) != 1 or len(tokens) not in self.calls or not _alike(noted[0], self.calls[len(tokens)][0]):
@@ -130,16 +148,24 @@ class Flow:
         return answers
 
     def _formed(self, hidden: Tensor) -> Any:
-        return (hidden,) if self.in_tuple else hidden
+        return hidden if self.beside is None else (hidden, *self.beside)
 
-    def _is_tuple(self, after: Any) -> bool:
-        several = isinstance(after, tuple) and any(isinstance(one, Tensor) for one in after[1:])
-        if several or not isinstance(after, Tensor | tuple):
-            raise InvalidModel(
-                f"{self.skeleton.folder}: the blocks of {self.skeleton.architecture} hand on more than hidden states, "
-                "so it cannot be compressed block by block; open it as a whole."
-            )
-        return isinstance(after, tuple)
+    def _beside(self, after: Any) -> tuple[Any, ...] | None:
+        """What a block hands on behind hidden states; raises InvalidModel where that depends on the text.
+
+        Tensors, as attention that nobody asked for, are handed on without values: nothing can be made of them unseen.
+        """
+        if isinstance(after, Tensor):
+            return None
+        if not (isinstance(after, tuple) and after and isinstance(after[0], Tensor)):
+            raise self._hands_on()
+        return tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, after[1:])  # type: ignore[no-any-return]
+
+    def _hands_on(self) -> InvalidModel:
+        return InvalidModel(
+            f"{self.skeleton.folder}: the blocks of {self.skeleton.architecture} hand on more than hidden states, so "
+            "it cannot be compressed block by block; open it as a whole."
+        )
 
 
 def _parted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:

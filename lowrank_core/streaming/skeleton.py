@@ -175,6 +175,7 @@ def _blocks(folder: Path, model: Any) -> dict[str, nn.Module]:
 def _matched(folder: Path, model: Any, held: dict[str, StoredTensor]) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """(tensors by the names of the network, ties); raises InvalidModel where one is missing or does not fit."""
     own: dict[str, Tensor] = model.state_dict()
+    held = _renamed(folder, model, held)
     ties: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", {}))
     prefix = f"{model.base_model_prefix}."
     stored: dict[str, StoredTensor] = {}
@@ -203,6 +204,22 @@ def _matched(folder: Path, model: Any, held: dict[str, StoredTensor]) -> tuple[d
             )
     order = {name: place for place, name in enumerate(own)}
     return dict(sorted(stored.items(), key=lambda item: order[item[0]])), ties
+
+
+def _renamed(folder: Path, model: Any, held: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Tensors by the names that transformers loads them under; raises InvalidModel where it makes others of them."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    changes: list[Any] = get_model_conversion_mapping(model)
+    made = [one for one in changes if isinstance(one, WeightConverter)]
+    names = {name: rename_source_key(name, [one for one in changes if one not in made], made) for name in held}
+    if joined := [name for name, (_, source) in names.items() if source is not None]:
+        raise InvalidModel(
+            f"{folder}: {few(joined)} are joined or cut when {type(model).__name__} is loaded, as experts are, which "
+            "is not streamed; open it as a whole (search, export --format hf)."
+        )
+    return {now: held[name] for name, (now, _) in names.items()}
 
 
 def unfilled(module: nn.Module) -> Iterator[str]:
