@@ -346,13 +346,16 @@ def test_an_alpha_of_kohya_is_a_number_above_0(alpha: float, tmp_path: Path) -> 
         open_any(str(tmp_path / "style.safetensors"))
 
 
-def test_what_is_missing_packed_or_in_the_way_is_named(tmp_path: Path) -> None:
+def test_what_is_missing_or_in_the_way_is_named_and_what_is_packed_is_opened(tmp_path: Path) -> None:
     folder = peft_folder(tmp_path / "peft")
     ran = [CliRunner().invoke(cli, ["adapter", str(folder), "--rank", "2", "--out", str(folder / "sub")])]
     export = ["export", str(folder), "--dense", "--format", "hf"]
     ran.append(CliRunner().invoke(cli, [*export, "--out", str(folder / "sub")]))
-    assert CliRunner().invoke(cli, ["adapter", str(folder), "--out", str(tmp_path / "small.zip")]).exit_code == 0
-    ran.append(CliRunner().invoke(cli, ["adapter", str(tmp_path / "small.zip")]))
+    small = str(tmp_path / "small.zip")
+    assert CliRunner().invoke(cli, ["adapter", str(folder), "--out", small]).exit_code == 0
+    packed, unpacked = (CliRunner().invoke(cli, ["adapter", each, "--json"]).output for each in (small, str(folder)))
+    assert json.loads(packed)["modules"] == json.loads(unpacked)["modules"]
+    ran.append(CliRunner().invoke(cli, ["layers", small]))
     (folder / "adapter_model.safetensors").unlink()
     ran.append(CliRunner().invoke(cli, ["adapter", str(folder)]))
     assert [(one.exit_code, one.output.count("\n")) for one in ran] == [(1, 1)] * 4, [one.output for one in ran]
