@@ -141,16 +141,22 @@ def test_operators_take_the_form_that_they_had_before() -> None:
     given = torch.randn(3, 1, 6, 5, generator=torch.Generator().manual_seed(0))
 
     class Few(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.thin = nn.Linear(6, 4, bias=False)
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             pooled = nn.functional.max_pool2d(x, 2).squeeze(1).clamp(-0.5, 0.5)
-            return torch.softmax(pooled.reshape(-1, 6), dim=-1).unsqueeze(1)
+            return torch.softmax(self.thin(pooled.reshape(-1, 6)), dim=-1).unsqueeze(1)
 
-    written = onnx_program(Few().eval(), given)
+    few = Few().eval()
+    written = onnx_program(few, given)
+    assert any(node.op_type == "Gemm" and len(node.input) == 2 for node in written.graph.node)
     for opset in (7, 10, 12):
         older = checked(at_opset(written, opset))
         assert opset_of(older) == opset
         found = OnnxNetwork(older.SerializeToString())(given)
-        torch.testing.assert_close(found, (Few()(given),), atol=1e-6, rtol=0)
+        torch.testing.assert_close(found, (few(given),), atol=1e-6, rtol=0)
     spread = onnx_program(nn.Sequential(nn.Softmax(dim=2)).eval(), given)
     with pytest.raises(
         InvalidModel, match="Softmax over another axis than the last is another operator before opset 13"

@@ -57,6 +57,8 @@ def at_opset(proto: Any, opset: int) -> Any:
     now = opset_of(proto)
     if opset < ONE_AXIS <= now:
         proto = _last_axes_said(proto, opset)
+    if opset < MAY_LACK_OFFSET <= now:
+        proto = _offsets_said(proto)
     changed = proto if opset == now else _converted(proto, range(opset, now) if opset < now else (opset,), opset)
     changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import))
     return changed
@@ -83,6 +85,27 @@ def _last_axes_said(proto: Any, opset: int) -> Any:
                 f"ONNX cannot write this network in opset {opset}: {node.op_type} over another axis than the last is "
                 f"another operator before opset {ONE_AXIS}."
             )
+    return proto
+
+
+MAY_LACK_OFFSET = 11
+"""Before that opset a Gemm had to have its third input."""
+
+
+def _offsets_said(proto: Any) -> Any:
+    """The graph with zeros for what a Gemm has no offset of."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    proto = inferred(proto)
+    for graph in _graphs(proto.graph):
+        known = (*graph.input, *graph.output, *graph.value_info)
+        types = {value.name: value.type.tensor_type.elem_type for value in known}
+        for node in graph.node:
+            if node.op_type == "Gemm" and len(node.input) == 2:
+                zeros = np.zeros(1, helper.tensor_dtype_to_np_dtype(types[node.output[0]]))
+                graph.initializer.append(numpy_helper.from_array(zeros, f"{node.output[0]}_offset"))
+                node.input.append(graph.initializer[-1].name)
     return proto
 
 
