@@ -146,6 +146,19 @@ def test_at_full_rank_a_network_answers_as_before(kind, given, tmp_path):
         assert answer.score.value == pytest.approx(answer.score.dense, rel=1e-4)
 
 
+@pytest.mark.parametrize(("words_each", "documents"), [(16, 40), (160, 4)])
+def test_an_interval_is_over_paragraphs_of_which_windows_are_parts(words_each, documents, given, tmp_path):
+    """Windows of one paragraph are alike: forty windows of four paragraphs tell as much as four."""
+    folder, text = given("llama")
+    words = [word for word in text.read_text().split() if len(word) == 3][:640]  # so that letters tell places exactly
+    parts = [words[at : at + words_each] for at in range(0, len(words), words_each)]
+    (tmp_path / "held.txt").write_text("\n\n".join(map(" ".join, parts)))
+    settings = {**SETTINGS, "held_out": tmp_path / "held.txt", "tokens": 16}
+    score = compress_folder(folder, text, out=tmp_path / "out", plan=whole(folder, 0.5), **settings).score
+    assert (score.documents, score.samples) == (documents, 40)
+    assert (score.drop_low is None) == (documents < 30)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_a_budget_of_bytes_is_kept_exactly_and_the_folder_opens_again(kind, given, tmp_path):
     folder, text = given(kind)

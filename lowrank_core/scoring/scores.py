@@ -421,10 +421,13 @@ def final_score(scores: Iterator[Score]) -> Score:
     return last
 
 
-def paired_score(metric: Metric, ours: Tensor, dense: Tensor) -> Score:
-    """The score of samples judged elsewhere: what the metric tells of each, (N,) or (N, k), for each network."""
+def paired_score(metric: Metric, ours: Tensor, dense: Tensor, documents: Tensor) -> Score:
+    """The score of samples judged elsewhere: what the metric tells of each, (N,) or (N, k), for each network.
+
+    documents: (N,), the number of the document that each is a part of.
+    """
     pairs = _Pairs(metric)
-    pairs.add(ours, dense)
+    pairs.add(ours, dense, documents=documents)
     return pairs.score(None)
 
 

@@ -607,7 +607,7 @@ class _Run:
                 f"{self.skeleton.folder}: the network's answers on the held-out text are NaN or infinite; look at its "
                 "weights, or ask for more bytes."
             )
-        ours, dense = judged[:, 0], judged[:, 1]
+        ours, dense, documents = judged[:, 0], judged[:, 1], self.job.windows.documents
         if is_decoder(self.skeleton.architecture):
-            return paired_score(METRICS["perplexity"], ours, dense)
-        return paired_score(COSINE, ours[:, 0], dense[:, 0])
+            return paired_score(METRICS["perplexity"], ours, dense, documents)
+        return paired_score(COSINE, ours[:, 0], dense[:, 0], documents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,14 @@ MOST_LETTERS = 4_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """Tokens (windows, tokens): fitted to, and held out."""
+    """Tokens (windows, tokens): fitted to, and held out.
+
+    documents: (windows held out,), the number of the paragraph in the middle of each: parts of one are alike.
+    """
 
     fit: Tensor
     held: Tensor
+    documents: Tensor
 
 
 def windows_of(skeleton: Skeleton, request: Request) -> Windows:
@@ -44,15 +49,15 @@ def windows_of(skeleton: Skeleton, request: Request) -> Windows:
     around = _around(skeleton, tokenizer)
     inside = length - 2 if around else length
 
-    def cut(path: Path, option: str) -> Tensor:
-        text, _ = text_of(path, option)
-        ids = token_ids(folder, tokenizer, _spread(text)) if text.strip() else torch.empty(0, dtype=torch.long)
+    def cut(path: Path, option: str) -> tuple[Tensor, Tensor]:
+        text = _spread(text_of(path, option)[0])
+        ids = token_ids(folder, tokenizer, text) if text.strip() else torch.empty(0, dtype=torch.long)
         count = len(ids) // inside
         rows = ids[: count * inside].long().reshape(count, inside)
         if around:
             first, last = (torch.full((count, 1), one) for one in around)
             rows = torch.cat([first, rows, last], 1)
-        return rows
+        return rows, _documents(text, (torch.arange(count) + 0.5) * inside / max(1, len(ids)))
 
     def too_short(path: Path, option: str, rows: Tensor, needed: int) -> InvalidData:
         return InvalidData(
@@ -60,18 +65,22 @@ def windows_of(skeleton: Skeleton, request: Request) -> Windows:
             "needed; give a longer text, or fewer tokens to a window (--tokens)."
         )
 
-    rows = cut(request.text, "--text")
+    rows, documents = cut(request.text, "--text")
     if request.held_out is None:
         apart = max(FEWEST, len(rows) // TAIL)
         if len(rows) < FEWEST + apart:
             raise too_short(request.text, "--text", rows, 2 * FEWEST)
-        return Windows(_evenly(rows[:-apart], request.windows), _evenly(rows[-apart:], HELD_OUT))
+        return Windows(
+            _evenly(rows[:-apart], request.windows),
+            _evenly(rows[-apart:], HELD_OUT),
+            _evenly(documents[-apart:], HELD_OUT),
+        )
     if len(rows) < FEWEST:
         raise too_short(request.text, "--text", rows, FEWEST)
-    held = cut(request.held_out, "--held-out")
+    held, documents = cut(request.held_out, "--held-out")
     if len(held) < FEWEST:
         raise too_short(request.held_out, "--held-out", held, FEWEST)
-    return Windows(_evenly(rows, request.windows), _evenly(held, HELD_OUT))
+    return Windows(_evenly(rows, request.windows), _evenly(held, HELD_OUT), _evenly(documents, HELD_OUT))
 
 
 def _around(skeleton: Skeleton, tokenizer: object) -> tuple[int, int] | None:
@@ -94,6 +103,16 @@ def _spread(text: str) -> str:
     pieces = 64
     size, step = MOST_LETTERS // pieces, len(text) // pieces
     return "\n".join(text[at * step : at * step + size] for at in range(pieces))
+
+
+def _documents(text: str, shares: Tensor) -> Tensor:
+    """The number of the paragraph, between blank lines, that lies at each of these shares of a text, by its letters.
+
+    >>> _documents("one\\n\\ntwo, longer", torch.tensor([0.0, 0.5, 0.9])).tolist()
+    [0, 1, 1]
+    """
+    begins = torch.tensor([0, *(found.end() for found in re.finditer(r"\n\s*\n", text))])
+    return torch.searchsorted(begins, (shares * len(text)).long(), right=True) - 1
 
 
 def _evenly(rows: Tensor, count: int) -> Tensor:
