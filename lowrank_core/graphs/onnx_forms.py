@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lowrank_core.errors import InvalidModel, InvalidSettings, few
 
 OPSETS = (7, 23)
@@ -94,7 +96,6 @@ MAY_LACK_OFFSET = 11
 
 def _offsets_said(proto: Any) -> Any:
     """The graph with zeros for what a Gemm has no offset of."""
-    import numpy as np
     from onnx import helper, numpy_helper
 
     proto = inferred(proto)
