@@ -26,7 +26,6 @@ WHOLE = 768
 BLOCK_BYTES = 2**23
 """Memory for one part of the matrix in float64."""
 
-
 Blocks = list[Tensor]
 """The lower triangle of a symmetric matrix: block column j from its diagonal downwards, (n - j * WIDTH, WIDTH)."""
 

@@ -51,7 +51,21 @@ def adapter(
     if sum(rule is not None for rule in (energy, rank, most_bytes)) > 1:
         raise click.UsageError("give one of --energy, --rank and --bytes; --set changes single modules after it.")
     with _unpacked(model) as given:
-        return _resized(model, given, out, energy, rank, most_bytes, chosen)
+        stock = looked_at(given)
+        held = stock.weights.adapter if isinstance(stock, Inventory) else None
+        if held is None:
+            raise InvalidModel(
+                f"{model} is no LoRA adapter: it holds no pairs lora_A and lora_B, or lora_down and lora_up."
+            )
+        ranks = held.ranks
+        if energy is not None:
+            ranks = ranks_for_energy(held, energy)
+        elif rank is not None:
+            ranks = ranks_at_most(held, rank)
+        elif most_bytes is not None:
+            ranks = ranks_within(held, most_bytes)
+        ranks = check_ranks(held, {**ranks, **dict(map(_named, chosen))})
+        return _answer(held, ranks, out)
 
 
 @contextmanager
@@ -68,32 +82,6 @@ def _unpacked(model: str) -> Iterator[str]:
             yield str(folder / next(iter(packed)))
         except LowRankError as error:
             raise type(error)(str(error).replace(f"{folder}/", f"{model}: ")) from error
-
-
-def _resized(
-    model: str,
-    given: str,
-    out: Path | None,
-    energy: float | None,
-    rank: int | None,
-    most_bytes: int | None,
-    chosen: tuple[str, ...],
-) -> Answer:
-    stock = looked_at(given)
-    held = stock.weights.adapter if isinstance(stock, Inventory) else None
-    if held is None:
-        raise InvalidModel(
-            f"{model} is no LoRA adapter: it holds no pairs lora_A and lora_B, or lora_down and lora_up."
-        )
-    ranks = held.ranks
-    if energy is not None:
-        ranks = ranks_for_energy(held, energy)
-    elif rank is not None:
-        ranks = ranks_at_most(held, rank)
-    elif most_bytes is not None:
-        ranks = ranks_within(held, most_bytes)
-    ranks = check_ranks(held, {**ranks, **dict(map(_named, chosen))})
-    return _answer(held, ranks, out)
 
 
 def _named(text: str) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from lowrank_core.commands._options import existing, writing
 from lowrank_core.commands._terminal import ProgressLine, say, score_line
 from lowrank_core.figures import count, duration, how_many, share
 from lowrank_core.running.scope import scope
+from lowrank_core.scoring.scores import Score
 from lowrank_core.store.kinds import EXPORTED
 from lowrank_core.streaming.compress import compressing, look
 from lowrank_core.streaming.request import TOKENS, WINDOWS, Outlook, Request, Step
@@ -96,7 +97,7 @@ def compress(
         "before": asdict(outlook),
         "plan": {name: choice.to_dict() for name, choice in answer.plan.choices},
     }
-    return document, _answer_text(document, outlook, answer.score)
+    return document, _answer_text(document, answer.score)
 
 
 def _before(outlook: Outlook) -> str:
@@ -121,7 +122,7 @@ def _step_line(step: Step) -> str:
     return f"{what} {step.done} of {step.total}: {duration(max(1, step.seconds))}{error}"
 
 
-def _answer_text(document: dict[str, Any], outlook: Outlook, score: Any) -> str:
+def _answer_text(document: dict[str, Any], score: Score) -> str:
     return (
         f"{document['path']}: {document['compressed_layers']} of {document['layers']} layers compressed, "
         f"{count(document['bytes'], 'B')}, {share(document['bytes'] / document['dense_bytes'])} of the bytes.\n"

@@ -58,9 +58,10 @@ def at_opset(proto: Any, opset: int) -> Any:
         raise InvalidSettings(f"--opset must be from {least} to {most}, but got {opset}.")
     now = opset_of(proto)
     if opset < ONE_AXIS <= now:
-        proto = _last_axes_said(proto, opset)
-    if opset < MAY_LACK_OFFSET <= now:
-        proto = _offsets_said(proto)
+        proto = inferred(proto)  # a copy
+        _say_last_axes(proto, opset)
+        if opset < MAY_LACK_OFFSET:
+            _say_offsets(proto)
     changed = proto if opset == now else _converted(proto, range(opset, now) if opset < now else (opset,), opset)
     changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import))
     return changed
@@ -70,11 +71,10 @@ LAST_AXIS_ALONE, ONE_AXIS = {"Softmax", "LogSoftmax", "Hardmax"}, 13
 """Operators that before that opset took all axes from the one they name, which ONNX's converter does not mind."""
 
 
-def _last_axes_said(proto: Any, opset: int) -> Any:
-    """The graph with the axis of these operators said; raises InvalidModel where it is not the last."""
+def _say_last_axes(proto: Any, opset: int) -> None:
+    """Say the axis of these operators, in a graph whose shapes are known; raises InvalidModel if it is not the last."""
     from onnx import helper
 
-    proto = inferred(proto)
     graph = proto.graph
     known = (*graph.input, *graph.output, *graph.value_info)
     last = {value.name: len(value.type.tensor_type.shape.dim) - 1 for value in known}
@@ -87,18 +87,16 @@ def _last_axes_said(proto: Any, opset: int) -> Any:
                 f"ONNX cannot write this network in opset {opset}: {node.op_type} over another axis than the last is "
                 f"another operator before opset {ONE_AXIS}."
             )
-    return proto
 
 
 MAY_LACK_OFFSET = 11
 """Before that opset a Gemm had to have its third input."""
 
 
-def _offsets_said(proto: Any) -> Any:
-    """The graph with zeros for what a Gemm has no offset of."""
+def _say_offsets(proto: Any) -> None:
+    """Give each Gemm without an offset zeros for one, in a graph whose types are known."""
     from onnx import helper, numpy_helper
 
-    proto = inferred(proto)
     for graph in _graphs(proto.graph):
         known = (*graph.input, *graph.output, *graph.value_info)
         types = {value.name: value.type.tensor_type.elem_type for value in known}
@@ -107,7 +105,6 @@ def _offsets_said(proto: Any) -> Any:
                 zeros = np.zeros(1, helper.tensor_dtype_to_np_dtype(types[node.output[0]]))
                 graph.initializer.append(numpy_helper.from_array(zeros, f"{node.output[0]}_offset"))
                 node.input.append(graph.initializer[-1].name)
-    return proto
 
 
 def _converted(proto: Any, versions: Sequence[int], opset: int) -> Any:

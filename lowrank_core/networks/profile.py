@@ -201,10 +201,14 @@ def _parameter(model: nn.Module, layer: Layer, name: str) -> Tensor:
 
 def fingerprint(model: nn.Module) -> str:
     """'sha256:' over sorted name, dtype, shape and bytes of the state_dict; the same on every machine."""
+    state = sorted(model.state_dict().items())
+    return fingerprint_over((name, value) for name, value in state if isinstance(value, Tensor))
+
+
+def fingerprint_over(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The same over tensors that come one at a time, sorted by name."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not isinstance(value, Tensor):
-            continue
+    for name, value in named:
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(octets(value))
     return f"sha256:{digest.hexdigest()}"

@@ -6,7 +6,6 @@ block's factors are fitted from what it sees in both (the thorough correction), 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -24,9 +23,8 @@ from torch.nn.functional import cosine_similarity
 from lowrank_core.compression.variable_projection import sums_kept_in
 from lowrank_core.errors import InvalidData, InvalidFile, InvalidModel, InvalidSettings, few
 from lowrank_core.figures import count
-from lowrank_core.layers.data import octets
 from lowrank_core.layers.spec import LayerSpec
-from lowrank_core.networks.profile import Layer, ModelProfile, Rest, Skipped, is_conv1d, spec_of
+from lowrank_core.networks.profile import Layer, ModelProfile, Rest, Skipped, fingerprint_over, is_conv1d, spec_of
 from lowrank_core.plans.cost import check_plan, plan_cost
 from lowrank_core.plans.plan import RankPlan, read_plan
 from lowrank_core.running.heap import give_back
@@ -247,14 +245,9 @@ def _text_hash(request: Request) -> str:
 
 
 def fingerprint_of(skeleton: Skeleton) -> str:
-    """That of the network opened as a whole, `networks.profile.fingerprint`; reads every byte once."""
-    digest = hashlib.sha256()
+    """That of the network opened as a whole; reads every byte once."""
     names = {name: name for name in skeleton.stored} | skeleton.ties
-    for name, source in sorted(names.items()):
-        tensor = skeleton.stored[source]
-        digest.update(f"{name}|{tensor.dtype}|{tensor.shape}|".encode())
-        digest.update(octets(tensor.whole))
-    return f"sha256:{digest.hexdigest()}"
+    return fingerprint_over((name, skeleton.stored[source].whole) for name, source in sorted(names.items()))
 
 
 def _profile(skeleton: Skeleton, fingerprint: str, tokens: int) -> ModelProfile:
