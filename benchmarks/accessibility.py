@@ -30,6 +30,8 @@ from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
 
 IN_SCHEME = "scheme => getComputedStyle(document.querySelector('[data-testid=stApp]')).colorScheme === scheme"
 PATIENCE_MS = 600_000
+UNFADED = "* {transition: none !important} [data-stale=true] {opacity: 1 !important}"
+"""Streamlit fades what it builds anew; half faded, nothing has the contrast that it is read with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,10 @@ def addresses() -> tuple[str, ...]:
 
 
 def violations(page: Page) -> tuple[str, ...]:
-    """What axe-core finds on the page as it stands: rule, what is wrong, and the element it is wrong of."""
+    """What axe-core finds on the page as it stands, nothing of it fading: rule, what is wrong, and the element."""
+    style = page.add_style_tag(content=UNFADED)
     results: dict[str, Any] = Axe().run(page, options={"resultTypes": ["violations"]}).response
+    style.evaluate("style => style.remove()")
     return tuple(
         f"{violation['id']}: {(node['any'] or node['all'] or node['none'])[0]['message']}: {node['html'][:120]}"
         for violation in results["violations"]
