@@ -23,9 +23,10 @@ from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.store.kinds import EXPORTED
 from lowrank_core.streaming.compress import compress_folder, compressing, look
 from lowrank_core.streaming.request import CompressedFolder, Request
-from lowrank_core.streaming.skeleton import skeleton_of
+from lowrank_core.streaming.skeleton import is_linear, skeleton_of
 from lowrank_core.streaming.windows import windows_of
 from lowrank_core.workspace import Workspace
+from tests.zoo import TimesTransposed
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -47,6 +48,11 @@ def tiny(kind: str) -> nn.Module:
         model = transformers.GPT2LMHeadModel(config)
     elif kind == "bloom":  # its blocks hand on their attention, which nobody takes
         model = transformers.BloomForCausalLM(transformers.BloomConfig(**small, hidden_size=24, n_layer=2, n_head=4))
+    elif kind == "falcon":  # its layers write their product out, and its masks hold positions
+        config = transformers.FalconConfig(
+            **small, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, alibi=True
+        )
+        model = transformers.FalconForCausalLM(config)
     elif kind == "neox":  # its head has another name in files
         config = transformers.GPTNeoXConfig(**small, **wide, max_position_embeddings=64)
         model = transformers.GPTNeoXForCausalLM(config)
@@ -131,7 +137,7 @@ def whole(folder: Path, share: float) -> RankPlan:
     )
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "bloom", "neox", "deberta"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "bloom", "falcon", "neox", "deberta"])
 def test_at_full_rank_a_network_answers_as_before(kind, given, tmp_path):
     folder, text = given(kind)
     answer = compress_folder(folder, text, out=tmp_path / "out", plan=whole(folder, 1.0), **SETTINGS)
@@ -322,6 +328,30 @@ def test_a_network_that_does_not_run_block_by_block_is_refused_in_one_line(kind,
     with pytest.raises(InvalidModel, match=said) as refused:
         compress_folder(folder, text, out=tmp_path / "out", bytes_share=0.85, **SETTINGS)
     assert "\n" not in str(refused.value)
+
+
+class Doubles(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class Scales(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.scale = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * super().forward(x)
+
+
+class AsksForMore(nn.Linear):
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + other
+
+
+def test_a_class_that_is_derived_from_linear_counts_where_it_answers_as_one():
+    assert is_linear(TimesTransposed(4, 3))
+    assert not any(map(is_linear, (Doubles(4, 4), Scales(), AsksForMore(4, 4), nn.Bilinear(4, 4, 4), nn.ReLU())))
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e36])

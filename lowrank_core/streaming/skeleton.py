@@ -20,6 +20,9 @@ from lowrank_core.sources._stored import StoredTensor
 from lowrank_core.sources._weights import Weights
 from lowrank_core.sources.pretrained import answers_alone, architecture, configuration
 
+OF_LINEAR = vars(nn.Linear(1, 1, device="meta")).keys()
+"""What a Linear layer holds; one that holds more may answer by it."""
+
 REAL = {torch.float16, torch.bfloat16, torch.float32}
 """Types that weights are stored in; arithmetic is done in float32."""
 
@@ -77,11 +80,7 @@ class Skeleton:
 
     def linear(self, block: str) -> dict[str, nn.Module]:
         """The Linear layers of a block, by name; among them the Conv1D of GPT-2."""
-        return {
-            f"{block}.{name}": module
-            for name, module in self.blocks[block].named_modules()
-            if is_map(module) and (is_conv1d(module) or isinstance(module, nn.Linear))
-        }
+        return {f"{block}.{name}": module for name, module in self.blocks[block].named_modules() if is_linear(module)}
 
     def fill(self, names: list[str], device: torch.device) -> None:
         """Read tensors of these names into the network, in float32; tied ones share their memory."""
@@ -111,6 +110,28 @@ class Skeleton:
             for name, value in module._buffers.items():
                 if value is not None and not value.is_meta:
                     module._buffers[name] = value.to(device)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a Linear layer, or answers as one; among them the Conv1D of GPT-2."""
+    if is_map(module):
+        return is_conv1d(module) or isinstance(module, nn.Linear)
+    plain = isinstance(module, nn.Linear) and all(name[0] == "_" for name in vars(module).keys() - OF_LINEAR)
+    return plain and _answers_as_linear(module)
+
+
+def _answers_as_linear(module: nn.Module) -> bool:
+    """Whether its class has a `forward` of its own that answers as Linear all the same: Falcon's writes the product."""
+    probe = nn.Linear(5, 3, module.bias is not None, device="meta").to_empty(device="cpu").requires_grad_(False)
+    for parameter in probe.parameters():
+        parameter.copy_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))
+    given = torch.linspace(-2, 1, 40).reshape(2, 4, 5)
+    answers = probe(given)
+    probe.__class__ = type(module)  # type: ignore[assignment]
+    try:
+        return bool(torch.allclose(probe(given), answers, atol=1e-6))
+    except Exception:  # whatever a class of somebody else's does
+        return False
 
 
 def _put(model: nn.Module, name: str, value: Tensor) -> None:
@@ -164,7 +185,7 @@ def _blocks(folder: Path, model: Any) -> dict[str, nn.Module]:
     name = max(lists, key=lambda one: matrices(lists[one]), default=None)
     said = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # ALBERT runs one block several times
     alike = name is not None and said in (None, len(lists[name]))
-    if name is None or not alike or not any(is_map(module) for module in lists[name].modules()):
+    if name is None or not alike or not any(is_linear(module) for module in lists[name].modules()):
         raise InvalidModel(
             f"{folder}: in {type(model).__name__} no list of like blocks with Linear layers is found, so it cannot be "
             "compressed block by block; open it as a whole (search, export --format hf)."
