@@ -16,12 +16,13 @@ from lowrank_core.measure.latency import LatencyTable
 from lowrank_core.measure.ledger import Ledger
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice
-from lowrank_core.predict.sensitivity import divergence
+from lowrank_core.predict.prediction import Point, closed_form_error
+from lowrank_core.predict.sensitivity import divergence, unknown
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import AGREEMENT, RESEMBLANCE, TOP1, Metric
-from lowrank_core.selection import RULES, _whole, make, search
-from lowrank_core.selection._curves import SHARES, asks, best_plan
+from lowrank_core.selection import RULES, _curves, _whole, make, search
+from lowrank_core.selection._curves import AT_FIRST, SHARES, asks, begun, best_plan, expected, followed
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.selection._whole import GLANCE, held_out, judge, mean, scores
 from lowrank_core.sources._opened import Opened
@@ -332,17 +333,19 @@ def test_no_more_samples_are_taken_than_leave_some_to_judge_by(monkeypatch):
 
 def test_the_curves_of_the_thorough_correction_lead_to_another_plan_where_it_diverges_less(small):
     problem, rule = problem_of(small, multiplies=0.4, methods=("svd",)), make("budget", {})
-    poor = problem.plan({"0": Choice("svd", (1,)), "2": Choice("svd", (1,)), "4": Choice("svd", (1,))})
-    ((better, words),) = rule._deeper(problem, [poor], {poor: inf}, rule._samples(problem)).items()
+    poor, every = problem.plan(dict.fromkeys("024", Choice("svd", (1,)))), set(asks(problem))
+    ((better, words),) = rule._deeper(problem, [poor], {poor: inf}, rule._samples(problem), every).items()
     loss = mean(judge(problem)(better))
     assert problem.fits(better)
     assert loss < mean(judge(problem)(poor))
     assert words.startswith("the curves of the thorough correction")
     assert words.endswith(f"divergence {loss:.4f}")
-    assert rule._deeper(problem, [better], {better: inf}, rule._samples(problem)) == {}
-    assert rule._deeper(problem, [poor], {poor: loss}, rule._samples(problem)) == {}  # as good with the quick one
+    assert rule._deeper(problem, [better], {better: inf}, rule._samples(problem), every) == {}
+    assert (
+        rule._deeper(problem, [poor], {poor: loss}, rule._samples(problem), every) == {}
+    )  # as good with the quick one
     uncorrected = replace(problem, corrected=False)
-    assert rule._deeper(uncorrected, [poor], {poor: inf}, rule._samples(problem)) == {}
+    assert rule._deeper(uncorrected, [poor], {poor: inf}, rule._samples(problem), every) == {}
 
 
 class Faint(nn.Module):
@@ -399,3 +402,51 @@ def test_where_all_of_training_calibrates_there_are_curves_of_other_samples_too(
     fitted, other = make("budget", {})._samples(problem_of(taught, multiplies=0.5))
     assert fitted.inputs.equal(taught.calibration.inputs[:64])
     assert other.inputs.equal(held_out(taught).inputs[:64])
+
+
+@pytest.mark.parametrize(("near", "at"), [(set(), ()), ({"svd"}, (0,)), ({"svd"}, (1,)), ({"svd", "cp3"}, (0, 1))])
+def test_of_many_points_methods_far_behind_are_only_glanced_at(near, at, monkeypatch):
+    """By planted losses: all but one method are far behind, save some at some of the two ranks."""
+    model, inputs = nn.Sequential(nn.Conv2d(24, 32, 3), nn.Flatten()).eval(), torch.rand(40, 24, 5, 5)
+    data = Dataset(inputs, torch.zeros(40, dtype=torch.long))
+    workspace = Workspace(Opened("net", "net", "", model, (inputs[:2],), lambda: data, lambda: data, lambda _: TOP1))
+    methods = ("spatial_svd", "svd", "tucker2", "cp3")
+    problem = problem_of(workspace, multiplies=0.5, methods=methods)
+    taken: list[tuple[str, Choice]] = []
+
+    def planted(problem, wanted, data):
+        points = []
+        for name, choice in wanted:
+            taken.append((name, choice))
+            error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
+            ranks = [c.rank for n, c in asks(problem, AT_FIRST) if (n, c.method) == (name, choice.method)]
+            close = choice.method in near and choice.rank in [ranks[place] for place in at]
+            bad = {"svd": 1e6, "tucker2": 1e3, "cp3": 1e6}  # tucker2 has the cheapest rank
+            loss = 1e-6 if close else bad.get(choice.method, 1e-6)
+            points.append(Point(name, choice.method, choice.rank, error, 1.0, loss))
+        return tuple(points)
+
+    monkeypatch.setattr(_curves, "measured", planted)
+    assert len(asks(problem)) <= _curves.MANY
+    assert {(p.layer, Choice(p.method, p.rank)) for p in begun(problem, workspace.calibration)} == set(asks(problem))
+    monkeypatch.setattr(_curves, "MANY", 0)
+    taken.clear()
+    points = begun(problem, workspace.calibration)
+    assert len(taken) == len(set(taken)) == len(points)
+    assert {c.method for _, c in followed(problem, points)} == {"spatial_svd"} | near
+    assert set(taken) == {*asks(problem, AT_FIRST), *followed(problem, points)}
+
+
+def test_a_search_that_glances_first_is_as_good_with_fewer_points(tmp_path, monkeypatch):
+    workspace, rule = Workspace.open("builtin:digits-cnn"), make("budget", {"refine": "0"})
+    problem = replace(problem_of(workspace, multiplies=0.3, folder=tmp_path), methods=_curves.USUAL)
+    (data,) = rule._samples(problem)
+    *_, usual = search(rule, replace(problem, folder=None))
+    monkeypatch.setattr(_curves, "MANY", 0)
+    assert set(expected(problem.quick, data)) == set(asks(problem))
+    *_, answer = search(rule, problem)
+    assert answer.score.value > usual.score.value - 0.01
+    wanted = expected(problem.quick, data)
+    assert len(wanted) < 0.9 * len(asks(problem))
+    assert unknown(workspace, problem.quick.correction, wanted, data, tmp_path) == []
+    assert not [one for one in rule.measurements(problem) if one.samples == len(data) and one.plans == 1]

@@ -19,7 +19,7 @@ from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score
 from lowrank_core.selection import front as find_front
-from lowrank_core.selection._curves import USUAL, asks, measured
+from lowrank_core.selection._curves import USUAL, begun
 from lowrank_core.selection._front import FrontPoint
 from lowrank_core.selection._problem import Problem
 from lowrank_core.workspace import Workspace
@@ -124,7 +124,7 @@ def with_front(found: Findings, problem: Problem, points: tuple[Point, ...] | No
         problem = replace(problem, methods=USUAL)
     if points is None:
         samples = found.workspace.calibration.pick(slice(0, CURVE_SAMPLES))
-        points = measured(problem.quick, asks(problem.quick), samples)
+        points = begun(problem.quick, samples)
     return replace(found, front=find_front(problem, quantity="multiplies", points=points), curves=points)
 
 

@@ -19,7 +19,7 @@ from lowrank_core.layers.spec import Rank
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import Point, change, closed_form_errors
-from lowrank_core.predict.sensitivity import Ask, profile
+from lowrank_core.predict.sensitivity import Ask, profile, unknown
 from lowrank_core.selection._problem import Problem, Quantity
 
 USUAL = (
@@ -40,6 +40,15 @@ SHARES = (0.03, 0.08, 0.3, 0.8)
 ROUNDS = 2
 """Times that the curves are measured at the ranks of the plan they lead to; the second seldom finds much."""
 
+AT_FIRST = SHARES[1:3]
+"""Where there are more than MANY points, those that each method is looked at first."""
+
+MANY = 800
+"""Points of all layers and methods, about those of forty layers."""
+
+FAR_BEHIND, AS_CHEAP = 2.0, 1.1
+"""A method that at every such rank loses so many times what another one does at so many times the cost is left."""
+
 Option = tuple[Choice | None, float]
 """A choice for one layer and what it loses."""
 
@@ -50,14 +59,84 @@ Held = Mapping[str, Choice | None]
 """Layers that are not chosen for, and what they stay; None is dense."""
 
 
-def asks(problem: Problem) -> tuple[Ask, ...]:
-    """The points that the curves begin with: every layer and method at SHARES of its ranks."""
+def asks(problem: Problem, shares: Sequence[float] = SHARES) -> tuple[Ask, ...]:
+    """The points that the curves begin with: every layer and method at shares of its ranks."""
     return tuple(
         (layer.name, Choice(method, rank))
         for layer in problem.layers
         for method in problem.methods_of(layer)
-        for rank in _few(problem.ranks(layer, method))
+        for rank in _few(problem.ranks(layer, method), shares)
     )
+
+
+def begun(problem: Problem, data: Dataset) -> tuple[Point, ...]:
+    """The points that the curves begin with, measured; `followed` tells which curves are whole. Cancelled.
+
+    Of more than MANY those at AT_FIRST, and the others of methods that are not far behind there.
+    """
+    if len(asks(problem)) <= MANY:
+        return measured(problem, asks(problem), data)
+    points = measured(problem, asks(problem, AT_FIRST), data)
+    return with_points(problem, points, _promising(problem, points), data)
+
+
+def with_points(problem: Problem, points: tuple[Point, ...], wanted: Iterable[Ask], data: Dataset) -> tuple[Point, ...]:
+    """The points, and those that are asked for and not among them, which are measured. Cancelled."""
+    known = set(map(_ask, points))
+    return points + measured(problem, [ask for ask in wanted if ask not in known], data)
+
+
+def expected(problem: Problem, data: Dataset) -> tuple[Ask, ...]:
+    """What `begun` measures, at most, by what is kept in the problem's folder."""
+    glance = asks(problem, AT_FIRST)
+    if len(asks(problem)) <= MANY or unknown(problem.workspace, problem.correction, glance, data, problem.folder):
+        return asks(problem)
+    return tuple(dict.fromkeys((*glance, *_promising(problem, measured(problem, glance, data)))))
+
+
+def followed(problem: Problem, points: Iterable[Point]) -> tuple[Ask, ...]:
+    """Of `asks` those of methods whose points are all there."""
+    known = set(map(_ask, points))
+    left = {(name, choice.method) for name, choice in asks(problem) if (name, choice) not in known}
+    return tuple((name, choice) for name, choice in asks(problem) if (name, choice.method) not in left)
+
+
+def _ask(point: Point) -> Ask:
+    return point.layer, Choice(point.method, point.rank)
+
+
+def _promising(problem: Problem, points: Sequence[Point]) -> tuple[Ask, ...]:
+    """Of `asks` those of methods that are not far behind another one of their layer at each of these points.
+
+    A point that takes less than all that others offer tells nothing.
+    """
+    of_layer: dict[str, dict[str, list[Point]]] = {}
+    for point in points:
+        of_layer.setdefault(point.layer, {}).setdefault(point.method, []).append(point)
+    behind = set()
+    for layer in problem.layers:
+        curves = of_layer.get(layer.name, {})
+        options = {method: _options(problem, layer, curve) for method, curve in curves.items()}
+        costs = {method: _costs(problem, layer, [choice for choice, _ in menu]) for method, menu in options.items()}
+        for method, curve in curves.items():
+            far = []
+            for point, cost in zip(curve, _costs(problem, layer, [c for _, c in map(_ask, curve)]), strict=True):
+                rivals = [
+                    loss
+                    for other in curves.keys() - {method}
+                    for (_, loss), theirs in zip(options[other], costs[other], strict=True)
+                    if (theirs <= AS_CHEAP * cost).all()
+                ]
+                if rivals:
+                    far.append(point.loss > FAR_BEHIND * min(rivals))
+            if far and all(far):
+                behind.add((layer.name, method))
+    return tuple((name, choice) for name, choice in asks(problem) if (name, choice.method) not in behind)
+
+
+def _costs(problem: Problem, layer: Layer, choices: Sequence[Choice | None]) -> Array:
+    """(choices, 2): multiplies and bytes."""
+    return np.array([problem.layer_amounts(layer, choices, quantity) for quantity in ("multiplies", "bytes")]).T
 
 
 def measured(problem: Problem, wanted: Iterable[Ask], data: Dataset) -> tuple[Point, ...]:
@@ -124,11 +203,9 @@ def sharpened(problem: Problem, points: tuple[Point, ...], data: Dataset) -> tup
     """
     for _ in range(ROUNDS):
         plan = best_plan(problem, menus_of(problem, points), dict(problem.budgets)).plain
-        known = {(p.layer, p.method, p.rank) for p in points}
-        new = [(name, c) for name, c in plan.choices if (name, c.method, c.rank) not in known]
-        if not new:
+        before, points = points, with_points(problem, points, plan.choices, data)
+        if points == before:
             break
-        points += measured(problem, new, data)
     return points
 
 
@@ -240,6 +317,6 @@ def least_amount(problem: Problem, menus: Menus, quantity: Quantity) -> float:
     return problem.amount(quantity) - saved
 
 
-def _few(ranks: tuple[Rank, ...]) -> tuple[Rank, ...]:
-    """Of ascending ranks those at SHARES of their number, each once."""
-    return tuple(dict.fromkeys(ranks[max(0, round(share * len(ranks)) - 1)] for share in SHARES))
+def _few(ranks: tuple[Rank, ...], shares: Sequence[float]) -> tuple[Rank, ...]:
+    """Of ascending ranks those at shares of their number, each once."""
+    return tuple(dict.fromkeys(ranks[max(0, round(share * len(ranks)) - 1)] for share in shares))

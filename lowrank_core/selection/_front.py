@@ -24,7 +24,7 @@ from lowrank_core.predict.prediction import Point
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report
 from lowrank_core.scoring.scores import Score
-from lowrank_core.selection._curves import USUAL, Held, Table, asks, measured, menus_of, no_plan
+from lowrank_core.selection._curves import USUAL, Held, Table, begun, menus_of, no_plan
 from lowrank_core.selection._problem import Problem, Quantity
 
 BUDGETS = 40
@@ -86,7 +86,7 @@ def front(
     quick, asked = problem.quick, dict(problem.budgets)
     of: Quantity = quantity if quantity is not None else next(iter(asked), "multiplies")
     if points is None:
-        points = measured(quick, asks(quick), _samples(quick, samples))
+        points = begun(quick, _samples(quick, samples))
     menus, dense = menus_of(quick, points, held), problem.amount(of)
     table = Table.of(quick, menus, (of, *(other for other in asked if other != of)))
     limits = {*(dense * number / budgets for number in range(1, budgets + 1)), min(asked.get(of, dense), dense)}

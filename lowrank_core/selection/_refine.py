@@ -13,7 +13,7 @@ from lowrank_core.errors import InvalidSearch
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
-from lowrank_core.selection._curves import Table, asks, measured, menus_of
+from lowrank_core.selection._curves import Table, begun, menus_of, with_points
 from lowrank_core.selection._problem import Problem, Trial
 from lowrank_core.selection._whole import Judge, both_fall, judge, mean
 
@@ -52,8 +52,8 @@ def refine(problem: Problem, plan: RankPlan, *, moves: int = 24, samples: int = 
     if locked:
         raise InvalidSearch(f"the plan compresses {locked[0]!r}, which is locked or has no method that pays here.")
     quick = problem.quick
-    wanted = tuple(dict.fromkeys((*asks(problem), *plan.choices)))
-    points = measured(quick, wanted, problem.workspace.calibration.pick(slice(0, samples)))
+    data = problem.workspace.calibration.pick(slice(0, samples))
+    points = with_points(quick, begun(quick, data), plan.choices, data)
     table = Table.of(quick, menus_of(quick, points), dict(problem.budgets))
     judged = judge(quick)
     yield problem.trial(plan, f"divergence {mean(judged(plan)):.4f}")

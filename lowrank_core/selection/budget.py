@@ -12,7 +12,7 @@ from lowrank_core.figures import how_many
 from lowrank_core.layers.data import Dataset, data_hash
 from lowrank_core.measure.effort import Measurements
 from lowrank_core.plans.plan import RankPlan
-from lowrank_core.predict.sensitivity import unknown
+from lowrank_core.predict.sensitivity import Ask, unknown
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import report
 from lowrank_core.scoring.scores import Score
@@ -25,7 +25,10 @@ from lowrank_core.selection._curves import (
     Menus,
     Table,
     asks,
+    begun,
     best_plan,
+    expected,
+    followed,
     least_amount,
     measured,
     menus_of,
@@ -55,7 +58,8 @@ class Budget:
 
     The loss of each layer at four ranks per method, and at those that a first plan takes, is measured as the divergence
     of the network's outputs on a few calibration samples, and on as many others where all of training calibrate;
-    between them it follows the closed-form error, log against log. An exact knapsack then chooses. Its plan is judged
+    between them it follows the closed-form error, log against log; of more than 800 points those of
+    methods that lose twice what another one does at the same cost are left out. An exact knapsack then chooses. Its plan is judged
     as a whole beside those of `uniform` and `balf`, then plans near the one that diverges least; the answer is the one
     that scores best on the evaluation samples of a trial; of equals the one that diverges least. Factors are corrected
     the quick way, until the last plans are scored with the correction that the answer has. The curves of the methods in
@@ -101,8 +105,9 @@ class Budget:
     def measurements(self, problem: Problem) -> Iterator[Measurements]:
         """Points of single layers that are not kept from an earlier search, then whole plans."""
         workspace, quick = problem.workspace, problem.quick
+        wanted = expected(quick, self._samples(problem)[0])
         for data in self._samples(problem):
-            for name, choice in unknown(workspace, quick.correction, asks(problem), data, problem.folder):
+            for name, choice in unknown(workspace, quick.correction, wanted, data, problem.folder):
                 yield Measurements(1, len(data), name, choice.method)
             if problem.max_drop is None:
                 for layer in problem.layers:
@@ -139,7 +144,7 @@ class Budget:
 
     def menus(self, problem: Problem) -> Menus:
         """What each layer of the problem may become and what that loses on calibration samples, by its first points."""
-        return menus_of(problem, measured(problem.quick, asks(problem), self._samples(problem)[0]))
+        return menus_of(problem, begun(problem.quick, self._samples(problem)[0]))
 
     def _whole(self, problem: Problem) -> Iterator[Trial]:
         """Plans judged as a whole: by how far the network diverges, then the best of ours and RIVALS by their score."""
@@ -157,7 +162,8 @@ class Budget:
                 if losses[plan] == min(losses.values()):
                     yield quick.trial(plan, to[plan])
 
-        curves = [measured(quick, asks(problem), data) for data in samples]
+        curves = [begun(quick, samples[0])]
+        curves += [measured(quick, followed(quick, curves[0]), data) for data in samples[1:]]
         for number, (points, data) in enumerate(zip(curves, samples, strict=True)):
             name = "the curves of other samples" if number else "the curves"
             first = Table.of(quick, menus_of(quick, points), limits)
@@ -179,14 +185,20 @@ class Budget:
                 losses[plan], ours[plan] = loss, words
                 yield quick.trial(plan, words)
         first_ones = sorted(ours, key=losses.__getitem__)[: len(samples)]
-        deeper = self._deeper(problem, first_ones, losses, samples)
+        deeper = self._deeper(problem, first_ones, losses, samples, set(followed(quick, curves[0])))
         yield from _answered(problem, {plan: ours[plan] for plan in first_ones if not deeper} | rivals, deeper, losses)
 
     def _deeper(
-        self, problem: Problem, plans: list[RankPlan], quick: dict[RankPlan, float], samples: list[Dataset]
+        self,
+        problem: Problem,
+        plans: list[RankPlan],
+        quick: dict[RankPlan, float],
+        samples: list[Dataset],
+        asked: set[Ask],
     ) -> dict[RankPlan, str]:
         """The plan of curves with the thorough correction, by the methods that the best of these plans takes, with
-        words for it; nothing where it diverges no less than they do with either correction. quick: how far they do.
+        words for it; nothing where it diverges no less than they do with either correction. quick: how far they do;
+        asked: the points that its curves begin with.
 
         The lower a rank, the more a thorough correction wins, so that its curves lead to other ranks.
         """
@@ -196,8 +208,9 @@ class Budget:
         losses = {plan: min(quick[plan], mean(judged(plan))) for plan in plans}
         thorough = replace(problem, methods=tuple(dict.fromkeys(choice.method for _, choice in plans[0].choices)))
         limits, tables = dict(problem.budgets), dict[RankPlan, Table]()
+        wanted = [ask for ask in asks(thorough) if ask in asked]
         for data in samples if plans[0].choices else []:
-            points = sharpened(thorough, measured(thorough, asks(thorough), data), data)
+            points = sharpened(thorough, measured(thorough, wanted, data), data)
             table = Table.of(thorough, menus_of(thorough, points), limits)
             if (options := table.best(limits)) is not None and (plan := table.plan(options)) not in losses:
                 losses[plan], tables[plan] = mean(judged(plan)), table
