@@ -117,6 +117,46 @@ def test_a_dense_plan_is_certain_and_scores_that_differ_where_nothing_changes_ar
     assert width(found) < 0.03
 
 
+@pytest.mark.parametrize("table", [TABLE, RISING], ids=["falling", "rising"])
+def test_plans_may_lose_more_than_noise_ever_does(table):
+    """As where a network answers one class for all, which noise of any size does not come to."""
+    most = 1.15 * abs(table.score[0] - table.score[-1])
+
+    def truth(z: float) -> float:
+        return lost(z, table) if z < 1.0 else most
+
+    draw = Random(2)
+    joints = tuple(Joint(c.each, 0.0, truth(z)) for c, z in (drawn(draw) for _ in range(48)) if c.sum)
+    known = residuals(Context(tuple("abcde"), (), 1.0, joints), table)
+    heavy = [c for c, z in (drawn(draw) for _ in range(300)) if z > 3]
+    found = [predicted(c, table, known) for c in heavy]
+    ends = [sorted(abs(table.score[0] - end) for end in (f.low, f.high)) for f in found]
+    assert sum(low <= most <= high for low, high in ends) >= 0.85 * len(heavy)
+    assert max(abs(table.score[0] - f.value) for f in found) > abs(table.score[0] - table.score[-1])
+
+
+@pytest.mark.parametrize(
+    ("unit", "amounts"),
+    [(0.01, [0] * 6 + [1]), (0.03, [0] * 11 + [1, 2]), (0.03, [0] * 10 + [1, 2, 3]), (0.04, [0] * 5 + [1])],
+    ids=str,
+)
+def test_small_losses_that_no_variance_tells_apart_are_covered(unit, amounts):
+    """Where noise as small as this says nothing, and a few of the plans lose a little all the same."""
+    draw = Random(3)
+
+    def slight() -> tuple[Changes, float]:
+        return Changes((exp(draw.uniform(-16, -12)),) * LAYERS, 0.0), unit * draw.choice(amounts)
+
+    light = [Joint(c.each, 0.0, some) for c, some in (slight() for _ in range(24))]
+    heavy = [Joint(c.each, 0.0, lost(z)) for c, z in (drawn(draw, 0.05) for _ in range(36)) if c.sum]
+    known = residuals(Context(tuple("abcde"), (), 1.0, (*light, *heavy)), TABLE)
+    tested = [slight() for _ in range(200)]
+    found = [predicted(changes, TABLE, known) for changes, _ in tested]
+    inside = sum(f.low <= TABLE.score[0] - some <= f.high for f, (_, some) in zip(found, tested, strict=True))
+    assert inside >= 0.88 * len(tested)
+    assert max(map(width, found)) < 0.15
+
+
 def test_doubt_grows_with_the_distance_from_the_nearest_measured_rank_and_is_largest_without_any():
     found = curves([point(0.01, 0.1), point(0.25, 9.0)])
 

@@ -41,6 +41,8 @@ GRAIN, GRAIN_OF_LOSS = 0.03, 0.05
 USUAL_REACH, USUAL_PLANS = 2.0, 6
 """Standard deviations that cover, before plans are measured, and how many measured ones that weighs as much as."""
 
+USUAL_SHARES = (0.1, 0.25, 0.4, 0.55, 0.8, 1.2)
+"""Of these standard deviations, what a few plans need."""
 
 BEYOND = 3.0
 """How far beyond the table a log variance counts."""
@@ -76,6 +78,7 @@ class Residuals:
 
     scale: of the summed variance. centre: the log variance at which `much` is lost. own: what a plan has of its own.
     reach: standard deviations that cover. offset: what is lost where nothing changes; grain: and by how much it varies.
+    most: what is lost BEYOND the table, where measured plans lose more than noise does.
     logs, noise (N,), severities, shares (N, layers): of the measured plans. weights (N,), inverse (N, N): the process.
     """
 
@@ -86,6 +89,7 @@ class Residuals:
     reach: float = USUAL_REACH
     offset: float = 0.0
     grain: float = 0.0
+    most: float = 0.0
     logs: tuple[float, ...] = ()
     noise: tuple[float, ...] = ()
     severities: tuple[tuple[float, ...], ...] = ()
@@ -128,15 +132,18 @@ def predicted(changes: Changes, table: NoiseTable, known: Residuals) -> Predicti
 @lru_cache(maxsize=64)
 def residuals(context: Context, table: NoiseTable) -> Residuals:
     """What the plans of a context say of all others; without any, what is usual."""
-    limit = much(table)
-    known = Residuals(context.scale, float(_inverted(_numbers([limit]), table)[0]), limit, grain=GRAIN * limit)
+    limit, most = much(table), _most(table)
+    known = Residuals(context.scale, 0.0, limit, grain=GRAIN * limit, most=most)
+    known = replace(known, centre=float(_inverted(_numbers([limit]), table, known)[0]))
     joints = [joint for joint in context.joints if sum(joint.changes) > 0]
     if not joints:
         return known
     lost, plans = _losses(joints), _plans(joints, table, known)
+    known = replace(known, most=max(most, *lost.tolist()))
     known = _with_offset(known, _left_out(_fitted(known, plans, lost, table), plans)[0], lost, table)
     fits = [_fitted(replace(known, own=own), plans, lost, table) for own in OWNS]
-    return min((_judged(fit, plans, lost, table) for fit in fits), key=lambda judged: judged[0])[1]
+    judged = min((_judged(fit, plans, lost, table) for fit in fits), key=lambda judged: judged[0])[1]
+    return _with_grain(judged, plans, lost, table)
 
 
 def with_measured(known: Residuals, joints: Sequence[Joint], table: NoiseTable) -> Residuals:
@@ -146,7 +153,11 @@ def with_measured(known: Residuals, joints: Sequence[Joint], table: NoiseTable) 
     tell of each other says little of how wide an interval must be.
     """
     joints = [joint for joint in joints if sum(joint.changes) > 0]
-    return _fitted(known, _plans(joints, table, known), _losses(joints), table) if joints else known
+    if not joints:
+        return known
+    lost = _losses(joints)
+    known = replace(known, most=max(known.most, *lost.tolist()))
+    return _fitted(known, _plans(joints, table, known), lost, table)
 
 
 def _losses(joints: Sequence[Joint]) -> Tensor:
@@ -155,7 +166,7 @@ def _losses(joints: Sequence[Joint]) -> Tensor:
 
 def _with_offset(known: Residuals, logs: Tensor, lost: Tensor, table: NoiseTable) -> Residuals:
     """With the mean loss of plans that are predicted to lose next to nothing, and how much it varies."""
-    light = lost[(_at(logs, table) < SLIGHT * known.much) & (lost.abs() < known.much / 2)]
+    light = lost[(_at(logs, table, known) < SLIGHT * known.much) & (lost.abs() < known.much / 2)]
     offset = float(light.sum()) / (len(light) + 2)
     squares = float((light - offset).square().sum()) + USUAL_PLANS * known.grain**2
     return replace(known, offset=offset, grain=(squares / (len(light) + USUAL_PLANS)) ** 0.5)
@@ -167,8 +178,8 @@ def _fitted(known: Residuals, plans: _Plans, lost: Tensor, table: NoiseTable) ->
     A measured loss is a log variance give or take what the loss itself is uncertain by: much, where the table is flat.
     """
     grain = _grain(lost.clamp_min(0), known)
-    bare = lost - known.offset * _fade(lost, table)
-    at, below, above = (_inverted(bare + step * grain, table) for step in (0, -1, 1))
+    bare = lost - known.offset * _fade(lost, known)
+    at, below, above = (_inverted(bare + step * grain, table, known) for step in (0, -1, 1))
     noise = ((above - below) / 2).square() + plans.doubt.square() + 1e-4
     inverse = torch.linalg.inv(_kernel(plans, plans, known) + noise.diag())
     return replace(
@@ -193,20 +204,41 @@ def _left_out(known: Residuals, plans: _Plans) -> tuple[Tensor, Tensor]:
 def _judged(known: Residuals, plans: _Plans, lost: Tensor, table: NoiseTable) -> tuple[float, Residuals]:
     """The mean interval score (Gneiting and Raftery 2007, 6.2) of plans left out, by its root; and with the reach."""
     mean, deviation = _left_out(known, plans)
-    known = replace(known, reach=_reach(mean, deviation, lost, table, known))
+    known = replace(known, reach=_covering(_needed(mean, deviation, lost, table, known)))
     _, low, high = _lost(mean, deviation, table, known)
     missed = (low - lost).clamp_min(0) + (lost - high).clamp_min(0)
     return (high - low + 2 / (1 - COVERED) * missed).sqrt().mean().item(), known
 
 
-def _reach(mean: Tensor, deviation: Tensor, lost: Tensor, table: NoiseTable, known: Residuals) -> float:
-    """Standard deviations that cover, by plans left out and, while they are few, by what is usual."""
+def _with_grain(known: Residuals, plans: _Plans, lost: Tensor, table: NoiseTable) -> Residuals:
+    """With a grain by which as many are covered of the plans that are predicted to lose next to nothing as of all.
+
+    And as many of all as should be, where none of REACHES covers them, as of losses that no variance tells apart.
+    """
+    mean, deviation = _left_out(known, plans)
+    needed = _needed(mean, deviation, lost, table, known)[_at(mean, table, known) < SLIGHT * known.much]
+    reach = _covering(needed, known.reach / USUAL_SHARES[-1])
+    known = replace(known, grain=known.grain * max(1.0, reach / known.reach))
+    if known.reach < REACHES[-1]:
+        return known
+    middle, low, high = _lost(mean, deviation, table, replace(known, grain=0.0))
+    beyond = (lost - middle).square() - torch.where(lost > middle, high - middle, middle - low).square()
+    needed = beyond.clamp_min(0).sqrt() / known.reach
+    return replace(known, grain=max(known.grain, _covering(needed, known.grain)))
+
+
+def _needed(mean: Tensor, deviation: Tensor, lost: Tensor, table: NoiseTable, known: Residuals) -> Tensor:
+    """Of each plan left out the standard deviations that reach what it loses."""
     needed = torch.full_like(lost, REACHES[-1])
     for reach in reversed(REACHES):
         _, low, high = _lost(mean, deviation, table, replace(known, reach=reach))
         needed[(low <= lost) & (lost <= high)] = reach
-    usual = [USUAL_REACH * share for share in (0.1, 0.25, 0.4, 0.55, 0.8, 1.2)]
-    ranked = sorted([*needed.tolist(), *usual])
+    return needed
+
+
+def _covering(needed: Tensor, usual: float = USUAL_REACH) -> float:
+    """Standard deviations that cover, by what plans left out need and, while they are few, by what is usual."""
+    ranked = sorted([*needed.tolist(), *(usual * share for share in USUAL_SHARES)])
     return float(ranked[min(len(ranked), ceil(COVERED * (len(ranked) + 1))) - 1])
 
 
@@ -216,9 +248,9 @@ REACHES = tuple(0.05 * step for step in range(1, 121))
 
 def _lost(mean: Tensor, deviation: Tensor, table: NoiseTable, known: Residuals) -> tuple[Tensor, Tensor, Tensor]:
     """(middle, low, high) of what is lost at these log variances: through the table, and by its own grain."""
-    middle = _at(mean, table)
-    low, high = (_at(mean + step * known.reach * deviation, table) for step in (-1, 1))
-    grain, shift = known.reach * _grain(middle, known), known.offset * _fade(middle, table)
+    middle = _at(mean, table, known)
+    low, high = (_at(mean + step * known.reach * deviation, table, known) for step in (-1, 1))
+    grain, shift = known.reach * _grain(middle, known), known.offset * _fade(middle, known)
     below, above = ((middle - end).square().add(grain.square()).sqrt() for end in (low, high))
     return middle + shift, middle - below + shift, middle + above + shift
 
@@ -227,10 +259,9 @@ def _grain(lost: Tensor, known: Residuals) -> Tensor:
     return known.grain + GRAIN_OF_LOSS * lost
 
 
-def _fade(lost: Tensor, table: NoiseTable) -> Tensor:
+def _fade(lost: Tensor, known: Residuals) -> Tensor:
     """How much of the offset is left: all where nothing is lost, none where all is."""
-    most = abs(table.score[0] - table.score[-1])
-    return (1 - lost / most).clamp(0, 1) if most > 0 else torch.ones_like(lost)
+    return (1 - lost / known.most).clamp(0, 1) if known.most > 0 else torch.ones_like(lost)
 
 
 # ---- plans as the process sees them ---------------------------------------------------------------------------------
@@ -281,25 +312,31 @@ def _sign(table: NoiseTable) -> int:
 
 def much(table: NoiseTable) -> float:
     """What counts as much lost: 10 points of a share, else a tenth of the dense score."""
-    dense, most = table.score[0], abs(table.score[0] - table.score[-1])
+    dense, most = table.score[0], _most(table)
     return 0.1 if _sign(table) == 1 and 0 < dense <= 1 else abs(dense) / 10 or most / 12 or 1.0
 
 
-def _at(logs: Tensor, table: NoiseTable) -> Tensor:
+def _at(logs: Tensor, table: NoiseTable, known: Residuals) -> Tensor:
     """What is lost at these log variances."""
-    knots, drops = _knots(table)
+    knots, drops = _knots(table, known)
     return _between(knots, drops, logs)
 
 
-def _inverted(lost: Tensor, table: NoiseTable) -> Tensor:
-    """The log variances at which so much is lost; the table's ends beyond it."""
-    knots, drops = _knots(table)
-    rising = drops + torch.arange(len(drops)) * (1e-9 * much(table))
+def _inverted(lost: Tensor, table: NoiseTable, known: Residuals) -> Tensor:
+    """The log variances at which so much is lost; the ends beyond it."""
+    knots, drops = _knots(table, known)
+    rising = drops + torch.arange(len(drops)) * (1e-9 * known.much)
     return _between(rising, knots, lost)
 
 
-def _knots(table: NoiseTable) -> tuple[Tensor, Tensor]:
-    return _numbers(table.log_variance), _sign(table) * (table.score[0] - _numbers(table.score))
+def _knots(table: NoiseTable, known: Residuals) -> tuple[Tensor, Tensor]:
+    drops = _sign(table) * (table.score[0] - _numbers(table.score))
+    logs = _numbers([*table.log_variance, table.log_variance[-1] + BEYOND])
+    return logs, torch.cat([drops, _numbers([max(float(drops[-1]), known.most)])])
+
+
+def _most(table: NoiseTable) -> float:
+    return abs(table.score[0] - table.score[-1])
 
 
 def _between(knots: Tensor, values: Tensor, x: Tensor) -> Tensor:

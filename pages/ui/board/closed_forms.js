@@ -233,11 +233,12 @@ function predict(model, choices) {
   const mean = plan.log + kernel.reduce((total, k, i) => total + k * known.weights[i], 0);
   const told = kernel.reduce((total, k, i) => total + k * kernel.reduce((row, other, j) => row + other * known.inverse[i][j], 0), 0);
   const deviation = Math.sqrt(Math.max(0, inCommon(constants, known, plan, plan) + changes.doubt ** 2 - told));
-  const sign = t.score[t.score.length - 1] <= t.score[0] ? 1 : -1, most = Math.abs(t.score[0] - t.score[t.score.length - 1]);
-  const lost = z => sign * (t.score[0] - between(t.log_variance, t.score, z));
+  const sign = t.score[t.score.length - 1] <= t.score[0] ? 1 : -1, drops = t.score.map(score => sign * (t.score[0] - score));
+  const knots = [...t.log_variance, ends[1] + constants.beyond];
+  const lost = z => between(knots, [...drops, Math.max(drops[drops.length - 1], known.most)], z);
   const middle = lost(mean), reach = known.reach * deviation;
   const grain = known.reach * (known.grain + constants.grain_of_loss * middle);
-  const shift = known.offset * (most > 0 ? 1 - middle / most : 1);
+  const shift = known.offset * (known.most > 0 ? Math.min(1, Math.max(0, 1 - middle / known.most)) : 1);
   const score = loss => dense - sign * (loss + shift);
   const outer = [middle - Math.hypot(middle - lost(mean - reach), grain), middle + Math.hypot(lost(mean + reach) - middle, grain)];
   const [low, high] = outer.map(score).sort((a, b) => a - b);
