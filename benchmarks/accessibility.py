@@ -30,6 +30,9 @@ from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
 
 IN_SCHEME = "scheme => getComputedStyle(document.querySelector('[data-testid=stApp]')).colorScheme === scheme"
 PATIENCE_MS = 600_000
+STYLED = "[data-testid=stHtml] > style"
+"""The page's own style; the browser loads the part of Streamlit that brings it when the first text may be there."""
+
 UNFADED = "* {transition: none !important} [data-stale=true] {opacity: 1 !important}"
 """Streamlit fades what it builds anew; half faded, nothing has the contrast that it is read with."""
 
@@ -52,6 +55,7 @@ def addresses() -> tuple[str, ...]:
 
 def violations(page: Page) -> tuple[str, ...]:
     """What axe-core finds on the page as it stands, nothing of it fading: rule, what is wrong, and the element."""
+    page.wait_for_selector(STYLED, state="attached", timeout=PATIENCE_MS)
     style = page.add_style_tag(content=UNFADED)
     results: dict[str, Any] = Axe().run(page, options={"resultTypes": ["violations"]}).response
     style.evaluate("style => style.remove()")
