@@ -82,11 +82,13 @@ def _rounded(top: Rank, part: float) -> Rank:
     return tuple(min(t, max(1, int(part * t + half))) for t, half in zip(top, halves, strict=True))
 
 
-def lost(score: Score) -> str:
-    """'1.3 (0.9 to 1.8)': points lost with the paired interval."""
+def lost(score: Score, unit: int = 100) -> str:
+    """'1.3 (0.9 to 1.8)': points lost with the paired interval; with a unit of 1 what a score is that is no share."""
     if score.drop_low is None or score.drop_high is None:
-        return f"{100 * score.drop:.2f}"
-    return f"{100 * score.drop:.2f} ({100 * score.drop_low:.1f} to {100 * score.drop_high:.1f})"
+        return f"{unit * score.drop:.2f}"
+    digits = 1 if unit == 100 else 2
+    low, high = (f"{unit * end:.{digits}f}" for end in (score.drop_low, score.drop_high))
+    return f"{unit * score.drop:.2f} ({low} to {high})"
 
 
 def measured(workspace: Workspace, model: nn.Module, reference: Reference, samples: int) -> str:
@@ -102,7 +104,7 @@ def measured(workspace: Workspace, model: nn.Module, reference: Reference, sampl
     if reference not in _DENSE:
         parts = (data.pick(slice(at, at + BATCH)) for at in range(0, len(data), BATCH))
         _DENSE[reference] = joined(run(workspace.model, part, reference.outputs) for part in parts)
-    return f"{lost(score)}; {divergence(workspace.metric, joined(kept), _DENSE[reference]):.4f}"
+    return f"{lost(score, 100 if workspace.metric.share else 1)}; {divergence(workspace.metric, joined(kept), _DENSE[reference]):.4f}"
 
 
 _DENSE: dict[Reference, Outputs] = {}
@@ -161,9 +163,11 @@ def main() -> None:
                     columns = [f"{share} % {quantity} ({kept:,})", method, samples, *row, *seconds]
                     print(f"| {' | '.join(columns)} |", flush=True)
     dense = final_score(evaluate(workspace.model, reference, samples=options.samples))
+    share = workspace.metric.share
+    what = f"Points of {dense.metric} lost of {100 * dense.dense:.2f} %" if share else f"{dense.metric} lost"
+    what += "" if share else f", of the dense network {dense.dense:.2f}"
     print(
-        f"\nPoints of {dense.metric} lost of {100 * dense.dense:.2f} %, {dense.samples:,} samples; "
-        "in brackets the paired 95 % interval, behind the semicolon the divergence."
+        f"\n{what}, {dense.samples:,} samples; in brackets the paired 95 % interval, behind the semicolon the divergence."
     )
 
 
