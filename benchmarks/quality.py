@@ -104,7 +104,8 @@ def measured(workspace: Workspace, model: nn.Module, reference: Reference, sampl
     if reference not in _DENSE:
         parts = (data.pick(slice(at, at + BATCH)) for at in range(0, len(data), BATCH))
         _DENSE[reference] = joined(run(workspace.model, part, reference.outputs) for part in parts)
-    return f"{lost(score, 100 if workspace.metric.share else 1)}; {divergence(workspace.metric, joined(kept), _DENSE[reference]):.4f}"
+    apart = divergence(workspace.metric, joined(kept), _DENSE[reference])
+    return f"{lost(score, 100 if workspace.metric.share else 1)}; {apart:.4f}"
 
 
 _DENSE: dict[Reference, Outputs] = {}
@@ -163,11 +164,12 @@ def main() -> None:
                     columns = [f"{share} % {quantity} ({kept:,})", method, samples, *row, *seconds]
                     print(f"| {' | '.join(columns)} |", flush=True)
     dense = final_score(evaluate(workspace.model, reference, samples=options.samples))
-    share = workspace.metric.share
-    what = f"Points of {dense.metric} lost of {100 * dense.dense:.2f} %" if share else f"{dense.metric} lost"
-    what += "" if share else f", of the dense network {dense.dense:.2f}"
+    what = f"Points of {dense.metric} lost of {100 * dense.dense:.2f} %"
+    if not workspace.metric.share:
+        what = f"{dense.metric.capitalize()} lost, of the dense network {dense.dense:.2f}"
     print(
-        f"\n{what}, {dense.samples:,} samples; in brackets the paired 95 % interval, behind the semicolon the divergence."
+        f"\n{what}, {dense.samples:,} samples; "
+        "in brackets the paired 95 % interval, behind the semicolon the divergence."
     )
 
 
