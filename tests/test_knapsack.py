@@ -6,9 +6,10 @@ from itertools import product
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from lowrank_core.algebra import knapsack
-from lowrank_core.algebra.knapsack import cheapest_loss, cheapest_losses
+from lowrank_core.algebra.knapsack import Descent, cheapest_loss, cheapest_losses
 
 
 def brute_force(losses, costs, limits):
@@ -87,3 +88,45 @@ def test_the_solver_writes_nothing_where_the_answer_belongs():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "40\n"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_alike_are_near_the_bound_after_few_nodes(seed, monkeypatch):
+    """As the blocks of a deep network: the solver could look at their permutations for minutes."""
+    rng, solved = np.random.default_rng(seed), []
+    ranks = np.arange(1.0, 49)
+    losses = [rng.uniform(0.9, 1.1) * (1 - ranks / 48) ** rng.uniform(1.8, 2.2) for _ in range(50)]
+    costs = [ranks * 192 for _ in range(50)]
+
+    def solver(*args, **kwargs):
+        solved.append(kwargs["options"].get("node_limit"))
+        return scipy.optimize.milp(*args, **kwargs)
+
+    monkeypatch.setattr(knapsack, "milp", solver)
+    limit = 0.4 * sum(cost.max() for cost in costs) + 37.0  # of which nothing can be made
+    found = cheapest_loss(losses, [cost[:, None] for cost in costs], np.array([limit]))
+    joined = np.concatenate(losses), np.concatenate(costs), np.repeat(np.arange(50), 48)
+    descent = Descent.of(*joined)
+    _, bound = descent.bound(descent.to(limit), limit)
+    loss = sum(group[option] for group, option in zip(losses, found, strict=True))
+    assert bound - 1e-9 <= loss <= min(1.005 * bound, descent.to(limit).loss + 1e-9)
+    assert sum(cost[option] for cost, option in zip(costs, found, strict=True)) <= limit
+    assert solved == [knapsack.NODES]
+
+
+def test_where_the_nodes_are_not_enough_for_any_choice_there_is_no_limit(monkeypatch):
+    asked, rng = [], np.random.default_rng(0)
+    losses = [np.sort(rng.uniform(0, 1, 40))[::-1] for _ in range(12)]
+    costs = [np.stack([np.arange(1.0, 41), rng.permutation(40) + 1.0], 1) for _ in range(12)]
+
+    def first_without(*args, **kwargs):
+        asked.append("node_limit" in kwargs["options"])
+        if asked[-1]:
+            return scipy.optimize.OptimizeResult(x=None, status=4)
+        return scipy.optimize.milp(*args, **kwargs)
+
+    limits = np.array([200.0, 200.0])
+    usual = cheapest_loss(losses, costs, limits)
+    monkeypatch.setattr(knapsack, "milp", first_without)
+    assert cheapest_loss(losses, costs, limits) == usual is not None
+    assert asked == [True, False] * (len(asked) // 2)

@@ -30,6 +30,9 @@ from lowrank_core.selection._problem import Problem, Quantity
 BUDGETS = 40
 """Of a front: evenly from the dense network down to what can be reached."""
 
+NEAR = 1e-3
+"""Share of the least loss that a plan of a front may lose more: far below what tells plans apart, and found at once."""
+
 MEASURED = 5
 """Plans of a front that are measured, evenly among what they are thought to lose."""
 
@@ -70,7 +73,7 @@ def front(
     samples: int = 64,
     points: tuple[Point, ...] | None = None,
     held: Held | None = None,
-    within: float = 0.0,
+    within: float = NEAR,
 ) -> tuple[FrontPoint, ...]:
     """The best plans within so many budgets, from the smallest that can be reached to the dense network.
 
