@@ -63,7 +63,7 @@ def cheapest_loss(
             break
     if chosen is not None and len(limits) == 1:
         descended = Descent.of(loss, cost[:, 0], owner).to(float(limits[0] / scale[0]))
-        if descended.left >= 0 and descended.loss < loss[chosen].sum():
+        if descended.left >= 0 and loss[descended.options].sum() < loss[chosen].sum() - ROUNDING:
             chosen = descended.options
     return None if chosen is None else tuple(int(option) for option in options[chosen])
 
