@@ -341,9 +341,8 @@ def test_the_curves_of_the_thorough_correction_lead_to_another_plan_where_it_div
     assert words.startswith("the curves of the thorough correction")
     assert words.endswith(f"divergence {loss:.4f}")
     assert rule._deeper(problem, [better], {better: inf}, rule._samples(problem), every) == {}
-    assert (
-        rule._deeper(problem, [poor], {poor: loss}, rule._samples(problem), every) == {}
-    )  # as good with the quick one
+    with_the_quick_one = {poor: loss}
+    assert rule._deeper(problem, [poor], with_the_quick_one, rule._samples(problem), every) == {}
     uncorrected = replace(problem, corrected=False)
     assert rule._deeper(uncorrected, [poor], {poor: inf}, rule._samples(problem), every) == {}
 

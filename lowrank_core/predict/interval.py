@@ -76,20 +76,20 @@ class Prediction:
 class Residuals:
     """What measured plans say of all others, in numbers that the board's script takes as they are.
 
-    scale: of the summed variance. centre: the log variance at which `much` is lost. own: what a plan has of its own.
-    reach: standard deviations that cover. offset: what is lost where nothing changes; grain: and by how much it varies.
-    most: what is lost BEYOND the table, where measured plans lose more than noise does.
+    scale: of the summed variance. centre: the log variance at which `much` is lost. most: what is lost BEYOND the
+    table, where measured plans may lose more than noise does. own: what a plan has of its own. reach: standard
+    deviations that cover. offset: what is lost where nothing changes; grain: and by how much it varies.
     logs, noise (N,), severities, shares (N, layers): of the measured plans. weights (N,), inverse (N, N): the process.
     """
 
     scale: float
     centre: float
     much: float
+    most: float
     own: float = OWNS[2]
     reach: float = USUAL_REACH
     offset: float = 0.0
     grain: float = 0.0
-    most: float = 0.0
     logs: tuple[float, ...] = ()
     noise: tuple[float, ...] = ()
     severities: tuple[tuple[float, ...], ...] = ()
@@ -133,7 +133,7 @@ def predicted(changes: Changes, table: NoiseTable, known: Residuals) -> Predicti
 def residuals(context: Context, table: NoiseTable) -> Residuals:
     """What the plans of a context say of all others; without any, what is usual."""
     limit, most = much(table), _most(table)
-    known = Residuals(context.scale, 0.0, limit, grain=GRAIN * limit, most=most)
+    known = Residuals(context.scale, 0.0, limit, most, grain=GRAIN * limit)
     known = replace(known, centre=float(_inverted(_numbers([limit]), table, known)[0]))
     joints = [joint for joint in context.joints if sum(joint.changes) > 0]
     if not joints:
@@ -332,7 +332,7 @@ def _inverted(lost: Tensor, table: NoiseTable, known: Residuals) -> Tensor:
 def _knots(table: NoiseTable, known: Residuals) -> tuple[Tensor, Tensor]:
     drops = _sign(table) * (table.score[0] - _numbers(table.score))
     logs = _numbers([*table.log_variance, table.log_variance[-1] + BEYOND])
-    return logs, torch.cat([drops, _numbers([max(float(drops[-1]), known.most)])])
+    return logs, torch.cat([drops, _numbers([known.most])])
 
 
 def _most(table: NoiseTable) -> float:

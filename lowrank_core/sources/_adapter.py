@@ -130,7 +130,7 @@ def in_zip(file: str | Path | IO[bytes], name: str, most_bytes: int = MOST_BYTES
             return {Path(each.filename).name: archive.read(each) for each in taken}
     except OSError as error:
         raise InvalidFile(f"{name} cannot be read: {error.strerror or error}.") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:  # all that zipfile says
         raise InvalidFile(f"{name} is damaged, locked, or no zip ({error}); pack or download it again.") from error
 
 

@@ -235,10 +235,10 @@ function predict(model, choices) {
   const deviation = Math.sqrt(Math.max(0, inCommon(constants, known, plan, plan) + changes.doubt ** 2 - told));
   const sign = t.score[t.score.length - 1] <= t.score[0] ? 1 : -1, drops = t.score.map(score => sign * (t.score[0] - score));
   const knots = [...t.log_variance, ends[1] + constants.beyond];
-  const lost = z => between(knots, [...drops, Math.max(drops[drops.length - 1], known.most)], z);
+  const lost = z => between(knots, [...drops, known.most], z);
   const middle = lost(mean), reach = known.reach * deviation;
   const grain = known.reach * (known.grain + constants.grain_of_loss * middle);
-  const shift = known.offset * (known.most > 0 ? Math.min(1, Math.max(0, 1 - middle / known.most)) : 1);
+  const shift = known.offset * (known.most > 0 ? 1 - middle / known.most : 1);
   const score = loss => dense - sign * (loss + shift);
   const outer = [middle - Math.hypot(middle - lost(mean - reach), grain), middle + Math.hypot(lost(mean + reach) - middle, grain)];
   const [low, high] = outer.map(score).sort((a, b) => a - b);
