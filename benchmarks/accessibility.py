@@ -23,10 +23,9 @@ from typing import Any, Literal
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
-from benchmarks.first_page import AT_REST
 from benchmarks.page import benchmark_parser, run_benchmark, table_of
 from pages.ui.frame import PAGES
-from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
+from tests.conftest import AT_REST, CHROMIUM, CHROMIUM_ARGS, running_app
 
 IN_SCHEME = "scheme => getComputedStyle(document.querySelector('[data-testid=stApp]')).colorScheme === scheme"
 PATIENCE_MS = 600_000

@@ -21,9 +21,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.page import benchmark_parser, run_benchmark
 from tests import conftest
-from tests.conftest import CHROMIUM, CHROMIUM_ARGS, ROOT, running_app
-
-AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
+from tests.conftest import AT_REST, CHROMIUM, CHROMIUM_ARGS, ROOT, running_app
 
 
 def start(browser: Browser, checkout: Path, page_name: str) -> tuple[float, float]:

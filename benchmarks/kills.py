@@ -65,7 +65,7 @@ from lowrank_core.store.lines import read_lines
 from lowrank_core.training import finetune
 from lowrank_core.workspace import Workspace
 from pages.ui import history_file
-from tests.conftest import CHROMIUM, CHROMIUM_ARGS, is_ready
+from tests.conftest import AT_REST, CHROMIUM, CHROMIUM_ARGS, is_ready
 
 COUNTED = ("point", "evaluation", "number", "epoch", "tensor")
 OLD_SECONDS = 8 * 86400
@@ -76,7 +76,6 @@ IMPORTED = (
     "torch._dynamo",
     "tests.conftest",
 )
-AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
 RUNNING = "[data-testid=stApp][data-test-script-state=running]"
 REPLACING = "replacing"
 LATEST = 0.97

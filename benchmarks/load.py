@@ -42,7 +42,7 @@ from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan, read_plan
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.workspace import Workspace
-from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_server
+from tests.conftest import AT_REST, CHROMIUM, CHROMIUM_ARGS, running_server
 
 MODELS = ("builtin:digits-cnn", "builtin:digits-attention", "builtin:fft-mlp")
 WAIT = 300_000
@@ -69,7 +69,6 @@ FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimation
 FRESH = "[data-testid=live-accuracy]:is([data-state=measuring], [data-state=measured])"
 MAIN = "[data-testid=stMain]"
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
-IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 WRONG = re.compile(r"Traceback|Uncaught|Exception|\bERROR\b|\bCRITICAL\b")
 
 Curve = list[tuple[float, float]]
@@ -290,7 +289,7 @@ class Visitor:
 
     async def at_rest(self) -> None:
         """The page is whole, and complains of nothing."""
-        await self.until(IDLE)
+        await self.until(AT_REST)
         alerts = await self.page.locator(
             "[data-testid=stException], [data-testid=stAlertContentError]"
         ).all_inner_texts()

@@ -23,12 +23,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from lowrank_core.store.files import whole_or_nothing, write_whole
-from tests.conftest import CHROMIUM, CHROMIUM_ARGS, running_app
+from tests.conftest import AT_REST, CHROMIUM, CHROMIUM_ARGS, running_app
 
 MODEL = "builtin:digits-cnn"
 VIEWS = (("light", 1440, "light"), ("dark", 1440, "dark"), ("narrow", 420, "light"))
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
-IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 PATIENCE_MS = 3_600_000
 """Far more than any machine takes: a wait that ends is a fault of the page."""
 
@@ -72,7 +71,7 @@ def opened(browser: Browser, address: str, width: int, height: int, scheme: str 
 def rest(page: Page) -> None:
     """Until the plan is measured and nothing runs."""
     page.wait_for_selector(MEASURED)
-    page.wait_for_selector(IDLE)
+    page.wait_for_selector(AT_REST)
 
 
 def picture(page: Page, **options: object) -> bytes:
@@ -96,11 +95,11 @@ def show_plan(page: Page, plan: Path) -> str:
     page.get_by_label("Snapshot name").fill("start")
     page.get_by_role("button", name="Snapshot", exact=True).click()
     page.wait_for_selector(".rb-snapshots li")
-    page.wait_for_selector(IDLE)
+    page.wait_for_selector(AT_REST)
     go(page, "Export")
     page.get_by_test_id("stFileUploaderDropzoneInput").set_input_files(plan)
     page.get_by_text("is the plan now").wait_for()
-    page.wait_for_selector(IDLE)
+    page.wait_for_selector(AT_REST)
     go(page, "Ranks")
     rest(page)
     return page.url

@@ -23,6 +23,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_SECONDS = 300
 """What has not happened by then never will: a stop against hanging, and nothing that a busy machine may reach."""
+AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
+"""The app while no script of its runs."""
 INSTALL = "install Chromium, on Debian: apt-get install chromium-headless-shell"
 REQUIRED = os.environ.get("RANK_EXPLORER_REQUIRE_BROWSER") == "1"
 CHROMIUM = os.environ.get("CHROMIUM") or next(

@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from playwright.sync_api import Locator, TimeoutError
+from playwright.sync_api import Locator, TimeoutError, expect
 
 from tests.conftest import PATIENCE_SECONDS
 
+SETTLED_MILLISECONDS = 500
+"""After which a page that was about to be built anew has begun."""
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 THERE = """(element, [x, y]) => {
     const top = document.elementFromPoint(x, y);
@@ -59,6 +61,29 @@ def until(seen: Callable[[float], object], act: Callable[[], object]) -> None:
             pass
     act()
     seen(1000 * PATIENCE_SECONDS)
+
+
+def enter(field: Locator, value: str, at_rest: Callable[[], object]) -> None:
+    """Type a value into a field of a page, until the page keeps it.
+
+    at_rest(): waits until the page is built, and brings the field to sight.
+    """
+
+    def typed() -> None:
+        at_rest()
+        try:
+            field.fill(value, timeout=10_000)
+            field.press("Enter", timeout=10_000)
+        except TimeoutError:  # built anew just then
+            pass
+
+    def stays(patience: float) -> None:
+        at_rest()
+        field.page.wait_for_timeout(SETTLED_MILLISECONDS)
+        at_rest()
+        expect(field).to_have_value(value, timeout=patience)
+
+    until(stays, typed)
 
 
 def tap(element: Locator, right: float, opens: Locator) -> None:

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from benchmarks.accessibility import addresses, looked_through, opened, violations
-from benchmarks.first_page import AT_REST
+from tests.conftest import AT_REST
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from benchmarks.accessibility import violations
 from lowrank_core.measure.staircases import Rung, Staircase, StairFile, setting_of
 from lowrank_core.workspace import Workspace
-from tests.conftest import watched_page
+from tests.conftest import AT_REST, watched_page
 from tests.test_browser_goals import choose
-
-AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 
 @pytest.fixture(scope="module")

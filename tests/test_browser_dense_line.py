@@ -8,6 +8,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
+from tests.conftest import AT_REST
+
 MODEL = """
 import torch
 from torch import nn
@@ -46,7 +48,7 @@ def test_the_line_beside_the_title_follows_the_card(page: Page, serve: Callable[
     page.get_by_role("slider", name="0 rank", exact=True).press("ArrowLeft")  # a run of the board alone
     page.wait_for_selector("[data-testid=live-accuracy]:not([data-state=measured])")
     page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+    page.wait_for_selector(AT_REST)
     expect(line).to_contain_text("85.70 % on 3,000 samples")
     page.get_by_role("link", name="Search").click()
     expect(page.get_by_role("heading", name="Search")).to_be_visible()

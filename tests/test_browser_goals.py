@@ -8,7 +8,8 @@ from collections.abc import Callable
 from playwright.sync_api import Page, TimeoutError, expect
 
 from benchmarks.accessibility import violations
-from tests.hands import hold, point
+from tests.conftest import AT_REST
+from tests.hands import enter, hold, point
 
 MEASURED = "[data-testid=live-accuracy][data-state=measured]"
 
@@ -16,7 +17,7 @@ MEASURED = "[data-testid=live-accuracy][data-state=measured]"
 def choose(page: Page, label: str, option: str) -> None:
     """Choose of a list, which closes where the page is drawn anew just then."""
     for patience_ms in (5_000, 20_000, None):
-        page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+        page.wait_for_selector(AT_REST)
         page.get_by_role("combobox", name=label).click()
         try:
             page.get_by_role("option", name=option, exact=True).click(timeout=patience_ms)
@@ -38,8 +39,7 @@ def test_cards_say_what_a_device_has_while_a_thumb_moves_and_export_says_the_sam
     expect(flash).to_contain_text(" of 64 KiB flash".replace(" KiB", "\u202fKiB"))
     choose(page, "Numbers", "int8")
     floor = page.get_by_role("spinbutton", name="Top-1 accuracy at least")
-    floor.fill("99.9")
-    floor.press("Enter")
+    enter(floor, "99.9", lambda: page.wait_for_selector(AT_REST))
     expect(score).to_contain_text("in float32; measure in int8 on Compare")
     expect(score).to_have_attribute("data-kept", "broken")
     expect(flash).to_have_attribute("data-kept", "broken")

@@ -13,7 +13,7 @@ from lowrank_core.store.documents import unsealed
 from lowrank_core.store.files import own_folder
 from pages.ui.history import History, read_history
 from pages.ui.history_file import KIND
-from tests.conftest import watched_page
+from tests.conftest import AT_REST, watched_page
 from tests.test_browser_ranks import BOARD, measured
 
 IRIS = "model=builtin:iris-mlp"
@@ -225,7 +225,7 @@ def test_back_takes_one_press_for_each_page_and_brings_its_model(page: Page, url
     def shown(title: str, model: str) -> None:
         expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible()
         expect(page.get_by_test_id("stSidebar").get_by_text(model, exact=True)).to_be_visible()
-        page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+        page.wait_for_selector(AT_REST)
 
     def link(title: str) -> None:
         page.get_by_test_id("stSidebar").get_by_role("link", name=title, exact=True).click()

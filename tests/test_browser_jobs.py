@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.conftest import slow_network, visitor
+from tests.conftest import AT_REST, slow_network, visitor
+from tests.hands import enter
 from tests.test_browser_search import choose
 
 LAYERS, SIDE = 600, 3072
@@ -43,9 +44,7 @@ def search_all_samples(page: Page, count: int = SAMPLES) -> None:
     choose(page, "Uniform")
     page.get_by_text("Layers, methods, measurement").click()
     samples = page.get_by_role("spinbutton", name="Evaluation samples per trial").last
-    samples.fill(str(count))
-    samples.press("Enter")
-    rest(page)
+    enter(samples, str(count), lambda: rest(page))
     press("Start search")(page)
 
 
@@ -57,27 +56,14 @@ MORE_IS_OPEN = """() => {
 
 
 def train_for_long(page: Page) -> None:
-    for name in ("Epochs", "Patience"):
+    def in_sight() -> None:
         expect(page.get_by_role("button", name="Start training").last).to_be_enabled()
         rest(page)
-        fill(page, name)
-        rest(page)
+        page.wait_for_function(MORE_IS_OPEN, polling=500)
+
+    for name in ("Epochs", "Patience"):
+        enter(page.get_by_role("spinbutton", name=name).last, "200", in_sight)
     press("Start training")(page)
-
-
-def fill(page: Page, name: str) -> None:
-    """Give a number to a box, which a page that is built anew just then may put out of sight once more."""
-    box = page.get_by_role("spinbutton", name=name).last
-    for patience_ms in (5_000, 5_000, 20_000, None):
-        if name == "Patience":
-            page.wait_for_function(MORE_IS_OPEN, polling=500)
-        try:
-            box.fill("200", timeout=patience_ms)
-            break
-        except TimeoutError:
-            if patience_ms is None:
-                raise
-    box.press("Enter")
 
 
 KINDS = {
@@ -92,7 +78,7 @@ KINDS = {
 
 
 def rest(page: Page) -> None:
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+    page.wait_for_selector(AT_REST)
 
 
 def line(page: Page, kind: Kind) -> Locator:

@@ -9,11 +9,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lowrank_core.plans.plan import read_plan
-from tests.conftest import watched_page
+from tests.conftest import AT_REST, watched_page
 from tests.hands import point, until
 
 BOARD = "document.querySelector('.rb-root').__board"
-IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
+IDLE = AT_REST
 FOCUSED = "(e => (e.ariaLabel || e.innerText || '').trim().split('\\n').pop())(document.activeElement)"
 """What the focus is on, by its name or the last line of its text."""
 LISTEN = """() => {

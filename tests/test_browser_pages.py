@@ -12,6 +12,7 @@ from lowrank_core.compression.start import suggested_plan
 from lowrank_core.plans.cost import check_plan
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.workspace import Workspace
+from tests.conftest import AT_REST
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_every_page_has_its_address_and_fits_a_narrow_screen(url: str, page: Pag
         expect(page).to_have_url(re.compile(rf"/{path}\b"))
         expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
         expect(page.get_by_text("dense top-1 accuracy")).to_be_visible()
-        page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+        page.wait_for_selector(AT_REST)
         width = page.get_by_test_id("stMain").evaluate("main => main.scrollWidth - main.clientWidth")
         assert width <= 0, name
 

@@ -20,7 +20,7 @@ from lowrank_core.predict.prediction import curves, noise_table, plan_changes
 from lowrank_core.predict.survey import Learnt, survey
 from lowrank_core.running.jobs import Job
 from lowrank_core.workspace import Workspace
-from tests.conftest import slow_network, watched_page
+from tests.conftest import AT_REST, slow_network, watched_page
 from tests.hands import DRAWN, at_rank, drag, point
 
 BOARD = "document.querySelector('.rb-root').__board"
@@ -116,7 +116,7 @@ def fresh(page: Page, url: str) -> Page:
 
 def measured(page: Page) -> None:
     page.wait_for_selector("[data-testid=live-accuracy][data-state=measured]")
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+    page.wait_for_selector(AT_REST)
 
 
 def figure(page: Page, kind: str) -> str:

@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 from lowrank_core.selection import make, search
 from lowrank_core.selection._problem import problem_of
 from lowrank_core.workspace import Workspace
+from tests.conftest import AT_REST
 from tests.hands import DRAWN, until
 
 
@@ -21,7 +22,7 @@ def url(serve: Callable[..., str]) -> str:
 
 
 def at_rest(page: Page) -> None:
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+    page.wait_for_selector(AT_REST)
     expect(page.get_by_role("button", name="Start search").last).to_be_enabled()  # for a moment there are two
 
 

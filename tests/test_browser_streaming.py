@@ -9,10 +9,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from benchmarks.accessibility import in_each_view
-from tests.conftest import running_app
+from tests.conftest import AT_REST, running_app
+from tests.hands import enter
 from tests.test_streaming import WORDS, folder_of, tiny
-
-AT_REST = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +28,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fill(page: Page, **fields: str) -> None:
     for label, value in fields.items():
         field = page.get_by_label(label.replace("_", " "), exact=True)
-        field.fill(value)
-        field.press("Enter")
-        page.wait_for_selector(AT_REST)
+        enter(field, value, lambda: page.wait_for_selector(AT_REST))
 
 
 def test_a_folder_is_compressed_block_by_block_and_opens_again(page: Page, start: Path, tmp_path: Path) -> None:

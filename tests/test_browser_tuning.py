@@ -13,14 +13,14 @@ from lowrank_core.compression.checkpoint import load_checkpoint
 from lowrank_core.plans.plan import read_plan
 from lowrank_core.scoring.scores import final_score
 from lowrank_core.workspace import Workspace
-from tests.conftest import running_app, slow_network
-from tests.hands import until
+from tests.conftest import AT_REST, running_app, slow_network
+from tests.hands import enter, until
 
 MODEL = "builtin:digits-cnn"
 
 
 def at_rest(page: Page) -> None:
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+    page.wait_for_selector(AT_REST)
     expect(start(page)).to_be_enabled()
 
 
@@ -41,13 +41,14 @@ def begin(page: Page) -> None:
 
 
 def fill(page: Page, label: str, value: str) -> None:
-    at_rest(page)
     box = page.get_by_role("spinbutton", name=label).last
-    if not box.is_visible():
-        page.get_by_text("More settings").click()
-    box.fill(value)
-    box.press("Enter")
-    at_rest(page)
+
+    def in_sight() -> None:
+        at_rest(page)
+        if not box.is_visible():
+            page.get_by_text("More settings").click()
+
+    enter(box, value, in_sight)
 
 
 def save(page: Page, name: str, folder: Path) -> Path:
