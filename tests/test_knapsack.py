@@ -68,7 +68,7 @@ def test_a_thousand_groups_are_answered_without_the_solver(monkeypatch):
     def solver(*args):
         raise AssertionError("the descent is near enough")
 
-    monkeypatch.setattr(knapsack, "cheapest_loss", solver)
+    monkeypatch.setattr(knapsack, "_followed", solver)
     rng, ranks = np.random.default_rng(0), np.arange(1, 33)
     losses = [rng.uniform(0.1, 10) * np.exp(-ranks / 32 * rng.uniform(1, 10)) for _ in range(1000)]
     costs = [ranks * float(rng.integers(1, 100)) for _ in range(1000)]
@@ -90,27 +90,90 @@ def test_the_solver_writes_nothing_where_the_answer_belongs():
     assert done.stdout == "40\n"
 
 
+def table(seed, groups=30, options=40):
+    """Options of several methods, each a curve of its own, whose costs are whole numbers."""
+    rng = np.random.default_rng(seed)
+    losses, costs = [], []
+    for _ in range(groups):
+        steps = [np.arange(1, options // 2 + 1.0) for _ in range(2)]
+        losses.append(np.concatenate([rng.uniform(0.1, 2) * np.exp(-step / 20 * rng.uniform(1, 8)) for step in steps]))
+        costs.append(np.concatenate([step * float(rng.integers(50, 5000)) for step in steps]))
+    return losses, costs
+
+
+def lost_by(losses, chosen):
+    return sum(group[option] for group, option in zip(losses, chosen, strict=True))
+
+
+def bound_of(losses, costs, limit):
+    """What the linear program loses, the least that any choice can."""
+    owner = np.repeat(np.arange(len(losses)), [len(group) for group in losses])
+    descent = Descent.of(np.concatenate(losses), np.concatenate(costs), owner)
+    return descent.bound(descent.to(limit), limit)[1]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
 @pytest.mark.parametrize("seed", range(3))
-def test_groups_alike_are_near_the_bound_after_few_nodes(seed, monkeypatch):
+def test_one_budget_loses_what_the_solver_proves_to_be_least(seed, share):
+    losses, costs = table(seed)
+    limit = round(share * sum(cost.max() for cost in costs))
+    owner = np.repeat(np.arange(len(losses)), [len(group) for group in losses])
+    proved = scipy.optimize.milp(
+        np.concatenate(losses),
+        constraints=[
+            scipy.optimize.LinearConstraint((owner == np.arange(len(losses))[:, None]).astype(float), 1, 1),
+            scipy.optimize.LinearConstraint(np.concatenate(costs)[None], -np.inf, limit),
+        ],
+        integrality=np.ones(len(owner)),
+        bounds=scipy.optimize.Bounds(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )
+    found = cheapest_loss(losses, [cost[:, None] for cost in costs], np.array([limit]))
+    assert sum(cost[option] for cost, option in zip(costs, found, strict=True)) <= limit
+    assert lost_by(losses, found) == pytest.approx(proved.fun, rel=1e-6)
+
+
+def test_where_more_beginnings_could_end_best_than_are_followed_the_answer_is_near_the_bound(monkeypatch):
+    monkeypatch.setattr(knapsack, "STATES", 20)
+    losses, costs = table(7)
+    limit = 0.3 * sum(cost.max() for cost in costs)
+    found = cheapest_loss(losses, [cost[:, None] for cost in costs], np.array([limit]))
+    assert sum(cost[option] for cost, option in zip(costs, found, strict=True)) <= limit
+    assert lost_by(losses, found) <= 1.002 * bound_of(losses, costs, limit)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("groups", [50, 1000])
+def test_groups_alike_ask_no_solver(seed, groups, monkeypatch):
     """As the blocks of a deep network: the solver could look at their permutations for minutes."""
-    rng, solved = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
     ranks = np.arange(1.0, 49)
-    losses = [rng.uniform(0.9, 1.1) * (1 - ranks / 48) ** rng.uniform(1.8, 2.2) for _ in range(50)]
-    costs = [ranks * 192 for _ in range(50)]
+    losses = [rng.uniform(0.9, 1.1) * (1 - ranks / 48) ** rng.uniform(1.8, 2.2) for _ in range(groups)]
+    costs = [ranks * 192 for _ in range(groups)]
+    monkeypatch.setattr(knapsack, "milp", None)
+    limit = 0.4 * sum(cost.max() for cost in costs) + 37.0  # of which nothing can be made
+    found = cheapest_loss(losses, [cost[:, None] for cost in costs], np.array([limit]))
+    bound = bound_of(losses, costs, limit)
+    assert bound - 1e-9 <= lost_by(losses, found) <= 1.005 * bound
+    assert sum(cost[option] for cost, option in zip(costs, found, strict=True)) <= limit
+
+
+def test_groups_alike_under_two_budgets_are_near_the_bound_after_few_nodes(monkeypatch):
+    rng, solved, ranks = np.random.default_rng(0), [], np.arange(1.0, 25)
+    losses = [rng.uniform(0.9, 1.1) * (1 - ranks / 24) ** rng.uniform(1.8, 2.2) for _ in range(30)]
+    costs = [np.stack([ranks * 192, ranks[::-1] + 200 * ranks], 1) for _ in range(30)]
 
     def solver(*args, **kwargs):
         solved.append(kwargs["options"].get("node_limit"))
         return scipy.optimize.milp(*args, **kwargs)
 
     monkeypatch.setattr(knapsack, "milp", solver)
-    limit = 0.4 * sum(cost.max() for cost in costs) + 37.0  # of which nothing can be made
-    found = cheapest_loss(losses, [cost[:, None] for cost in costs], np.array([limit]))
-    joined = np.concatenate(losses), np.concatenate(costs), np.repeat(np.arange(50), 48)
-    descent = Descent.of(*joined)
-    _, bound = descent.bound(descent.to(limit), limit)
-    loss = sum(group[option] for group, option in zip(losses, found, strict=True))
-    assert bound - 1e-9 <= loss <= min(1.005 * bound, 1.00001 * descent.to(limit).loss)
-    assert sum(cost[option] for cost, option in zip(costs, found, strict=True)) <= limit
+    limits = 0.4 * sum(cost.max(0) for cost in costs) + 37.0
+    found = cheapest_loss(losses, costs, limits)
+    assert (sum(cost[option] for cost, option in zip(costs, found, strict=True)) <= limits).all()
+    assert lost_by(losses, found) <= 1.01 * max(
+        bound_of(losses, [cost[:, k] for cost in costs], limits[k]) for k in (0, 1)
+    )
     assert solved == [knapsack.NODES]
 
 

@@ -22,6 +22,9 @@ SLACK = 1e-6
 ROUNDING = 1e-6
 """The solver's own tolerance."""
 
+STATES = 2**13
+"""Of one budget: that many beginnings of a choice are followed at once; few problems have more that could end best."""
+
 SMALL = 100
 GAP = 1e-4
 """Above SMALL possible options the answer is within this share of the least loss: proving the rest can take minutes."""
@@ -37,15 +40,17 @@ def cheapest_loss(
 
     losses: one (options,) per group; costs: one (options, budgets) per group, 0 or more; limits: (budgets,).
     within: a share of the least loss that the answer may lose more, for less time.
-    A linear program rules out options that cannot be part of the best choice; a mixed-integer program decides among
-    the others (HiGHS: Huangfu & Hall, Mathematical Programming Computation 2018), exactly, or within GAP of the least
-    loss where there are many; of groups alike it is the best of NODES, and of a descent, which is near the least loss.
+    One budget: `cheapest_losses`. Of several a linear program rules out options that cannot be part of the best choice;
+    a mixed-integer program decides among the others (HiGHS: Huangfu & Hall, Mathematical Programming Computation 2018),
+    exactly, or within GAP of the least loss where there are many; of groups alike it is the best of NODES.
 
     >>> cheapest_loss([np.array([0.0, 2.0]), np.array([0.0, 1.0])], [np.array([[4.0], [1]])] * 2, np.array([5.0]))
     (0, 1)
     """
     if not losses:
         return ()
+    if len(limits) == 1:
+        return next(cheapest_losses(losses, [cost[:, 0] for cost in costs], [float(limits[0])], within))
     undominated = [_undominated(loss, cost) for loss, cost in zip(losses, costs, strict=True)]
     loss = np.concatenate([group[index] for group, index in zip(losses, undominated, strict=True)])
     loss = loss / (np.abs(loss).max() or 1.0)
@@ -61,10 +66,6 @@ def cheapest_loss(
         chosen = _solved(loss, cost, owner, room * limits / scale, within)
         if chosen is None or (cost[chosen].sum(0) <= limits / scale).all():
             break
-    if chosen is not None and len(limits) == 1:
-        descended = Descent.of(loss, cost[:, 0], owner).to(float(limits[0] / scale[0]))
-        if descended.left >= 0 and loss[descended.options].sum() < loss[chosen].sum() - ROUNDING:
-            chosen = descended.options
     return None if chosen is None else tuple(int(option) for option in options[chosen])
 
 
@@ -73,8 +74,11 @@ def cheapest_losses(
 ) -> Iterator[tuple[int, ...] | None]:
     """`cheapest_loss` for one budget after another of one quantity: the groups are looked through once for all.
 
-    losses, costs: one (options,) per group; limits: one for each answer. within: as there, and where a descent comes as
-    near the least loss its choice is the answer, so that 1,000 groups take milliseconds and no solver.
+    losses, costs: one (options,) per group; limits: one for each answer. within: as there; where a descent comes as
+    near the least loss, its choice is the answer. Else group by group every beginning of a choice is followed that no
+    other beats and that may end better than the descent by the linear program's bound, so that the answer is exact
+    (Dudzinski & Walukiewicz, European Journal of Operational Research 28, 1987); of more than STATES at once the
+    nearest to the bound go on, and the answer is near it.
 
     >>> list(cheapest_losses([np.array([0.0, 2.0])], [np.array([4.0, 1.0])], [0.5, 1.0, 5.0], 0.0))
     [None, (1,), (0,)]
@@ -91,11 +95,58 @@ def cheapest_losses(
     options, descent = np.concatenate(undominated), Descent.of(loss, cost, owner)
     for limit in limits:
         found = descent.to(limit)
-        near = found.left >= 0 and found.loss - descent.bound(found, limit)[1] <= within * found.loss
-        if near or float(cost[descent.firsts].sum()) > limit:
-            yield tuple(int(option) for option in options[found.options]) if near else None
-        else:
-            yield cheapest_loss(losses, [group[:, None] for group in costs], np.array([limit]), within)
+        if float(cost[descent.firsts].sum()) > limit:
+            yield None
+            continue
+        above, bound = descent.bound(found, limit)
+        near = found.loss - bound <= within * found.loss
+        chosen = found.options if near else _followed(descent, found, above, bound, limit)
+        yield tuple(int(option) for option in options[chosen])
+
+
+def _followed(descent: Descent, found: Descended, above: Array, bound: float, limit: float) -> NDArray[np.intp]:
+    """The options of the best choice under one budget, group by group; what a descent found where nothing is better.
+
+    A beginning of a choice is known by what it costs, loses, and is above the bound; above, bound: `Descent.bound`.
+    """
+    loss, cost = descent.loss, descent.cost
+    room = found.loss - bound + SLACK * ROUNDING * float(np.abs(loss).max())
+    starts = np.searchsorted(descent.owner, np.arange(len(descent.firsts) + 1))
+    least = np.cumsum(cost[descent.firsts][::-1])[::-1]
+    paid, lost, over = np.zeros(1), np.zeros(1), np.zeros(1)
+    steps: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    for (first, end), rest in zip(pairwise(starts), np.append(least[1:], 0.0), strict=True):
+        possible = first + np.flatnonzero(above[first:end] <= room)
+        pay, lose, rise = (
+            (begun[:, None] + group[possible]).ravel() for begun, group in ((paid, cost), (lost, loss), (over, above))
+        )
+        fits = np.flatnonzero((pay + rest <= limit) & (rise <= room))
+        order = fits[np.lexsort((lose[fits], pay[fits]))]
+        best_before = np.minimum.accumulate(np.concatenate([[inf], lose[order][:-1]]))
+        order = _spread(order[lose[order] < best_before], pay, rise)
+        if not len(order):
+            return found.options
+        steps.append((order // len(possible), possible[order % len(possible)]))
+        paid, lost, over = pay[order], lose[order], rise[order]
+    at = int(lost.argmin())
+    if lost[at] >= found.loss:
+        return found.options
+    chosen = []
+    for begun, option in reversed(steps):
+        chosen.append(option[at])
+        at = begun[at]
+    return np.array(chosen[::-1])
+
+
+def _spread(order: NDArray[np.intp], pay: Array, rise: Array) -> NDArray[np.intp]:
+    """Of more than STATES, ordered by what they cost, those that are least above the bound in equal steps of cost."""
+    if len(order) <= STATES:
+        return order
+    costs = pay[order]
+    step = ((costs - costs[0]) / (costs[-1] - costs[0]) * (STATES - 1)).astype(int)
+    by = np.lexsort((rise[order], step))
+    firsts: NDArray[np.intp] = np.sort(by[np.append(True, np.diff(step[by]) > 0)])
+    return order[firsts]
 
 
 def _solved(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array, within: float) -> NDArray[np.intp] | None:
@@ -127,25 +178,12 @@ def _possible(loss: Array, cost: Array, owner: NDArray[np.intp], limits: Array) 
     every = np.ones(len(loss), dtype=bool)
     if not len(limits):
         return every
-    if len(limits) == 1:
-        return _possible_alone(loss, cost[:, 0], owner, float(limits[0]))
     relaxed = linprog(loss, A_ub=csr_matrix(cost.T), b_ub=limits, A_eq=_one_of_each(owner), b_eq=np.ones(owner[-1] + 1))
     if relaxed.x is None:
         return None
     reduced = loss - cost @ relaxed.ineqlin.marginals - relaxed.eqlin.marginals[owner]
     best = _rounded(relaxed.x, loss, cost, owner, limits)
     return every if best is None else relaxed.fun + reduced <= best + SLACK
-
-
-def _possible_alone(loss: Array, cost: Array, owner: NDArray[np.intp], limit: float) -> NDArray[np.bool_] | None:
-    """As `_possible` under one budget, where the linear program has a closed form: `Descent`."""
-    descent = Descent.of(loss, cost, owner)
-    found = descent.to(limit)
-    if found.left < -ROUNDING:
-        return None
-    above, bound = descent.bound(found, limit)
-    fits: NDArray[np.bool_] = bound + above <= found.loss + SLACK
-    return fits
 
 
 @dataclass(frozen=True, slots=True)
