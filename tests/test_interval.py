@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict import interval
 from lowrank_core.predict.interval import Prediction, predicted, residuals, with_measured
 from lowrank_core.predict.prediction import (
     UNKNOWN,
@@ -78,6 +79,20 @@ def test_its_width_comes_from_the_residuals():
     widths = [width(predicted(plan, TABLE, residuals(context(48, noise), TABLE))) for noise in (0.05, 0.4, 1.2)]
     assert widths == sorted(widths)
     assert widths[0] < widths[2] / 2
+
+
+@pytest.mark.parametrize("plans", [12, 48])
+def test_what_is_usual_counts_until_enough_plans_are_measured(plans, monkeypatch):
+    """Of 48 plans that the process tells exactly, the tenth that it needs most is one of theirs."""
+    found = context(plans, noise=0.01)
+    assert len(found.joints) == plans
+    reached = []
+    for usual in (2.0, 20.0):
+        monkeypatch.setattr(interval, "USUAL_SHARES", tuple(usual * share for share in interval.USUAL_SHARES))
+        residuals.cache_clear()
+        reached.append(residuals(found, TABLE).reach)
+    residuals.cache_clear()
+    assert (reached[0] == reached[1]) == (plans == interval.ENOUGH)
 
 
 def test_it_is_wider_away_from_measured_plans_than_at_them():

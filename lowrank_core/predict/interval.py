@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, exp
+from itertools import accumulate
+from math import exp
 
 import torch
 from torch import Tensor
@@ -38,8 +39,9 @@ SLIGHT = 0.05
 GRAIN, GRAIN_OF_LOSS = 0.03, 0.05
 """How uncertain a score is whatever its variance: a share of what counts as much, and a share of what is lost."""
 
-USUAL_REACH, USUAL_PLANS = 2.0, 6
-"""Standard deviations that cover, before plans are measured, and how many measured ones that weighs as much as."""
+USUAL_REACH, USUAL_PLANS, ENOUGH = 2.0, 6, 48
+"""Standard deviations that cover, before plans are measured; how many measured ones that weighs as much as at first;
+and after how many it weighs nothing."""
 
 USUAL_SHARES = (0.1, 0.25, 0.4, 0.55, 0.8, 1.2)
 """Of these standard deviations, what a few plans need."""
@@ -238,8 +240,11 @@ def _needed(mean: Tensor, deviation: Tensor, lost: Tensor, table: NoiseTable, kn
 
 def _covering(needed: Tensor, usual: float = USUAL_REACH) -> float:
     """Standard deviations that cover, by what plans left out need and, while they are few, by what is usual."""
-    ranked = sorted([*needed.tolist(), *(usual * share for share in USUAL_SHARES)])
-    return float(ranked[min(len(ranked), ceil(COVERED * (len(ranked) + 1))) - 1])
+    weight = max(0.0, 1 - len(needed) / ENOUGH)
+    ranked = sorted([(need, 1.0) for need in needed.tolist()] + [(usual * share, weight) for share in USUAL_SHARES])
+    enough = COVERED * (len(needed) + weight * len(USUAL_SHARES) + 1) - 1e-9
+    counted = accumulate(weight for _, weight in ranked)
+    return float(next((r for (r, _), count in zip(ranked, counted, strict=True) if count >= enough), ranked[-1][0]))
 
 
 REACHES = tuple(0.05 * step for step in range(1, 121))
