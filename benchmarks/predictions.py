@@ -221,15 +221,15 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    new, every = [], []
-    for name in options.only or [*USED, *NOT_USED]:
+    new, every, names = [], [], options.only or [*USED, *NOT_USED]
+    for name in names:
         rows, learnt_from = rows_of(name, options.folder, options.packages, options.plans, options.seconds)
         every += rows
         new.append(cells(name, rows, "yes" if name in USED else "no", f"{learnt_from} plans"))
         print(new[-1], file=sys.stderr, flush=True)
     kept = renewed(PAGES / "predictions.md" if options.write else None, HEAD, new)
-    pooled = [] if options.only else [cells(POOLED, every, "", "")]
-    print(table_of(HEAD, [row for row in kept if row[0] != POOLED or options.only] + pooled))
+    pooled = [cells(POOLED, every, "", "")] if len(names) > 1 else []
+    print(table_of(HEAD, [row for row in kept if row[0] != POOLED or not pooled] + pooled))
 
 
 if __name__ == "__main__":
