@@ -43,8 +43,8 @@ ROUNDS = 2
 AT_FIRST = SHARES[1:3]
 """Where there are more than MANY points, those that each method is looked at first."""
 
-MANY = 500
-"""Points of all layers and methods, about those of 25 convolutions."""
+MANY = 400
+"""Points of all layers and methods, about those of 20 convolutions."""
 
 FAR_BEHIND, AS_CHEAP = 2.0, 1.1
 """A method that at every such rank loses so many times what another one does at so many times the cost is left."""

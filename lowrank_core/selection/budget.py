@@ -58,7 +58,7 @@ class Budget:
 
     The loss of each layer at four ranks per method, and at those that a first plan takes, is measured as the divergence
     of the network's outputs on a few calibration samples, and on as many others where all of training calibrate;
-    between them it follows the closed-form error, log against log. Of more than 500 points those of methods that lose
+    between them it follows the closed-form error, log against log. Of more than 400 points those of methods that lose
     twice what another one does at the same cost are left out. An exact knapsack then chooses. Its plan is judged as a
     whole beside those of `uniform` and `balf`, then plans near the one that diverges least; the answer is the one that
     scores best on the evaluation samples of a trial; of equals the one that diverges least. Factors are corrected the
