@@ -260,7 +260,7 @@ def cost(options: argparse.Namespace) -> None:
     for layers in (10, 50, 100, 200):
         command = [sys.executable, "-m", "benchmarks.selection", "--part", "cost-one", "--folder", options.folder]
         ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LAYERS": str(layers)})
-        said = (ended.stdout if ended.returncode == 0 else ended.stderr).strip().splitlines()[-1]  # HiGHS prints, too
+        said = (ended.stdout if ended.returncode == 0 else ended.stderr).strip().splitlines()[-1]
         print(f"| {layers} | {said} |", flush=True)
 
 

@@ -22,6 +22,9 @@ SLACK = 1e-6
 ROUNDING = 1e-6
 """The solver's own tolerance."""
 
+ROOM = 1e-12
+"""For the rounding of sums, when beginnings of a choice are ruled out; of the largest loss."""
+
 STATES = 2**13
 """Of one budget: that many beginnings of a choice are followed at once; few problems have more that could end best."""
 
@@ -110,7 +113,7 @@ def _followed(descent: Descent, found: Descended, above: Array, bound: float, li
     A beginning of a choice is known by what it costs, loses, and is above the bound; above, bound: `Descent.bound`.
     """
     loss, cost = descent.loss, descent.cost
-    room = found.loss - bound + SLACK * ROUNDING * float(np.abs(loss).max())
+    room = found.loss - bound + ROOM * float(np.abs(loss).max())
     starts = np.searchsorted(descent.owner, np.arange(len(descent.firsts) + 1))
     least = np.cumsum(cost[descent.firsts][::-1])[::-1]
     paid, lost, over = np.zeros(1), np.zeros(1), np.zeros(1)
