@@ -37,7 +37,7 @@ from lowrank_core.running.threads import one_thread
 from lowrank_core.scoring.judgement import judgement
 from lowrank_core.scoring.judging import Judged, judge
 from lowrank_core.scoring.metrics import Metric
-from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.prefix import Cuts, PrefixStore
 from lowrank_core.scoring.scores import Reference, Score, evaluate
 from lowrank_core.sources import open_any, open_source
 from lowrank_core.sources._contract import open_contract
@@ -240,7 +240,7 @@ class Workspace:
         """The same network with other outputs judged, by name or place; it shares all that does not depend on that."""
         other = copy(self)
         other.opened = replace(self.opened, outputs=tuple(outputs))
-        for name in ("judged", "reference", "prefixes", "key", "identity", "depends"):
+        for name in ("judged", "reference", "prefixes", "cuts", "key", "identity", "depends"):
             other.__dict__.pop(name, None)
         other._forget_scores()
         _ = other.judged
@@ -407,10 +407,18 @@ class Workspace:
         return calibration_samples(self.calibration_pool, samples, seed)
 
     @cached_property
+    def cuts(self) -> Cuts:
+        """Where copies of the model can be started from what others left behind, on whatever samples."""
+        return Cuts(self.model, self._discovered, self.reference.dataset, self.judged.names)
+
+    @cached_property
     def prefixes(self) -> PrefixStore:
         """What copies of the model left behind on the evaluation samples, for copies that begin in the same way."""
-        samples, names = self.reference.dataset, self.judged.names
-        return PrefixStore(self.model, self._discovered, samples, outputs=names, room=self._room)
+        return self.prefixes_on(self.reference.dataset, self._room)
+
+    def prefixes_on(self, samples: Dataset, room: Room) -> PrefixStore:
+        """Nothing yet, of copies that run on other samples."""
+        return PrefixStore(self.model, self._discovered, samples, outputs=self.judged.names, room=room, cuts=self.cuts)
 
     def compress(
         self,

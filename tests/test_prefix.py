@@ -198,7 +198,7 @@ def test_only_what_comes_after_the_change_runs():
     bench = Bench(Residual)
     first = bench.compress(bench.plan(5, 2))
     bench.reusing(first, record=[5])
-    assert bench.store.cut(5).needed == ("blocks.1",)
+    assert bench.store.cuts.cut(5).needed == ("blocks.1",)
     model, ran = bench.compress(bench.plan(5, 1)), []
     runner = bench.store.runner(model, len(bench.data))
     for name, module in runner._player.model.named_modules():
@@ -224,7 +224,7 @@ def test_only_what_comes_after_the_change_runs():
     ],
 )
 def test_the_fewest_outputs_are_kept(graph, before, needed):
-    cut = Bench(GRAPHS[graph]).store.cut(before)
+    cut = Bench(GRAPHS[graph]).store.cuts.cut(before)
     assert (None if cut is None else set(cut.needed)) == needed
 
 

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.errors import Cancelled
-from lowrank_core.layers.data import Dataset
+from lowrank_core.layers.data import Dataset, run
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict import sensitivity
 from lowrank_core.predict.prediction import Point
-from lowrank_core.predict.sensitivity import VERSION, PointFile, asked, divergence, measured, ranks
+from lowrank_core.predict.sensitivity import VERSION, Grounds, PointFile, asked, divergence, measured, ranks
 from lowrank_core.running.progress import Progress
 from lowrank_core.running.scope import scope
 from lowrank_core.scoring.metrics import METRICS, TOP1, Metric
+from lowrank_core.scoring.prefix import Cuts
 from lowrank_core.sources._opened import Opened
 from lowrank_core.workspace import Workspace
 
@@ -134,6 +136,27 @@ def test_progress_cancelling_and_going_on(net):
     assert heard[0].words == f"1 of {len(asks) - 2} points"
     assert [*seen, *rest] == whole
     assert list(measured(net, asks=asks, points=whole)) == []
+
+
+def test_calls_that_share_their_grounds_run_the_dense_network_once_and_prove_a_cut_once(net, monkeypatch):
+    runs, proofs, grounds = [], [], Grounds()
+    monkeypatch.setattr(sensitivity, "run", lambda *args: runs.append(1) or run(*args))
+    proved = Cuts._found
+    monkeypatch.setattr(Cuts, "_found", lambda cuts, before: proofs.append(before) or proved(cuts, before))
+    workspace = Workspace(net.opened)
+    layer = workspace.profile.layers[-1]
+    asks = [(layer.name, Choice(layer.methods[0].name, rank)) for rank in ranks(layer, layer.methods[0].name)]
+    other = workspace.reference.dataset.pick(slice(0, 8)).unlabelled()
+    apart = [tuple(measured(Workspace(net.opened), asks=[ask])) for ask in asks]
+    runs.clear(), proofs.clear()
+    together = [tuple(measured(workspace, asks=[ask], grounds=grounds)) for ask in asks]
+    assert together == apart
+    assert len(runs) == 2  # the batches of SAMPLES
+    assert proofs == [len(workspace.profile.layers) - 1]
+    elsewhere = list(measured(workspace, asks=asks, data=other, grounds=grounds))
+    assert [p.loss for p in elsewhere] != [p.loss for (p,) in apart]
+    assert len(runs) == 3
+    assert proofs == [len(workspace.profile.layers) - 1]
 
 
 def test_files_hold_what_was_measured_and_nothing_else_is_taken_for_it(net, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 from lowrank_core.compression.apply import apply
 from lowrank_core.compression.correct import load_overlay
 from lowrank_core.errors import InvalidData
-from lowrank_core.layers.data import Dataset, Outputs, joined, run
+from lowrank_core.layers.data import Dataset, Outputs, data_hash, joined, run
 from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
@@ -26,11 +26,12 @@ from lowrank_core.running.parallel import HERE, Workers, map_elsewhere
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import give_way, report, scope, under
 from lowrank_core.scoring.metrics import Metric, are_shares, divergence_of_scores
-from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.prefix import LIMIT_BYTES, PrefixStore
 from lowrank_core.scoring.scores import no_number, not_finite, output_scores, worst
 from lowrank_core.store.cache import Cache
 from lowrank_core.store.key import NetworkKey, named
 from lowrank_core.store.lines import append_line, read_lines
+from lowrank_core.store.room import Recent, Room
 from lowrank_core.workspace import Workspace, opened_once
 
 VERSION = 3
@@ -41,6 +42,9 @@ SHARES = (0.08, 0.25, 0.5, 0.9)
 """Shares of the largest useful rank; the lowest is where the curve is steepest."""
 
 BATCH = 64
+
+MOST_GROUNDS = 2
+"""Sets of samples whose dense outputs and prefixes are kept between calls: a search takes turns between two."""
 
 OUTPUT_BYTES = 2**28
 """What the dense outputs of the samples may take, which are held while points are measured; else fewer take part."""
@@ -80,45 +84,60 @@ def measured(
     points: Iterable[Point] = (),
     samples: int = SAMPLES,
     data: Dataset | None = None,
+    grounds: Grounds | None = None,
 ) -> Iterator[Point]:
     """Yield each point as it is measured; those in `points` are not measured again.
 
     Only what comes after the layer is run: on `data`, whose labels, if any, give the drop of the metric; without it on
-    the leading evaluation samples, unlabelled. Reports how far it is; gives way and raises Cancelled between points.
+    the leading evaluation samples, unlabelled. grounds: what earlier calls started from. Reports how far it is; gives
+    way and raises Cancelled between points.
     """
     stored = {(p.layer, p.method, p.rank) for p in points}
     asks = asked(workspace) if asks is None else asks
     todo = [(name, choice) for name, choice in asks if (name, choice.method, choice.rank) not in stored]
     if not todo:
         return
-    ground = _ground(workspace, _samples(workspace, samples) if data is None else data)
-    yield from _points(workspace, correction, todo, ground)
+    data = _samples(workspace, samples) if data is None else data
+    yield from _points(workspace, correction, todo, data, (grounds or Grounds()).of(workspace, data))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ground:
-    """What all points on the same samples start from: batches with their places, dense outputs, and prefixes."""
+    """What all points on the same inputs start from: the dense outputs, and prefixes."""
 
-    data: Dataset
-    parts: list[tuple[Dataset, int]]
     dense: Outputs
     store: PrefixStore
 
 
-def _ground(workspace: Workspace, data: Dataset) -> _Ground:
-    parts = [(data.pick(slice(at, min(at + BATCH, len(data)))), at) for at in range(0, len(data), BATCH)]
-    names = workspace.judged.names
-    dense = joined(run(workspace.model, part, names) for part, _ in parts)
-    return _Ground(data, parts, dense, PrefixStore(workspace.model, workspace.profile, data, outputs=names))
+class Grounds:
+    """What points start from, kept from one call to the next for the samples used lately. Of one workspace."""
+
+    def __init__(self) -> None:
+        self._room = Room(LIMIT_BYTES)
+        self._kept: Recent[str, _Ground] = Recent(MOST_GROUNDS)
+
+    def of(self, workspace: Workspace, data: Dataset) -> _Ground:
+        """The dense outputs on these inputs, and prefixes of copies that run on them."""
+        inputs = data_hash(data.inputs)
+        if (ground := self._kept.get(inputs)) is None:
+            dense = joined(run(workspace.model, part, workspace.judged.names) for part, _ in _parts(data))
+            self._kept[inputs] = ground = _Ground(dense, workspace.prefixes_on(data, self._room))
+        return ground
+
+
+def _parts(data: Dataset) -> list[tuple[Dataset, int]]:
+    """Batches, and the number of the first sample of each."""
+    return [(data.pick(slice(at, min(at + BATCH, len(data)))), at) for at in range(0, len(data), BATCH)]
 
 
 def _points(
     workspace: Workspace,
     correction: Correction | None,
     todo: Sequence[Ask],
+    data: Dataset,
     ground: _Ground,
 ) -> Iterator[Point]:
-    dense = ground.dense
+    dense, parts = ground.dense, _parts(data)
     number = {layer.name: i for i, layer in enumerate(ground.store.profile.layers)}
     pace = Pace(len(todo))
     for done, (name, choice) in enumerate(todo, start=1):
@@ -127,8 +146,8 @@ def _points(
         compressed = apply(workspace.model, workspace.profile, plan, workspace.factors)
         if correction is not None:
             load_overlay(compressed, workspace.corrector.alone(compressed, plan, correction))
-        forward = ground.store.runner(compressed, len(ground.data), record=[number[name]])
-        outputs = joined(forward(part, at) for part, at in ground.parts)
+        forward = ground.store.runner(compressed, len(data), record=[number[name]])
+        outputs = joined(forward(part, at) for part, at in parts)
         error = closed_form_error(workspace.factors(name, choice.method).spectra, choice.rank)
         report(_far(done, len(todo), pace))
         if broken := _broken(outputs, dense):
@@ -137,7 +156,7 @@ def _points(
             continue
         squares = change_of(outputs, dense)
         loss = divergence(workspace.metric, outputs, dense)
-        drop = _drop(workspace.metric, outputs, dense, ground.data)
+        drop = _drop(workspace.metric, outputs, dense, data)
         yield Point(name, choice.method, choice.rank, error, squares, loss, drop)
 
 
@@ -153,18 +172,20 @@ def profile(
     *,
     folder: Path | None = None,
     workers: Workers = HERE,
+    grounds: Grounds | None = None,
 ) -> tuple[Point, ...]:
     """The points asked for, in that order. With a folder they are kept there as they come, and not measured twice.
 
-    workers: other processes open the model by its reference, and measure the same to the last bit as one thread here.
-    Reports how far it is and how long it takes. Raises Cancelled; what is measured by then is kept.
+    grounds: what earlier calls started from. workers: other processes open the model by its reference, and measure the
+    same to the last bit as one thread here. Reports how far it is and how long it takes. Raises Cancelled; what is
+    measured by then is kept.
     """
     asks = tuple(asks)
     file = None if folder is None else PointFile(folder, workspace, correction, data=data)
     points = _kept(file)
     todo = [ask for ask in asks if (ask[0], ask[1].method, ask[1].rank) not in points]
     with scope(report=under("measuring layers")):
-        for point in _measured(workspace, correction, todo, data, workers):
+        for point in _measured(workspace, correction, todo, data, workers, grounds):
             points[point.layer, point.method, point.rank] = point
             if file is not None:
                 file.add(point)
@@ -189,10 +210,11 @@ def _measured(
     todo: list[Ask],
     data: Dataset,
     workers: Workers,
+    grounds: Grounds | None,
 ) -> Iterator[Point]:
     """Each point as it is measured, here or elsewhere; elsewhere a layer is one piece of work."""
     if not workers.elsewhere:
-        yield from measured(workspace, correction, asks=todo, data=data)
+        yield from measured(workspace, correction, asks=todo, data=data, grounds=grounds)
         return
     layers: dict[str, list[Ask]] = {}
     for ask in todo:
@@ -231,14 +253,15 @@ class _Piece:
 
 
 def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
-    ground = _ground_once(piece.model, piece.samples)
-    return tuple(_points(opened_once(*piece.model), piece.correction, piece.asks, ground))
+    workspace, data = opened_once(*piece.model), piece.samples.data
+    ground = _grounds_once(piece.model).of(workspace, data)
+    return tuple(_points(workspace, piece.correction, piece.asks, data, ground))
 
 
 @lru_cache(maxsize=1)
-def _ground_once(model: _Model, samples: _Samples) -> _Ground:
-    """The ground of the latest model and samples, kept in a process that measures piece after piece."""
-    return _ground(opened_once(*model), samples.data)
+def _grounds_once(model: _Model) -> Grounds:
+    """Of the latest model, kept in a process that measures piece after piece."""
+    return Grounds()
 
 
 def _samples(workspace: Workspace, samples: int) -> Dataset:

@@ -67,65 +67,18 @@ class _Visit:
     keepable: bool
 
 
-class PrefixStore:
-    """Runs copies of one network on batches of its samples, each with what earlier copies left behind.
-
-    Copies are told apart by the values they hold, in the order of execution, so it does not matter whether a rank, a
-    correction or training made the difference. Safe to share between threads.
-    """
+class Cuts:
+    """Where copies of one network can be started from, each place found once. Safe to share between stores, threads."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        profile: ModelProfile,
-        samples: Dataset,
-        *,
-        outputs: Sequence[str] | None = None,
-        limit_bytes: int = LIMIT_BYTES,
-        room: Room | None = None,
+        self, model: nn.Module, profile: ModelProfile, samples: Dataset, outputs: Sequence[str] | None = None
     ) -> None:
-        """outputs: names of those of the network that are wanted; None for all."""
-        self.model, self.profile, self.limit_bytes, self.outputs = model, profile, limit_bytes, outputs
-        self._kept = (room or Room(limit_bytes)).part(limit_bytes)  # a shelf for what one cut keeps of one prefix
+        """samples: two times PROBE of them prove a cut; outputs: as for a store."""
+        self.model, self.profile, self.outputs = model, profile, outputs
         self._probes = [samples.pick(slice(at, at + PROBE)) for at in (0, PROBE) if at < len(samples)]
-        self._dense = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers()))
-        self._lock, self._cutting = threading.Lock(), threading.RLock()
+        self._cutting = threading.RLock()
         self._visits: dict[str, _Visit] | None = None
         self._cuts: dict[int, Cut | None] = {}
-        self._recent: deque[Prefixes] = deque(maxlen=RECENT)
-
-    @property
-    def bytes(self) -> int:
-        """Memory held now; never more than the limit."""
-        return self._kept.bytes
-
-    def runner(self, model: nn.Module, samples: int, *, record: Collection[int] | None = None) -> Runner:
-        """What runs a copy batch by batch, over so many samples in all.
-
-        record: numbers of the layers before which outputs are kept; by default the first one that differs from copies
-        run lately, and those near two thirds and one third of the network, as far as memory goes.
-        """
-        prefixes = self._prefixes(model) if record is None or record or self._kept.shelves() else ()
-        if not prefixes:
-            return Runner(self, model, [], [])
-        usable = [before for before, digest in self._kept.shelves() if prefixes[before] == digest]
-        with self._lock:
-            shared = [sum(map(eq, prefixes, other)) - 1 for other in self._recent]
-            if record is None and prefixes not in self._recent:
-                self._recent.append(prefixes)
-        sources = [cut for before in sorted(usable, reverse=True) if (cut := self.cut(before)) is not None]
-        if record is None:
-            recorded = [self._before(max(shared, default=0), samples), self._third(2), self._third(1)]
-        else:
-            recorded = [self.cut(before) for before in record]
-        left = self.limit_bytes - sum(cut.sample_bytes * samples for cut in sources[:1] if cut not in recorded)
-        targets: list[Cut] = []
-        for cut in recorded:
-            if cut is not None and cut not in targets and cut.sample_bytes * samples <= left:
-                targets.append(cut)
-                left -= cut.sample_bytes * samples
-        keyed = [[(cut, prefixes[cut.before]) for cut in cuts] for cuts in (sources, targets)]
-        return Runner(self, model, *keyed)
 
     def cut(self, before: int) -> Cut | None:
         """The cut before a layer, found once and proved on a few samples of the dense network; None if none holds."""
@@ -139,63 +92,6 @@ class PrefixStore:
         with self._cutting:
             self._cuts[cut.before] = None
 
-    def get(self, key: Key, batch: Batch) -> Kept | None:
-        """What is kept of a batch under a cut; None where there is nothing."""
-        kept: Kept | None = self._kept.get(key, batch)
-        return kept
-
-    def put(self, key: Key, batch: Batch, kept: Kept) -> None:
-        """Keep a batch; what was used least lately makes room."""
-        self._kept.put(key, kept, sum(map(_bytes, kept.values())), item=batch)
-
-    def _before(self, layer: int, samples: int) -> Cut | None:
-        """The cut before a layer, or before one of the three ahead of it where it would take most of the memory."""
-        for before in range(layer, layer - 4, -1):
-            cut = self.cut(before)
-            if cut is not None and cut.sample_bytes * samples <= 2 / 3 * self.limit_bytes:
-                return cut
-        return None
-
-    def _third(self, thirds: int) -> Cut | None:
-        """A cut near that many thirds of the layers, where the fewest modules stand open."""
-        middle, last = round(thirds * len(self.profile.layers) / 3), len(self.profile.layers) - 1
-        near = [before for before in (middle, middle + 1, middle - 1) if 0 < before <= last]
-        return self.cut(min(near, key=lambda before: len(self._candidates(before)))) if near else None
-
-    def _prefixes(self, model: nn.Module) -> Prefixes:
-        """For each layer a digest of all that is in use before it first runs; () for what is no copy of the network.
-
-        Values that are the dense network's own are compared, not digested: a large network costs little.
-        """
-        layers = self.profile.layers
-        if type(model) is not type(self.model) or len(layers) < 2:
-            return ()
-        counts = Counter(layer.module for layer in layers)
-        if len(counts) < len(list(groupby(layers, key=lambda layer: layer.module))):
-            return ()  # a module's weights are read with other layers in between, so it has no one place
-        starts = [self.visits[name].enter if name in self.visits else -1 for name in counts]
-        if starts[0] < 0 or starts != sorted(set(starts)):
-            return ()  # not every layer runs, or they run in another order than on the example inputs
-        times = {n: self.visits[n].enter if n in self.visits else -1 for n, _ in _all_modules(self.model)}
-        entries: list[tuple[int, str, Tensor]] = []
-        for name, value in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
-            owner = name
-            while owner and owner not in times:
-                owner = owner.rpartition(".")[0]
-            entries.append((times[owner], name, value))
-        pending, digest = deque(sorted(entries, key=lambda item: item[:2])), hashlib.blake2b()
-        prefixes: list[bytes] = []
-        for (module, count), start in zip(counts.items(), starts, strict=True):
-            while pending and pending[0][0] < start:
-                _, name, value = pending.popleft()
-                dense = self._dense.get(name)
-                same = dense is not None and dense.shape == value.shape and torch.equal(dense, value)
-                digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|{same}|".encode())
-                digest.update(b"" if same else octets(value))
-            prefixes += [digest.digest()] * count  # the weights of a recurrent module share the place before it
-            digest.update(repr(model.get_submodule(module)).encode())
-        return tuple(prefixes)
-
     @property
     def visits(self) -> dict[str, _Visit]:
         """When each module of the dense network runs, by all its names."""
@@ -204,7 +100,7 @@ class PrefixStore:
                 self._visits = _visited(twin(self.model), self._probes[0])
             return self._visits
 
-    def _candidates(self, before: int) -> list[str]:
+    def candidates(self, before: int) -> list[str]:
         """Modules that end before the layer first runs and can answer from memory: the outermost, as they run."""
         start = self.visits[self.profile.layers[before].module].enter
         done = {visit: name for name, visit in self.visits.items() if visit.keepable and visit.exit < start}
@@ -221,7 +117,7 @@ class PrefixStore:
 
         A choice holds when fresh copies give, on two batches, bit for bit what the whole dense network gives.
         """
-        names = self._candidates(before)
+        names = self.candidates(before)
         whole = _Player(self.model, self.outputs)
         takes = [whole.play(probe, take=dict.fromkeys(names, True)) for probe in self._probes]
         if not names or any(len(taken) < len(names) for _, taken in takes):
@@ -247,6 +143,123 @@ class PrefixStore:
             needed = _pruned(names[-count:], holds)  # ... unless that mixes values with placeholders
         sample_bytes = sum(_bytes(takes[0][1][name]) for name in needed) // len(self._probes[0])
         return Cut(before, tuple(needed), tuple(name for name in names if name not in needed), sample_bytes)
+
+
+class PrefixStore:
+    """Runs copies of one network on batches of its samples, each with what earlier copies left behind.
+
+    Copies are told apart by the values they hold, in the order of execution, so it does not matter whether a rank, a
+    correction or training made the difference. Safe to share between threads.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        profile: ModelProfile,
+        samples: Dataset,
+        *,
+        outputs: Sequence[str] | None = None,
+        limit_bytes: int = LIMIT_BYTES,
+        room: Room | None = None,
+        cuts: Cuts | None = None,
+    ) -> None:
+        """outputs: names of those of the network that are wanted; None for all. cuts: those of this network."""
+        self.model, self.profile, self.limit_bytes, self.outputs = model, profile, limit_bytes, outputs
+        self.cuts = cuts or Cuts(model, profile, samples, outputs)
+        self._kept = (room or Room(limit_bytes)).part(limit_bytes)  # a shelf for what one cut keeps of one prefix
+        self._dense = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers()))
+        self._lock = threading.Lock()
+        self._recent: deque[Prefixes] = deque(maxlen=RECENT)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held now; never more than the limit."""
+        return self._kept.bytes
+
+    def runner(self, model: nn.Module, samples: int, *, record: Collection[int] | None = None) -> Runner:
+        """What runs a copy batch by batch, over so many samples in all.
+
+        record: numbers of the layers before which outputs are kept; by default the first one that differs from copies
+        run lately, and those near two thirds and one third of the network, as far as memory goes.
+        """
+        prefixes = self._prefixes(model) if record is None or record or self._kept.shelves() else ()
+        if not prefixes:
+            return Runner(self, model, [], [])
+        usable = [before for before, digest in self._kept.shelves() if prefixes[before] == digest]
+        with self._lock:
+            shared = [sum(map(eq, prefixes, other)) - 1 for other in self._recent]
+            if record is None and prefixes not in self._recent:
+                self._recent.append(prefixes)
+        sources = [cut for before in sorted(usable, reverse=True) if (cut := self.cuts.cut(before)) is not None]
+        if record is None:
+            recorded = [self._before(max(shared, default=0), samples), self._third(2), self._third(1)]
+        else:
+            recorded = [self.cuts.cut(before) for before in record]
+        left = self.limit_bytes - sum(cut.sample_bytes * samples for cut in sources[:1] if cut not in recorded)
+        targets: list[Cut] = []
+        for cut in recorded:
+            if cut is not None and cut not in targets and cut.sample_bytes * samples <= left:
+                targets.append(cut)
+                left -= cut.sample_bytes * samples
+        keyed = [[(cut, prefixes[cut.before]) for cut in cuts] for cuts in (sources, targets)]
+        return Runner(self, model, *keyed)
+
+    def get(self, key: Key, batch: Batch) -> Kept | None:
+        """What is kept of a batch under a cut; None where there is nothing."""
+        kept: Kept | None = self._kept.get(key, batch)
+        return kept
+
+    def put(self, key: Key, batch: Batch, kept: Kept) -> None:
+        """Keep a batch; what was used least lately makes room."""
+        self._kept.put(key, kept, sum(map(_bytes, kept.values())), item=batch)
+
+    def _before(self, layer: int, samples: int) -> Cut | None:
+        """The cut before a layer, or before one of the three ahead of it where it would take most of the memory."""
+        for before in range(layer, layer - 4, -1):
+            cut = self.cuts.cut(before)
+            if cut is not None and cut.sample_bytes * samples <= 2 / 3 * self.limit_bytes:
+                return cut
+        return None
+
+    def _third(self, thirds: int) -> Cut | None:
+        """A cut near that many thirds of the layers, where the fewest modules stand open."""
+        middle, last = round(thirds * len(self.profile.layers) / 3), len(self.profile.layers) - 1
+        near = [before for before in (middle, middle + 1, middle - 1) if 0 < before <= last]
+        return self.cuts.cut(min(near, key=lambda before: len(self.cuts.candidates(before)))) if near else None
+
+    def _prefixes(self, model: nn.Module) -> Prefixes:
+        """For each layer a digest of all that is in use before it first runs; () for what is no copy of the network.
+
+        Values that are the dense network's own are compared, not digested: a large network costs little.
+        """
+        layers = self.profile.layers
+        if type(model) is not type(self.model) or len(layers) < 2:
+            return ()
+        counts = Counter(layer.module for layer in layers)
+        if len(counts) < len(list(groupby(layers, key=lambda layer: layer.module))):
+            return ()  # a module's weights are read with other layers in between, so it has no one place
+        starts = [self.cuts.visits[name].enter if name in self.cuts.visits else -1 for name in counts]
+        if starts[0] < 0 or starts != sorted(set(starts)):
+            return ()  # not every layer runs, or they run in another order than on the example inputs
+        times = {n: self.cuts.visits[n].enter if n in self.cuts.visits else -1 for n, _ in _all_modules(self.model)}
+        entries: list[tuple[int, str, Tensor]] = []
+        for name, value in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
+            owner = name
+            while owner and owner not in times:
+                owner = owner.rpartition(".")[0]
+            entries.append((times[owner], name, value))
+        pending, digest = deque(sorted(entries, key=lambda item: item[:2])), hashlib.blake2b()
+        prefixes: list[bytes] = []
+        for (module, count), start in zip(counts.items(), starts, strict=True):
+            while pending and pending[0][0] < start:
+                _, name, value = pending.popleft()
+                dense = self._dense.get(name)
+                same = dense is not None and dense.shape == value.shape and torch.equal(dense, value)
+                digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|{same}|".encode())
+                digest.update(b"" if same else octets(value))
+            prefixes += [digest.digest()] * count  # the weights of a recurrent module share the place before it
+            digest.update(repr(model.get_submodule(module)).encode())
+        return tuple(prefixes)
 
 
 class Runner:
@@ -277,7 +290,7 @@ class Runner:
             if outputs is not None and not any(output.is_meta for output in outputs.values()):
                 self.reused += 1
                 return outputs
-            self._store.forget(cut)
+            self._store.cuts.forget(cut)
             self._sources = [source for source in self._sources if source[0] != cut]
             break
         return self._run(part, batch, {}, self._targets)

@@ -148,6 +148,7 @@ def measured(problem: Problem, wanted: Iterable[Ask], data: Dataset) -> tuple[Po
         data,
         folder=problem.folder,
         workers=problem.workers,
+        grounds=problem.grounds,
     )
 
 

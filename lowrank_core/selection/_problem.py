@@ -25,6 +25,7 @@ from lowrank_core.plans.correction import SAMPLES, Correction
 from lowrank_core.plans.cost import Cost, amount, freed, layer_cost, plan_cost, rank_at, useful_rank, with_free_ranks
 from lowrank_core.plans.cost import amounts as amounts_of
 from lowrank_core.plans.plan import Choice, RankPlan
+from lowrank_core.predict.sensitivity import Grounds
 from lowrank_core.running.parallel import HERE, Workers
 from lowrank_core.running.scope import give_way, raise_if_cancelled
 from lowrank_core.scoring.scores import Score, final_score
@@ -78,7 +79,7 @@ class Problem:
     free: whether factors are stored with free ranks where a method has them: rules go on saying method and rank, and
     `formed` says what that costs.
     ledger: scores known already; folder: where points of single layers are kept between runs.
-    workers: where points of single layers are measured.
+    workers: where points of single layers are measured; grounds: what those here start from, one call after another.
     """
 
     workspace: Workspace
@@ -95,6 +96,7 @@ class Problem:
     workers: Workers = HERE
     correct_by: Correction | None = None
     free: bool = False
+    grounds: Grounds = field(default_factory=Grounds, compare=False)
 
     @property
     def correction(self) -> Correction | None:
