@@ -15,6 +15,7 @@ from lowrank_core.errors import InvalidPlan
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import Layer, ModelProfile, Rest, Skipped
 from lowrank_core.plans.cost import (
+    FITTED,
     Cost,
     amounts,
     break_even,
@@ -25,6 +26,7 @@ from lowrank_core.plans.cost import (
     layer_cost,
     plan_cost,
     rank_at,
+    tried_rank,
     useful_rank,
 )
 from lowrank_core.plans.plan import Choice, RankPlan
@@ -152,6 +154,17 @@ def test_break_even_is_that_of_brute_force(method, awkward):
 )
 def test_rank_at(top, share, rank):
     assert rank_at(top, share) == rank
+
+
+def test_a_rank_that_is_a_fit_of_its_own_is_tried_as_far_as_fits_take_seconds():
+    """A convolution of torchcrepe's full network: CP pays up to a rank whose fits take half an hour each."""
+    wide = layer(conv(1024, 128, (64, 1), bias=False), (512, 1))
+    assert useful_rank(wide, "cp3") > (6000,)
+    assert tried_rank(wide, "cp3") == (FITTED,)
+    assert tried_rank(wide, "svd") == useful_rank(wide, "svd")
+    assert tried_rank(wide, "tucker2") == useful_rank(wide, "tucker2")
+    few = layer(conv(128, 128, (3, 3), bias=False), (8, 8))
+    assert tried_rank(few, "cp3") == useful_rank(few, "cp3")
 
 
 def test_costs_add_up():

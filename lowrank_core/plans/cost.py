@@ -174,6 +174,20 @@ def useful_rank(layer: Layer, method_name: str, free: bool = False) -> Rank:
     return max(limits, key=prod)
 
 
+FITTED = 1024
+"""A method that fits every rank by itself is tried up to here: a fit solves systems of that width over and over, which
+takes seconds up to here and minutes from there on."""
+
+
+def tried_rank(layer: Layer, method_name: str, free: bool = False) -> Rank:
+    """Largest rank that searches and surveys try: `useful_rank`, at most FITTED where each rank is a fit of its own.
+
+    free: as in `break_even`.
+    """
+    top = useful_rank(layer, method_name, free)
+    return top if METHODS[method_name].nested else tuple(min(rank, FITTED) for rank in top)
+
+
 def _last_true(holds: Callable[[int], bool], top: int) -> int:
     """Largest n in 1..top for which a statement that is true up to some point holds; 0 if it never does."""
     low, high = 0, top

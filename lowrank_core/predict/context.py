@@ -21,7 +21,7 @@ from lowrank_core.measure.ledger import Ledger, score_key
 from lowrank_core.networks.profile import ModelProfile
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.cost import rank_at, tried_rank, useful_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import (
     Context,
@@ -112,7 +112,7 @@ def random_plan(profile: ModelProfile, methods: Collection[str], draw: random.Ra
         share = min(1.0, keep * exp(draw.gauss(0, 0.5)))
         if usable:
             method = usable[0] if default_only else draw.choice(usable)
-            chosen[layer.name] = Choice(method, rank_at(useful_rank(layer, method), share))
+            chosen[layer.name] = Choice(method, rank_at(tried_rank(layer, method), share))
     return RankPlan.of(profile.fingerprint, chosen)
 
 

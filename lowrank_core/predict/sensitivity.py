@@ -19,7 +19,7 @@ from lowrank_core.layers.spec import Rank
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import rank_at, useful_rank
+from lowrank_core.plans.cost import rank_at, tried_rank
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.prediction import DROWNED, Point, closed_form_error
 from lowrank_core.running.parallel import HERE, Workers, map_elsewhere
@@ -70,7 +70,7 @@ def asked(workspace: Workspace, methods: Iterable[str] | None = None) -> tuple[A
 
 def ranks(layer: Layer, method: str) -> list[tuple[int, ...]]:
     """The ranks that are measured; of a method that never pays, shares of all it has."""
-    top = useful_rank(layer, method)
+    top = tried_rank(layer, method)
     if not all(top):
         top = METHODS[method].max_rank(layer.spec)
     return sorted({rank_at(top, share) for share in SHARES})

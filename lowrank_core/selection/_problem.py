@@ -22,7 +22,17 @@ from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.candidate import Candidate
 from lowrank_core.plans.correction import SAMPLES, Correction
-from lowrank_core.plans.cost import Cost, amount, freed, layer_cost, plan_cost, rank_at, useful_rank, with_free_ranks
+from lowrank_core.plans.cost import (
+    Cost,
+    amount,
+    freed,
+    layer_cost,
+    plan_cost,
+    rank_at,
+    tried_rank,
+    useful_rank,
+    with_free_ranks,
+)
 from lowrank_core.plans.cost import amounts as amounts_of
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.predict.sensitivity import Grounds
@@ -136,7 +146,7 @@ class Problem:
     def ranks(self, layer: Layer, method: str) -> tuple[Rank, ...]:
         """The ranks that pay and are multiples of `multiple_of`, ascending; two axes keep the same share.
 
-        More than MOST_RANKS are thinned out evenly.
+        None above `tried_rank`. More than MOST_RANKS are thinned out evenly.
         """
         return _ranks(layer, method, self.multiple_of, self.free)
 
@@ -258,7 +268,7 @@ def in_closed_form(rule: object, problem: Problem) -> Iterator[Measurements]:
 
 @lru_cache(maxsize=10_000)
 def _ranks(layer: Layer, method: str, step: int, free: bool) -> tuple[Rank, ...]:
-    top = useful_rank(layer, method, free)
+    top = tried_rank(layer, method, free)
     count = min(max(top) // step, MOST_RANKS) if all(top) else 0
     spaced = [rank_at(top, position / count) for position in range(1, count + 1)]
     rounded = [tuple(r // step * step for r in rank) for rank in spaced]
