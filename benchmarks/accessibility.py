@@ -29,7 +29,6 @@ from tests.conftest import AT_REST, CHROMIUM, CHROMIUM_ARGS, running_app
 
 IN_SCHEME = "scheme => getComputedStyle(document.querySelector('[data-testid=stApp]')).colorScheme === scheme"
 PATIENCE_MS = 600_000
-
 STYLED = "[data-testid=stHtml] > style"
 """The page's own style; the browser loads the part of Streamlit that brings it when the first text may be there."""
 

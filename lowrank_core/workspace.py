@@ -414,11 +414,7 @@ class Workspace:
     @cached_property
     def prefixes(self) -> PrefixStore:
         """What copies of the model left behind on the evaluation samples, for copies that begin in the same way."""
-        return self.prefixes_on(self.reference.dataset, self._room)
-
-    def prefixes_on(self, samples: Dataset, room: Room) -> PrefixStore:
-        """Nothing yet, of copies that run on other samples."""
-        return PrefixStore(self.model, self._discovered, samples, outputs=self.judged.names, room=room, cuts=self.cuts)
+        return PrefixStore(self.cuts, room=self._room)
 
     def compress(
         self,

@@ -23,7 +23,7 @@ from lowrank_core.predict.prediction import noise_table
 from lowrank_core.predict.sensitivity import PointFile, change_of, divergence, measured
 from lowrank_core.scoring.judging import judge
 from lowrank_core.scoring.metrics import AGREEMENT, METRICS, RESEMBLANCE, TOP1
-from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.prefix import Cuts, PrefixStore
 from lowrank_core.scoring.scores import final_score, output_scores
 from lowrank_core.store.as_json import plain
 from lowrank_core.store.lines import append_line, read_lines
@@ -336,7 +336,7 @@ def test_a_verdict_is_that_of_all_outputs(broken, within):
 
 def test_prefixes_give_back_all_outputs_bit_for_bit():
     space = workspace(Heads(large=40, small=3))
-    store = PrefixStore(space.model, space.profile, space.reference.dataset, outputs=("large", "small"))
+    store = PrefixStore(Cuts(space.model, space.profile, space.reference.dataset, ("large", "small")))
     part = space.reference.dataset.pick(slice(0, 64))
     for rank in (1, 2, 3):
         model = space.compress(plan(space, small=rank))

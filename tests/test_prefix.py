@@ -15,7 +15,7 @@ from lowrank_core.networks.discover import discover
 from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.scoring.metrics import TOP1
-from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.prefix import Cuts, PrefixStore
 from lowrank_core.scoring.scores import Reference, evaluate
 
 
@@ -146,7 +146,7 @@ class Bench:
         self.reference = Reference(self.model, self.data, TOP1, batch=BATCH)
         self.factors = FactorStore(self.model, self.profile)
         self.corrector = Corrector(self.model, self.profile, self.factors, lambda: Dataset(x[:16]))
-        self.store = PrefixStore(self.model, self.profile, self.reference.dataset, **options)
+        self.store = PrefixStore(Cuts(self.model, self.profile, self.reference.dataset), **options)
 
     def plan(self, changed: int, rank: int) -> RankPlan:
         """Rank 2 everywhere, another from layer `changed` on."""

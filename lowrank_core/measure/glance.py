@@ -33,7 +33,7 @@ from lowrank_core.plans.correction import Correction
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.scope import current, give_way, raise_if_cancelled, scope
 from lowrank_core.running.threads import one_thread
-from lowrank_core.scoring.prefix import PrefixStore
+from lowrank_core.scoring.prefix import Cuts, PrefixStore
 from lowrank_core.scoring.scores import Score
 from lowrank_core.workspace import Workspace
 
@@ -253,7 +253,7 @@ class Glances:
         data = Dataset(dense.inputs, axes=self.workspace.calibration.axes).pick(slice(0, samples))
         if self._prefixes is None or self._prefixes[0] is not dense:
             whole = Dataset(dense.inputs, axes=self.workspace.calibration.axes)
-            self._prefixes = dense, PrefixStore(self.workspace.model, profile, whole, limit_bytes=INPUT_BYTES)
+            self._prefixes = dense, PrefixStore(Cuts(self.workspace.model, profile, whole), limit_bytes=INPUT_BYTES)
         before = [layer.name for layer in profile.layers].index(first)
 
         def see(name: str, z: Tensor) -> None:

@@ -121,7 +121,7 @@ class Grounds:
         inputs = data_hash(data.inputs)
         if (ground := self._kept.get(inputs)) is None:
             dense = joined(run(workspace.model, part, workspace.judged.names) for part, _ in _parts(data))
-            self._kept[inputs] = ground = _Ground(dense, workspace.prefixes_on(data, self._room))
+            self._kept[inputs] = ground = _Ground(dense, PrefixStore(workspace.cuts, room=self._room))
         return ground
 
 

@@ -73,7 +73,7 @@ class Cuts:
     def __init__(
         self, model: nn.Module, profile: ModelProfile, samples: Dataset, outputs: Sequence[str] | None = None
     ) -> None:
-        """samples: two times PROBE of them prove a cut; outputs: as for a store."""
+        """samples: two times PROBE of them prove a cut; outputs: names of those that are wanted, None for all."""
         self.model, self.profile, self.outputs = model, profile, outputs
         self._probes = [samples.pick(slice(at, at + PROBE)) for at in (0, PROBE) if at < len(samples)]
         self._cutting = threading.RLock()
@@ -152,22 +152,12 @@ class PrefixStore:
     correction or training made the difference. Safe to share between threads.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        profile: ModelProfile,
-        samples: Dataset,
-        *,
-        outputs: Sequence[str] | None = None,
-        limit_bytes: int = LIMIT_BYTES,
-        room: Room | None = None,
-        cuts: Cuts | None = None,
-    ) -> None:
-        """outputs: names of those of the network that are wanted; None for all. cuts: those of this network."""
-        self.model, self.profile, self.limit_bytes, self.outputs = model, profile, limit_bytes, outputs
-        self.cuts = cuts or Cuts(model, profile, samples, outputs)
+    def __init__(self, cuts: Cuts, *, limit_bytes: int = LIMIT_BYTES, room: Room | None = None) -> None:
+        """cuts: of the network whose copies run; it says which outputs are wanted."""
+        self.cuts, self.limit_bytes = cuts, limit_bytes
+        self.model, self.profile, self.outputs = cuts.model, cuts.profile, cuts.outputs
         self._kept = (room or Room(limit_bytes)).part(limit_bytes)  # a shelf for what one cut keeps of one prefix
-        self._dense = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers()))
+        self._dense = dict((*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers()))
         self._lock = threading.Lock()
         self._recent: deque[Prefixes] = deque(maxlen=RECENT)
 
@@ -238,10 +228,11 @@ class PrefixStore:
         counts = Counter(layer.module for layer in layers)
         if len(counts) < len(list(groupby(layers, key=lambda layer: layer.module))):
             return ()  # a module's weights are read with other layers in between, so it has no one place
-        starts = [self.cuts.visits[name].enter if name in self.cuts.visits else -1 for name in counts]
+        visits = self.cuts.visits
+        starts = [visits[name].enter if name in visits else -1 for name in counts]
         if starts[0] < 0 or starts != sorted(set(starts)):
             return ()  # not every layer runs, or they run in another order than on the example inputs
-        times = {n: self.cuts.visits[n].enter if n in self.cuts.visits else -1 for n, _ in _all_modules(self.model)}
+        times = {n: visits[n].enter if n in visits else -1 for n, _ in _all_modules(self.model)}
         entries: list[tuple[int, str, Tensor]] = []
         for name, value in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
             owner = name

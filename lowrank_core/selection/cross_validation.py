@@ -145,7 +145,7 @@ class _Fold:
         self.problem, self.title = problem, f"cross-validation, fold {title}, {len(part) + len(others)} samples"
         names = workspace.judged.names
         self.reference = Reference(model, part, workspace.metric, outputs=names)
-        self.prefixes = PrefixStore(model, profile, self.reference.dataset, outputs=names)
+        self.prefixes = PrefixStore(workspace.cuts)
         fitted = calibration_samples(others)
         self.correction = Correction(samples=len(fitted), data=data_hash(fitted.inputs)) if problem.corrected else None
         self.factors = workspace.factors
@@ -166,7 +166,7 @@ class _Fold:
             model = apply(workspace.model, workspace.profile, plan, self.factors)
             if self.correction is not None:
                 load_overlay(model, self.corrector.alone(model, plan, self.correction))
-            before = [layer.name for layer in workspace.profile.layers].index(name)
+            before = [layer.name for layer in self.prefixes.profile.layers].index(name)
             forward = self.prefixes.runner(model, len(self.reference), record=[before])
             return final_score(evaluate(model, self.reference, forward=forward))
 
