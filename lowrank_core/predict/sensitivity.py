@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
@@ -220,22 +220,14 @@ def _measured(
     for ask in todo:
         layers.setdefault(ask[0], []).append(ask)
     model = workspace.address, workspace.key, workspace.cache, workspace.opened.outputs
-    samples = _Samples(data.hash, data.alone())
-    pieces = [_Piece(model, correction, tuple(asks), samples) for asks in layers.values()]
+    alone = data.alone()
+    pieces = [_Piece(model, correction, tuple(asks), alone) for asks in layers.values()]
     pace, done = Pace(len(todo)), 0
     for _, points in map_elsewhere(_measured_elsewhere, pieces, workers):
         for point in points:
             done += 1
             report(_far(done, len(todo), pace))
             yield point
-
-
-@dataclass(frozen=True, slots=True)
-class _Samples:
-    """Samples that are told apart by their hash, so that they can be the key of a cache."""
-
-    hash: str
-    data: Dataset = field(compare=False)
 
 
 _Model = tuple[str, NetworkKey, Cache | None, tuple[str | int, ...]]
@@ -249,13 +241,13 @@ class _Piece:
     model: _Model
     correction: Correction | None
     asks: tuple[Ask, ...]
-    samples: _Samples
+    data: Dataset
 
 
 def _measured_elsewhere(piece: _Piece) -> tuple[Point, ...]:
-    workspace, data = opened_once(*piece.model), piece.samples.data
-    ground = _grounds_once(piece.model).of(workspace, data)
-    return tuple(_points(workspace, piece.correction, piece.asks, data, ground))
+    workspace = opened_once(*piece.model)
+    ground = _grounds_once(piece.model).of(workspace, piece.data)
+    return tuple(_points(workspace, piece.correction, piece.asks, piece.data, ground))
 
 
 @lru_cache(maxsize=1)
