@@ -8,6 +8,7 @@ import torch
 from awkward_layers import AWKWARD, Awkward, filled, seeded
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_core.algebra.gauge import LARGEST, identity_rows
@@ -114,7 +115,7 @@ def test_every_rank_below_full_pays():
 
 
 class Everything(nn.Module):
-    """A tied table, a recurrent layer, an attention, a layer whose weight a function is given, groups, and a bag."""
+    """A tied table, a recurrent layer, an attention, weights that functions are given, both ways round too, a bag."""
 
     def __init__(self, bag: bool = True) -> None:
         super().__init__()
@@ -122,7 +123,8 @@ class Everything(nn.Module):
         self.table, self.head, self.bag = nn.Embedding(11, 6, padding_idx=2), nn.Linear(6, 11), nn.EmbeddingBag(9, 6)
         self.head.weight = self.table.weight
         self.rnn, self.att = nn.GRU(6, 6, batch_first=True), nn.MultiheadAttention(6, 2, batch_first=True)
-        self.read = nn.Parameter(torch.zeros(6, 6))
+        self.read, self.both = nn.Parameter(torch.zeros(6, 6)), nn.Parameter(torch.zeros(6, 5))
+        self.words = nn.Embedding(11, 6)
         self.conv = nn.Conv1d(6, 8, 3, padding=1, groups=2)
         self.up = nn.ConvTranspose1d(8, 6, 3, padding=1)
 
@@ -130,7 +132,9 @@ class Everything(nn.Module):
         x = self.rnn(self.table(tokens))[0]
         x = x + self.bag(tokens % 9)[:, None] if self.bags else x
         x = x + self.att(x, x, x)[0] @ self.read
-        return self.head(x + self.up(self.conv(x.mT).tanh()).mT)
+        x = x + (x @ self.both).tanh() @ torch.transpose(self.both, 0, 1)
+        said = F.linear(x + self.words(tokens), self.words.weight)
+        return said + self.head(x + self.up(self.conv(x.mT).tanh()).mT)
 
 
 TOKENS = torch.arange(15).reshape(3, 5) % 11
@@ -144,7 +148,7 @@ def everything(bag: bool = True) -> tuple[Workspace, RankPlan]:
         method = METHODS["tucker2" if len(layer.spec.kernel) and not layer.spec.transposed else "svd"]
         choices[layer.name] = Choice(method.name, tuple(min(3, r) for r in method.max_rank(layer.spec)))
     plan = with_free_ranks(RankPlan.of(workspace.profile.fingerprint, choices))
-    assert {name for name, choice in plan.choices if choice.free} == {*choices} >= {"rnn.weight_hh_l0", "table", "read"}
+    assert {name for name, choice in plan.choices if choice.free} == {*choices} >= {"table", "read", "both", "words"}
     return workspace, plan
 
 

@@ -134,7 +134,7 @@ def test_at_a_low_rank_it_costs_what_is_said_and_comes_back_from_a_file(specimen
 
 
 @every_compressible
-def test_the_correction_refits_every_layer_that_is_not_tied(specimen: Specimen) -> None:
+def test_the_correction_refits_every_layer_whose_factors_serve_it_alone(specimen: Specimen) -> None:
     model = specimen.build()
     profile = discover(model, specimen.inputs)
     factors = FactorStore(model, profile)
@@ -142,8 +142,8 @@ def test_the_correction_refits_every_layer_that_is_not_tied(specimen: Specimen) 
     plan = plan_at(profile, 0.5)
     corrected_layers: list[CorrectedLayer] = []
     overlay = corrector(plan, Correction(), each=corrected_layers.append)
-    untied = sorted(layer.name for layer in profile.layers if not layer.tied)
-    assert sorted({layer.name for layer in corrected_layers} - {""}) == untied
+    alone = sorted(layer.name for layer in profile.layers if not layer.shared)
+    assert sorted({layer.name for layer in corrected_layers} - {""}) == alone
     corrected = load_overlay(apply(model, profile, plan, factors), overlay)
     assert torch.isfinite(outputs(corrected, specimen.inputs)).all()
     for layer in profile.layers:

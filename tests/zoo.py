@@ -248,6 +248,24 @@ def reader(function: Callable[[nn.Module, Tensor], Tensor], **modules: nn.Module
     return Calls(function, **modules)
 
 
+def begins_otherwise() -> nn.Module:
+    """Recurrent layers and an attention whose classes only begin otherwise than those of torch.nn."""
+
+    def begin(self: nn.Module, *sizes: Any, **options: Any) -> None:
+        super(type(self), self).__init__(*sizes, **options)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.4, 0.4)
+
+    rnn, cell, attention = (
+        type(f"Own{known.__name__}", (known,), {"__init__": begin})
+        for known in (nn.LSTM, nn.GRUCell, nn.MultiheadAttention)
+    )
+    return Calls(
+        lambda self, x: self.cell(self.rnn(self.attention(x, x, x)[0])[0][:, -1]),
+        rnn=rnn(8, 6, batch_first=True), cell=cell(6, 5), attention=attention(8, 2, batch_first=True),
+    )  # fmt: skip
+
+
 def transformer() -> nn.Module:
     inside = nn.Transformer(8, 2, 1, 1, 12, batch_first=True, dropout=0.0)
     return Calls(lambda self, x: self.net(x, x[:, :4]), net=inside)
@@ -366,8 +384,21 @@ ZOO = (
     Specimen("reads-the-dtype", lambda: reader(lambda self, x: self.wo(x.to(self.wo.weight.dtype)) * len(self.wo.bias),
              wo=nn.Linear(8, 6)), floats(8), ("wo",)),
     Specimen("reads-the-weight", lambda: reader(
-        lambda self, x: F.linear(self.fc(x), self.fc.weight.T) * self.fc.in_features,
+        lambda self, x: self.fc(x * self.fc.weight.sum(0)) * self.fc.in_features,
         fc=nn.Linear(8, 6, bias=False)), floats(8), (), {"fc": "computes with its weight"}),
+    Specimen("both-ways", lambda: reader(
+        lambda self, x: F.linear(self.fc(x), self.fc.weight.T, self.bias) * self.fc.in_features,
+        fc=nn.Linear(8, 6), bias=nn.Parameter(torch.ones(8))), floats(8), ("fc",)),
+    Specimen("both-ways-bare", lambda: Calls(
+        lambda self, x: torch.einsum("...o,oi->...i", torch.tanh(x @ self.code.t()), self.code) @ self.code.mT,
+        code=nn.Parameter(floats(5, 9)[0])), floats(4, 9), ("code",)),
+    Specimen("table-as-head", lambda: Calls(
+        lambda self, x: F.linear(self.fc(self.table(x) * 6**0.5), self.table.weight, self.bias),
+        table=nn.Embedding(11, 6, padding_idx=1), fc=nn.Linear(6, 6), bias=nn.Parameter(torch.ones(11))), TOKENS,
+        ("table", "fc")),
+    Specimen("table-three-ways", lambda: Calls(
+        lambda self, x: (self.table(x) @ torch.transpose(self.table.weight.to(torch.float32), 0, 1)).softmax(-1)
+        @ self.table.weight, table=nn.Embedding(11, 6)), TOKENS, ("table",)),
     Specimen("reads-the-sizes", lambda: reader(
         lambda self, x: self.conv(x.to(self.conv.weight)).view(len(x), self.conv.weight.shape[0], -1)
         * self.conv.out_channels * self.conv.in_channels * self.conv.stride[1] * self.conv.kernel_size[0]
@@ -375,6 +406,9 @@ ZOO = (
         conv=nn.Conv2d(4, 6, 3, stride=2)), floats(4, 7, 8), ("conv",)),
     Specimen("scripted", lambda: seq(torch.jit.script(nn.Sequential(nn.Linear(8, 6))), nn.Linear(6, 4)), floats(8),
              ("1",), {"0.0": "bare parameters"}),
+    Specimen("begins-otherwise", begins_otherwise, floats(5, 8), (
+        "rnn.weight_ih_l0", "rnn.weight_hh_l0", "cell.weight_ih", "cell.weight_hh",
+        *(f"attention.{part}" for part in ATTENTION))),
     Specimen("one-cell", lambda: nn.GRUCell(6, 5), floats(6), ("weight_ih", "weight_hh")),
     Specimen("one-attention", lambda: nn.MultiheadAttention(8, 2, batch_first=True), (floats(5, 8),) * 3, ATTENTION),
     Specimen("one-bag", lambda: nn.EmbeddingBag(11, 6), TOKENS, ("EmbeddingBag",)),

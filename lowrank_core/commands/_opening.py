@@ -222,7 +222,8 @@ def _corrected(workspace: Workspace, file: PlanFile, network: nn.Module) -> Comp
             say(f"\r{line}   " if live else line, newline=not live)
 
     overlay = workspace.corrector(file.plan.plain, correction, each=each)
-    done = f"corrected {total} of {total} layers on {how_many(correction.samples, 'sample')}, without labels"
+    many = f"{total} of {total} layers" if total else "no layer"
+    done = f"corrected {many} on {how_many(correction.samples, 'sample')}, without labels"
     say(f"\r{done}   " if live else done)
     for line in remarks_text(remarks):
         say(f"Note: {line}.")

@@ -143,6 +143,9 @@ class Corrector:
         between two layers, and between two iterations of one.
         """
         overlay, remarks = Overlay(), list[tuple[str, str]]()
+        if correction.kind != "batchnorm":
+            chosen = [layer for layer in self.profile.layers if plan.get(layer.name) is not None]
+            remarks += [(layer.name, words) for layer in chosen if (words := _shared(layer))]
 
         def emit(name: str, done: int, total: int, part: Overlay, remark: str) -> None:
             give_way()
@@ -150,7 +153,7 @@ class Corrector:
             remarks.extend([(name, remark)] if remark else [])
             each(CorrectedLayer(name, done, total, dict(overlay), tuple(remarks)))
 
-        emit("", 0, len(plan.choices), {}, "")
+        emit("", 0, len(plan.choices) - len(remarks), {}, "")
         work = self._batchnorms if correction.kind == "batchnorm" else self._factors
         work(plan, correction, emit)
         return overlay
@@ -164,7 +167,7 @@ class Corrector:
         name = plan.choices[0][0]
         dense = self.dense_pass(correction)
         layer = self.profile.layer(name)
-        if correction.kind == "batchnorm" or dense.calls.count(name) != 1 or layer.tied or layer.spec.bag:
+        if correction.kind == "batchnorm" or dense.calls.count(name) != 1 or layer.shared or layer.spec.bag:
             return self(plan, correction)
         fitting = self._fitting(compressed, plan, name, correction)
         key = correction.samples, correction.seed, name
@@ -228,8 +231,8 @@ class Corrector:
         """Refit or shift factors: one pass, and more for each layer that is called several times."""
         dense = self.dense_pass(correction)
         compressed = apply(self.model, self.profile, plan, self.factors)
-        tied = {layer.name for layer in self.profile.layers if layer.tied}  # a refit would suit one end, not the other
-        todo = deque(entry for entry in _prefixes(plan, dense.calls) if entry[0] not in tied)
+        shared = {layer.name for layer in self.profile.layers if layer.shared}  # a refit suits one end, not the other
+        todo = deque(entry for entry in _prefixes(plan, dense.calls) if entry[0] not in shared)
         total = len(todo)
 
         def settle(part: Overlay, remark: str = "") -> None:
@@ -461,6 +464,13 @@ class Corrector:
                 hooks.callback(norm.register_forward_pre_hook(lambda _, args, to=name: estimate(to, args[0])).remove)
             call(compressed, dense.inputs)
         emit("", len(norms), len(norms), {}, "")
+
+
+def _shared(layer: Layer) -> str:
+    """Why the factors of a layer are not refitted; "" where they serve it alone."""
+    if layer.tied:
+        return f"it shares its factors with {few([one.name for one in layer.tied], repr)}; a refit would suit one"
+    return "the network multiplies by its factors in several ways; a refit would suit one" if layer.ways else ""
 
 
 def factor_names(model: nn.Module, layer: Layer, chain: nn.Sequential) -> list[str]:

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.parts import GroupedLinear, IdentityRows, Recurrent, SharedLinear
-from lowrank_core.layers.recurrent import KINDS
+from lowrank_core.layers.recurrent import recurrent_kind
 
 DOMAIN = "lowrank"
 """Of nodes that stand for recurrent layers until the graph is written."""
@@ -567,9 +567,8 @@ def is_placed(network: nn.Module) -> bool:
 
 def _is_whole(module: nn.Module) -> bool:
     """Whether all that it computes with are its own weights: no hook, no class of somebody else."""
-    return (type(module) in KINDS or type(module) is Recurrent) and not (
-        module._forward_pre_hooks or module._forward_hooks
-    )
+    plain = type(module) is Recurrent or (isinstance(module, nn.RNNBase) and bool(recurrent_kind(module)))
+    return plain and not (module._forward_pre_hooks or module._forward_hooks)
 
 
 def _kind(module: Any) -> str:

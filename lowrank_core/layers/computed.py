@@ -18,6 +18,20 @@ from torch.utils._pytree import tree_flatten
 kind_of = parametrize.type_before_parametrizations
 """The class of a module; of a parametrized one, the class it had before."""
 
+
+def answers_as(kind: type, known: type) -> bool:
+    """Whether a class of modules is one of torch.nn, or derived from it without answering otherwise."""
+    return issubclass(kind, known) and all(
+        getattr(kind, name, None) is getattr(known, name, None) for name in ANSWERING
+    )
+
+
+ANSWERING = (
+    *("__call__", "__getattr__", "forward", "_conv_forward", "_output_padding"),
+    *("check_input", "check_forward_args", "permute_hidden", "merge_masks"),
+)
+"""Methods of layers of torch.nn that decide what comes out."""
+
 TABLES = frozenset(vars(nn.Module()))
 """Attributes in which PyTorch keeps what a module owns."""
 

@@ -77,6 +77,10 @@ class TransposedLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         return input @ self.weight
 
+    def back(self, y: Tensor) -> Tensor:
+        """By the transpose."""
+        return F.linear(y, self.weight)
+
 
 class _PartlyIdentity(nn.Module):
     """What `IdentityRows` and `IdentityColumns` have in common.
@@ -142,6 +146,12 @@ class IdentityRows(_PartlyIdentity):
         y = self._ordered(torch.cat([x, self._products(x)], -1 - self.axes) if self.weight.numel() else x)
         return y if self.bias is None else y + self.bias.view(-1, *(1,) * self.axes)
 
+    def back(self, y: Tensor) -> Tensor:
+        """Of a Linear, by the transpose."""
+        inputs, outputs = self.ends
+        own, others = torch.split(y.index_select(-1, self.order.argsort()), [inputs, outputs - inputs], -1)
+        return own + others @ self.weight if self.weight.numel() else own
+
     def full(self) -> Tensor:
         """The weight (out, in / groups, 1, ...) with the rows of the identity in their places."""
         columns = self.ends[0] // self.groups
@@ -170,6 +180,11 @@ class IdentityColumns(_PartlyIdentity):
         if not self.weight.numel():
             return kept
         return kept + (others @ self.weight if self.turned else self._products(others))
+
+    def back(self, y: Tensor) -> Tensor:
+        """Of a Linear, by the transpose."""
+        both = torch.cat([y, F.linear(y, self.weight) if self.turned else y @ self.weight], -1)
+        return both.index_select(-1, self.order.argsort())
 
     def full(self) -> Tensor:
         """The weight (out, in / groups, 1, ...) with the columns of the identity in their places."""
@@ -689,8 +704,10 @@ class Chain(nn.Sequential):
 class Product(Chain):
     """A chain in the place of a weight that functions are given: their product with that weight is what it computes.
 
-    turned: the weight is (in, out), as in `x @ weight`; else (out, in), as `F.linear` takes it. Whatever a function
-    does with it but multiply, or ask for its type, place and shape, it does with numbers that are not there (NaN).
+    turned: the weight is (in, out), as in `x @ weight`; else (out, in), as `F.linear` takes it. A matrix can be
+    multiplied by either way round, also one whose rows are looked up; only the first way calls the chain, so that its
+    hooks see one kind of inputs. Whatever a function does with it but multiply, or ask for its type, place and shape,
+    it does with numbers that are not there (NaN).
     """
 
     def __init__(self, *parts: nn.Module, turned: bool = False) -> None:
@@ -705,6 +722,26 @@ class Product(Chain):
         if name in ("T", "mT"):
             return Turned(self)
         return getattr(self.empty, name) if name in ASKED else super().__getattr__(name)
+
+    def times(self, use: "Use") -> Tensor:
+        """The product that a function asks for, without the bias."""
+        x: Tensor = use.x
+        turned, table = use.turned != isinstance(use.weight, Turned), isinstance(self[0], nn.Embedding)
+        if use.kind != "linear" or (turned == self.turned and not table):
+            x = self(x)
+            return x
+        first, *others = list[Any](self)
+        if table and turned:
+            x = x @ first.weight
+            for part in others:
+                x = part(x)
+            return x
+        for part in (*others[::-1], first):
+            if isinstance(part, nn.Embedding):
+                x = F.linear(x, part.weight)
+            else:
+                x = x @ part.weight if isinstance(part, nn.Linear) else part.back(x)
+        return x
 
     @property
     def empty(self) -> Tensor:
@@ -734,6 +771,14 @@ class Product(Chain):
     def type_as(self, other: Any) -> Any:
         """As that of a tensor."""
         return self.to(other.dtype)
+
+    def float(self) -> Any:
+        """As that of a tensor."""
+        return self.to(torch.float32)
+
+    def contiguous(self) -> Any:
+        """As that of a tensor."""
+        return self
 
 
 class Turned:
@@ -877,15 +922,15 @@ def _multiplied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
             return value.empty
         return value.product.empty.mT if isinstance(value, Turned) else value
 
+    if getattr(func, "__name__", "") in ("t", "transpose", "permute") and kept(args[0]) and not kwargs:
+        return getattr(args[0], func.__name__)(*args[1:])
     use = use_of(func, args, kwargs, kept)
     if use is not None:
         product: Product = getattr(use.weight, "product", use.weight)
-        turned = use.turned != isinstance(use.weight, Turned)
-        if use.kind != "linear" or product.turned == turned:
-            y: Tensor = product(use.x)
-            if use.bias is not None:
-                y = y + (use.bias if use.kind == "linear" else use.bias.view(-1, *[1] * (len(product.shape) - 2)))
-            return y if use.back is None else use.back(y)
+        y = product.times(use)
+        if use.bias is not None:
+            y = y + (use.bias if use.kind == "linear" else use.bias.view(-1, *[1] * (len(product.shape) - 2)))
+        return y if use.back is None else use.back(y)
     return func(*filled(args), **{name: filled(value) for name, value in kwargs.items()})
 
 

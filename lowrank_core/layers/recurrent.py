@@ -8,12 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_core.layers.computed import with_memory
+from lowrank_core.layers.computed import answers_as, with_memory
 from lowrank_core.layers.parts import Cell, Recurrent
 
 KINDS: dict[type[nn.Module], str] = {nn.LSTM: "LSTM", nn.GRU: "GRU", nn.RNN: "RNN"}
 CELLS: dict[type[nn.Module], str] = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU", nn.RNNCell: "RNN"}
 Dense = nn.RNNBase | nn.RNNCellBase
+
+
+def recurrent_kind(module: nn.Module) -> str:
+    """The class of torch.nn that a recurrent module or cell answers as; "" where it is none, or does more than it.
+
+    >>> recurrent_kind(nn.GRUCell(2, 3)), recurrent_kind(nn.Linear(2, 3))
+    ('GRUCell', '')
+    """
+    return next((known.__name__ for known in (*KINDS, *CELLS) if answers_as(type(module), known)), "")
 
 
 def arguments(rnn: Dense | Recurrent) -> dict[str, Any]:
@@ -88,5 +97,5 @@ def _in_linears(built: Recurrent, rnn: Dense | Recurrent) -> Recurrent:
 
 
 def _empty(rnn: Dense, ranks: dict[str, Any] | None = None) -> Recurrent:
-    made = Cell if type(rnn) in CELLS else Recurrent
-    return made((KINDS | CELLS)[type(rnn)], **arguments(rnn), ranks=ranks, device="meta")
+    made = Cell if isinstance(rnn, nn.RNNCellBase) else Recurrent
+    return made(recurrent_kind(rnn).removesuffix("Cell"), **arguments(rnn), ranks=ranks, device="meta")

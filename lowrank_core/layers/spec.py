@@ -305,23 +305,44 @@ def sharing(stages: tuple[LayerSpec, ...], spec: LayerSpec) -> tuple[LayerSpec, 
     ['TransposedLinear', 'Linear']
     """
     if stages[0].table and not spec.table:
-        turned = [
-            LayerSpec(
-                s.out_channels,
-                s.in_channels,
-                bias=False,
-                transposed=not s.table,
-                identity="columns" if s.identity else "",
-            )
-            for s in stages[::-1]
-        ]
-        return (*turned[:-1], replace(turned[-1], bias=spec.bias))
+        *others, last = turned_round(stages)
+        return (*others, replace(last, bias=spec.bias))
     first = replace(stages[0], padding_idx=spec.padding_idx) if spec.table else stages[0]
     return (
         (replace(first, bias=spec.bias),)
         if len(stages) == 1
         else (first, *stages[1:-1], replace(stages[-1], bias=spec.bias))
     )
+
+
+def turned_round(stages: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """The chain of the transpose: the same factors in reverse order, each the other way round. Of Linear layers, and of
+    tables, which are multiplied by.
+
+    >>> [stage.op for stage in turned_round((LayerSpec(64, 8, bias=False), LayerSpec(8, 32, bias=False)))]
+    ['TransposedLinear', 'TransposedLinear']
+    """
+    other: dict[str, Literal["", "rows", "columns"]] = {"": "", "rows": "columns", "columns": "rows"}
+    return tuple(
+        LayerSpec(
+            stage.out_channels,
+            stage.in_channels,
+            bias=False,
+            transposed=not (stage.table or stage.transposed),
+            identity=other[stage.identity],
+        )
+        for stage in stages[::-1]
+    )
+
+
+def multiplied_by(stages: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """The chain of a table as a matrix that is multiplied by: of its rows a weighted sum, not one.
+
+    >>> multiplied_by((LayerSpec(1000, 8, bias=False, table=True), LayerSpec(8, 64, bias=False)))[0].op
+    'TransposedLinear'
+    """
+    table, *others = stages
+    return (LayerSpec(table.in_channels, table.out_channels, bias=False, transposed=True), *others)
 
 
 def free_form(stages: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:

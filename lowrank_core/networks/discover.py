@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from lowrank_core.errors import MOST_LAYERS, InvalidModel
 from lowrank_core.layers.attention import PROJECTIONS
-from lowrank_core.layers.computed import kind_of
+from lowrank_core.layers.computed import answers_as, kind_of
 from lowrank_core.layers.data import BatchAxes, Inputs
 from lowrank_core.layers.parts import Recurrent
-from lowrank_core.layers.recurrent import CELLS, KINDS, Dense, weight_shapes
-from lowrank_core.layers.spec import LayerSpec, half_up
+from lowrank_core.layers.recurrent import Dense, recurrent_kind, weight_shapes
+from lowrank_core.layers.spec import LayerSpec, chain_multiplies, half_up
 from lowrank_core.networks.beside import UNOWNED, unowned
 from lowrank_core.networks.fused import Trial, with_trials
 from lowrank_core.networks.obstacles import (
@@ -36,6 +36,7 @@ from lowrank_core.networks.profile import (
     ModelProfile,
     Rest,
     Skipped,
+    Way,
     check_finite,
     fingerprint,
     is_conv1d,
@@ -60,8 +61,9 @@ def discover(
     where values decide how many rows a layer gets, as in a mixture of experts: then rows are counted over all of them.
 
     A layer is eligible where its own `forward` ran and nothing else reads its weight, or where functions are given the
-    weight and all they do is multiply by it, in one way. Everything else with weights is listed as skipped, with the
-    reason. Multiplies are per sample, of all matrix products and convolutions that PyTorch's FLOP counter knows.
+    weight and all they do is multiply by it: by a matrix either way round, its rows looked up or not, by any other in
+    one way. Everything else with weights is listed as skipped, with the reason. Multiplies are per sample, of all
+    matrix products and convolutions that PyTorch's FLOP counter knows.
 
     Raises InvalidModel for NaN or Inf weights or a forward pass that fails, InvalidData for unusable inputs.
     """
@@ -152,19 +154,23 @@ class _Network:
         return [reason or shared for reason in reasons]
 
     def read(self, module: nn.Module) -> dict[str, Read]:
-        """The weights of a module that functions are given, who only multiply by them: a chain can take their place.
+        """The weights of a module that functions are given, who only multiply by them, and how: a chain can take their
+        place.
 
         Of a layer that a chain can stand for as a whole there are none.
         """
         alone = module in self.watched.calls and module not in self.watched.readers
         if is_map(module) and (alone or module in self.watched.resized):
             return {}
-        own = {name: self.watched.reads.get((module, name)) for name, _ in module.named_parameters(recurse=False)}
         return {
-            name: read
-            for name, read in own.items()
-            if read is not None and module.get_parameter(name) not in self.watched.misused
+            name: self._reads(module, name)[0]
+            for name, weight in module.named_parameters(recurse=False)
+            if (module, name) in self.watched.reads and weight not in self.watched.misused
         }
+
+    def _reads(self, module: nn.Module, name: str) -> list[Read]:
+        """How functions multiply by a weight: looking its rows up comes first, then as F.linear takes it."""
+        return sorted(self.watched.reads[module, name], key=lambda read: (read.kind != "embedding", read.turned))
 
     def tied(self, module: nn.Module) -> list[nn.Module]:
         """The modules that hold this one's weight and can share its factors: tables first, then Linear layers.
@@ -242,12 +248,14 @@ class _Network:
         return replace(first, type=first.type + beside, tied=tuple(others))
 
     def _read_layer(self, module: nn.Module, parameter: str) -> Layer:
-        read, weight = self.read(module)[parameter], module.get_parameter(parameter)
+        (read, *others), weight = self._reads(module, parameter), module.get_parameter(parameter)
         names = self.names[module]
         if parameter != "weight":
             names = [f"{'' if name == type(self.model).__name__ else name}.{parameter}" for name in names]
         name, *aliases = (name.removeprefix(".") for name in names)
-        in_sizes, shares = self.watched.sizes(module, parameter)
+        in_sizes, shares = self.watched.sizes(module, read.of(parameter))
+        ways = [self.watched.sizes(module, other.of(parameter)) for other in others]
+        backwards = [read.kind == "linear" or not other.turned for other in others]
         return Layer(
             name=name,
             type=kind_of(module).__name__,
@@ -259,6 +267,7 @@ class _Network:
             parameter=parameter,
             transposed_weight=read.turned,
             read=True,
+            ways=tuple(Way(back, *seen) for back, seen in zip(backwards, ways, strict=True)),
         )
 
     def _layer(self, module: nn.Module) -> Layer:
@@ -331,7 +340,9 @@ def _own_parameters(model: nn.Module, layer: Layer) -> Iterator[Tensor]:
 
 def _has_several(module: nn.Module) -> bool:
     """Whether it holds several weights: a recurrent module or cell of torch.nn, or an attention."""
-    return type(module) in (*KINDS, *CELLS, nn.MultiheadAttention)
+    if kind_of(module) is not type(module):  # weights that are computed are none of its own
+        return False
+    return bool(recurrent_kind(module)) or answers_as(type(module), nn.MultiheadAttention)
 
 
 def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -376,7 +387,7 @@ def _weights(rnn: Dense, prefixes: list[str], watched: Watched) -> Iterator[Laye
 
     The input weight sees a whole sequence at once, the others see one step after the other.
     """
-    gates = Recurrent.GATES[(KINDS | CELLS)[type(rnn)]]
+    gates = Recurrent.GATES[recurrent_kind(rnn).removesuffix("Cell")]
     for parameter, (rows, columns, biased) in weight_shapes(rnn).items():
         in_sizes, shares = watched.sizes(rnn, "whole" if parameter.startswith("weight_ih") else "step")
         yield Layer(
@@ -427,7 +438,8 @@ def _rest(model: nn.Module, layers: list[Layer], multiplies: Fraction) -> Rest:
     each = [one for layer in layers for one in (layer, *layer.tied)]
     taken = {p for layer in each for p in _own_parameters(model, layer)}
     outside = [p for p in model.parameters() if p not in taken]
-    counted = sum(share * layer.spec.multiplies(size) for layer in each for size, share in layer.passes)
+    work = [done for layer in each for done in layer.work((layer.spec,))]
+    counted = sum(share * chain_multiplies(chain, size) for chain, size, share in work)
     return Rest(
         parameters=sum(p.numel() for p in outside),
         bytes=_bytes_outside(model, outside),

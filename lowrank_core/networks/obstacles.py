@@ -25,6 +25,8 @@ def attention_obstacle(attention: nn.MultiheadAttention) -> str | None:
     own, output = attention._parameters, attention.out_proj
     if not attention._qkv_same_embed_dim:
         return "its keys or values have another width (kdim, vdim), so q, k, v are no slices of one matrix"
+    if beside := _beside(attention, {"in_proj_weight", "in_proj_bias", "bias_k", "bias_v", "out_proj"}):
+        return beside
     if attention.bias_k is not None or attention.add_zero_attn:
         return "add_bias_kv and add_zero_attn lengthen its keys and values; only plain attention is factorised"
     weight = own.get("in_proj_weight")
@@ -33,10 +35,24 @@ def attention_obstacle(attention: nn.MultiheadAttention) -> str | None:
     return None if weight.is_floating_point() else f"its weight is {weight.dtype}: only real numbers are factorised"
 
 
+def _beside(module: nn.Module, known: Collection[str]) -> str:
+    """What a module that stands in place of one of torch.nn would lack of it; "" for nothing."""
+    held = {
+        name
+        for owned in (module._parameters, module._buffers, module._modules)
+        for name, value in owned.items()
+        if value is not None
+    }
+    further = sorted(held - set(known))
+    return f"it holds {further[0]!r} beside its weights, which factors have no place for" if further else ""
+
+
 def recurrent_obstacle(module: Dense) -> str | None:
     own = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
     if not set(weight_shapes(module)) <= set(own):
         return "a weight of it is computed by a hook (weight_norm, spectral_norm or pruning); remove it first"
+    if beside := _beside(module, {name for name in own if name.startswith(("weight_", "bias_"))}):
+        return beside
     if len(set(own.values())) < len(own):
         return "two of its weights are one tensor: factorising one would untie them and store both"
     if not all(parameter.is_floating_point() for parameter in own.values()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -13,16 +13,42 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lowrank_core.errors import NO_TEXT, InvalidModel, few
-from lowrank_core.layers.computed import effective, kind_of
+from lowrank_core.layers.computed import answers_as, effective, kind_of
 from lowrank_core.layers.data import octets
 from lowrank_core.layers.parts import Product
-from lowrank_core.layers.spec import LayerSpec, Size
+from lowrank_core.layers.spec import LayerSpec, Size, multiplied_by, turned_round
 from lowrank_core.methods import METHODS, Method
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Embedding, nn.EmbeddingBag)
+
+
+Work = tuple[tuple[LayerSpec, ...], Size, Fraction | int]
+"""A chain that is computed, the extent of its input, and how many such inputs one sample sends through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Another way in which functions multiply by the weight of a layer.
+
+    back: by its transpose; else it is a table that is multiplied by, not looked up. in_sizes, shares: as of a layer.
+    """
+
+    back: bool
+    in_sizes: tuple[Size, ...]
+    shares: tuple[Fraction, ...] = ()
+
+    def work(self, stages: tuple[LayerSpec, ...]) -> Iterator[Work]:
+        """What the layer's chain computes in this way."""
+        chain = turned_round(stages) if self.back else multiplied_by(stages)
+        return ((chain, size, share) for size, share in _passes(self))
+
+
+def _passes(one: Layer | Way) -> Iterator[tuple[Size, Fraction | int]]:
+    """The inputs that one sample sends through, size by size, and how many of each."""
+    return zip(one.in_sizes, one.shares or (1,) * len(one.in_sizes), strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +64,8 @@ class Layer:
     expert of a mixture. extra: numbers stored for a weight that is computed from others.
     stored: bytes of the dense layer in its file, where they are kept in another type there.
     read: functions are given the weight, so the module stays with all else that it does, its bias too, and the chain
-    takes the weight's place in it; the layer goes by the name of its module where the weight is called so.
+    takes the weight's place in it; the layer goes by the name of its module where the weight is called so. ways: how
+    else they multiply by it, with the same factors.
     """
 
     name: str
@@ -58,11 +85,23 @@ class Layer:
     expert: int | None = None
     stored: int | None = None
     read: bool = False
+    ways: tuple[Way, ...] = ()
 
     @property
     def passes(self) -> Iterable[tuple[Size, Fraction | int]]:
         """The inputs that one sample sends through, size by size, and how many of each."""
-        return zip(self.in_sizes, self.shares or (1,) * len(self.in_sizes), strict=True)
+        return _passes(self)
+
+    def work(self, stages: tuple[LayerSpec, ...]) -> Iterator[Work]:
+        """All that a chain in the layer's place computes for one sample, but for layers tied to it."""
+        yield from ((stages, size, share) for size, share in self.passes)
+        for way in self.ways:
+            yield from way.work(stages)
+
+    @property
+    def shared(self) -> bool:
+        """Whether its factors serve several: layers that share its weight, or both ways round."""
+        return bool(self.tied or self.ways)
 
     @property
     def reached(self) -> bool:
@@ -260,13 +299,7 @@ def is_conv1d(module: nn.Module) -> bool:
 def is_map(module: nn.Module) -> bool:
     """Whether a chain can stand for it: a layer of torch.nn, or one that only begins otherwise."""
     kind = kind_of(module)
-    return is_conv1d(module) or any(issubclass(kind, known) and _forwards(kind, known) for known in LINEAR_MAPS)
-
-
-def _forwards(kind: type, known: type) -> bool:
-    """Whether a class of modules answers as the one that it is derived from."""
-    names = ("__call__", "forward", "_conv_forward", "_output_padding", "__getattr__")
-    return all(getattr(kind, name, None) is getattr(known, name, None) for name in names)
+    return is_conv1d(module) or any(answers_as(kind, known) for known in LINEAR_MAPS)
 
 
 def spec_of(module: nn.Module) -> LayerSpec:

@@ -26,27 +26,36 @@ Held = tuple[nn.Module, str]
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A weight that functions are given, and how: every one of them asks for a product with it, all in the same way."""
+    """A way in which functions multiply by a weight that they are given."""
 
     kind: str
     turned: bool
     about: tuple[tuple[str, Any], ...]
 
+    def of(self, name: str) -> str:
+        """What goes through the weight of that name in this way is noted under this."""
+        return f"{name} as {self.kind}{' turned' * self.turned}"
+
+    @property
+    def matrix(self) -> bool:
+        """Whether factors of one matrix serve this way and others: a table, or a product with it either way round."""
+        return self.kind in ("embedding", "linear")
+
 
 class Readers(TorchFunctionMode):
     """Who computes with a layer's weight outside that layer's own forward; asking for its type or shape is free.
 
-    reads: of every weight of two or more axes, by who holds it, how functions multiply by it; misused: what else is
-    done with one, in words. valued: whether Python took values out of a tensor. hear(held, use) is called at each
-    product. While a function mode is active, PyTorch's attention and encoder layers do not take their fused path, which
-    no counter sees.
+    reads: of every weight of two or more axes, by who holds it, how functions multiply by it, in the order in which
+    they first did; misused: what else is done with one, in words. valued: whether Python took values out of a tensor.
+    hear(held, use, read) is called at each product. While a function mode is active, PyTorch's attention and encoder
+    layers do not take their fused path, which no counter sees.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
         super().__init__()
         self.readers: dict[nn.Module, str] = {}
         self.asked: set[nn.Module] = set()
-        self.reads: dict[Held, Read] = {}
+        self.reads: dict[Held, list[Read]] = {}
         self.misused: dict[Tensor, str] = {}
         self.valued = False
         self._names = {module: name for name, module in model.named_modules()}
@@ -64,7 +73,7 @@ class Readers(TorchFunctionMode):
                 if own is not None and own.ndim > 1:
                     self._held.setdefault(own, []).append((module, name))
         self._hooks = ExitStack()
-        self.hear: Callable[[Held, Use], Any] = lambda held, use: None
+        self.hear: Callable[[Held, Use, Read], Any] = lambda held, use, read: None
 
     def __enter__(self) -> Readers:
         for module, name in self._names.items():
@@ -126,9 +135,13 @@ class Readers(TorchFunctionMode):
             what = f"{self._reader()} gives its weight to {name}()"
             self.misused.setdefault(weight, what if use is None else f"{what}, and several modules hold it")
             return
-        self.hear(holder, use)
-        read = Read(use.kind, use.turned != turned, use.about)
-        if self.reads.setdefault(holder, read) != read:
+        read, ways = Read(use.kind, use.turned != turned, use.about), self.reads.setdefault(holder, [])
+        self.hear(holder, use, read)
+        if read in ways:
+            return
+        ways.append(read)
+        tables = sum(way.kind == "embedding" for way in ways)
+        if len(ways) > 1 and not (all(way.matrix for way in ways) and tables <= 1):
             self.misused.setdefault(weight, "it is multiplied with in several ways")
 
     def _holder(self, weight: Tensor) -> Held | None:

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from lowrank_core.errors import InvalidModel, LowRankError
 from lowrank_core.layers.data import BatchAxes, Inputs, batch_size, call, evaluating, generators_untouched
 from lowrank_core.layers.parts import Use
-from lowrank_core.layers.recurrent import CELLS, KINDS
+from lowrank_core.layers.recurrent import recurrent_kind
 from lowrank_core.layers.spec import Size
 from lowrank_core.networks.beside import watch_beside
 from lowrank_core.networks.fused import Trial
@@ -37,12 +37,12 @@ class Watched:
 
     samples: of each batch. calls: the modules that ran and the weights that functions were given, in the order of the
     first call. passed: by module and way in ("" of most; "query" and "key" of an attention, "whole" and "step" of a
-    recurrent module, its name of a weight that functions were given), of each batch what went through. resized: modules
-    called with an output_size. readers: of modules whose weight something else computes with, who does; asked: those
-    whose weight was only asked for its type or shape. changed: of modules whose own hooks or replaced forward change
-    what comes out, what does. reads, misused: as of `Readers`.
-    products: multiplications of the whole network in all batches. shaped: whether an operation ran whose output has as
-    many rows as the values say; valued: whether Python looked at values, by which it may decide what runs.
+    recurrent module, `Read.of` the name of a weight that functions were given), of each batch what went through.
+    resized: modules called with an output_size. readers: of modules whose weight something else computes with, who
+    does; asked: those whose weight was only asked for its type or shape. changed: of modules whose own hooks or
+    replaced forward change what comes out, what does. reads, misused: as of `Readers`. products: multiplications of
+    the whole network in all batches. shaped: whether an operation ran whose output has as many rows as the values say;
+    valued: whether Python looked at values, by which it may decide what runs.
     """
 
     samples: list[int] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Watched:
     readers: dict[nn.Module, str] = field(default_factory=dict)
     asked: set[nn.Module] = field(default_factory=set)
     changed: dict[nn.Module, str] = field(default_factory=dict)
-    reads: dict[Held, Read] = field(default_factory=dict)
+    reads: dict[Held, list[Read]] = field(default_factory=dict)
     misused: dict[Tensor, str] = field(default_factory=dict)
     products: int = 0
     shaped: bool = False
@@ -70,11 +70,11 @@ class Watched:
         self.calls.setdefault(module)
         if isinstance(module, TRANSPOSED) and len(args) + len(kwargs) > 1:
             self.resized.add(module)
-        elif type(module) in (*KINDS, *CELLS):
+        elif recurrent_kind(module):
             rows = _rows_by_step(module, given)
             self.note(module, [((), sum(rows))], "whole")
             self.note(module, [((), n) for n in rows], "step")
-        elif type(module) is nn.MultiheadAttention:
+        elif isinstance(module, nn.MultiheadAttention):
             key = args[1] if len(args) > 1 else kwargs["key"]
             self.note(module, [((), given.shape[:-1].numel())], "query")
             self.note(module, [((), key.shape[:-1].numel())], "key")
@@ -87,13 +87,13 @@ class Watched:
         else:
             self.note(module, [self._passed(given, len(spec_of(module).kernel))])
 
-    def hear_read(self, held: Held, use: Use) -> None:
-        """Note a product with a weight that a function is given."""
+    def hear_read(self, held: Held, use: Use, read: Read) -> None:
+        """Note a product with a weight that a function is given, and how it is read."""
         module, name = held
         self.calls.setdefault(held)
         dimensions = use.weight.ndim - 2
         passed = ((), use.x.numel()) if use.kind == "embedding" else self._passed(use.x, dimensions)
-        self.note(module, [passed], name)
+        self.note(module, [passed], read.of(name))
 
     def hear_expert(self, trial: Trial, number: int, rows: int) -> None:
         """Note a product of one expert's matrix in a parameter of several."""

@@ -14,7 +14,6 @@ from lowrank_core.errors import LISTED, InvalidPlan, cut, few
 from lowrank_core.layers.spec import (
     LayerSpec,
     Rank,
-    Size,
     chain_additions,
     chain_multiplies,
     free_form,
@@ -22,7 +21,7 @@ from lowrank_core.layers.spec import (
     sharing,
 )
 from lowrank_core.methods import METHODS, Method
-from lowrank_core.networks.profile import Layer, ModelProfile
+from lowrank_core.networks.profile import Layer, ModelProfile, Work
 from lowrank_core.plans.plan import Choice, RankPlan
 
 
@@ -90,14 +89,10 @@ def chain_cost(stages: tuple[LayerSpec, ...], layer: Layer) -> Cost:
     )
 
 
-def _computed(
-    stages: tuple[LayerSpec, ...], layer: Layer
-) -> Iterator[tuple[tuple[LayerSpec, ...], Size, Fraction | int]]:
+def _computed(stages: tuple[LayerSpec, ...], layer: Layer) -> Iterator[Work]:
     """A chain in the layer's place, and what it is turned to in those of layers tied to it, with what goes through."""
     for each in (layer, *layer.tied):
-        chain = stages if each is layer else sharing(stages, each.spec)
-        for size, share in each.passes:
-            yield chain, size, share
+        yield from each.work(stages if each is layer else sharing(stages, each.spec))
 
 
 def _exact(stages: tuple[LayerSpec, ...], layer: Layer) -> Fraction | int:
