@@ -230,6 +230,35 @@ def test_the_refit_brings_back_what_rounding_loses(int8: Int8) -> None:
         assert torch.equal(value, before[name])
 
 
+class Tied(nn.Module):
+    """A table that is looked up and multiplied with, by a layer or by a function."""
+
+    def __init__(self, layer: bool) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(30, 8), nn.Linear(8, 30) if layer else nn.Identity()
+        if layer:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.head(self.table(tokens).tanh().mean(1))
+        return x if x.shape[-1] == 30 else nn.functional.linear(x, self.table.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", ["per-channel", "per-tensor"])
+@pytest.mark.parametrize("layer", [True, False], ids=["layer", "function"])
+def test_a_table_that_is_also_multiplied_with_has_one_scale(layer: bool, int8: Int8) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(30, (40, 5))
+    workspace = Workspace.of(Tied(layer), tokens, tokens)
+    data = workspace.reference.dataset
+    (exact,) = run(workspace.model, data).values()
+    proto = onnx_program(workspace.model, workspace.opened.example_inputs, workspace.opened.axes)
+    network = OnnxNetwork(quantised(proto, workspace.calibration.inputs, int8).SerializeToString())
+    (rounded,) = run(network, data).values()
+    assert float((rounded - exact).square().mean() / exact.var()) < 0.01
+
+
 def test_nothing_is_refitted_that_has_no_factors(iris: Workspace) -> None:
     dense = Compressed(iris.model, RankPlan(iris.profile.fingerprint))
     stored = dense.stored(iris, Storage("int8"))

@@ -233,6 +233,7 @@ def quantised(proto: onnx.ModelProto, samples: Inputs, int8: Int8) -> onnx.Model
         try:
             onnx.save(proto, given)
             quant_pre_process(given, prepared, skip_symbolic_shape=True, skip_optimization=bool(constant))
+            tables = {name: [{"quant_type": quantization.QuantType.QInt8}] for name in _tables(onnx.load(prepared))}
             quantization.quantize_static(
                 prepared,
                 done,
@@ -240,6 +241,7 @@ def quantised(proto: onnx.ModelProto, samples: Inputs, int8: Int8) -> onnx.Model
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=int8 == "per-channel",
                 nodes_to_exclude=constant,
+                extra_options={"TensorQuantOverrides": tables},
             )
             made = onnx.load(done)
             onnx.helper.set_model_props(made, properties)
@@ -251,6 +253,17 @@ def quantised(proto: onnx.ModelProto, samples: Inputs, int8: Int8) -> onnx.Model
                 f"onnxruntime cannot quantise this network: {type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]}; float16 halves the bytes too."
             ) from error
+
+
+def _tables(proto: onnx.ModelProto) -> set[str]:
+    """Names of the weights whose rows are looked up: one scale for all of each, whatever else multiplies by it.
+
+    onnxruntime gives what is looked up the scales of the weight, which by channels fit no row.
+    """
+    import onnx
+
+    weights = {weight.name for weight in proto.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT}
+    return {node.input[0] for node in proto.graph.node if node.op_type == "Gather"} & weights
 
 
 def _constant_nodes(proto: onnx.ModelProto) -> list[str]:
