@@ -17,9 +17,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from lowrank_core import Workspace
 from lowrank_core.commands import cli
 from lowrank_core.errors import InvalidModel
+from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.graphs.onnx_network import build
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.layers.data import octets
+from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.uniform import uniform_plan
 from tests.onnx_networks import graph, numbers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -249,3 +252,83 @@ def test_a_table_with_a_row_of_minus_infinity_is_left_alone(tmp_path):
 
 def test_one_number_at_stride_zero_has_bytes():
     assert octets(torch.zeros(1).as_strided((1,), (0,))) == octets(torch.zeros(1))
+
+
+def one_product(op: str, sizes: dict[str, tuple[int, ...]], x: tuple, **said: object) -> onnx.ModelProto:
+    """One node of the input x and of weights."""
+    first = sizes.pop("first", ())
+    names = ["first", "x", *sizes] if first else ["x", *sizes]
+    shapes = ({"first": first} if first else {}) | sizes
+    weights = {name: numbers(*shape, seed=3) for name, shape in shapes.items()}
+    return graph([helper.make_node(op, names, ["y"], name="it", **said)], weights, x, opset=17, answer=None)
+
+
+E = "equation"
+WRITTEN = {
+    "keras query": (("n", 7, 8), "Einsum", {"w": (8, 4, 6)}, {E: "abc,cde->abde"}, (8, 24)),
+    "heads first": (("n", 7, 8), "Einsum", {"w": (8, 4, 6)}, {E: "abc,cde->adbe"}, (8, 24)),
+    "keras output": (("n", 7, 4, 6), "Einsum", {"w": (4, 6, 9)}, {E: "abcd,cde->abe"}, (24, 9)),
+    "in another order": (("n", 6, 5, 4), "Einsum", {"w": (9, 4, 6)}, {E: "adcb,ebd -> cae"}, (24, 9)),
+    "weight first": (("n", 7, 8), "Einsum", {"first": (6, 8)}, {E: "oi,bti->bto"}, (8, 6)),
+    "plain": (("n", 8), "Einsum", {"w": (8, 6)}, {E: "ab,bc->ac"}, (8, 6)),
+    "filterbank": (("n", 8, 5), "MatMul", {"first": (6, 8)}, {}, (8, 6)),
+    "alpha": (("n", 8), "Gemm", {"w": (8, 6), "b": (6,)}, {"alpha": 0.5}, (8, 6)),
+    "both": (("n", 8), "Gemm", {"w": (6, 8), "b": (1, 6)}, {"alpha": 0.5, "beta": 3.0, "transB": 1}, (8, 6)),
+    "turned": ((8, "n"), "Gemm", {"w": (8, 6)}, {"transA": 1, "beta": 2.0}, (8, 6)),
+    "first": ((8, "n"), "Gemm", {"first": (6, 8)}, {"alpha": 2.0}, (8, 6)),
+    "first, turned": (
+        ("n", 8),
+        "Gemm",
+        {"first": (8, 6), "b": (6, 1)},
+        {"transA": 1, "transB": 1, "beta": 2.0},
+        (8, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN.values(), ids=WRITTEN)
+def test_products_that_are_written_otherwise_are_layers(case, tmp_path):
+    """Answers as onnxruntime has them; compressed, the file answers as the network here."""
+    x, op, sizes, said, ends = case
+    path = tmp_path / "product.onnx"
+    path.write_bytes(one_product(op, dict(sizes), x, **said).SerializeToString())
+    onnx.checker.check_model(onnx.load(path))
+    given = numbers(*(16 if size == "n" else size for size in x), seed=9)
+    theirs = run(path, given)
+    np.testing.assert_allclose(opened(path, given), theirs, atol=1e-5 * np.abs(theirs).max())
+    if x[0] != "n":
+        return
+    np.savez(tmp_path / "product.npz", inputs=given.numpy())
+    workspace = Workspace.open(str(path))
+    (layer,) = workspace.profile.layers
+    assert (layer.spec.in_channels, layer.spec.out_channels) == ends
+    assert "it" in layer.name
+    assert workspace.profile.rest.parameters == workspace.profile.rest.multiplies == 0
+    assert plan_cost(workspace.profile).parameters == sum(t.numel() for t in workspace.model.parameters())
+    assert "1 product with weights as inputs times a matrix" in " ".join(workspace.opened.notices)
+    plan = uniform_plan(workspace.profile, 0.7)
+    small = Compressed(workspace.compress(plan), plan)
+    written = EXPORTS["onnx"].write(workspace, small, tmp_path / "small.onnx")
+    assert written.verdict == "same"
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / "small.onnx", given), small.model(given), atol=1e-4)
+
+
+STAY = {
+    "shared batch": (("n", 4, 8), "Einsum", {"w": (4, 8, 6)}, {E: "abc,bcd->abd"}),
+    "diagonal": (("n", 8), "Einsum", {"w": (8, 8)}, {E: "ab,bb->ab"}),
+    "outer": (("n", 8), "Einsum", {"w": (4, 6)}, {E: "ab,cd->abcd"}),
+    "summed away": (("n", 7, 8), "Einsum", {"w": (8, 6)}, {E: "abc,cd->ad"}),
+    "offset of all": (("n", 8), "Gemm", {"first": (6, 8), "b": (6, 16)}, {"transB": 1}),
+}
+
+
+@pytest.mark.parametrize("case", STAY.values(), ids=STAY)
+def test_products_of_another_kind_stay(case, tmp_path):
+    x, op, sizes, said = case
+    path = tmp_path / "product.onnx"
+    path.write_bytes(one_product(op, dict(sizes), x, **said).SerializeToString())
+    given = numbers(*(16 if size == "n" else size for size in x), seed=9)
+    np.testing.assert_allclose(opened(path, given), run(path, given), atol=1e-5)
+    assert read_onnx(path).changes == ()
+    assert not build(read_onnx(path).model).program.sites

@@ -460,8 +460,12 @@ class _Reader:
         return self._clean(path or node.proto.name or node.op.lower())
 
     def _clean(self, name: str) -> str:
-        """A module path that is free: no empty part, no word of nn.Module, no path through another layer."""
-        parts = [re.sub(r"\W", "_", part) for part in re.split(r"[./]", name) if part] or ["layer"]
+        """A module path that is free: no empty part, no word of nn.Module, no path through another layer.
+
+        Of a node that was several in TensorFlow Lite, whose name has theirs one behind the other, the first.
+        """
+        first = next(filter(None, name.split(";")), "")
+        parts = [re.sub(r"\W", "_", part) for part in re.split(r"[./]", first) if part] or ["layer"]
         reserved = nn.Module()
         parts = [f"{part}_" if hasattr(reserved, part) or part in ("program", "constants") else part for part in parts]
 
@@ -596,8 +600,8 @@ def _array(proto: Any) -> Tensor:
 
 # ---- which nodes are layers ------------------------------------------------------------------------------------------
 
-WEIGHTS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
-"""The number of the input that holds the weight."""
+WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+"""What multiplies by weights: where it is no layer, that is said."""
 
 
 def _window(node: _Node, axes: int) -> dict[str, Any]:

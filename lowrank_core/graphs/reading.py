@@ -18,7 +18,9 @@ import numpy as np
 
 from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
+from lowrank_core.figures import how_many
 from lowrank_core.graphs.as_found import LOWEST_OPSET, READ_OPSET, Packed, as_float, converted, decided, is_quantised
+from lowrank_core.graphs.products import as_products
 from lowrank_core.running.scope import raise_if_cancelled
 
 OPSETS = (READ_OPSET, 23)
@@ -157,6 +159,11 @@ def _brought_up(model: Any, path: Path) -> AsRead:
             folded = decided(model)
             if _branches(folded) < branches:
                 changed(lambda _: folded, "deciding the branches whose conditions are constants")
+    with suppress(Exception):  # whatever ONNX's shapes raise: then they stay as they are
+        products = as_products(model)
+        if products.written:
+            many = how_many(products.written, "product")
+            changed(products.into, f"writing {many} with weights as inputs times a matrix")
     stored = {tensor.name for tensor in model.graph.initializer}
     return AsRead(model, own, tuple(changes), {name: packed[name] for name in packed.keys() & stored})
 
