@@ -400,10 +400,18 @@ class _Reader:
             buffer = _free(re.sub(r"\W", "_", name) or "value", constants)
             tied, value = self.parameters.get((name, False)), self.known[name]
             if tied is None and isinstance(value, Tensor):
-                stored = self._is_weight(name) and self._root(name)[0] in self.stored
+                stored = self._is_weight(name) and self._is_stored(name, value.numel())
                 tied = nn.Parameter(value) if stored and torch.isfinite(value).all() else None
             buffers[name], constants[buffer] = buffer, value if tied is None else tied
         return buffers, constants
+
+    def _is_stored(self, name: str, elements: int) -> bool:
+        """Whether a constant is a tensor of the file, or one of as many numbers that is made of one no layer has."""
+        if self._root(name)[0] in self.stored:
+            return True
+        origins = [origin for origin in self.origins.get(name, ()) if self._is_weight(origin)]
+        layers = {root for root, _ in self.parameters}
+        return any(self.known[origin].numel() == elements and origin not in layers for origin in origins)
 
     def _plain(self, name: str) -> bool:
         """Whether a few real numbers that only say how far or how much: not data, so no tensor."""
