@@ -446,7 +446,9 @@ def onnx_reader() -> Reader:
 
 
 def _as_found() -> Iterator[bytes]:
-    """Models with what files of others have: If, Loop and Scan, a state and a rate; QDQ and integer products."""
+    """Models with what files of others have: products as Keras has them; If, Loop and Scan, a state and a rate; QDQ and
+    integer products.
+    """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -464,6 +466,28 @@ def _as_found() -> Iterator[bytes]:
         return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
 
     real, whole, truth = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+    yield model(
+        [
+            helper.make_node("Einsum", ["x", "query"], ["q"], equation="abc,cde->abde"),
+            helper.make_node("Einsum", ["q", "out"], ["o"], equation="abcd,cde->aeb"),
+            helper.make_node("MatMul", ["bank", "o"], ["m"]),
+            helper.make_node("ReduceMean", ["m"], ["p"], axes=[2], keepdims=0),
+            helper.make_node("Gemm", ["p", "w", "b"], ["g"], alpha=0.5, beta=2.0),
+            helper.make_node("Gemm", ["v", "g"], ["t"], transB=1, alpha=3.0),
+            helper.make_node("Gemm", ["t", "u"], ["y"], transA=1),
+        ],
+        [info("x", real, ["N", 5, 6])],
+        [info("y", real, ["N", 2])],
+        stored(
+            query=floats(6, 2, 3),
+            out=floats(2, 3, 4),
+            bank=floats(3, 4),
+            w=floats(3, 5),
+            b=floats(5),
+            v=floats(4, 5),
+            u=floats(4, 2),
+        ),
+    )
     loop = helper.make_graph(
         [
             helper.make_node("MatMul", ["h", "inside"], ["m"]),
