@@ -174,11 +174,18 @@ def moved(workspace: Workspace, measured: Score, drop: float) -> float:
     return (-scale if measured.higher_is_better else scale) * drop + 0.0
 
 
+LARGE_CHANGE = 100_000
+"""A change of a score that is no share is written with four digits from here on."""
+
+
 def signed(workspace: Workspace, measured: Score, drop: float) -> str:
-    """The same as text: points with two digits behind the point, small figures of other scores with two in all."""
+    """The same as text: points with two digits behind the point, small figures of other scores with two in all, and
+    large ones with four.
+    """
     change = moved(workspace, measured, drop)
-    small = not shares(workspace) and 0 < abs(change) < 0.1
-    return (f"{change:+.2g}" if small else f"{round(change, 2) + 0.0:+.2f}").replace("-", "−")
+    small, large = (not shares(workspace) and holds for holds in (0 < abs(change) < 0.1, abs(change) >= LARGE_CHANGE))
+    figure = f"{change:+.2g}" if small else f"{change:+.4g}" if large else f"{round(change, 2) + 0.0:+.2f}"
+    return figure.replace("-", "−")
 
 
 def interval(workspace: Workspace, measured: Score) -> str:

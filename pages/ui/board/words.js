@@ -105,10 +105,10 @@ const words = {
     return (from === to ? from : `${from} to ${to}`) + `${SPACE}%`;
   },
 
-  /* A change of the score, with its sign. */
+  /* A change of the score, with its sign; of one that is no share a small one with two digits, a large one with four. */
   signed(model, value) {
-    const { share } = model.metric, shift = share ? 100 * value : value, small = !share && shift !== 0 && Math.abs(shift) < 0.1;
-    const text = small ? general(shift, 2) : fixed(shift, 2);
+    const { share } = model.metric, shift = share ? 100 * value : value, size = Math.abs(shift);
+    const text = share || !shift || (size >= 0.1 && size < 1e5) ? fixed(shift, 2) : general(shift, size < 0.1 ? 2 : 4);
     return `${text.startsWith("-") && Number(text) ? "−" : "+"}${text.replace(/^-/, "").replaceAll("-", "−")}`;
   },
 
