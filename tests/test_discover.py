@@ -20,9 +20,9 @@ from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.discover import discover
-from lowrank_core.networks.profile import ModelProfile, fingerprint, module_at, weight_at
+from lowrank_core.networks.profile import ModelProfile, Way, fingerprint, module_at, weight_at
 from lowrank_core.plans.correction import Correction
-from lowrank_core.plans.cost import plan_cost
+from lowrank_core.plans.cost import dense_cost, layer_cost, plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 
 
@@ -181,6 +181,24 @@ def test_a_weight_that_is_read_without_its_forward_is_a_layer_where_the_read_is_
     assert (layer.name, layer.read, layer.spec.bias, layer.plain) == ("read", True, False, False)
     model = Calls(lambda self, x: x * self.read.weight.sum(), read=nn.Linear(4, 4))
     assert reasons(model, torch.ones(1, 4)) == {"read": "Calls gives its weight to sum()"}
+
+
+def test_a_matrix_is_one_layer_in_all_ways_in_which_it_is_multiplied_with():
+    """Looked up, by its transpose and as it is; all of them cost, its bytes count once."""
+    model = Calls(
+        lambda self, x: (self.table(x) @ self.table.weight.T)[:, :2].softmax(-1) @ self.table.weight,
+        table=nn.Embedding(9, 4),
+    )
+    tokens = torch.arange(15).reshape(3, 5) % 9
+    profile = discover(model, tokens)
+    (layer,) = profile.layers
+    assert (layer.name, layer.in_sizes, layer.shared, layer.plain) == ("table", ((5,),), True, False)
+    assert layer.ways == (Way(True, ((5,),)), Way(False, ((2,),)))
+    assert (dense_cost(layer).multiplies, dense_cost(layer).parameters) == ((5 + 2) * 9 * 4, 36)
+    assert (profile.rest.multiplies, profile.rest.parameters) == (0, 0)
+    cost = layer_cost(layer, Choice("svd", (2,)))
+    assert cost.multiplies == 5 * 2 * 4 + (5 + 2) * 2 * (9 + 4)  # looked up rows are made longer
+    assert cost.parameters == 2 * (9 + 4)
 
 
 def test_a_weight_read_beside_the_forward_is_skipped_and_sizes_are_free():

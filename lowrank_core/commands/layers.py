@@ -37,6 +37,10 @@ def layers(model: str) -> Answer:
                 "weights": layer.spec.weights,
                 "in_sizes": layer.in_sizes,
                 "shares": list(map(float, layer.shares)),
+                "ways": [
+                    {"back": way.back, "in_sizes": way.in_sizes, "shares": list(map(float, way.shares))}
+                    for way in layer.ways
+                ],
                 "itemsize": layer.itemsize,
                 **asdict(dense_cost(layer)),
                 "methods": [

@@ -35,7 +35,7 @@ def layer_costs(profile: ModelProfile) -> list[dict[str, Any]]:
                 "Type": layer.type,
                 "Weight": words.sizes(layer.spec.weight_shape),
                 "Input": ", ".join(dict.fromkeys(words.sizes(size) for size in layer.in_sizes)),
-                "Calls": round(float(sum(layer.shares)), 3) if layer.shares else len(layer.in_sizes),
+                "Calls": round(float(sum(share for *_, share in layer.work((layer.spec,)))), 3),
                 "Parameters": cost.parameters,
                 "Bytes": cost.bytes,
                 "Multiplies": cost.multiplies,
