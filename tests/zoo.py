@@ -189,6 +189,25 @@ def tied_lstm() -> nn.Module:
     return model
 
 
+def tied_and_read() -> nn.Module:
+    """Two tables that hold a third one's weight, which never runs and is given to a function, as BART once had it."""
+    model = Calls(
+        lambda self, x, y: F.linear(self.fc(self.encoder(x) + self.decoder(y)), self.shared.weight, self.bias),
+        shared=nn.Embedding(11, 6), encoder=nn.Embedding(11, 6), decoder=nn.Embedding(11, 6, padding_idx=0),
+        fc=nn.Linear(6, 6), bias=nn.Parameter(torch.ones(11)),
+    )  # fmt: skip
+    model.encoder.weight = model.decoder.weight = model.shared.weight
+    return model
+
+
+def held_twice() -> nn.Module:
+    """A Linear whose weight another one holds, whose parent gives it to a function."""
+    inside = Calls(lambda self, x: x @ self.fc.weight.T, fc=nn.Linear(8, 8))
+    model = seq(inside, nn.Linear(8, 8))
+    model[1].weight = inside.fc.weight
+    return Calls(lambda self, x: self.second(self.first(x)), first=inside, second=model[1])
+
+
 def tied_three() -> nn.Module:
     """Two tables and a head with one weight, as in T5; the head has a bias and is called twice."""
     model = Calls(
@@ -412,6 +431,8 @@ ZOO = (
     Specimen("one-cell", lambda: nn.GRUCell(6, 5), floats(6), ("weight_ih", "weight_hh")),
     Specimen("one-attention", lambda: nn.MultiheadAttention(8, 2, batch_first=True), (floats(5, 8),) * 3, ATTENTION),
     Specimen("one-bag", lambda: nn.EmbeddingBag(11, 6), TOKENS, ("EmbeddingBag",)),
+    Specimen("tied-and-read", tied_and_read, (TOKENS, TOKENS), ("encoder", "fc")),
+    Specimen("held-twice", held_twice, floats(8), ("first.fc",)),
     Specimen("tied-three", tied_three, (TOKENS, TOKENS), ("source", "middle")),
     Specimen("tied-linears", lambda: twins(nn.Linear(6, 6), nn.Linear(6, 6)), floats(6), ("a",)),
     Specimen("tied-convolutions", lambda: twins(nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3)), floats(4, 9), (),

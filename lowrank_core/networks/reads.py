@@ -46,7 +46,8 @@ class Readers(TorchFunctionMode):
     """Who computes with a layer's weight outside that layer's own forward; asking for its type or shape is free.
 
     reads: of every weight of two or more axes, by who holds it, how functions multiply by it, in the order in which
-    they first did; misused: what else is done with one, in words. valued: whether Python took values out of a tensor.
+    they first did; of all who hold it where it cannot be told whose it is. misused: what else is done with one, in
+    words. valued: whether Python took values out of a tensor.
     hear(held, use, read) is called at each product. While a function mode is active, PyTorch's attention and encoder
     layers do not take their fused path, which no counter sees.
     """
@@ -129,29 +130,27 @@ class Readers(TorchFunctionMode):
                 self.misused.setdefault(weight, "transposed twice")
             return
         use = use_of(func, args, kwargs, lambda value: value is given)
-        holder = self._holder(weight)
-        name = str(getattr(func, "__name__", func))
-        if use is None or holder is None:
-            what = f"{self._reader()} gives its weight to {name}()"
-            self.misused.setdefault(weight, what if use is None else f"{what}, and several modules hold it")
+        if use is None:
+            name = str(getattr(func, "__name__", func))
+            self.misused.setdefault(weight, f"{self._reader()} gives its weight to {name}()")
             return
-        read, ways = Read(use.kind, use.turned != turned, use.about), self.reads.setdefault(holder, [])
-        self.hear(holder, use, read)
-        if read in ways:
-            return
-        ways.append(read)
-        tables = sum(way.kind == "embedding" for way in ways)
-        if len(ways) > 1 and not (all(way.matrix for way in ways) and tables <= 1):
-            self.misused.setdefault(weight, "it is multiplied with in several ways")
+        read, holders = Read(use.kind, use.turned != turned, use.about), self._holders(weight)
+        self.hear(holders[0], use, read)
+        for holder in holders:
+            ways = self.reads.setdefault(holder, [])
+            ways += [] if read in ways else [read]
+            tables = sum(way.kind == "embedding" for way in ways)
+            if len(ways) > 1 and not (all(way.matrix for way in ways) and tables <= 1):
+                self.misused.setdefault(weight, "it is multiplied with in several ways")
 
-    def _holder(self, weight: Tensor) -> Held | None:
-        """Who holds a weight that is computed with now: the innermost of those that run, or the only one there is."""
+    def _holders(self, weight: Tensor) -> list[Held]:
+        """Who may hold a weight that is computed with now: the innermost of those that run, else all there are."""
         held = self._held[weight]
         for running in reversed(self._open):
             for module, name in held:
                 if module is running:
-                    return module, name
-        return held[0] if len(held) == 1 else None
+                    return [(module, name)]
+        return held
 
 
 def _asks(func: Any, args: tuple[Any, ...], tensor: Tensor, result: Any) -> bool:
