@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from lowrank_core import Workspace
+from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.commands import cli
 from lowrank_core.errors import InvalidModel
 from lowrank_core.exports import EXPORTS, Compressed
@@ -332,3 +332,26 @@ def test_products_of_another_kind_stay(case, tmp_path):
     np.testing.assert_allclose(opened(path, given), run(path, given), atol=1e-5)
     assert read_onnx(path).changes == ()
     assert not build(read_onnx(path).model).program.sites
+
+
+@pytest.mark.parametrize("compressed", ["dense", "attention"])
+def test_a_product_that_stays_is_written_back_as_it_was(compressed, tmp_path):
+    nodes = [
+        helper.make_node("Einsum", ["x", "w"], ["a"], name="attention/query", equation="abc,cde->abde"),
+        helper.make_node("ReduceMean", ["a"], ["m"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["m", "v"], ["y"], name="dense/MatMul"),
+    ]
+    path, x = tmp_path / "two.onnx", numbers(16, 7, 8, seed=9)
+    weights = {"w": numbers(8, 4, 6, seed=3), "v": numbers(6, 5, seed=4)}
+    path.write_bytes(graph(nodes, weights, ("n", 7, 8), answer=("n", 5)).SerializeToString())
+    np.savez(tmp_path / "two.npz", inputs=x.numpy())
+    workspace = Workspace.open(str(path))
+    assert [layer.name for layer in workspace.profile.layers] == ["attention", "dense"]
+    plan = RankPlan.of(workspace.profile.fingerprint, {compressed: Choice("svd", (2,))})
+    small = Compressed(workspace.compress(plan), plan)
+    EXPORTS["onnx"].write(workspace, small, tmp_path / "small.onnx")
+    operators = [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node]
+    assert operators.count("MatMul") == 2 + (compressed == "attention")
+    assert ("Einsum" in operators) == ("Identity" not in operators) == (compressed == "dense")
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / "small.onnx", x), small.model(x), atol=1e-4)

@@ -59,10 +59,12 @@ def compressed_onnx(
     read = read_onnx(path, dense.program.held)
     if fingerprint(build(read.model)) != workspace.profile.fingerprint:
         raise InvalidFile(f"{path} has changed since it was opened; open it again.")
-    own = read.own is not None and not read.packed and _stands_in(read.own, dense, model)
+    layers = [workspace.profile.layer(name) for name, _ in plan.choices]
+    chosen = {each.name for layer in layers for each in (layer, *layer.tied)}
+    sites = _changed(dense, model, chosen)
+    own = read.own is not None and not read.packed and _stands_in(read.own, dense, model, sites)
     proto = read.own if own else read.model
-    chosen = [workspace.profile.layer(name) for name, _ in plan.choices]
-    _Surgeon(proto, dense, model, {each.name for layer in chosen for each in (layer, *layer.tied)}).operate()
+    _Surgeon(proto, dense, model, chosen).operate(sites)
     pack(proto, read.packed)
     proto.ir_version = max(proto.ir_version, INITIALIZERS_ALONE)
     properties_there = {entry.key: entry.value for entry in proto.metadata_props}
@@ -105,12 +107,22 @@ def pack(proto: Any, packed: Mapping[str, Packed]) -> None:
         proto.graph.node.extend(copies)
 
 
-def _stands_in(own: Any, dense: OnnxGraph, model: nn.Module) -> bool:
+def _changed(dense: OnnxGraph, model: nn.Module, chosen: set[str]) -> list[Site]:
+    """The places of the graph at which a module is replaced, or has other tensors than the file."""
+
+    def differs(path: str) -> bool:
+        module, before = model.get_submodule(path), dense.get_submodule(path).state_dict()
+        ours = module.state_dict()
+        return isinstance(module, Recurrent) or not all(torch.equal(ours[n], value) for n, value in before.items())
+
+    return [site for site in dense.program.sites if site.module in chosen or differs(site.module)]
+
+
+def _stands_in(own: Any, dense: OnnxGraph, model: nn.Module, sites: list[Site]) -> bool:
     """Whether the file's own graph has every node and tensor that is replaced, as it was read; then it is kept."""
     nodes = {_key(node): node for node in own.graph.node}
     named = {i.name for i in own.graph.initializer} | {name for node in own.graph.node for name in node.output}
     opset = next(o.version for o in own.opset_import if o.domain in ("", "ai.onnx"))
-    sites = dense.program.sites
     changed = {
         name for name, value in dense.constants.named_parameters() if not torch.equal(value, _constant(model, name))
     }
@@ -143,10 +155,10 @@ class _Surgeon:
         parameters = [p for m in model.modules() for p in m.parameters(recurse=False)]
         self.shared = {key for key, count in Counter(map(id, parameters)).items() if count > 1}
 
-    def operate(self) -> None:
+    def operate(self, sites: list[Site]) -> None:
         """Replace the nodes of the plan, write what else has changed, and remove what nothing needs any more."""
         new: dict[str, list[Any]] = {}  # by the last of the nodes that they replace
-        for site in self.dense.program.sites:
+        for site in sites:
             if site.module in self.chosen:
                 new |= {key: [] for key in site.nodes} | {site.nodes[-1]: list(self._chain(site))}
             elif isinstance(self.model.get_submodule(site.module), Recurrent):
@@ -306,8 +318,6 @@ class _Surgeon:
         """Tensors of a module that stays, where they are no longer the file's."""
         module, dense = (m.get_submodule(site.module) for m in (self.model, self.dense))
         ours, theirs = module.state_dict(), dense.state_dict()
-        if all(torch.equal(ours[name], value) for name, value in theirs.items()):
-            return
         if isinstance(module, nn.RNNBase):
             for number, value in _packed(module).items():
                 self._put(site, f"{number}", (site.output, number, False), value)
