@@ -86,6 +86,19 @@ def test_the_table_of_a_device_is_one_that_a_search_reads(runtime: str, iris: Wo
     assert "Microseconds are those of Pi, the small one" in CliRunner().invoke(cli, asked).output
 
 
+@pytest.mark.slow
+def test_a_table_that_is_multiplied_with_is_timed_with_both(tmp_path: Path) -> None:
+    tied = workspace_of("tied")
+    (tmp_path / "measure_on_device.py").write_text(device_file(tied, Setting("onnxruntime")))
+    network = tmp_path / "net.onnx"
+    network.write_bytes(onnx_program(tied.model, tied.opened.example_inputs).SerializeToString())
+    done = on_the_device(tmp_path, network.name, "--device", "here")
+    assert done.returncode == 0, done.stderr
+    table = LatencyTable.from_csv((tmp_path / "table.csv").read_bytes())
+    assert table.layers == {layer.name for layer in tied.profile.layers}
+    assert any(layer.tied for layer in tied.profile.layers)
+
+
 def test_layers_of_one_shape_are_timed_once_and_no_weight_is_in_it(iris: Workspace) -> None:
     wide = workspace_of("wide")
     text = device_file(wide, setting_of(wide))

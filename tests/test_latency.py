@@ -8,13 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 from lowrank_core.commands import cli
 from lowrank_core.errors import Cancelled, InvalidModel
+from lowrank_core.layers.spec import chain_multiplies
 from lowrank_core.measure import latency
 from lowrank_core.measure import staircases as staircase
 from lowrank_core.measure.latency import LatencyTable, Timing, network_latency, race, session, timed
-from lowrank_core.measure.staircases import Rung, Setting, Staircase, as_table, known_staircases, staircases
+from lowrank_core.measure.staircases import (
+    Rung,
+    Setting,
+    Staircase,
+    StairFile,
+    as_table,
+    calls_of,
+    chain_work,
+    known_staircases,
+    staircases,
+)
+from lowrank_core.methods import METHODS
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running import scope as scopes
 from lowrank_core.running.progress import Progress
@@ -293,3 +306,31 @@ def test_the_command_shows_no_number_where_rounds_disagree(workspace: Workspace,
 
 def test_the_command_needs_something_to_time() -> None:
     assert command("latency", "builtin:iris-mlp").exit_code == 2
+
+
+class Tied(nn.Module):
+    """A table, a head that shares its weight, and a function that is given it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(30, 8), nn.Linear(8, 30)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.table(tokens)
+        return self.head(x[:, 0]) + nn.functional.linear(x.mean(1), self.table.weight)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_all_that_is_computed_with_a_shared_weight_is_timed(runtime: str, tmp_path: Path) -> None:
+    """Looked up, multiplied with by the head, and by a function; a table that is looked up alone has another file."""
+    tokens, setting = torch.arange(20).reshape(4, 5), Setting(runtime)
+    layers = [Workspace.of(net, tokens, tokens).profile.layers[0] for net in (Tied(), nn.Embedding(30, 8))]
+    stages = METHODS["svd"].stages(layers[0].spec, (3,))
+    done = calls_of(stages, layers[0], setting)
+    assert sum(done.values()) == 3
+    products = [(chain, size) for chain, size, _ in done if not chain[0].table]
+    assert {chain_multiplies(chain, size) for chain, size in products} == {3 * (30 + 8)}
+    chain_work(stages, layers[0], setting)()
+    assert StairFile(tmp_path, layers[0], setting).path != StairFile(tmp_path, layers[1], setting).path
+    assert len(calls_of(stages, layers[1], setting)) == 1

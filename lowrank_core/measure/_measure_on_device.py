@@ -153,11 +153,11 @@ class Onnx:
 
     def chain(self, passes: list[Any], layer: dict[str, Any]) -> Callable[[], object]:
         works = []
-        for model, shape, calls in zip(passes, layer["shapes"], layer["calls"]):
+        for model, shape, kind, calls in zip(passes, layer["shapes"], layer["kinds"], layer["calls"]):
             path = os.path.join(self.folder, "chain.onnx")
             with open(path, "wb") as file:
                 file.write(model.encode("latin-1"))
-            works.append((self.session(path, [(shape, layer["kind"])]), calls))
+            works.append((self.session(path, [(shape, kind)]), calls))
         return together(works)
 
     def whole(self, path: str) -> Callable[[], object]:
@@ -196,9 +196,9 @@ class Torch:
 
     def chain(self, passes: list[Any], layer: dict[str, Any]) -> Callable[[], object]:
         torch, works = self.torch, []
-        for parts, shape, calls in zip(passes, layer["shapes"], layer["calls"]):
+        for parts, shape, kind, calls in zip(passes, layer["shapes"], layer["kinds"], layer["calls"]):
             network = torch.nn.Sequential(*(getattr(torch.nn, op)(**args) for op, args in parts))
-            works.append((self.call(network.to(getattr(torch, self.work["dtype"])), [(shape, layer["kind"])]), calls))
+            works.append((self.call(network.to(getattr(torch, self.work["dtype"])), [(shape, kind)]), calls))
         return together(works)
 
     def whole(self, path: str) -> Callable[[], object]:

@@ -14,10 +14,11 @@ from torch import nn
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.onnx_chain import input_shape, onnx_chain
 from lowrank_core.layers.data import tensors
-from lowrank_core.layers.spec import LayerSpec, Size, half_up
-from lowrank_core.measure.staircases import Setting, ranks
+from lowrank_core.layers.spec import LayerSpec, Size
+from lowrank_core.measure.staircases import Setting, calls_of, ranks
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
+from lowrank_core.plans.cost import computed
 from lowrank_core.workspace import Workspace
 
 NAME = "measure_on_device.py"
@@ -44,31 +45,29 @@ def device_file(workspace: Workspace, setting: Setting, *, methods: Iterable[str
     allowed = None if methods is None else set(methods)
     alike: dict[tuple[Any, ...], list[Layer]] = {}
     for layer in workspace.profile.layers:
-        alike.setdefault((layer.spec, layer.in_sizes, layer.shares), []).append(layer)
+        alike.setdefault(tuple(computed((layer.spec,), layer)), []).append(layer)
     longest, listed = 0, []
     for first, *others in alike.values():
         names = [m.name for m in first.methods if (not m.reference if allowed is None else m.name in allowed)]
-        sizes = {(size, share): first.in_sizes.count(size) for size, share in first.passes}
-        places = [(size, max(1, half_up(share * setting.batch))) for size, share in sizes]
+        calls = calls_of((first.spec,), first, setting)
         try:
-            (dense, most), timed = _chain((first.spec,), places, setting), {}
+            (dense, most), timed = _chains(calls, setting), {}
             for name in names:
                 asked = ranks(first, name)
-                chains = [_chain(METHODS[name].stages(first.spec, rank), places, setting) for rank in asked]
+                stages = [METHODS[name].stages(first.spec, rank) for rank in asked]
+                chains = [_chains(calls_of(one, first, setting), setting) for one in stages]
                 most = max(most, *(numbers for _, numbers in chains))
                 timed[name] = {"ranks": asked, "chains": [chain for chain, _ in chains]}
         except InvalidModel:
             continue
         if timed:
             longest = max(longest, most)
-            kind = "int64" if first.spec.table else setting.dtype
-            shapes = [input_shape(first.spec, size, batch) for size, batch in places]
             listed.append(
                 {
                     "names": [layer.name for layer in (first, *others)],
-                    "shapes": shapes,
-                    "calls": list(sizes.values()),
-                    "kind": kind,
+                    "shapes": [input_shape(chain[0], size, batch) for chain, size, batch in calls],
+                    "kinds": ["int64" if chain[0].table else setting.dtype for chain, *_ in calls],
+                    "calls": list(calls.values()),
                     "dense": dense,
                     "methods": timed,
                 }
@@ -89,16 +88,16 @@ def device_file(workspace: Workspace, setting: Setting, *, methods: Iterable[str
     return PROGRAM.replace(_PLACE, f'WORK = "{packed}"', 1)
 
 
-def _chain(stages: tuple[LayerSpec, ...], places: list[tuple[Size, int]], setting: Setting) -> tuple[list[Any], int]:
-    """A chain for each size that the layer sees, as the program takes it, and the numbers of its largest weight."""
+def _chains(calls: Iterable[tuple[tuple[LayerSpec, ...], Size, int]], setting: Setting) -> tuple[list[Any], int]:
+    """The chains that are called, as the program takes them, and the numbers of their largest weight."""
     if setting.runtime == "torch":
-        parts = [(stage.op, stage.arguments) for stage in stages]
-        if not all(hasattr(nn, op) for op, _ in parts):
+        parts = [[(stage.op, stage.arguments) for stage in chain] for chain, *_ in calls]
+        if not all(hasattr(nn, op) for chain in parts for op, _ in chain):
             raise InvalidModel("a layer that is none of PyTorch's own")
-        return [parts for _ in places], 0
+        return parts, 0
     made, most = [], 0
-    for size, batch in places:
-        model = onnx_chain(stages, size, batch)
+    for chain, size, batch in calls:
+        model = onnx_chain(chain, size, batch)
         most = max([most, *map(_outside, model.graph.initializer)])
         made.append(model.SerializeToString().decode("latin-1"))  # which packs well
     return made, most

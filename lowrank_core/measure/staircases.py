@@ -5,6 +5,7 @@ What counts for time is the shape of a chain, not its numbers, so the chains are
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import floor, prod
@@ -14,7 +15,7 @@ import torch
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.onnx_chain import example_input, onnx_chain
-from lowrank_core.layers.spec import LayerSpec, Rank, half_up
+from lowrank_core.layers.spec import LayerSpec, Rank, Size, half_up
 from lowrank_core.measure.latency import (
     DENSE,
     OF_ONNX,
@@ -30,7 +31,7 @@ from lowrank_core.measure.latency import (
 )
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer, ModelProfile
-from lowrank_core.plans.cost import rank_at, stages_of, useful_rank
+from lowrank_core.plans.cost import computed, rank_at, stages_of, useful_rank
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.running.progress import Pace, Progress
 from lowrank_core.running.scope import nobody, report, scope
@@ -234,25 +235,23 @@ def _race(chains: list[tuple[LayerSpec, ...]], layer: Layer, setting: Setting) -
 
 
 def chain_work(stages: tuple[LayerSpec, ...], layer: Layer, setting: Setting) -> Work:
-    """A chain in the layer's place, once for every call of the layer in one inference.
+    """A chain in the layer's place, once for every call in one inference of it and of what shares its weight.
 
     Where rows are routed it gets as many at once as the batch sends it on average, one at least.
     """
-    sizes = {(size, share): layer.in_sizes.count(size) for size, share in layer.passes}
     works: list[tuple[Work, int]] = []
-    for (size, share), calls in sizes.items():
-        batch = max(1, half_up(share * setting.batch))
-        value = example_input(layer.spec, size, batch)
+    for (chain, size, batch), calls in calls_of(stages, layer, setting).items():
+        value = example_input(chain[0], size, batch)
         if setting.runtime in OF_ONNX:
-            content = onnx_chain(stages, size, batch).SerializeToString()
+            content = onnx_chain(chain, size, batch).SerializeToString()
             works.append((onnx_work(content, [value], setting.runtime, setting.threads), calls))
             continue
         dtype = getattr(torch, setting.dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            chain = torch.nn.Sequential(*(stage.build() for stage in stages)).to(dtype).eval()
+            module = torch.nn.Sequential(*(stage.build() for stage in chain)).to(dtype).eval()
         given = torch.from_numpy(value)
-        works.append((_torch_work(chain, given if layer.spec.table else given.to(dtype)), calls))
+        works.append((_torch_work(module, given if chain[0].table else given.to(dtype)), calls))
     if [calls for _, calls in works] == [1]:
         return works[0][0]
 
@@ -262,6 +261,20 @@ def chain_work(stages: tuple[LayerSpec, ...], layer: Layer, setting: Setting) ->
                 one()
 
     return work
+
+
+def calls_of(
+    stages: tuple[LayerSpec, ...], layer: Layer, setting: Setting
+) -> dict[tuple[tuple[LayerSpec, ...], Size, int], int]:
+    """Which chains are called in one inference where the layer's is this one, on inputs of which extent and batch, and
+    how often.
+    """
+    seen = Counter(computed(stages, layer))
+    reached = {work: calls for work, calls in seen.items() if work[2]} or seen
+    calls = Counter[tuple[tuple[LayerSpec, ...], Size, int]]()
+    for (chain, size, share), many in reached.items():
+        calls[chain, size, max(1, half_up(share * setting.batch))] += many
+    return calls
 
 
 def _torch_work(chain: torch.nn.Module, value: torch.Tensor) -> Work:
@@ -297,6 +310,7 @@ class StairFile:
             "spec": asdict(layer.spec),
             "sizes": layer.in_sizes,
             **({"shares": list(map(str, layer.shares))} if layer.shares else {}),
+            **({"beside": [str(work) for work in computed((layer.spec,), layer)]} if layer.shared else {}),
             **asdict(setting),
             "runtime": runtime_version(setting.runtime),
             "cpu": cpu_name(),

@@ -84,12 +84,12 @@ def chain_cost(stages: tuple[LayerSpec, ...], layer: Layer) -> Cost:
         bytes=parameters * layer.itemsize,
         multiplies=half_up(_exact(stages, layer)),
         additions=half_up(
-            sum(share * chain_additions(chain, size) for chain, size, share in _computed(stages, layer)),
+            sum(share * chain_additions(chain, size) for chain, size, share in computed(stages, layer)),
         ),
     )
 
 
-def _computed(stages: tuple[LayerSpec, ...], layer: Layer) -> Iterator[Work]:
+def computed(stages: tuple[LayerSpec, ...], layer: Layer) -> Iterator[Work]:
     """A chain in the layer's place, and what it is turned to in those of layers tied to it, with what goes through."""
     for each in (layer, *layer.tied):
         yield from each.work(stages if each is layer else sharing(stages, each.spec))
@@ -98,7 +98,7 @@ def _computed(stages: tuple[LayerSpec, ...], layer: Layer) -> Iterator[Work]:
 def _exact(stages: tuple[LayerSpec, ...], layer: Layer) -> Fraction | int:
     """Multiplies of a chain in the layer's place for one sample, in the mean over all; a whole number where all send
     the same through."""
-    return sum(share * chain_multiplies(chain, size) for chain, size, share in _computed(stages, layer))
+    return sum(share * chain_multiplies(chain, size) for chain, size, share in computed(stages, layer))
 
 
 @lru_cache(maxsize=100_000)
