@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from lowrank_core import Choice, RankPlan, Workspace
 from lowrank_core.commands import cli
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.graphs.onnx_network import build
 from lowrank_core.graphs.reading import read_onnx
@@ -355,3 +355,16 @@ def test_a_product_that_stays_is_written_back_as_it_was(compressed, tmp_path):
     assert ("Einsum" in operators) == ("Identity" not in operators) == (compressed == "dense")
     with torch.no_grad():
         np.testing.assert_allclose(run(tmp_path / "small.onnx", x), small.model(x), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "equation", ["a?c,cde->abe", "a.c,cde->abe", "...ac...,cde->abe", "ab-c,cde->abe", "abc,c\xa3e->ab"]
+)
+def test_an_equation_that_is_none_is_refused_before_anything_looks_at_it(equation, tmp_path):
+    """ONNX's own shape inference never ends over these."""
+    path = tmp_path / "m.onnx"
+    node = helper.make_node("Einsum", ["x", "w"], ["y"], name="it", equation=equation.encode("latin-1"))
+    proto = graph([node], {"w": numbers(8, 4, 6)}, ("n", 7, 8), answer=("n", 7, 24))
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(InvalidFile, match=r"node 'it' \(Einsum\) must have an equation such as 'ab,bc->ac', but has"):
+        read_onnx(path)

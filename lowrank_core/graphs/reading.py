@@ -6,6 +6,7 @@ they are unpacked, and functions that call each other until there are billions o
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -80,6 +81,7 @@ def read_onnx(path: Path, held: Mapping[str, np.ndarray] | None = None) -> AsRea
     if model.functions:
         _check_functions(model, path)
         model = _known(path, lambda: onnx.inliner.inline_local_functions(model))
+    _check_equations(model, path)
     given = _without_inputs(model, held or {})
     read = _brought_up(model, path)
     for graph in (read.model, read.own) if given else ():
@@ -359,6 +361,22 @@ def _check_meaning(model: Any, path: Path) -> None:
         raise InvalidModel(f"{path} carries a training graph; export the network for inference.")
     if any(getattr(graph, "sparse_initializer", ()) for graph in _graphs(model)):
         raise InvalidModel(f"{path} holds sparse weights, which are not factorised; export them dense.")
+
+
+def _check_equations(model: Any, path: Path) -> None:
+    """That each Einsum has an equation that is one: over another ONNX's shape inference never ends."""
+    for node in (node for graph in _graphs(model) for node in graph.node if node.op_type == "Einsum"):
+        for attribute in node.attribute:
+            equation = attribute.s.decode("utf-8", "replace").replace(" ", "")
+            if attribute.name == "equation" and not _EQUATION.fullmatch(equation):
+                raise InvalidFile(
+                    f"{path}: node {node.name!r} (Einsum) must have an equation such as 'ab,bc->ac', "
+                    f"but has {equation[:80]!r}; not opened."
+                )
+
+
+_TERM = r"[A-Za-z]*(?:\.\.\.[A-Za-z]*)?"
+_EQUATION = re.compile(rf"{_TERM}(?:,{_TERM})*(?:->{_TERM})?")
 
 
 def _check_functions(model: Any, path: Path) -> None:
