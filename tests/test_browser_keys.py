@@ -64,7 +64,8 @@ def measured(page: Page) -> None:
 
 def settled(page: Page) -> None:
     """What was asked for has been heard, and the figure is there."""
-    page.wait_for_function(f"() => {{ const b = {BOARD}; return !b.outbox.length && b.data.rev === b.rev; }}")
+    heard = "!b.outbox.length && b.data.rev === b.rev && JSON.stringify(b.choices()) === b.sent"
+    page.wait_for_function(f"() => {{ const b = {BOARD}; return {heard}; }}")
     measured(page)
 
 
