@@ -274,7 +274,9 @@ def _check_names(model: Any, path: Path) -> None:
         named = [*getattr(graph, "initializer", ()), *graph.node, *(a for node in graph.node for a in node.attribute)]
         values = [*graph.input, *graph.output]  # names alone in a function, else with their types
         used = [name for node in graph.node for name in (node.op_type, node.domain, *node.input, *node.output)]
-        for name in (*used, *(one.name for one in named), *(getattr(value, "name", value) for value in values)):
+        typed = [value for value in (*values, *getattr(graph, "value_info", ())) if hasattr(value, "type")]
+        sizes = [axis.dim_param for value in typed for axis in value.type.tensor_type.shape.dim]
+        for name in (*used, *sizes, *(one.name for one in named), *(getattr(value, "name", value) for value in values)):
             if not isinstance(name, str):
                 raise InvalidFile(f"{path} is damaged: it holds a name that is no text ({name[:40]!r}).")
 
