@@ -140,7 +140,7 @@ def _scan(own: list[Value], attributes: dict[str, Any], around: dict[str, Value]
     body: Body = attributes["body"]
     number = attributes["num_scan_inputs"]
     if not 1 <= number <= len(own):
-        raise ValueError(f"a Scan must go through 1 to {len(own)} of its inputs, but num_scan_inputs is {number:,}.")
+        raise ValueError(f"a Scan must go through 1 to {len(own)} of its inputs, but num_scan_inputs is {number:,}")
     carried, given = own[: len(own) - number], [tensor(value) for value in own[len(own) - number :]]
     axes = attributes.get("scan_input_axes", [0] * number)
     back = attributes.get("scan_input_directions", [0] * number)

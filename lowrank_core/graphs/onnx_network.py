@@ -409,9 +409,11 @@ class _Reader:
         """Whether a constant is a tensor of the file, or one of as many numbers that is made of one no layer has."""
         if self._root(name)[0] in self.stored:
             return True
-        origins = [origin for origin in self.origins.get(name, ()) if self._is_weight(origin)]
-        layers = {root for root, _ in self.parameters}
-        return any(self.known[origin].numel() == elements and origin not in layers for origin in origins)
+        return any(
+            self._is_weight(origin) and self.known[origin].numel() == elements
+            for origin in self.origins.get(name, ())
+            if not self.parameters.keys() & {(origin, False), (origin, True)}
+        )
 
     def _plain(self, name: str) -> bool:
         """Whether a few real numbers that only say how far or how much: not data, so no tensor."""

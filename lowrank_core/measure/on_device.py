@@ -14,8 +14,7 @@ from torch import nn
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.onnx_chain import input_shape, onnx_chain
 from lowrank_core.layers.data import tensors
-from lowrank_core.layers.spec import LayerSpec, Size
-from lowrank_core.measure.staircases import Setting, calls_of, ranks
+from lowrank_core.measure.staircases import Call, Setting, calls_of, ranks
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer
 from lowrank_core.plans.cost import computed
@@ -88,7 +87,7 @@ def device_file(workspace: Workspace, setting: Setting, *, methods: Iterable[str
     return PROGRAM.replace(_PLACE, f'WORK = "{packed}"', 1)
 
 
-def _chains(calls: Iterable[tuple[tuple[LayerSpec, ...], Size, int]], setting: Setting) -> tuple[list[Any], int]:
+def _chains(calls: Iterable[Call], setting: Setting) -> tuple[list[Any], int]:
     """The chains that are called, as the program takes them, and the numbers of their largest weight."""
     if setting.runtime == "torch":
         parts = [[(stage.op, stage.arguments) for stage in chain] for chain, *_ in calls]

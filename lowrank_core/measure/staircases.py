@@ -263,15 +263,17 @@ def chain_work(stages: tuple[LayerSpec, ...], layer: Layer, setting: Setting) ->
     return work
 
 
-def calls_of(
-    stages: tuple[LayerSpec, ...], layer: Layer, setting: Setting
-) -> dict[tuple[tuple[LayerSpec, ...], Size, int], int]:
+Call = tuple[tuple[LayerSpec, ...], Size, int]
+"""A chain that is called, on inputs of which extent, and how many at once."""
+
+
+def calls_of(stages: tuple[LayerSpec, ...], layer: Layer, setting: Setting) -> dict[Call, int]:
     """Which chains are called in one inference where the layer's is this one, on inputs of which extent and batch, and
     how often.
     """
     seen = Counter(computed(stages, layer))
     reached = {work: calls for work, calls in seen.items() if work[2]} or seen
-    calls = Counter[tuple[tuple[LayerSpec, ...], Size, int]]()
+    calls = Counter[Call]()
     for (chain, size, share), many in reached.items():
         calls[chain, size, max(1, half_up(share * setting.batch))] += many
     return calls

@@ -42,13 +42,13 @@ class Way:
 
     def work(self, stages: tuple[LayerSpec, ...]) -> Iterator[Work]:
         """What the layer's chain computes in this way."""
-        chain = turned_round(stages) if self.back else multiplied_by(stages)
-        return ((chain, size, share) for size, share in _passes(self))
+        return _work(turned_round(stages) if self.back else multiplied_by(stages), self)
 
 
-def _passes(one: Layer | Way) -> Iterator[tuple[Size, Fraction | int]]:
-    """The inputs that one sample sends through, size by size, and how many of each."""
-    return zip(one.in_sizes, one.shares or (1,) * len(one.in_sizes), strict=True)
+def _work(chain: tuple[LayerSpec, ...], seen: Layer | Way) -> Iterator[Work]:
+    """A chain with the inputs that one sample sends through, size by size, and how many of each."""
+    shares: tuple[Fraction | int, ...] = seen.shares or (1,) * len(seen.in_sizes)
+    return ((chain, size, share) for size, share in zip(seen.in_sizes, shares, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,9 @@ class Layer:
     read: bool = False
     ways: tuple[Way, ...] = ()
 
-    @property
-    def passes(self) -> Iterable[tuple[Size, Fraction | int]]:
-        """The inputs that one sample sends through, size by size, and how many of each."""
-        return _passes(self)
-
     def work(self, stages: tuple[LayerSpec, ...]) -> Iterator[Work]:
         """All that a chain in the layer's place computes for one sample, but for layers tied to it."""
-        yield from ((stages, size, share) for size, share in self.passes)
+        yield from _work(stages, self)
         for way in self.ways:
             yield from way.work(stages)
 
