@@ -307,6 +307,7 @@ def test_balf_goes_on_without_a_moment_that_does_not_fit_in_memory(planted, monk
     assert {name: choice.method.endswith("_aware") for name, choice in last.candidate.plan.choices} == {
         name: wide < widths["b"] for name, wide in widths.items()
     }
+    assert [last.candidate.plan.get(name).rank for name in "bc"] == [(5,), (2,)]  # no larger for what was rounded
     assert last.note == "without the second moment of b, which would not fit in memory"
     *_, asked = make("balf", {}).search(replace(problem, methods=("svd_aware",)))
     assert {choice.method for _, choice in asked.candidate.plan.choices} == {"svd_aware"}

@@ -53,6 +53,10 @@ BEYOND = 1e9
 """The drop that rules reckon with for a network whose answers are not finite: more than any that is allowed."""
 
 
+ROUNDING = 2.0**-23
+"""A relative error that single precision cannot tell from none."""
+
+
 Quantity = Literal["multiplies", "bytes", "microseconds"]
 
 
@@ -171,9 +175,12 @@ class Problem:
         return tuple(-(-r // self.multiple_of) * self.multiple_of for r in rank)
 
     def menu(self, layer: Layer, method: str) -> tuple[list[Choice | None], list[float]]:
-        """What a layer may become, `ranks` and at last dense, and the squared relative error of each."""
+        """What a layer may become, `ranks` and at last dense, and the squared relative error of each; 0 below ROUNDING:
+        so a layer that is of low rank is not kept larger for what single precision has rounded.
+        """
         factorization, ranks = self.workspace.factors(layer.name, method), self.ranks(layer, method)
-        return [*(Choice(method, r) for r in ranks), None], [*(factorization.error(r) ** 2 for r in ranks), 0.0]
+        errors = [*(factorization.error(rank) for rank in ranks), 0.0]
+        return [*(Choice(method, r) for r in ranks), None], [e**2 if e > ROUNDING else 0.0 for e in errors]
 
     def share(self, layer: Layer, choice: Choice | None) -> float:
         """What a layer costs as a share of the dense network, added up over the budgets; without one bytes alone."""
