@@ -157,11 +157,12 @@ def graph(
     opset: int = 17,
     kind: int = TensorProto.FLOAT,
     answer: tuple[int | str, ...] | None = None,
+    answers_kind: int = TensorProto.FLOAT,
 ) -> onnx.ModelProto:
     """A model by hand: input "x" of that shape, output "y" of the shape `answer`, by default what follows."""
     stored = [numpy_helper.from_array(value.numpy(), name) for name, value in weights.items()]
     given = [helper.make_tensor_value_info("x", kind, shape)]
-    answers = [helper.make_tensor_value_info("y", TensorProto.FLOAT, answer)]
+    answers = [helper.make_tensor_value_info("y", answers_kind, answer)]
     made = helper.make_graph(nodes, "by hand", given, answers, stored)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     return model if answer else onnx.shape_inference.infer_shapes(model)

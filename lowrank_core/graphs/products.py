@@ -62,21 +62,25 @@ class _Writing:
     model: Any
     constants: set[str]
     taken: set[str]
-    _sizes: dict[str, list[int | None]] | None = None
+    _values: dict[str, tuple[np.dtype[Any], list[int | None]]] | None = None
 
-    def sizes(self, name: str) -> list[int | None]:
-        """The sizes of a value of float32, None for one that ONNX cannot tell; [] where it cannot tell how many."""
-        if self._sizes is None:
+    def value(self, name: str) -> tuple[np.dtype[Any], list[int | None]]:
+        """The type and sizes of a value of real numbers; [] for anything else, None for a size that ONNX cannot tell."""
+        if self._values is None:
             from onnx import TensorProto, shape_inference
 
+            real = {TensorProto.FLOAT16: np.float16, TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64}
             graph = shape_inference.infer_shapes(self.model).graph
-            tensors = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
-            self._sizes = {tensor.name: list(tensor.dims) for tensor in tensors}
+            seen = [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in graph.initializer]
             for value in (*graph.value_info, *graph.input):
-                if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-                    axes = value.type.tensor_type.shape.dim
-                    self._sizes.setdefault(value.name, [axis.dim_value or None for axis in axes])
-        return self._sizes.get(name, [])
+                kind = value.type.tensor_type
+                seen.append((value.name, kind.elem_type, [axis.dim_value or None for axis in kind.shape.dim]))
+            self._values = {name: (np.dtype(real[kind]), sizes) for name, kind, sizes in reversed(seen) if kind in real}
+        return self._values.get(name, (np.dtype(np.float32), []))
+
+    def sizes(self, name: str) -> list[int | None]:
+        """The sizes of a value, see `value`."""
+        return self.value(name)[1]
 
     def weight(self, name: str, axes: int) -> list[int] | None:
         """The sizes of a constant of so many axes; None for anything else."""
@@ -102,10 +106,10 @@ class _Chain:
         """In another shape; 0 stands for the size that was there."""
         self._then("Reshape", self._constant(np.array(sizes, np.int64)))
 
-    def times(self, number: float) -> None:
+    def times(self, number: float, dtype: np.dtype[Any]) -> None:
         """Times a number, but for one."""
         if number != 1:
-            self._then("Mul", self._constant(np.array(number, np.float32)))
+            self._then("Mul", self._constant(np.array(number, dtype)))
 
     def product(self, op: str, node: Any, *others: str, **attributes: Any) -> None:
         """A product, of the name that the node has."""
@@ -201,11 +205,11 @@ def _gemm(writing: _Writing, node: Any) -> list[Any] | None:
         return None
     begin = _chains(writing, node)
     matrix, chain, offset = begin(given[at]), begin(given[1 - at]), [begin(name) for name in added]
-    swapped = [1, 0]
-    matrix.times(alpha)
+    swapped, (dtype, _) = [1, 0], writing.value(given[at])
+    matrix.times(alpha, dtype)
     chain.turned(swapped if turned[1 - at] != (at == 0) else [0, 1])
     for one in offset:
-        one.times(beta)
+        one.times(beta, dtype)
         one.turned(swapped if at == 0 else [0, 1])
     flip = turned[1] if at else not turned[0]
     chain.product("Gemm", node, matrix.end, *(one.end for one in offset), transB=int(flip))
