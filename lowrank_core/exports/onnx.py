@@ -20,9 +20,19 @@ from lowrank_core.exports._provenance import plan_document
 from lowrank_core.exports._recurrent import forms_of
 from lowrank_core.exports._wide import wide_in_onnx
 from lowrank_core.extras import check_installed, extra
+from lowrank_core.figures import how_many
 from lowrank_core.graphs.alone import Places
 from lowrank_core.graphs.exporting import PLACES, OnnxNetwork, onnx_program
-from lowrank_core.graphs.onnx_forms import at_opset, at_sizes, checked, inputs_of, opset_of, sizes_of, symbolic
+from lowrank_core.graphs.onnx_forms import (
+    at_opset,
+    at_sizes,
+    checked,
+    inputs_of,
+    opset_of,
+    padding_apart,
+    sizes_of,
+    symbolic,
+)
 from lowrank_core.layers.data import Dataset, Inputs, first_axes, run, tensors
 from lowrank_core.measure.comparison import compare
 from lowrank_core.plans.plan import RankPlan
@@ -65,6 +75,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         proto = onnx_program(
             compressed.model, workspace.opened.example_inputs, workspace.opened.axes, optimize=narrow is None
         )
+    apart = padding_apart(proto)
     forms = forms_of(workspace, compressed)
     output_names = tuple(run(compressed.model, Dataset(workspace.opened.example_inputs)))
     asked = stored.batch is not None or stored.opset is not None
@@ -103,6 +114,7 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             if own
             else onnx_program(workspace.model, workspace.opened.example_inputs, optimize=True)
         )
+        padding_apart(dense)
         onnx.save(dense, to)
 
     put_plan(compressed)
@@ -115,8 +127,17 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
             _save(proto, temporary, weights_beside(path).name)
         written = sum(file.stat().st_size for file in (temporary, weights_beside(temporary)) if file.is_file())
     wide = wide_in_onnx(proto) if stored.dtype == "int8" else ""
-    notes = (*compressed.notes, *forms.notes, *filter(None, (wide,)))
+    notes = (*compressed.notes, *forms.notes, *filter(None, (wide, _kept_apart(apart))))
     return Exported(str(path), written, largest, compressed.score, verdict, notes, comparison=comparison, wide=wide)
+
+
+def _kept_apart(pools: int) -> str:
+    if not pools:
+        return ""
+    return (
+        f"{how_many(pools, 'max pooling')} behind a padding {'says' if pools == 1 else 'say'} auto_pad=VALID: else "
+        "onnxruntime leaves the padding out of the maximum, and answers otherwise"
+    )
 
 
 def _at_batch(workspace: Workspace, proto: onnx.ModelProto, batch: int, outputs: int) -> onnx.ModelProto:

@@ -65,7 +65,7 @@ class _Writing:
     _values: dict[str, tuple[np.dtype[Any], list[int | None]]] | None = None
 
     def value(self, name: str) -> tuple[np.dtype[Any], list[int | None]]:
-        """The type and sizes of a value of real numbers; [] for anything else, None for a size that ONNX cannot tell."""
+        """The type and sizes of a value of real numbers; [] for anything else, None for a size that nothing tells."""
         if self._values is None:
             from onnx import TensorProto, shape_inference
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel
+from lowrank_core.errors import InvalidData, InvalidModel, UnknownModel, few
 from lowrank_core.graphs.alone import Place, Places
+from lowrank_core.graphs.onnx_forms import pools_of_zeros
 from lowrank_core.graphs.onnx_network import OnnxGraph, Program, build
 from lowrank_core.graphs.operators import Unhandled, dtype_of
 from lowrank_core.graphs.reading import read_onnx
@@ -88,7 +89,7 @@ def _open(ref: str, given: GivenData | None = None) -> Opened | Weights:
         read = read_onnx(path, held)
     graph = build(read.model, read.packed)
     single = not any(output.type.tensor_type.shape.dim for output in read.model.graph.output)
-    changes = read.changes
+    changes, pools = read.changes, [node.name or node.output[0] for node in pools_of_zeros(read.own or read.model)]
     del read
     check_finite(graph)
     graph.program = replace(graph.program, held=held)
@@ -122,6 +123,12 @@ def _open(ref: str, given: GivenData | None = None) -> Opened | Weights:
     run(graph, some())  # shows which operators are slow
     if changes:
         notices.append(f"The file was made readable here by {', '.join(changes)}.")
+    if pools:
+        notices.append(
+            f"onnxruntime answers otherwise than this file says: of {few(pools, repr)} it leaves the zeros put around "
+            "out of the maximum. Figures are of the network as the file says it; what is exported answers so in "
+            "onnxruntime too."
+        )
     if graph.program.slow:
         slow = ", ".join(sorted(graph.program.slow))
         notices.append(f"{slow}: computed by ONNX's own reference, which is right and slow.")
