@@ -89,6 +89,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Weights that a test leaves to chance are the same in each run."""
+    torch.manual_seed(0)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if CHROMIUM is None and item.get_closest_marker("browser"):
         pytest.skip(f"browser tests skipped: {INSTALL}")
