@@ -14,7 +14,7 @@ from lowrank_core import Workspace
 from lowrank_core.commands import _opening, cli
 from lowrank_core.errors import OtherAnswers
 from lowrank_core.exports import EXPORTS, Compressed, Exported, _reload
-from lowrank_core.exports._rounding import own_rounding
+from lowrank_core.exports._rounding import apart, difference_of, own_rounding
 from lowrank_core.layers.data import Dataset, Inputs, Outputs, run
 from lowrank_core.plans.plan import RankPlan
 from lowrank_core.store.cache import Cache
@@ -70,6 +70,19 @@ def test_a_networks_own_rounding_is_that_against_float64() -> None:
     inputs = plain.reference.dataset.inputs
     assert own_rounding(plain.model, inputs) < 1e-6
     assert 1e-4 < own_rounding(lossy.model, inputs) < 2e-3
+
+
+def test_a_batch_of_small_answers_is_one_among_the_others() -> None:
+    """A first sample that answers 1e-4 where others answer 1: a millionth of a millionth is no other network."""
+    small, large, nan = torch.tensor([[1e-4]]), torch.tensor([[1.0], [-2.0]]), torch.tensor([[torch.nan]])
+    ours, theirs = [{"p": small}, {"p": large}], [{"p": small + 1e-6}, {"p": large}]
+    difference = difference_of(ours, theirs)
+    assert (difference.batch, difference.output) == (0, "p")
+    assert difference.share == pytest.approx(5e-7, rel=1e-2)
+    assert apart(ours[0], theirs[0])[1] == pytest.approx(1e-2, rel=1e-2)
+    assert difference_of([{"p": large}, {"p": nan}], [{"p": large}, {"p": nan}]).share == 0
+    assert difference_of([{"p": large}, {"p": nan}], [{"p": large}, {"p": small}]).share == torch.inf
+    assert difference_of(ours, [{"p": small}, {}]).distance == torch.inf
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt2"])

@@ -133,6 +133,16 @@ def through_time() -> onnx.ModelProto:
     return model(nodes, weights, inputs, {"y": ("steps", 3), "hn": (1, 1, 5)})
 
 
+@pytest.mark.parametrize("batch", [1, "n"])
+@pytest.mark.parametrize(("part", "lacks"), [("x", "m.npz: x"), ("train_x", "m.npz: train_x")])
+def test_arrays_of_no_samples_are_refused(part, lacks, batch, tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    arrays = {"x": numbers(5, 6).numpy()} | {part: np.zeros((0, 6), np.float32)}
+    path = saved(model(nodes, {"w": numbers(6, 4)}, {"x": (FLOAT, (batch, 6))}, {"y": (batch, 4)}), tmp_path, **arrays)
+    with pytest.raises(InvalidData, match=rf"{lacks} must hold a sample at least, but got \(0, 6\)"):
+        Workspace.open(str(path))
+
+
 def test_samples_that_act_on_one_another_are_run_alone(tmp_path):
     """Each row alone; or each sequence, where the data have one axis more than the file."""
     x, zeros = numbers(4, 7, 6).numpy(), np.zeros((1, 1, 5), np.float32)

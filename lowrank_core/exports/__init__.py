@@ -20,9 +20,8 @@ from lowrank_core.exports._rounding import (
     LARGEST,
     SLACK,
     WriteDense,
-    apart,
     dense_difference,
-    farthest,
+    difference_of,
     own_rounding,
     scores_agree,
 )
@@ -219,17 +218,12 @@ def reloaded(
     check_answers(compressed.score, path)
     report(Progress("reloading in a fresh process"))
     network, dense, axes = compressed.model, workspace.opened.ref or workspace.model, workspace.opened.axes
-    largest = relative = 0.0
-    worst = inputs = reference_inputs(workspace)
-    which = ""
+    inputs = reference_inputs(workspace)
     batches, began = batches_for(kind, inputs, axes), time.monotonic()
     answers = [run(network, Dataset(batch)) for batch in batches]
     again = answers_of(kind, dense, written, batches, time.monotonic() - began, name=str(path))
-    for batch, ours, theirs in zip(batches, answers, again, strict=True):
-        distance, share = apart(ours, theirs)
-        if share > relative:
-            relative, worst, which = share, batch, farthest(ours, theirs) if len(ours) > 1 else ""
-        largest = max(largest, distance)
+    difference = difference_of(answers, again)
+    largest, relative = difference.distance, difference.share
     if relative <= tolerance:
         return largest, "same"
     report(Progress("looking whether the difference is rounding"))
@@ -243,10 +237,11 @@ def reloaded(
     reason = ""
     if dense_difference(workspace, kind, inputs, None) > limit:
         reason = "; build_model() gives another network in a fresh process: it is random or reads other files"
-    samples = len(Dataset(worst, axes=axes))
+    samples = len(Dataset(batches[difference.batch], axes=axes))
+    which = f"those of {difference.output!r} " if len(answers[0]) > 1 else ""
     raise OtherAnswers(
         f"{path} was not saved: outputs after reloading must be those of the measured network, but "
-        f"{f'those of {which!r} ' if which else ''}differ by {largest:.3g} in a batch of {samples}, "
+        f"{which}differ by {largest:.3g} in a batch of {samples}, "
         f"{relative:.2g} of the largest output, and rounding explains {limit:.2g}{scored}{reason}."
     )
 

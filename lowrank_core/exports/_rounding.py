@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
@@ -49,18 +49,40 @@ def apart(ours: Outputs, theirs: Outputs) -> tuple[float, float]:
     Of all that hold numbers of floating point, whether they are judged or not, in their order; infinite where they are
     not alike in number or shape.
     """
-    if len(ours) != len(theirs):
-        return inf, inf
-    pairs = zip(ours.values(), theirs.values(), strict=True)
-    distances = [distance(values, others) for values, others in pairs if values.is_floating_point()]
-    return max((d for d, _ in distances), default=0.0), max((share for _, share in distances), default=0.0)
+    difference = difference_of([ours], [theirs])
+    return difference.distance, difference.share
 
 
-def farthest(ours: Outputs, theirs: Outputs) -> str:
-    """The name of the output of ours that is farthest from theirs, relative to its largest number."""
-    pairs = zip(ours.items(), theirs.values(), strict=False)
-    shares = {name: distance(values, other)[1] for (name, values), other in pairs if values.is_floating_point()}
-    return max(shares, key=lambda name: shares[name], default="")
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far answers to several batches are apart at most. distance: of any; share: relative to the largest number of
+    that output in all batches; batch, output: where that share is.
+    """
+
+    distance: float = 0.0
+    share: float = 0.0
+    batch: int = 0
+    output: str = ""
+
+
+def difference_of(ours: Sequence[Outputs], theirs: Iterable[Outputs]) -> Difference:
+    """How far answers to the same batches are apart, see `apart`; a batch of small numbers is one among the others."""
+    largest = {name: max(map(_largest, (each[name] for each in ours))) for name in ours[0]}
+    found = Difference()
+    for batch, (mine, others) in enumerate(zip(ours, theirs, strict=True)):
+        if len(mine) != len(others):
+            return Difference(inf, inf, batch)
+        for (name, values), other in zip(mine.items(), others.values(), strict=True):
+            if values.is_floating_point():
+                far, share = distance(values, other, largest[name])
+                there = (share, batch, name) if share > found.share else (found.share, found.batch, found.output)
+                found = Difference(max(far, found.distance), *there)
+    return found
+
+
+def _largest(values: Tensor) -> float:
+    finite = values[values.isfinite()].abs()
+    return float(finite.max()) if finite.numel() else 0.0
 
 
 def own_rounding(network: nn.Module, inputs: Inputs, axes: BatchAxes | None = None) -> float:

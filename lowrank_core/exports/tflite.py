@@ -21,7 +21,7 @@ from lowrank_core.exports import (
     reference_inputs,
     register,
 )
-from lowrank_core.exports._rounding import apart
+from lowrank_core.exports._rounding import difference_of
 from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.layers.data import Dataset, first_axes, run, tensors
 from lowrank_core.running.progress import Progress
@@ -64,11 +64,10 @@ def write(workspace: Workspace, compressed: Compressed, path: Path) -> Exported:
         report(Progress("converting, and running it there"))
         _run(python, folder)
         answers = torch.load(folder / "outputs.pt", weights_only=True)
-        largest = relative = 0.0
-        for sample, found in zip(samples, answers, strict=True):
-            ours = run(compressed.model, Dataset(sample, axes=axes))
-            distance, share = apart(ours, dict(zip(map(str, range(len(found))), found, strict=True)))
-            largest, relative = max(largest, distance), max(relative, share)
+        ours = [run(compressed.model, Dataset(sample, axes=axes)) for sample in samples]
+        theirs = [dict(zip(map(str, range(len(each))), each, strict=True)) for each in answers]
+        difference = difference_of(ours, theirs)
+        largest, relative = difference.distance, difference.share
         if relative > TOLERANCE and not (compressed.accept_difference and isfinite(relative)):
             raise OtherAnswers(
                 f"{path} was not saved: LiteRT's answers must be those of the measured network, but differ by "

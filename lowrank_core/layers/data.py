@@ -339,13 +339,16 @@ def picked(outputs: Outputs, name: str) -> Tensor:
     return outputs[name]
 
 
-def distance(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+def distance(ours: Tensor, theirs: Tensor, among: float = 0.0) -> tuple[float, float]:
     """The largest distance of two outputs, and the same relative to the largest number of ours (to 1 where all are 0).
 
-    What is not finite must be the same in both, as masked scores are; infinite where it is not, and for other shapes.
+    among: the largest number of all the answers that these are some of. What is not finite must be the same in both,
+    as masked scores are; infinite where it is not, and for other shapes.
 
     >>> distance(torch.tensor([4.0, -torch.inf]), torch.tensor([3.0, -torch.inf]))
     (1.0, 0.25)
+    >>> distance(torch.tensor([4.0]), torch.tensor([3.0]), among=8)
+    (1.0, 0.125)
     """
     if ours.shape != theirs.shape:
         return math.inf, math.inf
@@ -357,7 +360,7 @@ def distance(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
         return math.inf, math.inf
     if not finite.any():
         return 0.0, 0.0
-    largest, apart = float(mine[finite].abs().max()), float((mine - other)[finite].abs().max())
+    largest, apart = max(among, float(mine[finite].abs().max())), float((mine - other)[finite].abs().max())
     return apart, apart / (largest or 1.0)
 
 

@@ -367,6 +367,9 @@ def given_data(graph: OnnxGraph, inputs: tuple[Input, ...], named: Named, beside
         apart = arrays[first.name].ndim == len(first.sizes) + 1  # samples have an axis of their own
         samples = arrays[first.name].shape[0 if apart else first.axis or 0]
         length = arrays[first.name].shape[-1]
+        if not samples:
+            shape = tuple(arrays[first.name].shape)
+            raise InvalidData(f"{beside}: {prefix}{first.name} must hold a sample at least, but got {shape}.")
         batch = []
         for value in inputs:
             if value.name in arrays:
