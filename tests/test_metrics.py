@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lowrank_core.errors import InvalidData, InvalidModel
 from lowrank_core.layers.data import Dataset
 from lowrank_core.predict.prediction import NoiseTable, fitted_scale, score_at
-from lowrank_core.scoring.metrics import METRICS, Metric
+from lowrank_core.scoring.metrics import METRICS, Metric, are_probabilities, of_probabilities
 from lowrank_core.scoring.scores import Reference, evaluate, final_score
 from lowrank_core.workspace import Workspace
 
@@ -256,17 +256,47 @@ class Times(nn.Module):
         return self.factor * x
 
 
-WORSE = {"mse": 0.5, "mae": 0.5, "r2": 0.5, "cosine": torch.linspace(-1, 1, 8)}
-LOWER = ("perplexity", "token-error", "mse", "mae")
+LOGITS = {
+    "binary": torch.randn(90, 1, generator=torch.Generator().manual_seed(2)),
+    "multilabel-micro-f1": torch.randn(90, 4, generator=torch.Generator().manual_seed(3)),
+    "multilabel-macro-f1": torch.randn(90, 4, generator=torch.Generator().manual_seed(4)),
+    "perplexity": torch.randn(90, 5, 4, generator=torch.Generator().manual_seed(5)),
+}
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_probabilities_score_as_the_logits_that_they_are_of(name):
+    logits = LOGITS[name]
+    classes = name == "perplexity"
+    targets = torch.randint(4, (90, 5)) if classes else torch.randint(2, logits.shape)
+    shares = logits.softmax(-1) if classes else logits.sigmoid()
+    twin = of_probabilities(METRICS[name])
+    assert twin is METRICS[f"{name}-probability"]
+    assert twin.score(shares, targets) == pytest.approx(METRICS[name].score(logits, targets), rel=1e-6)
+    assert METRICS[name].score(shares, targets) != pytest.approx(twin.score(shares, targets), rel=1e-2)
+    assert [are_probabilities(METRICS[name], each) for each in (shares, logits)] == [True, False]
+    assert of_probabilities(twin) is None
+
+
+WORSE = {
+    "perplexity-probability": torch.linspace(0.1, 1, 8),
+    "mse": 0.5,
+    "mae": 0.5,
+    "r2": 0.5,
+    "cosine": torch.linspace(-1, 1, 8),
+}
+LOWER = ("perplexity", "perplexity-probability", "token-error", "mse", "mae")
 
 
 def example(name: str) -> tuple[Tensor, Tensor | None]:
     """Outputs and the targets that they meet."""
     outputs = torch.eye(8).repeat(20, 1) * torch.linspace(1, 2, 160)[:, None]
-    if name == "binary":
-        return outputs[:, :1] - 0.5, (outputs[:, 0] > 0).long()
+    if name.startswith("binary"):
+        return outputs[:, :1] - (0 if "prob" in name else 0.5), (outputs[:, 0] > 0).long()
     if name.startswith("multilabel") or name == "average-precision":
-        return outputs - 0.5, (outputs > 0.5).long()
+        return outputs - (0 if "prob" in name else 0.5), (outputs > 0.5).long()
+    if name == "perplexity-probability":
+        return torch.eye(8).repeat(20, 1) * 0.8 + 0.02, outputs.argmax(1)
     if name == "token-error":
         return outputs.unsqueeze(1), outputs.argmax(1, keepdim=True)
     classes = METRICS[name].class_axis is not None

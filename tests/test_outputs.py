@@ -1,6 +1,7 @@
 """All outputs count: each has a name and a figure, the worst is the score, and none is compressed away unseen."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,56 @@ def test_what_belongs_to_no_single_sample_is_not_judged():
     assert {o.name: o.left for o in space.judged.outputs if o.left} == dict.fromkeys(
         ("logits", "mean"), "without a batch axis"
     )
+
+
+@pytest.mark.parametrize(
+    ("end", "heads", "labels", "metric", "name"),
+    [
+        (nn.Sigmoid(), 1, torch.arange(96) % 2, None, "binary-probability"),
+        (nn.Sigmoid(), 1, torch.arange(96) % 2, "binary", "binary-probability"),
+        (nn.Identity(), 1, torch.arange(96) % 2, None, "binary"),
+        (nn.Sigmoid(), 4, torch.arange(96)[:, None].expand(-1, 4) % 2, "multilabel-micro-f1", None),
+        (nn.Identity(), 4, torch.arange(96)[:, None].expand(-1, 4) % 2, "multilabel-micro-f1", "multilabel-micro-f1"),
+        (nn.Softmax(-1), 4, torch.arange(96) % 4, "perplexity", None),
+        (nn.Softmax(-1), 4, torch.arange(96) % 4, None, "top-1"),
+    ],
+)
+def test_what_a_network_answers_says_whether_it_is_a_logit_or_a_probability(end, heads, labels, metric, name):
+    space = workspace(nn.Sequential(Alone(a=heads), end), labels, metric=metric)
+    assert space.metric is METRICS[name or f"{metric}-probability"]
+    assert ("probabilities, not logits" in space.judged.why) == space.metric.name.endswith("of probabilities")
+    if name == "binary-probability":
+        said = run(space.model, Dataset(X))["output"].flatten() > 0.5
+        assert 0.2 < said.double().mean() < 0.8
+        right = workspace(nn.Sequential(Alone(a=heads), end), said.long(), metric=metric)
+        score = score_of(right, plan(right, body=1))
+        assert (score.dense, right.judged.right_or_wrong) == (1, True)
+        assert score.drop > 0.05
+
+
+def test_logits_that_are_small_on_the_first_samples_are_logits_all_the_same():
+    logits = torch.cat([torch.full((100, 1), 0.3), torch.full((100, 1), -0.3)])
+    given = Dataset(logits, (logits > 0).long())
+    assert judge(nn.Identity(), given).metric is METRICS["binary"]
+    assert judge(nn.Identity(), replace(given, inputs=logits.abs())).metric is METRICS["binary-probability"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_whole_numbers_are_answers_and_no_scores(alone):
+    """As the classes of tokens that a network puts out beside its scores."""
+
+    def ends(y: Tensor) -> dict[str, Tensor]:
+        classes = {"classes": (y.view(-1, 3, 4) * 9).argmax(2)}
+        return classes if alone else {**classes, "scores": y}
+
+    with pytest.raises(InvalidData, match=r"classes holds whole ones \(int64\), which are answers already; choose"):
+        _ = workspace(Wraps(Alone(a=12), ends), **({} if alone else {"outputs": ["classes"]})).judged
+
+    def ones(outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs == targets[:, None]).double().mean())
+
+    own = workspace(Wraps(Alone(a=12), ends), torch.ones(96), outputs=["classes"], metric=ones)
+    assert own.judged.names == ("classes",)
 
 
 def test_numbers_as_targets_are_judged_by_r2_and_it_is_said():

@@ -37,6 +37,9 @@ def integers(most: int, *shape: int, seed: int = 1) -> Tensor:
 def answers(name: str) -> tuple[Tensor, Tensor]:
     """Outputs with ties and what a metric judges them against."""
     scores = random(SAMPLES, 4).mul(2).round() / 2
+    if name.endswith("-probability"):
+        logits, targets = answers(name.removesuffix("-probability"))
+        return logits.softmax(-1) if name.startswith("perplexity") else logits.sigmoid(), targets
     if name in ("multilabel-micro-f1", "multilabel-macro-f1", "average-precision"):
         return scores, integers(2, SAMPLES, 4)
     if name == "binary":

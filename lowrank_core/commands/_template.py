@@ -68,7 +68,9 @@ def train_data() -> tuple[Tensor, Tensor]:
 # higher_is_better = False
 #
 # Or the name of one that is known: top-1, top-5, binary, f1, auc, multilabel-micro-f1, multilabel-macro-f1,
-# average-precision, perplexity, token-error, iou, mse, mae, r2, agreement, cosine.
+# average-precision, perplexity, token-error, iou, mse, mae, r2, agreement, cosine; and binary-probability,
+# multilabel-micro-f1-probability, multilabel-macro-f1-probability, perplexity-probability, which are used by themselves
+# where what the network answers are probabilities, not logits.
 #
 # metric = "top-5"
 #

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lowrank_core.errors import InvalidModel
 from lowrank_core.layers.data import Dataset, Outputs
 from lowrank_core.plans.candidate import Candidate
-from lowrank_core.scoring.metrics import METRICS, Metric, are_shares
+from lowrank_core.scoring.metrics import Metric, are_shares
 from lowrank_core.scoring.scores import Score, final_score, not_finite
 from lowrank_core.workspace import Workspace
 
@@ -145,6 +145,7 @@ class _Output:
     def __init__(self, name: str, metric: Metric, dense: Tensor, targets: Tensor | None) -> None:
         self.name = name
         self._labelled = not metric.label_free
+        self._yes_above = metric.yes_above or 0.0
         self._axis = _class_axis(metric, dense, targets)
         self.kind = _kind(metric, dense, self._axis)
         self._classes = 2 if self.kind == "binary" else 0 if self._axis is None else dense.shape[self._axis]
@@ -193,7 +194,8 @@ class _Output:
                 moved = (1 + before.gather(1, was) - now.gather(1, was))[:, 0] * (was != says)[:, 0]
             case "binary":
                 before, now = (values.double().reshape(-1) for values in (dense, ours))
-                moved = (1 + (before.sigmoid() - now.sigmoid()).abs()) * ((before > 0) != (now > 0))
+                apart = (self._yes(before) - self._yes(now)).abs()
+                moved = (1 + apart) * ((before > self._yes_above) != (now > self._yes_above))
             case "places":
                 moved = self._places(ours, dense, targets).sum(1).double()
             case _:
@@ -205,6 +207,10 @@ class _Output:
                 self._squares += float(away.square().sum())
                 moved = (now - before).norm(dim=1)
         return moved.double().masked_fill(broken | moved.isnan(), torch.inf)
+
+    def _yes(self, values: Tensor) -> Tensor:
+        """The probability that single numbers say yes with: their own, or that of logits."""
+        return values if self._yes_above else values.sigmoid()
 
     def _places(self, ours: Tensor, dense: Tensor, targets: Tensor | None) -> Tensor:
         """(N, places) whether the class there has changed; where targets mark padding it does not count."""
@@ -248,7 +254,7 @@ class _Output:
                 probability, label = _probabilities(values).max(1)
                 return Answer(int(label), float(probability))
             case "binary":
-                yes = float(values.double().sigmoid())
+                yes = float(self._yes(values.double()))
                 return Answer(1, yes) if yes > 0.5 else Answer(0, 1 - yes)
             case "numbers":
                 return Answer(numbers=tuple(_flat(values)[0].tolist()))
@@ -265,7 +271,7 @@ def _class_axis(metric: Metric, dense: Tensor, targets: Tensor | None) -> int | 
 
 
 def _kind(metric: Metric, dense: Tensor, axis: int | None) -> Kind:
-    if metric is METRICS["binary"]:
+    if metric.yes_above is not None:
         return "binary"
     if axis is not None:
         return "class" if dense.ndim == 2 else "places"

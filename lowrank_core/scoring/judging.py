@@ -13,10 +13,23 @@ from torch import Tensor, nn
 from lowrank_core.errors import InvalidData, LowRankError
 from lowrank_core.layers.data import Dataset, Outputs, call, evaluating, run
 from lowrank_core.networks.twin import twin
-from lowrank_core.scoring.metrics import AGREEMENT, METRICS, RESEMBLANCE, TOP1, Metric, are_shares, class_axis_of
+from lowrank_core.scoring.metrics import (
+    AGREEMENT,
+    METRICS,
+    RESEMBLANCE,
+    TOP1,
+    Metric,
+    are_probabilities,
+    are_shares,
+    class_axis_of,
+    of_probabilities,
+)
 
 SAMPLES, FEWER = 3, 2
 """On which the outputs are looked at, and once more: an output of so many samples has the form of each of them."""
+
+SOME, MANY = 8, 128
+"""Samples at a time, and in all, on which outputs that could be probabilities must be."""
 
 DISTURBANCE = 0.1
 """Of every weight, relative, where it is tried which outputs they reach."""
@@ -74,7 +87,7 @@ class Judged:
         """Whether each sample is right or wrong, so that samples can be counted."""
         counted = self.metric.share and self.metric.class_axis is not None
         counted = counted and all(len(output.shape) == 1 for output in self.outputs if output.name in self.names)
-        return counted or self.metric is METRICS["binary"]
+        return counted or self.metric.yes_above is not None
 
 
 def judge(
@@ -121,12 +134,24 @@ def judge(
     labels = None if given is not None and given.label_free else data.targets
     if labels is not None and not chosen and len(names) > 1:
         names, why = (_fitting(names, found, labels),), "of several outputs the one that fits the labels"
+    _check_numbers(given, names, found, remedy)
     if given is None:
         given, reason = _default(model, data.targets, {name: found[name] for name in names}, able == 1, where, remedy)
         why = f"{why}; {reason}"
     else:
         _check_columns(given, names, found)
+    shares = of_probabilities(given)
+    if shares is not None and all(_probabilities(model, data, name, given, found) for name in names):
+        given, why = shares, f"{why}; all of its numbers are probabilities, not logits"
     return Judged(names, given, why, outputs)
+
+
+def _probabilities(model: nn.Module, data: Dataset, name: str, metric: Metric, found: Outputs) -> bool:
+    """Whether an output that would be taken for logits holds probabilities: seen on a few samples, then on many."""
+    if not are_probabilities(metric, found[name]):
+        return False
+    parts = (data.pick(slice(at, at + SOME)) for at in range(0, min(len(data), MANY), SOME))
+    return all(are_probabilities(metric, run(model, part, (name,))[name]) for part in parts)
 
 
 def _looked_at(found: Outputs) -> tuple[Output, ...]:
@@ -258,7 +283,7 @@ def _default(
         not targets.is_floating_point() and targets.numel() and int(targets.min()) >= 0 and int(targets.max()) <= 1
     )
     if one_bit and _flat(targets) and all(map(_flat, outputs.values())):
-        return METRICS["binary"], "one logit, and labels 0 and 1"
+        return METRICS["binary"], "one number, and labels 0 and 1"
     if targets.ndim == 1 and not targets.is_floating_point():
         for value in outputs.values():
             _check_classes(value, targets, where, remedy)
@@ -315,6 +340,18 @@ def _distributions(values: Tensor, axis: int) -> bool:
     if not bool(values.isfinite().all()):
         return False
     return are_shares(values, axis) or are_shares(values.exp(), axis)
+
+
+def _check_numbers(metric: Metric | None, names: Iterable[str], outputs: Outputs, remedy: str) -> None:
+    """Whole numbers are answers already, such as the classes of tokens, and no scores of anything."""
+    known = metric is None or metric in METRICS.values() or metric is RESEMBLANCE
+    whole = [name for name in names if known and not (outputs[name].is_floating_point() or outputs[name].is_complex())]
+    if whole:
+        kind = str(outputs[whole[0]].dtype).removeprefix("torch.")
+        raise InvalidData(
+            f"an output that is judged must hold numbers of floating point, such as scores, but {whole[0]} holds whole "
+            f"ones ({kind}), which are answers already; choose other outputs, or {remedy}."
+        )
 
 
 def _check_columns(metric: Metric, names: Iterable[str], outputs: Outputs) -> None:

@@ -34,6 +34,7 @@ class Metric:
     of: Callable[[Tensor], float] | None = None
     label_free: bool = False  # targets are the dense network's outputs
     class_axis: int | None = None  # the axis of the outputs that holds one unnormalised score per class
+    yes_above: float | None = None  # outputs are one number for each sample that says yes above it, no below
     unbounded: bool = False  # per_sample is a number of any size, not 0 for wrong to 1 for right
     bounded: bool = False  # value or totals: a share, from 0 to 1, of which n samples hold about 1 / n each
     weighs: bool = False  # value takes a third argument, the weight of each sample (N,)
@@ -195,8 +196,17 @@ def _agreement(outputs: Tensor, dense: Tensor) -> Tensor:
 
 def _binary(outputs: Tensor, targets: Tensor) -> Tensor:
     """Whether the sign of a single logit tells the label, 1 above 0; outputs and targets (N,) or (N, 1)."""
+    return _binary_above(0.0, outputs, targets)
+
+
+def _binary_probability(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether a single probability tells the label, 1 above 0.5; outputs and targets (N,) or (N, 1)."""
+    return _binary_above(0.5, outputs, targets)
+
+
+def _binary_above(least: float, outputs: Tensor, targets: Tensor) -> Tensor:
     outputs, targets = _one_number(outputs), _one_number(targets)
-    return _said(outputs, _labels(targets)).eq(targets).double()
+    return _said(outputs, _labels(targets), least).eq(targets).double()
 
 
 def _labels(targets: Tensor) -> Tensor:
@@ -205,9 +215,9 @@ def _labels(targets: Tensor) -> Tensor:
     return targets.bool()
 
 
-def _said(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which logits say yes; one that is not finite says what is wrong."""
-    return torch.where(logits.isfinite(), logits > 0, ~labels)
+def _said(outputs: Tensor, labels: Tensor, least: float) -> Tensor:
+    """Which outputs say yes, those above the least; one that is not finite says what is wrong."""
+    return torch.where(outputs.isfinite(), outputs > least, ~labels)
 
 
 def _one_number(values: Tensor) -> Tensor:
@@ -353,10 +363,22 @@ def _surprise(outputs: Tensor, targets: Tensor) -> Tensor:
 
     outputs (N, ..., classes), targets (N, ...).
     """
+    return _surprise_of(lambda scores: scores.log_softmax(-1), outputs, targets)
+
+
+def _surprise_probability(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(N, 2): each sample's summed cross-entropy in nats, and of how many targets; negative targets do not count.
+
+    outputs (N, ..., classes) probabilities, targets (N, ...).
+    """
+    return _surprise_of(lambda shares: shares.clamp_min(torch.finfo(shares.dtype).tiny).log(), outputs, targets)
+
+
+def _surprise_of(logarithms: Callable[[Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.shape[:-1] != targets.shape:
         raise ValueError("outputs must be the targets' shape with one more axis at the end, the classes")
     labels = targets.long().where(targets >= 0, -100).flatten()
-    nats = F.cross_entropy(outputs.flatten(0, -2), labels, reduction="none").double()
+    nats = F.nll_loss(logarithms(outputs.flatten(0, -2)), labels, reduction="none").double()
     return torch.stack([nats.reshape(len(targets), -1).sum(1), (labels >= 0).reshape(len(targets), -1).sum(1)], dim=1)
 
 
@@ -436,9 +458,22 @@ def _label_hits(outputs: Tensor, targets: Tensor) -> Tensor:
 
     outputs (N, labels) logits, answered above 0; targets of the same shape, 1 where a sample has the label, else 0.
     """
+    return _label_hits_above(0.0, outputs, targets)
+
+
+def _label_hits_probability(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(N, 2 labels): whether each label was answered rightly, then how often it was asked for and answered.
+
+    outputs (N, labels) probabilities, answered above 0.5; targets of the same shape, 1 where a sample has the label,
+    else 0.
+    """
+    return _label_hits_above(0.5, outputs, targets)
+
+
+def _label_hits_above(least: float, outputs: Tensor, targets: Tensor) -> Tensor:
     _numbers(outputs, targets)
     asked = _labels(targets).reshape(len(targets), -1)
-    answers = _said(outputs.reshape(len(outputs), -1), asked)
+    answers = _said(outputs.reshape(len(outputs), -1), asked, least)
     return torch.cat([(asked & answers).double(), asked.double() + answers.double()], dim=1)
 
 
@@ -473,7 +508,7 @@ RESEMBLANCE = Metric("R2 against the dense network", about=_spreads, of=_resembl
 METRICS: dict[str, Metric] = {
     "top-1": TOP1,
     "top-5": Metric("top-5 accuracy", per_sample=_top5, class_axis=1),
-    "binary": Metric("binary accuracy", per_sample=_binary),
+    "binary": Metric("binary accuracy", per_sample=_binary, yes_above=0.0),
     "f1": Metric("macro F1", totals=_hits, of=_class_f1, class_axis=1, bounded=True),
     "auc": Metric("macro AUC", value=_auc, class_axis=1, bounded=True, weighs=True),
     "multilabel-micro-f1": Metric("multi-label micro F1", totals=_label_hits, of=_micro_f1, bounded=True),
@@ -494,5 +529,32 @@ METRICS: dict[str, Metric] = {
     "r2": Metric("R2", about=_spreads, of=_r2),
     "agreement": AGREEMENT,
     "cosine": Metric("cosine similarity to the dense network", per_sample=_cosine, label_free=True, unbounded=True),
+    "binary-probability": Metric("binary accuracy of probabilities", per_sample=_binary_probability, yes_above=0.5),
+    "multilabel-micro-f1-probability": Metric(
+        "multi-label micro F1 of probabilities", totals=_label_hits_probability, of=_micro_f1, bounded=True
+    ),
+    "multilabel-macro-f1-probability": Metric(
+        "multi-label macro F1 of probabilities", totals=_label_hits_probability, of=_class_f1, bounded=True
+    ),
+    "perplexity-probability": Metric(
+        "perplexity of probabilities", False, totals=_surprise_probability, of=_perplexity, class_axis=-1
+    ),
 }
 """What a model file may name instead of defining metric(outputs, targets): metric = "perplexity"."""
+
+
+def of_probabilities(metric: Metric) -> Metric | None:
+    """The metric that takes probabilities where this one takes logits; None where it takes either, or neither.
+
+    >>> of_probabilities(METRICS["binary"]).name, of_probabilities(METRICS["top-1"])
+    ('binary accuracy of probabilities', None)
+    """
+    name = next((name for name, known in METRICS.items() if known is metric), "")
+    return METRICS.get(f"{name}-probability")
+
+
+def are_probabilities(metric: Metric, outputs: Tensor) -> bool:
+    """Whether what a metric takes for logits are probabilities: within 0 and 1, or of classes that add up to one."""
+    if metric.class_axis is not None:
+        return are_shares(outputs, metric.class_axis)
+    return bool(((outputs >= 0) & (outputs <= 1)).all())
