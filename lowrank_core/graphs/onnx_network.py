@@ -821,23 +821,39 @@ def gates(kind: str, value: Tensor, order: tuple[int, ...]) -> Tensor:
     return torch.cat([parts[i] for i in order])
 
 
+def _recurrent_obstacle(node: _Node) -> str:
+    """What a recurrent node does that PyTorch's layer does not, in words that follow its name; "" for nothing."""
+    _, lengths, _, cell, peepholes, *_ = (*node.inputs[3:], *[""] * 5)
+    options = {"direction": "forward", "activations": None, "linear_before_reset": 0} | node.attributes
+    options.pop("hidden_size", None)
+    direction, activations, after = (options.pop(k) for k in ("direction", "activations", "linear_before_reset"))
+    usual = _ACTIVATIONS[node.op] * (2 if direction == "bidirectional" else 1)
+    further = sorted(name for name, value in options.items() if value)
+    if lengths:
+        return "is given sequence_lens"
+    if peepholes:
+        return "has peepholes (P)"
+    if direction not in ("forward", "bidirectional"):
+        return f"goes through its inputs in the direction {direction!r}"
+    if activations not in (None, usual):
+        return f"has activations of its own ({', '.join(activations)})"
+    if node.op == "GRU" and after != 1:
+        return "resets before the product (linear_before_reset 0), where PyTorch's GRU resets after it"
+    if node.op == "LSTM" and len(node.inputs) > 5 and bool(node.inputs[5]) != bool(cell):
+        return "is given one of its two states alone"
+    return f"has {', '.join(further)}" if further else ""
+
+
 def _recurrent(reader: _Reader, number: int, node: _Node) -> Step | None:
     """A plain LSTM, GRU or RNN: PyTorch's activations, no peepholes, whole sequences, time first."""
     inputs = (*node.inputs, *[""] * 8)
     weight, hidden, biases = (reader.tensor(name) for name in inputs[1:4])
-    options = dict(node.attributes)
-    directions = {"forward": 1, "bidirectional": 2}.get(options.pop("direction", "forward"), 0)
-    if weight is None or hidden is None or (inputs[3] and biases is None) or not directions or inputs[4] or inputs[7]:
+    if weight is None or hidden is None or (inputs[3] and biases is None):
         return None
-    activations = options.pop("activations", _ACTIVATIONS[node.op] * directions)
-    options.pop("hidden_size", None)
-    usual = activations == _ACTIVATIONS[node.op] * directions
-    if node.op == "GRU" and options.pop("linear_before_reset", 0) != 1:
-        return None  # PyTorch's GRU resets after the product
-    if node.op == "LSTM" and bool(inputs[5]) != bool(inputs[6]):
+    if obstacle := _recurrent_obstacle(node):
+        reader.aside.append(f"{_named(node)} ({node.op}) {obstacle}")
         return None
-    if not usual or any(options.values()):
-        return None
+    directions = 2 if node.attributes.get("direction") == "bidirectional" else 1
     width, size, order = hidden.shape[-1], weight.shape[-1], GATES[node.op]
 
     def make() -> nn.Module:
