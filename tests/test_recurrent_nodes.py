@@ -8,8 +8,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from lowrank_core import Choice, RankPlan, Workspace
+from lowrank_core.exports import Compressed
+from lowrank_core.exports._onnx_surgery import compressed_onnx
+from lowrank_core.exports._recurrent import forms_of
 from lowrank_core.graphs.onnx_network import build
-from lowrank_core.workspace import Workspace
+from lowrank_core.graphs.recurrent import SCAN_PAYS
+from lowrank_core.plans.cost import dense_cost
 from tests.onnx_networks import in_runtime, numbers
 
 STEPS, BATCH, INPUTS, HIDDEN = 7, 5, 4, 3
@@ -125,9 +130,9 @@ def opened(proto: onnx.ModelProto, folder: Path, lengths: torch.Tensor | None, s
             "LSTM",
             LENGTHS.repeat(4),
             {"activations": ["Sigmoid", "Relu", "Tanh"]},
-            "reader (LSTM) is given sequence_lens",
+            "reader (LSTM) has activations of its own",
         ),
-        ("GRU", LENGTHS.repeat(4), {}, "reader (GRU) is given sequence_lens"),
+        ("GRU", LENGTHS.repeat(4), {}, "reader (GRU) resets before the product"),
     ],
 )
 def test_one_that_is_no_layer_is_named_with_the_reason_and_counts(op, lengths, attributes, reason, tmp_path):
@@ -138,3 +143,56 @@ def test_one_that_is_no_layer_is_named_with_the_reason_and_counts(op, lengths, a
     products = steps * GATES[op] * HIDDEN * (INPUTS + HIDDEN)
     assert not workspace.profile.layers
     assert workspace.profile.rest.multiplies == round(products)
+
+
+LONG = torch.tensor([7, 2, 3, 1, 4, 6, 6, 5, 1, 2] * 2, dtype=torch.int32)
+PLAIN = {"LSTM": {}, "GRU": {"linear_before_reset": 1}, "RNN": {}}
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_with_lengths_they_are_layers_that_count_the_steps_that_there_are(op, direction, tmp_path):
+    ways = 2 if direction == "bidirectional" else 1
+    states = ["h", "c"][: 2 if op == "LSTM" else 1]
+    proto = network(op, ["w", "r", "b", "lengths"], weights(op, ways), direction=direction, **PLAIN[op])
+    with_states = network(op, ["w", "r", "b", "lengths", *states], weights(op, ways), direction=direction, **PLAIN[op])
+    for each in (proto, with_states):
+        check(each)
+        assert build(each).by_lengths
+    workspace = opened(proto, tmp_path, LONG)
+    costs = {layer.name.rpartition(".")[2]: dense_cost(layer).multiplies for layer in workspace.profile.layers}
+    steps, rows = float(LONG.double().mean()), GATES[op] * HIDDEN
+    ends = ("", "_reverse")[:ways]
+    assert costs == {
+        f"weight_{side}_l0{end}": round(steps * rows * columns)
+        for end in ends
+        for side, columns in (("ih", INPUTS), ("hh", HIDDEN))
+    }
+    assert workspace.profile.rest.multiplies == 0
+    assert not any("left as they are" in notice for notice in workspace.notices)
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_a_compressed_one_is_written_as_a_node_that_keeps_its_lengths(op, tmp_path, monkeypatch):
+    """Also where a loop would pay, since it knows no lengths; what is said of the file's multiplies is so too."""
+    monkeypatch.setitem(SCAN_PAYS, op, 1)
+    proto = network(op, ["w", "r", "b", "lengths"], weights(op, 2), direction="bidirectional", **PLAIN[op])
+    workspace = opened(proto, tmp_path, LONG)
+    choices = {layer.name: Choice("svd", (1,)) for layer in workspace.profile.layers}
+    plan = RankPlan.of(workspace.profile.fingerprint, choices)
+    model = workspace.compress(plan, workspace.correction)
+    written = compressed_onnx(workspace, model, plan)
+    nodes = [node for node in written.graph.node if node.op_type == op]
+    assert [node.input[4] for node in nodes] == ["lengths"] * 2
+    assert not any(node.op_type == "Scan" for node in written.graph.node)
+    forms = forms_of(workspace, Compressed(model, plan))
+    assert {each.op for each in forms.weights} == {op}
+    steps, ranked = float(LONG.double().mean()), GATES[op] * HIDDEN
+    thin = min(ranked * INPUTS, ranked + INPUTS)
+    assert forms.multiplies == pytest.approx(2 * steps * (thin + ranked * HIDDEN), abs=4)
+    x = numbers(20, STEPS, INPUTS)
+    for lengths in (LONG, LENGTHS.repeat(4), torch.full_like(LONG, 7)):
+        with torch.no_grad():
+            ours = model(x, lengths)
+        (theirs,) = in_runtime(written, x, lengths)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)

@@ -225,8 +225,10 @@ class _Surgeon:
             return self._stored(path, name, value)
 
         node, to = self.nodes[site.nodes[0]], Writer(self._name, stored, self.opset)
-        states = [name for name in node.input[5:] if name]
-        write_layer(to, self.model.get_submodule(site.module), site.module, 0, node.input[0], states, node.output)
+        x, *_, lengths = (*node.input, *[""] * 5)[:5]
+        states, path = [name for name in node.input[5:] if name], site.module
+        loops = False if path in self.dense.by_lengths else None
+        write_layer(to, self.model.get_submodule(path), path, 0, x, states, node.output, lengths, loops=loops)
         return to.nodes
 
     def _stage(self, site: Site, stage: nn.Module, path: str, name: str, x: str, y: str) -> Iterator[Any]:

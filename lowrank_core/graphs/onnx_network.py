@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.alone import Places, at_a_time
@@ -32,6 +33,7 @@ from lowrank_core.graphs.operators import (
     tensor,
     window_pads,
 )
+from lowrank_core.graphs.recurrent_nodes import inside
 from lowrank_core.running.scope import raise_if_cancelled
 
 SMALL = 16
@@ -147,6 +149,12 @@ class OnnxGraph(nn.Module):
         """Names of the outputs, in the order in which they come."""
         return self.program.outputs
 
+    @property
+    def by_lengths(self) -> frozenset[str]:
+        """Paths of recurrent modules whose sequences may have lengths of their own."""
+        recurrent = (step for step in self.program.steps if step.site is not None and step.op in _RECURRENT)
+        return frozenset(step.site.module for step in recurrent if step.site is not None and step.inputs[1])
+
     def forward(
         self,
         first: Tensor,
@@ -215,14 +223,27 @@ def _call_table(module: nn.Module, given: list[Value], step: Step) -> tuple[Valu
 
 
 def _call_recurrent(module: nn.Module, given: list[Value], step: Step) -> tuple[Value, ...]:
-    """X (steps, N, in), states (directions, N, hidden) -> Y (steps, directions, N, hidden), last states."""
-    x, *states = given
+    """X (steps, N, in), lengths (N,) or none, states (directions, N, hidden) -> Y (steps, directions, N, hidden), last
+    states."""
+    x, lengths, *states = given
     directions = step.attributes["directions"]
     given_states = [state for state in states if state is not None]
     hx = None if not given_states else given_states[0] if len(states) == 1 else tuple(given_states)
-    y, last = module(x) if hx is None else module(x, hx)
+    if lengths is None:
+        y, last = module(x) if hx is None else module(x, hx)
+    else:
+        y, last = _by_lengths(module, x, hx, tensor(lengths))
     y = y.unflatten(-1, (directions, -1)).transpose(1, 2)
     return (y, *last) if isinstance(last, tuple) else (y, last)
+
+
+def _by_lengths(module: nn.Module, x: Tensor, hx: Any, lengths: Tensor) -> tuple[Tensor, Any]:
+    """What a recurrent module answers to sequences that end before the others, one without any step by zeros."""
+    begun = inside(x, lengths)[:1, :, None]
+    packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
+    y, last = module(packed) if hx is None else module(packed, hx)
+    y, _ = pad_packed_sequence(y, total_length=len(x))
+    return y * begun, tuple(state * begun for state in last) if isinstance(last, tuple) else last * begun
 
 
 CALLS: dict[str, Callable[[nn.Module, list[Value], Step], tuple[Value, ...]]] = {
@@ -450,7 +471,8 @@ class _Reader:
         key = (node.op, self._root(weight), bias, repr(kind))
         if key not in self.paths:
             self.paths[key] = self._path(node, weight, bias)
-            names = node.inputs[1:] if node.op in ("BatchNormalization", "LSTM", "GRU", "RNN") else (weight, bias)
+            last = 4 if node.op in _RECURRENT else 5 if node.op == "BatchNormalization" else 0
+            names = node.inputs[1:last] if last else (weight, bias)
             self.weights[self.paths[key]] = tuple(name for name in names if name in self.known)
             self.modules[self.paths[key]] = make()
         return self.paths[key]
@@ -823,15 +845,13 @@ def gates(kind: str, value: Tensor, order: tuple[int, ...]) -> Tensor:
 
 def _recurrent_obstacle(node: _Node) -> str:
     """What a recurrent node does that PyTorch's layer does not, in words that follow its name; "" for nothing."""
-    _, lengths, _, cell, peepholes, *_ = (*node.inputs[3:], *[""] * 5)
+    given = (*node.inputs, *[""] * 8)
     options = {"direction": "forward", "activations": None, "linear_before_reset": 0} | node.attributes
     options.pop("hidden_size", None)
     direction, activations, after = (options.pop(k) for k in ("direction", "activations", "linear_before_reset"))
     usual = _ACTIVATIONS[node.op] * (2 if direction == "bidirectional" else 1)
     further = sorted(name for name, value in options.items() if value)
-    if lengths:
-        return "is given sequence_lens"
-    if peepholes:
+    if given[7]:
         return "has peepholes (P)"
     if direction not in ("forward", "bidirectional"):
         return f"goes through its inputs in the direction {direction!r}"
@@ -839,13 +859,13 @@ def _recurrent_obstacle(node: _Node) -> str:
         return f"has activations of its own ({', '.join(activations)})"
     if node.op == "GRU" and after != 1:
         return "resets before the product (linear_before_reset 0), where PyTorch's GRU resets after it"
-    if node.op == "LSTM" and len(node.inputs) > 5 and bool(node.inputs[5]) != bool(cell):
+    if node.op == "LSTM" and bool(given[5]) != bool(given[6]):
         return "is given one of its two states alone"
     return f"has {', '.join(further)}" if further else ""
 
 
 def _recurrent(reader: _Reader, number: int, node: _Node) -> Step | None:
-    """A plain LSTM, GRU or RNN: PyTorch's activations, no peepholes, whole sequences, time first."""
+    """A plain LSTM, GRU or RNN: PyTorch's activations, no peepholes, time first; sequences may have own lengths."""
     inputs = (*node.inputs, *[""] * 8)
     weight, hidden, biases = (reader.tensor(name) for name in inputs[1:4])
     if weight is None or hidden is None or (inputs[3] and biases is None):
@@ -871,7 +891,7 @@ def _recurrent(reader: _Reader, number: int, node: _Node) -> Step | None:
 
     path = reader.place(node, node.inputs[1], node.inputs[2], inputs[3], make)
     states = inputs[5:7] if node.op == "LSTM" else inputs[5:6]
-    given = (node.inputs[0], *states)
+    given = (node.inputs[0], inputs[4], *states)
     first = next(name for name in node.outputs if name)
     site = Site(path, node.op, node.inputs[0], first, (first,), {})
     return Step(node.op, given, node.outputs, {"directions": directions}, site=site)

@@ -170,20 +170,20 @@ def _run(
 ) -> tuple[Tensor, ...]:
     """Y (steps, directions, batch, width) and the last states (directions, batch, width); layout 1: batch first."""
     x = x.transpose(0, 1) if layout else x
-    inside = None if lengths is None else _inside(x, lengths)
+    within = None if lengths is None else inside(x, lengths)
     outputs, ends = [], []
     for number, backwards in enumerate({"forward": (False,), "reverse": (True,)}.get(direction, (False, True))):
         at = [None if start is None else start.transpose(0, 1) if layout else start for start in starts]
         states = [x.new_zeros(x.shape[1], width) if start is None else start[number] for start in at]
         bias = None if biases is None else biases[number]
-        output, end = _one_way(x, w[number], bias, inside, states, way(number), backwards)
+        output, end = _one_way(x, w[number], bias, within, states, way(number), backwards)
         outputs.append(output)
         ends.append(end)
     y, last = torch.stack(outputs, 1), [torch.stack(each) for each in zip(*ends, strict=True)]
     return (y.permute(2, 0, 1, 3), *(each.transpose(0, 1) for each in last)) if layout else (y, *last)
 
 
-def _inside(x: Tensor, lengths: Tensor) -> Tensor:
+def inside(x: Tensor, lengths: Tensor) -> Tensor:
     """(steps, batch), True before the end of each sequence."""
     steps, batch = x.shape[:2]
     if lengths.shape != (batch,) or lengths.min() < 0 or lengths.max() > steps:
@@ -196,24 +196,24 @@ def _one_way(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None,
-    inside: Tensor | None,
+    within: Tensor | None,
     states: list[Tensor],
     advance: Advance,
     backwards: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Outputs of one direction, zeros behind a sequence's end, and the last states, zeros of one that is empty."""
     steps, outputs = range(len(x)), []
-    if inside is None:
+    if within is None:
         given = F.linear(x, w, bias)
         for step in reversed(steps) if backwards else steps:
             states = advance(given[step], states)
             outputs.append(states[0])
         return torch.stack(outputs[::-1] if backwards else outputs), states
-    given = x.new_zeros(*x.shape[:2], len(w)).index_put((inside,), F.linear(x[inside], w, bias))
+    given = x.new_zeros(*x.shape[:2], len(w)).index_put((within,), F.linear(x[within], w, bias))
     for step in reversed(steps) if backwards else steps:
-        on = inside[step]
+        on = within[step]
         after = advance(given[step, on], [state[on] for state in states])
         outputs.append(torch.zeros_like(states[0]).index_put((on,), after[0]))
         states = [state.index_put((on,), new) for state, new in zip(states, after, strict=True)]
-    begun = inside[:1].T.to(x.dtype)
+    begun = within[:1].T.to(x.dtype)
     return torch.stack(outputs[::-1] if backwards else outputs), [state * begun for state in states]
