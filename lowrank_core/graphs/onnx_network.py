@@ -88,10 +88,10 @@ class Step(Inner):
 class Program:
     """What the graph says, apart from its numbers; copies of the network share it.
 
-    buffers: {name of a value: its buffer in `constants`}; sizes: values that are plain numbers; slow: operators that
-    ONNX's reference computes; aside: weights that did not become layers, with the reason. held: inputs of the file that
-    are constants here. places: where the samples are if the file fixes their number; loops: whether so
-    many are run at a time here too.
+    buffers: {name of a value: its buffer in `constants`}; turned: those whose buffer holds the transpose, as a layer
+    has it; sizes: values that are plain numbers; slow: operators that ONNX's reference computes; aside: weights that
+    did not become layers, with the reason. held: inputs of the file that are constants here. places: where the samples
+    are if the file fixes their number; loops: whether so many are run at a time here too.
     """
 
     inputs: tuple[str, ...]
@@ -100,6 +100,7 @@ class Program:
     buffers: dict[str, str]
     sizes: dict[str, np.ndarray]
     opset: int
+    turned: frozenset[str] = frozenset()
     slow: set[str] = field(default_factory=set)
     aside: tuple[str, ...] = ()
     held: dict[str, np.ndarray] = field(default_factory=dict)
@@ -180,7 +181,8 @@ class OnnxGraph(nn.Module):
         program = self.program
         values: dict[str, Value] = {**program.sizes, **dict(zip(program.inputs, inputs, strict=True)), "": None}
         for name, buffer in program.buffers.items():
-            values[name] = getattr(self.constants, buffer)
+            held = getattr(self.constants, buffer)
+            values[name] = held.mT if name in program.turned else held
         running = Running(program.opset, program.slow)
         for step in program.steps:
             raise_if_cancelled()
@@ -346,13 +348,16 @@ class _Reader:
         needed = {*self.outputs, *(name for step in steps for name in step.inputs)} & self.known.keys()
         sizes = {name: self.known[name] for name in needed if isinstance(self.known[name], np.ndarray)}
         sizes |= {name: integers(self.known[name].tolist()) for name in needed - sizes.keys() if self._plain(name)}
-        buffers, constants = self._constants(needed - sizes.keys())
-        program = Program(
-            self.inputs, self.outputs, steps, buffers, sizes, self.opset, aside=tuple(dict.fromkeys(self.aside))
-        )
+        buffers, turned, constants = self._constants(needed - sizes.keys())
+        aside = tuple(dict.fromkeys(self.aside))
+        program = Program(self.inputs, self.outputs, steps, buffers, sizes, self.opset, turned=turned, aside=aside)
         stored = {path: self._stored(names) for path, names in self.weights.items()}
         if constants:
-            stored["constants"] = self._stored(tuple(n for n in buffers if constants[buffers[n]].requires_grad))
+            layers = {p for module in self.modules.values() for p in module.parameters()}
+            own = {name for name, value in constants.items() if isinstance(value, nn.Parameter) and value not in layers}
+            tied = layers.intersection(constants.values())
+            stored["constants"] = self._stored(name for name, buffer in buffers.items() if buffer in own)
+            stored["constants"] += sum(value.nbytes for value in tied)
         graph = OnnxGraph(program, self.modules, constants).eval()
         for path, size in stored.items():
             if size != sum(p.numel() * p.element_size() for p in graph.get_submodule(path).parameters()):
@@ -413,28 +418,45 @@ class _Reader:
             self.roots[node.outputs[0]] = root, flipped ^ (node.op == "Transpose")
         return True
 
-    def _constants(self, names: set[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-        """Names of buffers, and what they hold; weights that are layers as well stay tied to them, all others count."""
-        buffers: dict[str, str] = {}
-        constants: dict[str, Tensor] = {}
-        for name in sorted(names):
-            buffer = _free(re.sub(r"\W", "_", name) or "value", constants)
-            tied, value = self.parameters.get((name, False)), self.known[name]
-            if tied is None and isinstance(value, Tensor):
-                stored = self._is_weight(name) and self._is_stored(name, value.numel())
-                tied = nn.Parameter(value) if stored and torch.isfinite(value).all() else None
-            buffers[name], constants[buffer] = buffer, value if tied is None else tied
-        return buffers, constants
+    def _constants(self, names: set[str]) -> tuple[dict[str, str], frozenset[str], dict[str, Tensor]]:
+        """Names of buffers, those that are read turned round, and what they hold: each weight of the file once.
 
-    def _is_stored(self, name: str, elements: int) -> bool:
-        """Whether a constant is a tensor of the file, or one of as many numbers that is made of one no layer has."""
-        if self._root(name)[0] in self.stored:
-            return True
-        return any(
-            self._is_weight(origin) and self.known[origin].numel() == elements
-            for origin in self.origins.get(name, ())
-            if not self.parameters.keys() & {(origin, False), (origin, True)}
-        )
+        One that is a layer as well stays tied to it, all others count. By that tie the layer is seen to share it, also
+        where what is read here is only made of it.
+        """
+        buffers: dict[str, str] = {}
+        turned: set[str] = set()
+        constants: dict[str, Tensor] = {}
+        homes: dict[tuple[str, bool], str] = {}
+        beside: list[tuple[str, bool]] = []
+        held = {weight: key for key in self.parameters for weight in self._weights_of(key[0])}
+        for name in sorted(names, key=lambda name: (self._root(name)[0] not in self.stored, name)):
+            buffer, value = _free(re.sub(r"\W", "_", name) or "value", constants), self.known[name]
+            root, flipped = self._root(name)
+            key = next((k for k in ((root, flipped), (root, not flipped)) if k in self.parameters), None)
+            made_of = self._weights_of(name)
+            if key is None and made_of and not made_of & held.keys() and torch.isfinite(value).all():
+                key = root, flipped
+                self.parameters[key] = nn.Parameter(value)
+                held |= dict.fromkeys(made_of, key)
+            if key is None:
+                buffers[name], constants[buffer] = buffer, value
+                beside += [held[weight] for weight in made_of & held.keys()]
+                continue
+            buffers[name] = homes.setdefault(key, buffer)
+            constants[homes[key]] = self.parameters[key]
+            turned |= {name} if key[1] != flipped else set()
+        for key in set(beside) - homes.keys():
+            constants[_free(re.sub(r"\W", "_", key[0]), constants)] = self.parameters[key]
+        return buffers, frozenset(turned), constants
+
+    def _weights_of(self, name: str) -> set[str]:
+        """The weights of the file that a constant is, or is made of with as many numbers."""
+        if not self._is_weight(name):
+            return set()
+        root, elements = self._root(name)[0], self.known[name].numel()
+        made_of = {w for w in self.origins.get(root, ()) if self._is_weight(w) and self.known[w].numel() == elements}
+        return made_of | ({root} & self.stored)
 
     def _plain(self, name: str) -> bool:
         """Whether a few real numbers that only say how far or how much: not data, so no tensor."""
@@ -456,6 +478,11 @@ class _Reader:
 
     def _root(self, name: str) -> tuple[str, bool]:
         return self.roots.get(name, (name, False))
+
+    def is_turned(self, name: str, *, transposed: bool = False) -> bool:
+        """Whether a layer has this weight the other way round already, so that another one would store it twice."""
+        root, flipped = self._root(name)
+        return (root, not flipped ^ transposed) in self.parameters
 
     def parameter(self, name: str, *, transposed: bool = False) -> nn.Parameter:
         """A weight as a parameter; one that goes by several names, or is used both ways round, is one parameter."""
@@ -738,6 +765,8 @@ def _gemm(reader: _Reader, number: int, node: _Node) -> Step | None:
     if weight is None or not constant or node.attributes.get("transA", 0) or alpha != 1.0 or beta != 1.0:
         return None
     flip = not node.attributes.get("transB", 0)
+    if reader.is_turned(node.inputs[1], transposed=flip):
+        return None
     outputs, inputs = weight.shape[::-1] if flip else weight.shape
     if bias is not None and (bias.numel() not in (1, outputs) or (bias.ndim and bias.shape[-1] != bias.numel())):
         return None
@@ -754,7 +783,7 @@ def _gemm(reader: _Reader, number: int, node: _Node) -> Step | None:
 
 def _matmul(reader: _Reader, number: int, node: _Node) -> Step | None:
     weight = reader.tensor(node.inputs[1], 2)
-    if weight is None:
+    if weight is None or reader.is_turned(node.inputs[1], transposed=True):
         return None
     inputs, outputs = weight.shape
     added = reader.bias_added(node, outputs)
@@ -780,7 +809,7 @@ def _matmul(reader: _Reader, number: int, node: _Node) -> Step | None:
 
 def _table(reader: _Reader, number: int, node: _Node) -> Step | None:
     table = reader.tensor(node.inputs[0], 2)
-    if table is None or node.attributes.get("axis", 0) not in (0, -2):
+    if table is None or node.attributes.get("axis", 0) not in (0, -2) or reader.is_turned(node.inputs[0]):
         return None
     if not torch.isfinite(table).all():  # a row of -inf stands for padding
         reader.aside.append(f"{_named(node)} (Gather) looks up a table that is not finite")
