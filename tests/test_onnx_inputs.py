@@ -375,6 +375,21 @@ def test_a_weight_used_both_ways_round_counts_once_and_stays(tmp_path):
     assert "back (Gemm) is used in a way that is not factorised" in " ".join(workspace.notices)
 
 
+def test_without_sizes_a_weight_of_several_names_is_listed_once(tmp_path):
+    """Two products of one matrix, one of them by way of Identity, and a loop that it is handed to."""
+    proto = sharing("handed on")
+    proto.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", FLOAT, ("n", "width")))
+    proto.graph.node.insert(0, helper.make_node("Identity", ["w"], ["alias"]))
+    proto.graph.node.insert(1, helper.make_node("MatMul", ["x", "alias"], ["b"], name="twin"))
+    proto.graph.node.insert(2, helper.make_node("Add", ["b", "beside"], ["c"]))
+    proto.graph.node.insert(3, helper.make_node("Tanh", ["c"], ["unread"]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(5, np.float32), "beside"))
+    weights = open_any(str(saved(proto, tmp_path)))
+    matrices = [tensor.shape for tensor in weights.tensors if len(tensor.shape) > 1]
+    assert sorted(matrices) == [(3, 5), (5, 5)]
+    assert not any(tensor.name.startswith("constants") for tensor in weights.tensors)
+
+
 def test_a_scan_goes_both_ways(tmp_path):
     info = helper.make_tensor_value_info
     body = helper.make_graph(

@@ -175,9 +175,13 @@ def _rows(value: Tensor, rows: slice) -> Tensor:
 
 def _alone(graph: OnnxGraph, path: Path, wanting: str) -> Weights:
     """The weights of a graph that cannot be run, because nobody has said how large its inputs are."""
+    named = graph.named_parameters(remove_duplicate=False)
+    names: dict[Tensor, str] = {}
+    for name, value in sorted(named, key=lambda each: each[0].startswith("constants.")):
+        names.setdefault(value, name)  # one that goes by several names is stored once
     stored = tuple(
-        StoredTensor(name, tuple(value.shape), value.dtype, str(value.dtype), value.nbytes, partial(_rows, value))
-        for name, value in graph.state_dict().items()
+        StoredTensor(name, tuple(value.shape), value.dtype, str(value.dtype), value.nbytes, partial(_rows, value.data))
+        for value, name in names.items()
     )
     return Weights(str(path), path.stem, f"ONNX, opset {graph.program.opset}.", stored, (wanting,), wanting=wanting)
 
