@@ -341,6 +341,39 @@ def test_a_weight_that_is_read_inside_a_node_too_counts_once_and_stays(how, tmp_
     assert sum(stored.values()) == 3 * (5 + 3)
 
 
+@pytest.mark.parametrize("first", [0, 7])
+def test_what_a_branch_multiplies_counts_in_the_mean_over_the_samples(first, tmp_path):
+    """Whichever sample comes first: 25 for x, 15 for v, 25 more in the branch for those whose sum is below 0."""
+    proto = sharing("in a branch")
+    for value, shape in ((proto.graph.input[0], (1, 5)), (proto.graph.output[0], (1, 3))):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, FLOAT, shape))
+    x = np.roll(numbers(20, 5, seed=3).numpy(), first, axis=0)
+    taken = np.mean([(row @ numbers(5, 5).numpy()).sum() < 0 for row in x])
+    assert 0.2 < taken < 0.8
+    workspace = Workspace.open(str(saved(proto, tmp_path, x=x)))
+    assert plan_cost(workspace.profile).multiplies == round(25 + 15 + 25 * taken)
+
+
+def test_what_a_loop_multiplies_counts_in_the_mean_over_the_samples(tmp_path):
+    """Its turns are counted by NumPy: until the largest number is not below the limit."""
+    proto = looping("until a condition")
+    x_info, (y_info, *_) = proto.graph.input[0], proto.graph.output
+    x_info.CopyFrom(helper.make_tensor_value_info("x", FLOAT, (1, 6)))
+    y_info.CopyFrom(helper.make_tensor_value_info("y", FLOAT, (1, 3)))
+    del proto.graph.output[1]
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    (inside,) = (numpy_helper.to_array(t) for t in proto.graph.node[1].attribute[0].g.initializer)
+    x, turns = numbers(20, 6, seed=3).numpy(), []
+    for row in x:
+        h, count = row @ stored["w"], 0
+        while count < 100 and (not count or h.max() < stored["limit"]):
+            h, count = h @ inside + stored["outer"], count + 1
+        turns.append(count)
+    assert len(set(turns)) > 1
+    workspace = Workspace.open(str(saved(proto, tmp_path, x=x)))
+    assert plan_cost(workspace.profile).multiplies == pytest.approx(30 + 15 + 25 * np.mean(turns), abs=0.6)
+
+
 def test_a_weight_that_stays_is_written_once_after_training(tmp_path):
     from lowrank_core.exports._onnx_surgery import compressed_onnx
 

@@ -151,6 +151,11 @@ class OnnxGraph(nn.Module):
         return self.program.outputs
 
     @property
+    def branches(self) -> bool:
+        """Whether nodes of it look at values and decide by them what is computed, and how often."""
+        return any(step.op in CONTROL for step in self.program.steps)
+
+    @property
     def by_lengths(self) -> frozenset[str]:
         """Paths of recurrent modules whose sequences may have lengths of their own."""
         recurrent = (step for step in self.program.steps if step.site is not None and step.op in _RECURRENT)
