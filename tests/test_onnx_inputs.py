@@ -285,6 +285,154 @@ def test_loops_are_run_and_their_weights_left_alone(turns, tmp_path):
     np.testing.assert_allclose(in_runtime(small, x=x)[0], theirs[0], rtol=1e-4, atol=1e-4)
 
 
+def sharing(how: str) -> onnx.ModelProto:
+    """A matrix w that multiplies x and is read once more, by a graph inside a node; a second one, v, is read once."""
+    info = helper.make_tensor_value_info
+    inside = {"handed on": "k", "by another name": "alias", "turned": "w", "of another shape": "cube"}.get(how, "w")
+    product = helper.make_node("MatMul", ["h", inside], ["h_out"])
+    first = {
+        "by another name": [helper.make_node("Identity", ["w"], ["alias"])],
+        "turned": [helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0])],
+        "of another shape": [helper.make_node("Reshape", ["w", "cubic"], ["cube"])],
+    }.get(how, [])
+    first.append(helper.make_node("MatMul", ["x", "t" if how == "turned" else "w"], ["a"]))
+    if how == "in a branch":
+        product.input[0] = "a"
+        taken, other = (
+            helper.make_graph([node], "branch", [], [info("h_out", FLOAT, None)])
+            for node in (product, helper.make_node("Neg", ["a"], ["h_out"]))
+        )
+        first += [
+            helper.make_node("ReduceSum", ["a"], ["sum"], keepdims=0),
+            helper.make_node("Less", ["sum", "limit"], ["small"]),
+            helper.make_node("If", ["small"], ["last"], then_branch=taken, else_branch=other),
+        ]
+    else:
+        carried = ["k"] if how == "handed on" else []
+        body = helper.make_graph(
+            [helper.make_node("Identity", ["on"], ["on_out"]), product]
+            + [helper.make_node("Identity", ["k"], ["k_out"]) for _ in carried],
+            "body",
+            [info("i", INT, ()), info("on", TensorProto.BOOL, ()), info("h", FLOAT, None)]
+            + [info(name, FLOAT, (5, 5)) for name in carried],
+            [info("on_out", TensorProto.BOOL, ()), info("h_out", FLOAT, None)]
+            + [info(f"{name}_out", FLOAT, (5, 5)) for name in carried],
+        )
+        given, made = ["many", "", "a", *["w" for _ in carried]], ["last", *["same" for _ in carried]]
+        first.append(helper.make_node("Loop", given, made, body=body))
+    shape = [helper.make_node("Reshape", ["last", "rows"], ["flat"]), helper.make_node("MatMul", ["flat", "v"], ["y"])]
+    weights = {"w": numbers(5, 5), "v": numbers(5, 3), "limit": np.float32(0), "many": np.array(3)}
+    weights |= {"cubic": np.array([1, 5, 5]), "rows": np.array([-1, 5])}
+    return model([*first, *shape], weights, {"x": (FLOAT, ("n", 5))}, {"y": ("n", 3)})
+
+
+@pytest.mark.parametrize(
+    "how", ["handed on", "in a body", "in a branch", "by another name", "turned", "of another shape"]
+)
+def test_a_weight_that_is_read_inside_a_node_too_counts_once_and_stays(how, tmp_path):
+    x = numbers(4, 5, seed=2).numpy()
+    path = saved(sharing(how), tmp_path, x=x)
+    workspace = Workspace.open(str(path))
+    (theirs,) = in_runtime(path, x=x)
+    with torch.no_grad():
+        np.testing.assert_allclose(workspace.model(torch.tensor(x)), theirs, rtol=1e-5, atol=1e-5)
+    cost = plan_cost(workspace.profile)
+    assert (cost.parameters, cost.bytes) == (25 + 15, 4 * (25 + 15))
+    assert [layer.spec.parameters for layer in workspace.profile.layers] == [15]
+    assert workspace.profile.rest.parameters == 25
+    reasons = [skipped.reason for skipped in workspace.profile.skipped if skipped.type == "Linear"]
+    assert reasons == ["its weight is shared with 'constants': factorising one would untie them and store both"]
+    small = written(workspace, tmp_path, rank=3)
+    np.testing.assert_allclose(in_runtime(small, x=x)[0], theirs, rtol=1e-4, atol=1e-4)
+    stored = {
+        tensor.name: np.prod(tensor.dims) for tensor in onnx.load(small).graph.initializer if len(tensor.dims) > 1
+    }
+    assert stored.pop("w") == 25
+    assert sum(stored.values()) == 3 * (5 + 3)
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_what_a_branch_multiplies_counts_in_the_mean_over_the_samples(first, tmp_path):
+    """Whichever sample comes first: 25 for x, 15 for v, 25 more in the branch for those whose sum is below 0."""
+    proto = sharing("in a branch")
+    for value, shape in ((proto.graph.input[0], (1, 5)), (proto.graph.output[0], (1, 3))):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, FLOAT, shape))
+    x = np.roll(numbers(20, 5, seed=3).numpy(), first, axis=0)
+    taken = np.mean([(row @ numbers(5, 5).numpy()).sum() < 0 for row in x])
+    assert 0.2 < taken < 0.8
+    workspace = Workspace.open(str(saved(proto, tmp_path, x=x)))
+    assert plan_cost(workspace.profile).multiplies == round(25 + 15 + 25 * taken)
+
+
+def test_what_a_loop_multiplies_counts_in_the_mean_over_the_samples(tmp_path):
+    """Its turns are counted by NumPy: until the largest number is not below the limit."""
+    proto = looping("until a condition")
+    x_info, (y_info, *_) = proto.graph.input[0], proto.graph.output
+    x_info.CopyFrom(helper.make_tensor_value_info("x", FLOAT, (1, 6)))
+    y_info.CopyFrom(helper.make_tensor_value_info("y", FLOAT, (1, 3)))
+    del proto.graph.output[1]
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    (inside,) = (numpy_helper.to_array(t) for t in proto.graph.node[1].attribute[0].g.initializer)
+    x, turns = numbers(20, 6, seed=3).numpy(), []
+    for row in x:
+        h, count = row @ stored["w"], 0
+        while count < 100 and (not count or h.max() < stored["limit"]):
+            h, count = h @ inside + stored["outer"], count + 1
+        turns.append(count)
+    assert len(set(turns)) > 1
+    workspace = Workspace.open(str(saved(proto, tmp_path, x=x)))
+    assert plan_cost(workspace.profile).multiplies == pytest.approx(30 + 15 + 25 * np.mean(turns), abs=0.6)
+
+
+def test_a_weight_that_stays_is_written_once_after_training(tmp_path):
+    from lowrank_core.exports._onnx_surgery import compressed_onnx
+
+    x = numbers(4, 5, seed=2).numpy()
+    workspace = Workspace.open(str(saved(sharing("handed on"), tmp_path, x=x)))
+    plan = RankPlan.of(workspace.profile.fingerprint, {workspace.profile.layers[0].name: Choice("svd", (2,))})
+    small = workspace.compress(plan)
+    with torch.no_grad():
+        next(small.constants.parameters()).mul_(2)
+        ours = small(torch.tensor(x))
+    path = tmp_path / "small.onnx"
+    path.write_bytes(compressed_onnx(workspace, small, plan).SerializeToString())
+    np.testing.assert_allclose(in_runtime(path, x=x)[0], ours, rtol=1e-4, atol=1e-4)
+    squares = [tensor.name for tensor in onnx.load(path).graph.initializer if list(tensor.dims) == [5, 5]]
+    assert squares == ["w"]
+
+
+def test_a_weight_used_both_ways_round_counts_once_and_stays(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="there"),
+        helper.make_node("Tanh", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "w"], ["y"], name="back", transB=1),
+    ]
+    x = numbers(4, 6, seed=2).numpy()
+    path = saved(model(nodes, {"w": numbers(6, 5)}, {"x": (FLOAT, ("n", 6))}, {"y": ("n", 6)}), tmp_path, x=x)
+    workspace = Workspace.open(str(path))
+    with torch.no_grad():
+        np.testing.assert_allclose(workspace.model(torch.tensor(x)), in_runtime(path, x=x)[0], atol=1e-5)
+    assert plan_cost(workspace.profile).parameters == 30
+    assert plan_cost(workspace.profile).multiplies == 2 * 30
+    assert not workspace.profile.layers
+    assert "back (Gemm) is used in a way that is not factorised" in " ".join(workspace.notices)
+
+
+def test_without_sizes_a_weight_of_several_names_is_listed_once(tmp_path):
+    """Two products of one matrix, one of them by way of Identity, and a loop that it is handed to."""
+    proto = sharing("handed on")
+    proto.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", FLOAT, ("n", "width")))
+    proto.graph.node.insert(0, helper.make_node("Identity", ["w"], ["alias"]))
+    proto.graph.node.insert(1, helper.make_node("MatMul", ["x", "alias"], ["b"], name="twin"))
+    proto.graph.node.insert(2, helper.make_node("Add", ["b", "beside"], ["c"]))
+    proto.graph.node.insert(3, helper.make_node("Tanh", ["c"], ["unread"]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(5, np.float32), "beside"))
+    weights = open_any(str(saved(proto, tmp_path)))
+    matrices = [tensor.shape for tensor in weights.tensors if len(tensor.shape) > 1]
+    assert sorted(matrices) == [(3, 5), (5, 5)]
+    assert not any(tensor.name.startswith("constants") for tensor in weights.tensors)
+
+
 def test_a_scan_goes_both_ways(tmp_path):
     info = helper.make_tensor_value_info
     body = helper.make_graph(

@@ -39,8 +39,8 @@ from lowrank_core.workspace import Workspace, open_to_look
 
 COUNTED = (
     "Multiplies and additions are for one sample. Multiplies: all matrix products and convolutions; "
-    "additions: of the layers listed, with their biases. Where values decide which rows a layer gets, their mean over "
-    "the evaluation samples counts."
+    "additions: of the layers listed, with their biases. Where values decide which rows a layer gets, or what is "
+    "computed at all, the mean over the evaluation samples counts."
 )
 
 CACHE = own_folder("cache")

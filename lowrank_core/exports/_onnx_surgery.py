@@ -169,9 +169,9 @@ class _Surgeon:
         for buffer, value in self.dense.constants.named_parameters():
             changed = _constant(self.model, buffer)
             if not torch.equal(value, changed):
-                name = next(n for n, b in self.dense.program.buffers.items() if b == buffer)
-                settled.add(name)
-                self._store(name, changed)
+                for name in (n for n, b in self.dense.program.buffers.items() if b == buffer):
+                    settled.add(name)
+                    self._store(name, changed.mT if name in self.dense.program.turned else changed)
         left = [node for node in self.graph.node if not settled & set(node.output)]
         nodes = [part for node in left for part in new.get(_key(node), [node])]
         self._settle(nodes, {name for key in new for name in (*self.nodes[key].input, *self.nodes[key].output)})
@@ -225,8 +225,10 @@ class _Surgeon:
             return self._stored(path, name, value)
 
         node, to = self.nodes[site.nodes[0]], Writer(self._name, stored, self.opset)
-        states = [name for name in node.input[5:] if name]
-        write_layer(to, self.model.get_submodule(site.module), site.module, 0, node.input[0], states, node.output)
+        x, *_, lengths = (*node.input, *[""] * 5)[:5]
+        states, path = [name for name in node.input[5:] if name], site.module
+        loops = False if path in self.dense.by_lengths else None
+        write_layer(to, self.model.get_submodule(path), path, 0, x, states, node.output, lengths, loops=loops)
         return to.nodes
 
     def _stage(self, site: Site, stage: nn.Module, path: str, name: str, x: str, y: str) -> Iterator[Any]:
@@ -334,10 +336,16 @@ class _Surgeon:
         value = value.T if transposed else value
         if old in self.stored and value.numel() == _elements(self.stored[old]):
             value = value.reshape(tuple(self.stored[old].dims))
-            if self.uses[old] == 1:
+            if self.uses[old] == 1 or self._is_tied(site, name, old):
                 self._store(old, value)
                 return
         node.input[number] = self._stored(site.module, name, value)
+
+    def _is_tied(self, site: Site, name: str, old: str) -> bool:
+        """Whether all that reads a stored tensor reads the parameter that this module has, so that it stays one."""
+        buffer = self.dense.program.buffers.get(old)
+        own = self.dense.get_submodule(site.module)._parameters.get(name)
+        return buffer is not None and own is not None and self.dense.constants._parameters.get(buffer) is own
 
     def _stored(self, path: str, name: str, value: Tensor) -> str:
         """The name of an initializer that holds this tensor of a module; the module may be at several places."""

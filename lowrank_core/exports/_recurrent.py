@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from lowrank_core.errors import few
 from lowrank_core.exports import Compressed
 from lowrank_core.graphs.recurrent import Written, forms
+from lowrank_core.layers.spec import half_up
 from lowrank_core.plans.cost import dense_cost, layer_cost, plan_cost
 from lowrank_core.workspace import Workspace
 
@@ -59,6 +61,6 @@ def forms_of(workspace: Workspace, compressed: Compressed, *, called: bool = Fal
     for each in written:
         layer = layers.get(each.weight)
         if layer is not None:
-            vectors = dense_cost(layer).multiplies // layer.spec.weights
-            multiplies += vectors * each.multiplies - layer_cost(layer, plan.get(layer.name)).multiplies
+            written_as = half_up(Fraction(dense_cost(layer).multiplies * each.multiplies, layer.spec.weights))
+            multiplies += written_as - layer_cost(layer, plan.get(layer.name)).multiplies
     return Forms(written, multiplies, planned, "at every call" if called else "once, when the file is opened")

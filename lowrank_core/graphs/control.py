@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,8 +109,13 @@ def _called(body: Body, given: Sequence[Value], around: dict[str, Value], runnin
     return [values[name] for name in body.outputs]
 
 
+def _one(value: Value) -> Any:
+    """The only number of a value; of one that follows from shapes alone, no tensor is looked at."""
+    return (value if isinstance(value, np.ndarray) else tensor(value)).reshape(()).item()
+
+
 def _true(value: Value) -> bool:
-    return bool(tensor(value).reshape(()).item())
+    return bool(_one(value))
 
 
 def _if(own: list[Value], attributes: dict[str, Any], around: dict[str, Value], running: Running) -> tuple[Value, ...]:
@@ -122,7 +128,7 @@ def _loop(own: list[Value], attributes: dict[str, Any], around: dict[str, Value]
     """Inputs: turns at most, whether to begin, what is carried; the body gives whether to go on, that, and rows."""
     body: Body = attributes["body"]
     most, going, *carried = own
-    limit = MOST_TURNS + 1 if most is None else int(tensor(most).reshape(()).item())
+    limit = MOST_TURNS + 1 if most is None else int(_one(most))
     rows = Rows([[] for _ in body.outputs[1 + len(carried) :]])
     turn, on = 0, going is None or _true(going)
     while on and turn < limit:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lowrank_core.errors import InvalidModel
 from lowrank_core.graphs.alone import Places, at_a_time
@@ -32,6 +33,7 @@ from lowrank_core.graphs.operators import (
     tensor,
     window_pads,
 )
+from lowrank_core.graphs.recurrent_nodes import inside
 from lowrank_core.running.scope import raise_if_cancelled
 
 SMALL = 16
@@ -86,10 +88,10 @@ class Step(Inner):
 class Program:
     """What the graph says, apart from its numbers; copies of the network share it.
 
-    buffers: {name of a value: its buffer in `constants`}; sizes: values that are plain numbers; slow: operators that
-    ONNX's reference computes; aside: weights that did not become layers, with the reason. held: inputs of the file that
-    are constants here. places: where the samples are if the file fixes their number; loops: whether so
-    many are run at a time here too.
+    buffers: {name of a value: its buffer in `constants`}; turned: those whose buffer holds the transpose, as a layer
+    has it; sizes: values that are plain numbers; slow: operators that ONNX's reference computes; aside: weights that
+    did not become layers, with the reason. held: inputs of the file that are constants here. places: where the samples
+    are if the file fixes their number; loops: whether so many are run at a time here too.
     """
 
     inputs: tuple[str, ...]
@@ -98,6 +100,7 @@ class Program:
     buffers: dict[str, str]
     sizes: dict[str, np.ndarray]
     opset: int
+    turned: frozenset[str] = frozenset()
     slow: set[str] = field(default_factory=set)
     aside: tuple[str, ...] = ()
     held: dict[str, np.ndarray] = field(default_factory=dict)
@@ -147,6 +150,17 @@ class OnnxGraph(nn.Module):
         """Names of the outputs, in the order in which they come."""
         return self.program.outputs
 
+    @property
+    def branches(self) -> bool:
+        """Whether nodes of it look at values and decide by them what is computed, and how often."""
+        return any(step.op in CONTROL for step in self.program.steps)
+
+    @property
+    def by_lengths(self) -> frozenset[str]:
+        """Paths of recurrent modules whose sequences may have lengths of their own."""
+        recurrent = (step for step in self.program.steps if step.site is not None and step.op in _RECURRENT)
+        return frozenset(step.site.module for step in recurrent if step.site is not None and step.inputs[1])
+
     def forward(
         self,
         first: Tensor,
@@ -172,7 +186,8 @@ class OnnxGraph(nn.Module):
         program = self.program
         values: dict[str, Value] = {**program.sizes, **dict(zip(program.inputs, inputs, strict=True)), "": None}
         for name, buffer in program.buffers.items():
-            values[name] = getattr(self.constants, buffer)
+            held = getattr(self.constants, buffer)
+            values[name] = held.mT if name in program.turned else held
         running = Running(program.opset, program.slow)
         for step in program.steps:
             raise_if_cancelled()
@@ -215,14 +230,27 @@ def _call_table(module: nn.Module, given: list[Value], step: Step) -> tuple[Valu
 
 
 def _call_recurrent(module: nn.Module, given: list[Value], step: Step) -> tuple[Value, ...]:
-    """X (steps, N, in), states (directions, N, hidden) -> Y (steps, directions, N, hidden), last states."""
-    x, *states = given
+    """X (steps, N, in), lengths (N,) or none, states (directions, N, hidden) -> Y (steps, directions, N, hidden), last
+    states."""
+    x, lengths, *states = given
     directions = step.attributes["directions"]
     given_states = [state for state in states if state is not None]
     hx = None if not given_states else given_states[0] if len(states) == 1 else tuple(given_states)
-    y, last = module(x) if hx is None else module(x, hx)
+    if lengths is None:
+        y, last = module(x) if hx is None else module(x, hx)
+    else:
+        y, last = _by_lengths(module, x, hx, tensor(lengths))
     y = y.unflatten(-1, (directions, -1)).transpose(1, 2)
     return (y, *last) if isinstance(last, tuple) else (y, last)
+
+
+def _by_lengths(module: nn.Module, x: Tensor, hx: Any, lengths: Tensor) -> tuple[Tensor, Any]:
+    """What a recurrent module answers to sequences that end before the others, one without any step by zeros."""
+    begun = inside(x, lengths)[:1, :, None]
+    packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
+    y, last = module(packed) if hx is None else module(packed, hx)
+    y, _ = pad_packed_sequence(y, total_length=len(x))
+    return y * begun, tuple(state * begun for state in last) if isinstance(last, tuple) else last * begun
 
 
 CALLS: dict[str, Callable[[nn.Module, list[Value], Step], tuple[Value, ...]]] = {
@@ -325,13 +353,16 @@ class _Reader:
         needed = {*self.outputs, *(name for step in steps for name in step.inputs)} & self.known.keys()
         sizes = {name: self.known[name] for name in needed if isinstance(self.known[name], np.ndarray)}
         sizes |= {name: integers(self.known[name].tolist()) for name in needed - sizes.keys() if self._plain(name)}
-        buffers, constants = self._constants(needed - sizes.keys())
-        program = Program(
-            self.inputs, self.outputs, steps, buffers, sizes, self.opset, aside=tuple(dict.fromkeys(self.aside))
-        )
+        buffers, turned, constants = self._constants(needed - sizes.keys())
+        aside = tuple(dict.fromkeys(self.aside))
+        program = Program(self.inputs, self.outputs, steps, buffers, sizes, self.opset, turned=turned, aside=aside)
         stored = {path: self._stored(names) for path, names in self.weights.items()}
         if constants:
-            stored["constants"] = self._stored(tuple(n for n in buffers if constants[buffers[n]].requires_grad))
+            layers = {p for module in self.modules.values() for p in module.parameters()}
+            own = {name for name, value in constants.items() if isinstance(value, nn.Parameter) and value not in layers}
+            tied = layers.intersection(constants.values())
+            stored["constants"] = self._stored(name for name, buffer in buffers.items() if buffer in own)
+            stored["constants"] += sum(value.nbytes for value in tied)
         graph = OnnxGraph(program, self.modules, constants).eval()
         for path, size in stored.items():
             if size != sum(p.numel() * p.element_size() for p in graph.get_submodule(path).parameters()):
@@ -392,28 +423,45 @@ class _Reader:
             self.roots[node.outputs[0]] = root, flipped ^ (node.op == "Transpose")
         return True
 
-    def _constants(self, names: set[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-        """Names of buffers, and what they hold; weights that are layers as well stay tied to them, all others count."""
-        buffers: dict[str, str] = {}
-        constants: dict[str, Tensor] = {}
-        for name in sorted(names):
-            buffer = _free(re.sub(r"\W", "_", name) or "value", constants)
-            tied, value = self.parameters.get((name, False)), self.known[name]
-            if tied is None and isinstance(value, Tensor):
-                stored = self._is_weight(name) and self._is_stored(name, value.numel())
-                tied = nn.Parameter(value) if stored and torch.isfinite(value).all() else None
-            buffers[name], constants[buffer] = buffer, value if tied is None else tied
-        return buffers, constants
+    def _constants(self, names: set[str]) -> tuple[dict[str, str], frozenset[str], dict[str, Tensor]]:
+        """Names of buffers, those that are read turned round, and what they hold: each weight of the file once.
 
-    def _is_stored(self, name: str, elements: int) -> bool:
-        """Whether a constant is a tensor of the file, or one of as many numbers that is made of one no layer has."""
-        if self._root(name)[0] in self.stored:
-            return True
-        return any(
-            self._is_weight(origin) and self.known[origin].numel() == elements
-            for origin in self.origins.get(name, ())
-            if not self.parameters.keys() & {(origin, False), (origin, True)}
-        )
+        One that is a layer as well stays tied to it, all others count. By that tie the layer is seen to share it, also
+        where what is read here is only made of it.
+        """
+        buffers: dict[str, str] = {}
+        turned: set[str] = set()
+        constants: dict[str, Tensor] = {}
+        homes: dict[tuple[str, bool], str] = {}
+        beside: list[tuple[str, bool]] = []
+        held = {weight: key for key in self.parameters for weight in self._weights_of(key[0])}
+        for name in sorted(names, key=lambda name: (self._root(name)[0] not in self.stored, name)):
+            buffer, value = _free(re.sub(r"\W", "_", name) or "value", constants), self.known[name]
+            root, flipped = self._root(name)
+            key = next((k for k in ((root, flipped), (root, not flipped)) if k in self.parameters), None)
+            made_of = self._weights_of(name)
+            if key is None and made_of and not made_of & held.keys() and torch.isfinite(value).all():
+                key = root, flipped
+                self.parameters[key] = nn.Parameter(value)
+                held |= dict.fromkeys(made_of, key)
+            if key is None:
+                buffers[name], constants[buffer] = buffer, value
+                beside += [held[weight] for weight in made_of & held.keys()]
+                continue
+            buffers[name] = homes.setdefault(key, buffer)
+            constants[homes[key]] = self.parameters[key]
+            turned |= {name} if key[1] != flipped else set()
+        for key in set(beside) - homes.keys():
+            constants[_free(re.sub(r"\W", "_", key[0]), constants)] = self.parameters[key]
+        return buffers, frozenset(turned), constants
+
+    def _weights_of(self, name: str) -> set[str]:
+        """The weights of the file that a constant is, or is made of with as many numbers."""
+        if not self._is_weight(name):
+            return set()
+        root, elements = self._root(name)[0], self.known[name].numel()
+        made_of = {w for w in self.origins.get(root, ()) if self._is_weight(w) and self.known[w].numel() == elements}
+        return made_of | ({root} & self.stored)
 
     def _plain(self, name: str) -> bool:
         """Whether a few real numbers that only say how far or how much: not data, so no tensor."""
@@ -436,6 +484,11 @@ class _Reader:
     def _root(self, name: str) -> tuple[str, bool]:
         return self.roots.get(name, (name, False))
 
+    def is_turned(self, name: str, *, transposed: bool = False) -> bool:
+        """Whether a layer has this weight the other way round already, so that another one would store it twice."""
+        root, flipped = self._root(name)
+        return (root, not flipped ^ transposed) in self.parameters
+
     def parameter(self, name: str, *, transposed: bool = False) -> nn.Parameter:
         """A weight as a parameter; one that goes by several names, or is used both ways round, is one parameter."""
         root, flipped = self._root(name)
@@ -450,7 +503,8 @@ class _Reader:
         key = (node.op, self._root(weight), bias, repr(kind))
         if key not in self.paths:
             self.paths[key] = self._path(node, weight, bias)
-            names = node.inputs[1:] if node.op in ("BatchNormalization", "LSTM", "GRU", "RNN") else (weight, bias)
+            last = 4 if node.op in _RECURRENT else 5 if node.op == "BatchNormalization" else 0
+            names = node.inputs[1:last] if last else (weight, bias)
             self.weights[self.paths[key]] = tuple(name for name in names if name in self.known)
             self.modules[self.paths[key]] = make()
         return self.paths[key]
@@ -716,6 +770,8 @@ def _gemm(reader: _Reader, number: int, node: _Node) -> Step | None:
     if weight is None or not constant or node.attributes.get("transA", 0) or alpha != 1.0 or beta != 1.0:
         return None
     flip = not node.attributes.get("transB", 0)
+    if reader.is_turned(node.inputs[1], transposed=flip):
+        return None
     outputs, inputs = weight.shape[::-1] if flip else weight.shape
     if bias is not None and (bias.numel() not in (1, outputs) or (bias.ndim and bias.shape[-1] != bias.numel())):
         return None
@@ -732,7 +788,7 @@ def _gemm(reader: _Reader, number: int, node: _Node) -> Step | None:
 
 def _matmul(reader: _Reader, number: int, node: _Node) -> Step | None:
     weight = reader.tensor(node.inputs[1], 2)
-    if weight is None:
+    if weight is None or reader.is_turned(node.inputs[1], transposed=True):
         return None
     inputs, outputs = weight.shape
     added = reader.bias_added(node, outputs)
@@ -758,7 +814,7 @@ def _matmul(reader: _Reader, number: int, node: _Node) -> Step | None:
 
 def _table(reader: _Reader, number: int, node: _Node) -> Step | None:
     table = reader.tensor(node.inputs[0], 2)
-    if table is None or node.attributes.get("axis", 0) not in (0, -2):
+    if table is None or node.attributes.get("axis", 0) not in (0, -2) or reader.is_turned(node.inputs[0]):
         return None
     if not torch.isfinite(table).all():  # a row of -inf stands for padding
         reader.aside.append(f"{_named(node)} (Gather) looks up a table that is not finite")
@@ -821,23 +877,37 @@ def gates(kind: str, value: Tensor, order: tuple[int, ...]) -> Tensor:
     return torch.cat([parts[i] for i in order])
 
 
+def _recurrent_obstacle(node: _Node) -> str:
+    """What a recurrent node does that PyTorch's layer does not, in words that follow its name; "" for nothing."""
+    given = (*node.inputs, *[""] * 8)
+    options = {"direction": "forward", "activations": None, "linear_before_reset": 0} | node.attributes
+    options.pop("hidden_size", None)
+    direction, activations, after = (options.pop(k) for k in ("direction", "activations", "linear_before_reset"))
+    usual = _ACTIVATIONS[node.op] * (2 if direction == "bidirectional" else 1)
+    further = sorted(name for name, value in options.items() if value)
+    if given[7]:
+        return "has peepholes (P)"
+    if direction not in ("forward", "bidirectional"):
+        return f"goes through its inputs in the direction {direction!r}"
+    if activations not in (None, usual):
+        return f"has activations of its own ({', '.join(activations)})"
+    if node.op == "GRU" and after != 1:
+        return "resets before the product (linear_before_reset 0), where PyTorch's GRU resets after it"
+    if node.op == "LSTM" and bool(given[5]) != bool(given[6]):
+        return "is given one of its two states alone"
+    return f"has {', '.join(further)}" if further else ""
+
+
 def _recurrent(reader: _Reader, number: int, node: _Node) -> Step | None:
-    """A plain LSTM, GRU or RNN: PyTorch's activations, no peepholes, whole sequences, time first."""
+    """A plain LSTM, GRU or RNN: PyTorch's activations, no peepholes, time first; sequences may have own lengths."""
     inputs = (*node.inputs, *[""] * 8)
     weight, hidden, biases = (reader.tensor(name) for name in inputs[1:4])
-    options = dict(node.attributes)
-    directions = {"forward": 1, "bidirectional": 2}.get(options.pop("direction", "forward"), 0)
-    if weight is None or hidden is None or (inputs[3] and biases is None) or not directions or inputs[4] or inputs[7]:
+    if weight is None or hidden is None or (inputs[3] and biases is None):
         return None
-    activations = options.pop("activations", _ACTIVATIONS[node.op] * directions)
-    options.pop("hidden_size", None)
-    usual = activations == _ACTIVATIONS[node.op] * directions
-    if node.op == "GRU" and options.pop("linear_before_reset", 0) != 1:
-        return None  # PyTorch's GRU resets after the product
-    if node.op == "LSTM" and bool(inputs[5]) != bool(inputs[6]):
+    if obstacle := _recurrent_obstacle(node):
+        reader.aside.append(f"{_named(node)} ({node.op}) {obstacle}")
         return None
-    if not usual or any(options.values()):
-        return None
+    directions = 2 if node.attributes.get("direction") == "bidirectional" else 1
     width, size, order = hidden.shape[-1], weight.shape[-1], GATES[node.op]
 
     def make() -> nn.Module:
@@ -855,7 +925,7 @@ def _recurrent(reader: _Reader, number: int, node: _Node) -> Step | None:
 
     path = reader.place(node, node.inputs[1], node.inputs[2], inputs[3], make)
     states = inputs[5:7] if node.op == "LSTM" else inputs[5:6]
-    given = (node.inputs[0], *states)
+    given = (node.inputs[0], inputs[4], *states)
     first = next(name for name in node.outputs if name)
     site = Site(path, node.op, node.inputs[0], first, (first,), {})
     return Step(node.op, given, node.outputs, {"directions": directions}, site=site)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowrank_core.graphs.recurrent_nodes import gru, lstm, rnn
+
 Value = Any
 """A Tensor, or integers: a NumPy array of dtype object, of no or one axis."""
 
@@ -898,6 +900,12 @@ def _attention(
     return F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=bool(is_causal), scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+# ---- recurrent -------------------------------------------------------------------------------------------------------
+
+for _name, _recurrent in (("LSTM", lstm), ("GRU", gru), ("RNN", rnn)):
+    OPERATORS[_name] = Operator.of(_recurrent)
 
 
 # ---- spectra ---------------------------------------------------------------------------------------------------------

@@ -192,24 +192,41 @@ class Writer:
 
 
 def write_layer(
-    to: Writer, rnn: Any, path: str, layer: int, x: str, states: Sequence[str], outputs: Sequence[str]
+    to: Writer,
+    rnn: Any,
+    path: str,
+    layer: int,
+    x: str,
+    states: Sequence[str],
+    outputs: Sequence[str],
+    lengths: str = "",
+    *,
+    loops: bool | None = None,
 ) -> None:
     """Write one layer of a recurrent module in the form of ONNX.
 
     x: (steps, batch, in). states: the first ones, (directions, batch, hidden) each, or none. outputs: names of
-    Y (steps, directions, batch, hidden) and of the last states, "" for those that nothing takes.
+    Y (steps, directions, batch, hidden) and of the last states, "" for those that nothing takes. lengths: of the
+    sequences, (batch,), if they have their own; loops: whether it may be a `Scan`, which knows no lengths; where that
+    pays by default.
     """
-    sides = [_Side(rnn, path, suffix, number) for number, suffix in enumerate(suffixes(rnn, layer))]
+    sides = [_Side(rnn, path, suffix, number, loops=loops) for number, suffix in enumerate(suffixes(rnn, layer))]
+
+    def write(sides: list[_Side], states: Sequence[str], outputs: Sequence[str]) -> None:
+        if sides[0].loops:
+            _loop(to, sides, x, states, outputs)
+        else:
+            _node(to, sides, x, lengths, states, outputs)
+
     if len(sides) == 1 or all(side.plain for side in sides):
-        single = _loop if sides[0].loops else _node
-        single(to, sides, x, states, outputs)
+        write(sides, states, outputs)
         return
     pieces = []
     for side in sides:
         at = to.numbers(f"{path}.way", side.number)
         own = [to.node("Gather", [state, at], f"{side.base}.state", axis=0) for state in states]
         made = [to.name(f"{side.base}.{number}") if output else "" for number, output in enumerate(outputs)]
-        (_loop if side.loops else _node)(to, [side], x, own, made)
+        write([side], own, made)
         pieces.append(made)
     for number, output in enumerate(outputs):
         if output:
@@ -270,7 +287,7 @@ def _projection(rnn: Any, suffix: str) -> list[Tensor]:
     return [_unfolded(stage)[0] for stage in stages] or [getattr(rnn, f"weight_hr{suffix}")]
 
 
-def _node(to: Writer, sides: list[_Side], x: str, states: Sequence[str], outputs: Sequence[str]) -> None:
+def _node(to: Writer, sides: list[_Side], x: str, lengths: str, states: Sequence[str], outputs: Sequence[str]) -> None:
     """One LSTM, GRU or RNN node for one direction, or for both where all their weights are dense."""
     from onnx import helper
 
@@ -291,7 +308,7 @@ def _node(to: Writer, sides: list[_Side], x: str, states: Sequence[str], outputs
     if rnn.bias:
         both = [torch.cat([each.inputs.bias, each.hidden.bias]) for each in sides]  # type: ignore[list-item]
         bias = to.stored(f"{side.base}.bias", torch.stack(both))
-    inputs = [x, *names, bias, "", *states]
+    inputs = [x, *names, bias, lengths, *states]
     while not inputs[-1]:
         inputs.pop()
     attributes: dict[str, Any] = {"hidden_size": rnn.hidden_size}
@@ -548,12 +565,14 @@ def call(network: nn.Module) -> None:
 def forms(network: nn.Module, *, called: bool = False) -> tuple[Written, ...]:
     """How the weights of recurrent layers with factors are written; called: in programs of `torch.export`."""
     found: list[Written] = []
+    nodes: frozenset[str] = getattr(network, "by_lengths", frozenset())  # a loop knows no lengths
     for path, module in network.named_modules():
         if type(module) is not Recurrent:
             continue
+        loops = False if called or path in nodes else None
         for layer in range(module.num_layers):
             for number, suffix in enumerate(suffixes(module, layer)):
-                found += _Side(module, path, suffix, number, loops=False if called else None).written()
+                found += _Side(module, path, suffix, number, loops=loops).written()
     return tuple(found)
 
 

@@ -28,6 +28,7 @@ from lowrank_core.networks.obstacles import (
     parent_obstacles,
     recurrent_obstacle,
     shared_obstacle,
+    shared_with,
     weight_obstacle,
     why_not_a_map,
 )
@@ -238,7 +239,7 @@ class _Network:
         weight = module.get_parameter(name)
         outside = [owner for owner in self.owners[weight] if owner not in group]
         if outside:
-            return f"its weight is shared with {self.names[outside[0]][0]!r}; factorising one would untie them"
+            return shared_with(self.names[outside[0]][0])
         return weight_obstacle(module, name) or method_obstacle(_spec_of_read(weight, self.read(module)[name]))
 
     def layer(self, group: list[nn.Module]) -> Layer:

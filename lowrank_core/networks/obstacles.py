@@ -72,8 +72,13 @@ def shared_obstacle(
         for sharer in owners[parameter]:
             if sharer not in inside and not (leaf == "weight" and sharer in together):
                 other = next(n for n, m in model.named_modules() if m is sharer)
-                return f"its {leaf} is shared with {other!r}: factorising one would untie them and store both"
+                return shared_with(other, leaf)
     return None
+
+
+def shared_with(other: str, leaf: str = "weight") -> str:
+    """That a parameter is another module's as well, in words."""
+    return f"its {leaf} is shared with {other!r}: factorising one would untie them and store both"
 
 
 def is_quantised(module: nn.Module) -> bool:

@@ -41,8 +41,9 @@ class Watched:
     resized: modules called with an output_size. readers: of modules whose weight something else computes with, who
     does; asked: those whose weight was only asked for its type or shape. changed: of modules whose own hooks or
     replaced forward change what comes out, what does. reads, misused: as of `Readers`. products: multiplications of
-    the whole network in all batches. shaped: whether an operation ran whose output has as many rows as the values say;
-    valued: whether Python looked at values, by which it may decide what runs.
+    the whole network in all batches. shaped: whether an operation ran whose output has as many rows as the values say,
+    or a network that says by `branches` that values decide what it computes looked at some; valued: whether Python
+    looked at values, by which it may decide what runs.
     """
 
     samples: list[int] = field(default_factory=list)
@@ -172,6 +173,7 @@ def watch(
     watched.reads, watched.misused = readers.reads, readers.misused
     watched.products, watched.shaped = counter.total // 2, watched.shaped or counter.shaped
     watched.valued = counter.valued or readers.valued
+    watched.shaped = watched.shaped or (watched.valued and getattr(model, "branches", False) is True)
     return watched
 
 

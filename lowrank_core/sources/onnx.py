@@ -47,6 +47,10 @@ EXAMPLES = 2
 """Samples in a batch where the file does not say how many."""
 
 
+BRANCHES = 16
+"""Batches that show whether a network in which values decide what is computed gives the same in larger ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """An input of the graph. sizes: None for what may be anything; axes: what the file calls each, "?" for no name.
@@ -175,9 +179,13 @@ def _rows(value: Tensor, rows: slice) -> Tensor:
 
 def _alone(graph: OnnxGraph, path: Path, wanting: str) -> Weights:
     """The weights of a graph that cannot be run, because nobody has said how large its inputs are."""
+    named = graph.named_parameters(remove_duplicate=False)
+    names: dict[Tensor, str] = {}
+    for name, value in sorted(named, key=lambda each: each[0].startswith("constants.")):
+        names.setdefault(value, name)  # one that goes by several names is stored once
     stored = tuple(
-        StoredTensor(name, tuple(value.shape), value.dtype, str(value.dtype), value.nbytes, partial(_rows, value))
-        for name, value in graph.state_dict().items()
+        StoredTensor(name, tuple(value.shape), value.dtype, str(value.dtype), value.nbytes, partial(_rows, value.data))
+        for value, name in names.items()
     )
     return Weights(str(path), path.stem, f"ONNX, opset {graph.program.opset}.", stored, (wanting,), wanting=wanting)
 
@@ -500,19 +508,20 @@ def _freed(graph: OnnxGraph, data: Dataset, batch: int) -> tuple[int | None, ...
     """The axis of each output that the samples are along, if the network runs with any batch, or one does whose shapes
     take what comes where they have the batch; else None.
 
-    Proved on twice the batch, which must give what its halves give.
+    Proved on twice the batch, which must give what its halves give; where values decide what is computed, on many.
     """
-    samples = data.pick(torch.arange(2 * batch) % len(data))
-    halves = [run(graph, samples.pick(slice(at, at + batch))) for at in (0, batch)]
+    proofs = BRANCHES if graph.branches else 1
+    twice = [data.pick(torch.arange(at, at + 2 * batch) % len(data)) for at in range(0, 2 * batch * proofs, 2 * batch)]
+    halves = [[run(graph, samples.pick(slice(at, at + batch))) for at in (0, batch)] for samples in twice]
     given = graph.program
     for places in ((), (0,), (1,), (0, 1)):
         graph.program = _any_batch(given, batch, places)
         try:
-            both = run(graph, samples)
+            found = [_joined_along(run(graph, both), *each) for both, each in zip(twice, halves, strict=True)]
         except InvalidData:
             continue
-        if (found := _joined_along(both, *halves)) is not None:
-            return found
+        if None not in found:
+            return found[0]
     graph.program = given
     return None
 
