@@ -14,11 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lowrank_core import Workspace
 from lowrank_core.errors import Cancelled, InvalidData, InvalidModel
+from lowrank_core.exports import EXPORTS, Compressed
 from lowrank_core.graphs.onnx_network import build
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.scope import scope
+from lowrank_core.scoring.scores import final_score
 from lowrank_core.sources import onnx as onnx_source
 from lowrank_core.sources import open_any
 from tests.onnx_networks import numbers
@@ -172,6 +174,45 @@ def test_a_batch_of_one_that_cannot_be_freed_is_run_sample_by_sample(tmp_path):
     with torch.no_grad():
         np.testing.assert_allclose(workspace.model(x), theirs, atol=1e-6)
     np.testing.assert_allclose(OnnxNetwork(str(written(workspace, tmp_path, rank=4)))(x)[0], theirs, atol=1e-5)
+
+
+def in_one_row(batch: int | str) -> onnx.ModelProto:
+    """A number for each token, those of all samples in one row."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["z"]),
+        helper.make_node("Reshape", ["z", "row"], ["y"]),
+    ]
+    weights = {"w": numbers(6, 8), "v": numbers(8, 1), "row": np.array([-1])}
+    return model(nodes, weights, {"x": (FLOAT, (batch, "tokens", 6))}, {"y": ("tokens" if batch == 1 else "all",)})
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_answers_in_one_row_are_those_of_samples_run_alone(batch, tmp_path):
+    """Judged by their numbers, as onnxruntime gives them sample by sample; the last axis of one has no classes."""
+    x = numbers(40, 5, 6).numpy()
+    path = saved(in_one_row(batch), tmp_path, x=x)
+    workspace = Workspace.open(str(path))
+    assert "in one row: here each sample is run alone" in " ".join(workspace.opened.notices)
+    dense = np.stack([in_runtime(path, x=one[None])[0] for one in x])
+    with torch.no_grad():
+        np.testing.assert_allclose(workspace.model(torch.tensor(x)), dense, rtol=1e-5, atol=1e-5)
+    assert [(o.name, o.shape, o.left) for o in workspace.judged.outputs] == [("y", (5,), "")]
+    assert plan_cost(workspace.profile).multiplies == 5 * (6 * 8 + 8)
+    plan = RankPlan.of(workspace.profile.fingerprint, {workspace.profile.layers[0].name: Choice("svd", (2,))})
+    compressed = Compressed(workspace.compress(plan), plan)
+    EXPORTS["onnx"].write(workspace, compressed, tmp_path / "small.onnx")
+    small = np.stack([in_runtime(tmp_path / "small.onnx", x=one[None])[0] for one in x])
+    with torch.no_grad():
+        np.testing.assert_allclose(compressed.model(torch.tensor(x)), small, rtol=1e-4, atol=1e-4)
+    score = final_score(workspace.measure(compressed.model))
+    if batch == 1:
+        assert score.metric == "R2 against the dense network"
+        spread = ((dense - dense.mean(0)) ** 2).sum()
+        assert score.value == pytest.approx(1 - ((small - dense) ** 2).sum() / spread, rel=1e-4)
+    else:
+        assert score.value == pytest.approx(np.mean(small.argmax(1) == dense.argmax(1)))
 
 
 def test_a_batch_is_joined_only_from_what_can_be_put_side_by_side():

@@ -89,7 +89,7 @@ class Program:
     buffers: {name of a value: its buffer in `constants`}; sizes: values that are plain numbers; slow: operators that
     ONNX's reference computes; aside: weights that did not become layers, with the reason. held: inputs of the file that
     are constants here. places: where the samples are if the file fixes their number; loops: whether so
-    many are run at a time here too.
+    many are run at a time here too. lengths: outputs whose last axis goes by the name of an input's.
     """
 
     inputs: tuple[str, ...]
@@ -103,6 +103,7 @@ class Program:
     held: dict[str, np.ndarray] = field(default_factory=dict)
     places: Places | None = None
     loops: bool = False
+    lengths: frozenset[str] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self
@@ -146,6 +147,11 @@ class OnnxGraph(nn.Module):
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs, in the order in which they come."""
         return self.program.outputs
+
+    @property
+    def outputs_of_lengths(self) -> frozenset[str]:
+        """Names of the outputs whose last axis is as long as an input is, so that it holds no classes."""
+        return self.program.lengths
 
     def forward(
         self,
@@ -327,7 +333,14 @@ class _Reader:
         sizes |= {name: integers(self.known[name].tolist()) for name in needed - sizes.keys() if self._plain(name)}
         buffers, constants = self._constants(needed - sizes.keys())
         program = Program(
-            self.inputs, self.outputs, steps, buffers, sizes, self.opset, aside=tuple(dict.fromkeys(self.aside))
+            self.inputs,
+            self.outputs,
+            steps,
+            buffers,
+            sizes,
+            self.opset,
+            aside=tuple(dict.fromkeys(self.aside)),
+            lengths=_of_lengths(self.proto),
         )
         stored = {path: self._stored(names) for path, names in self.weights.items()}
         if constants:
@@ -502,6 +515,13 @@ class _Reader:
         if value is None or value.numel() != width or value.ndim == 0 or value.shape[-1] != width:
             return None
         return users[0], other
+
+
+def _of_lengths(graph: Any) -> frozenset[str]:
+    """The outputs whose last axis goes by the name of an input's."""
+    named = {size.dim_param for value in graph.input for size in value.type.tensor_type.shape.dim} - {""}
+    last = {value.name: value.type.tensor_type.shape.dim[-1:] for value in graph.output}
+    return frozenset(name for name, sizes in last.items() if sizes and sizes[0].dim_param in named)
 
 
 def _with_ends(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:

@@ -293,7 +293,8 @@ def _class_scores(model: nn.Module, name: str, values: Tensor, *, alone: bool) -
     """Why an output without labels is taken for scores of classes; "" where it is not.
 
     Its name says so; or it holds shares that add up to one; or it is the only output and nothing in its name speaks
-    against it: (N, classes), or (N, tokens, words) with as many words as a table of the network has rows.
+    against it: (N, classes), or (N, tokens, words) with as many words as a table of the network has rows. The network
+    may say that the axis is as long as what it is given.
     """
     axis, words = class_axis_of(values), _words(name)
     if axis is None or values.shape[axis] < 2:
@@ -302,7 +303,8 @@ def _class_scores(model: nn.Module, name: str, values: Tensor, *, alone: bool) -
         return "it is called so"
     if _distributions(values.double(), axis):
         return "each adds up to one"
-    if not alone or any(word in _NUMBERS for word in words):
+    lengths = getattr(model, "outputs_of_lengths", ())
+    if not alone or name in lengths or any(word in _NUMBERS for word in words):
         return ""
     if values.ndim == 2:
         return f"it is the only one, with {values.shape[1]} columns"
