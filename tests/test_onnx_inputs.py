@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lowrank_core import Workspace
 from lowrank_core.errors import Cancelled, InvalidData, InvalidModel
 from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.graphs.onnx_network import build
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.plans.cost import plan_cost
@@ -174,6 +175,49 @@ def test_a_batch_of_one_that_cannot_be_freed_is_run_sample_by_sample(tmp_path):
     with torch.no_grad():
         np.testing.assert_allclose(workspace.model(x), theirs, atol=1e-6)
     np.testing.assert_allclose(OnnxNetwork(str(written(workspace, tmp_path, rank=4)))(x)[0], theirs, atol=1e-5)
+
+
+def states_of_its_own(op: str = "LSTM", **more) -> onnx.ModelProto:
+    """A recurrent layer as tf2onnx writes it: zeros for its states, of sizes that are computed with 32 bits."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Cast", ["sizes"], ["short"], to=TensorProto.INT32),
+        helper.make_node("Slice", ["short", "from", "to", "from"], ["batch"]),
+        helper.make_node("Concat", ["batch", "width"], ["packed"], axis=0),
+        helper.make_node("Cast", ["packed"], ["long"], to=TensorProto.INT64),
+        helper.make_node("Expand", ["zero", "long"], ["flat"]),
+        helper.make_node("Unsqueeze", ["flat", "from"], ["h"]),
+        helper.make_node(op, ["steps", "W", "R", "", "", *["h"] * (2 if op == "LSTM" else 1)], ["", "last"], **more),
+        helper.make_node("Squeeze", ["last", "from"], ["s"]),
+        helper.make_node("MatMul", ["s", "v"], ["y"]),
+    ]
+    gates = {"LSTM": 4, "GRU": 3}[op]
+    weights = {"W": numbers(1, gates * 5, 6), "R": numbers(1, gates * 5, 5, seed=1), "v": numbers(5, 3)}
+    weights |= {"from": np.array([0]), "to": np.array([1]), "width": np.array([5], np.int32)}
+    weights |= {"zero": np.zeros(1, np.float32)}
+    nodes[8].name = "layer/recurrent"
+    return model(nodes, weights, {"x": (FLOAT, ("n", 7, 6))}, {"y": ("n", 3)})
+
+
+def test_sizes_of_32_bits_leave_the_batch_free_in_a_graph(tmp_path):
+    """Nothing is asked of sizes while they are traced; what says them is still among what plans know a network by."""
+    path = saved(states_of_its_own(hidden_size=5), tmp_path)
+    workspace, x = Workspace.open(str(path)), numbers(4, 7, 6, seed=3)
+    program = exported_program(workspace.model, numbers(2, 7, 6)).module()
+    with torch.no_grad():
+        for ours in (program(x), workspace.model(x)):
+            np.testing.assert_allclose(ours, in_runtime(path, x=x.numpy())[0], atol=1e-5)
+    assert "constants.width" in workspace.model.state_dict()
+
+
+def test_a_refused_graph_names_the_node_of_the_file(tmp_path):
+    """A GRU that resets before its product is none of PyTorch's."""
+    path = saved(states_of_its_own("GRU", hidden_size=5), tmp_path)
+    workspace, x = Workspace.open(str(path)), numbers(4, 7, 6, seed=3)
+    np.testing.assert_allclose(workspace.model(x).detach(), in_runtime(path, x=x.numpy())[0], atol=1e-5)
+    with pytest.raises(InvalidModel, match=r"node 'layer/recurrent' \(GRU\) stops: only ONNX's own reference"):
+        exported_program(workspace.model, x)
 
 
 def in_one_row(batch: int | str) -> onnx.ModelProto:

@@ -40,6 +40,9 @@ SMALL = 16
 FOLD = 65_536
 """What follows from constants is computed once, unless it is so many elements larger than they are."""
 
+AT_NODE = "node "
+"""What a note on an error begins with that says where in the file a network stopped."""
+
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 KINDS = {"Gemm": "Linear", "MatMul": "Linear", "Gather": "Embedding", "LayerNormalization": "LayerNorm"}
 KINDS |= {"BatchNormalization": "BatchNorm"} | {op: op for op in ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN")}
@@ -80,6 +83,13 @@ class Step(Inner):
 
     site: Site | None = None
     dead: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the file calls the node, or what it gives."""
+        from onnx import NodeProto
+
+        return (NodeProto.FromString(self.node).name if self.node else "") or next(filter(None, self.outputs), "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,11 +193,14 @@ class OnnxGraph(nn.Module):
         for step in program.steps:
             raise_if_cancelled()
             given = [values[name] for name in step.inputs]
-            if step.site is not None:
-                module = self.get_submodule(step.site.module)
-                outputs = CALLS[step.op](module, given, step)
-            else:
-                outputs = computed(step, given, running)
+            try:
+                if step.site is not None:
+                    outputs = CALLS[step.op](self.get_submodule(step.site.module), given, step)
+                else:
+                    outputs = computed(step, given, running)
+            except Exception as error:
+                error.add_note(f"{AT_NODE}{step.name!r} ({step.op})")
+                raise
             values.update((name, value) for name, value in zip(step.outputs, outputs, strict=False) if name)
             for name in step.dead:
                 values.pop(name, None)
@@ -332,11 +345,13 @@ class _Reader:
         sizes = {name: self.known[name] for name in needed if isinstance(self.known[name], np.ndarray)}
         sizes |= {name: integers(self.known[name].tolist()) for name in needed - sizes.keys() if self._plain(name)}
         buffers, constants = self._constants(needed - sizes.keys())
+        short = {name: integers(self.known[name].tolist()) for name in buffers if _is_short(self.known[name])}
+        sizes |= short  # and buffers all the same, by which plans know the network
         program = Program(
             self.inputs,
             self.outputs,
             steps,
-            buffers,
+            {name: buffer for name, buffer in buffers.items() if name not in short},
             sizes,
             self.opset,
             aside=tuple(dict.fromkeys(self.aside)),
@@ -611,6 +626,11 @@ def _as_sizes(value: Tensor) -> Value:
     if value.dtype == torch.int64 and value.ndim <= 1 and value.numel() <= SMALL:
         return integers(value.tolist())
     return value
+
+
+def _is_short(value: Value) -> bool:
+    """Whether these are integers of 32 bits that say sizes and axes: TensorFlow computes them so."""
+    return isinstance(value, Tensor) and value.dtype == torch.int32 and value.ndim <= 1 and value.numel() <= SMALL
 
 
 def _array(proto: Any) -> Tensor:
