@@ -220,6 +220,45 @@ def test_a_refused_graph_names_the_node_of_the_file(tmp_path):
         exported_program(workspace.model, x)
 
 
+@pytest.mark.parametrize("bad", [4, -5])
+def test_tokens_beyond_their_table_are_named_with_the_input(bad, tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "whole"], ["rows"]),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "w"], ["y"]),
+    ]
+    made = model(
+        nodes, {"table": numbers(4, 6), "w": numbers(6, 3)}, {"ids": (TensorProto.INT64, ("n", 2))}, {"y": ("n", 3)}
+    )
+    path = saved(made, tmp_path, ids=np.array([[0, 3], [1, -4]]))
+    assert len(Workspace.open(str(path)).reference) == 2
+    np.savez(tmp_path / "m.npz", ids=np.array([[0, 3], [1, bad]]))
+    says = (
+        rf"m.npz: ids must be numbers from 0 to 3, the rows of its table, but goes from {min(0, bad)} to {max(3, bad)}"
+    )
+    with pytest.raises(InvalidData, match=says):
+        Workspace.open(str(path))
+
+
+def test_where_no_metric_fits_those_are_named_that_do(tmp_path):
+    """A network that is a file of data has no model file to define one in."""
+    made = model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": numbers(6, 1)}, {"x": (FLOAT, ("n", 6))}, {"y": ("n", 1)}
+    )
+    path = saved(made, tmp_path, inputs=numbers(5, 6).numpy(), targets=np.arange(5))
+    with pytest.raises(InvalidData) as caught:
+        _ = Workspace.open(str(path)).judged
+    assert "name a metric in the .npz of its data" in str(caught.value)
+    fit = str(caught.value).rpartition("those known by name that fit: ")[2].rstrip(".").split(", ")
+    assert {"mse", "mae", "r2"} <= set(fit)
+    assert not {"top-1", "perplexity", "agreement", "f1", "auc"} & set(fit)
+    for metric in fit:
+        np.savez(tmp_path / "m.npz", inputs=numbers(5, 6).numpy(), targets=np.arange(5), metric=metric)
+        workspace = Workspace.open(str(path))
+        assert final_score(workspace.measure(workspace.model)).samples == 5
+
+
 def in_one_row(batch: int | str) -> onnx.ModelProto:
     """A number for each token, those of all samples in one row."""
     nodes = [

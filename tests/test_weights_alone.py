@@ -164,6 +164,20 @@ def test_scales_of_integers_are_no_layers(integers: str, scales: str, shape: tup
     assert found.parameters == 48 + random(*shape).numel() + 2 * 20
 
 
+def test_an_unknown_layer_is_answered_with_those_that_may_be_meant(tmp_path: Path) -> None:
+    save_file({f"blocks.{n}.out.weight": random(4, 5) for n in range(12)}, tmp_path / "m.safetensors")
+
+    def refusal(name: str) -> str:
+        done = CliRunner().invoke(cli, ["spectra", str(tmp_path / "m.safetensors"), "--layer", name, "--no-cache"])
+        assert done.exit_code == 1
+        return done.stderr.strip().splitlines()[-1]
+
+    assert refusal("out").endswith(
+        "did you mean 'blocks.0.out', 'blocks.1.out', 'blocks.2.out', 'blocks.3.out', 'blocks.4.out' and 7 more?"
+    )
+    assert refusal("zzz").endswith("blocks.3.out, blocks.4.out and 7 more.")
+
+
 def test_not_a_number_is_named_with_its_layer(tmp_path: Path) -> None:
     save_file({"bad.weight": torch.full((4, 4), float("nan"))}, tmp_path / "w.safetensors")
     with pytest.raises(InvalidModel, match="layer 'bad': a weight holds NaN"):

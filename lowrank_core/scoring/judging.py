@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,7 +122,12 @@ def judge(
     if labels is not None and not chosen and len(names) > 1:
         names, why = (_fitting(names, found, labels),), "of several outputs the one that fits the labels"
     if given is None:
-        given, reason = _default(model, data.targets, {name: found[name] for name in names}, able == 1, where, remedy)
+        judged = {name: found[name] for name in names}
+
+        def advice() -> str:
+            return remedy if part.targets is None else remedy + _that_fit(judged, part.targets)
+
+        given, reason = _default(model, data.targets, judged, able == 1, where, advice)
         why = f"{why}; {reason}"
     else:
         _check_columns(given, names, found)
@@ -245,9 +250,9 @@ def _flat(values: Tensor) -> bool:
 
 
 def _default(
-    model: nn.Module, targets: Tensor | None, outputs: Outputs, alone: bool, where: str, remedy: str
+    model: nn.Module, targets: Tensor | None, outputs: Outputs, alone: bool, where: str, advice: Callable[[], str]
 ) -> tuple[Metric, str]:
-    """The metric of outputs for which a person has named none, and why it is that one."""
+    """The metric of outputs for which a person has named none, and why it is that one; advice: what to do else."""
     if targets is None:
         reasons = [_class_scores(model, name, value, alone=alone) for name, value in outputs.items()]
         if all(reasons):
@@ -261,7 +266,7 @@ def _default(
         return METRICS["binary"], "one logit, and labels 0 and 1"
     if targets.ndim == 1 and not targets.is_floating_point():
         for value in outputs.values():
-            _check_classes(value, targets, where, remedy)
+            _check_classes(value, targets, where, advice)
         return TOP1, "class indices"
     if targets.is_floating_point() and all(
         value.shape[1:] == targets.shape[1:] or (_flat(value) and _flat(targets)) for value in outputs.values()
@@ -270,22 +275,43 @@ def _default(
     told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise InvalidData(
         f"targets must be class indices, (N,) integers, to be scored by top-1, or numbers of the output's shape, to be "
-        f"scored by R2, but got {tuple(targets.shape)} {targets.dtype} for a sample's {told}; {remedy}."
+        f"scored by R2, but got {tuple(targets.shape)} {targets.dtype} for a sample's {told}; {advice()}."
     )
 
 
-def _check_classes(output: Tensor, targets: Tensor, where: str, remedy: str) -> None:
+def _that_fit(outputs: Outputs, targets: Tensor) -> str:
+    """The metrics known by name that take such outputs and targets, in words; "" where none does."""
+
+    def takes(metric: Metric, values: Tensor) -> bool:
+        axis = metric.axis_of(values)
+        if metric.class_axis is not None and (axis is None or values.shape[axis] < 2):
+            return False
+        if metric.class_axis is not None and not metric.label_free:
+            assert axis is not None
+            if targets.is_floating_point() or int(targets.max()) >= values.shape[axis]:
+                return False
+        try:
+            metric.score(values, metric.targets_of(values, targets))
+        except Exception:  # whatever a metric says of forms that it does not know
+            return False
+        return True
+
+    fit = [name for name, metric in METRICS.items() if all(takes(metric, values) for values in outputs.values())]
+    return f"; those known by name that fit: {', '.join(fit)}" if fit else ""
+
+
+def _check_classes(output: Tensor, targets: Tensor, where: str, advice: Callable[[], str]) -> None:
     """Outputs must be one number per class, and every label one of these classes."""
     if output.ndim != 2 or output.shape[1] < 2:
         raise InvalidData(
             f"outputs must be (N, classes) to be scored by top-1, but for one sample the model "
-            f"returns {(1, *output.shape[1:])}; {remedy}."
+            f"returns {(1, *output.shape[1:])}; {advice()}."
         )
     low, high, classes = int(targets.min()), int(targets.max()), output.shape[1]
     if low < 0 or high >= classes:
         raise InvalidData(
             f"labels must be 0..{classes - 1}, one for each of the model's {classes} outputs, but "
-            f"{where} has {low}..{high}; correct the labels, or {remedy}."
+            f"{where} has {low}..{high}; correct the labels, or {advice()}."
         )
 
 

@@ -371,7 +371,9 @@ def given_data(graph: OnnxGraph, inputs: tuple[Input, ...], named: Named, beside
         batch = []
         for value in inputs:
             if value.name in arrays:
-                batch.append(_fitting(value, arrays[value.name], samples, apart, beside))
+                array = _fitting(value, arrays[value.name], samples, apart, beside)
+                _check_tokens(array, _rows_of_table(graph, value.name), f"{beside}: {prefix}{value.name}")
+                batch.append(array)
                 continue
             sizes = [None if axis == value.axis else n for axis, n in enumerate(value.sizes)]
             usual = value.state or "mask" in value.name.lower() or "len" in value.name.lower()
@@ -406,8 +408,24 @@ def _fitting(value: Input, array: Tensor, samples: int, apart: bool, beside: Pat
     return array.to(value.dtype)
 
 
+def _check_tokens(array: Tensor, rows: int | None, where: str) -> None:
+    """Numbers that are looked up must be those of rows, from the end where they are below 0, as ONNX counts them."""
+    if rows is None or not array.numel():
+        return
+    low, high = array.min().item(), array.max().item()
+    if low < -rows or high >= rows:
+        raise InvalidData(
+            f"{where} must be numbers from 0 to {rows - 1:,}, the rows of its table, but goes from {low:,} to {high:,}."
+        )
+
+
 def _tokens(graph: OnnxGraph, name: str) -> int:
-    """Rows of the smallest table that an input is looked up in, through casts and the like; 2 where there is none."""
+    """What random tokens for an input are below: the rows of its table; 2 where there is none."""
+    return _rows_of_table(graph, name) or 2
+
+
+def _rows_of_table(graph: OnnxGraph, name: str) -> int | None:
+    """Rows of the smallest table that an input is looked up in, through casts and the like; None without one."""
     reached, rows = {name}, []
     for step in graph.program.steps:
         if step.site is not None and step.op == "Gather" and step.inputs[0] in reached:
@@ -416,7 +434,7 @@ def _tokens(graph: OnnxGraph, name: str) -> int:
             step.op in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten") and step.inputs[0] in reached
         ):
             reached.update(step.outputs)
-    return min(rows, default=2)
+    return min(rows, default=None)
 
 
 def _examples(inputs: tuple[Input, ...]) -> int:
