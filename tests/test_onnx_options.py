@@ -173,7 +173,7 @@ def many_operators(last: str = "Tanh") -> onnx.ModelProto:
     stored |= {"starts": [1], "ends": [3], "axes": [1]}
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
-        helper.make_node("Flatten", ["t"], ["f"], axis=1),
+        helper.make_node("Flatten", ["t"], ["f"], axis=-2),
         helper.make_node("Gemm", ["f", "w"], ["g"], transB=1),
         helper.make_node("Sigmoid", ["g"], ["s"]),
         helper.make_node("Mul", ["s", "scale"], ["m"]),

@@ -73,6 +73,7 @@ def _at_opset(proto: Any, opset: int) -> Any:
         _say_last_axes(proto, opset)
         if opset < MAY_LACK_OFFSET:
             _say_offsets(proto)
+            _count_axes_from_the_first(proto)
     changed = proto if opset == now else _converted(proto, opset)
     changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import))
     return changed
@@ -124,6 +125,16 @@ def _say_offsets(proto: Any) -> None:
                 zeros = np.zeros(1, helper.tensor_dtype_to_np_dtype(types[node.output[0]]))
                 graph.initializer.append(numpy_helper.from_array(zeros, f"{node.output[0]}_offset"))
                 node.input.append(graph.initializer[-1].name)
+
+
+def _count_axes_from_the_first(proto: Any) -> None:
+    """Say the axis of each Flatten from the first on, in a graph whose shapes are known: below 0 it was not allowed."""
+    for graph in _graphs(proto.graph):
+        known = (*graph.input, *graph.output, *graph.value_info)
+        axes = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+        for node in (node for node in graph.node if node.op_type == "Flatten"):
+            for attribute in node.attribute:
+                attribute.i += axes.get(node.input[0], 0) if attribute.i < 0 else 0
 
 
 def _converted(proto: Any, opset: int) -> Any:
