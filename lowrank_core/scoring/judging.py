@@ -111,12 +111,13 @@ def judge(
     if chosen:
         names, why = tuple(dict.fromkeys(_named(choice, tuple(found)) for choice in chosen)), "chosen"
     elif len(found) == 1:
-        names, why = tuple(found), "the only output"  # whatever it is, a metric of a person's own may know it
-    bad = [o for o in outputs if (o.name in names and o.left in (UNREACHED, NO_BATCH) and chosen) or not names]
+        names, why = tuple(found), "the only output"
+    meant = chosen or (given is None and data.targets is None)  # a metric of a person's own may know any form
+    bad = [o for o in outputs if (o.name in names and o.left in (UNREACHED, NO_BATCH) and meant) or not names]
     if bad:
         raise InvalidData(
             "an output that is judged must hold numbers for each sample that weights reach, but "
-            f"{', '.join(f'{output.name} is {output.left}' for output in bad)}."
+            f"{', '.join(_against(output, found[output.name]) for output in bad)}."
         )
     labels = None if given is not None and given.label_free else data.targets
     if labels is not None and not chosen and len(names) > 1:
@@ -132,6 +133,11 @@ def judge(
     else:
         _check_columns(given, names, found)
     return Judged(names, given, why, outputs)
+
+
+def _against(output: Output, values: Tensor) -> str:
+    of_all = f", {tuple(values.shape)} for {SAMPLES} samples" if output.left == NO_BATCH else ""
+    return f"{output.name} is {output.left}{of_all}"
 
 
 def _looked_at(found: Outputs) -> tuple[Output, ...]:
