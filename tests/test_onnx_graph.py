@@ -97,6 +97,8 @@ ROW |= {"square": torch.tensor([0, 2, 6, 5]), "slope": numbers(4, 1, 1).abs(), "
 ROW |= {"w": numbers(3, 4, 3, 2), "b": numbers(3), "mean": numbers(4, seed=2), "var": numbers(4, seed=3).abs()}
 ROW |= {"u": numbers(4, 3, 3, 3), "table": numbers(6, 5), "left": numbers(7, 6), "batch": numbers(4, 5, 3)}
 ROW |= {"row": numbers(5), "wide": torch.tensor([1.0, 1.0, 2.0, 3.0]), "none": torch.tensor([], dtype=torch.int64)}
+ROW |= {"deep": torch.tensor([[[[0, -1], [2, 1]]]]), "news": numbers(1, 1, 2, 2, seed=5)}
+ROW |= {"pairs": torch.tensor([[0, 1], [-1, 2]]), "rows": numbers(2, *X.shape[2:], seed=6)}
 
 CASES: list[tuple[str, list[str], dict]] = [
     *((op, ["x"], {}) for op in ("Abs", "Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Neg", "Sin", "Cos", "Floor", "Ceil")),
@@ -125,6 +127,13 @@ CASES: list[tuple[str, list[str], dict]] = [
     ("ReduceMax", ["x"], {"axes": [-1]}),
     ("ReduceLogSumExp", ["x"], {"axes": [1]}),
     ("ReduceProd", ["x"], {"axes": [1, 2]}),
+    ("ScatterElements", ["x", "deep", "news"], {"axis": 1}),
+    ("ScatterElements", ["x", "deep", "news"], {"axis": -1, "reduction": "add"}),
+    ("ScatterElements", ["x", "deep", "news"], {"axis": 2, "reduction": "mul"}),
+    ("ScatterElements", ["x", "deep", "news"], {"axis": 2, "reduction": "max"}),
+    ("ScatterND", ["x", "pairs", "rows"], {}),
+    ("ScatterND", ["x", "pairs", "rows"], {"reduction": "add"}),
+    ("ScatterND", ["x", "pairs", "rows"], {"reduction": "min"}),
     ("DepthToSpace", ["x"], {"blocksize": 2}),
     ("DepthToSpace", ["x"], {"blocksize": 2, "mode": "CRD"}),
     ("MaxPool", ["x"], {"kernel_shape": [3, 2], "pads": [0, 1, 1, 0], "strides": [2, 1]}),

@@ -14,11 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lowrank_core import Workspace
 from lowrank_core.errors import Cancelled, InvalidData, InvalidModel
+from lowrank_core.exports import EXPORTS, Compressed
+from lowrank_core.graphs.exporting import exported_program
 from lowrank_core.graphs.onnx_network import build
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.plans.cost import plan_cost
 from lowrank_core.plans.plan import Choice, RankPlan
 from lowrank_core.running.scope import scope
+from lowrank_core.scoring.scores import final_score
 from lowrank_core.sources import onnx as onnx_source
 from lowrank_core.sources import open_any
 from tests.onnx_networks import numbers
@@ -182,6 +185,127 @@ def test_a_batch_of_one_that_cannot_be_freed_is_run_sample_by_sample(tmp_path):
     with torch.no_grad():
         np.testing.assert_allclose(workspace.model(x), theirs, atol=1e-6)
     np.testing.assert_allclose(OnnxNetwork(str(written(workspace, tmp_path, rank=4)))(x)[0], theirs, atol=1e-5)
+
+
+def states_of_its_own(op: str = "LSTM", **more) -> onnx.ModelProto:
+    """A recurrent layer as tf2onnx writes it: zeros for its states, of sizes that are computed with 32 bits."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Cast", ["sizes"], ["short"], to=TensorProto.INT32),
+        helper.make_node("Slice", ["short", "from", "to", "from"], ["batch"]),
+        helper.make_node("Concat", ["batch", "width"], ["packed"], axis=0),
+        helper.make_node("Cast", ["packed"], ["long"], to=TensorProto.INT64),
+        helper.make_node("Expand", ["zero", "long"], ["flat"]),
+        helper.make_node("Unsqueeze", ["flat", "from"], ["h"]),
+        helper.make_node(op, ["steps", "W", "R", "", "", *["h"] * (2 if op == "LSTM" else 1)], ["", "last"], **more),
+        helper.make_node("Squeeze", ["last", "from"], ["s"]),
+        helper.make_node("MatMul", ["s", "v"], ["y"]),
+    ]
+    gates = {"LSTM": 4, "GRU": 3}[op]
+    weights = {"W": numbers(1, gates * 5, 6), "R": numbers(1, gates * 5, 5, seed=1), "v": numbers(5, 3)}
+    weights |= {"from": np.array([0]), "to": np.array([1]), "width": np.array([5], np.int32)}
+    weights |= {"zero": np.zeros(1, np.float32)}
+    nodes[8].name = "layer/recurrent"
+    return model(nodes, weights, {"x": (FLOAT, ("n", 7, 6))}, {"y": ("n", 3)})
+
+
+def test_sizes_of_32_bits_leave_the_batch_free_in_a_graph(tmp_path):
+    """Nothing is asked of sizes while they are traced; what says them is still among what plans know a network by."""
+    path = saved(states_of_its_own(hidden_size=5), tmp_path)
+    workspace, x = Workspace.open(str(path)), numbers(4, 7, 6, seed=3)
+    program = exported_program(workspace.model, numbers(2, 7, 6)).module()
+    with torch.no_grad():
+        for ours in (program(x), workspace.model(x)):
+            np.testing.assert_allclose(ours, in_runtime(path, x=x.numpy())[0], atol=1e-5)
+    assert "constants.width" in workspace.model.state_dict()
+
+
+def test_a_refused_graph_names_the_node_of_the_file(tmp_path):
+    """A GRU that resets before its product is none of PyTorch's."""
+    path = saved(states_of_its_own("GRU", hidden_size=5), tmp_path)
+    workspace, x = Workspace.open(str(path)), numbers(4, 7, 6, seed=3)
+    np.testing.assert_allclose(workspace.model(x).detach(), in_runtime(path, x=x.numpy())[0], atol=1e-5)
+    with pytest.raises(InvalidModel, match=r"node 'layer/recurrent' \(GRU\) stops: only ONNX's own reference"):
+        exported_program(workspace.model, x)
+
+
+@pytest.mark.parametrize("bad", [4, -5])
+def test_tokens_beyond_their_table_are_named_with_the_input(bad, tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "whole"], ["rows"]),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "w"], ["y"]),
+    ]
+    made = model(
+        nodes, {"table": numbers(4, 6), "w": numbers(6, 3)}, {"ids": (TensorProto.INT64, ("n", 2))}, {"y": ("n", 3)}
+    )
+    path = saved(made, tmp_path, ids=np.array([[0, 3], [1, -4]]))
+    assert len(Workspace.open(str(path)).reference) == 2
+    np.savez(tmp_path / "m.npz", ids=np.array([[0, 3], [1, bad]]))
+    says = (
+        rf"m.npz: ids must be numbers from 0 to 3, the rows of its table, but goes from {min(0, bad)} to {max(3, bad)}"
+    )
+    with pytest.raises(InvalidData, match=says):
+        Workspace.open(str(path))
+
+
+def test_where_no_metric_fits_those_are_named_that_do(tmp_path):
+    """A network that is a file of data has no model file to define one in."""
+    made = model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": numbers(6, 1)}, {"x": (FLOAT, ("n", 6))}, {"y": ("n", 1)}
+    )
+    path = saved(made, tmp_path, inputs=numbers(5, 6).numpy(), targets=np.arange(5))
+    with pytest.raises(InvalidData) as caught:
+        _ = Workspace.open(str(path)).judged
+    assert "name a metric in the .npz of its data" in str(caught.value)
+    fit = str(caught.value).rpartition("those known by name that fit: ")[2].rstrip(".").split(", ")
+    assert {"mse", "mae", "r2"} <= set(fit)
+    assert not {"top-1", "perplexity", "agreement", "f1", "auc"} & set(fit)
+    for metric in fit:
+        np.savez(tmp_path / "m.npz", inputs=numbers(5, 6).numpy(), targets=np.arange(5), metric=metric)
+        workspace = Workspace.open(str(path))
+        assert final_score(workspace.measure(workspace.model)).samples == 5
+
+
+def in_one_row(batch: int | str) -> onnx.ModelProto:
+    """A number for each token, those of all samples in one row."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["z"]),
+        helper.make_node("Reshape", ["z", "row"], ["y"]),
+    ]
+    weights = {"w": numbers(6, 8), "v": numbers(8, 1), "row": np.array([-1])}
+    return model(nodes, weights, {"x": (FLOAT, (batch, "tokens", 6))}, {"y": ("tokens" if batch == 1 else "all",)})
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_answers_in_one_row_are_those_of_samples_run_alone(batch, tmp_path):
+    """Judged by their numbers, as onnxruntime gives them sample by sample; the last axis of one has no classes."""
+    x = numbers(40, 5, 6).numpy()
+    path = saved(in_one_row(batch), tmp_path, x=x)
+    workspace = Workspace.open(str(path))
+    assert "in one row: here each sample is run alone" in " ".join(workspace.opened.notices)
+    dense = np.stack([in_runtime(path, x=one[None])[0] for one in x])
+    with torch.no_grad():
+        np.testing.assert_allclose(workspace.model(torch.tensor(x)), dense, rtol=1e-5, atol=1e-5)
+    assert [(o.name, o.shape, o.left) for o in workspace.judged.outputs] == [("y", (5,), "")]
+    assert plan_cost(workspace.profile).multiplies == 5 * (6 * 8 + 8)
+    plan = RankPlan.of(workspace.profile.fingerprint, {workspace.profile.layers[0].name: Choice("svd", (2,))})
+    compressed = Compressed(workspace.compress(plan), plan)
+    EXPORTS["onnx"].write(workspace, compressed, tmp_path / "small.onnx")
+    small = np.stack([in_runtime(tmp_path / "small.onnx", x=one[None])[0] for one in x])
+    with torch.no_grad():
+        np.testing.assert_allclose(compressed.model(torch.tensor(x)), small, rtol=1e-4, atol=1e-4)
+    score = final_score(workspace.measure(compressed.model))
+    if batch == 1:
+        assert score.metric == "R2 against the dense network"
+        spread = ((dense - dense.mean(0)) ** 2).sum()
+        assert score.value == pytest.approx(1 - ((small - dense) ** 2).sum() / spread, rel=1e-4)
+    else:
+        assert score.value == pytest.approx(np.mean(small.argmax(1) == dense.argmax(1)))
 
 
 def test_a_batch_is_joined_only_from_what_can_be_put_side_by_side():

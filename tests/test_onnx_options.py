@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from lowrank_core import Choice, RankPlan, Workspace
@@ -162,6 +164,49 @@ def test_operators_take_the_form_that_they_had_before() -> None:
         InvalidModel, match="Softmax over another axis than the last is another operator before opset 13"
     ):
         at_opset(spread, 12)
+
+
+def many_operators(last: str = "Tanh") -> onnx.ModelProto:
+    """Of opset 13, of which ONNX's converter knows no way down."""
+    numbers = np.random.default_rng(0)
+    stored = {"w": numbers.normal(size=(4, 12)), "scale": numbers.normal(size=(1, 4)), "to": [0, 4], "rows": [2, 0, 1]}
+    stored |= {"starts": [1], "ends": [3], "axes": [1]}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("Flatten", ["t"], ["f"], axis=-2),
+        helper.make_node("Gemm", ["f", "w"], ["g"], transB=1),
+        helper.make_node("Sigmoid", ["g"], ["s"]),
+        helper.make_node("Mul", ["s", "scale"], ["m"]),
+        helper.make_node("Gather", ["m", "rows"], ["r"], axis=-1),
+        helper.make_node("Slice", ["m", "starts", "ends", "axes"], ["c"]),
+        helper.make_node(last, ["c"], ["p"]),
+        helper.make_node("Concat", ["m", "r", "p"], ["y"], axis=-1),
+    ]
+    weights = [
+        numpy_helper.from_array(np.asarray(value, np.int64 if isinstance(value, list) else np.float32), name)
+        for name, value in stored.items()
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", None])
+    graph = helper.make_graph(nodes, "many", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@pytest.mark.parametrize("opset", range(7, 13))
+def test_operators_that_differ_by_types_alone_go_down_to_any_opset(opset: int) -> None:
+    def answers(proto: onnx.ModelProto) -> np.ndarray:
+        return onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+
+    written, x = many_operators(), np.random.default_rng(1).normal(size=(5, 3, 4)).astype(np.float32)
+    older = checked(at_opset(written, opset))
+    assert opset_of(older) == opset
+    assert opset_of(written) == 13  # which is as it was
+    np.testing.assert_allclose(answers(older), answers(written), atol=1e-6)
+
+
+def test_the_lowest_opset_that_does_is_said() -> None:
+    with pytest.raises(InvalidModel, match="opset 7: there was no Erf yet; --opset 9 is the lowest that does"):
+        at_opset(many_operators("Erf"), 7)
 
 
 def test_a_name_with_both_kinds_of_quotes_is_in_no_graph() -> None:

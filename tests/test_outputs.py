@@ -23,7 +23,7 @@ from lowrank_core.plans.candidate import Candidate
 from lowrank_core.predict.prediction import noise_table
 from lowrank_core.predict.sensitivity import PointFile, change_of, divergence, measured
 from lowrank_core.scoring.judging import judge
-from lowrank_core.scoring.metrics import AGREEMENT, METRICS, RESEMBLANCE, TOP1
+from lowrank_core.scoring.metrics import AGREEMENT, METRICS, RESEMBLANCE, TOP1, Metric
 from lowrank_core.scoring.prefix import Cuts, PrefixStore
 from lowrank_core.scoring.scores import final_score, output_scores
 from lowrank_core.store.as_json import plain
@@ -355,6 +355,15 @@ def test_whole_numbers_are_answers_and_no_scores(alone):
 
     own = workspace(Wraps(Alone(a=12), ends), torch.ones(96), outputs=["classes"], metric=ones)
     assert own.judged.names == ("classes",)
+
+
+def test_the_only_output_must_have_a_place_for_each_sample():
+    """One row of all samples' numbers was judged as if it had, until a search measured another network."""
+    rows = nn.Sequential(nn.Linear(4, 3), nn.Flatten(0))
+    with pytest.raises(InvalidData, match=r"output is without a batch axis, \(9,\) for 3 samples"):
+        judge(rows, Dataset(torch.ones(5, 4)))
+    own = Metric("own", value=lambda outputs, targets: 1.0)
+    assert judge(rows, Dataset(torch.ones(5, 4), torch.ones(5)), own).names == ("output",)
 
 
 def test_numbers_as_targets_are_judged_by_r2_and_it_is_said():

@@ -142,6 +142,42 @@ def test_kinds_are_told_by_shape_and_tables_by_name(tmp_path: Path) -> None:
     assert any("told from Linear layers by their names" in notice for notice in found.notices)
 
 
+@pytest.mark.parametrize(
+    ("integers", "scales", "shape"),
+    [
+        ("a.weight.qweight", "a.weight.scale", (6, 1)),
+        ("a.weight", "a.weight_scale", (6, 2)),  # compressed-tensors, in groups
+        ("a.qweight", "a.scales", (2, 8)),  # GPTQ
+        ("a.weight._data", "a.weight._scale", (6, 1)),  # quanto
+    ],
+)
+def test_scales_of_integers_are_no_layers(integers: str, scales: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Beside a matrix that is called a scale and belongs to no integers."""
+    of_integers = torch.arange(48, dtype=torch.int8).reshape(6, 8)
+    tensors = {integers: of_integers, scales: random(*shape).abs(), "b.scale": random(5, 4), "b.weight": random(5, 4)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    found = stock(tmp_path / "m.safetensors")
+    assert {layer.name for layer in found.layers} == {"b.scale", "b"}
+    assert {one.name: one.reason for one in found.skipped}[scales] == (
+        f"it says what the numbers of {integers} (I8) stand for"
+    )
+    assert found.parameters == 48 + random(*shape).numel() + 2 * 20
+
+
+def test_an_unknown_layer_is_answered_with_those_that_may_be_meant(tmp_path: Path) -> None:
+    save_file({f"blocks.{n}.out.weight": random(4, 5) for n in range(12)}, tmp_path / "m.safetensors")
+
+    def refusal(name: str) -> str:
+        done = CliRunner().invoke(cli, ["spectra", str(tmp_path / "m.safetensors"), "--layer", name, "--no-cache"])
+        assert done.exit_code == 1
+        return done.stderr.strip().splitlines()[-1]
+
+    assert refusal("out").endswith(
+        "did you mean 'blocks.0.out', 'blocks.1.out', 'blocks.2.out', 'blocks.3.out', 'blocks.4.out' and 7 more?"
+    )
+    assert refusal("zzz").endswith("blocks.3.out, blocks.4.out and 7 more.")
+
+
 def test_not_a_number_is_named_with_its_layer(tmp_path: Path) -> None:
     save_file({"bad.weight": torch.full((4, 4), float("nan"))}, tmp_path / "w.safetensors")
     with pytest.raises(InvalidModel, match="layer 'bad': a weight holds NaN"):

@@ -15,7 +15,7 @@ from lowrank_core.commands._opening import looked_at
 from lowrank_core.commands._options import CACHED, DASK, MODEL, WORKERS
 from lowrank_core.commands._spectra import Looked, Spectrum, spectra_of, work
 from lowrank_core.commands._terminal import ProgressLine, say, table
-from lowrank_core.errors import InvalidPlan
+from lowrank_core.errors import InvalidPlan, cut, few
 from lowrank_core.figures import duration
 from lowrank_core.methods import METHODS
 from lowrank_core.networks.profile import Layer, Skipped
@@ -215,6 +215,7 @@ def _unknown_layer(name: str, names: list[str], skipped: tuple[Skipped, ...]) ->
     reasons = {s.name: s.reason for s in skipped}
     if name in reasons:
         return f"layer {name!r} cannot be compressed: {reasons[name]}."
-    near = get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(names[:8])}."
-    return f"the model has no layer {name!r}; {hint}"
+    inside = [each for each in names if each.endswith(f".{name}") or f".{name}." in each or each.startswith(f"{name}.")]
+    near = inside or get_close_matches(name, names, n=1)
+    hint = f"did you mean {few(near, repr)}?" if near else f"the layers are {few(names)}."
+    return f"the model has no layer {cut(name)!r}; {hint}"

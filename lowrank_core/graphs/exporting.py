@@ -21,6 +21,7 @@ from lowrank_core.errors import InvalidFile, InvalidModel
 from lowrank_core.extras import extra
 from lowrank_core.graphs import recurrent
 from lowrank_core.graphs.alone import Places, at_a_time
+from lowrank_core.graphs.onnx_network import AT_NODE
 from lowrank_core.layers.computed import sharing
 from lowrank_core.layers.data import BatchAxes, Inputs, call, evaluating, first_axes, named_outputs, tensors
 from lowrank_core.running.own_process import nothing_printed
@@ -315,7 +316,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _place(model: nn.Module, error: Exception) -> str:
-    """The innermost layer that was running, and its line of code; nothing where it failed outside of all layers."""
+    """The node of a file that was running, or the innermost layer and its line of code; nothing outside of all."""
+    for cause in _causes(error):
+        for note in getattr(cause, "__notes__", ()):
+            if note.startswith(AT_NODE):
+                return f"{note} stops: "
     names = {id(module): name for name, module in model.named_modules()}
     for cause in _causes(error):
         for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
@@ -363,6 +368,7 @@ def _short(error: Exception) -> str:
 
 
 _REASONS = {
+    "Unhandled": "only ONNX's own reference computes it so, which is no part of a graph",
     "GuardOnDataDependentSymNode": "what it computes depends on values that are known only when it runs",
     "ConstraintViolationError": "its code works at one batch size only (a view or a loop with that number in it)",
 }

@@ -49,22 +49,43 @@ def at_sizes(proto: Any, sizes: Sequence[Sequence[int]]) -> Any:
 def at_opset(proto: Any, opset: int) -> Any:
     """The same graph in another version of ONNX's operators.
 
-    Raises InvalidSettings for a version that is not written, InvalidModel where an operator has no such form.
+    Raises InvalidSettings for a version that is not written, InvalidModel where an operator has no such form; it names
+    the lowest version in which there is one.
     """
-    from onnx import helper
-
     least, most = OPSETS
     if not least <= opset <= most:
         raise InvalidSettings(f"--opset must be from {least} to {most}, but got {opset}.")
+    try:
+        return _at_opset(proto, opset)
+    except InvalidModel as error:
+        lowest = next((each for each in range(opset + 1, opset_of(proto)) if _is_written(proto, each)), None)
+        lowest = opset_of(proto) if lowest is None else lowest
+        does = f"; --opset {lowest} is the lowest that does" if lowest > opset else ""
+        raise InvalidModel(f"ONNX cannot write this network in opset {opset}: {error}{does}.") from error
+
+
+def _at_opset(proto: Any, opset: int) -> Any:
+    from onnx import helper
+
     now = opset_of(proto)
     if opset < ONE_AXIS <= now:
         proto = inferred(proto)  # a copy
         _say_last_axes(proto, opset)
         if opset < MAY_LACK_OFFSET:
             _say_offsets(proto)
-    changed = proto if opset == now else _converted(proto, range(opset, now) if opset < now else (opset,), opset)
+            _count_axes_from_the_first(proto)
+    changed = proto if opset == now else _converted(proto, opset)
     changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import))
     return changed
+
+
+def _is_written(proto: Any, opset: int) -> bool:
+    """Whether there is a form of a graph in that version."""
+    try:
+        checked(_at_opset(proto, opset))
+    except InvalidModel:
+        return False
+    return True
 
 
 LAST_AXIS_ALONE, ONE_AXIS = {"Softmax", "LogSoftmax", "Hardmax"}, 13
@@ -84,8 +105,7 @@ def _say_last_axes(proto: Any, opset: int) -> None:
             node.attribute.append(helper.make_attribute("axis", -1))
         elif axis not in (-1, last.get(node.output[0])):
             raise InvalidModel(
-                f"ONNX cannot write this network in opset {opset}: {node.op_type} over another axis than the last is "
-                f"another operator before opset {ONE_AXIS}."
+                f"{node.op_type} over another axis than the last is another operator before opset {ONE_AXIS}"
             )
 
 
@@ -107,18 +127,33 @@ def _say_offsets(proto: Any) -> None:
                 node.input.append(graph.initializer[-1].name)
 
 
-def _converted(proto: Any, versions: Sequence[int], opset: int) -> Any:
-    """The graph in the first of these versions that ONNX's converter reaches, said to be of the one asked for."""
+def _count_axes_from_the_first(proto: Any) -> None:
+    """Say the axis of each Flatten from the first on, in a graph whose shapes are known: below 0 it was not allowed."""
+    for graph in _graphs(proto.graph):
+        known = (*graph.input, *graph.output, *graph.value_info)
+        axes = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+        for node in (node for node in graph.node if node.op_type == "Flatten"):
+            for attribute in node.attribute:
+                attribute.i += axes.get(node.input[0], 0) if attribute.i < 0 else 0
+
+
+def _converted(proto: Any, opset: int) -> Any:
+    """The graph in that version: in an older one its operators have the form they had; ONNX's converter does the rest.
+
+    Of opset 13 that knows hardly an operator.
+    """
     from onnx import version_converter
 
-    errors: list[Exception] = []
-    for version in versions:
+    refused: InvalidModel | None = None
+    if opset < opset_of(proto):
         try:
-            return _as_types_alone(version_converter.convert_version(proto, version), opset)
-        except Exception as error:  # a RuntimeError of its own for each operator
-            errors.append(error)
-    said = next((error for error in errors if isinstance(error, InvalidModel)), errors[0])
-    raise InvalidModel(f"ONNX cannot write this network in opset {opset}: {_said(said)}.") from said
+            return _as_types_alone(_copied(proto), opset)
+        except InvalidModel as error:
+            refused = error
+    try:
+        return version_converter.convert_version(proto, opset)
+    except Exception as error:  # a RuntimeError of its own for each operator
+        raise refused or InvalidModel(_said(error)) from error
 
 
 def _as_types_alone(proto: Any, opset: int) -> Any:
@@ -135,6 +170,8 @@ def _as_types_alone(proto: Any, opset: int) -> Any:
         if node.op_type == "Constant" and node.attribute[0].HasField("t"):
             known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     for node in (node for graph in _graphs(proto.graph) for node in graph.node if node.domain in ("", "ai.onnx")):
+        if not defs.has(node.op_type, opset):
+            raise InvalidModel(f"there was no {node.op_type} yet")
         now, then = (defs.get_schema(node.op_type, each) for each in (version, opset))
         if now.since_version != then.since_version:
             _as_before(node, now, then, known)

@@ -42,6 +42,9 @@ SMALL = 16
 FOLD = 65_536
 """What follows from constants is computed once, unless it is so many elements larger than they are."""
 
+AT_NODE = "node "
+"""What a note on an error begins with that says where in the file a network stopped."""
+
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 KINDS = {"Gemm": "Linear", "MatMul": "Linear", "Gather": "Embedding", "LayerNormalization": "LayerNorm"}
 KINDS |= {"BatchNormalization": "BatchNorm"} | {op: op for op in ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN")}
@@ -83,6 +86,13 @@ class Step(Inner):
     site: Site | None = None
     dead: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What the file calls the node, or what it gives."""
+        from onnx import NodeProto
+
+        return (NodeProto.FromString(self.node).name if self.node else "") or next(filter(None, self.outputs), "")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
@@ -91,7 +101,8 @@ class Program:
     buffers: {name of a value: its buffer in `constants`}; turned: those whose buffer holds the transpose, as a layer
     has it; sizes: values that are plain numbers; slow: operators that ONNX's reference computes; aside: weights that
     did not become layers, with the reason. held: inputs of the file that are constants here. places: where the samples
-    are if the file fixes their number; loops: whether so many are run at a time here too.
+    are if the file fixes their number; loops: whether so many are run at a time here too. lengths: outputs whose
+    last axis goes by the name of an input's.
     """
 
     inputs: tuple[str, ...]
@@ -106,6 +117,7 @@ class Program:
     held: dict[str, np.ndarray] = field(default_factory=dict)
     places: Places | None = None
     loops: bool = False
+    lengths: frozenset[str] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self
@@ -161,6 +173,11 @@ class OnnxGraph(nn.Module):
         recurrent = (step for step in self.program.steps if step.site is not None and step.op in _RECURRENT)
         return frozenset(step.site.module for step in recurrent if step.site is not None and step.inputs[1])
 
+    @property
+    def outputs_of_lengths(self) -> frozenset[str]:
+        """Names of the outputs whose last axis is as long as an input is, so that it holds no classes."""
+        return self.program.lengths
+
     def forward(
         self,
         first: Tensor,
@@ -192,11 +209,14 @@ class OnnxGraph(nn.Module):
         for step in program.steps:
             raise_if_cancelled()
             given = [values[name] for name in step.inputs]
-            if step.site is not None:
-                module = self.get_submodule(step.site.module)
-                outputs = CALLS[step.op](module, given, step)
-            else:
-                outputs = computed(step, given, running)
+            try:
+                if step.site is not None:
+                    outputs = CALLS[step.op](self.get_submodule(step.site.module), given, step)
+                else:
+                    outputs = computed(step, given, running)
+            except Exception as error:
+                error.add_note(f"{AT_NODE}{step.name!r} ({step.op})")
+                raise
             values.update((name, value) for name, value in zip(step.outputs, outputs, strict=False) if name)
             for name in step.dead:
                 values.pop(name, None)
@@ -354,8 +374,19 @@ class _Reader:
         sizes = {name: self.known[name] for name in needed if isinstance(self.known[name], np.ndarray)}
         sizes |= {name: integers(self.known[name].tolist()) for name in needed - sizes.keys() if self._plain(name)}
         buffers, turned, constants = self._constants(needed - sizes.keys())
-        aside = tuple(dict.fromkeys(self.aside))
-        program = Program(self.inputs, self.outputs, steps, buffers, sizes, self.opset, turned=turned, aside=aside)
+        short = {name: integers(self.known[name].tolist()) for name in buffers if _is_short(self.known[name])}
+        sizes |= short  # and buffers all the same, by which plans know the network
+        program = Program(
+            self.inputs,
+            self.outputs,
+            steps,
+            {name: buffer for name, buffer in buffers.items() if name not in short},
+            sizes,
+            self.opset,
+            turned=turned,
+            aside=tuple(dict.fromkeys(self.aside)),
+            lengths=_of_lengths(self.proto),
+        )
         stored = {path: self._stored(names) for path, names in self.weights.items()}
         if constants:
             layers = {p for module in self.modules.values() for p in module.parameters()}
@@ -558,6 +589,13 @@ class _Reader:
         return users[0], other
 
 
+def _of_lengths(graph: Any) -> frozenset[str]:
+    """The outputs whose last axis goes by the name of an input's."""
+    named = {size.dim_param for value in graph.input for size in value.type.tensor_type.shape.dim} - {""}
+    last = {value.name: value.type.tensor_type.shape.dim[-1:] for value in graph.output}
+    return frozenset(name for name, sizes in last.items() if sizes and sizes[0].dim_param in named)
+
+
 def _with_ends(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
     """The steps, each with the values that nothing after it needs."""
     needed, steps_needed = set(outputs), []
@@ -645,6 +683,11 @@ def _as_sizes(value: Tensor) -> Value:
     if value.dtype == torch.int64 and value.ndim <= 1 and value.numel() <= SMALL:
         return integers(value.tolist())
     return value
+
+
+def _is_short(value: Value) -> bool:
+    """Whether these are integers of 32 bits that say sizes and axes: TensorFlow computes them so."""
+    return isinstance(value, Tensor) and value.dtype == torch.int32 and value.ndim <= 1 and value.numel() <= SMALL
 
 
 def _array(proto: Any) -> Tensor:

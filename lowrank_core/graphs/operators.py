@@ -156,8 +156,10 @@ def _on_ints(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _bounded(shape: Sequence[int]) -> None:
-    if prod(shape) > LARGEST_FILL:
-        raise ValueError(f"a node makes {prod(shape):,} numbers, more than {LARGEST_FILL:,}")
+    """Raise ValueError for too many numbers; while a network is traced nobody knows how many there will be."""
+    size = prod(shape)
+    if isinstance(size, int | float) and size > LARGEST_FILL:
+        raise ValueError(f"a node makes {size:,} numbers, more than {LARGEST_FILL:,}")
 
 
 # ---- one value at a time ---------------------------------------------------------------------------------------------
@@ -548,6 +550,26 @@ def _one_hot(index: Tensor, depth: Value, values: Tensor, *, axis: int = -1) -> 
 @_op("GatherElements")
 def _gather_elements(x: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
     return x.gather(axis, torch.where(index < 0, index + x.shape[axis], index))
+
+
+_REDUCED = {"mul": "prod", "max": "amax", "min": "amin"}
+
+
+@_op("ScatterElements")
+def _scatter_elements(x: Tensor, index: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
+    places, values = torch.where(index < 0, index + x.shape[axis], index).long(), updates.to(x.dtype)
+    if reduction == "none":
+        return x.scatter(axis, places, values)
+    if reduction == "add":
+        return x.scatter_add(axis, places, values)
+    return x.scatter_reduce(axis, places, values, _REDUCED[reduction])
+
+
+@_op("ScatterND")
+def _scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
+    if reduction not in ("none", "add"):
+        raise Unhandled(f"ScatterND, {reduction}")
+    return x.index_put(tuple(index.long().unbind(-1)), updates.to(x.dtype), accumulate=reduction == "add")
 
 
 @_op("Expand", takes=(1,))
@@ -1016,7 +1038,7 @@ def _same_ints(x: np.ndarray) -> np.ndarray:
 
 @_on_ints("Cast")
 def _cast_ints(x: np.ndarray, *, to: int = 7, saturate: int = 1, round_mode: str = "up") -> np.ndarray:
-    if dtype_of(to) is not torch.int64:
+    if dtype_of(to) not in (torch.int32, torch.int64):  # TensorFlow computes sizes in the first
         raise Unhandled("Cast")
     return x
 

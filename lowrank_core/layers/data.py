@@ -320,8 +320,9 @@ def run(
     except (InvalidData, Cancelled):
         raise
     except (Exception, SystemExit) as error:
+        notes = "".join(f" at {note}" for note in getattr(error, "__notes__", ())[:1])  # which node of a file it was
         raise InvalidData(
-            f"the network failed on the {'training' if source == 'train_data' else 'evaluation'} inputs with "
+            f"the network failed on the {'training' if source == 'train_data' else 'evaluation'} inputs{notes} with "
             f"{type(error).__name__}: {' '.join(str(error).split())}; {source}() must give inputs of the same form as "
             "example_inputs()."
         ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -124,19 +124,25 @@ def judge(
     if chosen:
         names, why = tuple(dict.fromkeys(_named(choice, tuple(found)) for choice in chosen)), "chosen"
     elif len(found) == 1:
-        names, why = tuple(found), "the only output"  # whatever it is, a metric of a person's own may know it
-    bad = [o for o in outputs if (o.name in names and o.left in (UNREACHED, NO_BATCH) and chosen) or not names]
+        names, why = tuple(found), "the only output"
+    meant = chosen or (given is None and data.targets is None)  # a metric of a person's own may know any form
+    bad = [o for o in outputs if (o.name in names and o.left in (UNREACHED, NO_BATCH) and meant) or not names]
     if bad:
         raise InvalidData(
             "an output that is judged must hold numbers for each sample that weights reach, but "
-            f"{', '.join(f'{output.name} is {output.left}' for output in bad)}."
+            f"{', '.join(_against(output, found[output.name]) for output in bad)}."
         )
     labels = None if given is not None and given.label_free else data.targets
     if labels is not None and not chosen and len(names) > 1:
         names, why = (_fitting(names, found, labels),), "of several outputs the one that fits the labels"
     _check_numbers(given, names, found, remedy)
     if given is None:
-        given, reason = _default(model, data.targets, {name: found[name] for name in names}, able == 1, where, remedy)
+        judged = {name: found[name] for name in names}
+
+        def advice() -> str:
+            return remedy if part.targets is None else remedy + _that_fit(judged, part.targets)
+
+        given, reason = _default(model, data.targets, judged, able == 1, where, advice)
         why = f"{why}; {reason}"
     else:
         _check_columns(given, names, found)
@@ -152,6 +158,11 @@ def _probabilities(model: nn.Module, data: Dataset, name: str, metric: Metric, f
         return False
     parts = (data.pick(slice(at, at + SOME)) for at in range(0, min(len(data), MANY), SOME))
     return all(are_probabilities(metric, run(model, part, (name,))[name]) for part in parts)
+
+
+def _against(output: Output, values: Tensor) -> str:
+    of_all = f", {tuple(values.shape)} for {SAMPLES} samples" if output.left == NO_BATCH else ""
+    return f"{output.name} is {output.left}{of_all}"
 
 
 def _looked_at(found: Outputs) -> tuple[Output, ...]:
@@ -270,9 +281,9 @@ def _flat(values: Tensor) -> bool:
 
 
 def _default(
-    model: nn.Module, targets: Tensor | None, outputs: Outputs, alone: bool, where: str, remedy: str
+    model: nn.Module, targets: Tensor | None, outputs: Outputs, alone: bool, where: str, advice: Callable[[], str]
 ) -> tuple[Metric, str]:
-    """The metric of outputs for which a person has named none, and why it is that one."""
+    """The metric of outputs for which a person has named none, and why it is that one; advice: what to do else."""
     if targets is None:
         reasons = [_class_scores(model, name, value, alone=alone) for name, value in outputs.items()]
         if all(reasons):
@@ -286,7 +297,7 @@ def _default(
         return METRICS["binary"], "one number, and labels 0 and 1"
     if targets.ndim == 1 and not targets.is_floating_point():
         for value in outputs.values():
-            _check_classes(value, targets, where, remedy)
+            _check_classes(value, targets, where, advice)
         return TOP1, "class indices"
     if targets.is_floating_point() and all(
         value.shape[1:] == targets.shape[1:] or (_flat(value) and _flat(targets)) for value in outputs.values()
@@ -295,22 +306,46 @@ def _default(
     told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise InvalidData(
         f"targets must be class indices, (N,) integers, to be scored by top-1, or numbers of the output's shape, to be "
-        f"scored by R2, but got {tuple(targets.shape)} {targets.dtype} for a sample's {told}; {remedy}."
+        f"scored by R2, but got {tuple(targets.shape)} {targets.dtype} for a sample's {told}; {advice()}."
     )
 
 
-def _check_classes(output: Tensor, targets: Tensor, where: str, remedy: str) -> None:
+def _that_fit(outputs: Outputs, targets: Tensor) -> str:
+    """The metrics known by name that take such outputs and targets, in words; "" where none does."""
+
+    def takes(metric: Metric, values: Tensor) -> bool:
+        axis = metric.axis_of(values)
+        if metric.class_axis is not None and (axis is None or values.shape[axis] < 2):
+            return False
+        if metric.class_axis is not None and not metric.label_free:
+            assert axis is not None
+            if targets.is_floating_point() or int(targets.max()) >= values.shape[axis]:
+                return False
+        try:
+            metric.score(values, metric.targets_of(values, targets))
+        except Exception:  # whatever a metric says of forms that it does not know
+            return False
+        return True
+
+    known = {
+        name: metric for name, metric in METRICS.items() if not name.endswith("-probability")
+    }  # taken by themselves
+    fit = [name for name, metric in known.items() if all(takes(metric, values) for values in outputs.values())]
+    return f"; those known by name that fit: {', '.join(fit)}" if fit else ""
+
+
+def _check_classes(output: Tensor, targets: Tensor, where: str, advice: Callable[[], str]) -> None:
     """Outputs must be one number per class, and every label one of these classes."""
     if output.ndim != 2 or output.shape[1] < 2:
         raise InvalidData(
             f"outputs must be (N, classes) to be scored by top-1, but for one sample the model "
-            f"returns {(1, *output.shape[1:])}; {remedy}."
+            f"returns {(1, *output.shape[1:])}; {advice()}."
         )
     low, high, classes = int(targets.min()), int(targets.max()), output.shape[1]
     if low < 0 or high >= classes:
         raise InvalidData(
             f"labels must be 0..{classes - 1}, one for each of the model's {classes} outputs, but "
-            f"{where} has {low}..{high}; correct the labels, or {remedy}."
+            f"{where} has {low}..{high}; correct the labels, or {advice()}."
         )
 
 
@@ -318,7 +353,8 @@ def _class_scores(model: nn.Module, name: str, values: Tensor, *, alone: bool) -
     """Why an output without labels is taken for scores of classes; "" where it is not.
 
     Its name says so; or it holds shares that add up to one; or it is the only output and nothing in its name speaks
-    against it: (N, classes), or (N, tokens, words) with as many words as a table of the network has rows.
+    against it: (N, classes), or (N, tokens, words) with as many words as a table of the network has rows. The network
+    may say that the axis is as long as what it is given.
     """
     axis, words = class_axis_of(values), _words(name)
     if axis is None or values.shape[axis] < 2:
@@ -327,7 +363,8 @@ def _class_scores(model: nn.Module, name: str, values: Tensor, *, alone: bool) -
         return "it is called so"
     if _distributions(values.double(), axis):
         return "each adds up to one"
-    if not alone or any(word in _NUMBERS for word in words):
+    lengths = getattr(model, "outputs_of_lengths", ())
+    if not alone or name in lengths or any(word in _NUMBERS for word in words):
         return ""
     if values.ndim == 2:
         return f"it is the only one, with {values.shape[1]} columns"

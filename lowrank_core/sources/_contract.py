@@ -24,6 +24,10 @@ from lowrank_core.sources._scripted import from_script
 FUNCTIONS = ("build_model", "example_inputs", "eval_data", "train_data", "metric", "evaluate")
 
 
+NAMED_IN_DATA = 'name a metric in the .npz of its data, numpy.savez(..., metric="...")'
+"""What to do where none fits and the network is no Python file, which could define one."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelContract:
     """What a source knows of a model: the functions of a model file, none of them called yet, None where there is none.
@@ -67,7 +71,14 @@ class ModelContract:
     def own_metric(self) -> str:
         """What to do where no metric that is known by name fits."""
         signature = "(outputs, targets) -> float"
-        return f"define metric{signature}" if self.path else f"give metric, a function {signature}"
+        if self.path is None:
+            return f"give metric, a function {signature}"
+        return f"define metric{signature} in the model file" if self.is_code else NAMED_IN_DATA
+
+    @property
+    def is_code(self) -> bool:
+        """Whether a person's code gives the network, and may give a metric too."""
+        return self.path is None or self.path.suffix == ".py"
 
     @property
     def must(self) -> str:
@@ -127,7 +138,7 @@ def open_contract(contract: ModelContract) -> Opened:
         provides=frozenset(name for name in FUNCTIONS if getattr(contract, name) is not None),
         outputs=_outputs(contract),
         refused=contract.begins,
-        own_metric=contract.own_metric + (" in the model file" if contract.path else ""),
+        own_metric=contract.own_metric,
         preparation=contract.preparation,
     )
 
@@ -209,8 +220,8 @@ def _named_metric(contract: ModelContract) -> Callable[[Tensor, Tensor], Any] | 
         return given
     if given not in METRICS:
         raise InvalidModel(
-            f"{contract.begins}there is no metric {given!r}; name one of {', '.join(METRICS)}, "
-            f"or {contract.own_metric}."
+            f"{contract.begins}there is no metric {given!r}; name one of {', '.join(METRICS)}"
+            f"{f', or {contract.own_metric}' if contract.is_code else ''}."
         )
     return METRICS[given]
 

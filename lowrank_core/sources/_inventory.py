@@ -17,7 +17,7 @@ from torch import Tensor
 from lowrank_core.algebra.gram import WHOLE, DeviceGram, GramMatrix, row_blocks
 from lowrank_core.algebra.linalg import worth_moving
 from lowrank_core.algebra.preview import COLUMNS, ROUNDS, Preview, of_all, preview
-from lowrank_core.errors import InvalidModel
+from lowrank_core.errors import InvalidModel, cut
 from lowrank_core.layers.data import octets
 from lowrank_core.layers.spec import LayerSpec
 from lowrank_core.networks.profile import Layer, Rest, Skipped
@@ -40,6 +40,9 @@ FINGERPRINTED_BYTES = 2**29
 
 _REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _TABLE = re.compile("wte|wpe|.*embed.*")
+_SCALE = re.compile(r"(.+?)[._]+(scales?|scale_inv|absmax|zeros?|zero_points?)")
+"""What integers or 8-bit floats are multiplied by, or counted from; what is before it tells of which tensor."""
+
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -171,10 +174,11 @@ def take_stock(weights: Weights, cache: Cache | None = None) -> Inventory:
     skipped: list[Skipped] = []
     taken: dict[str, StoredTensor] = {}
     biases: set[str] = set()
+    coded = _coded(weights)
     for tensor in weights.tensors:
         stem = tensor.name.removesuffix(".weight")
         name = tensor.name if stem in taken or stem in by_name else stem
-        if reason := _obstacle(tensor):
+        if reason := _obstacle(tensor) or _scales(tensor, coded):
             kind = f"{'x'.join(map(str, tensor.shape)) or 'scalar'}, {tensor.kind}"
             skipped.append(Skipped(tensor.name, kind, reason))
             continue
@@ -231,6 +235,23 @@ def _obstacle(tensor: StoredTensor) -> str | None:
     if max(tensor.shape[2:], default=0) > LONGEST_WINDOW:
         return f"an axis of {max(tensor.shape[2:])} is no convolution's window; it may be a stack of matrices"
     return None
+
+
+def _coded(weights: Weights) -> dict[str, StoredTensor]:
+    """Matrices and kernels whose numbers are no floats that are factorised, by their names and by what is around them:
+    "a.qweight" by "a" too.
+    """
+    coded = [tensor for tensor in weights.tensors if tensor.dtype not in _REAL and len(tensor.shape) > 1]
+    return {tensor.name.rpartition(".")[0]: tensor for tensor in coded} | {tensor.name: tensor for tensor in coded}
+
+
+def _scales(tensor: StoredTensor, coded: dict[str, StoredTensor]) -> str | None:
+    """Whether a tensor says how the numbers of another one are meant, in words."""
+    named = _SCALE.fullmatch(tensor.name)
+    other = coded.get(named[1]) if named else None
+    if other is None or tensor.elements > other.elements:
+        return None
+    return f"it says what the numbers of {cut(other.name)} ({other.kind}) stand for"
 
 
 def _spec(name: str, shape: tuple[int, ...], *, biased: bool) -> LayerSpec:

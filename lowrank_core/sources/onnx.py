@@ -22,6 +22,7 @@ from lowrank_core.graphs.onnx_network import OnnxGraph, Program, build
 from lowrank_core.graphs.operators import Unhandled, dtype_of
 from lowrank_core.graphs.reading import read_onnx
 from lowrank_core.layers.data import BatchAxes, Dataset, Outputs, call, run, tensors
+from lowrank_core.networks.batch_axes import batch_axes
 from lowrank_core.networks.profile import check_finite
 from lowrank_core.readers._npz import Named, read_named
 from lowrank_core.samples.preparation import Preparation
@@ -381,7 +382,9 @@ def given_data(graph: OnnxGraph, inputs: tuple[Input, ...], named: Named, beside
         batch = []
         for value in inputs:
             if value.name in arrays:
-                batch.append(_fitting(value, arrays[value.name], samples, apart, beside))
+                array = _fitting(value, arrays[value.name], samples, apart, beside)
+                _check_tokens(array, _rows_of_table(graph, value.name), f"{beside}: {prefix}{value.name}")
+                batch.append(array)
                 continue
             sizes = [None if axis == value.axis else n for axis, n in enumerate(value.sizes)]
             usual = value.state or "mask" in value.name.lower() or "len" in value.name.lower()
@@ -416,8 +419,24 @@ def _fitting(value: Input, array: Tensor, samples: int, apart: bool, beside: Pat
     return array.to(value.dtype)
 
 
+def _check_tokens(array: Tensor, rows: int | None, where: str) -> None:
+    """Numbers that are looked up must be those of rows, from the end where they are below 0, as ONNX counts them."""
+    if rows is None or not array.numel():
+        return
+    low, high = array.min().item(), array.max().item()
+    if low < -rows or high >= rows:
+        raise InvalidData(
+            f"{where} must be numbers from 0 to {rows - 1:,}, the rows of its table, but goes from {low:,} to {high:,}."
+        )
+
+
 def _tokens(graph: OnnxGraph, name: str) -> int:
-    """Rows of the smallest table that an input is looked up in, through casts and the like; 2 where there is none."""
+    """What random tokens for an input are below: the rows of its table; 2 where there is none."""
+    return _rows_of_table(graph, name) or 2
+
+
+def _rows_of_table(graph: OnnxGraph, name: str) -> int | None:
+    """Rows of the smallest table that an input is looked up in, through casts and the like; None without one."""
     reached, rows = {name}, []
     for step in graph.program.steps:
         if step.site is not None and step.op == "Gather" and step.inputs[0] in reached:
@@ -426,7 +445,7 @@ def _tokens(graph: OnnxGraph, name: str) -> int:
             step.op in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten") and step.inputs[0] in reached
         ):
             reached.update(step.outputs)
-    return min(rows, default=2)
+    return min(rows, default=None)
 
 
 def _examples(inputs: tuple[Input, ...]) -> int:
@@ -442,7 +461,8 @@ def fitted(
     """Make the network take any batch, and say where the samples are in what it takes and gives, if not first in all.
 
     A batch that the file fixes is freed where twice of it gives what its halves give, else so many samples are run at a
-    time. held: whether there are inputs without samples, which samples may act on one another by.
+    time; and one where an output has several rows for each sample. held: whether there are inputs without samples,
+    which samples may act on one another by.
     """
     given = tensors(data.inputs)
     axes = tuple(value.axis for value in inputs)
@@ -456,26 +476,31 @@ def fitted(
             f"{path} fixes its batch at {' and '.join(map(str, sorted(fixed, key=str)))}; export it again."
         )
     batch = next(iter(fixed), None)
-    if batch is None and not held:
-        return _axes_of(graph, data, axes), []
-    size = batch or 1
+    size, as_given = batch or 1, graph.program
     places = tuple(Place(axis or 0, size) for axis in axes)
-    found = _freed(graph, replace(data, axes=BatchAxes(axes, ())), size)
-    if found is not None:
-        if batch is None:
-            return _axes_of(graph, data, axes), []
-        graph.program = replace(graph.program, places=Places(places, found))
-        return _axes_of(graph, data, axes), [
-            f"The file fixes its batch at {batch}; here it runs with any, and an exported file keeps it."
-        ]
+    free = batch is None and not held
+    found = None if free else _freed(graph, replace(data, axes=BatchAxes(axes, ())), size)
+    why = "Several samples would act on one another" if batch is None else "The file fixes its batch at 1"
+    if free or found is not None:
+        read = _axes_of(graph, data, axes)
+        if batch is None and not _in_rows(read):
+            return read, []
+        if found is not None and (size > 1 or not _in_rows(read)):
+            graph.program = replace(graph.program, places=Places(places, found))
+            return read, [f"The file fixes its batch at {batch}; here it runs with any, and an exported file keeps it."]
+        graph.program, why = as_given, "Several samples would be answered in one row"
     if size > 1:
         raise InvalidModel(
             f"{path} is made for a batch of {batch} and gives something else for others; export it with a free batch "
             "(dynamic_shapes of torch.onnx.export)."
         )
-    why = "Several samples would act on one another" if batch is None else "The file fixes its batch at 1"
     notice = f"{why}: here each sample is run alone, one after the other, which is slow."
     return _one_by_one(graph, places, data, axes), [notice]
+
+
+def _in_rows(axes: BatchAxes | None) -> bool:
+    """Whether an output has several rows for each sample on the axis of its samples."""
+    return axes is not None and any(rows > 1 for rows in axes.rows)
 
 
 def _one_by_one(graph: OnnxGraph, places: tuple[Place, ...], data: Dataset, axes: tuple[int | None, ...]) -> BatchAxes:
@@ -492,16 +517,17 @@ def _one_by_one(graph: OnnxGraph, places: tuple[Place, ...], data: Dataset, axes
 
 
 def _axes_of(graph: OnnxGraph, data: Dataset, axes: tuple[int | None, ...]) -> BatchAxes | None:
-    """Where the samples are in what the network gives; None where they are first in all that it takes."""
+    """Where the samples are in what the network gives; None where it cannot be run so."""
     if all(axis == 0 for axis in axes):
-        return None
+        return batch_axes(graph, data.pick(torch.arange(EXAMPLES) % len(data)).inputs)
     placed = replace(data, axes=BatchAxes(axes, ()))
-    few, many = (run(graph, placed.pick(slice(0, n))) for n in (2, 3))
-    outputs = []
+    few, many = (run(graph, placed.pick(torch.arange(n) % len(placed))) for n in (2, 3))
+    outputs, rows = [], []
     for a, b in zip(few.values(), many.values(), strict=True):
         grown = [axis for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m * 3 == n * 2 and m]
         outputs.append(grown[0] if len(grown) == 1 else None)
-    return BatchAxes(axes, tuple(outputs), rows=(1,) * len(outputs))
+        rows.append(a.shape[grown[0]] // 2 if len(grown) == 1 else 1)
+    return BatchAxes(axes, tuple(outputs), rows=tuple(rows))
 
 
 def _freed(graph: OnnxGraph, data: Dataset, batch: int) -> tuple[int | None, ...] | None:
