@@ -189,7 +189,8 @@ def many_operators(last: str = "Tanh") -> onnx.ModelProto:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", None])
     graph = helper.make_graph(nodes, "many", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    versions = [helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)]  # as onnxruntime saves files
+    return helper.make_model(graph, opset_imports=versions, ir_version=8)
 
 
 @pytest.mark.parametrize("opset", range(7, 13))

@@ -75,7 +75,7 @@ def _at_opset(proto: Any, opset: int) -> Any:
             _say_offsets(proto)
             _count_axes_from_the_first(proto)
     changed = proto if opset == now else _converted(proto, opset)
-    changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import))
+    changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import, ignore_unknown=True))
     return changed
 
 
