@@ -189,7 +189,8 @@ def many_operators(last: str = "Tanh") -> onnx.ModelProto:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", None])
     graph = helper.make_graph(nodes, "many", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    versions = [helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)]  # as onnxruntime saves files
+    return helper.make_model(graph, opset_imports=versions, ir_version=8)
 
 
 @pytest.mark.parametrize("opset", range(7, 13))
@@ -202,6 +203,34 @@ def test_operators_that_differ_by_types_alone_go_down_to_any_opset(opset: int) -
     assert opset_of(older) == opset
     assert opset_of(written) == 13  # which is as it was
     np.testing.assert_allclose(answers(older), answers(written), atol=1e-6)
+
+
+def test_operators_inside_others_go_down_too() -> None:
+    """Axes that are constants of a branch are attributes there."""
+
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        axes = helper.make_node("Constant", [], [f"{name}_axes"], value=numpy_helper.from_array(np.array([0])))
+        nodes = [
+            axes,
+            helper.make_node(op, ["x"], [f"{name}_t"]),
+            helper.make_node("Unsqueeze", [f"{name}_t", f"{name}_axes"], [f"{name}_y"]),
+        ]
+        return helper.make_graph(
+            nodes, name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [1, 3])]
+        )
+
+    chosen = helper.make_node("If", ["which"], ["y"], then_branch=branch("a", "Tanh"), else_branch=branch("b", "Neg"))
+    given = [
+        helper.make_tensor_value_info("which", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [3]),
+    ]
+    graph = helper.make_graph([chosen], "g", given, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])])
+    written = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    session = onnxruntime.InferenceSession(checked(at_opset(written, 11)).SerializeToString())
+    x = np.array([0.5, -1, 2], np.float32)
+    for which, expected in ((True, np.tanh(x)), (False, -x)):
+        (y,) = session.run(None, {"which": np.array(which), "x": x})
+        np.testing.assert_allclose(y, expected[None], rtol=1e-6)
 
 
 def test_the_lowest_opset_that_does_is_said() -> None:

@@ -75,7 +75,7 @@ def _at_opset(proto: Any, opset: int) -> Any:
             _say_offsets(proto)
             _count_axes_from_the_first(proto)
     changed = proto if opset == now else _converted(proto, opset)
-    changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import))
+    changed.ir_version = max(LEAST_IR, helper.find_min_ir_version_for(changed.opset_import, ignore_unknown=True))
     return changed
 
 
@@ -165,10 +165,11 @@ def _as_types_alone(proto: Any, opset: int) -> Any:
     from onnx import defs, numpy_helper
 
     version = opset_of(proto)
-    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-            known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    known: dict[str, Any] = {}  # a name is that of one value, in whatever graph it is
+    for graph in _graphs(proto.graph):
+        known |= {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        constants = [n for n in graph.node if n.op_type == "Constant" and n.attribute[0].HasField("t")]
+        known |= {node.output[0]: numpy_helper.to_array(node.attribute[0].t) for node in constants}
     for node in (node for graph in _graphs(proto.graph) for node in graph.node if node.domain in ("", "ai.onnx")):
         if not defs.has(node.op_type, opset):
             raise InvalidModel(f"there was no {node.op_type} yet")
