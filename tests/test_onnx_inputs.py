@@ -222,12 +222,27 @@ def test_sizes_of_32_bits_leave_the_batch_free_in_a_graph(tmp_path):
 
 
 def test_a_refused_graph_names_the_node_of_the_file(tmp_path):
-    """A GRU that resets before its product is none of PyTorch's."""
-    path = saved(states_of_its_own("GRU", hidden_size=5), tmp_path)
-    workspace, x = Workspace.open(str(path)), numbers(4, 7, 6, seed=3)
+    """A Hardmax is no operator of PyTorch's."""
+    nodes = [
+        helper.make_node("Hardmax", ["x"], ["hard"], name="layer/hard"),
+        helper.make_node("MatMul", ["hard", "w"], ["y"]),
+    ]
+    path = saved(model(nodes, {"w": numbers(6, 4)}, {"x": (FLOAT, ("n", 6))}, {"y": ("n", 4)}), tmp_path)
+    workspace, x = Workspace.open(str(path)), numbers(4, 6, seed=3)
     np.testing.assert_allclose(workspace.model(x).detach(), in_runtime(path, x=x.numpy())[0], atol=1e-5)
-    with pytest.raises(InvalidModel, match=r"node 'layer/recurrent' \(GRU\) stops: only ONNX's own reference"):
+    with pytest.raises(InvalidModel, match=r"node 'layer/hard' \(Hardmax\) stops: only ONNX's own reference"):
         exported_program(workspace.model, x)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_recurrent_nodes_that_are_no_layers_of_pytorch_are_graphs_too(op, tmp_path):
+    """A GRU that resets before its product is none of PyTorch's."""
+    path = saved(states_of_its_own(op, hidden_size=5), tmp_path)
+    workspace, x = Workspace.open(str(path)), numbers(4, 7, 6, seed=3)
+    program = exported_program(workspace.model, numbers(2, 7, 6)).module()
+    with torch.no_grad():
+        for ours in (program(x), workspace.model(x)):
+            np.testing.assert_allclose(ours, in_runtime(path, x=x.numpy())[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [4, -5])

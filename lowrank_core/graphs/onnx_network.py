@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -392,7 +392,7 @@ class _Reader:
             layers = {p for module in self.modules.values() for p in module.parameters()}
             own = {name for name, value in constants.items() if isinstance(value, nn.Parameter) and value not in layers}
             tied = layers.intersection(constants.values())
-            stored["constants"] = self._stored(name for name, buffer in buffers.items() if buffer in own)
+            stored["constants"] = self._stored([name for name, buffer in buffers.items() if buffer in own])
             stored["constants"] += sum(value.nbytes for value in tied)
         graph = OnnxGraph(program, self.modules, constants).eval()
         for path, size in stored.items():
@@ -400,7 +400,7 @@ class _Reader:
                 graph.stored_bytes[path] = size
         return graph
 
-    def _stored(self, names: Iterable[str]) -> int:
+    def _stored(self, names: Collection[str]) -> int:
         """Bytes of the tensors of the file that these values come from; of those from elsewhere, their own."""
         origins = frozenset[str]().union(*(self.origins.get(name, frozenset()) for name in names))
         others = (self.known[name] for name in names if name in self.known and name not in self.origins)
