@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,45 @@ NO_NETWORKS = "resample_"
 
 CONTEXT = multiprocessing.get_context("forkserver")
 SAMPLES = 4
-SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Whole numbers from `low` on, below `high`, of a size."""
+
+    low: int
+    high: int
+    size: tuple[int, ...] = ()
+
+
+SIZES: dict[str, dict[str, tuple[int, ...] | Whole]] = {
     r"nudenet/320n": {"images": (3, 320, 320)},
     r"ddddocr/common(_old)?\.": {"input1": (1, 64, 128)},
     r"det(_infer|_small)?\.onnx|slanet": {"x": (3, 320, 320)},
     r"rec(_infer|_small)?\.onnx": {"x": (3, 48, 320)},
     r"_cls_": {"x": (3, 48, 192)},
-    r"onnx_asr": {"waveforms": (16_000,), "waveforms_lens": ()},
+    r"onnx_asr": {"waveforms": (16_000,), "waveforms_lens": Whole(16_000, 16_001)},
     r"silero_vad_openvino|ddddocr/common_det": {},
     r"silero_vad_(v6|16k_sequence)": {"input": (5, 576)},
     r"silero_vad": {"input": (512,)},
     r"aecmos": {"input": (3, 20, 160)},
     r"swift_f0": {"audio": (16_000,)},
+    r"attacut-c\.onnx": {"input": Whole(0, 139, (30,))},
+    r"attacut-sc\.onnx": {"input": Whole(0, 139, (2, 30))},
+    r"nakdimon": {"input_1": Whole(0, 43, (16,))},
+    r"tashkeel": {
+        "char_inputs": Whole(0, 30, (20,)),
+        "diac_inputs": Whole(0, 15, (20,)),
+        "input_lengths": Whole(12, 21),
+    },
+    r"model(A_paper|B_full)\.onnx": {"x": (100, 30)},
+    r"rxnmap": {
+        "atoms": Whole(0, 121, (24,)),
+        "neighbors": Whole(0, 17, (24,)),
+        "distances": Whole(0, 13, (24, 24)),
+        "roles": Whole(2, 4, (24,)),
+    },
+    r"melspectrogram": {"input": (4_000,)},
     r"plcmos": {"degraded_audio": (1, 100, 257), "rater_embed": (64,)},
 }
 """Of inputs that a file leaves free, what its package gives it, without the batch; as a person would write the data."""
@@ -120,15 +148,16 @@ def look(path: Path, name: str) -> str:
         return f"refused: {text}"
 
 
-def _free(name: str) -> dict[str, tuple[int, ...]]:
+def _free(name: str) -> dict[str, tuple[int, ...] | Whole]:
     return next((sizes for pattern, sizes in SIZES.items() if re.search(pattern, name)), {})
 
 
 def _data(name: str) -> dict[str, np.ndarray]:
     """A few random samples of the inputs in SIZES; all others the product finds by itself."""
     draw = np.random.default_rng(0)
-    made = {}
-    for value, shape in _free(name).items():
-        lengths = value.endswith("_lens")
-        made[value] = np.full(SAMPLES, 16_000) if lengths else draw.standard_normal((SAMPLES, *shape), dtype=np.float32)
-    return made
+    return {
+        value: draw.integers(size.low, size.high, (SAMPLES, *size.size))
+        if isinstance(size, Whole)
+        else draw.standard_normal((SAMPLES, *size), dtype=np.float32)
+        for value, size in _free(name).items()
+    }
