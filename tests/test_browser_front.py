@@ -58,6 +58,13 @@ def settled(page: Page) -> None:
     page.wait_for_function(RECKONED)
 
 
+def at_rest(page: Page) -> None:
+    """The plan is measured with its last correction: what is measured makes another front."""
+    settled(page)
+    page.wait_for_function(f"() => {BOARD}.depth === 'thorough'")
+    page.wait_for_function(RECKONED)
+
+
 def undone(page: Page, plan: dict[str, Any]) -> None:
     """One step back leads to this plan."""
     page.get_by_role("button", name="Undo", exact=True).click()
@@ -105,6 +112,7 @@ def test_a_point_and_the_plan_that_it_adopts_have_one_figure(board: Page) -> Non
 
 
 def test_one_drag_along_the_front_moves_all_thumbs_and_is_one_step(board: Page) -> None:
+    at_rest(board)
     before, points = plan_of(board), board.evaluate(f"{BOARD}.front.points")
     board.mouse.move(*place(board, 0.5))
     board.mouse.down()
@@ -127,9 +135,7 @@ def test_one_drag_along_the_front_moves_all_thumbs_and_is_one_step(board: Page) 
 
 def test_keys_walk_along_the_front(board: Page) -> None:
     board.evaluate(f"{BOARD}.adoptPoint(2)")
-    settled(board)
-    board.wait_for_function(f"() => {BOARD}.depth === 'thorough'")  # a plan that is measured makes another front
-    board.wait_for_function(RECKONED)
+    at_rest(board)
     before, slider = plan_of(board), walk_slider(board)
     at, points = board.evaluate(f"[{BOARD}.walkAt, {BOARD}.front.points]")
     words = re.compile(rf"^(beside the front, next to )?plan {at + 1} of {len(points)}: predicted ")
@@ -145,6 +151,7 @@ def test_keys_walk_along_the_front(board: Page) -> None:
 
 
 def test_a_hover_shows_the_card_and_a_click_adopts(board: Page) -> None:
+    at_rest(board)
     before, points = plan_of(board), board.evaluate(f"{BOARD}.front.points")
     chart = board.get_by_test_id("chart-tradeoff")
     chart.scroll_into_view_if_needed()
