@@ -446,8 +446,8 @@ def onnx_reader() -> Reader:
 
 
 def _as_found() -> Iterator[bytes]:
-    """Models with what files of others have: products as Keras has them; If, Loop and Scan, a state and a rate; QDQ and
-    integer products.
+    """Models with what files of others have: products as Keras has them; If, Loop and Scan, a state and a rate;
+    recurrent nodes with lengths; QDQ and integer products.
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
@@ -526,6 +526,37 @@ def _as_found() -> Iterator[bytes]:
         [info("x", real, ["N", 6]), info("state", real, [1, None, 4]), info("rate", whole, [])],
         [info("y", real, ["N", 3]), info("stateN", real, [1, None, 4])],
         stored(w=floats(6, 4), v=floats(4, 3), many=3, limit=np.float32(9), fast=16_000, first=np.array([0], np.int64)),
+    )
+    yield model(
+        [
+            helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+            helper.make_node("LSTM", ["t", "W", "R", "B", "lengths"], ["a"], hidden_size=3, direction="bidirectional"),
+            helper.make_node("Transpose", ["a"], ["u"], perm=[0, 2, 1, 3]),
+            helper.make_node("Reshape", ["u", "joined"], ["j"]),
+            helper.make_node(
+                "GRU", ["j", "V", "S", "", "lengths"], ["", "h"], activations=["Elu", "Softsign"], clip=1.0
+            ),
+            helper.make_node("Squeeze", ["h", "first"], ["s"]),
+            helper.make_node("Unsqueeze", ["s", "first"], ["e"]),
+            helper.make_node("Pad", ["e", "amounts"], ["p"]),
+            helper.make_node("MaxPool", ["p"], ["m"], kernel_shape=[2], strides=[2]),
+            helper.make_node("Squeeze", ["m", "first"], ["f"]),
+            helper.make_node("Flatten", ["f"], ["g"], axis=-1),
+            helper.make_node("MatMul", ["g", "w"], ["y"]),
+        ],
+        [info("x", real, ["N", 5, 4]), info("lengths", TensorProto.INT32, ["N"])],
+        [info("y", real, ["N", 2])],
+        stored(
+            W=floats(2, 12, 4),
+            R=floats(2, 12, 3),
+            B=floats(2, 24),
+            V=floats(1, 12, 6),
+            S=floats(1, 12, 4),
+            w=floats(3, 2),
+            joined=np.array([0, 0, 6]),
+            first=np.array([0]),
+            amounts=np.array([0, 0, 1, 0, 0, 1]),
+        ),
     )
     integers = generator.integers(-100, 100, (6, 4)).astype(np.int8)
     scales = {"s": np.float32(0.02), "z": np.int8(1), "t": np.float32([0.1, 0.2, 0.1, 0.3])}

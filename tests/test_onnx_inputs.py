@@ -234,6 +234,14 @@ def test_a_refused_graph_names_the_node_of_the_file(tmp_path):
         exported_program(workspace.model, x)
 
 
+def test_a_node_without_a_name_goes_by_its_first_answer(tmp_path):
+    proto = states_of_its_own("GRU", hidden_size=5)
+    proto.graph.node[8].name = ""
+    assert list(proto.graph.node[8].output) == ["", "last"]
+    notices = " ".join(Workspace.open(str(saved(proto, tmp_path))).opened.notices)
+    assert "last (GRU) resets before the product" in notices
+
+
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
 def test_recurrent_nodes_that_are_no_layers_of_pytorch_are_graphs_too(op, tmp_path):
     """A GRU that resets before its product is none of PyTorch's."""

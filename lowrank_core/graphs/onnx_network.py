@@ -619,7 +619,7 @@ def _free(name: str, taken: Any) -> str:
 
 
 def _named(node: _Node) -> str:
-    return node.proto.name or next(iter(node.outputs), node.op)
+    return node.proto.name or next(filter(None, node.outputs), node.op)
 
 
 def _told(error: Exception) -> str:
