@@ -58,8 +58,8 @@ def at_opset(proto: Any, opset: int) -> Any:
     try:
         return _at_opset(proto, opset)
     except InvalidModel as error:
-        lowest = next((each for each in range(opset + 1, opset_of(proto)) if _is_written(proto, each)), None)
-        lowest = opset_of(proto) if lowest is None else lowest
+        newer = range(opset + 1, opset_of(proto))
+        lowest = next((each for each in newer if _is_written(proto, each)), opset_of(proto))
         does = f"; --opset {lowest} is the lowest that does" if lowest > opset else ""
         raise InvalidModel(f"ONNX cannot write this network in opset {opset}: {error}{does}.") from error
 
@@ -96,10 +96,8 @@ def _say_last_axes(proto: Any, opset: int) -> None:
     """Say the axis of these operators, in a graph whose shapes are known; raises InvalidModel if it is not the last."""
     from onnx import helper
 
-    graph = proto.graph
-    known = (*graph.input, *graph.output, *graph.value_info)
-    last = {value.name: len(value.type.tensor_type.shape.dim) - 1 for value in known}
-    for node in (node for part in _graphs(graph) for node in part.node if node.op_type in LAST_AXIS_ALONE):
+    last = {name: len(kind.shape.dim) - 1 for name, kind in _types(proto.graph).items()}
+    for node in (node for part in _graphs(proto.graph) for node in part.node if node.op_type in LAST_AXIS_ALONE):
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), None)
         if axis is None:
             node.attribute.append(helper.make_attribute("axis", -1))
@@ -118,11 +116,10 @@ def _say_offsets(proto: Any) -> None:
     from onnx import helper, numpy_helper
 
     for graph in _graphs(proto.graph):
-        known = (*graph.input, *graph.output, *graph.value_info)
-        types = {value.name: value.type.tensor_type.elem_type for value in known}
+        types = _types(graph)
         for node in graph.node:
             if node.op_type == "Gemm" and len(node.input) == 2:
-                zeros = np.zeros(1, helper.tensor_dtype_to_np_dtype(types[node.output[0]]))
+                zeros = np.zeros(1, helper.tensor_dtype_to_np_dtype(types[node.output[0]].elem_type))
                 graph.initializer.append(numpy_helper.from_array(zeros, f"{node.output[0]}_offset"))
                 node.input.append(graph.initializer[-1].name)
 
@@ -130,11 +127,15 @@ def _say_offsets(proto: Any) -> None:
 def _count_axes_from_the_first(proto: Any) -> None:
     """Say the axis of each Flatten from the first on, in a graph whose shapes are known: below 0 it was not allowed."""
     for graph in _graphs(proto.graph):
-        known = (*graph.input, *graph.output, *graph.value_info)
-        axes = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+        axes = {name: len(kind.shape.dim) for name, kind in _types(graph).items()}
         for node in (node for node in graph.node if node.op_type == "Flatten"):
             for attribute in node.attribute:
                 attribute.i += axes.get(node.input[0], 0) if attribute.i < 0 else 0
+
+
+def _types(graph: Any) -> dict[str, Any]:
+    """What a graph says of the types and shapes of its values, by their names."""
+    return {value.name: value.type.tensor_type for value in (*graph.input, *graph.output, *graph.value_info)}
 
 
 def _converted(proto: Any, opset: int) -> Any:
@@ -167,9 +168,7 @@ def _as_types_alone(proto: Any, opset: int) -> Any:
     version = opset_of(proto)
     known: dict[str, Any] = {}  # a name is that of one value, in whatever graph it is
     for graph in _graphs(proto.graph):
-        known |= {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        constants = [n for n in graph.node if n.op_type == "Constant" and n.attribute[0].HasField("t")]
-        known |= {node.output[0]: numpy_helper.to_array(node.attribute[0].t) for node in constants}
+        known |= {name: numpy_helper.to_array(tensor) for name, tensor in _constants(graph).items()}
     for node in (node for graph in _graphs(proto.graph) for node in graph.node if node.domain in ("", "ai.onnx")):
         if not defs.has(node.op_type, opset):
             raise InvalidModel(f"there was no {node.op_type} yet")
@@ -202,7 +201,7 @@ def _as_before(node: Any, now: Any, then: Any, known: Mapping[str, Any]) -> None
                 value = known[given]
                 node.attribute.append(helper.make_attribute(name, value.tolist() if value.ndim else value.item()))
             del node.input[at]
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    given = _attributes(node)
     if node.op_type == "Reshape" and given.get("allowzero") and 0 not in known.get(node.input[1], [0]):
         given["allowzero"] = 0  # which is the same without a zero
     usual = {name: attribute.default_value for name, attribute in now.attributes.items()}
@@ -222,10 +221,10 @@ def pools_of_zeros(proto: Any) -> list[Any]:
     pools = []
     for graph in _graphs(proto.graph):
         makers = {name: node for node in graph.node for name in node.output}
-        stored = {tensor.name: tensor for tensor in graph.initializer}
+        constants = _constants(graph)
         for node in graph.node:
             pad = makers.get(node.input[0]) if node.op_type == "MaxPool" else None
-            if pad is None or pad.op_type != "Pad" or not _pads_zeros(pad, makers, stored):
+            if pad is None or pad.op_type != "Pad" or not _pads_zeros(pad, constants):
                 continue
             before, said = makers.get(pad.input[0]), _attributes(node)
             own = any(said.get("pads", ())) or said.get("auto_pad", b"NOTSET") != b"NOTSET" or said.get("ceil_mode")
@@ -234,7 +233,7 @@ def pools_of_zeros(proto: Any) -> list[Any]:
     return pools
 
 
-def _pads_zeros(pad: Any, makers: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+def _pads_zeros(pad: Any, constants: Mapping[str, Any]) -> bool:
     """Whether a Pad is known to put zeros around."""
     from onnx import numpy_helper
 
@@ -242,9 +241,14 @@ def _pads_zeros(pad: Any, makers: Mapping[str, Any], stored: Mapping[str, Any]) 
     if said.get("mode", b"constant") != b"constant" or said.get("value", 0.0) != 0:
         return False
     name = pad.input[2] if len(pad.input) > 2 else ""
-    maker = makers.get(name)
-    value = stored.get(name) if maker is None else _attributes(maker).get("value")
-    return not name or (value is not None and not numpy_helper.to_array(value).any())
+    return not name or (name in constants and not numpy_helper.to_array(constants[name]).any())
+
+
+def _constants(graph: Any) -> dict[str, Any]:
+    """The tensors that a graph holds, by their names."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    held = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].HasField("t")]
+    return constants | {node.output[0]: node.attribute[0].t for node in held}
 
 
 def _attributes(node: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lowrank_core.networks.twin import twin
 from lowrank_core.scoring.metrics import (
     AGREEMENT,
     METRICS,
+    OF_PROBABILITIES,
     RESEMBLANCE,
     TOP1,
     Metric,
@@ -327,10 +328,8 @@ def _that_fit(outputs: Outputs, targets: Tensor) -> str:
             return False
         return True
 
-    known = {
-        name: metric for name, metric in METRICS.items() if not name.endswith("-probability")
-    }  # taken by themselves
-    fit = [name for name, metric in known.items() if all(takes(metric, values) for values in outputs.values())]
+    named = [name for name in METRICS if not name.endswith(OF_PROBABILITIES)]  # which are taken unasked
+    fit = [name for name in named if all(takes(METRICS[name], values) for values in outputs.values())]
     return f"; those known by name that fit: {', '.join(fit)}" if fit else ""
 
 

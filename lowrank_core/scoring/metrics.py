@@ -543,6 +543,10 @@ METRICS: dict[str, Metric] = {
 """What a model file may name instead of defining metric(outputs, targets): metric = "perplexity"."""
 
 
+OF_PROBABILITIES = "-probability"
+"""What the names of metrics end in that take probabilities where another takes logits."""
+
+
 def of_probabilities(metric: Metric) -> Metric | None:
     """The metric that takes probabilities where this one takes logits; None where it takes either, or neither.
 
@@ -550,7 +554,7 @@ def of_probabilities(metric: Metric) -> Metric | None:
     ('binary accuracy of probabilities', None)
     """
     name = next((name for name, known in METRICS.items() if known is metric), "")
-    return METRICS.get(f"{name}-probability")
+    return METRICS.get(f"{name}{OF_PROBABILITIES}")
 
 
 def are_probabilities(metric: Metric, outputs: Tensor) -> bool:
